@@ -1,0 +1,1 @@
+"""Finding, judging, choosing and keeping checkpoint files."""

@@ -1,0 +1,1 @@
+"""Everything that runs inside mmengine: imported in training children only."""

@@ -1,0 +1,130 @@
+"""What happens during training, as values: one JSON object a line in ``events.jsonl``."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+_RESERVED = ("event", "time_s", "iteration")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """One thing that happened.
+
+    Attributes:
+        event: Its kind: ``start``, ``resume``, ``iteration``, ``validation``, ``checkpoint``,
+            ``restart``, ``warning``, ``stop``, ...
+        iteration: Iterations done when it happened.
+        time_s: Seconds since the epoch (UTC).
+        data: What else there is to say, JSON values by name.
+    """
+
+    event: str
+    iteration: int
+    time_s: float = field(default_factory=time.time)
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_line(self) -> str:
+        """Return the event as one line of JSON, newline included. Not-a-number becomes null."""
+        clash = [key for key in self.data if key in _RESERVED]
+        if clash:
+            raise ValueError(f"event data may not use the names {clash}")
+        document = {"event": self.event, "time_s": round(self.time_s, 3), "iteration": self.iteration}
+        return json.dumps(finite({**document, **self.data}), ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> Event:
+        """Read one line.
+
+        Raises:
+            ValueError: The line is not a JSON object with ``event``, ``time_s`` and ``iteration``.
+        """
+        document = json.loads(line)
+        if not isinstance(document, dict) or not all(key in document for key in _RESERVED):
+            raise ValueError(f"not an event: {line[:80]!r}")
+        data = {key: value for key, value in document.items() if key not in _RESERVED}
+        return cls(
+            event=str(document["event"]),
+            iteration=int(document["iteration"]),
+            time_s=float(document["time_s"]),
+            data=data,
+        )
+
+
+def finite(value: Any) -> Any:
+    """Return ``value`` with every NaN and infinity replaced by None: JSON has neither."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
+
+
+class ProgressSink(Protocol):
+    """Whatever wants to be told of events: a terminal, a widget, a test."""
+
+    def handle(self, event: Event) -> None:
+        """Take one event. Must return quickly: it is called from the supervising thread."""
+
+
+class EventLog:
+    """Appends events to a file, each in a single write, so that no reader sees half of one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, event: Event) -> None:
+        """Add one event.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        line = event.to_line().encode("utf-8")
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+
+
+class EventTail:
+    """Reads what has been appended to an event file since the last look."""
+
+    def __init__(self, path: Path, *, from_end: bool = False) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if from_end and path.exists() else 0
+        self._rest = b""
+
+    def read_new(self) -> list[Event]:
+        """Return the events that have been completed since the last call; broken lines are left out."""
+        try:
+            with self._path.open("rb") as stream:
+                stream.seek(self._offset)
+                chunk = stream.read()
+        except FileNotFoundError:
+            return []
+        self._offset += len(chunk)
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        return list(_parse(lines))
+
+
+def read_events(path: Path) -> list[Event]:
+    """Return all events of a file; a missing file has none, and broken lines are left out."""
+    return EventTail(path).read_new()
+
+
+def _parse(lines: Iterable[bytes]) -> Iterable[Event]:
+    for line in lines:
+        try:
+            yield Event.from_line(line.decode("utf-8"))
+        except (ValueError, TypeError):
+            continue

@@ -1,0 +1,141 @@
+"""Where things lie: Kaggle's three folders, and the files of a work dir."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT_VARIABLE = "MAPSAGE_KAGGLE_ROOT"
+KAGGLE_ROOT = Path("/kaggle")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KagglePaths:
+    """The three folders that a Kaggle session has.
+
+    Attributes:
+        input: Attached sources, read-only.
+        working: Saved as the session's output (20 GB and 500 files at most).
+        temp: Scratch space, not saved.
+    """
+
+    input: Path
+    working: Path
+    temp: Path
+
+    @classmethod
+    def below(cls, root: Path) -> KagglePaths:
+        """Return the folders below ``root``, which need not exist."""
+        return cls(input=root / "input", working=root / "working", temp=root / "temp")
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> KagglePaths:
+        """Return ``/kaggle``'s folders, or those below ``MAPSAGE_KAGGLE_ROOT`` where it is set."""
+        environ = os.environ if environ is None else environ
+        root = environ.get(ROOT_VARIABLE)
+        return cls.below(Path(root).absolute() if root else KAGGLE_ROOT)
+
+    def work_dir(self, config: Path) -> Path:
+        """Return the default work dir of a config: ``<working>/work_dirs/<config name>``."""
+        return self.working / "work_dirs" / config.stem
+
+
+@dataclass(frozen=True, slots=True)
+class WorkDir:
+    """The files of one run's work dir, by name. Nothing is created by asking for a path."""
+
+    path: Path
+
+    @property
+    def session(self) -> Path:
+        """This session's record."""
+        return self.path / "session.json"
+
+    @property
+    def events(self) -> Path:
+        """This session's events, one JSON object a line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def manifest(self) -> Path:
+        """Size and sha256 of each proven checkpoint."""
+        return self.path / "manifest.json"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The name of the newest proven checkpoint, relative to the work dir."""
+        return self.path / "last_checkpoint"
+
+    @property
+    def config(self) -> Path:
+        """The effective config that the session runs."""
+        return self.path / "config.py"
+
+    @property
+    def config_diff(self) -> Path:
+        """What the patch changed, as a unified diff."""
+        return self.path / "config.diff"
+
+    @property
+    def history(self) -> Path:
+        """The records and events of earlier sessions, carried along."""
+        return self.path / "history"
+
+    @property
+    def report(self) -> Path:
+        """The report that a person reads."""
+        return self.path / "report.html"
+
+    @property
+    def log(self) -> Path:
+        """What the training child printed."""
+        return self.path / "train.log"
+
+    @property
+    def stop_request(self) -> Path:
+        """Written by the supervisor, or by anyone, to end training in good order."""
+        return self.path / "stop_request.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held with ``flock`` by whoever may write here."""
+        return self.path / "work_dir.lock"
+
+
+def replace_file(path: Path, data: bytes | str) -> None:
+    """Write ``data`` to ``path`` so that a reader sees the old bytes or the new, never a mixture.
+
+    The temporary file lies in the same folder, so that the final rename stays on one file
+    system, and file and folder are flushed to the disk before this returns. It carries no
+    leading dot: Kaggle drops dot-files, and a leftover must be visible to be removed.
+
+    Raises:
+        OSError: The folder is missing, full or read-only. ``path`` is then unchanged.
+    """
+    if isinstance(data, str):
+        data = data.encode("utf-8")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

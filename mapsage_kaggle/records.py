@@ -1,0 +1,181 @@
+"""The record of a session, ``session.json``: what it started from, did, and hands over."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mapsage_kaggle.events import finite
+from mapsage_kaggle.paths import replace_file
+
+SCHEMA = 1
+STOP_REASONS = ("running", "completed", "deadline", "user", "failed", "refused")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointRef:
+    """A proven checkpoint, named as the manifest names it.
+
+    Attributes:
+        file: Its name, relative to the work dir.
+        iteration: Iterations done in the state it holds.
+        sha256: Of the whole file, in hex.
+        size_bytes: Of the whole file.
+        metric: For the best checkpoint, the name of the score, such as ``mIoU``.
+        value: For the best checkpoint, the score.
+    """
+
+    file: str
+    iteration: int
+    sha256: str
+    size_bytes: int
+    metric: str | None = None
+    value: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object; ``metric`` and ``value`` only where there are any."""
+        document = dataclasses.asdict(self)
+        if self.metric is None:
+            del document["metric"], document["value"]
+        return document
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> CheckpointRef:
+        """Read the JSON object; names that this version does not know are ignored."""
+        names = {item.name for item in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in document.items() if key in names})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionRecord:
+    """One session, as the next one and a reader a year later need to know it.
+
+    Attributes:
+        run_id: The same in every session of a run.
+        fingerprint: What makes two configs the same run.
+        session_index: 1 for the first session of the run.
+        start_iteration: Iterations done when it began.
+        end_iteration: Iterations done in the newest proven checkpoint, or at its end.
+        max_iters: Where the run is to end.
+        stop_reason: One of ``STOP_REASONS``.
+        exit_code: None while it runs.
+        checkpoint: The newest proven checkpoint.
+        best: The best checkpoint by validation score.
+        owed_validation: The iteration whose validation did not fit, if any.
+        config_sha256: Of the effective config.
+        changes: What differs from the session before, one line each.
+        learned: What this machine taught: micro-batch, ladder steps.
+        exactness: In which sense a resume from here equals an uninterrupted run, and why not more.
+        timings_s: Where the seconds went, by activity.
+        previous: The records of earlier sessions, oldest first, each without its own ``previous``.
+        message: One sentence for a person: why it ended as it did.
+        started_s: Start, in seconds since the epoch (UTC).
+        ended_s: End, in seconds since the epoch (UTC).
+    """
+
+    run_id: str
+    fingerprint: str
+    session_index: int = 1
+    start_iteration: int = 0
+    end_iteration: int = 0
+    max_iters: int = 0
+    stop_reason: str = "running"
+    exit_code: int | None = None
+    checkpoint: CheckpointRef | None = None
+    best: CheckpointRef | None = None
+    owed_validation: int | None = None
+    config_sha256: str = ""
+    changes: tuple[str, ...] = ()
+    learned: Mapping[str, Any] = field(default_factory=dict)
+    exactness: Mapping[str, Any] = field(default_factory=dict)
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+    previous: tuple[Mapping[str, Any], ...] = ()
+    message: str = ""
+    started_s: float = 0.0
+    ended_s: float | None = None
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.stop_reason not in STOP_REASONS:
+            raise ValueError(f"stop_reason {self.stop_reason!r} is none of {STOP_REASONS}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the whole record as a JSON object."""
+        document = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        document["checkpoint"] = self.checkpoint.to_json() if self.checkpoint else None
+        document["best"] = self.best.to_json() if self.best else None
+        return finite(document)  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> SessionRecord:
+        """Read a JSON object; names that this version does not know are ignored.
+
+        Raises:
+            ValueError: It is not a record, or one of a newer, incompatible schema.
+        """
+        if not isinstance(document, Mapping) or "run_id" not in document:
+            raise ValueError("not a session record: it has no run_id")
+        if int(document.get("schema", 0)) > SCHEMA:
+            raise ValueError(
+                f"the record has schema {document['schema']}, this version of the kit reads up to {SCHEMA}"
+            )
+        names = {item.name for item in dataclasses.fields(cls)}
+        values = {key: value for key, value in document.items() if key in names}
+        for key in ("checkpoint", "best"):
+            if values.get(key) is not None:
+                values[key] = CheckpointRef.from_json(values[key])
+        for key in ("changes", "previous"):
+            values[key] = tuple(values.get(key) or ())
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"not a session record: {error}") from error
+
+    def write(self, path: Path) -> None:
+        """Replace ``path`` atomically.
+
+        Raises:
+            OSError: The folder is missing, full or read-only; the old record is then unchanged.
+        """
+        replace_file(path, json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> SessionRecord:
+        """Read a record.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: It is no record; the message names the file.
+        """
+        try:
+            return cls.from_json(json.loads(path.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def lineage(self) -> tuple[Mapping[str, Any], ...]:
+        """Return what a following session carries as its ``previous``: all before, then this one."""
+        own = self.to_json()
+        own["previous"] = []
+        return (*self.previous, own)
+
+    def evolve(self, **changes: Any) -> SessionRecord:
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def new_run_id() -> str:
+    """Return a fresh run id, 12 hex digits."""
+    return uuid.uuid4().hex[:12]
+
+
+def record_beside(checkpoint: Path) -> SessionRecord | None:
+    """Return the record that lies beside a checkpoint, or None where there is none to be read."""
+    try:
+        return SessionRecord.read(checkpoint.parent / "session.json")
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,20 @@
+"""What several tests need."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(scope="session")
+def loveda() -> Path:
+    """Return the folder with two real LoveDA tiles and masks, or skip where it is not at hand."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data" / "loveda"
+    if not (folder / "images_png" / "0.png").is_file():
+        pytest.skip(f"the two real LoveDA tiles are not at {folder}")
+    return folder
