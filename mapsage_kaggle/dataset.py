@@ -1,0 +1,506 @@
+"""The data: its classes, where it lies under the inputs, and whether it is sound.
+
+Two published data sets share images and label scheme: LoveDA (Wang et al., 2021) with seven classes and
+``Urban``/``Rural`` below each split, EarthVQA (Wang et al., 2024) with ``playground`` as the eighth.
+Both keep 0 in their masks for *no data*.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import stat
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mapsage_kaggle.errors import DataError
+
+LOVEDA_CLASSES = ("background", "building", "road", "water", "barren", "forest", "agriculture")
+LOVEDA_PALETTE = (
+    (255, 255, 255),
+    (255, 0, 0),
+    (255, 255, 0),
+    (0, 0, 255),
+    (159, 129, 183),
+    (0, 255, 0),
+    (255, 195, 128),
+)
+"""The colours that LoveDA's authors publish, by class."""
+
+EARTHVQA_CLASSES = (*LOVEDA_CLASSES, "playground")
+EARTHVQA_PALETTE = (*LOVEDA_PALETTE, (105, 0, 135))
+"""LoveDA's, and a dark violet for ``playground``: among the colours farthest (CIE Lab) from the other seven
+and from black, to normal eyes and to eyes without red, green or blue cones."""
+
+NO_DATA = 0
+"""The mask value that is ignored; class *c* is stored as *c* + 1."""
+
+Layout = Literal["earthvqa", "loveda"]
+
+_IMAGES, _MASKS = "images_png", "masks_png"
+_AREAS = ("rural", "urban")
+_SPLITS = {"train": "Train", "val": "Val", "test": "Test"}
+_IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"))
+_MASK_SUFFIXES = frozenset((".png", ".tif", ".tiff", ".bmp"))
+_MAX_DEPTH = 12
+_STAT_THREADS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One folder of images and its folder of masks.
+
+    Attributes:
+        area: ``""``, or ``Urban`` or ``Rural`` in LoveDA.
+        images: The folder of images.
+        masks: The folder of masks; None where there is none, as in ``Test``.
+    """
+
+    area: str
+    images: Path
+    masks: Path | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """``Train``, ``Val`` or ``Test``: one part in EarthVQA, one for each area in LoveDA."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataRoot:
+    """A folder that has the shape of a data set.
+
+    Attributes:
+        path: The folder that holds the splits; what a config calls ``data_root``.
+        layout: ``loveda`` where areas lie below the splits, else ``earthvqa``.
+        splits: Those that were found, ``Train`` first.
+    """
+
+    path: Path
+    layout: Layout
+    splits: tuple[Split, ...]
+
+    def split(self, name: str) -> Split:
+        """Return a split by name, in any case.
+
+        Raises:
+            DataError: There is none of that name.
+        """
+        for split in self.splits:
+            if split.name.casefold() == name.casefold():
+                return split
+        raise DataError(
+            f"{self.path} has no {_SPLITS.get(name.casefold(), name)}/{_IMAGES}, "
+            f"only {', '.join(split.name for split in self.splits)}.",
+            "Attach the whole data set.",
+        )
+
+    @property
+    def trainable(self) -> bool:
+        """Whether images and masks are there, to train on and to validate."""
+        found = {split.name for split in self.splits if all(part.masks for part in split.parts)}
+        return {"Train", "Val"} <= found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """An image and its mask, which have the same stem. ``mask`` is None in a split without masks."""
+
+    image: Path
+    mask: Path | None
+
+
+# --- where it lies ---------------------------------------------------------------------------------------
+
+
+def find_data_roots(folder: Path) -> tuple[DataRoot, ...]:
+    """Return every data set below ``folder``, however deep it is mounted, in order of path.
+
+    Told by its shape alone: a folder with ``Train/images_png`` or ``Val/images_png``, or with ``Urban``
+    or ``Rural`` between the two. Upper and lower case are not told apart. Folders of images are not listed,
+    which on a network file system is what would take long.
+    """
+    roots: list[DataRoot] = []
+    seen: set[str] = set()
+    level = [folder]
+    for _ in range(_MAX_DEPTH):
+        below: list[Path] = []
+        for path in level:
+            children = _folders(path, seen)
+            root = _as_root(path, children)
+            if root is not None:
+                roots.append(root)
+            splits = _SPLITS if root is not None else ()
+            below += [
+                child
+                for name, child in children.items()
+                if name not in splits and name not in (_IMAGES, _MASKS)
+            ]
+        level = below
+    return tuple(sorted(roots, key=lambda root: root.path))
+
+
+def read_data_root(path: Path) -> DataRoot:
+    """Return the data set that lies at ``path`` itself.
+
+    Raises:
+        DataError: It does not have the shape of one; says what was found instead.
+    """
+    if not path.is_dir():
+        raise DataError(
+            f"The data root {path} does not exist.",
+            "Attach the data set as input, or set data_root to the folder that holds Train and Val.",
+        )
+    children = _folders(path, set())
+    root = _as_root(path, children)
+    if root is not None:
+        return root
+    found = ", ".join(child.name for child in children.values()) or "no folder"
+    nearby = find_data_roots(path)
+    remedy = (
+        f"Set data_root to {nearby[0].path}."
+        if nearby
+        else "Set data_root to the folder that holds Train and Val."
+    )
+    raise DataError(f"{path} holds {found}, not Train/{_IMAGES} and Val/{_IMAGES}.", remedy)
+
+
+def choose_data_root(roots: Sequence[DataRoot], *, searched: Path, layout: Layout | None = None) -> DataRoot:
+    """Return the one data set to train on.
+
+    One with images and masks to train on and to validate goes before one that lacks some.
+
+    Args:
+        roots: What :func:`find_data_roots` found.
+        searched: Where it looked, for the message.
+        layout: The layout that the config's dataset class reads; None for either.
+
+    Raises:
+        DataError: There is none, or there are several that differ in nothing but their place.
+    """
+    shape = "Train/Urban/images_png" if layout == "loveda" else "Train/images_png"
+    fitting = [root for root in roots if layout in (None, root.layout)]
+    best = [root for root in fitting if root.trainable] or fitting
+    if len(best) == 1:
+        return best[0]
+    if best:
+        raise DataError(
+            f"{len(best)} data sets lie below {searched}: {', '.join(str(root.path) for root in best)}.",
+            "Detach all but one, or name it: --set data_root=FOLDER.",
+        )
+    if roots:
+        others = ", ".join(f"{root.path} ({root.layout} layout)" for root in roots)
+        raise DataError(
+            f"No data set with {shape} lies below {searched}, only {others}.",
+            "Attach the data set that the config was written for, or choose the config for this one.",
+        )
+    raise DataError(
+        f"No data set lies below {searched}: no folder with {shape} and its masks_png was found.",
+        "Attach the data set as input; if it was attached just now, wait a minute and try again.",
+    )
+
+
+def list_pairs(split: Split) -> tuple[Pair, ...]:
+    """Return the pairs of a split, in the order of their areas and names, the same on every machine.
+
+    Raises:
+        DataError: An image has no mask, or a mask no image, or there is none at all.
+    """
+    pairs, problems = _match(split)
+    if problems:
+        raise DataError(*_summary(f"{split.name} cannot be read", problems))
+    return pairs
+
+
+def _folders(path: Path, seen: set[str]) -> dict[str, Path]:
+    """Return the folders in ``path`` by lower-case name; unreadable ones and link cycles have none."""
+    found: dict[str, Path] = {}
+    try:
+        with os.scandir(path) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if not entry.is_dir():
+                    continue
+                if entry.is_symlink():
+                    target = os.path.realpath(entry.path)
+                    if target in seen:
+                        continue
+                    seen.add(target)
+                found.setdefault(entry.name.casefold(), Path(entry.path))
+    except (NotADirectoryError, FileNotFoundError, PermissionError):
+        return {}
+    return found
+
+
+def _as_root(path: Path, children: dict[str, Path]) -> DataRoot | None:
+    splits = []
+    for key, name in _SPLITS.items():
+        parts = _parts(children[key]) if key in children else ()
+        if parts:
+            splits.append(Split(name=name, parts=parts))
+    if not any(split.name != "Test" for split in splits):
+        return None
+    areas = any(part.area for split in splits for part in split.parts)
+    return DataRoot(path=path, layout="loveda" if areas else "earthvqa", splits=tuple(splits))
+
+
+def _parts(folder: Path, *, nested: bool = False) -> tuple[Part, ...]:
+    children = _folders(folder, set())
+    if _IMAGES in children:
+        return (Part(area="", images=children[_IMAGES], masks=children.get(_MASKS)),)
+    parts = []
+    for key in _AREAS:
+        below = _folders(children[key], set()) if key in children else {}
+        if _IMAGES in below:
+            parts.append(Part(area=key.title(), images=below[_IMAGES], masks=below.get(_MASKS)))
+    same = children.get(folder.name.casefold())
+    if not parts and same is not None and not nested:
+        # Train.zip, which holds Train/, unpacks to Train/Train.
+        return _parts(same, nested=True)
+    return tuple(parts)
+
+
+# --- whether it is sound ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One thing wrong with the data: where, what was found, what was expected."""
+
+    path: Path
+    found: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.found}, expected {self.expected}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataReport:
+    """What checking a data set gave.
+
+    Attributes:
+        root: The data set.
+        pairs: How many complete pairs each split has, by name.
+        decoded: How many pairs were decoded.
+        pixels: How many pixels have each mask value, in the decoded masks; 0, *no data*, comes first.
+        problems: Everything wrong, by path.
+        elapsed_s: What the check took.
+    """
+
+    root: DataRoot
+    pairs: dict[str, int]
+    decoded: int
+    pixels: tuple[int, ...]
+    problems: tuple[Problem, ...]
+    elapsed_s: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def raise_for_problems(self) -> None:
+        """Raise if something is wrong.
+
+        Raises:
+            DataError: Names the first five problems and counts the rest.
+        """
+        if self.problems:
+            raise DataError(*_summary(f"The data set at {self.root.path} is not sound", self.problems))
+
+
+def check_data(
+    root: DataRoot | Path,
+    num_classes: int,
+    *,
+    sample: int | None = 64,
+    decode: bool = True,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> DataReport:
+    """Find what would stop training, or spoil it, before it starts.
+
+    Names and sizes of all files are compared. Images and masks of a sample are decoded in full, which
+    finds damaged files, images and masks of unequal size, and mask values out of range.
+
+    Args:
+        root: The data set, or the folder it lies in.
+        num_classes: Mask values may be 0 (no data) to ``num_classes``.
+        sample: How many pairs to decode, drawn over ``Train`` and ``Val`` in proportion; None for all.
+        decode: False to compare names and sizes only.
+        seed: Which sample.
+        threads: How many files are read at once; by default one for each core. Decoding needs no
+            interpreter lock, so threads do.
+        progress: Called with the numbers of pairs decoded and to be decoded.
+
+    Raises:
+        DataError: ``root`` has not the shape of a data set. All else is reported.
+    """
+    start = time.monotonic()
+    if isinstance(root, Path):
+        root = read_data_root(root)
+    problems: list[Problem] = []
+    complete: list[Pair] = []
+    counts = {}
+    for name in ("Train", "Val"):
+        split = next((split for split in root.splits if split.name == name), None)
+        if split is None:
+            problems.append(
+                Problem(path=root.path / name, found="no such folder", expected=f"{_IMAGES} and {_MASKS}")
+            )
+            continue
+        pairs, wrong = _match(split)
+        problems += wrong
+        counts[name] = len(pairs)
+        complete += pairs
+
+    with ThreadPoolExecutor(_STAT_THREADS) as pool:
+        sound = list(pool.map(_sizes, complete))
+    for wrong in sound:
+        problems += wrong
+    complete = [pair for pair, wrong in zip(complete, sound, strict=True) if not wrong]
+
+    pixels: Counter[int] = Counter()
+    chosen = complete if decode else []
+    if sample is not None and sample < len(chosen):
+        chosen = sorted(random.Random(seed).sample(chosen, sample), key=lambda pair: pair.image)
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        for done, (histogram, wrong) in enumerate(
+            pool.map(lambda pair: _decode(pair, num_classes), chosen), start=1
+        ):
+            pixels.update(histogram)
+            problems += wrong
+            if progress is not None:
+                progress(done, len(chosen))
+    return DataReport(
+        root=root,
+        pairs=counts,
+        decoded=len(chosen),
+        pixels=tuple(pixels[value] for value in range(num_classes + 1)),
+        problems=tuple(sorted(problems, key=lambda problem: problem.path)),
+        elapsed_s=time.monotonic() - start,
+    )
+
+
+def _match(split: Split) -> tuple[tuple[Pair, ...], list[Problem]]:
+    pairs: list[Pair] = []
+    problems: list[Problem] = []
+    for part in split.parts:
+        images = _files(part.images, _IMAGE_SUFFIXES)
+        if not images:
+            problems.append(Problem(path=part.images, found="no image", expected="at least one"))
+        if part.masks is None:
+            if split.name != "Test":
+                expected = f"a folder {_MASKS} beside it"
+                problems.append(Problem(path=part.images, found="images without masks", expected=expected))
+            else:
+                pairs += [Pair(image=image, mask=None) for image in images.values()]
+            continue
+        masks = _files(part.masks, _MASK_SUFFIXES)
+        for stem, image in images.items():
+            if stem in masks:
+                pairs.append(Pair(image=image, mask=masks[stem]))
+            else:
+                problems.append(
+                    Problem(path=image, found="no mask", expected=str(part.masks / f"{stem}.png"))
+                )
+        for stem in masks.keys() - images.keys():
+            expected = str(part.images / f"{stem}.png")
+            problems.append(Problem(path=masks[stem], found="no image", expected=expected))
+    return tuple(pairs), problems
+
+
+def _files(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
+    """Return the files in ``folder`` by stem, in order of name. Suffixes are told without a ``stat``."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.casefold() in suffixes and not path.name.startswith("."):
+            found[path.stem] = path
+    return found
+
+
+def _sizes(pair: Pair) -> list[Problem]:
+    problems = []
+    for path in (pair.image, pair.mask):
+        if path is None:
+            continue
+        try:
+            state = path.stat()
+        except OSError as error:
+            problems.append(Problem(path=path, found=_reason(error), expected="a readable file"))
+            continue
+        if not stat.S_ISREG(state.st_mode):
+            problems.append(Problem(path=path, found="not a file", expected="an image"))
+        elif state.st_size == 0:
+            problems.append(Problem(path=path, found="an empty file", expected="an image"))
+    return problems
+
+
+def _decode(pair: Pair, num_classes: int) -> tuple[dict[int, int], list[Problem]]:
+    """Decode a pair in full. Returns how many pixels have each mask value, and what is wrong."""
+    from PIL import Image
+
+    sizes: list[tuple[int, int]] = []
+    histogram: dict[int, int] = {}
+    problems: list[Problem] = []
+    for path in (pair.image, pair.mask):
+        if path is None:
+            continue
+        try:
+            with Image.open(path) as picture:
+                picture.load()
+        # Pillow's readers raise SyntaxError and ValueError too, on broken chunks and headers.
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            found = f"cannot be decoded ({_reason(error)})"
+            problems.append(Problem(path=path, found=found, expected="a whole image"))
+            continue
+        sizes.append(picture.size)
+        if path is pair.image:
+            continue
+        if picture.mode not in ("L", "P"):
+            found = f"a mask in mode {picture.mode}"
+            expected = f"one 8-bit channel with the values 0 to {num_classes}"
+            problems.append(Problem(path=path, found=found, expected=expected))
+            continue
+        histogram = {value: count for value, count in enumerate(picture.histogram()) if count}
+        beyond = [value for value in histogram if value > num_classes]
+        if beyond:
+            found = f"mask values {_few(beyond)}"
+            problems.append(Problem(path=path, found=found, expected=f"0 to {num_classes}"))
+    if len(sizes) == 2 and sizes[0] != sizes[1]:
+        image, mask = ("{} x {}".format(*size) for size in sizes)
+        problems.append(Problem(path=pair.image, found=f"{image} pixels", expected=f"the {mask} of its mask"))
+    return histogram, problems
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
+
+
+def _few(values: Iterable[object], limit: int = 5) -> str:
+    items = [str(value) for value in values]
+    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
+
+
+def _summary(opening: str, problems: Sequence[Problem], limit: int = 5) -> tuple[str, str]:
+    count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+
+    def lines() -> Iterator[str]:
+        for problem in problems[:limit]:
+            yield f"\n  {problem}"
+        if len(problems) > limit:
+            yield f"\n  ... and {len(problems) - limit} more"
+
+    return (
+        f"{opening}, {count}:{''.join(lines())}\n",
+        "Attach a complete copy of the data set, or remove what is named here.",
+    )

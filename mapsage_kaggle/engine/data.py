@@ -1,0 +1,82 @@
+"""EarthVQA and LoveDA as mmsegmentation datasets. Importing this module registers them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mmseg.datasets import BaseSegDataset
+from mmseg.registry import DATASETS
+
+from mapsage_kaggle import dataset
+from mapsage_kaggle.errors import DataError
+
+
+class _SplitDataset(BaseSegDataset):  # type: ignore[misc]
+    """One split of a data root, told by its shape, so that only ``data_root`` depends on the mount.
+
+    Masks hold 0 for *no data* and class + 1 elsewhere; labels are 255 and the class.
+
+    Args:
+        data_root: The folder that holds ``Train`` and ``Val``.
+        split: ``Train``, ``Val`` or ``Test``, in any case.
+        reduce_zero_label: As in mmsegmentation. False only for masks that have been reduced already.
+        **options: Of ``BaseSegDataset``; not those that name files, which the split decides.
+
+    Raises:
+        DataError: There is no such split, or images and masks do not match.
+    """
+
+    def __init__(
+        self,
+        data_root: str | Path | None = None,
+        split: str = "Train",
+        reduce_zero_label: bool = True,
+        **options: Any,
+    ) -> None:
+        if data_root is None:
+            raise DataError(
+                f"{type(self).__name__} needs a data_root.", "Set it to the folder that holds Train and Val."
+            )
+        self.split = split
+        super().__init__(data_root=str(data_root), reduce_zero_label=reduce_zero_label, **options)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """Return one entry for each pair, in the order of :func:`mapsage_kaggle.dataset.list_pairs`."""
+        root = dataset.read_data_root(Path(self.data_root))
+        entries = []
+        for pair in dataset.list_pairs(root.split(self.split)):
+            entry: dict[str, Any] = {
+                "img_path": str(pair.image),
+                "label_map": self.label_map,
+                "reduce_zero_label": self.reduce_zero_label,
+                "seg_fields": [],
+            }
+            if pair.mask is not None:
+                entry["seg_map_path"] = str(pair.mask)
+            entries.append(entry)
+        return entries
+
+
+@DATASETS.register_module()
+class EarthVQADataset(_SplitDataset):
+    """EarthVQA (Wang et al., 2024): eight classes, ``<split>/images_png`` and ``<split>/masks_png``."""
+
+    METAINFO: ClassVar[dict[str, Any]] = {
+        "classes": dataset.EARTHVQA_CLASSES,
+        "palette": [list(colour) for colour in dataset.EARTHVQA_PALETTE],
+    }
+
+
+@DATASETS.register_module()
+class LoveDASplitDataset(_SplitDataset):
+    """LoveDA (Wang et al., 2021): seven classes, with ``Urban`` and ``Rural`` below each split.
+
+    mmsegmentation's own ``LoveDADataset`` reads the data set after a conversion that merges the areas;
+    this one reads it as published.
+    """
+
+    METAINFO: ClassVar[dict[str, Any]] = {
+        "classes": dataset.LOVEDA_CLASSES,
+        "palette": [list(colour) for colour in dataset.LOVEDA_PALETTE],
+    }
