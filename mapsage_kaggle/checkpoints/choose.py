@@ -1,0 +1,513 @@
+"""Which checkpoint a session starts from: a ladder, walked from the newest down, each step explained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from mapsage_kaggle.checkpoints.store import manifest_sha256
+from mapsage_kaggle.errors import CheckpointError
+from mapsage_kaggle.records import SessionRecord, record_beside
+
+if TYPE_CHECKING:
+    from mapsage_kaggle.checkpoints.inspect import Inspection
+    from mapsage_kaggle.checkpoints.scan import FoundCheckpoint
+
+Action = Literal["resume", "weights-only", "fresh"]
+Origin = Literal["named", "work dir", "load_from", "input"]
+Lineage = Literal["this run", "unknown", "another run"]
+
+_ORIGIN_ORDER = {"named": 0, "work dir": 1, "load_from": 2, "input": 3}
+_ITERATION = re.compile(r"iter_(\d+)\.pth$")
+_LINEAGE_ORDER = {"this run": 0, "unknown": 1, "another run": 2}
+
+
+class Inspect(Protocol):
+    """What ``choose`` needs of ``inspect``: the config's shapes and classes are bound beforehand."""
+
+    def __call__(self, path: Path, *, manifest_sha256: str | None = None, full: bool = True) -> Inspection:
+        """Return the verdict on a file; ``full=False`` reads its header only."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """What a session starts from, and why.
+
+    Attributes:
+        action: ``resume`` with everything; ``weights-only`` with a fresh optimizer, from iteration
+            0; ``fresh`` from the config's own initialisation.
+        checkpoint: What to load; None when fresh.
+        inspection: Its verdict.
+        record: The session record beside it, if there is one.
+        explanations: One line for each candidate: taken, or why not.
+        steps_down: One line for each step down the ladder, each to be an event and in the record.
+    """
+
+    action: Action
+    checkpoint: FoundCheckpoint | None = None
+    inspection: Inspection | None = None
+    record: SessionRecord | None = None
+    explanations: tuple[str, ...] = ()
+    steps_down: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """A file that might be taken, with what is known of it so far."""
+
+    found: FoundCheckpoint
+    origin: Origin
+    record: SessionRecord | None
+    sha256: str | None
+    lineage: Lineage
+    iteration: int | None
+    verdict: str = ""
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the record beside it names this very file."""
+        if self.record is None:
+            return False
+        refs = (self.record.checkpoint, self.record.best)
+        return any(ref is not None and ref.file == self.found.path.name for ref in refs)
+
+    def order(self) -> tuple[int, int, bool, bool, bool, int, str]:
+        """Sort key: this run, then the highest iteration, then record, hash and place; never time."""
+        return (
+            _LINEAGE_ORDER[self.lineage],
+            -1 if self.iteration is None else -self.iteration - 2,
+            self.record is None,
+            not self.is_recorded,
+            self.sha256 is None,
+            _ORIGIN_ORDER[self.origin],
+            str(self.found.path),
+        )
+
+    def line(self, reason: str) -> str:
+        at = "iteration unknown" if self.iteration is None else f"iteration {self.iteration}"
+        return f"{self.found.path} ({self.origin}, {at}): {reason}"
+
+
+def choose(
+    *,
+    inspect: Inspect,
+    resume: Literal["auto", "require", "never"] | Path = "auto",
+    work_dir: Sequence[FoundCheckpoint] = (),
+    load_from: FoundCheckpoint | Path | None = None,
+    inputs: Sequence[FoundCheckpoint] = (),
+    fingerprint: str | None = None,
+    config_asks_resume: bool = False,
+    allow_weights_only: bool = False,
+    expect_iteration: int | None = None,
+    max_iters: int | None = None,
+    record_of: Callable[[Path], SessionRecord | None] = record_beside,
+    sha256_of: Callable[[Path], str | None] = manifest_sha256,
+) -> Choice:
+    """Choose what a session starts from.
+
+    Files of this run (by the fingerprint in the file, or in the record beside it) come before
+    files that state none, as plain mmengine writes them; files of another run are taken only
+    where they are named. Within each group the highest iteration comes first. They are inspected
+    in this order until one passes; the rest are not opened. Where only files of another run are
+    found, the session does not start fresh but ends: a config edited in the middle of a run looks
+    just like that, and hours would go into training the same again.
+
+    A ``load_from`` in a config that does not ask to resume is first of all a candidate like the
+    others. Where it cannot be one (weights only, another run, or already at ``max_iters`` without
+    a word that it belongs here) and nothing else could be resumed, its weights are what the
+    config asks to start from, and no permission is needed.
+
+    Args:
+        inspect: Gives the verdict on a file.
+        resume: ``auto`` starts fresh only where there is nothing to resume and the config does
+            not ask for it; ``require`` never starts fresh; ``never`` resumes nothing; a path
+            means exactly that file.
+        work_dir: What was found in the work dir.
+        load_from: The file that the config names.
+        inputs: What was found in the attached inputs.
+        fingerprint: Of the config that is to run; None where it is not known.
+        config_asks_resume: Whether the config says ``resume = True``.
+        allow_weights_only: Whether weights without an optimizer may be taken where nothing can
+            be resumed.
+        expect_iteration: The iteration that must be resumed from.
+        max_iters: Where the run is to end.
+        record_of: Reads the record beside a checkpoint.
+        sha256_of: Reads the sha256 that a manifest states for a checkpoint.
+
+    Raises:
+        CheckpointError: Nothing acceptable was found where starting fresh is not allowed, or what
+            was found is not at ``expect_iteration``. The message lists every candidate.
+    """
+    ladder = _Ladder(
+        inspect=inspect,
+        fingerprint=fingerprint,
+        config_asks_resume=config_asks_resume,
+        allow_weights_only=allow_weights_only,
+        expect_iteration=expect_iteration,
+        max_iters=max_iters,
+        record_of=record_of,
+        sha256_of=sha256_of,
+    )
+    if isinstance(resume, Path):
+        return ladder.take_named(resume)
+    if resume == "never":
+        return ladder.start_anew([*work_dir, *inputs], load_from)
+    found: list[tuple[FoundCheckpoint | Path, Origin]] = [(item, "work dir") for item in work_dir]
+    if load_from is not None:
+        found.append((load_from, "load_from"))
+    found += [(item, "input") for item in inputs]
+    return ladder.walk(found, may_start_fresh=resume == "auto" and not config_asks_resume)
+
+
+class _Ladder:
+    """One walk down the ladder: collects explanations on the way."""
+
+    def __init__(
+        self,
+        *,
+        inspect: Inspect,
+        fingerprint: str | None,
+        config_asks_resume: bool,
+        allow_weights_only: bool,
+        expect_iteration: int | None,
+        max_iters: int | None,
+        record_of: Callable[[Path], SessionRecord | None],
+        sha256_of: Callable[[Path], str | None],
+    ) -> None:
+        self._inspect_file = inspect
+        self._fingerprint = fingerprint
+        self._config_asks_resume = config_asks_resume
+        self._allow_weights_only = allow_weights_only
+        self._expect_iteration = expect_iteration
+        self._max_iters = max_iters
+        self._record_of = record_of
+        self._sha256_of = sha256_of
+        self._explanations: list[str] = []
+        self._steps_down: list[str] = []
+
+    # -- the three ways in
+
+    def take_named(self, path: Path) -> Choice:
+        """Take exactly this file, or refuse."""
+        candidate = self._candidate(path, "named")
+        inspection, problem = self._inspect(candidate)
+        if inspection is None or inspection.verdict == "rejected":
+            raise CheckpointError(
+                f"{path}, which --resume names, was rejected: {problem}.",
+                "Name another file, or let the kit choose with --resume auto.",
+            )
+        if self._lineage_of(inspection.fingerprint, candidate) == "another run":
+            self._step(candidate, "is of a run with another config; taken, as it is named")
+        if inspection.verdict == "weights-only":
+            if not self._allow_weights_only:
+                raise CheckpointError(
+                    f"{path} holds weights only ({problem}): nothing can be resumed from it.",
+                    "Add --allow-weights-only to start at iteration 0 from its weights.",
+                )
+            return self._take(candidate, inspection, "weights-only", "taken as named, weights only")
+        return self._take(candidate, inspection, "resume", "taken as named")
+
+    def start_anew(self, seen: Sequence[FoundCheckpoint], load_from: FoundCheckpoint | Path | None) -> Choice:
+        """Resume nothing; the weights that a config names to start from are still its own wish."""
+        if self._expect_iteration:
+            raise CheckpointError(
+                f"--resume never starts at iteration 0, and --expect-iteration asks for "
+                f"{self._expect_iteration}.",
+                "Leave one of them out.",
+            )
+        self._explanations += [f"{item.path}: not considered, as --resume says never" for item in seen]
+        if load_from is None:
+            return self._fresh("starting fresh, as --resume says never")
+        candidate = self._candidate(load_from, "load_from")
+        if self._config_asks_resume:
+            self._explain(candidate, "not considered, as --resume says never")
+            return self._fresh("starting fresh, as --resume says never")
+        choice = self._weights_of_config(candidate)
+        if choice is None:
+            raise self._refusal(f"The config's load_from, {candidate.found.path}, cannot be used.")
+        return choice
+
+    def walk(
+        self, found: Sequence[tuple[FoundCheckpoint | Path, Origin]], *, may_start_fresh: bool
+    ) -> Choice:
+        """Walk down: newest resumable, older resumable, best weights if allowed, refusal."""
+        candidates = self._unique([self._candidate(item, origin) for item, origin in found])
+        named = next((item for item in candidates if item.origin == "load_from"), None)
+        ranked = [item for item in candidates if self._may_resume(item)]
+        self._learn_lineage(ranked)
+        ranked.sort(key=_Candidate.order)
+        strangers: list[_Candidate] = []
+        failed: list[_Candidate] = []
+        for position, candidate in enumerate(ranked):
+            if self._is_stranger(candidate):
+                strangers.append(candidate)
+                continue
+            inspection, problem = self._inspect(candidate)
+            if inspection is not None and inspection.verdict == "resumable":
+                candidate.lineage = self._lineage_of(inspection.fingerprint, candidate)
+                if self._is_stranger(candidate):
+                    strangers.append(candidate)
+                    continue
+                if self._is_start_of_config(candidate):
+                    continue
+                self._explain_rest(candidate, [*ranked[position + 1 :], *strangers])
+                return self._take(candidate, inspection, "resume", self._why_taken(candidate))
+            failed.append(candidate)
+            self._step(candidate, f"not taken: {problem}")
+        for candidate in strangers:
+            self._explain(candidate, "not taken: it is of a run with another config")
+        if named is not None and not self._config_asks_resume and all(item is named for item in failed):
+            choice = self._weights_of_config(named)
+            if choice is not None:
+                return choice
+        weights = [
+            item
+            for item in candidates
+            if (item.found.kind == "best" or item.verdict == "weights-only") and not self._is_stranger(item)
+        ]
+        choice = self._weights_if_allowed(sorted(weights, key=_Candidate.order))
+        if choice is not None:
+            return choice
+        if may_start_fresh and not (failed or strangers or weights or named):
+            return self._fresh("starting fresh: there is no checkpoint of this run")
+        raise self._nothing(strangers, weights, failed)
+
+    # -- rungs
+
+    def _weights_of_config(self, candidate: _Candidate) -> Choice | None:
+        """Take the weights of a ``load_from`` in a config that does not ask to resume."""
+        inspection, problem = self._inspect(candidate)
+        if inspection is None or inspection.verdict == "rejected":
+            if not candidate.verdict:
+                self._explain(candidate, f"not taken: {problem}")
+            return None
+        return self._take(
+            candidate, inspection, "weights-only", "taken, weights only, as the config's load_from asks"
+        )
+
+    def _weights_if_allowed(self, candidates: Sequence[_Candidate]) -> Choice | None:
+        for candidate in candidates:
+            if not self._allow_weights_only:
+                if candidate.verdict != "weights-only":
+                    self._explain(candidate, "not taken: a best checkpoint holds weights only")
+                continue
+            inspection, problem = self._inspect(candidate)
+            if inspection is not None and inspection.verdict != "rejected":
+                if self._lineage_of(inspection.fingerprint, candidate) == "another run":
+                    self._explain(candidate, "not taken: it is of a run with another config")
+                    continue
+                self._step(
+                    candidate,
+                    "WEIGHTS ONLY: nothing can be resumed, so training starts at iteration 0 from these "
+                    "weights, with a fresh optimizer and schedule, as --allow-weights-only permits",
+                )
+                return self._take(candidate, inspection, "weights-only", None)
+            self._step(candidate, f"not taken: {problem}")
+        return None
+
+    def _take(
+        self, candidate: _Candidate, inspection: Inspection, action: Action, reason: str | None
+    ) -> Choice:
+        iteration = inspection.iteration if action == "resume" else 0
+        if reason is not None:
+            self._explanations.insert(0, candidate.line(reason))
+        if self._expect_iteration is not None and iteration != self._expect_iteration:
+            raise self._refusal(
+                f"--expect-iteration asks for {self._expect_iteration}, and {candidate.found.path} starts "
+                f"at {iteration}.",
+                f"Attach the output that holds iteration {self._expect_iteration}, name its file with "
+                "--resume, or leave --expect-iteration out.",
+            )
+        return Choice(
+            action=action,
+            checkpoint=candidate.found,
+            inspection=inspection,
+            record=candidate.record,
+            explanations=tuple(self._explanations),
+            steps_down=tuple(self._steps_down),
+        )
+
+    def _fresh(self, reason: str) -> Choice:
+        if self._expect_iteration:
+            raise self._refusal(
+                f"--expect-iteration asks for {self._expect_iteration}, and there is nothing to resume.",
+                "Attach the output of the session before, or leave --expect-iteration out.",
+            )
+        return Choice(action="fresh", explanations=(*self._explanations, reason))
+
+    # -- what is known of a candidate
+
+    def _candidate(self, found: FoundCheckpoint | Path, origin: Origin) -> _Candidate:
+        if isinstance(found, Path):
+            found = _as_found(found)
+        record = self._record_of(found.path)
+        candidate = _Candidate(
+            found=found,
+            origin=origin,
+            record=record,
+            sha256=self._sha256_of(found.path) or _recorded_sha256(found.path, record),
+            lineage="unknown",
+            iteration=found.iteration,
+        )
+        candidate.lineage = self._lineage_of(None, candidate)
+        return candidate
+
+    def _lineage_of(self, stated: str | None, candidate: _Candidate) -> Lineage:
+        """Compare fingerprints: the one in the file counts more than the one in the record beside it."""
+        stated = stated or (candidate.record.fingerprint if candidate.record else None)
+        if not stated or not self._fingerprint:
+            return "unknown"
+        return "this run" if stated == self._fingerprint else "another run"
+
+    def _learn_lineage(self, candidates: Sequence[_Candidate]) -> None:
+        """Read the headers that the order depends on.
+
+        They are those of files whose names state no iteration, and those that would be passed over
+        for a lower iteration of this run: a checkpoint of this run may have lost its record.
+        """
+        known = [item.iteration or 0 for item in candidates if item.lineage == "this run"]
+        for candidate in candidates:
+            doubtful = candidate.lineage == "unknown" and known and (candidate.iteration or 0) > max(known)
+            if candidate.iteration is not None and not doubtful:
+                continue
+            inspection, _ = self._inspect(candidate, full=False)
+            if inspection is not None and inspection.verdict != "rejected":
+                candidate.iteration = inspection.iteration
+                candidate.lineage = self._lineage_of(inspection.fingerprint, candidate)
+            candidate.verdict = ""
+
+    def _may_resume(self, candidate: _Candidate) -> bool:
+        if candidate.found.kind == "epoch":
+            self._explain(candidate, "not taken: it counts epochs, and this run counts iterations")
+            return False
+        return candidate.found.kind != "best" or candidate.origin == "load_from"
+
+    def _is_stranger(self, candidate: _Candidate) -> bool:
+        """Whether it is of another run, and nobody named it."""
+        named = candidate.origin == "load_from" and self._config_asks_resume
+        return candidate.lineage == "another run" and not named
+
+    def _is_start_of_config(self, candidate: _Candidate) -> bool:
+        """Whether a resumable ``load_from`` is meant as a start for a new run rather than resumed."""
+        return (
+            candidate.origin == "load_from"
+            and not self._config_asks_resume
+            and candidate.lineage != "this run"
+            and self._max_iters is not None
+            and (candidate.iteration or 0) >= self._max_iters
+        )
+
+    def _unique(self, candidates: Sequence[_Candidate]) -> list[_Candidate]:
+        """Leave out what names the same file again: ``latest.pth`` and ``last_checkpoint`` often do."""
+        named_plainly = sorted(candidates, key=lambda item: item.found.kind in ("latest", "last_checkpoint"))
+        first: dict[Path, _Candidate] = {}
+        for candidate in named_plainly:
+            path = candidate.found.path.resolve()
+            if path not in first:
+                first[path] = candidate
+            elif first[path].origin != "load_from" and candidate.origin == "load_from":
+                first[path].origin = "load_from"
+        kept = list(first.values())
+        return [item for item in candidates if any(item is other for other in kept)]
+
+    def _inspect(self, candidate: _Candidate, *, full: bool = True) -> tuple[Inspection | None, str]:
+        """Return the verdict, and its problems as one line."""
+        try:
+            inspection = self._inspect_file(
+                candidate.found.path, manifest_sha256=candidate.sha256 if full else None, full=full
+            )
+        except OSError as error:
+            candidate.verdict = "rejected"
+            return None, f"cannot be read: {error.strerror or error}"
+        candidate.verdict = inspection.verdict
+        return inspection, "; ".join(inspection.problems) or inspection.verdict
+
+    # -- words
+
+    def _why_taken(self, candidate: _Candidate) -> str:
+        if candidate.lineage == "this run":
+            return "taken: the highest iteration of this run that passes"
+        if candidate.lineage == "another run":
+            self._step(
+                candidate, "is of a run with another config; taken, as the config's load_from names it"
+            )
+            return "taken, as the config's load_from names it"
+        return "taken: the highest iteration that passes; it states no run, but fits the model and classes"
+
+    def _explain_rest(self, taken: _Candidate, rest: Sequence[_Candidate]) -> None:
+        for candidate in rest:
+            if self._is_stranger(candidate):
+                reason = "it is of a run with another config; name it with --resume to take it"
+            elif candidate.lineage != taken.lineage:
+                reason = "nothing says that it is of this run; name it with --resume to take it"
+            elif candidate.iteration != taken.iteration:
+                reason = "an older iteration"
+            elif candidate.sha256 is not None and candidate.sha256 == taken.sha256:
+                reason = "the same file as the one taken, by sha256"
+            elif taken.is_recorded and not candidate.is_recorded:
+                reason = "the same iteration, and no record names it"
+            else:
+                reason = "the same iteration, in another place"
+            self._explain(candidate, f"not needed: {reason}")
+
+    def _explain(self, candidate: _Candidate, reason: str) -> None:
+        self._explanations.append(candidate.line(reason))
+
+    def _step(self, candidate: _Candidate, reason: str) -> None:
+        self._explain(candidate, reason)
+        self._steps_down.append(candidate.line(reason))
+
+    def _nothing(
+        self, strangers: Sequence[_Candidate], weights: Sequence[_Candidate], failed: Sequence[_Candidate]
+    ) -> CheckpointError:
+        if weights and not self._allow_weights_only:
+            return self._refusal(
+                "No checkpoint can be resumed; there are weights without an optimizer.",
+                "Add --allow-weights-only to start at iteration 0 from the best of them, or attach the "
+                "output that holds an iter_N.pth.",
+            )
+        if strangers and not failed:
+            return self._refusal(
+                "Every checkpoint found is of a run with another config.",
+                f"To continue that run with this config, say --resume {strangers[0].found.path}; to start a "
+                "new one, --resume never.",
+            )
+        if failed or weights:
+            return self._refusal(
+                "Every checkpoint found was rejected.",
+                "Attach an earlier output of this run, or start anew with --resume never.",
+            )
+        return self._refusal(
+            "There is no checkpoint to resume from, and starting fresh was not allowed.",
+            "Attach the output of the session before, or start anew with --resume never.",
+        )
+
+    def _refusal(self, problem: str, remedy: str = "") -> CheckpointError:
+        return CheckpointError("\n  ".join((problem, *self._explanations)), f"\n{remedy}" if remedy else "")
+
+
+def _recorded_sha256(path: Path, record: SessionRecord | None) -> str | None:
+    """Return the sha256 that the record beside a checkpoint states for it, if any."""
+    refs = (record.checkpoint, record.best) if record else ()
+    return next((ref.sha256 for ref in refs if ref is not None and ref.file == path.name), None)
+
+
+def _as_found(path: Path) -> FoundCheckpoint:
+    """Return a file that was named rather than found."""
+    from mapsage_kaggle.checkpoints.scan import FoundCheckpoint
+
+    found = _ITERATION.search(path.name)
+    try:
+        size_bytes = path.stat().st_size
+    except OSError:
+        size_bytes = 0
+    return FoundCheckpoint(
+        path=path,
+        kind="best" if path.name.startswith("best_") else "iter",
+        iteration=int(found.group(1)) if found else None,
+        size_bytes=size_bytes,
+        source="",
+    )
