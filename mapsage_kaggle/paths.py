@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mapsage_kaggle.errors import MachineError
+
 ROOT_VARIABLE = "MAPSAGE_KAGGLE_ROOT"
 KAGGLE_ROOT = Path("/kaggle")
 
@@ -103,6 +105,25 @@ class WorkDir:
     def lock(self) -> Path:
         """Held with ``flock`` by whoever may write here."""
         return self.path / "work_dir.lock"
+
+
+def bundled(name: str) -> Path:
+    """Return a folder that travels with the kit: ``configs`` or ``notebooks``.
+
+    An installed kit has it inside the package; a checkout, an editable install or the code attached
+    as a data set has it beside the package.
+
+    Raises:
+        MachineError: It is in neither place.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / name, package.parent / name):
+        if folder.is_dir():
+            return folder
+    raise MachineError(
+        f"The kit's own folder {name!r} is neither in {package} nor beside it.",
+        "Install the kit again, or attach the whole of it.",
+    )
 
 
 def replace_file(path: Path, data: bytes | str) -> None:
