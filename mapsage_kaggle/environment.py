@@ -1,0 +1,680 @@
+"""What this machine is, and whether a session can run on it.
+
+:func:`survey` looks, within bounded time and without importing torch; :func:`preflight` judges what
+was seen, and is pure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mapsage_kaggle.clock import SessionClock, format_duration
+from mapsage_kaggle.errors import MachineError
+from mapsage_kaggle.paths import ROOT_VARIABLE, KagglePaths
+
+STACK: Mapping[str, str] = {
+    "onedl-mmengine": "0.10.12",
+    "onedl-mmcv": "2.3.6",
+    "onedl-mmsegmentation": "1.4.2",
+}
+"""The distributions that the engine is written against, and the versions it was tried with."""
+
+UPSTREAM: Mapping[str, str] = {
+    "mmengine": "mmengine",
+    "mmengine-lite": "mmengine",
+    "mmcv": "mmcv",
+    "mmcv-full": "mmcv",
+    "mmcv-lite": "mmcv",
+    "mmsegmentation": "mmseg",
+}
+"""Other distributions of the same import names; whichever was installed last wins."""
+
+MIN_PYTHON = (3, 10)
+MAX_PYTHON = (3, 13)
+MIN_TORCH = (2, 6)
+OUTPUT_BYTES = 20 * 10**9
+"""``/kaggle/working`` holds 20 GB at most."""
+OUTPUT_FILES = 400
+"""Kaggle cuts an output of more than 500 files in silence; the kit stays well below."""
+NEEDED_BYTES = 2 * 10**9
+"""Three checkpoints of MiT-B2 with its optimizer, and one more while it is written."""
+SHORT_SESSION_S = 30 * 60.0
+
+RunType = Literal["batch", "interactive"]
+Level = Literal["info", "warning", "error"]
+
+_GROUPS = {"datasets": 2, "notebooks": 2, "models": 5, "competitions": 1}
+"""Folders of the newer input layout, and how many levels below them a source lies."""
+
+_TORCH_PROBE = """
+import json, torch
+found = {"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": [], "archs": []}
+if torch.cuda.is_available():
+    found["archs"] = torch.cuda.get_arch_list()
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        found["gpus"].append([device.name, device.total_memory, device.major, device.minor])
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpu:
+    """One CUDA device.
+
+    Attributes:
+        name: As the driver names it.
+        memory_bytes: All of its memory.
+        capability: Compute capability, such as ``(7, 5)``; None where only the driver was asked.
+        supported: Whether this torch has kernels for it; None where torch could not be asked.
+    """
+
+    name: str
+    memory_bytes: int
+    capability: tuple[int, int] | None = None
+    supported: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What was seen of the machine.
+
+    Attributes:
+        on_kaggle: Kaggle itself, not a stand-in for its folders.
+        run_type: ``batch`` where nobody can press a button.
+        python: Version, such as ``3.12.11``.
+        torch: Version, or None where it is not installed or cannot be imported.
+        torch_problem: Why torch could not be asked; empty where it could.
+        gpus: The CUDA devices.
+        num_cpus: Cores that this process may use.
+        ram_bytes: Memory that this process may use.
+        internet: Whether a public name resolves.
+        working_free_bytes: Free space where the output goes; None where that cannot be read.
+        temp_free_bytes: Free space of the scratch folder; None where that cannot be read.
+        working_problem: Why nothing can be written to the output; empty where it can.
+        working_used_bytes: What the output holds already.
+        working_num_files: How many files the output holds already.
+        inputs: The sources attached, in either layout.
+        installed: Version of each distribution of the stack, ours or upstream's, that is installed.
+    """
+
+    on_kaggle: bool
+    run_type: RunType
+    python: str
+    torch: str | None = None
+    torch_problem: str = ""
+    gpus: tuple[Gpu, ...] = ()
+    num_cpus: int = 1
+    ram_bytes: int = 0
+    internet: bool = False
+    working_free_bytes: int | None = None
+    temp_free_bytes: int | None = None
+    working_problem: str = ""
+    working_used_bytes: int = 0
+    working_num_files: int = 0
+    inputs: tuple[Path, ...] = ()
+    installed: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One verdict of the preflight.
+
+    Attributes:
+        name: A short, stable word.
+        ok: Whether this is as it should be.
+        level: ``error`` stops training, ``warning`` does not.
+        message: What was found, what it means, and what to do.
+    """
+
+    name: str
+    ok: bool
+    level: Level
+    message: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of the ``doctor`` command."""
+        return {"name": self.name, "ok": self.ok, "level": self.level, "message": self.message}
+
+
+def on_kaggle(environ: Mapping[str, str] | None = None) -> bool:
+    """Tell whether this is Kaggle itself, rather than a stand-in for its folders or another place.
+
+    Asked before any other platform is considered: Kaggle sets ``COLAB_*`` variables too.
+    """
+    environ = os.environ if environ is None else environ
+    return "KAGGLE_KERNEL_RUN_TYPE" in environ and ROOT_VARIABLE not in environ
+
+
+def run_type(environ: Mapping[str, str] | None = None, *, in_kernel: bool | None = None) -> RunType:
+    """Return whether somebody can press a button while a cell runs.
+
+    Kaggle says so itself. Elsewhere it takes a Jupyter kernel with a front end: a notebook server
+    names its session in the kernel's environment, and papermill and nbconvert start kernels
+    without one. When in doubt it is ``batch``, which only means that training blocks its cell.
+
+    Args:
+        environ: The environment variables; this process's by default.
+        in_kernel: Whether this process is a Jupyter kernel; found out by default.
+    """
+    environ = os.environ if environ is None else environ
+    told = environ.get("KAGGLE_KERNEL_RUN_TYPE", "").lower()
+    if told:
+        return "interactive" if told == "interactive" else "batch"
+    if in_kernel is None:
+        in_kernel = "ipykernel.kernelapp" in sys.modules
+    if not in_kernel or _started_by_a_runner(environ.get("JPY_PARENT_PID", "")):
+        return "batch"
+    has_front_end = "JPY_SESSION_NAME" in environ or any(
+        name.startswith(("COLAB_", "VSCODE_")) for name in environ
+    )
+    return "interactive" if has_front_end else "batch"
+
+
+def _started_by_a_runner(pid: str) -> bool:
+    """Tell whether a kernel's parent is papermill or nbconvert.
+
+    A notebook that calls papermill hands its own session's name down in the environment.
+    """
+    if not pid.isdigit():
+        return False
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return any(word in command for word in (b"papermill", b"nbconvert", b"nbclient"))
+
+
+def has_kernels_for(capability: tuple[int, int], archs: Sequence[str]) -> bool:
+    """Tell whether a torch built for ``archs`` can run on a device of the given compute capability.
+
+    A binary (``sm_75``) runs on its own major version from its minor upwards; PTX (``compute_90``)
+    on everything newer, too; a suffix as in ``sm_90a`` binds it to that one device. Source: CUDA C++
+    Programming Guide, "Binary Compatibility" and "PTX Compatibility".
+    """
+    for arch in archs:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", arch)
+        if not match:
+            continue
+        kind, major, minor, suffix = match[1], int(match[2]), int(match[3]), match[4]
+        if suffix:
+            if capability == (major, minor):
+                return True
+        elif kind == "compute":
+            if capability >= (major, minor):
+                return True
+        elif capability[0] == major and capability[1] >= minor:
+            return True
+    return False
+
+
+def attached(folder: Path) -> Iterator[Path]:
+    """Yield the sources attached below Kaggle's input folder, in either of its two layouts.
+
+    What cannot be listed is left out: a mount can be missing for a while after it was attached.
+    """
+    for top in _subfolders(folder):
+        levels = _GROUPS.get(top.name)
+        below = list(_subfolders(top)) if levels else []
+        # A source of the older layout may be called "models", too: it then has files at its top.
+        if levels is None or not below:
+            yield top
+            continue
+        for _ in range(levels - 1):
+            below = [deeper for path in below for deeper in _subfolders(path)]
+        yield from below
+
+
+def _subfolders(folder: Path) -> Iterator[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError:
+        return
+    for name in names:
+        yield folder / name
+
+
+def survey(
+    paths: KagglePaths,
+    *,
+    work_dir: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    as_run_type: RunType | None = None,
+    timeout_s: float = 90.0,
+) -> Machine:
+    """Look at this machine.
+
+    torch is asked in a process of its own: importing it here would take the memory of a CUDA
+    context, and a broken installation must not take the caller along.
+
+    Args:
+        paths: Kaggle's folders.
+        work_dir: Where the output goes, if not to ``paths.working``.
+        environ: The environment variables; this process's by default.
+        as_run_type: The caller's word on whether somebody watches; found out by default.
+        timeout_s: How long torch may take to answer. A cold start on Kaggle takes up to half a minute.
+    """
+    environ = os.environ if environ is None else environ
+    output = paths.working if work_dir is None else work_dir
+    names = _Lookup("www.kaggle.com")
+    torch, torch_problem, gpus = ask_torch(timeout_s=timeout_s)
+    if not gpus:
+        gpus = ask_driver()
+    used_bytes, num_files = _contents(paths.working)
+    return Machine(
+        on_kaggle=on_kaggle(environ),
+        run_type=as_run_type or run_type(environ),
+        python=platform.python_version(),
+        torch=torch,
+        torch_problem=torch_problem,
+        gpus=gpus,
+        num_cpus=len(os.sched_getaffinity(0)),
+        ram_bytes=_ram_bytes(),
+        internet=names.resolved(timeout_s=3.0),
+        working_free_bytes=_free_bytes(output),
+        temp_free_bytes=_free_bytes(paths.temp),
+        working_problem=write_problem(output),
+        working_used_bytes=used_bytes,
+        working_num_files=num_files,
+        inputs=tuple(attached(paths.input)),
+        installed=installed_stack(),
+    )
+
+
+def installed_stack() -> dict[str, str]:
+    """Return the version of each distribution of the stack, ours and upstream's, that is installed."""
+    from importlib import metadata
+
+    found = {}
+    for name in (*STACK, *UPSTREAM):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def ask_torch(
+    python: str = sys.executable, *, timeout_s: float = 90.0
+) -> tuple[str | None, str, tuple[Gpu, ...]]:
+    """Return torch's version, why it could not be asked (empty if it could), and the CUDA devices."""
+    command = [python, "-c", _TORCH_PROBE]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        return None, f"importing torch and asking for GPUs took more than {timeout_s:.0f} s", ()
+    lines = answer.stdout.strip().splitlines()
+    if answer.returncode != 0 or not lines:
+        reason = (answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"])[-1]
+        return None, reason, ()
+    found = json.loads(lines[-1])
+    gpus = tuple(
+        Gpu(
+            name=name,
+            memory_bytes=memory,
+            capability=(major, minor),
+            supported=has_kernels_for((major, minor), found["archs"]),
+        )
+        for name, memory, major, minor in found["gpus"]
+    )
+    return found["torch"], "", gpus
+
+
+def ask_driver(*, timeout_s: float = 15.0) -> tuple[Gpu, ...]:
+    """Return the devices that ``nvidia-smi`` lists; none where there is no driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    command = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except (subprocess.TimeoutExpired, OSError):
+        return ()
+    return parse_driver(answer.stdout) if answer.returncode == 0 else ()
+
+
+def parse_driver(listing: str) -> tuple[Gpu, ...]:
+    """Return the devices of ``nvidia-smi``'s lines ``name, MiB``; other lines are left out."""
+    gpus = []
+    for line in listing.splitlines():
+        name, _, mebibytes = line.rpartition(",")
+        if name and mebibytes.strip().isdigit():
+            gpus.append(Gpu(name=name.strip(), memory_bytes=int(mebibytes) * 2**20))
+    return tuple(gpus)
+
+
+class _Lookup:
+    """Looks a host name up in the background: without a network that can take half a minute."""
+
+    def __init__(self, host: str) -> None:
+        self._found = False
+        self._thread = threading.Thread(target=self._look_up, args=(host,), daemon=True)
+        self._thread.start()
+
+    def _look_up(self, host: str) -> None:
+        try:
+            self._found = bool(socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM))
+        except OSError:
+            self._found = False
+
+    def resolved(self, *, timeout_s: float) -> bool:
+        self._thread.join(timeout_s)
+        return self._found
+
+
+def write_problem(folder: Path) -> str:
+    """Return why nothing can be written to ``folder``; empty if it can, or can be made.
+
+    Tried, not read from mode bits: a read-only mount and a full disk do not show in those. A folder
+    that does not exist yet is judged by the nearest one above it.
+    """
+    place = _existing(folder)
+    try:
+        with tempfile.TemporaryFile(dir=place) as stream:
+            stream.write(bytes(4096))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        return f"{place}: {error.strerror or error}"
+    return ""
+
+
+def _existing(folder: Path) -> Path:
+    return next((path for path in (folder, *folder.parents) if path.exists()), folder)
+
+
+def _free_bytes(folder: Path) -> int | None:
+    try:
+        return shutil.disk_usage(_existing(folder)).free
+    except OSError:
+        return None
+
+
+def _contents(folder: Path) -> tuple[int, int]:
+    """Return the bytes and the number of the files below a folder."""
+    used_bytes = num_files = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            num_files += 1
+            try:
+                used_bytes += (Path(place) / name).lstat().st_size
+            except OSError:
+                continue
+    return used_bytes, num_files
+
+
+def _ram_bytes() -> int:
+    """Return the memory that this process may use: the machine's, or its container's if less."""
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            limit = int((Path("/sys/fs/cgroup") / name).read_text())
+        except (OSError, ValueError):
+            continue
+        ram = min(ram, limit)
+    return ram
+
+
+def preflight(
+    paths: KagglePaths,
+    machine: Machine,
+    *,
+    clock: SessionClock | None = None,
+    needed_bytes: int = NEEDED_BYTES,
+) -> tuple[Check, ...]:
+    """Judge what was seen. Pure, apart from the clock.
+
+    Args:
+        paths: Kaggle's folders, for the messages.
+        machine: What :func:`survey` saw.
+        clock: The session's; without one, time is not judged.
+        needed_bytes: Free space that the session's checkpoints need.
+    """
+    checks = [
+        _python(machine),
+        _torch(machine),
+        _stack(machine),
+        _gpu(machine),
+        _internet(machine),
+        _inputs(paths, machine),
+        _working(machine),
+        _disk(machine, needed_bytes),
+        _output(machine),
+    ]
+    if clock is not None:
+        checks.append(_clock(clock))
+    return tuple(checks)
+
+
+def require(checks: Sequence[Check]) -> None:
+    """Let a session go on, unless a check failed for good.
+
+    Raises:
+        MachineError: At least one check of level ``error`` failed; the message has all of those.
+    """
+    failed = [f"{check.name}: {check.message}" for check in checks if not check.ok and check.level == "error"]
+    if failed:
+        raise MachineError("This machine cannot run the session. " + " ".join(failed))
+
+
+def to_json(checks: Sequence[Check]) -> dict[str, Any]:
+    """Return the document of ``doctor``; ``ok`` is false only where an error stops training."""
+    return {
+        "ok": all(check.ok or check.level != "error" for check in checks),
+        "checks": [check.to_json() for check in checks],
+    }
+
+
+def stack_conflicts(installed: Mapping[str, str]) -> tuple[str, ...]:
+    """Return upstream's distributions that stand in the way of ours, as ``name version``."""
+    return tuple(f"{name} {installed[name]}" for name in UPSTREAM if name in installed)
+
+
+def conflict_remedy(installed: Mapping[str, str]) -> str:
+    """Return how to get upstream's distributions out of the way.
+
+    Ours go too where they are: their files lie in the same folders and are removed along.
+    """
+    names = [name for name in (*UPSTREAM, *STACK) if name in installed]
+    return f"Run `pip uninstall -y {' '.join(names)}`, then install again, then restart the kernel."
+
+
+def _good(name: str, message: str) -> Check:
+    return Check(name=name, ok=True, level="info", message=message)
+
+
+def _bad(name: str, level: Level, message: str) -> Check:
+    return Check(name=name, ok=False, level=level, message=message)
+
+
+def _python(machine: Machine) -> Check:
+    version = _release(machine.python)
+    if MIN_PYTHON <= version <= MAX_PYTHON:
+        return _good("python", f"Python {machine.python}.")
+    return _bad(
+        "python",
+        "error" if version < MIN_PYTHON else "warning",
+        f"Python {machine.python}; the kit was tried with "
+        f"{_dotted(MIN_PYTHON)} to {_dotted(MAX_PYTHON)}. Choose an environment that has one of those.",
+    )
+
+
+def _torch(machine: Machine) -> Check:
+    if machine.torch is None:
+        return _bad(
+            "torch",
+            "error",
+            f"torch cannot be imported ({machine.torch_problem or 'not installed'}). On Kaggle, choose a "
+            "notebook environment that has it; elsewhere, `pip install torch`.",
+        )
+    if _release(machine.torch) < MIN_TORCH:
+        return _bad(
+            "torch",
+            "error",
+            f"torch {machine.torch} is older than {_dotted(MIN_TORCH)}, the first that loads checkpoints "
+            "safely. Choose a newer notebook environment, or `pip install --upgrade torch`.",
+        )
+    return _good("torch", f"torch {machine.torch}.")
+
+
+def _stack(machine: Machine) -> Check:
+    conflicts = stack_conflicts(machine.installed)
+    if conflicts:
+        return _bad(
+            "stack",
+            "error",
+            f"{', '.join(conflicts)}: upstream packages with the same import names as the kit's, and they "
+            f"cannot resume on today's torch. {conflict_remedy(machine.installed)}",
+        )
+    wrong = [
+        f"{name} {version} ({machine.installed.get(name, 'none')} found)"
+        for name, version in STACK.items()
+        if machine.installed.get(name) != version
+    ]
+    if wrong:
+        return _bad(
+            "stack", "error", f"Training needs {', '.join(wrong)}. Run `mapsage_kaggle.install()` first."
+        )
+    return _good("stack", ", ".join(f"{name} {version}" for name, version in STACK.items()) + ".")
+
+
+def _gpu(machine: Machine) -> Check:
+    if not machine.gpus:
+        hint = (
+            " On Kaggle, set Accelerator to GPU T4 x2; an account without a verified phone number gets a "
+            "machine without GPU and without Internet, whatever it asks for."
+            if machine.on_kaggle
+            else ""
+        )
+        return _bad("gpu", "warning", f"No GPU: training runs on {machine.num_cpus} CPU cores, slowly.{hint}")
+    shown = ", ".join(f"{gpu.name} ({gpu.memory_bytes / 2**30:.0f} GiB)" for gpu in machine.gpus)
+    if any(gpu.supported is None for gpu in machine.gpus):
+        return _bad(
+            "gpu",
+            "warning",
+            f"The driver lists {shown}, but torch {machine.torch or ''} cannot use it: training would run "
+            "on the CPU. Install a torch that is built for CUDA and for this driver.",
+        )
+    without = [gpu for gpu in machine.gpus if not gpu.supported]
+    if without:
+        names = ", ".join(
+            f"{gpu.name} (sm_{gpu.capability[0]}{gpu.capability[1]})" for gpu in without if gpu.capability
+        )
+        return _bad(
+            "gpu",
+            "error",
+            f"torch {machine.torch} has no kernels for {names}: it would take memory and then fail at the "
+            "first step. Choose another accelerator (on Kaggle: GPU T4 x2).",
+        )
+    return _good("gpu", f"{shown}.")
+
+
+def _internet(machine: Machine) -> Check:
+    if machine.internet:
+        return _good("internet", "Names resolve.")
+    complete = all(machine.installed.get(name) == version for name, version in STACK.items())
+    if complete:
+        return _good("internet", "No Internet; nothing is needed from it, all packages are installed.")
+    return _bad(
+        "internet",
+        "warning",
+        "No Internet: packages can be installed only from wheels attached as input. Turn Internet on in the "
+        "notebook's settings (it needs a verified phone number), or attach the data set that "
+        "`mapsage-kaggle bundle` makes.",
+    )
+
+
+def _inputs(paths: KagglePaths, machine: Machine) -> Check:
+    if machine.inputs:
+        names = ", ".join(str(path.relative_to(paths.input)) for path in machine.inputs[:8])
+        more = f" and {len(machine.inputs) - 8} more" if len(machine.inputs) > 8 else ""
+        return _good("inputs", f"Attached: {names}{more}.")
+    return _bad(
+        "inputs",
+        "warning",
+        f"Nothing is attached below {paths.input}. Use Add Input for the data set and, from the second "
+        "session on, for the last one's output. A source that was just attached can take a minute to appear.",
+    )
+
+
+def _working(machine: Machine) -> Check:
+    if not machine.working_problem:
+        return _good("working", "The output folder can be written to.")
+    remedy = (
+        "Delete what is not needed there."
+        if "space" in machine.working_problem.lower()
+        else f"Choose another with --work-dir, or set {ROOT_VARIABLE} to a folder that can be written to."
+    )
+    return _bad(
+        "working",
+        "error",
+        f"Nothing can be written to the output folder ({machine.working_problem}), so no checkpoint could "
+        f"be kept. {remedy}",
+    )
+
+
+def _disk(machine: Machine, needed_bytes: int) -> Check:
+    free = machine.working_free_bytes
+    if free is None:
+        return _bad("disk", "warning", "The free space of the output folder cannot be read.")
+    scratch = "" if machine.temp_free_bytes is None else f", {_gigabytes(machine.temp_free_bytes)} of scratch"
+    if free < needed_bytes:
+        return _bad(
+            "disk",
+            "error",
+            f"{_gigabytes(free)} are free for the output; the checkpoints of a session need "
+            f"{_gigabytes(needed_bytes)}. Delete what is not needed there.",
+        )
+    return _good("disk", f"{_gigabytes(free)} are free for the output{scratch}.")
+
+
+def _output(machine: Machine) -> Check:
+    message = (
+        f"The output holds {machine.working_num_files} files, {_gigabytes(machine.working_used_bytes)}; "
+        f"Kaggle keeps at most {_gigabytes(OUTPUT_BYTES)} and drops files beyond 500 in silence."
+    )
+    full = machine.working_num_files > OUTPUT_FILES or machine.working_used_bytes > 0.9 * OUTPUT_BYTES
+    if full and machine.on_kaggle:
+        return _bad("output", "warning", f"{message} Delete what is not needed, or move it to scratch.")
+    return _good("output", message)
+
+
+def _clock(clock: SessionClock) -> Check:
+    left = clock.left_s()
+    if left <= 0:
+        return _bad(
+            "clock",
+            "error",
+            f"The session has run for {format_duration(clock.elapsed_s())} of its "
+            f"{format_duration(clock.limit_s)}: there is no time left to train. Start a new session.",
+        )
+    message = f"{format_duration(left)} are left, less the reserve of {format_duration(clock.reserve_s)}."
+    if left < min(SHORT_SESSION_S, 0.5 * clock.limit_s):
+        return _bad("clock", "warning", f"Only {message} A new session has more.")
+    return _good("clock", message)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(str(part) for part in version)
+
+
+def _gigabytes(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"
