@@ -1,0 +1,398 @@
+"""Reads the zip file that ``torch.save`` writes, strictly: every byte is accounted for.
+
+``torch.load`` and ``zipfile`` are lenient: they read what the central directory points at and never
+compare a checksum unless asked. A checkpoint has one right shape (entries stored one after the
+other, then the directory, then the end), so that anything else can be told as damage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+CHUNK_BYTES = 2**20
+_NUM_BUFFERS = 3
+_MAX_DIRECTORY_BYTES = 64 * 2**20
+
+_END = struct.Struct("<4s4H2LH")
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_LOCATOR64 = struct.Struct("<4sLQL")
+_CENTRAL = struct.Struct("<4s6H3L5H2L")
+_LOCAL = struct.Struct("<4s5H3L2H")
+
+
+class DamagedError(ValueError):
+    """The file is not a whole checkpoint; the message says in what way."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A file inside the archive.
+
+    Attributes:
+        name: Without the archive's own folder: ``data.pkl``, ``data/0``, ...
+        full_name: As stored.
+        size_bytes: Of its content.
+        crc32: That its content must have.
+        header_start: Where its local header begins.
+    """
+
+    name: str
+    full_name: bytes
+    size_bytes: int
+    crc32: int
+    header_start: int
+
+
+class Source:
+    """Bytes that can be read at any position, from one descriptor opened once.
+
+    A path that is replaced while it is being read does not matter: the descriptor keeps the file.
+    """
+
+    def __init__(self, source: Path | BinaryIO) -> None:
+        self._descriptor: int | None = None
+        self._stream: BinaryIO | None = None
+        if isinstance(source, Path):
+            self._descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self.size_bytes = os.fstat(self._descriptor).st_size
+        else:
+            self._stream = source
+            self.size_bytes = source.seek(0, io.SEEK_END)
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Fill ``buffer`` from ``offset`` on; return how many bytes there were."""
+        done = 0
+        while done < len(buffer):
+            if self._descriptor is not None:
+                count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+            else:
+                assert self._stream is not None
+                self._stream.seek(offset + done)
+                count = getattr(self._stream, "readinto")(buffer[done:])  # noqa: B009 - not in BinaryIO's stub
+            if not count:
+                break
+            done += count
+        return done
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return ``size`` bytes at ``offset``.
+
+        Raises:
+            DamagedError: There are fewer.
+        """
+        if offset < 0 or size < 0 or offset + size > self.size_bytes:
+            raise DamagedError(f"it refers to bytes {offset} to {offset + size}, but has {self.size_bytes}")
+        buffer = bytearray(size)
+        if self.read_into(offset, memoryview(buffer)) != size:
+            raise DamagedError("it became shorter while it was read")
+        return bytes(buffer)
+
+
+class Archive:
+    """The directory of a checkpoint's zip file.
+
+    Args:
+        source: The bytes. Must stay open while the archive is used.
+
+    Raises:
+        DamagedError: There is no intact directory, or one that ``torch.save`` would not write.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.directory_start, count, self._tail = _read_tail(source)
+        self.entries = _parse_directory(self._tail, count, self.directory_start)
+        self.by_name = {entry.name: entry for entry in self.entries}
+
+    def read(self, name: str, *, limit_bytes: int) -> bytes:
+        """Return the content of one entry, its checksum compared.
+
+        Raises:
+            DamagedError: It is missing, larger than ``limit_bytes`` or damaged.
+        """
+        entry = self.by_name.get(name)
+        if entry is None:
+            raise DamagedError(f"the archive has no {name}")
+        if entry.size_bytes > limit_bytes:
+            raise DamagedError(f"{name} has {entry.size_bytes} bytes, more than the {limit_bytes} that are read")
+        header = self.source.read(entry.header_start, _LOCAL.size)
+        start = entry.header_start + _check_local(entry, header)
+        names = self.source.read(entry.header_start + _LOCAL.size, len(entry.full_name))
+        _check_local_name(entry, names)
+        content = self.source.read(start, entry.size_bytes)
+        _check_crc(entry, zlib.crc32(content))
+        return content
+
+    def sweep(self, take: Callable[[Entry, Iterator[memoryview]], None]) -> str:
+        """Read the whole file once, from its first byte to its last, and prove every byte of it.
+
+        Args:
+            take: Is given each entry in file order with its content, piece by piece. A piece is
+                valid until the next one is asked for; what ``take`` leaves is read all the same.
+
+        Returns:
+            The sha256 of the file.
+
+        Raises:
+            DamagedError: A checksum differs, or there are bytes that belong to nothing.
+        """
+        with _Reader(self.source) as reader:
+            for entry in self.entries:
+                if reader.position != entry.header_start:
+                    raise DamagedError(
+                        f"{entry.name} begins at byte {entry.header_start}, expected {reader.position}: "
+                        "something lies between the entries, or one overlaps another"
+                    )
+                header = reader.take(_LOCAL.size)
+                rest = _check_local(entry, header) - _LOCAL.size
+                _check_local_name(entry, reader.take(rest)[: len(entry.full_name)])
+                pieces = _Pieces(reader, entry.size_bytes)
+                take(entry, pieces)
+                for _ in pieces:
+                    pass
+                _check_crc(entry, pieces.crc32)
+                if _LOCAL.unpack(header)[2] & 0x8:
+                    self._check_descriptor(entry, reader)
+            if reader.position != self.directory_start:
+                raise DamagedError(f"bytes {reader.position} to {self.directory_start} belong to no entry")
+            if reader.take(len(self._tail)) != self._tail:
+                raise DamagedError("it changed while it was read")
+            return reader.finish()
+
+    def _check_descriptor(self, entry: Entry, reader: _Reader) -> None:
+        """Compare the copy of checksum and sizes that follows the data where the header has none."""
+        long = entry.size_bytes >= 2**32 - 1
+        expected = b"PK\x07\x08" + struct.pack("<L", entry.crc32)
+        expected += struct.pack("<2Q" if long else "<2L", entry.size_bytes, entry.size_bytes)
+        if reader.take(len(expected)) != expected:
+            raise DamagedError(f"{entry.name}: what follows its data contradicts the directory")
+
+
+class _Reader:
+    """Reads a source from start to end, hashing in a second thread while the caller works."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._buffers = [memoryview(bytearray(CHUNK_BYTES)) for _ in range(_NUM_BUFFERS)]
+        self._busy: list[Future[None] | None] = [None] * _NUM_BUFFERS
+        self._turn = 0
+        self._offset = 0
+        self._sha256 = hashlib.sha256()
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+        self._chunk = memoryview(b"")
+        self._at = 0
+        self.position = 0
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hasher.shutdown(wait=True)
+
+    def next_piece(self, limit: int) -> memoryview:
+        """Return the next bytes, at least one and at most ``limit``."""
+        if self._at == len(self._chunk):
+            self._fill()
+        piece = self._chunk[self._at : self._at + limit]
+        self._at += len(piece)
+        self.position += len(piece)
+        return piece
+
+    def take(self, size: int) -> bytes:
+        """Return the next ``size`` bytes."""
+        piece = self.next_piece(size) if size else memoryview(b"")
+        if len(piece) == size:
+            return bytes(piece)
+        parts = bytearray(piece)
+        while len(parts) < size:
+            parts += self.next_piece(size - len(parts))
+        return bytes(parts)
+
+    def finish(self) -> str:
+        """Return the sha256 of all that was read; the source must be at its end."""
+        if self.position != self._source.size_bytes:
+            raise DamagedError(f"{self._source.size_bytes - self.position} bytes follow the end of the archive")
+        self._hasher.shutdown(wait=True)
+        return self._sha256.hexdigest()
+
+    def _fill(self) -> None:
+        turn = self._turn = (self._turn + 1) % _NUM_BUFFERS
+        busy = self._busy[turn]
+        if busy is not None:
+            busy.result()
+        left = self._source.size_bytes - self._offset
+        if left <= 0:
+            raise DamagedError("it ends in the middle of an entry")
+        chunk = self._buffers[turn][: min(left, CHUNK_BYTES)]
+        if self._source.read_into(self._offset, chunk) != len(chunk):
+            raise DamagedError("it became shorter while it was read")
+        self._offset += len(chunk)
+        self._busy[turn] = self._hasher.submit(self._sha256.update, chunk)
+        self._chunk, self._at = chunk, 0
+
+
+class _Pieces:
+    """The content of one entry, piece by piece, its checksum computed on the way."""
+
+    def __init__(self, reader: _Reader, size_bytes: int) -> None:
+        self._reader = reader
+        self._left = size_bytes
+        self.crc32 = 0
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return self
+
+    def __next__(self) -> memoryview:
+        if not self._left:
+            raise StopIteration
+        piece = self._reader.next_piece(self._left)
+        self._left -= len(piece)
+        self.crc32 = zlib.crc32(piece, self.crc32)
+        return piece
+
+
+def _read_tail(source: Source) -> tuple[int, int, bytes]:
+    """Return where the directory starts, how many entries it has, and all bytes from there on."""
+    size = source.size_bytes
+    if size < _END.size:
+        raise DamagedError(f"it has {size} bytes, too few for any checkpoint")
+    end = source.read(size - _END.size, _END.size)
+    magic, disk, first_disk, here, count, length, start, comment = _END.unpack(end)
+    if magic != b"PK\x05\x06" or comment:
+        raise DamagedError("the end of the zip archive is missing: the file was cut off or overwritten there")
+    if disk or first_disk or here != count:
+        raise DamagedError("its end speaks of a zip archive in several parts")
+    stop = size - _END.size
+    locator_start = stop - _LOCATOR64.size
+    if locator_start >= _END64.size and (locator := source.read(locator_start, _LOCATOR64.size))[:4] == b"PK\x06\x07":
+        _, _, end64_start, disks = _LOCATOR64.unpack(locator)
+        if end64_start + _END64.size != locator_start or disks != 1:
+            raise DamagedError("the end of the zip archive is damaged")
+        magic, length64, _, _, disk, first_disk, here, count64, size64, start64 = _END64.unpack(
+            source.read(end64_start, _END64.size)
+        )
+        if magic != b"PK\x06\x06" or length64 != _END64.size - 12 or disk or first_disk or here != count64:
+            raise DamagedError("the end of the zip archive is damaged")
+        for short, whole, mark in ((count, count64, 0xFFFF), (length, size64, 2**32 - 1), (start, start64, 2**32 - 1)):
+            if short not in (whole, mark):
+                raise DamagedError("the two ends of the zip archive contradict each other")
+        count, length, start, stop = count64, size64, start64, end64_start
+    if start + length != stop:
+        raise DamagedError("the directory of the zip archive is not where its end says")
+    if length > _MAX_DIRECTORY_BYTES:
+        raise DamagedError(f"the directory of the zip archive has {length} bytes, more than any checkpoint")
+    return start, count, source.read(start, size - start)
+
+
+def _parse_directory(tail: bytes, count: int, directory_start: int) -> tuple[Entry, ...]:
+    """Return the entries in the order in which they lie in the file."""
+    if count * _CENTRAL.size > len(tail):
+        raise DamagedError(f"its directory cannot hold {count} entries")
+    entries: list[Entry] = []
+    at = 0
+    prefix: bytes | None = None
+    for _ in range(count):
+        if at + _CENTRAL.size > len(tail):
+            raise DamagedError("the directory of the zip archive is cut off")
+        fields = _CENTRAL.unpack_from(tail, at)
+        magic, flags, method, crc32 = fields[0], fields[3], fields[4], fields[7]
+        packed, size, header_start = fields[8], fields[9], fields[16]
+        num_name, num_extra, num_comment = fields[10:13]
+        if magic != b"PK\x01\x02":
+            raise DamagedError("the directory of the zip archive is damaged")
+        at += _CENTRAL.size
+        full_name = tail[at : at + num_name]
+        extra = tail[at + num_name : at + num_name + num_extra]
+        at += num_name + num_extra + num_comment
+        packed, size, header_start = _long_sizes(packed, size, header_start, extra)
+        folder, slash, rest = full_name.partition(b"/")
+        try:
+            name = rest.decode("ascii")
+        except UnicodeDecodeError:
+            raise DamagedError(f"an entry has the name {full_name!r}; torch writes plain ones") from None
+        shown = full_name.decode("utf-8", "backslashreplace")[:120]
+        if flags & 0x1:
+            raise DamagedError(f"{shown} is encrypted, which torch.save never does")
+        if method != 0 or packed != size:
+            raise DamagedError(
+                f"{shown} is compressed, which torch.save never does: this is another kind of zip file, or a bomb"
+            )
+        if header_start + _LOCAL.size + num_name + size > directory_start:
+            raise DamagedError(f"{shown} reaches beyond the end of the file's data")
+        if prefix is None:
+            prefix = folder
+        if not slash or not rest or folder != prefix:
+            raise DamagedError(
+                f"it is a zip file, but not a checkpoint: {shown!r} does not lie in one common folder with the others"
+            )
+        entries.append(
+            Entry(name=name, full_name=full_name, size_bytes=size, crc32=crc32, header_start=header_start)
+        )
+    if not tail.startswith((b"PK\x05\x06", b"PK\x06\x06"), at):
+        raise DamagedError("the directory of the zip archive has more in it than its entries")
+    if len({entry.name for entry in entries}) != len(entries):
+        names = [entry.name for entry in entries]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DamagedError(f"two entries have the name {twice}: which one counts would depend on the reader")
+    entries.sort(key=lambda entry: entry.header_start)
+    return tuple(entries)
+
+
+def _long_sizes(packed: int, size: int, start: int, extra: bytes) -> tuple[int, int, int]:
+    """Return sizes and offset with those that do not fit 32 bits taken from the zip64 field."""
+    mark = 2**32 - 1
+    if mark not in (packed, size, start):
+        return packed, size, start
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, at)
+        if kind == 1:
+            numbers = iter(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
+            try:
+                size = next(numbers) if size == mark else size
+                packed = next(numbers) if packed == mark else packed
+                start = next(numbers) if start == mark else start
+            except StopIteration:
+                break
+            return packed, size, start
+        at += 4 + length
+    raise DamagedError("an entry of more than 4 GB lacks its sizes")
+
+
+def _check_local(entry: Entry, header: bytes) -> int:
+    """Compare a local header with the directory; return how far behind its start the content begins."""
+    magic, _, flags, method, _, _, crc32, packed, size, num_name, num_extra = _LOCAL.unpack(header)
+    if magic != b"PK\x03\x04" or method != 0 or num_name != len(entry.full_name) or flags & 0x1:
+        raise DamagedError(f"{entry.name}: its header is damaged")
+    later = flags & 0x8 and (crc32, packed, size) == (0, 0, 0)
+    mark = 2**32 - 1
+    if not later and (crc32 != entry.crc32 or packed not in (entry.size_bytes, mark) or size != packed):
+        raise DamagedError(f"{entry.name}: its header contradicts the directory")
+    return int(_LOCAL.size + num_name + num_extra)
+
+
+def _check_local_name(entry: Entry, name: bytes) -> None:
+    if name != entry.full_name:
+        raise DamagedError(f"{entry.name}: its header names {name[:80]!r}; the entries were exchanged or overwritten")
+
+
+def _check_crc(entry: Entry, crc32: int) -> None:
+    if crc32 != entry.crc32:
+        raise DamagedError(f"{entry.name}: checksum {crc32:08x}, expected {entry.crc32:08x}: its data is damaged")

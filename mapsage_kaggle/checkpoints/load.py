@@ -1,0 +1,137 @@
+"""Loads a checkpoint into real tensors: the very bytes that were proven, and no code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from mapsage_kaggle.checkpoints.archive import Archive, DamagedError, Entry, Source
+from mapsage_kaggle.checkpoints.inspect import Content, read_content, refuse_other_kinds
+from mapsage_kaggle.checkpoints.unpickle import ArrayInfo, HistoryInfo, StorageInfo, Symbol, TensorInfo, UnsafeError, interpret
+from mapsage_kaggle.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+def load_checkpoint(
+    source: Path | BinaryIO,
+    *,
+    sha256: str | None = None,
+    history_buffer: Callable[[Any, Any, int], Any] | None = None,
+) -> dict[str, Any]:
+    """Return a checkpoint's content with tensors on the CPU.
+
+    The file is read once, from its first byte to its last. The bytes whose checksums are compared
+    are copied straight into the tensors' memory, so that nothing can change between proof and use,
+    and the memory needed is that of the tensors.
+
+    Args:
+        source: The file, or a seekable stream of it.
+        sha256: What the file's sha256 must be, from the manifest or from an inspection.
+        history_buffer: Makes the ``HistoryBuffer`` for a scalar's (log, count, max_length), which
+            are two arrays and a number: ``mmengine.logging.HistoryBuffer``. Descriptions are left in
+            their place where it is None (this room may not import mmengine).
+
+    Raises:
+        CheckpointError: The file is missing, damaged, of another kind, has another sha256, or its
+            pickle asks for something that no checkpoint needs.
+    """
+    name = str(source) if isinstance(source, Path) else getattr(source, "name", "the stream")
+    try:
+        with Source(source) as opened:
+            return _load(opened, sha256, history_buffer)
+    except OSError as error:
+        raise CheckpointError(f"{name} cannot be read: {error.strerror or error}.") from error
+    except (DamagedError, UnsafeError) as error:
+        raise CheckpointError(f"{name} is rejected: {error}.", "Use another checkpoint.") from error
+
+
+def _load(
+    source: Source, sha256: str | None, history_buffer: Callable[[Any, Any, int], Any] | None
+) -> dict[str, Any]:
+    refuse_other_kinds(source)
+    archive = Archive(source)
+    content = read_content(archive)
+    build = _Realise(content, history_buffer)
+    found = archive.sweep(build.take)
+    if sha256 is not None and found != sha256:
+        raise DamagedError(f"its sha256 is {found}, expected {sha256}")
+    tree: dict[str, Any] = interpret(content.pickle, build)
+    meta = tree.get("meta")
+    if isinstance(meta, dict):
+        # mmengine's Runner.resume passes meta.config to Config.fromstring, which runs it as Python.
+        meta.pop("config", None)
+    return tree
+
+
+class _Realise:
+    """Builds real tensors and arrays on memory that the sweep has filled."""
+
+    def __init__(self, content: Content, history_buffer: Callable[[Any, Any, int], Any] | None) -> None:
+        import numpy as np
+        import torch
+
+        self._np, self._torch = np, torch
+        self._history_buffer = history_buffer
+        self.tensor_types = (torch.Tensor,)
+        self._pickle = content.pickle
+        self._memory: dict[str, torch.Tensor] = {}
+        for info in content.tensors.values():
+            if info.storage.key not in self._memory:
+                self._memory[info.storage.key] = torch.empty(info.storage.size_bytes, dtype=torch.uint8)
+
+    def take(self, entry: Entry, pieces: Iterator[memoryview]) -> None:
+        """Copy an entry's content into its tensor's memory."""
+        if entry.name == "data.pkl":
+            if b"".join(bytes(piece) for piece in pieces) != self._pickle:
+                raise DamagedError("it changed while it was read")
+        elif entry.name.startswith("data/"):
+            target = self._memory[entry.name.removeprefix("data/")].numpy()
+            at = 0
+            for piece in pieces:
+                target[at : at + len(piece)] = self._np.frombuffer(piece, self._np.uint8)
+                at += len(piece)
+
+    def tensor(self, info: TensorInfo) -> torch.Tensor:
+        """Return a tensor on the storage that ``info`` names."""
+        torch = self._torch
+        result = torch.empty(0, dtype=getattr(torch, info.dtype))
+        result.set_(self._memory[info.storage.key].untyped_storage(), info.offset, info.shape, info.stride)
+        return result.requires_grad_(info.requires_grad)
+
+    def new_array(self) -> np.ndarray[Any, Any]:
+        """Return an empty array."""
+        return self._np.ndarray((0,), "|u1")
+
+    def fill_array(self, array: np.ndarray[Any, Any], info: ArrayInfo) -> None:
+        """Give an array its type, shape and data."""
+        dtype = self._np.dtype(info.dtype)
+        array.__setstate__((1, info.shape, dtype, info.fortran_order, info.data))
+
+    def scalar(self, dtype: str, data: bytes) -> Any:
+        """Return a NumPy scalar."""
+        return self._np.frombuffer(data, self._np.dtype(dtype))[0]
+
+    def new_history(self) -> Any:
+        """Return an empty history."""
+        if self._history_buffer is None:
+            return HistoryInfo()
+        return self._history_buffer([], [], 1_000_000)
+
+    def fill_history(self, history: Any, info: HistoryInfo) -> None:
+        """Give a history its values."""
+        if self._history_buffer is None:
+            history.log, history.count, history.max_length = info.log, info.count, info.max_length
+        else:
+            history._log_history, history._count_history = info.log, info.count
+            history.max_length = info.max_length
+
+    def symbol(self, symbol: Symbol) -> Any:
+        """Return a torch dtype or device."""
+        kind, _, device = symbol.name.partition(":")
+        if kind == "torch.device":
+            return self._torch.device(device)
+        return getattr(self._torch, kind.removeprefix("torch."))

@@ -1,0 +1,241 @@
+"""Finds every checkpoint below a folder, by name. Opens none of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mapsage_kaggle.paths import KagglePaths
+from mapsage_kaggle.walk import WalkResult, walk
+
+Kind = Literal["iter", "best", "latest", "last_checkpoint", "epoch"]
+
+_ITER = re.compile(r"iter_([0-9]{1,15})\.pth")
+_BEST = re.compile(r"best_.+_iter_([0-9]{1,15})\.pth")
+_EPOCH = re.compile(r"(?:best_.+_)?epoch_([0-9]{1,15})\.pth")
+_WANTED = re.compile(r"(?:best_.+_)?(?:iter|epoch)_[0-9]{1,15}\.pth|latest\.pth|last_checkpoint|session\.json")
+_MAX_NAME_BYTES = 4096
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoundCheckpoint:
+    """A file whose name is a checkpoint's. What is in it is another question.
+
+    Attributes:
+        path: Where it was found; a link's own path.
+        kind: ``iter``, ``best``, ``latest``, ``last_checkpoint`` or ``epoch``.
+        iteration: As its name, or the name it leads to, says; None where that says none.
+        size_bytes: Of the checkpoint, also for a link or a ``last_checkpoint`` that leads to it.
+        source: The attached source that it lies in: ``alice/mapsage-train``, ``my-dataset``.
+        target: The checkpoint that ``latest.pth`` or ``last_checkpoint`` leads to; else ``path``.
+    """
+
+    path: Path
+    kind: Kind
+    iteration: int | None
+    size_bytes: int
+    source: str
+    target: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the contract's JSON object."""
+        return {
+            "path": str(self.path),
+            "kind": self.kind,
+            "iteration": self.iteration,
+            "size_bytes": self.size_bytes,
+            "source": self.source,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rejected:
+    """A place that looked like a checkpoint, or like a folder of them, and is none.
+
+    Attributes:
+        path: The place.
+        reason: What is wrong with it.
+    """
+
+    path: Path
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the contract's JSON object."""
+        return {"path": str(self.path), "reason": self.reason}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScanReport:
+    """What lies below a folder.
+
+    Attributes:
+        root: The folder.
+        files: The checkpoints by name, sorted by path.
+        rejected: What is not as it should be, sorted by path.
+        records: Paths of the session records, ``session.json``, sorted.
+    """
+
+    root: Path
+    files: tuple[FoundCheckpoint, ...]
+    rejected: tuple[Rejected, ...]
+    records: tuple[Path, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the contract's JSON object."""
+        return {
+            "files": [item.to_json() for item in self.files],
+            "rejected": [item.to_json() for item in self.rejected],
+        }
+
+
+def scan(
+    root: Path,
+    *,
+    wait_s: float = 0.0,
+    on_wait: Callable[[str], None] | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+    now: Callable[[], float] = time.monotonic,
+) -> ScanReport:
+    """Return every checkpoint below ``root``, at any depth. Nothing it meets is fatal.
+
+    Args:
+        root: Usually Kaggle's input folder. Where it is missing or no folder, the report says so.
+        wait_s: How long to wait for a source whose mount is still missing or empty, as it can be
+            right after it was attached.
+        on_wait: Told, in one sentence, each time that there is a wait.
+        sleep: Waits.
+        now: The clock that bounds the wait.
+    """
+    deadline = now() + wait_s
+    pause_s = 0.5
+    while True:
+        found = walk(root, want_file=_WANTED.fullmatch)
+        absent = _absent(root, found)
+        left_s = deadline - now()
+        if not absent or left_s <= 0:
+            break
+        if on_wait is not None:
+            on_wait(f"Waiting for {absent} to be mounted: still empty, {left_s:.0f} s left.")
+        sleep(min(pause_s, left_s))
+        pause_s = min(pause_s * 2, 8.0)
+    return _report(root, found)
+
+
+def _absent(root: Path, found: WalkResult) -> str:
+    """Name the sources that look as if their mount had not come up yet."""
+    if found.num_listings == 1 and any(problem.path == root for problem in found.problems):
+        return "" if root.exists() else str(root)
+    mounts = [path for path in found.empty_dirs if len(path.relative_to(root).parts) <= 3]
+    return ", ".join(map(str, mounts))
+
+
+def _report(root: Path, found: WalkResult) -> ScanReport:
+    anchor = _anchor(root)
+    files: list[FoundCheckpoint] = []
+    records: list[Path] = []
+    rejected = [Rejected(path=problem.path, reason=problem.reason) for problem in found.problems]
+    for path in found.files:
+        if path.name == "session.json":
+            records.append(path)
+            continue
+        try:
+            files.append(_found(path, anchor))
+        except _NotOneError as error:
+            rejected.append(Rejected(path=path, reason=str(error)))
+        except OSError as error:
+            rejected.append(Rejected(path=path, reason=f"it cannot be read: {error.strerror}"))
+    rejected.sort(key=lambda item: str(item.path))
+    return ScanReport(root=root, files=tuple(files), rejected=tuple(rejected), records=tuple(records))
+
+
+class _NotOneError(Exception):
+    """A name that promised a checkpoint; the message says what is there instead."""
+
+
+def _found(path: Path, anchor: Path) -> FoundCheckpoint:
+    target = path
+    if path.name == "last_checkpoint":
+        kind: Kind = "last_checkpoint"
+        target = _named_in(path)
+        status = target.stat()
+    else:
+        status = path.stat()
+        kind = _kind(path.name)
+        if kind == "latest" and path.is_symlink():
+            target = path.parent / os.readlink(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise _NotOneError("it is not a regular file")
+    if status.st_size == 0:
+        raise _NotOneError("it is empty" if target == path else f"it leads to {target.name}, which is empty")
+    return FoundCheckpoint(
+        path=path,
+        kind=kind,
+        iteration=iteration_in_name(target.name),
+        size_bytes=status.st_size,
+        source=_source(path, anchor),
+        target=target,
+    )
+
+
+def _kind(name: str) -> Kind:
+    if _ITER.fullmatch(name):
+        return "iter"
+    if _BEST.fullmatch(name):
+        return "best"
+    return "latest" if name == "latest.pth" else "epoch"
+
+
+def iteration_in_name(name: str) -> int | None:
+    """Return the N of ``iter_N.pth`` or ``best_<metric>_iter_N.pth``; None for other names."""
+    match = _ITER.fullmatch(name) or _BEST.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def _named_in(path: Path) -> Path:
+    """Return the checkpoint that a ``last_checkpoint`` names, looked for beside it.
+
+    mmengine writes the absolute path of the machine it ran on, which is not this one.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise _NotOneError("it is not a regular file")
+    with path.open("rb") as stream:
+        raw = stream.read(_MAX_NAME_BYTES + 1)
+    try:
+        text = raw.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        text = ""
+    name = text.replace("\\", "/").rpartition("/")[2]
+    if not name or len(raw) > _MAX_NAME_BYTES or "\n" in text or "\0" in text or name in (".", ".."):
+        raise _NotOneError("it does not hold the name of a checkpoint")
+    target = path.parent / name
+    if not target.exists():
+        raise _NotOneError(f"it names {text}, but there is no {name} beside it")
+    return target
+
+
+def _anchor(root: Path) -> Path:
+    """Return the folder that sources are attached to: Kaggle's input where ``root`` lies in it."""
+    attached = KagglePaths.from_environment().input
+    absolute = root.absolute()
+    return attached if absolute.is_relative_to(attached) else absolute
+
+
+def _source(path: Path, anchor: Path) -> str:
+    """Return the name of the attached source that a file lies in, in either of Kaggle's layouts."""
+    folders = path.absolute().relative_to(anchor).parts[:-1]
+    if not folders:
+        return anchor.name
+    if folders[0] in ("notebooks", "datasets") and len(folders) >= 3:
+        return "/".join(folders[1:3])
+    if folders[0] == "models" and len(folders) >= 3:
+        return "/".join(folders[1:6])
+    if folders[0] == "competitions" and len(folders) >= 2:
+        return folders[1]
+    return folders[0]
