@@ -1,0 +1,652 @@
+"""Makes the running interpreter able to train, and proves it.
+
+What is there stays as it is, above all the platform's torch, numpy and OpenCV; only what is missing is
+added, from wheels attached as input where they suffice, else from the package index. Nothing is
+ever compiled.
+
+:func:`plan_install` decides and is pure; :func:`install` acts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.tags import Tag, sys_tags
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.version import InvalidVersion, Version
+
+from mapsage_kaggle.environment import (
+    MIN_TORCH,
+    STACK,
+    conflict_remedy,
+    stack_conflicts,
+)
+from mapsage_kaggle.errors import MachineError, UsageError
+from mapsage_kaggle.paths import KagglePaths, bundled
+
+LIBRARIES: tuple[str, ...] = (
+    # The kit's own core; setup.cfg has the reasons of the bounds.
+    "numpy>2",
+    "Pillow>=10.1",
+    "Jinja2>=3.1",
+    "matplotlib>=3.9",
+    "packaging>=22.0",
+    # What mmengine, mmcv and mmseg ask for.
+    "addict",
+    "ftfy",
+    "prettytable",
+    "pyyaml",
+    "regex",
+    "rich",
+    "scipy",
+    "termcolor",
+    "yapf",
+    # torch.utils.cpp_extension, which mmengine imports, imports it.
+    "setuptools",
+)
+"""All that the stack needs besides torch and OpenCV. Spelt out, and the stack itself installed without
+its dependencies, because it asks for ``opencv-python`` even where another build of OpenCV is there: a
+second build overwrites the first one's files. A test compares this with the stack's own metadata."""
+
+OPENCV = (
+    "opencv-python",
+    "opencv-contrib-python",
+    "opencv-python-headless",
+    "opencv-contrib-python-headless",
+)
+"""Builds of OpenCV, all imported as ``cv2``. Any of them will do."""
+OPENCV_IF_MISSING = "opencv-python-headless"
+"""Needs no libGL, which a bare machine lacks."""
+
+SOURCE_ONLY = "onedl-mmcv"
+"""Published as source. Its build compiles only where it can import torch, and pip's build isolation
+keeps torch out of sight, so that a pure-Python wheel comes out in seconds."""
+
+MODULES: Mapping[str, tuple[str, ...]] = {
+    "torch": ("torch",),
+    "numpy": ("numpy",),
+    "cv2": OPENCV,
+    "PIL": ("pillow",),
+    "scipy": ("scipy",),
+    "matplotlib": ("matplotlib",),
+    "yaml": ("pyyaml",),
+    "mmengine": ("onedl-mmengine",),
+    "mmcv": ("onedl-mmcv",),
+    "mmseg": ("onedl-mmsegmentation",),
+}
+"""Import names, and the distributions that may provide each."""
+
+PIP_TIMEOUT_S = 300.0
+PROOF_TIMEOUT_S = 180.0
+TRIES = 2
+
+_PASSING = ("Read timed out", "Connection reset", "Connection aborted", "502", "503", "IncompleteRead")
+"""Words of failures that may be gone at the next try."""
+
+_PIP_OPTIONS_IN_THE_WAY = ("PIP_NO_BUILD_ISOLATION", "PIP_NO_BINARY", "PIP_ONLY_BINARY", "PIP_QUIET")
+"""Variables that would let a build see torch, and then compile for half an hour."""
+
+_TEXT: Mapping[str, Mapping[str, str]] = {
+    "en": {
+        "present": "Everything is installed already: {stack}.",
+        "adding": "Adding {what} from {source} ...",
+        "wheels": "the attached wheels",
+        "index": "the package index",
+        "fallback": "The attached wheels do not suffice; asking the package index for the rest.",
+        "again": "The connection broke; trying once more.",
+        "kept": "Left as they are: {kept}.",
+        "proving": "Proving it in a fresh process ...",
+        "proved": "It works: the model of {config} was built and run ({parameters:.1f} million "
+        "parameters, {classes} classes). {seconds:.0f} s in all.",
+        "added": "Done in {seconds:.0f} s, not proved.",
+        "restart": "Restart the kernel now, then run the notebook again from the top: {modules} had been "
+        "imported already and is now another version on disk.",
+    },
+    "zh": {
+        "present": "所需的包均已安装：{stack}。",
+        "adding": "正在从{source}安装 {what} ……",
+        "wheels": "已挂载的 wheel 文件",
+        "index": "软件包索引",
+        "fallback": "已挂载的 wheel 文件不够用，其余部分改从软件包索引获取。",
+        "again": "连接中断，再试一次。",
+        "kept": "保持原样：{kept}。",
+        "proving": "正在新进程中验证 ……",
+        "proved": "验证通过：已构建并运行 {config} 的模型（{parameters:.1f} 百万参数，{classes} 个类别）。"
+        "共用时 {seconds:.0f} 秒。",
+        "added": "已完成，用时 {seconds:.0f} 秒，未作验证。",
+        "restart": "请立即重启内核，然后从头运行 Notebook：{modules} 此前已被导入，而磁盘上的版本已改变。",
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InstallPlan:
+    """What is to be installed, and from where.
+
+    Attributes:
+        libraries: Requirements to install with all that they need.
+        stack: Requirements of the stack itself, to install without what they ask for.
+        constraints: ``name==version`` of everything present, so that pip cannot change it.
+        find_links: Folders with attached wheels.
+        use_index: Whether the package index may be asked.
+        uncovered: Names for which no attached wheel fits this interpreter.
+    """
+
+    libraries: tuple[str, ...] = ()
+    stack: tuple[str, ...] = ()
+    constraints: tuple[str, ...] = ()
+    find_links: tuple[Path, ...] = ()
+    use_index: bool = False
+    uncovered: tuple[str, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.libraries or self.stack)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InstallReport:
+    """What was done.
+
+    Attributes:
+        added: ``name==version`` of what was not there before.
+        changed: ``name old -> new`` of what had to change.
+        kept: ``name==version`` of torch, numpy and OpenCV, which stayed.
+        restart: Import names that this process holds in another version than is now on disk. Where
+            there are any, the kernel must restart before training.
+        python_path: The folder that a child needs on ``PYTHONPATH`` to import the kit, which is
+            already set for children of this process; None where the kit itself is installed.
+        proof: What the fresh process saw: classes, parameters, versions; None if it was not asked.
+        seconds: How long all of it took.
+    """
+
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    kept: tuple[str, ...]
+    restart: tuple[str, ...]
+    python_path: Path | None
+    proof: Mapping[str, Any] | None
+    seconds: float
+
+
+def plan_install(
+    installed: Mapping[str, str],
+    wheels: Sequence[Path],
+    online: bool,
+    *,
+    tags: Collection[Tag] | None = None,
+) -> InstallPlan:
+    """Decide what to install. Pure.
+
+    Args:
+        installed: Version of each distribution present, by canonical name.
+        wheels: Wheels attached as input; those for other interpreters are passed over.
+        online: Whether the package index may be asked.
+        tags: What this interpreter can use; found out by default.
+
+    Raises:
+        MachineError: torch is missing or too old, upstream packages are in the way, or the attached
+            wheels do not suffice and the index may not be asked.
+    """
+    _refuse_torch(installed.get("torch"))
+    conflicts = stack_conflicts(installed)
+    if conflicts:
+        raise MachineError(
+            f"{', '.join(conflicts)} of upstream are installed. They have the same import names as the "
+            "kit's, and cannot resume on today's torch.",
+            conflict_remedy(installed),
+        )
+    usable = _usable(wheels, frozenset(sys_tags()) if tags is None else tags)
+    libraries = [text for text in LIBRARIES if not _met(Requirement(text), installed)]
+    if not any(name in installed for name in OPENCV):
+        libraries.append(next((name for name in OPENCV if name in usable), OPENCV_IF_MISSING))
+    stack = [f"{name}=={version}" for name, version in STACK.items() if installed.get(name) != version]
+    uncovered = tuple(text for text in (*libraries, *stack) if not _covered(Requirement(text), usable))
+    if uncovered and not online:
+        raise MachineError(
+            f"The attached wheels ({len(wheels)} found) lack {', '.join(uncovered)} for this Python, and "
+            "there is no Internet to get them from.",
+            "Attach the data set that `mapsage-kaggle bundle` makes, or turn Internet on in the settings.",
+        )
+    changing = {canonicalize_name(Requirement(text).name) for text in (*libraries, *stack)}
+    return InstallPlan(
+        libraries=tuple(libraries),
+        stack=tuple(stack),
+        constraints=tuple(_constraints(installed, changing)),
+        find_links=tuple(dict.fromkeys(path.parent for _, path in usable.values())),
+        use_index=bool(uncovered),
+        uncovered=uncovered,
+    )
+
+
+def _refuse_torch(version: str | None) -> None:
+    if version is None:
+        raise MachineError(
+            "torch is not installed, and the kit does not choose a build of it for you.",
+            "On Kaggle, use an environment that has it; elsewhere, `pip install torch`.",
+        )
+    if Version(version).release[:2] < MIN_TORCH:
+        raise MachineError(
+            f"torch {version} is older than {'.'.join(map(str, MIN_TORCH))}, the first that loads "
+            "checkpoints safely.",
+            "Choose a newer notebook environment.",
+        )
+
+
+def _met(requirement: Requirement, installed: Mapping[str, str]) -> bool:
+    version = installed.get(canonicalize_name(requirement.name))
+    return version is not None and requirement.specifier.contains(version, prereleases=True)
+
+
+def _usable(wheels: Sequence[Path], tags: Collection[Tag]) -> dict[str, tuple[Version, Path]]:
+    """Return the newest wheel of each distribution that this interpreter can use."""
+    found: dict[str, tuple[Version, Path]] = {}
+    for path in wheels:
+        try:
+            name, version, _, wheel_tags = parse_wheel_filename(path.name)
+        except (InvalidWheelFilename, InvalidVersion):
+            continue
+        if wheel_tags.isdisjoint(tags):
+            continue
+        if name not in found or version > found[name][0]:
+            found[name] = (version, path)
+    return found
+
+
+def _covered(requirement: Requirement, usable: Mapping[str, tuple[Version, Path]]) -> bool:
+    wheel = usable.get(canonicalize_name(requirement.name))
+    return wheel is not None and requirement.specifier.contains(wheel[0], prereleases=True)
+
+
+def _constraints(installed: Mapping[str, str], changing: Collection[str]) -> Iterator[str]:
+    for name, version in sorted(installed.items()):
+        if name in changing:
+            continue
+        try:
+            Version(version)
+        except InvalidVersion:
+            continue  # pip can neither read nor change it
+        yield f"{name}=={version}"
+
+
+def must_restart(loaded: Mapping[str, str], installed: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the import names that are loaded in another version than is installed. Pure.
+
+    Args:
+        loaded: ``__version__`` of each module of ``MODULES`` that this process has imported.
+        installed: Version of each distribution on disk, by canonical name.
+    """
+    stale = []
+    for module, distributions in MODULES.items():
+        on_disk = [installed[name] for name in distributions if name in installed]
+        if module in loaded and not any(_same_release(loaded[module], version) for version in on_disk):
+            stale.append(module)
+    return tuple(stale)
+
+
+def _same_release(module_version: str, distribution_version: str) -> bool:
+    """Compare what a module says with what its distribution says.
+
+    Only as far as the module goes: cv2 says 4.12.0 where its distribution is 4.12.0.88. Local parts
+    (``+cu128``) are left out.
+    """
+    try:
+        module, distribution = Version(module_version), Version(distribution_version)
+    except InvalidVersion:
+        return module_version == distribution_version
+    if module.pre != distribution.pre:
+        return False
+    return distribution.release[: len(module.release)] == module.release
+
+
+def find_wheels(inputs: Path) -> tuple[Path, ...]:
+    """Return all wheels below a folder, those of one folder together, sorted."""
+    found = []
+    for folder, subfolders, names in os.walk(inputs):
+        subfolders.sort()
+        found += [Path(folder) / name for name in sorted(names) if name.endswith(".whl")]
+    return tuple(found)
+
+
+def explain_failure(output: str, *, offline: bool) -> MachineError:
+    """Return what pip's output means, and what to do. Pure."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR")] or lines
+    said = errors[-1] if errors else "nothing"
+
+    def has(*phrases: str) -> bool:
+        return any(phrase in output for phrase in phrases)
+
+    if has("No space left on device"):
+        return MachineError(
+            "The disk is full: the packages do not fit (No space left on device).", "Free some space."
+        )
+    if has("externally-managed-environment"):
+        return MachineError(
+            "This Python belongs to the operating system, and pip may not add to it.",
+            "Make a virtual environment: `python3 -m venv .venv`.",
+        )
+    if has("Permission denied", "Read-only file system"):
+        return MachineError(
+            f"The packages' folder cannot be written to ({said}).", "Use a virtual environment."
+        )
+    if has("ResolutionImpossible", "conflicting dependencies"):
+        return MachineError(
+            f"The missing packages do not go together with those installed ({said}).",
+            "Nothing was changed. Use a fresh environment, or report this with `pip freeze`.",
+        )
+    unreachable = has(
+        "Temporary failure in name resolution",
+        "Name or service not known",
+        "Failed to establish a new connection",
+        "Network is unreachable",
+        "NameResolutionError",
+    )
+    if unreachable and not offline:
+        return MachineError(
+            "The package index cannot be reached (Temporary failure in name resolution, or the like): "
+            "Internet is off in this session.",
+            "Turn it on in the notebook's settings (it needs a verified phone number), or attach the data "
+            "set that `mapsage-kaggle bundle` makes.",
+        )
+    if has("No matching distribution found", "Could not find a version"):
+        where = "The attached wheels lack" if offline else "The package index lacks"
+        return MachineError(
+            f"{where} a package for this Python: {said}",
+            "Make the bundle again with `mapsage-kaggle bundle`, for this Python.",
+        )
+    return MachineError(f"pip failed: {said}", "The whole of its output:\n" + "\n".join(lines[-20:]))
+
+
+def install(
+    *,
+    inputs: Path | None = None,
+    offline: bool | None = None,
+    quiet: bool = False,
+    prove: bool = True,
+    language: str = "en",
+    config: Path | None = None,
+) -> InstallReport:
+    """Make the running interpreter able to train, and prove it in a fresh process.
+
+    Does nothing but prove where all is there already, so that it may be called in every session.
+
+    Args:
+        inputs: Where wheels are looked for; Kaggle's input folder by default.
+        offline: True never asks the package index; False asks it even where the attached wheels seem
+            to suffice; None asks it only if they do not.
+        quiet: Print nothing.
+        prove: Build a model and run it in a fresh process.
+        language: Of what is printed: ``en`` or ``zh``.
+        config: The config whose model proves it; the kit's EarthVQA config by default.
+
+    Raises:
+        MachineError: It cannot be done, or the proof failed; the message says what to do.
+        UsageError: The language is neither of the two.
+    """
+    started = time.monotonic()
+    if language not in _TEXT:
+        raise UsageError(f"There are no texts in {language!r}.", f"Choose one of {', '.join(_TEXT)}.")
+    voice = _Voice(language, quiet=quiet)
+    before = installed_versions()
+    plan = plan_install(before, (), online=True)
+    if not plan.empty:
+        wheels = find_wheels(KagglePaths.from_environment().input if inputs is None else inputs)
+        plan = plan_install(before, wheels, online=not offline)
+        use_index = plan.use_index or offline is False
+        _carry_out(plan, voice, use_index=use_index, may_ask_index=not offline)
+    else:
+        voice.say("present", stack=", ".join(f"{name} {version}" for name, version in STACK.items()))
+    after = installed_versions()
+    kept = tuple(
+        f"{name}=={after[name]}"
+        for name in ("torch", "numpy", *OPENCV)
+        if name in after and before.get(name) == after[name]
+    )
+    if not plan.empty and kept:
+        voice.say("kept", kept=", ".join(kept))
+    python_path = share_with_children()
+    restart = must_restart(loaded_versions(), after)
+    proof = None
+    if prove:
+        voice.say("proving")
+        config = bundled("configs") / "train_earthvqa_kaggle.py" if config is None else config
+        proof = prove_in_child(config)
+        voice.say(
+            "proved",
+            config=config.name,
+            parameters=proof["parameters"] / 1e6,
+            classes=proof["classes"],
+            seconds=time.monotonic() - started,
+        )
+    else:
+        voice.say("added", seconds=time.monotonic() - started)
+    if restart:
+        voice.say("restart", modules=", ".join(restart))
+    return InstallReport(
+        added=tuple(f"{name}=={version}" for name, version in after.items() if name not in before),
+        changed=tuple(
+            f"{name} {before[name]} -> {version}"
+            for name, version in after.items()
+            if before.get(name, version) != version
+        ),
+        kept=kept,
+        restart=restart,
+        python_path=python_path,
+        proof=proof,
+        seconds=time.monotonic() - started,
+    )
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the version of every distribution that this interpreter finds, by canonical name."""
+    from importlib import metadata
+
+    importlib.invalidate_caches()
+    found: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        name = distribution.metadata["Name"]
+        # The first on the path is the one that is imported. A broken one has no name.
+        if name:
+            found.setdefault(canonicalize_name(name), distribution.version)
+    return dict(sorted(found.items()))
+
+
+def loaded_versions() -> dict[str, str]:
+    """Return ``__version__`` of the modules of ``MODULES`` that this process has imported."""
+    versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in MODULES}
+    return {name: str(version) for name, version in versions.items() if version is not None}
+
+
+def share_with_children() -> Path | None:
+    """Make the kit importable in children where it is only on this process's path.
+
+    That is so where its code is attached as a data set. Returns the folder that was added to
+    ``PYTHONPATH``, or None where the kit is installed.
+    """
+    from importlib import metadata
+
+    home = Path(__file__).resolve().parents[1]
+    try:
+        metadata.distribution("mapsage-kaggle")
+    except metadata.PackageNotFoundError:
+        known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+        if str(home) not in known:
+            os.environ["PYTHONPATH"] = os.pathsep.join([str(home), *known])
+        return home
+    return None
+
+
+def prove_in_child(config: Path) -> dict[str, Any]:
+    """Import the stack, build a config's model and run it on the CPU, in a fresh process.
+
+    Raises:
+        MachineError: That failed, or took more than ``PROOF_TIMEOUT_S``.
+    """
+    command = [sys.executable, "-m", "mapsage_kaggle.engine.proof", str(config)]
+    environ = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    try:
+        answer = subprocess.run(
+            command, capture_output=True, text=True, timeout=PROOF_TIMEOUT_S, check=False, env=environ
+        )
+    except subprocess.TimeoutExpired as error:
+        raise MachineError(
+            f"The packages are installed, but building the model of {config} took more than "
+            f"{PROOF_TIMEOUT_S:.0f} s.",
+            "The machine may be overloaded: try again.",
+        ) from error
+    lines = answer.stdout.strip().splitlines()
+    if answer.returncode != 0 or not lines:
+        shown = "\n".join(answer.stderr.strip().splitlines()[-15:])
+        raise MachineError(
+            f"The packages are installed, but the model of {config} cannot be built and run in a fresh "
+            f"process (exit code {answer.returncode}):\n{shown}",
+            "\nIf the last line names a package, its version here does not go together with the others.",
+        )
+    seen: dict[str, Any] = json.loads(lines[-1])
+    return seen
+
+
+class _Voice:
+    """Says what happens, in one language or not at all."""
+
+    def __init__(self, language: str, *, quiet: bool) -> None:
+        self._texts = _TEXT[language]
+        self._quiet = quiet
+
+    def say(self, key: str, **values: Any) -> None:
+        if not self._quiet:
+            print(self._texts[key].format(**values), flush=True)
+
+    def word(self, key: str) -> str:
+        return self._texts[key]
+
+
+def _carry_out(plan: InstallPlan, voice: _Voice, *, use_index: bool, may_ask_index: bool) -> None:
+    """Install what the plan says: libraries first, so that a failure leaves no half of the stack."""
+    with tempfile.TemporaryDirectory(prefix="mapsage-install-") as folder:
+        scratch = Path(folder)
+        constraints = scratch / "constraints.txt"
+        constraints.write_text("\n".join(plan.constraints) + "\n")
+        steps = (
+            (plan.libraries, ["--constraint", str(constraints)]),
+            (plan.stack, ["--no-deps"]),
+        )
+        for requirements, options in steps:
+            if not requirements:
+                continue
+            source = voice.word("index" if use_index else "wheels")
+            voice.say("adding", what=", ".join(requirements), source=source)
+            command = ["install", "--only-binary=:all:", *options, *requirements]
+            links = list(plan.find_links)
+            if not use_index:
+                output = _pip([*command, "--no-index", *_find_links(links)])
+                if output is None:
+                    continue
+                if not may_ask_index:
+                    raise explain_failure(output, offline=True)
+                voice.say("fallback")
+                use_index = True
+            for text in requirements:
+                if Requirement(text).name == SOURCE_ONLY and text in plan.uncovered:
+                    links.append(_build_wheel(text, scratch / "built", voice))
+            _online([*command, *_find_links(links)], voice)
+
+
+def _online(arguments: Sequence[str], voice: _Voice) -> None:
+    for left in reversed(range(TRIES)):
+        output = _pip(arguments)
+        if output is None:
+            return
+        if left and any(phrase in output for phrase in _PASSING):
+            voice.say("again")
+            continue
+        raise explain_failure(output, offline=False)
+
+
+def _build_wheel(requirement: str, folder: Path, voice: _Voice) -> Path:
+    """Turn a source distribution into a pure-Python wheel and return the folder it lies in.
+
+    Raises:
+        MachineError: It came out with compiled parts, so pip's build isolation must be off.
+    """
+    # Not from pip's cache: there may lie a wheel that was compiled against another torch.
+    _online(["wheel", "--no-deps", "--no-cache-dir", "--wheel-dir", str(folder), requirement], voice)
+    for wheel in folder.glob("*.whl"):
+        if not wheel.name.endswith("-none-any.whl"):
+            raise MachineError(
+                f"Building {requirement} gave {wheel.name}, which is not pure Python.",
+                "Turn pip's build isolation on again: `pip config unset global.no-build-isolation`.",
+            )
+    return folder
+
+
+def _find_links(folders: Sequence[Path]) -> list[str]:
+    return [option for folder in folders for option in ("--find-links", str(folder))]
+
+
+def _pip(arguments: Sequence[str]) -> str | None:
+    """Run pip in this interpreter's environment; return None if it succeeded, else its output.
+
+    Raises:
+        MachineError: It took more than ``PIP_TIMEOUT_S``, or there is no pip.
+    """
+    command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--no-input", "--progress-bar=off"]
+    command += ["--disable-pip-version-check", "--retries=2", "--timeout=15"]
+    environ = {name: value for name, value in os.environ.items() if name not in _PIP_OPTIONS_IN_THE_WAY}
+    # Nothing that pip builds here needs a compiler; what asks for one fails at once, not after half an
+    # hour.
+    environ.update(CC="/bin/false", CXX="/bin/false")
+    with tempfile.TemporaryFile() as log:
+        # A group of its own, so that the builds that pip starts end with it.
+        child = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environ, start_new_session=True
+        )
+        try:
+            code = child.wait(PIP_TIMEOUT_S)
+        except BaseException as error:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise MachineError(
+                    f"pip took more than {PIP_TIMEOUT_S:.0f} s: `pip {' '.join(arguments)}`.",
+                    "The network may be slow: try again, or attach the data set that "
+                    "`mapsage-kaggle bundle` makes.",
+                ) from error
+            raise
+        log.seek(0)
+        output = log.read().decode("utf-8", errors="replace")
+    if "No module named pip" in output:
+        raise MachineError(
+            f"{sys.executable} has no pip, so nothing can be installed.",
+            "Add it with `python -m ensurepip`, or make a virtual environment that has it.",
+        )
+    return None if code == 0 else output
+
+
+class _CallableModule(ModuleType):
+    """Lets ``mapsage_kaggle.install()`` work although this module has the same name.
+
+    Importing the module binds it in the package, over any function of that name, whoever does it
+    first. Assigning ``__class__`` is the documented way to give a module behaviour.
+    """
+
+    def __call__(self, **options: Any) -> InstallReport:
+        return install(**options)
+
+
+sys.modules[__name__].__class__ = _CallableModule
