@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from mapsage_kaggle.checkpoints.store import manifest_sha256
+from mapsage_kaggle.checkpoints.manifest import manifest_sha256
 from mapsage_kaggle.errors import CheckpointError
 from mapsage_kaggle.records import SessionRecord, record_beside
 

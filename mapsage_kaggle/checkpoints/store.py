@@ -18,263 +18,51 @@ it, the name is covered by a hash whether the rename has happened or not.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import hashlib
 import io
-import json
 import os
-import re
 import threading
 import time
 import weakref
-import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, cast
 
+from mapsage_kaggle.checkpoints.inspect import inspect
+from mapsage_kaggle.checkpoints.manifest import (
+    CHUNK_BYTES,
+    Manifest,
+    file_sha256,
+    iteration_of,
+    kind_of,
+    manifest_sha256,
+    metric_of,
+)
+from mapsage_kaggle.checkpoints.retention import (
+    BUDGET_BYTES,
+    MAX_FILES,
+    best_of,
+    newest_of,
+    plan_retention,
+    plan_room,
+)
 from mapsage_kaggle.errors import MachineError
 from mapsage_kaggle.paths import WorkDir, replace_file, sync_folder
-from mapsage_kaggle.records import CheckpointRef
-
-SCHEMA = 1
-BUDGET_BYTES = 4_000_000_000
-MAX_FILES = 60
-"""Kaggle keeps 500 files of an output; the rest of the work dir needs most of them."""
+from mapsage_kaggle.records import CheckpointRef, record_beside
 
 OnEvent = Callable[[str, int, Mapping[str, Any]], None]
-Prove = Callable[[Path], "CheckpointRef | None"]
-Kind = Literal["iter", "best", "other"]
 
-_ITER = re.compile(r"iter_(\d+)\.pth")
-_BEST = re.compile(r"best_(?P<metric>.+)_iter_(\d+)\.pth")
-_CHUNK_BYTES = 1 << 20
+ASIDE_SUFFIX = ".aside"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _STRAY_AGE_S = 600.0
 
 
 class SaveFailed(MachineError):
     """A checkpoint could not be written. Those proven before are untouched, so training may go on."""
-
-
-# --- what is in the folder, as values ---------------------------------------------------------
-
-
-def kind_of(name: str) -> Kind:
-    """Return ``iter``, ``best`` or ``other`` for a checkpoint's file name."""
-    if _ITER.fullmatch(name):
-        return "iter"
-    return "best" if _BEST.fullmatch(name) else "other"
-
-
-def iteration_of(name: str) -> int | None:
-    """Return the iteration that a file name states, or None where it states none."""
-    found = _ITER.fullmatch(name) or _BEST.fullmatch(name)
-    return int(found.group(found.lastindex or 1)) if found else None
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What ``manifest.json`` says: the proven files, and one that was about to be renamed into place.
-
-    Attributes:
-        files: The proven checkpoints by name.
-        pending: Proven checkpoints whose rename may or may not have happened, by final name.
-    """
-
-    files: Mapping[str, CheckpointRef] = field(default_factory=dict)
-    pending: Mapping[str, CheckpointRef] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path) -> Manifest:
-        """Read a manifest.
-
-        Raises:
-            FileNotFoundError: There is none.
-            ValueError: It is torn, or no manifest; the message names the file.
-        """
-        try:
-            document = json.loads(path.read_bytes())
-            if int(document["schema"]) > SCHEMA:
-                raise ValueError(f"schema {document['schema']} is newer than {SCHEMA}")
-            return cls(
-                files=_refs_from_json(document["files"]),
-                pending=_refs_from_json(document.get("pending", {})),
-            )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is no readable manifest: {error!r}") from error
-
-    def write(self, path: Path) -> None:
-        """Replace ``path`` atomically.
-
-        Raises:
-            OSError: The folder is full or read-only; the old manifest is then unchanged.
-        """
-        document: dict[str, Any] = {"schema": SCHEMA, "files": _refs_to_json(self.files)}
-        if self.pending:
-            document["pending"] = _refs_to_json(self.pending)
-        replace_file(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-
-    def with_file(self, ref: CheckpointRef) -> Manifest:
-        """Return a manifest that lists ``ref``, and nothing pending under its name."""
-        pending = {name: other for name, other in self.pending.items() if name != ref.file}
-        return Manifest({**self.files, ref.file: ref}, pending)
-
-    def with_pending(self, ref: CheckpointRef) -> Manifest:
-        """Return a manifest that expects ``ref`` under its name, beside what is listed there now."""
-        return Manifest(self.files, {**self.pending, ref.file: ref})
-
-    def without(self, names: Iterable[str]) -> Manifest:
-        """Return a manifest that says nothing of ``names``."""
-        gone = set(names)
-        return Manifest(
-            {name: ref for name, ref in self.files.items() if name not in gone},
-            {name: ref for name, ref in self.pending.items() if name not in gone},
-        )
-
-
-def _refs_to_json(refs: Mapping[str, CheckpointRef]) -> dict[str, Any]:
-    return {
-        name: {
-            "size_bytes": ref.size_bytes,
-            "sha256": ref.sha256,
-            "iteration": ref.iteration,
-            "kind": kind_of(name),
-            "metric": ref.metric,
-            "value": ref.value,
-            "proven": True,
-        }
-        for name, ref in sorted(refs.items())
-    }
-
-
-def _refs_from_json(document: Mapping[str, Any]) -> dict[str, CheckpointRef]:
-    return {
-        str(name): CheckpointRef(
-            file=str(name),
-            iteration=int(entry["iteration"]),
-            sha256=str(entry["sha256"]),
-            size_bytes=int(entry["size_bytes"]),
-            metric=entry.get("metric"),
-            value=entry.get("value"),
-        )
-        for name, entry in document.items()
-        if entry.get("proven", True)
-    }
-
-
-def manifest_sha256(checkpoint: Path) -> str | None:
-    """Return the sha256 that the manifest beside a checkpoint states for it, or None where none does.
-
-    A kill between a rename and the manifest's update leaves two hashes for one name, the listed
-    and the pending one. Then the file's size decides, and its bytes where the sizes are equal; a
-    file that is neither gets the listed hash, which it will fail.
-    """
-    try:
-        manifest = Manifest.read(WorkDir(checkpoint.parent).manifest)
-    except (OSError, ValueError):
-        return None
-    listed = manifest.files.get(checkpoint.name)
-    pending = manifest.pending.get(checkpoint.name)
-    if pending is None:
-        return listed.sha256 if listed else None
-    if listed is None:
-        return pending.sha256
-    try:
-        size_bytes = checkpoint.stat().st_size
-        if listed.size_bytes != pending.size_bytes:
-            return (pending if size_bytes == pending.size_bytes else listed).sha256
-        return pending.sha256 if _sha256(checkpoint) == pending.sha256 else listed.sha256
-    except OSError:
-        return listed.sha256
-
-
-# --- which files to keep, pure ----------------------------------------------------------------
-
-
-def best_of(refs: Iterable[CheckpointRef], *, greater_is_better: bool = True) -> CheckpointRef | None:
-    """Return the best-scored checkpoint, the newer of equals; None where no file holds a score."""
-    scored = [ref for ref in refs if ref.metric is not None and ref.value is not None]
-    sign = 1.0 if greater_is_better else -1.0
-    return max(scored, key=lambda ref: (sign * cast(float, ref.value), ref.iteration), default=None)
-
-
-def newest_of(refs: Iterable[CheckpointRef], count: int = 1) -> list[CheckpointRef]:
-    """Return the newest resumable checkpoints, newest first. Best files hold no optimizer: not among them."""
-    return sorted(
-        (ref for ref in refs if kind_of(ref.file) != "best"),
-        key=lambda ref: (-ref.iteration, ref.file),
-    )[:count]
-
-
-def plan_retention(
-    refs: Sequence[CheckpointRef],
-    *,
-    budget_bytes: int = BUDGET_BYTES,
-    max_files: int = MAX_FILES,
-    milestones_every: int | None = None,
-    other_bytes: int = 0,
-    other_files: int = 0,
-    greater_is_better: bool = True,
-) -> tuple[str, ...]:
-    """Return the names to delete, oldest first, so that the work dir stays within its budget.
-
-    The newest two and the best are always kept, even where they alone exceed the budget: losing
-    progress is worse than a slow output. Then come the milestones, newest first, each if it fits.
-
-    Args:
-        refs: The proven checkpoints.
-        budget_bytes: For all that is kept.
-        max_files: For all that is kept.
-        milestones_every: Iterations between the checkpoints worth keeping; None keeps none.
-        other_bytes: What else lies in the folder and counts.
-        other_files: How many other files count.
-        greater_is_better: Which way the score goes.
-    """
-    kept = {ref.file: ref for ref in newest_of(refs, 2)}
-    best = best_of(refs, greater_is_better=greater_is_better)
-    if best is not None:
-        kept[best.file] = best
-    left_bytes = budget_bytes - other_bytes - sum(ref.size_bytes for ref in kept.values())
-    left_files = max_files - other_files - len(kept)
-    if milestones_every:
-        for ref in newest_of(refs, len(refs)):
-            if ref.file in kept or ref.iteration == 0 or ref.iteration % milestones_every:
-                continue
-            if ref.size_bytes <= left_bytes and left_files > 0:
-                kept[ref.file] = ref
-                left_bytes -= ref.size_bytes
-                left_files -= 1
-    gone = [ref for ref in refs if ref.file not in kept]
-    return tuple(ref.file for ref in sorted(gone, key=lambda ref: (ref.iteration, ref.file)))
-
-
-def plan_room(
-    refs: Sequence[CheckpointRef], *, needed_bytes: int, greater_is_better: bool = True
-) -> tuple[str, ...]:
-    """Return what to delete, in this order, to free ``needed_bytes`` on a full disk.
-
-    Milestones and outdone scores go first, oldest first, then the second newest; the newest and
-    the best never. May free less than asked where that is all there is.
-    """
-    newest = newest_of(refs, 2)
-    best = best_of(refs, greater_is_better=greater_is_better)
-    safe = {ref.file for ref in (*newest, best) if ref is not None}
-    spare = sorted((ref for ref in refs if ref.file not in safe), key=lambda ref: (ref.iteration, ref.file))
-    spare += newest[1:]
-    names: list[str] = []
-    freed_bytes = 0
-    for ref in spare:
-        if freed_bytes >= needed_bytes:
-            break
-        names.append(ref.file)
-        freed_bytes += ref.size_bytes
-    return tuple(names)
-
-
-# --- the store --------------------------------------------------------------------------------
 
 
 class _HashingStream(io.RawIOBase):
@@ -330,8 +118,6 @@ class CheckpointStore:
         greater_is_better: Which way the score of the best checkpoint goes.
         on_event: Told of ``checkpoint``, ``retention`` and ``warning``, with the iteration and
             JSON data. May be called from the saving thread.
-        prove: Verifies a checkpoint that no manifest lists; by default its zip structure, every
-            CRC in it, and the iteration in its name.
     """
 
     def __init__(
@@ -343,7 +129,6 @@ class CheckpointStore:
         milestones_every: int | None = None,
         greater_is_better: bool = True,
         on_event: OnEvent | None = None,
-        prove: Prove | None = None,
     ) -> None:
         self._files = WorkDir(work_dir)
         self._budget_bytes = budget_bytes
@@ -351,7 +136,6 @@ class CheckpointStore:
         self._milestones_every = milestones_every
         self._greater_is_better = greater_is_better
         self._on_event = on_event
-        self._prove = prove_by_zip if prove is None else prove
         self._manifest = Manifest()
         self._lock_descriptor: int | None = None
         self._saving = threading.RLock()
@@ -469,18 +253,65 @@ class CheckpointStore:
             raise ValueError(f"{name!r} is no plain checkpoint name such as iter_8000.pth")
         with self._saving:
             self._require_lock()
+
+            def attempt() -> CheckpointRef:
+                size_bytes, sha256 = self._write_proven(name, write)
+                ref = CheckpointRef(
+                    file=name,
+                    iteration=iteration,
+                    sha256=sha256,
+                    size_bytes=size_bytes,
+                    metric=metric,
+                    value=value,
+                )
+                self._publish(ref, make_last=make_last)
+                return ref
+
             try:
                 try:
-                    ref = self._save_once(name, write, iteration, metric, value)
+                    ref = attempt()
                 except SaveFailed as failure:
-                    ref = self._retry_with_room(failure, name, write, iteration, metric, value)
-                self._publish(ref, make_last=make_last)
+                    if not self._make_room(failure, name, iteration):
+                        raise
+                    ref = attempt()
             except SaveFailed as failure:
                 self._tell("warning", iteration, {"message": str(failure), "file": name})
                 raise
             self._tell("checkpoint", iteration, ref.to_json())
             self.retain()
             return ref
+
+    def start_at(self, iteration: int) -> tuple[str, ...]:
+        """Say where training starts: what lies ahead of it was not taken, so it may not count as newest.
+
+        This happens where the newest file was rejected, or an older one was named. Each such file
+        is renamed to ``<name>.aside`` and deleted once training has passed it again. Best
+        checkpoints stay: their score was reached.
+
+        Returns:
+            The names that were set aside.
+
+        Raises:
+            OSError: A file could not be renamed.
+        """
+        with self._saving:
+            self._require_lock()
+            ahead = [
+                path
+                for path in sorted(self.path.glob("*.pth"))
+                if kind_of(path.name) == "iter" and self._iteration(path.name) > iteration
+            ]
+            for path in ahead:
+                path.replace(path.with_name(path.name + ASIDE_SUFFIX))
+            names = tuple(path.name for path in ahead)
+            if names:
+                sync_folder(self.path)
+                self._manifest = self._manifest.without(names)
+                self._manifest.write(self._files.manifest)
+                self._point_to_newest()
+                message = f"Set aside {', '.join(names)}: this session starts at {iteration}."
+                self._tell("warning", iteration, {"message": message})
+            return names
 
     def carry_over(
         self, source: Path, *, iteration: int, metric: str, value: float, sha256: str | None = None
@@ -507,7 +338,7 @@ class CheckpointStore:
             def write(stream: BinaryIO) -> None:
                 digest = hashlib.sha256()
                 with source.open("rb") as original:
-                    while chunk := original.read(_CHUNK_BYTES):
+                    while chunk := original.read(CHUNK_BYTES):
                         digest.update(chunk)
                         stream.write(chunk)
                 if expected is not None and digest.hexdigest() != expected:
@@ -545,6 +376,13 @@ class CheckpointStore:
                 for path in self.path.glob("*.pth")
                 if path.name not in self._manifest.files and path.is_file()
             ]
+            newest = self.newest()
+            reached = newest.iteration if newest else 0
+            passed = [
+                path.name
+                for path in self.path.glob(f"*.pth{ASIDE_SUFFIX}")
+                if (iteration_of(path.name.removesuffix(ASIDE_SUFFIX)) or 0) <= reached
+            ]
             names = plan_retention(
                 self.proven(),
                 budget_bytes=self._budget_bytes,
@@ -554,29 +392,22 @@ class CheckpointStore:
                 other_files=len(unlisted),
                 greater_is_better=self._greater_is_better,
             )
-            return self._delete(names)
+            return self._delete((*sorted(passed), *names), reached)
 
     # -- the steps of a save
 
-    def _save_once(
-        self,
-        name: str,
-        write: Callable[[BinaryIO], None],
-        iteration: int,
-        metric: str | None,
-        value: float | None,
-    ) -> CheckpointRef:
+    def _write_proven(self, name: str, write: Callable[[BinaryIO], None]) -> tuple[int, str]:
         """Write and prove the temporary file; it is gone again where that fails."""
         temporary = self.path / f"{name}.tmp"
         hashing: _HashingStream | None = None
         try:
-            with temporary.open("wb", buffering=_CHUNK_BYTES) as stream:
+            with temporary.open("wb", buffering=CHUNK_BYTES) as stream:
                 hashing = _HashingStream(stream)
                 write(cast(BinaryIO, hashing))
                 stream.flush()
                 os.fsync(stream.fileno())
             sha256 = hashing.sha256()
-            found = _sha256(temporary, from_disk=True)
+            found = file_sha256(temporary, from_disk=True)
             if found != sha256:
                 raise SaveFailed(
                     f"{temporary} was written with sha256 {sha256} and reads back as {found}: the disk "
@@ -592,39 +423,21 @@ class CheckpointStore:
                     "The checkpoints proven before are untouched.",
                 ) from cause
             raise
-        return CheckpointRef(
-            file=name,
-            iteration=iteration,
-            sha256=sha256,
-            size_bytes=hashing.size_bytes,
-            metric=metric,
-            value=value,
-        )
+        return hashing.size_bytes, sha256
 
-    def _retry_with_room(
-        self,
-        failure: SaveFailed,
-        name: str,
-        write: Callable[[BinaryIO], None],
-        iteration: int,
-        metric: str | None,
-        value: float | None,
-    ) -> CheckpointRef:
+    def _make_room(self, failure: SaveFailed, name: str, iteration: int) -> bool:
+        """After a save that found the disk full, free about one checkpoint; tell whether any was freed."""
         cause = failure.__cause__
         if not (isinstance(cause, OSError) and cause.errno in _FULL):
-            raise failure
+            return False
         refs = self.proven()
-        needed_bytes = max((ref.size_bytes for ref in refs), default=0)
+        aside = tuple(path.name for path in sorted(self.path.glob(f"*.pth{ASIDE_SUFFIX}")))
+        needed_bytes = 0 if aside else max((ref.size_bytes for ref in refs), default=0)
         names = plan_room(refs, needed_bytes=needed_bytes, greater_is_better=self._greater_is_better)
-        freed = self._delete(names)
-        self._tell(
-            "warning",
-            iteration,
-            {"message": f"The disk is full: deleted {', '.join(freed) or 'nothing'} to save {name}."},
-        )
-        if not freed:
-            raise failure
-        return self._save_once(name, write, iteration, metric, value)
+        freed = self._delete((*aside, *names), iteration)
+        message = f"The disk is full: deleted {', '.join(freed) or 'nothing'} to save {name}."
+        self._tell("warning", iteration, {"message": message})
+        return bool(freed)
 
     def _publish(self, ref: CheckpointRef, *, make_last: bool) -> None:
         """Give the proven temporary file its name, and say so in the manifest and last_checkpoint."""
@@ -639,9 +452,11 @@ class CheckpointStore:
             self._manifest.write(self._files.manifest)
             if make_last:
                 replace_file(self._files.last_checkpoint, ref.file)
-        except OSError as error:
+        except BaseException as error:
             self._remove_quietly(temporary)
             self._manifest = self._settled()
+            if not isinstance(error, OSError):
+                raise
             raise SaveFailed(
                 f"{self.path / ref.file} could not be published: {error.strerror or error}.",
                 "The checkpoints proven before are untouched.",
@@ -665,13 +480,21 @@ class CheckpointStore:
         for path in sorted(self.path.glob("*.pth")):
             if path.name in settled.files or path.is_symlink() or not path.is_file():
                 continue
-            ref = self._prove(path)
+            ref = prove(path)
             if ref is not None:
-                settled = settled.with_file(ref)
+                settled = settled.with_file(self._with_score(ref))
         if torn or settled != self._manifest:
             self._manifest = settled
             settled.write(self._files.manifest)
         self._point_to_newest()
+
+    def _with_score(self, ref: CheckpointRef) -> CheckpointRef:
+        """Give a best checkpoint its score back, which the session's record states too."""
+        record = record_beside(self.path / ref.file)
+        best = record.best if record else None
+        if ref.value is None and best is not None and best.sha256 == ref.sha256:
+            return dataclasses.replace(ref, metric=best.metric, value=best.value)
+        return ref
 
     def _settled(self) -> Manifest:
         """Return what the manifest would say had the last save been finished: files that are there."""
@@ -685,7 +508,7 @@ class CheckpointStore:
                 continue
             fitting = [ref for ref in refs if ref.size_bytes == size_bytes]
             if name in self._manifest.pending and fitting:
-                sha256 = _sha256(self.path / name)
+                sha256 = file_sha256(self.path / name)
                 fitting = [ref for ref in fitting if ref.sha256 == sha256]
             if fitting:
                 files[name] = fitting[0]
@@ -717,7 +540,7 @@ class CheckpointStore:
             except OSError as error:
                 self._tell("warning", 0, {"message": f"{path} is left over and resists: {error.strerror}."})
 
-    def _delete(self, names: Sequence[str]) -> tuple[str, ...]:
+    def _delete(self, names: Sequence[str], iteration: int) -> tuple[str, ...]:
         """Delete files, then take them off the manifest: a name without its file is dropped when read."""
         gone: list[str] = []
         for name in names:
@@ -726,9 +549,8 @@ class CheckpointStore:
                 gone.append(name)
             except OSError as error:
                 message = f"{self.path / name} should make room and resists: {error.strerror}."
-                self._tell("warning", self._iteration(name), {"message": message})
+                self._tell("warning", iteration, {"message": message})
         if gone:
-            iteration = max(self._iteration(name) for name in gone)
             self._manifest = self._manifest.without(gone)
             try:
                 sync_folder(self.path)
@@ -758,27 +580,34 @@ class CheckpointStore:
 
     def _tell(self, kind: str, iteration: int, data: Mapping[str, Any]) -> None:
         if self._on_event is not None:
-            self._on_event(kind, iteration, data)
+            # A disk that is full for a checkpoint is full for a log of events too, and a save must not
+            # fail for being told of.
+            with contextlib.suppress(OSError):
+                self._on_event(kind, iteration, data)
 
 
-def prove_by_zip(path: Path) -> CheckpointRef | None:
-    """Verify a checkpoint without running it: whole zip, every CRC, an iteration in its name.
+def prove(path: Path) -> CheckpointRef | None:
+    """Verify a checkpoint that no manifest lists, every byte of it.
 
     Returns:
-        Its reference, or None where it is no whole checkpoint.
+        Its reference, with the score where it is a best checkpoint; None where it is rejected, or
+        is named like a resumable checkpoint and is none.
     """
-    iteration = iteration_of(path.name)
-    if iteration is None:
+    found = inspect(path)
+    if found.verdict == "rejected" or found.sha256 is None or found.size_bytes is None:
         return None
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if not archive.namelist() or archive.testzip() is not None:
-                return None
-        size_bytes = path.stat().st_size
-        sha256 = _sha256(path)
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, ValueError, EOFError):
+    metric = metric_of(path.name)
+    iteration = found.iteration if found.iteration is not None else iteration_of(path.name)
+    if iteration is None or (metric is None and found.verdict != "resumable"):
         return None
-    return CheckpointRef(file=path.name, iteration=iteration, sha256=sha256, size_bytes=size_bytes)
+    return CheckpointRef(
+        file=path.name,
+        iteration=iteration,
+        sha256=found.sha256,
+        size_bytes=found.size_bytes,
+        metric=metric if found.best_score is not None else None,
+        value=found.best_score if metric is not None else None,
+    )
 
 
 def _take_lock(descriptor: int, path: Path, wait_s: float) -> None:
@@ -801,20 +630,6 @@ def _take_lock(descriptor: int, path: Path, wait_s: float) -> None:
                 f"{path} cannot be locked: {error.strerror}.",
                 "Choose a work dir on a local disk with --work-dir.",
             ) from error
-
-
-def _sha256(path: Path, *, from_disk: bool = False) -> str:
-    """Hash a file; ``from_disk`` first asks the kernel to forget what it has of it in memory."""
-    digest = hashlib.sha256()
-    buffer = bytearray(_CHUNK_BYTES)
-    view = memoryview(buffer)
-    with path.open("rb", buffering=0) as stream:
-        if from_disk:
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        while count := stream.readinto(buffer):
-            digest.update(view[:count])
-    return digest.hexdigest()
 
 
 def _release_in_forked_child() -> None:
@@ -861,6 +676,9 @@ class BackgroundSaver:
     ) -> None:
         """Start a save, as :meth:`CheckpointStore.save`; waits for the one before it first.
 
+        A save before it that failed has been told as an event, and is forgotten here: the new one
+        makes up for it. An error that is not of the disk is raised.
+
         Args:
             name: As there.
             write: As there. Must not read what training changes: give it a copy.
@@ -869,11 +687,8 @@ class BackgroundSaver:
             value: As there.
             make_last: As there.
             then: Called in the thread with the proven checkpoint, such as to refresh the record.
-
-        A save before it that failed has been told as an event, and is forgotten here: the new one
-        makes up for it. An error that is not of the disk is raised.
         """
-        self._join()
+        self.join()
         if isinstance(self._error, SaveFailed):
             self._error = None
         self._raise_error()
@@ -901,12 +716,13 @@ class BackgroundSaver:
         Raises:
             SaveFailed: The last save failed. Told once; what was proven before is still there.
         """
-        self._join()
+        self.join()
         self._raise_error()
         saved, self._saved = tuple(self._saved), []
         return saved
 
-    def _join(self) -> None:
+    def join(self) -> None:
+        """Wait until nothing is being saved, and raise nothing but Ctrl-C."""
         thread = self._thread
         if thread is None or thread.ident is None:
             return

@@ -1,0 +1,770 @@
+"""Keeping checkpoints: what is saved is proven, and what was proven is never lost."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256, manifest_sha256
+from mapsage_kaggle.checkpoints.retention import best_of, newest_of, plan_retention, plan_room
+from mapsage_kaggle.checkpoints.schedule import SaveSchedule
+from mapsage_kaggle.checkpoints.store import BackgroundSaver, CheckpointStore, SaveFailed
+from mapsage_kaggle.errors import MachineError
+from mapsage_kaggle.records import CheckpointRef
+
+Events = list[tuple[str, int, Mapping[str, Any]]]
+
+
+def payload(text: str, size_bytes: int = 1000) -> Callable[[BinaryIO], None]:
+    """Return a writer of bytes that depend on ``text``, in several writes."""
+    data = random.Random(text).randbytes(size_bytes)
+
+    def write(stream: BinaryIO) -> None:
+        for start in range(0, size_bytes, max(1, size_bytes // 3)):
+            stream.write(data[start : start + max(1, size_bytes // 3)])
+
+    return write
+
+
+def real_checkpoint(iteration: int, *, score: float | None = None, optimizer: bool = True) -> dict[str, Any]:
+    """Return the parts that mmengine saves, small."""
+    import torch
+
+    torch.manual_seed(iteration)
+    state: dict[str, Any] = {
+        "meta": {"iter": iteration, "epoch": 0, "seed": 0},
+        "state_dict": {"weight": torch.randn(8, 8)},
+        "message_hub": {"log_scalars": {}, "runtime_info": {"iter": iteration}, "resumed_keys": {}},
+    }
+    if score is not None:
+        state["message_hub"]["runtime_info"]["best_score"] = score
+    if optimizer:
+        state["optimizer"] = {"state": {0: {"exp_avg": torch.randn(8, 8)}}, "param_groups": [{"lr": 1.0}]}
+        state["param_schedulers"] = [{"last_step": iteration}]
+    return state
+
+
+def torch_writer(state: Mapping[str, Any]) -> Callable[[BinaryIO], None]:
+    def write(stream: BinaryIO) -> None:
+        import torch
+
+        torch.save(state, stream)
+
+    return write
+
+
+@pytest.fixture
+def events() -> Events:
+    return []
+
+
+@pytest.fixture
+def store(tmp_path: Path, events: Events) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "work", on_event=lambda *event: events.append(event))
+
+
+def save_iter(store: CheckpointStore, iteration: int, size_bytes: int = 1000) -> CheckpointRef:
+    return store.save(f"iter_{iteration}.pth", payload(str(iteration), size_bytes), iteration=iteration)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def assert_agrees(folder: Path) -> None:
+    """Manifest, ``last_checkpoint`` and the files tell the same."""
+    manifest = Manifest.read(folder / "manifest.json")
+    assert set(manifest.files) == {path.name for path in folder.glob("*.pth")}
+    assert not manifest.pending
+    for name, ref in manifest.files.items():
+        assert (folder / name).stat().st_size == ref.size_bytes
+        assert file_sha256(folder / name) == ref.sha256
+    newest = newest_of(manifest.files.values())
+    if newest:
+        assert (folder / "last_checkpoint").read_text() == newest[0].file
+
+
+# --- a save -----------------------------------------------------------------------------------
+
+
+def test_a_save_is_listed_with_size_and_hash_and_named_last(store: CheckpointStore) -> None:
+    with store:
+        ref = save_iter(store, 10)
+    data = (store.path / "iter_10.pth").read_bytes()
+    assert ref.sha256 == hashlib.sha256(data).hexdigest()
+    assert ref.size_bytes == len(data) == 1000
+    entry = json.loads((store.path / "manifest.json").read_text())["files"]["iter_10.pth"]
+    assert entry == {
+        "size_bytes": 1000,
+        "sha256": ref.sha256,
+        "iteration": 10,
+        "kind": "iter",
+        "metric": None,
+        "value": None,
+        "proven": True,
+    }
+    assert (store.path / "last_checkpoint").read_text() == "iter_10.pth"
+    assert names(store.path) == {"iter_10.pth", "manifest.json", "last_checkpoint", "work_dir.lock"}
+
+
+def test_torch_saves_straight_into_the_store_and_reads_it_back(store: CheckpointStore) -> None:
+    import torch
+
+    state = real_checkpoint(10)
+    with store:
+        store.save("iter_10.pth", torch_writer(state), iteration=10)
+    loaded = torch.load(store.path / "iter_10.pth", weights_only=True)
+    assert torch.equal(loaded["state_dict"]["weight"], state["state_dict"]["weight"])
+
+
+def test_a_best_checkpoint_is_not_named_last(store: CheckpointStore) -> None:
+    with store:
+        save_iter(store, 10)
+        store.save(
+            "best_mIoU_iter_20.pth", payload("b"), iteration=20, metric="mIoU", value=0.5, make_last=False
+        )
+        assert store.best() == store.proven()[-1]
+        assert store.newest() == store.proven()[0]
+    assert (store.path / "last_checkpoint").read_text() == "iter_10.pth"
+
+
+def test_a_better_best_replaces_the_old_one(store: CheckpointStore) -> None:
+    with store:
+        for iteration, value in ((10, 0.4), (20, 0.5)):
+            store.save(
+                f"best_mIoU_iter_{iteration}.pth",
+                payload(str(value)),
+                iteration=iteration,
+                metric="mIoU",
+                value=value,
+                make_last=False,
+            )
+    assert {path.name for path in store.path.glob("*.pth")} == {"best_mIoU_iter_20.pth"}
+    assert_agrees(store.path)
+
+
+def test_saving_without_the_lock_is_refused(store: CheckpointStore) -> None:
+    with pytest.raises(MachineError, match="not locked"):
+        save_iter(store, 10)
+
+
+@pytest.mark.parametrize("name", ["../iter_1.pth", ".iter_1.pth", "iter_1.pth.tmp", "sub/iter_1.pth"])
+def test_only_plain_checkpoint_names_are_written(store: CheckpointStore, name: str) -> None:
+    with store, pytest.raises(ValueError, match="no plain checkpoint name"):
+        store.save(name, payload("x"), iteration=1)
+
+
+def test_a_disk_that_does_not_keep_the_bytes_is_noticed(store: CheckpointStore, events: Events) -> None:
+    """The writer spoils what it has written, behind the store's back."""
+
+    def write(stream: BinaryIO) -> None:
+        stream.write(b"x" * 3_000_000)
+        with (store.path / "iter_20.pth.tmp").open("r+b") as spoiler:
+            spoiler.write(b"y")
+
+    with store:
+        save_iter(store, 10)
+        with pytest.raises(SaveFailed, match="reads back as"):
+            store.save("iter_20.pth", write, iteration=20)
+    assert [event[0] for event in events] == ["checkpoint", "warning"]
+    assert not (store.path / "iter_20.pth.tmp").exists()
+    assert_agrees(store.path)
+
+
+def test_an_error_of_the_writer_leaves_nothing_behind(store: CheckpointStore) -> None:
+    def write(stream: BinaryIO) -> None:
+        stream.write(b"half")
+        raise KeyError("a bug")
+
+    with store:
+        save_iter(store, 10)
+        with pytest.raises(KeyError):
+            store.save("iter_20.pth", write, iteration=20)
+        assert_agrees(store.path)
+    assert names(store.path) == {"iter_10.pth", "manifest.json", "last_checkpoint", "work_dir.lock"}
+
+
+# --- a full disk ------------------------------------------------------------------------------
+
+
+def fill_disk_for(store: CheckpointStore, name: str) -> None:
+    """Let the next temporary file of this name meet a disk that is really full."""
+    (store.path / f"{name}.tmp").symlink_to("/dev/full")
+
+
+def test_a_full_disk_costs_the_second_newest_and_the_save_is_retried(
+    store: CheckpointStore, events: Events
+) -> None:
+    with store:
+        save_iter(store, 10)
+        save_iter(store, 20)
+        fill_disk_for(store, "iter_30.pth")
+        save_iter(store, 30)
+    assert {path.name for path in store.path.glob("*.pth")} == {"iter_20.pth", "iter_30.pth"}
+    assert_agrees(store.path)
+    assert [event[0] for event in events] == ["checkpoint"] * 2 + ["retention", "warning", "checkpoint"]
+    assert "The disk is full: deleted iter_10.pth to save iter_30.pth." in events[3][2]["message"]
+
+
+def test_a_full_disk_seen_by_torchs_own_writer_is_still_told_as_full(store: CheckpointStore) -> None:
+    """Torch's zip writer hides the disk's error behind a RuntimeError about a position."""
+    import torch
+
+    with store:
+        save_iter(store, 10)
+        fill_disk_for(store, "iter_20.pth")
+        with pytest.raises(SaveFailed, match="No space left on device") as caught:
+            store.save("iter_20.pth", torch_writer({"big": torch.zeros(3, 1_000_000)}), iteration=20)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.ENOSPC
+
+
+def test_a_disk_that_stays_full_keeps_the_newest_and_raises(store: CheckpointStore, events: Events) -> None:
+    def write(stream: BinaryIO) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with store:
+        save_iter(store, 10)
+        save_iter(store, 20)
+        with pytest.raises(SaveFailed, match="untouched"):
+            store.save("iter_30.pth", write, iteration=30)
+        assert_agrees(store.path)
+        assert [ref.iteration for ref in store.proven()] == [20]
+        save_iter(store, 40)
+    assert_agrees(store.path)
+    assert [event[0] for event in events].count("warning") == 2
+
+
+def test_an_event_log_on_the_full_disk_does_not_fail_a_save(tmp_path: Path) -> None:
+    def tell(*_: object) -> None:
+        with Path("/dev/full").open("wb", buffering=0) as stream:
+            stream.write(b"x")
+
+    with CheckpointStore(tmp_path, on_event=tell) as store:
+        assert save_iter(store, 10).iteration == 10
+
+
+# --- the lock ---------------------------------------------------------------------------------
+
+
+def test_a_second_process_is_locked_out_and_told_by_whom(store: CheckpointStore) -> None:
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from mapsage_kaggle.checkpoints.store import CheckpointStore\n"
+        "try: CheckpointStore(Path(sys.argv[1])).lock()\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    with store:
+        result = run_python(script, str(store.path))
+    assert f"MachineError The work dir {store.path} is in use by process {os.getpid()}" in result
+    assert run_python(script, str(store.path)) == ""
+
+
+def test_a_worker_that_outlives_the_trainer_does_not_hold_the_lock(tmp_path: Path) -> None:
+    """The trainer forks a worker, as data loaders do, and dies; the next process can start."""
+    script = (
+        "import os, sys, time; from pathlib import Path\n"
+        "from mapsage_kaggle.checkpoints.store import CheckpointStore\n"
+        "store = CheckpointStore(Path(sys.argv[1])); store.lock()\n"
+        "pid = os.fork()\n"
+        "if pid == 0: os.close(1); os.close(2); time.sleep(60); os._exit(0)\n"
+        "print(pid, flush=True); os.kill(os.getpid(), 9)\n"
+    )
+    worker = int(run_python(script, str(tmp_path), check=False))
+    try:
+        with CheckpointStore(tmp_path):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def run_python(script: str, *arguments: str, check: bool = True) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        check=check,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).resolve().parents[1],
+    ).stdout
+
+
+# --- order at the start -----------------------------------------------------------------------
+
+
+def test_a_torn_manifest_is_rebuilt_from_what_verifies(store: CheckpointStore, events: Events) -> None:
+    with store:
+        for iteration in (10, 20):
+            store.save(f"iter_{iteration}.pth", torch_writer(real_checkpoint(iteration)), iteration=iteration)
+        best = store.save(
+            "best_mIoU_iter_10.pth",
+            torch_writer(real_checkpoint(10, score=0.5, optimizer=False)),
+            iteration=10,
+            metric="mIoU",
+            value=0.5,
+            make_last=False,
+        )
+        before = store.proven()
+    manifest = store.path / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:100])
+    (store.path / "iter_30.pth").write_bytes((store.path / "iter_20.pth").read_bytes()[:-40])
+    with store:
+        assert store.proven() == before
+        assert store.best() == best
+    assert "is rebuilt from what verifies" in events[-1][2]["message"]
+    assert (store.path / "iter_30.pth").exists(), "a file that does not verify is not ours to delete"
+
+
+def test_a_missing_file_drops_out_of_the_manifest(store: CheckpointStore) -> None:
+    with store:
+        save_iter(store, 10)
+        save_iter(store, 20)
+    (store.path / "iter_20.pth").unlink()
+    with store:
+        assert [ref.iteration for ref in store.proven()] == [10]
+    assert_agrees(store.path)
+
+
+def test_leftovers_of_a_killed_save_are_removed_and_those_of_others_are_not(store: CheckpointStore) -> None:
+    store.path.mkdir()
+    for name in (
+        "iter_10.pth.tmp",
+        "manifest.json.abc.tmp",
+        "last_checkpoint.abc.tmp",
+        "session.json.abc.tmp",
+    ):
+        (store.path / name).write_bytes(b"half")
+    with store:
+        assert names(store.path) == {"session.json.abc.tmp", "work_dir.lock"}
+
+
+def test_a_copied_in_checkpoint_is_proven_before_it_counts(store: CheckpointStore) -> None:
+    import torch
+
+    store.path.mkdir()
+    torch.save(real_checkpoint(10), store.path / "iter_10.pth")
+    torch.save(real_checkpoint(20, optimizer=False), store.path / "iter_20.pth")
+    (store.path / "iter_30.pth").write_bytes(b"<html>")
+    with store:
+        assert [ref.file for ref in store.proven()] == ["iter_10.pth"]
+    assert (store.path / "last_checkpoint").read_text() == "iter_10.pth"
+
+
+def test_what_lies_ahead_of_the_start_is_set_aside_until_training_has_passed_it(
+    store: CheckpointStore,
+) -> None:
+    with store:
+        save_iter(store, 10)
+        save_iter(store, 20)
+        assert store.start_at(10) == ("iter_20.pth",)
+        assert_agrees(store.path)
+        save_iter(store, 15)
+        assert (store.path / "iter_20.pth.aside").exists()
+        assert store.newest() == store.proven()[-1]
+        save_iter(store, 20)
+        assert not (store.path / "iter_20.pth.aside").exists()
+    assert_agrees(store.path)
+
+
+# --- carrying over ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def attached(tmp_path: Path) -> Path:
+    """A best checkpoint in a read-only input."""
+    folder = tmp_path / "input"
+    folder.mkdir()
+    path = folder / "best_mIoU_iter_40.pth"
+    path.write_bytes(b"the best" * 100)
+    path.chmod(0o444)
+    folder.chmod(0o555)
+    return path
+
+
+def test_the_best_of_an_earlier_session_is_carried_over_writable(
+    store: CheckpointStore, attached: Path
+) -> None:
+    with store:
+        ref = store.carry_over(attached, iteration=40, metric="mIoU", value=0.5, sha256=file_sha256(attached))
+    copy = store.path / attached.name
+    assert ref is not None
+    assert ref == store.best()
+    assert copy.read_bytes() == attached.read_bytes()
+    assert copy.stat().st_mode & 0o777 == 0o644
+    assert not (store.path / "last_checkpoint").exists()
+
+
+def test_a_best_that_is_not_the_recorded_file_is_not_carried_over(
+    store: CheckpointStore, attached: Path
+) -> None:
+    with store, pytest.raises(SaveFailed, match="its record says 0000"):
+        store.carry_over(attached, iteration=40, metric="mIoU", value=0.5, sha256="0" * 64)
+    assert not list(store.path.glob("*.pth*"))
+
+
+def test_a_best_that_cannot_be_read_is_told_as_such(store: CheckpointStore, tmp_path: Path) -> None:
+    with store, pytest.raises(SaveFailed, match=r"best_mIoU_iter_1\.pth"):
+        store.carry_over(tmp_path / "best_mIoU_iter_1.pth", iteration=1, metric="mIoU", value=0.5)
+
+
+def test_a_better_best_is_not_overwritten_by_a_carried_one(store: CheckpointStore, attached: Path) -> None:
+    with store:
+        store.save(
+            "best_mIoU_iter_50.pth", payload("b"), iteration=50, metric="mIoU", value=0.6, make_last=False
+        )
+        assert store.carry_over(attached, iteration=40, metric="mIoU", value=0.5) is None
+    assert [path.name for path in store.path.glob("*.pth")] == ["best_mIoU_iter_50.pth"]
+
+
+def test_a_pending_rename_is_covered_by_either_hash(store: CheckpointStore) -> None:
+    with store:
+        old = save_iter(store, 10)
+    new = CheckpointRef(file="iter_10.pth", iteration=10, sha256="f" * 64, size_bytes=1000)
+    path = store.path / "iter_10.pth"
+    Manifest.read(store.path / "manifest.json").with_pending(new).write(store.path / "manifest.json")
+    assert manifest_sha256(path) == old.sha256
+    data = b"z" * 1000
+    path.write_bytes(data)
+    new = CheckpointRef(
+        file="iter_10.pth", iteration=10, sha256=hashlib.sha256(data).hexdigest(), size_bytes=1000
+    )
+    Manifest({old.file: old}, {new.file: new}).write(store.path / "manifest.json")
+    assert manifest_sha256(path) == new.sha256
+    with store:
+        assert store.proven() == (new,)
+    assert_agrees(store.path)
+
+
+# --- retention --------------------------------------------------------------------------------
+
+refs = st.lists(
+    st.tuples(st.integers(1, 60), st.booleans(), st.integers(1, 100), st.integers(0, 5)),
+    max_size=12,
+    unique_by=lambda item: item[:2],
+).map(
+    lambda items: [
+        CheckpointRef(
+            file=f"best_mIoU_iter_{iteration}.pth" if best else f"iter_{iteration}.pth",
+            iteration=iteration,
+            sha256="0" * 64,
+            size_bytes=size_bytes,
+            metric="mIoU" if best else None,
+            value=value / 5 if best else None,
+        )
+        for iteration, best, size_bytes, value in items
+    ]
+)
+
+
+@given(refs, st.integers(0, 500), st.integers(1, 8), st.sampled_from([None, 5, 10]))
+def test_retention_keeps_the_newest_two_and_the_best_and_else_the_budget(
+    held: list[CheckpointRef], budget_bytes: int, max_files: int, milestones_every: int | None
+) -> None:
+    gone = plan_retention(
+        held, budget_bytes=budget_bytes, max_files=max_files, milestones_every=milestones_every
+    )
+    kept = [ref for ref in held if ref.file not in gone]
+    best = best_of(held)
+    safe = {ref.file for ref in newest_of(held, 2)} | ({best.file} if best else set())
+    assert safe <= {ref.file for ref in kept}
+    extra = [ref for ref in kept if ref.file not in safe]
+    assert all(milestones_every and ref.iteration % milestones_every == 0 for ref in extra)
+    if extra:
+        assert sum(ref.size_bytes for ref in kept) <= budget_bytes
+        assert len(kept) <= max_files
+    assert (
+        plan_retention(
+            kept, budget_bytes=budget_bytes, max_files=max_files, milestones_every=milestones_every
+        )
+        == ()
+    ), "what was kept once is kept again"
+
+
+@given(refs, st.integers(0, 1000))
+def test_making_room_never_takes_the_newest_or_the_best(held: list[CheckpointRef], needed_bytes: int) -> None:
+    gone = plan_room(held, needed_bytes=needed_bytes)
+    best = best_of(held)
+    assert best is None or best.file not in gone
+    assert all(ref.file not in gone for ref in newest_of(held))
+    by_name = {ref.file: ref for ref in held}
+    assert sum(by_name[name].size_bytes for name in gone[:-1]) < needed_bytes or not gone
+
+
+def test_milestones_that_fit_are_kept_newest_first(tmp_path: Path) -> None:
+    with CheckpointStore(tmp_path, budget_bytes=4000, milestones_every=10) as store:
+        for iteration in (5, 10, 15, 20, 25, 30, 35):
+            save_iter(store, iteration)
+        assert [ref.iteration for ref in store.proven()] == [10, 20, 30, 35]
+        save_iter(store, 40)
+        assert [ref.iteration for ref in store.proven()] == [10, 20, 35, 40] or [
+            ref.iteration for ref in store.proven()
+        ] == [20, 30, 35, 40]
+    assert_agrees(tmp_path)
+
+
+# --- in the background ------------------------------------------------------------------------
+
+
+def test_a_background_save_does_not_hold_up_and_one_runs_at_a_time(store: CheckpointStore) -> None:
+    go, running = threading.Event(), threading.Event()
+
+    def write(stream: BinaryIO) -> None:
+        running.set()
+        assert go.wait(60)
+        stream.write(b"x")
+
+    with store:
+        saver = BackgroundSaver(store)
+        saver.submit("iter_10.pth", write, iteration=10)
+        assert running.wait(60)
+        assert saver.busy
+        threading.Timer(0.05, go.set).start()
+        saver.submit("iter_20.pth", payload("20"), iteration=20)
+        assert (store.path / "iter_10.pth").exists(), "the second waited for the first"
+        assert [ref.iteration for ref in saver.wait()] == [10, 20]
+        assert not saver.busy
+        assert saver.wait() == ()
+
+
+def test_a_failed_background_save_is_told_and_raised_when_waited_for(
+    store: CheckpointStore, events: Events
+) -> None:
+    def write(stream: BinaryIO) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with store:
+        saver = BackgroundSaver(store)
+        saver.submit("iter_10.pth", write, iteration=10)
+        with pytest.raises(SaveFailed, match="Input/output error"):
+            saver.wait()
+        assert saver.wait() == ()
+        saver.submit("iter_20.pth", write, iteration=20)
+        saver.submit("iter_30.pth", payload("30"), iteration=30)
+        assert [ref.iteration for ref in saver.wait()] == [30], "a later save makes up for a failed one"
+    assert [event[0] for event in events] == ["warning", "warning", "checkpoint"]
+
+
+def test_a_bug_in_the_writer_is_not_forgotten(store: CheckpointStore) -> None:
+    def write(stream: BinaryIO) -> None:
+        raise KeyError("a bug")
+
+    with store:
+        saver = BackgroundSaver(store)
+        saver.submit("iter_10.pth", write, iteration=10)
+        with pytest.raises(KeyError):
+            saver.submit("iter_20.pth", payload("20"), iteration=20)
+
+
+def test_ctrl_c_while_waiting_is_raised_after_the_save_has_ended(store: CheckpointStore) -> None:
+    def write(stream: BinaryIO) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        stream.write(b"x")
+
+    with store:
+        saver = BackgroundSaver(store)
+        with pytest.raises(KeyboardInterrupt):
+            saver.submit("iter_10.pth", write, iteration=10)
+            saver.wait()
+        saver.join()
+    assert_agrees(store.path)
+
+
+def test_the_interpreter_does_not_end_before_the_save(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path\n"
+        "from mapsage_kaggle.checkpoints.store import CheckpointStore, BackgroundSaver\n"
+        "store = CheckpointStore(Path(sys.argv[1])); store.lock()\n"
+        "def write(stream): time.sleep(0.3); stream.write(b'x' * 5_000_000)\n"
+        "BackgroundSaver(store).submit('iter_10.pth', write, iteration=10)\n"
+        "raise SystemExit(3)\n"
+    )
+    run_python(script, str(tmp_path), check=False)
+    assert_agrees(tmp_path)
+    assert (tmp_path / "iter_10.pth").stat().st_size == 5_000_000
+
+
+# --- when to save -----------------------------------------------------------------------------
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_cheap_save_is_due_every_five_minutes() -> None:
+    clock = FakeClock()
+    schedule = SaveSchedule(now=clock)
+    clock.now_s = 299.0
+    assert not schedule.due()
+    clock.now_s = 300.0
+    assert schedule.due()
+    schedule.saved(cost_s=0.1)
+    assert not schedule.due()
+    assert schedule.left_s() == 300.0
+
+
+@given(st.lists(st.floats(0.0, 9.0), min_size=1, max_size=30))
+def test_saving_costs_at_most_half_a_percent(costs_s: list[float]) -> None:
+    clock = FakeClock()
+    schedule = SaveSchedule(now=clock)
+    for cost_s in costs_s:
+        schedule.saved(cost_s=cost_s)
+    assert 300.0 <= schedule.interval_s <= 1800.0
+    window = costs_s[-8:]
+    assert sum(window) / len(window) <= 0.005 * schedule.interval_s * (1 + 1e-9)
+
+
+def test_however_slow_the_disk_half_an_hour_is_the_longest_gap() -> None:
+    schedule = SaveSchedule(now=FakeClock())
+    schedule.saved(cost_s=1000.0)
+    assert schedule.interval_s == 1800.0
+
+
+def test_a_failed_save_is_tried_again_after_the_interval() -> None:
+    clock = FakeClock()
+    schedule = SaveSchedule(now=clock)
+    clock.now_s = 400.0
+    schedule.failed()
+    assert not schedule.due()
+
+
+# --- killed at every file event ---------------------------------------------------------------
+
+KILLED_SAVES = r"""
+import os, random, shutil, signal, sys
+from pathlib import Path
+from mapsage_kaggle.checkpoints.store import CheckpointStore
+
+out = Path(sys.argv[1])
+template = out / "template"
+
+def content(text, size=2_500_000):
+    return random.Random(text).randbytes(size)
+
+def write(text):
+    def writer(stream):
+        data = content(text)
+        for start in range(0, len(data), 1_100_000):
+            stream.write(data[start:start + 1_100_000])
+            event("write")
+    return writer
+
+with CheckpointStore(template) as store:
+    for i in (10, 20):
+        store.save(f"iter_{i}.pth", lambda stream: stream.write(content(str(i))), iteration=i)
+    store.save("best_mIoU_iter_10.pth", lambda s: s.write(content("b10")), iteration=10, metric="mIoU",
+               value=0.4, make_last=False)
+
+count, die_at, log = 0, None, None
+
+def event(name):
+    global count
+    if die_at is None:
+        return
+    count += 1
+    if count == die_at:
+        os.write(log, f"killed at {name}\n".encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def audit(name, arguments):
+    if name in ("os.rename", "os.remove", "os.truncate", "fcntl.flock"):
+        event(name)
+    elif name == "open" and str(folder) in str(arguments[0]):
+        event("open")
+
+def session():
+    with CheckpointStore(folder) as store:
+        store.save("iter_30.pth", write("30"), iteration=30)
+        os.write(log, b"iter_30\n")
+        store.save("best_mIoU_iter_30.pth", write("b30"), iteration=30, metric="mIoU", value=0.5,
+                   make_last=False)
+        os.write(log, b"best_30\n")
+        store.save("iter_30.pth", write("30 with best score"), iteration=30)
+        os.write(log, b"again_30\n")
+
+real_fsync = os.fsync
+def fsync(descriptor):
+    event("fsync before")
+    real_fsync(descriptor)
+    event("fsync after")
+os.fsync = fsync
+
+for number in range(1, 1000):
+    folder = out / f"kill_{number:03d}"
+    shutil.copytree(template, folder)
+    pid = os.fork()
+    if pid == 0:
+        log = os.open(out / f"kill_{number:03d}.log", os.O_WRONLY | os.O_CREAT)
+        sys.addaudithook(audit)
+        die_at = number
+        session()
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    if not os.WIFSIGNALED(status):
+        print(number - 1)
+        sys.exit(os.waitstatus_to_exitcode(status))
+sys.exit(9)
+"""
+
+
+def test_a_kill_at_any_file_event_of_a_save_loses_nothing_proven(tmp_path: Path) -> None:
+    num_events = int(run_python(KILLED_SAVES, str(tmp_path)))
+    assert num_events > 60
+    good = {
+        hashlib.sha256(random.Random(text).randbytes(2_500_000)).hexdigest(): text
+        for text in ("10", "20", "30", "30 with best score", "b10", "b30")
+    }
+    events_seen = set()
+    for number in range(1, num_events + 1):
+        folder = tmp_path / f"kill_{number:03d}"
+        log = (tmp_path / f"kill_{number:03d}.log").read_text().splitlines()
+        events_seen.add(log[-1])
+        # As the next session finds it in its read-only input.
+        last = folder / (folder / "last_checkpoint").read_text()
+        assert good[manifest_sha256(last) or ""] == good[file_sha256(last)], log
+        for path in folder.glob("*.pth"):
+            assert file_sha256(path) in good, f"{path.name} is torn: {log}"
+        assert last.name in (("iter_30.pth",) if "iter_30" in log else ("iter_20.pth", "iter_30.pth")), log
+        assert len(list(folder.glob("best_*.pth"))) >= 1, log
+        if "best_30" in log:
+            assert (folder / "best_mIoU_iter_30.pth").exists(), log
+        # As this machine's next process finds it.
+        with CheckpointStore(folder) as store:
+            assert not list(folder.glob("*.tmp")), log
+            listed = {ref.file: good[ref.sha256] for ref in store.proven()}
+            best = store.best()
+            assert best is not None, log
+            assert listed[best.file] == ("b30" if best.iteration == 30 else "b10"), log
+            save_iter(store, 40)
+        assert_agrees_on_listed(folder)
+    assert {
+        "killed at write",
+        "killed at fsync before",
+        "killed at fsync after",
+        "killed at os.rename",
+    } <= events_seen
+    assert {"killed at os.remove", "killed at open"} <= events_seen
+
+
+def assert_agrees_on_listed(folder: Path) -> None:
+    manifest = Manifest.read(folder / "manifest.json")
+    for name, ref in manifest.files.items():
+        assert file_sha256(folder / name) == ref.sha256
+    assert (folder / "last_checkpoint").read_text() == "iter_40.pth"
