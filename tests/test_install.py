@@ -1,0 +1,491 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.tags import Tag, parse_tag
+from packaging.utils import canonicalize_name
+
+from mapsage_kaggle import install as install_module
+from mapsage_kaggle.environment import STACK
+from mapsage_kaggle.errors import MachineError, UsageError
+from mapsage_kaggle.install import (
+    LIBRARIES,
+    OPENCV,
+    explain_failure,
+    find_wheels,
+    install,
+    installed_versions,
+    loaded_versions,
+    must_restart,
+    plan_install,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# As a Kaggle image of 2026 has them.
+KAGGLE = {
+    "torch": "2.10.0+cu128",
+    "numpy": "2.0.2",
+    "opencv-python": "4.12.0.88",
+    "pillow": "11.3.0",
+    "jinja2": "3.1.6",
+    "matplotlib": "3.10.0",
+    "packaging": "25.0",
+    "pyyaml": "6.0.3",
+    "regex": "2025.11.3",
+    "rich": "13.9.4",
+    "scipy": "1.16.3",
+    "setuptools": "75.2.0",
+    "prettytable": "3.17.0",
+}
+MISSING = ("addict", "ftfy", "termcolor", "yapf")
+COMPLETE = {**KAGGLE, **STACK, "addict": "2.4.0", "ftfy": "6.3.1", "termcolor": "3.3.0", "yapf": "0.43.0"}
+WHEELS = tuple(
+    Path("/kaggle/input/mapsage-bundle/wheels") / name
+    for name in (
+        "addict-2.4.0-py3-none-any.whl",
+        "ftfy-6.3.1-py3-none-any.whl",
+        "termcolor-3.3.0-py3-none-any.whl",
+        "yapf-0.43.0-py3-none-any.whl",
+        "onedl_mmengine-0.10.12-py3-none-any.whl",
+        "onedl_mmcv-2.3.6-py3-none-any.whl",
+        "onedl_mmsegmentation-1.4.2-py3-none-any.whl",
+    )
+)
+TAGS: frozenset[Tag] = parse_tag("cp312-cp312-manylinux_2_28_x86_64") | parse_tag("py3-none-any")
+STACK_PINS = tuple(f"{name}=={version}" for name, version in STACK.items())
+
+
+# --- the plan ---------------------------------------------------------------------------------
+
+
+def test_a_complete_interpreter_needs_nothing() -> None:
+    assert plan_install(COMPLETE, (), online=False, tags=TAGS).empty
+
+
+def test_only_what_is_missing_is_added() -> None:
+    plan = plan_install(KAGGLE, (), online=True, tags=TAGS)
+
+    assert plan.libraries == MISSING
+    assert plan.stack == STACK_PINS
+    assert plan.use_index
+
+
+@pytest.mark.parametrize("name", ["torch", "numpy", "opencv-python", "setuptools"])
+def test_what_the_platform_brought_is_pinned_as_it_is(name: str) -> None:
+    plan = plan_install(KAGGLE, (), online=True, tags=TAGS)
+
+    assert f"{name}=={KAGGLE[name]}" in plan.constraints
+
+
+def test_attached_wheels_go_before_the_index() -> None:
+    plan = plan_install(KAGGLE, WHEELS, online=True, tags=TAGS)
+
+    assert not plan.use_index
+    assert plan.uncovered == ()
+    assert plan.find_links == (WHEELS[0].parent,)
+
+
+def test_attached_wheels_suffice_without_internet() -> None:
+    assert not plan_install(KAGGLE, WHEELS, online=False, tags=TAGS).use_index
+
+
+def test_one_missing_wheel_asks_the_index_where_there_is_one() -> None:
+    plan = plan_install(KAGGLE, WHEELS[1:], online=True, tags=TAGS)
+
+    assert plan.use_index
+    assert plan.uncovered == ("addict",)
+
+
+def test_one_missing_wheel_without_internet_is_named() -> None:
+    with pytest.raises(MachineError, match=r"lack addict for this Python.*mapsage-kaggle bundle"):
+        plan_install(KAGGLE, WHEELS[1:], online=False, tags=TAGS)
+
+
+def test_a_wheel_for_another_python_does_not_count() -> None:
+    other = WHEELS[0].with_name("addict-2.4.0-cp310-cp310-manylinux_2_28_x86_64.whl")
+
+    assert plan_install(KAGGLE, (other, *WHEELS[1:]), online=True, tags=TAGS).uncovered == ("addict",)
+
+
+def test_a_wheel_of_another_version_of_the_stack_does_not_count() -> None:
+    other = WHEELS[5].with_name("onedl_mmcv-2.3.5-py3-none-any.whl")
+
+    plan = plan_install(KAGGLE, (*WHEELS[:5], other, WHEELS[6]), online=True, tags=TAGS)
+
+    assert plan.uncovered == ("onedl-mmcv==2.3.6",)
+
+
+def test_a_file_that_only_ends_like_a_wheel_is_passed_over() -> None:
+    odd = WHEELS[0].with_name("notes.whl")
+
+    assert plan_install(KAGGLE, (odd, *WHEELS), online=False, tags=TAGS).uncovered == ()
+
+
+def test_another_version_of_the_stack_is_replaced_and_not_pinned() -> None:
+    plan = plan_install({**COMPLETE, "onedl-mmcv": "2.3.0"}, (), online=True, tags=TAGS)
+
+    assert plan.stack == ("onedl-mmcv==2.3.6",)
+    assert not any(text.startswith("onedl-mmcv==") for text in plan.constraints)
+
+
+def test_numpy_1_must_change() -> None:
+    plan = plan_install({**COMPLETE, "numpy": "1.26.4"}, (), online=True, tags=TAGS)
+
+    assert plan.libraries == ("numpy>2",)
+    assert "numpy==1.26.4" not in plan.constraints
+
+
+@pytest.mark.parametrize("build", OPENCV)
+def test_any_build_of_opencv_will_do(build: str) -> None:
+    installed = {name: version for name, version in COMPLETE.items() if name != "opencv-python"}
+
+    assert plan_install({**installed, build: "4.12.0.88"}, (), online=False, tags=TAGS).empty
+
+
+def test_the_attached_build_of_opencv_is_taken() -> None:
+    installed = {name: version for name, version in COMPLETE.items() if name != "opencv-python"}
+    wheel = Path("/w/opencv_python-4.12.0.88-cp37-abi3-manylinux2014_x86_64.whl")
+    tags = TAGS | parse_tag("cp37-abi3-manylinux2014_x86_64")
+
+    assert plan_install(installed, (wheel,), online=False, tags=tags).libraries == ("opencv-python",)
+
+
+def test_without_torch_it_says_so_and_installs_none() -> None:
+    installed = {name: version for name, version in KAGGLE.items() if name != "torch"}
+    with pytest.raises(MachineError, match="torch is not installed"):
+        plan_install(installed, WHEELS, online=True, tags=TAGS)
+
+
+def test_a_torch_that_loads_unsafely_is_refused() -> None:
+    with pytest.raises(MachineError, match=r"torch 2\.5\.1\+cu121 is older than 2\.6"):
+        plan_install({**KAGGLE, "torch": "2.5.1+cu121"}, WHEELS, online=True, tags=TAGS)
+
+
+def test_upstream_packages_are_named_with_the_way_out() -> None:
+    installed = {**KAGGLE, "mmcv-lite": "2.1.0", "mmengine": "0.10.7"}
+    with pytest.raises(MachineError) as caught:
+        plan_install(installed, (), online=True, tags=TAGS)
+
+    assert "mmengine 0.10.7, mmcv-lite 2.1.0" in caught.value.problem
+    assert "pip uninstall -y mmengine mmcv-lite" in caught.value.remedy
+    assert "restart the kernel" in caught.value.remedy
+
+
+def test_an_installed_version_that_pip_cannot_read_is_not_pinned() -> None:
+    plan = plan_install({**KAGGLE, "oddity": "unknown-dirty"}, (), online=True, tags=TAGS)
+
+    assert not any(text.startswith("oddity") for text in plan.constraints)
+
+
+# --- what the plan is made from ---------------------------------------------------------------
+
+
+def test_the_libraries_are_all_that_the_stack_asks_for() -> None:
+    asked = set()
+    for name in STACK:
+        for text in metadata.requires(name) or []:
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                asked.add(canonicalize_name(requirement.name))
+
+    known = {canonicalize_name(Requirement(text).name) for text in LIBRARIES}
+    assert asked - known - set(STACK) == {"opencv-python"}
+
+
+def test_wheels_are_found_in_both_layouts(tmp_path: Path) -> None:
+    old = tmp_path / "bundle" / "wheels" / "a-1-py3-none-any.whl"
+    new = tmp_path / "datasets" / "me" / "bundle" / "b-1-py3-none-any.whl"
+    for path in (old, new):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    (new.parent / "readme.md").touch()
+
+    assert find_wheels(tmp_path) == (old, new)
+
+
+def test_no_input_folder_has_no_wheels(tmp_path: Path) -> None:
+    assert find_wheels(tmp_path / "absent") == ()
+
+
+def test_the_installed_versions_are_by_canonical_name() -> None:
+    versions = installed_versions()
+
+    assert versions["onedl-mmengine"] == STACK["onedl-mmengine"]
+    assert "pillow" in versions
+
+
+# --- restart ----------------------------------------------------------------------------------
+
+
+def test_a_module_of_another_version_than_on_disk_needs_a_restart() -> None:
+    loaded = {"numpy": "1.26.4", "torch": "2.10.0+cu128"}
+
+    assert must_restart(loaded, COMPLETE) == ("numpy",)
+
+
+def test_a_module_whose_distribution_went_away_needs_a_restart() -> None:
+    assert must_restart({"mmcv": "2.2.0"}, KAGGLE) == ("mmcv",)
+
+
+def test_versions_are_compared_as_far_as_the_module_tells_them() -> None:
+    assert must_restart({"cv2": "4.12.0", "torch": "2.10.0"}, KAGGLE) == ()
+
+
+def test_nothing_loaded_needs_no_restart() -> None:
+    assert must_restart({}, KAGGLE) == ()
+
+
+def test_the_modules_of_this_very_process_are_those_on_disk() -> None:
+    code = (
+        "import numpy, PIL, yaml, cv2, scipy, matplotlib, mmengine\n"
+        "from mapsage_kaggle.install import must_restart, loaded_versions, installed_versions\n"
+        "loaded = loaded_versions()\n"
+        "assert {'numpy', 'PIL', 'yaml', 'cv2', 'scipy', 'matplotlib', 'mmengine'} <= set(loaded), loaded\n"
+        "assert must_restart(loaded, installed_versions()) == ()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_loaded_versions_ask_for_no_import() -> None:
+    assert set(loaded_versions()) <= set(sys.modules)
+
+
+# --- failures ---------------------------------------------------------------------------------
+
+OFFLINE_OUTPUT = """\
+WARNING: Retrying (Retry(total=0)) after connection broken by 'NameResolutionError("Failed to resolve \
+'index' ([Errno -3] Temporary failure in name resolution)")': /simple/addict/
+ERROR: Could not find a version that satisfies the requirement addict (from versions: none)
+ERROR: No matching distribution found for addict
+"""
+
+
+def test_a_failed_name_look_up_means_that_internet_is_off() -> None:
+    error = explain_failure(OFFLINE_OUTPUT, offline=False)
+
+    assert "Internet is off" in error.problem
+    assert "mapsage-kaggle bundle" in error.remedy
+
+
+def test_a_gap_in_the_attached_wheels_is_named() -> None:
+    error = explain_failure("ERROR: No matching distribution found for wcwidth\n", offline=True)
+
+    assert error.problem.startswith("The attached wheels lack")
+    assert "wcwidth" in error.problem
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("OSError: [Errno 28] No space left on device", "disk is full"),
+        ("error: externally-managed-environment", "operating system"),
+        ("ERROR: [Errno 13] Permission denied: '/usr/lib'", "cannot be written"),
+        ("ERROR: ResolutionImpossible: for help", "do not go together"),
+        ("something else\nERROR: odd", "pip failed: ERROR: odd"),
+        ("", "pip failed: nothing"),
+    ],
+)
+def test_failures_of_pip_are_put_in_words(output: str, words: str) -> None:
+    assert words in explain_failure(output, offline=False).problem
+
+
+def test_an_unknown_language_is_refused() -> None:
+    with pytest.raises(UsageError, match="'fr'"):
+        install(language="fr")
+
+
+def test_every_text_exists_in_both_languages() -> None:
+    assert set(install_module._TEXT["en"]) == set(install_module._TEXT["zh"])
+
+
+def test_the_module_is_callable_whoever_imports_it_first() -> None:
+    with pytest.raises(UsageError, match="'fr'"):
+        install_module(language="fr")  # type: ignore[operator]
+
+
+# --- for real ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model_config(tmp_path: Path) -> Path:
+    """Return the config of the smallest SegFormer."""
+    path = tmp_path / "tiny.py"
+    path.write_text(
+        """
+norm_cfg = dict(type="BN", requires_grad=True)
+model = dict(
+    type="EncoderDecoder",
+    backbone=dict(type="MixVisionTransformer", embed_dims=8, num_layers=[1, 1, 1, 1],
+                  num_heads=[1, 1, 1, 1], init_cfg=dict(type="Pretrained", checkpoint="absent.pth")),
+    decode_head=dict(type="SegformerHead", in_channels=[8, 8, 8, 8], in_index=[0, 1, 2, 3], channels=8,
+                     num_classes=5, norm_cfg=norm_cfg, align_corners=False,
+                     loss_decode=dict(type="CrossEntropyLoss", avg_non_ignore=True)),
+    test_cfg=dict(mode="whole"),
+)
+"""
+    )
+    return path
+
+
+@pytest.fixture
+def kept_python_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give ``PYTHONPATH`` back as it was: `install` sets it for children."""
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    yield
+
+
+@pytest.mark.usefixtures("kept_python_path")
+def test_where_all_is_there_it_only_proves_it(
+    tmp_path: Path, model_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = install(inputs=tmp_path, offline=True, config=model_config)
+
+    assert (report.added, report.changed) == ((), ())
+    assert report.proof is not None
+    assert report.proof["classes"] == 5
+    assert report.proof["versions"]["mmcv"] == STACK["onedl-mmcv"]
+    assert "It works" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("kept_python_path")
+def test_a_model_that_cannot_be_built_is_an_error_of_the_machine(tmp_path: Path, model_config: Path) -> None:
+    model_config.write_text(model_config.read_text().replace("SegformerHead", "NoSuchHead"))
+
+    with pytest.raises(MachineError, match="NoSuchHead"):
+        install(inputs=tmp_path, offline=True, quiet=True, config=model_config)
+
+
+class Fresh:
+    """A virtual environment that has what Kaggle's image has, and nothing else of the stack.
+
+    The packages present are linked from this interpreter's, so that nothing large is copied.
+    """
+
+    def __init__(self, folder: Path, *, lacking: set[str]) -> None:
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        self.python = folder / "bin" / "python"
+        (self.site,) = (folder / "lib").glob("python3.*/site-packages")
+        here = Path(str(metadata.distribution("torch").locate_file("")))
+        for distribution in metadata.distributions(path=[str(here)]):
+            if canonicalize_name(distribution.metadata["Name"]) not in lacking:
+                self._link(distribution, here)
+
+    def _link(self, distribution: metadata.Distribution, here: Path) -> None:
+        tops = {Path(str(path)).parts[0] for path in distribution.files or []}
+        for top in tops - {"..", "bin", "__pycache__"}:
+            if not (self.site / top).exists() and not top.startswith("__editable__"):
+                (self.site / top).symlink_to(here / top)
+
+    def install(self, inputs: Path, config: Path, *, before: str = "") -> subprocess.CompletedProcess[str]:
+        code = f"""
+{before}
+import dataclasses, json
+from pathlib import Path
+import mapsage_kaggle.install as kit
+report = kit.install(inputs=Path({str(inputs)!r}), offline=True, config=Path({str(config)!r}))
+print(json.dumps(dataclasses.asdict(report), default=str))
+"""
+        return subprocess.run(
+            [self.python, "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
+
+
+@pytest.fixture(scope="module")
+def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the wheels that a bundle for a Kaggle image has."""
+    folder = tmp_path_factory.mktemp("input") / "datasets" / "me" / "bundle"
+    pip = [sys.executable, "-m", "pip", "-qq", "wheel", "--wheel-dir", str(folder)]
+    subprocess.run([*pip, *MISSING, "wcwidth", "platformdirs"], check=True)
+    subprocess.run([*pip, "--no-deps", *STACK_PINS], check=True)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_wheels_of_the_stack_are_pure_python(wheelhouse: Path) -> None:
+    for name in STACK:
+        (wheel,) = wheelhouse.glob(f"{name.replace('-', '_')}-*.whl")
+        assert wheel.name.endswith("-py3-none-any.whl")
+
+
+@pytest.mark.slow
+def test_a_fresh_interpreter_is_made_ready_from_attached_wheels_alone(
+    tmp_path: Path, wheelhouse: Path, model_config: Path
+) -> None:
+    fresh = Fresh(tmp_path / "venv", lacking={*MISSING, *STACK, "wcwidth", "platformdirs", "mapsage-kaggle"})
+    inputs = wheelhouse.parents[2]
+
+    answer = fresh.install(inputs, model_config)
+
+    assert answer.returncode == 0, answer.stderr
+    report = json.loads(answer.stdout.splitlines()[-1])
+    added = {text.split("==")[0] for text in report["added"]}
+    assert added == {*MISSING, *STACK, "wcwidth", "platformdirs"}
+    assert report["changed"] == []
+    assert report["restart"] == []
+    assert any(text.startswith("torch==") for text in report["kept"])
+    assert report["proof"]["classes"] == 5
+    assert report["python_path"] == str(ROOT)
+    assert report["seconds"] < 60
+
+    again = fresh.install(inputs, model_config)
+    assert json.loads(again.stdout.splitlines()[-1])["added"] == []
+
+
+@pytest.mark.slow
+def test_a_module_imported_in_another_version_asks_for_a_restart(
+    tmp_path: Path, wheelhouse: Path, model_config: Path
+) -> None:
+    fresh = Fresh(tmp_path / "venv", lacking={*STACK, "mapsage-kaggle"})
+    older = fresh.site / "mmengine"
+    older.mkdir()
+    (older / "__init__.py").write_text("__version__ = '0.10.8'\n")
+    info = fresh.site / "onedl_mmengine-0.10.8.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: onedl-mmengine\nVersion: 0.10.8\n")
+    (info / "RECORD").write_text(
+        "mmengine/__init__.py,,\nonedl_mmengine-0.10.8.dist-info/METADATA,,\n"
+        "onedl_mmengine-0.10.8.dist-info/RECORD,,\n"
+    )
+
+    answer = fresh.install(wheelhouse.parents[2], model_config, before="import mmengine")
+
+    assert answer.returncode == 0, answer.stderr
+    report = json.loads(answer.stdout.splitlines()[-1])
+    assert report["changed"] == ["onedl-mmengine 0.10.8 -> 0.10.12"]
+    assert report["restart"] == ["mmengine"]
+    assert "Restart the kernel now" in answer.stdout
+
+
+@pytest.mark.slow
+def test_kaggles_python_can_be_served_from_binary_wheels_alone(tmp_path: Path, wheelhouse: Path) -> None:
+    """The requirement set resolves for CPython 3.12 on manylinux without compiling anything.
+
+    torch is left out: the image has it, and its wheel is large.
+    """
+    report = tmp_path / "report.json"
+    libraries = [text for text in LIBRARIES if not text.startswith("setuptools")]
+    command = [sys.executable, "-m", "pip", "-qq", "install", "--dry-run", "--ignore-installed"]
+    command += ["--target", str(tmp_path / "never"), "--report", str(report), "--only-binary=:all:"]
+    command += ["--implementation=cp", "--python-version=3.12", "--platform=manylinux_2_28_x86_64"]
+    command += ["--platform=manylinux2014_x86_64", "--find-links", str(wheelhouse)]
+    subprocess.run([*command, *libraries, "opencv-python", *STACK_PINS], check=True)
+
+    items = json.loads(report.read_text())["install"]
+    versions = {canonicalize_name(item["metadata"]["name"]): item["metadata"]["version"] for item in items}
+    assert {name: versions[name] for name in STACK} == dict(STACK)
+    assert "torch" not in versions
+    assert all(item["download_info"]["url"].endswith(".whl") for item in items)
