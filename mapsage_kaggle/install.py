@@ -13,8 +13,10 @@ import importlib
 import json
 import os
 import signal
+import site
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -478,17 +480,16 @@ def share_with_children() -> Path | None:
     That is so where its code is attached as a data set. Returns the folder that was added to
     ``PYTHONPATH``, or None where the kit is installed.
     """
-    from importlib import metadata
-
     home = Path(__file__).resolve().parents[1]
-    try:
-        metadata.distribution("mapsage-kaggle")
-    except metadata.PackageNotFoundError:
-        known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-        if str(home) not in known:
-            os.environ["PYTHONPATH"] = os.pathsep.join([str(home), *known])
-        return home
-    return None
+    lasting = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
+    lasting.add(Path(site.getusersitepackages()).resolve())
+    # An editable install is found by a finder of its own, in every process, and is on no path.
+    if home in lasting or home not in {Path(path).resolve() for path in sys.path}:
+        return None
+    known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if str(home) not in known:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(home), *known])
+    return home
 
 
 def prove_in_child(config: Path) -> dict[str, Any]:

@@ -343,6 +343,27 @@ def kept_python_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+def test_a_kit_that_only_this_process_can_import_is_handed_to_children(tmp_path: Path) -> None:
+    code = f"""
+import sys, subprocess
+sys.path.insert(0, {str(ROOT)!r})
+from mapsage_kaggle.install import share_with_children
+print(share_with_children())
+subprocess.run([sys.executable, "-c", "import mapsage_kaggle.paths as m; print(m.__file__)"], check=True)
+"""
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    answer = subprocess.run(
+        [sys.executable, "-u", "-c", code],
+        cwd=tmp_path,
+        env=environ,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+    assert answer.stdout.split() == [str(ROOT), str(ROOT / "mapsage_kaggle" / "paths.py")]
+
+
 @pytest.mark.usefixtures("kept_python_path")
 def test_where_all_is_there_it_only_proves_it(
     tmp_path: Path, model_config: Path, capsys: pytest.CaptureFixture[str]
