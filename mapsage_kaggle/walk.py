@@ -128,7 +128,7 @@ class _Walk:
             started, used = time.perf_counter(), time.thread_time()
             try:
                 found = self._list(folder)
-            except BaseException as error:  # handed to the caller's thread
+            except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
                 self._failure = error
             waited_s = (time.perf_counter() - started) - (time.thread_time() - used)
             with self._changed:
@@ -215,7 +215,7 @@ def _cannot_list(error: OSError) -> str:
 
 def _cannot_follow(path: str, error: OSError) -> str:
     try:
-        target = os.readlink(path)
+        target = str(Path(path).readlink())
     except OSError:
         target = "?"
     if error.errno == errno.ENOENT:

@@ -11,16 +11,20 @@ import hashlib
 import io
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import BinaryIO
 
-CHUNK_BYTES = 2**20
-_NUM_BUFFERS = 3
+CHUNK_BYTES = 256 * 2**10
+_NUM_BUFFERS = 4
 _MAX_DIRECTORY_BYTES = 64 * 2**20
+
+_MARK = 2**32 - 1
+"""Stands in 32 bits for a number that needs more, given elsewhere."""
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
@@ -43,6 +47,7 @@ class Entry:
         size_bytes: Of its content.
         crc32: That its content must have.
         header_start: Where its local header begins.
+        stamp: Version, flags, method and time, which header and directory must agree on.
     """
 
     name: str
@@ -50,6 +55,7 @@ class Entry:
     size_bytes: int
     crc32: int
     header_start: int
+    stamp: tuple[int, ...] = ()
 
 
 class Source:
@@ -131,7 +137,7 @@ class Archive:
         if entry is None:
             raise DamagedError(f"the archive has no {name}")
         if entry.size_bytes > limit_bytes:
-            raise DamagedError(f"{name} has {entry.size_bytes} bytes, more than the {limit_bytes} that are read")
+            raise DamagedError(f"{name} has {entry.size_bytes} bytes, at most {limit_bytes} are read")
         header = self.source.read(entry.header_start, _LOCAL.size)
         start = entry.header_start + _check_local(entry, header)
         names = self.source.read(entry.header_start + _LOCAL.size, len(entry.full_name))
@@ -153,7 +159,7 @@ class Archive:
         Raises:
             DamagedError: A checksum differs, or there are bytes that belong to nothing.
         """
-        with _Reader(self.source) as reader:
+        with Reader(self.source) as reader:
             for entry in self.entries:
                 if reader.position != entry.header_start:
                     raise DamagedError(
@@ -163,7 +169,7 @@ class Archive:
                 header = reader.take(_LOCAL.size)
                 rest = _check_local(entry, header) - _LOCAL.size
                 _check_local_name(entry, reader.take(rest)[: len(entry.full_name)])
-                pieces = _Pieces(reader, entry.size_bytes)
+                pieces = reader.pieces(entry.size_bytes)
                 take(entry, pieces)
                 for _ in pieces:
                     pass
@@ -176,38 +182,51 @@ class Archive:
                 raise DamagedError("it changed while it was read")
             return reader.finish()
 
-    def _check_descriptor(self, entry: Entry, reader: _Reader) -> None:
+    def _check_descriptor(self, entry: Entry, reader: Reader) -> None:
         """Compare the copy of checksum and sizes that follows the data where the header has none."""
-        long = entry.size_bytes >= 2**32 - 1
+        long = entry.size_bytes >= _MARK
         expected = b"PK\x07\x08" + struct.pack("<L", entry.crc32)
         expected += struct.pack("<2Q" if long else "<2L", entry.size_bytes, entry.size_bytes)
         if reader.take(len(expected)) != expected:
             raise DamagedError(f"{entry.name}: what follows its data contradicts the directory")
 
 
-class _Reader:
-    """Reads a source from start to end, hashing in a second thread while the caller works."""
+class Reader:
+    """Reads a source from start to end, hashing in a second thread while the caller works.
+
+    Few and small buffers travel between the two: enough that neither waits for the other, and small
+    enough to stay in the processor's cache from the read to the last look.
+    """
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._buffers = [memoryview(bytearray(CHUNK_BYTES)) for _ in range(_NUM_BUFFERS)]
-        self._busy: list[Future[None] | None] = [None] * _NUM_BUFFERS
-        self._turn = 0
+        self._free: SimpleQueue[memoryview] = SimpleQueue()
+        self._to_hash: SimpleQueue[memoryview | None] = SimpleQueue()
+        for _ in range(_NUM_BUFFERS):
+            self._free.put(memoryview(bytearray(CHUNK_BYTES)))
         self._offset = 0
         self._sha256 = hashlib.sha256()
-        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+        self._hasher = threading.Thread(target=self._hash, name="sha256", daemon=True)
         self._chunk = memoryview(b"")
+        self._whole: memoryview | None = None
         self._at = 0
         self.position = 0
 
-    def __enter__(self) -> _Reader:
+    def __enter__(self) -> Reader:
+        self._hasher.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._hasher.shutdown(wait=True)
+        self._to_hash.put(None)
+        self._hasher.join()
+
+    def _hash(self) -> None:
+        while (chunk := self._to_hash.get()) is not None:
+            self._sha256.update(chunk)
+            self._free.put(chunk)
 
     def next_piece(self, limit: int) -> memoryview:
-        """Return the next bytes, at least one and at most ``limit``."""
+        """Return the next bytes, at least one and at most ``limit``; valid until the next call."""
         if self._at == len(self._chunk):
             self._fill()
         piece = self._chunk[self._at : self._at + limit]
@@ -217,41 +236,48 @@ class _Reader:
 
     def take(self, size: int) -> bytes:
         """Return the next ``size`` bytes."""
-        piece = self.next_piece(size) if size else memoryview(b"")
-        if len(piece) == size:
-            return bytes(piece)
-        parts = bytearray(piece)
+        if self._at + size <= len(self._chunk):
+            start = self._at
+            self._at += size
+            self.position += size
+            return bytes(self._chunk[start : self._at])
+        parts = bytearray()
         while len(parts) < size:
             parts += self.next_piece(size - len(parts))
         return bytes(parts)
 
+    def pieces(self, size_bytes: int) -> Pieces:
+        """Return the next ``size_bytes`` bytes, to be gone through piece by piece."""
+        return Pieces(self, size_bytes)
+
     def finish(self) -> str:
         """Return the sha256 of all that was read; the source must be at its end."""
         if self.position != self._source.size_bytes:
-            raise DamagedError(f"{self._source.size_bytes - self.position} bytes follow the end of the archive")
-        self._hasher.shutdown(wait=True)
+            raise DamagedError(
+                f"{self._source.size_bytes - self.position} bytes follow the end of the archive"
+            )
+        self.__exit__()
         return self._sha256.hexdigest()
 
     def _fill(self) -> None:
-        turn = self._turn = (self._turn + 1) % _NUM_BUFFERS
-        busy = self._busy[turn]
-        if busy is not None:
-            busy.result()
         left = self._source.size_bytes - self._offset
         if left <= 0:
             raise DamagedError("it ends in the middle of an entry")
-        chunk = self._buffers[turn][: min(left, CHUNK_BYTES)]
+        buffer = self._free.get()
+        if len(buffer) != CHUNK_BYTES:  # only the last chunk is shorter, and nothing follows it
+            buffer = memoryview(bytearray(CHUNK_BYTES))
+        chunk = buffer[: min(left, CHUNK_BYTES)]
         if self._source.read_into(self._offset, chunk) != len(chunk):
             raise DamagedError("it became shorter while it was read")
         self._offset += len(chunk)
-        self._busy[turn] = self._hasher.submit(self._sha256.update, chunk)
         self._chunk, self._at = chunk, 0
+        self._to_hash.put(chunk)
 
 
-class _Pieces:
+class Pieces:
     """The content of one entry, piece by piece, its checksum computed on the way."""
 
-    def __init__(self, reader: _Reader, size_bytes: int) -> None:
+    def __init__(self, reader: Reader, size_bytes: int) -> None:
         self._reader = reader
         self._left = size_bytes
         self.crc32 = 0
@@ -281,7 +307,8 @@ def _read_tail(source: Source) -> tuple[int, int, bytes]:
         raise DamagedError("its end speaks of a zip archive in several parts")
     stop = size - _END.size
     locator_start = stop - _LOCATOR64.size
-    if locator_start >= _END64.size and (locator := source.read(locator_start, _LOCATOR64.size))[:4] == b"PK\x06\x07":
+    locator = source.read(locator_start, _LOCATOR64.size) if locator_start >= _END64.size else b""
+    if locator[:4] == b"PK\x06\x07":
         _, _, end64_start, disks = _LOCATOR64.unpack(locator)
         if end64_start + _END64.size != locator_start or disks != 1:
             raise DamagedError("the end of the zip archive is damaged")
@@ -290,8 +317,12 @@ def _read_tail(source: Source) -> tuple[int, int, bytes]:
         )
         if magic != b"PK\x06\x06" or length64 != _END64.size - 12 or disk or first_disk or here != count64:
             raise DamagedError("the end of the zip archive is damaged")
-        for short, whole, mark in ((count, count64, 0xFFFF), (length, size64, 2**32 - 1), (start, start64, 2**32 - 1)):
-            if short not in (whole, mark):
+        for short, whole, limit in (
+            (count, count64, 0xFFFF),
+            (length, size64, _MARK),
+            (start, start64, _MARK),
+        ):
+            if short not in (whole, limit):
                 raise DamagedError("the two ends of the zip archive contradict each other")
         count, length, start, stop = count64, size64, start64, end64_start
     if start + length != stop:
@@ -312,7 +343,7 @@ def _parse_directory(tail: bytes, count: int, directory_start: int) -> tuple[Ent
         if at + _CENTRAL.size > len(tail):
             raise DamagedError("the directory of the zip archive is cut off")
         fields = _CENTRAL.unpack_from(tail, at)
-        magic, flags, method, crc32 = fields[0], fields[3], fields[4], fields[7]
+        magic, flags, method, crc32, stamp = fields[0], fields[3], fields[4], fields[7], fields[2:7]
         packed, size, header_start = fields[8], fields[9], fields[16]
         num_name, num_extra, num_comment = fields[10:13]
         if magic != b"PK\x01\x02":
@@ -328,11 +359,11 @@ def _parse_directory(tail: bytes, count: int, directory_start: int) -> tuple[Ent
         except UnicodeDecodeError:
             raise DamagedError(f"an entry has the name {full_name!r}; torch writes plain ones") from None
         shown = full_name.decode("utf-8", "backslashreplace")[:120]
-        if flags & 0x1:
-            raise DamagedError(f"{shown} is encrypted, which torch.save never does")
+        if flags & 0x1 or fields[13]:
+            raise DamagedError(f"{shown} is encrypted or in another part, which torch.save never does")
         if method != 0 or packed != size:
             raise DamagedError(
-                f"{shown} is compressed, which torch.save never does: this is another kind of zip file, or a bomb"
+                f"{shown} is compressed, which torch.save never does: another kind of zip file, or a bomb"
             )
         if header_start + _LOCAL.size + num_name + size > directory_start:
             raise DamagedError(f"{shown} reaches beyond the end of the file's data")
@@ -340,10 +371,17 @@ def _parse_directory(tail: bytes, count: int, directory_start: int) -> tuple[Ent
             prefix = folder
         if not slash or not rest or folder != prefix:
             raise DamagedError(
-                f"it is a zip file, but not a checkpoint: {shown!r} does not lie in one common folder with the others"
+                f"it is a zip file, but not a checkpoint: {shown!r} does not lie in one folder with the rest"
             )
         entries.append(
-            Entry(name=name, full_name=full_name, size_bytes=size, crc32=crc32, header_start=header_start)
+            Entry(
+                name=name,
+                full_name=full_name,
+                size_bytes=size,
+                crc32=crc32,
+                header_start=header_start,
+                stamp=stamp,
+            )
         )
     if not tail.startswith((b"PK\x05\x06", b"PK\x06\x06"), at):
         raise DamagedError("the directory of the zip archive has more in it than its entries")
@@ -357,8 +395,7 @@ def _parse_directory(tail: bytes, count: int, directory_start: int) -> tuple[Ent
 
 def _long_sizes(packed: int, size: int, start: int, extra: bytes) -> tuple[int, int, int]:
     """Return sizes and offset with those that do not fit 32 bits taken from the zip64 field."""
-    mark = 2**32 - 1
-    if mark not in (packed, size, start):
+    if _MARK not in (packed, size, start):
         return packed, size, start
     at = 0
     while at + 4 <= len(extra):
@@ -366,9 +403,9 @@ def _long_sizes(packed: int, size: int, start: int, extra: bytes) -> tuple[int, 
         if kind == 1:
             numbers = iter(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
             try:
-                size = next(numbers) if size == mark else size
-                packed = next(numbers) if packed == mark else packed
-                start = next(numbers) if start == mark else start
+                size = next(numbers) if size == _MARK else size
+                packed = next(numbers) if packed == _MARK else packed
+                start = next(numbers) if start == _MARK else start
             except StopIteration:
                 break
             return packed, size, start
@@ -378,21 +415,22 @@ def _long_sizes(packed: int, size: int, start: int, extra: bytes) -> tuple[int, 
 
 def _check_local(entry: Entry, header: bytes) -> int:
     """Compare a local header with the directory; return how far behind its start the content begins."""
-    magic, _, flags, method, _, _, crc32, packed, size, num_name, num_extra = _LOCAL.unpack(header)
-    if magic != b"PK\x03\x04" or method != 0 or num_name != len(entry.full_name) or flags & 0x1:
+    magic, *stamp, crc32, packed, size, num_name, num_extra = _LOCAL.unpack(header)
+    if magic != b"PK\x03\x04" or tuple(stamp) != entry.stamp or num_name != len(entry.full_name):
         raise DamagedError(f"{entry.name}: its header is damaged")
-    later = flags & 0x8 and (crc32, packed, size) == (0, 0, 0)
-    mark = 2**32 - 1
-    if not later and (crc32 != entry.crc32 or packed not in (entry.size_bytes, mark) or size != packed):
+    later = stamp[1] & 0x8 and (crc32, packed, size) == (0, 0, 0)
+    if not later and (crc32 != entry.crc32 or packed not in (entry.size_bytes, _MARK) or size != packed):
         raise DamagedError(f"{entry.name}: its header contradicts the directory")
     return int(_LOCAL.size + num_name + num_extra)
 
 
 def _check_local_name(entry: Entry, name: bytes) -> None:
     if name != entry.full_name:
-        raise DamagedError(f"{entry.name}: its header names {name[:80]!r}; the entries were exchanged or overwritten")
+        raise DamagedError(f"{entry.name}: its header has the name {name[:80]!r}: exchanged or overwritten")
 
 
 def _check_crc(entry: Entry, crc32: int) -> None:
     if crc32 != entry.crc32:
-        raise DamagedError(f"{entry.name}: checksum {crc32:08x}, expected {entry.crc32:08x}: its data is damaged")
+        raise DamagedError(
+            f"{entry.name}: its data is damaged: checksum {crc32:08x}, expected {entry.crc32:08x}"
+        )

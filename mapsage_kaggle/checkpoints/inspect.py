@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mapsage_kaggle.checkpoints.archive import Archive, DamagedError, Entry, Source
-from mapsage_kaggle.checkpoints.unpickle import MAX_PICKLE_BYTES, ITEM_BYTES, TensorInfo, UnsafeError, interpret
+from mapsage_kaggle.checkpoints.legacy import LegacyArchive, is_legacy
+from mapsage_kaggle.checkpoints.unpickle import (
+    ITEM_BYTES,
+    MAX_PICKLE_BYTES,
+    StorageInfo,
+    TensorInfo,
+    UnsafeError,
+    interpret,
+    interpret_one,
+)
 
 _MAX_DEPTH = 64
 
@@ -127,11 +136,12 @@ def _inspect(
 ) -> Inspection:
     size_bytes = source.size_bytes
     try:
-        refuse_other_kinds(source)
-        archive = Archive(source)
+        archive = open_archive(source)
         content = read_content(archive)
         found = _judge(path, content.tree, shapes=shapes, classes=classes)
-        found = replace(found, size_bytes=size_bytes, format="zip")
+        found = replace(found, size_bytes=size_bytes, format=content.format)
+        if content.format == "legacy":
+            found = _without_resume(found, _LEGACY)
         if not full:
             return found
         sweep = _FiniteSweep(content)
@@ -153,17 +163,31 @@ def _inspect(
     return replace(found, verdict=verdict, problems=tuple(problems))
 
 
-def refuse_other_kinds(source: Source) -> None:
-    """Tell a file that is no zip archive at all by its first bytes.
+def _without_resume(found: Inspection, reason: str) -> Inspection:
+    verdict: Verdict = "weights-only" if found.verdict == "resumable" else found.verdict
+    return replace(found, verdict=verdict, problems=(*found.problems, reason))
+
+
+_LEGACY = (
+    "it has torch's format from before 1.6, without checksums, so that damage cannot be told; to convert it: "
+    "torch.save(torch.load(old, map_location='cpu', weights_only=True), new)"
+)
+
+
+def open_archive(source: Source) -> Archive | LegacyArchive:
+    """Read the directory of a checkpoint file of either format.
 
     Raises:
-        DamagedError: It is empty, a web page, or something else that is no checkpoint.
+        DamagedError: It is empty, a web page, or something else that is no whole checkpoint.
+        UnsafeError: It has the old format, and a pickle that asks for something no checkpoint needs.
     """
     if source.size_bytes == 0:
         raise DamagedError("it is empty")
     head = source.read(0, min(64, source.size_bytes))
     if head[:4] == b"PK\x03\x04":
-        return
+        return Archive(source)
+    if is_legacy(head):
+        return LegacyArchive(source)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise DamagedError("it is a web page, not a checkpoint: a download went wrong; fetch it again")
@@ -171,6 +195,9 @@ def refuse_other_kinds(source: Source) -> None:
         raise DamagedError("it is a Git LFS pointer, not the checkpoint: fetch the file itself")
     if not any(head):
         raise DamagedError("it begins with zeros: it was never written out")
+    if head[:1] == b"\x80":
+        interpret_one(source.read(0, min(source.size_bytes, MAX_PICKLE_BYTES)))
+        raise DamagedError("it is a bare pickle, not a file that torch.save writes")
     raise DamagedError(f"it is not a file that torch.save writes: it begins with {head[:8]!r}")
 
 
@@ -182,38 +209,56 @@ class Content:
         pickle: Its bytes, as they were checked.
         tree: What it describes, with a ``TensorInfo`` for each tensor.
         tensors: Every tensor by its place, such as ``state_dict.conv.weight``.
+        storages: What the tensors' data lies in, by the name of its entry, ``data/0``.
+        format: Of the file.
     """
 
     pickle: bytes
     tree: dict[str, Any]
     tensors: Mapping[str, TensorInfo]
+    storages: Mapping[str, StorageInfo]
+    format: Literal["zip", "legacy"]
 
 
-def read_content(archive: Archive) -> Content:
+def read_content(archive: Archive | LegacyArchive) -> Content:
     """Read and check a checkpoint's pickle, and that its storages are those of the archive.
 
     Raises:
         DamagedError: The archive is no checkpoint, or pickle and storages contradict each other.
         UnsafeError: The pickle asks for something that no checkpoint needs.
     """
+    if isinstance(archive, LegacyArchive):
+        pickle, tree = archive.pickle, archive.tree
+    else:
+        pickle = _read_pickle(archive)
+        tree = interpret(pickle)
+    if not isinstance(tree, dict):
+        raise DamagedError(f"it holds a {type(tree).__name__}, expected a dictionary")
+    tensors = dict(_tensors(tree))
+    return Content(
+        pickle=pickle,
+        tree=tree,
+        tensors=tensors,
+        storages=_check_storages(archive, tensors),
+        format="legacy" if isinstance(archive, LegacyArchive) else "zip",
+    )
+
+
+def _read_pickle(archive: Archive) -> bytes:
     if "constants.pkl" in archive.by_name:
         raise DamagedError("it is a TorchScript program, not a checkpoint")
     if "data.pkl" not in archive.by_name:
         raise DamagedError("it is a zip file, but not a checkpoint: it has no data.pkl")
     if "byteorder" in archive.by_name and archive.read("byteorder", limit_bytes=16) != b"little":
         raise DamagedError("it was written on a big-endian machine, or its byteorder is damaged")
-    pickle = archive.read("data.pkl", limit_bytes=MAX_PICKLE_BYTES)
-    tree = interpret(pickle)
-    if not isinstance(tree, dict):
-        raise DamagedError(f"it holds a {type(tree).__name__}, expected a dictionary")
-    tensors = dict(_tensors(tree))
-    _check_storages(archive, tensors)
-    return Content(pickle=pickle, tree=tree, tensors=tensors)
+    return archive.read("data.pkl", limit_bytes=MAX_PICKLE_BYTES)
 
 
-def _check_storages(archive: Archive, tensors: Mapping[str, TensorInfo]) -> None:
-    stored = {name: entry for name, entry in archive.by_name.items() if name.startswith("data/")}
-    used: dict[str, tuple[int, str]] = {}
+def _check_storages(
+    archive: Archive | LegacyArchive, tensors: Mapping[str, TensorInfo]
+) -> dict[str, StorageInfo]:
+    stored = {entry.name: entry for entry in archive.entries if entry.name.startswith("data/")}
+    used: dict[str, StorageInfo] = {}
     for place, tensor in tensors.items():
         storage = tensor.storage
         name = f"data/{storage.key}"
@@ -224,11 +269,11 @@ def _check_storages(archive: Archive, tensors: Mapping[str, TensorInfo]) -> None
             raise DamagedError(
                 f"{place}: its storage {name} has {entry.size_bytes} bytes, expected {storage.size_bytes}"
             )
-        if used.setdefault(name, (storage.size_bytes, storage.dtype))[1] != storage.dtype:
-            raise DamagedError(f"{place}: its storage {name} is given two types")
+        used[name] = storage
     unused = sorted(set(stored) - set(used))
     if unused:
-        raise DamagedError(f"nothing in it refers to {_list(unused)}: the pickle is not the one that was saved")
+        raise DamagedError(f"nothing in it refers to {_list(unused)}: it does not belong to this pickle")
+    return used
 
 
 def _tensors(tree: Any) -> Iterator[tuple[str, TensorInfo]]:
@@ -241,7 +286,9 @@ def _tensors(tree: Any) -> Iterator[tuple[str, TensorInfo]]:
             yield place, value
         elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
             if depth == _MAX_DEPTH:
-                raise UnsafeError(f"its containers are nested more than {_MAX_DEPTH} deep, which no checkpoint does")
+                raise UnsafeError(
+                    f"its containers are nested more than {_MAX_DEPTH} deep; no checkpoint's are"
+                )
             seen.add(id(value))
             pairs = value.items() if isinstance(value, dict) else enumerate(value)
             stack.extend((f"{place}.{key}" if place else str(key), item, depth + 1) for key, item in pairs)
@@ -251,33 +298,57 @@ class _FiniteSweep:
     """Looks for NaN and Inf while the storages' data passes by."""
 
     def __init__(self, content: Content) -> None:
-        self._tensors = content.tensors
-        self._dtypes: dict[str, str] = {}
-        for tensor in content.tensors.values():
-            self._dtypes[f"data/{tensor.storage.key}"] = tensor.dtype
-        self._suspects: set[str] = set()
+        self._on: dict[str, list[tuple[str, TensorInfo]]] = {}
+        for place, tensor in content.tensors.items():
+            self._on.setdefault(f"data/{tensor.storage.key}", []).append((place, tensor))
+        self._bad: list[str] = []
 
     def take(self, entry: Entry, pieces: Iterator[memoryview]) -> None:
         """Take the content of one entry."""
-        dtype = self._dtypes.get(entry.name)
-        if dtype not in _EXPONENTS:
+        tensors = [item for item in self._on.get(entry.name, ()) if item[1].dtype in _EXPONENTS]
+        if not tensors:
             return
-        if not all_finite(pieces, dtype):
-            self._suspects.add(entry.name.removeprefix("data/"))
+        dtype = tensors[0][1].dtype
+        whole_bytes = entry.size_bytes
+        if all(
+            tensor.dtype == dtype and tensor.num_elements * ITEM_BYTES[dtype] == whole_bytes
+            for _, tensor in tensors
+        ):
+            if not all_finite(pieces, dtype):
+                self._bad.extend(place for place, _ in tensors)
+            return
+        # Windows on a larger storage: what lies outside of them is nobody's and may be anything.
+        data = b"".join(bytes(piece) for piece in pieces)
+        self._bad.extend(place for place, tensor in tensors if not _window_finite(data, tensor))
 
     def tensors_not_finite(self) -> tuple[list[str], list[str]]:
         """Return the places of tensors with NaN or Inf: those in weights, and those elsewhere."""
-        bad = sorted(place for place, tensor in self._tensors.items() if tensor.storage.key in self._suspects)
-        weights = [place for place in bad if not place.startswith("optimizer.")]
-        return weights, [place for place in bad if place.startswith("optimizer.")]
+        bad = sorted(self._bad)
+        state = [place for place in bad if place.startswith("optimizer.")]
+        return [place for place in bad if not place.startswith("optimizer.")], state
 
 
-_EXPONENTS: Mapping[str, tuple[str, int]] = {
-    "float64": ("<u8", 0x7FF0000000000000),
-    "float32": ("<u4", 0x7F800000),
-    "float16": ("<u2", 0x7C00),
-    "bfloat16": ("<u2", 0x7F80),
+def _window_finite(data: bytes, tensor: TensorInfo) -> bool:
+    import numpy as np
+
+    if tensor.num_elements == 0:
+        return True
+    item_bytes = ITEM_BYTES[tensor.dtype]
+    words = np.frombuffer(data, f"<u{item_bytes}", offset=tensor.offset * item_bytes)
+    window = np.lib.stride_tricks.as_strided(
+        words, tensor.shape, [step * item_bytes for step in tensor.stride], writeable=False
+    )
+    exponent = _EXPONENTS[tensor.dtype]
+    return not bool(((window & exponent) == exponent).any())
+
+
+_EXPONENTS: Mapping[str, int] = {
+    "float64": 0x7FF0000000000000,
+    "float32": 0x7F800000,
+    "float16": 0x7C00,
+    "bfloat16": 0x7F80,
 }
+"""The exponent's bits: all set in NaN and Inf, and in no other value."""
 
 
 def all_finite(pieces: Iterator[memoryview], dtype: str) -> bool:
@@ -286,7 +357,7 @@ def all_finite(pieces: Iterator[memoryview], dtype: str) -> bool:
 
     item_bytes = ITEM_BYTES[dtype]
     native = np.dtype({"float64": "<f8", "float32": "<f4"}.get(dtype, "<u2"))
-    _, exponent = _EXPONENTS[dtype]
+    exponent = _EXPONENTS[dtype]
     finite = True
     rest = b""
     for piece in pieces:
@@ -327,7 +398,8 @@ def _judge(
         key: value for key, value in _mapping(state).items() if type(key) is str and type(value) is TensorInfo
     }
     if not weights:
-        wrong.append(f"it has no weights: expected a state_dict, found {_list([str(key) for key in tree]) or 'nothing'}")
+        keys = _list([str(key) for key in tree])
+        wrong.append(f"it has no weights: expected a state_dict, found {keys or 'nothing'}")
 
     iteration, epoch = _whole(meta.get("iter")), _whole(meta.get("epoch"))
     named = _NAMED_ITERATION.search(path.name)
@@ -356,11 +428,13 @@ def _judge(
             lacking.append(f"it has no {_list(missing)}: a resume would silently start those afresh")
         elif "config" in meta:
             # mmengine's Runner.resume passes meta.config to Config.fromstring, which runs it.
-            wrong.append("it has meta.config, which mmengine would run as Python on resume; true checkpoints have none")
+            wrong.append(
+                "it has meta.config, which mmengine would run as Python on resume; true checkpoints have none"
+            )
 
     trained_on = _texts(_mapping(meta.get("dataset_meta")).get("classes"))
     if classes is not None and trained_on is not None and tuple(classes) != trained_on:
-        wrong.append(f"it was trained on the classes {_list(trained_on)}, the data set has {_list(list(classes))}")
+        wrong.append(f"it was trained on the classes {_list(trained_on)}, expected {_list(tuple(classes))}")
     if shapes is not None and weights:
         wrong.extend(compare_shapes({key: value.shape for key, value in weights.items()}, shapes))
 
@@ -387,7 +461,9 @@ def _judge(
     )
 
 
-def compare_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+def compare_shapes(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> list[str]:
     """Return what keeps weights from fitting a model, one sentence for each kind of misfit.
 
     A prefix ``module.`` on every name, as a wrapped model saves it, is disregarded.

@@ -6,14 +6,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mapsage_kaggle.checkpoints.archive import Archive, DamagedError, Entry, Source
-from mapsage_kaggle.checkpoints.inspect import Content, read_content, refuse_other_kinds
-from mapsage_kaggle.checkpoints.unpickle import ArrayInfo, HistoryInfo, StorageInfo, Symbol, TensorInfo, UnsafeError, interpret
+from mapsage_kaggle.checkpoints.archive import DamagedError, Entry, Source
+from mapsage_kaggle.checkpoints.inspect import Content, open_archive, read_content
+from mapsage_kaggle.checkpoints.unpickle import (
+    ArrayInfo,
+    HistoryInfo,
+    Symbol,
+    TensorInfo,
+    UnsafeError,
+    interpret,
+)
 from mapsage_kaggle.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
 
 def load_checkpoint(
@@ -52,8 +58,7 @@ def load_checkpoint(
 def _load(
     source: Source, sha256: str | None, history_buffer: Callable[[Any, Any, int], Any] | None
 ) -> dict[str, Any]:
-    refuse_other_kinds(source)
-    archive = Archive(source)
+    archive = open_archive(source)
     content = read_content(archive)
     build = _Realise(content, history_buffer)
     found = archive.sweep(build.take)
@@ -78,10 +83,9 @@ class _Realise:
         self._history_buffer = history_buffer
         self.tensor_types = (torch.Tensor,)
         self._pickle = content.pickle
-        self._memory: dict[str, torch.Tensor] = {}
-        for info in content.tensors.values():
-            if info.storage.key not in self._memory:
-                self._memory[info.storage.key] = torch.empty(info.storage.size_bytes, dtype=torch.uint8)
+        self._memory: dict[str, Any] = {}
+        for storage in content.storages.values():
+            self._memory[storage.key] = torch.empty(storage.size_bytes, dtype=torch.uint8)
 
     def take(self, entry: Entry, pieces: Iterator[memoryview]) -> None:
         """Copy an entry's content into its tensor's memory."""
@@ -95,21 +99,23 @@ class _Realise:
                 target[at : at + len(piece)] = self._np.frombuffer(piece, self._np.uint8)
                 at += len(piece)
 
-    def tensor(self, info: TensorInfo) -> torch.Tensor:
+    def tensor(self, info: TensorInfo) -> Any:
         """Return a tensor on the storage that ``info`` names."""
         torch = self._torch
         result = torch.empty(0, dtype=getattr(torch, info.dtype))
         result.set_(self._memory[info.storage.key].untyped_storage(), info.offset, info.shape, info.stride)
-        return result.requires_grad_(info.requires_grad)
+        result.requires_grad = info.requires_grad
+        return result
 
     def new_array(self) -> np.ndarray[Any, Any]:
         """Return an empty array."""
-        return self._np.ndarray((0,), "|u1")
+        array: np.ndarray[Any, Any] = self._np.ndarray((0,), "|u1")
+        return array
 
     def fill_array(self, array: np.ndarray[Any, Any], info: ArrayInfo) -> None:
         """Give an array its type, shape and data."""
         dtype = self._np.dtype(info.dtype)
-        array.__setstate__((1, info.shape, dtype, info.fortran_order, info.data))
+        array.__setstate__((1, info.shape, dtype, info.fortran_order, info.data))  # type: ignore[arg-type]
 
     def scalar(self, dtype: str, data: bytes) -> Any:
         """Return a NumPy scalar."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 import time
@@ -19,7 +18,9 @@ Kind = Literal["iter", "best", "latest", "last_checkpoint", "epoch"]
 _ITER = re.compile(r"iter_([0-9]{1,15})\.pth")
 _BEST = re.compile(r"best_.+_iter_([0-9]{1,15})\.pth")
 _EPOCH = re.compile(r"(?:best_.+_)?epoch_([0-9]{1,15})\.pth")
-_WANTED = re.compile(r"(?:best_.+_)?(?:iter|epoch)_[0-9]{1,15}\.pth|latest\.pth|last_checkpoint|session\.json")
+_WANTED = re.compile(
+    r"(?:best_.+_)?(?:iter|epoch)_[0-9]{1,15}\.pth|latest\.pth|last_checkpoint|session\.json"
+)
 _MAX_NAME_BYTES = 4096
 
 
@@ -169,7 +170,7 @@ def _found(path: Path, anchor: Path) -> FoundCheckpoint:
         status = path.stat()
         kind = _kind(path.name)
         if kind == "latest" and path.is_symlink():
-            target = path.parent / os.readlink(path)
+            target = path.parent / path.readlink()
     if not stat.S_ISREG(status.st_mode):
         raise _NotOneError("it is not a regular file")
     if status.st_size == 0:
