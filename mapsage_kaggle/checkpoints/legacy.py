@@ -1,0 +1,99 @@
+"""Reads the format that ``torch.save`` wrote before torch 1.6: pickles, then raw storages.
+
+It has no directory and no checksums, so that damage inside a tensor cannot be told. Pretrained
+weights of those years are still handed round in it; checkpoints to resume from never were.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mapsage_kaggle.checkpoints.archive import DamagedError, Entry, Reader, Source
+from mapsage_kaggle.checkpoints.unpickle import (
+    MAX_PICKLE_BYTES,
+    StorageInfo,
+    interpret_one,
+    storages_named_in,
+)
+
+MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""The pickled number 0x1950a86a20f9469cfc6c, with which each such file begins."""
+
+_PROTOCOL_VERSION = 1001
+
+
+class LegacyArchive:
+    """A checkpoint file of the old format, with the same face as ``Archive``.
+
+    Args:
+        source: The bytes. Must stay open while the archive is used.
+
+    Raises:
+        DamagedError: It is cut off, or its parts contradict each other.
+        UnsafeError: A pickle in it asks for something that no checkpoint needs.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        head = source.read(0, min(source.size_bytes, MAX_PICKLE_BYTES))
+        version, at = interpret_one(head, len(MAGIC))
+        if version != _PROTOCOL_VERSION:
+            raise DamagedError(
+                f"it has the legacy format's version {version!r}, expected {_PROTOCOL_VERSION}"
+            )
+        machine, at = interpret_one(head, at)
+        if type(machine) is not dict or machine.get("little_endian") is not True:
+            raise DamagedError("it was written on a big-endian machine, or its header is damaged")
+        start = at
+        self.tree, at = interpret_one(head, start)
+        self.pickle = head[start:at]
+        keys, self._data_start = interpret_one(head, at)
+        self._head = head[: self._data_start]
+        self.entries = self._lay_out(keys, storages_named_in(self.pickle))
+
+    def _lay_out(self, keys: Any, storages: dict[str, StorageInfo]) -> tuple[Entry, ...]:
+        if type(keys) is not list or sorted(map(str, keys)) != sorted(storages):
+            raise DamagedError("the storages in it are not those that its pickle names")
+        entries: list[Entry] = []
+        at = self._data_start
+        for key in keys:
+            (count,) = struct.unpack("<q", self.source.read(at, 8))
+            if count != storages[key].num_elements:
+                raise DamagedError(
+                    f"storage {key} has {count} elements, expected {storages[key].num_elements}"
+                )
+            size_bytes = storages[key].size_bytes
+            name = f"data/{key}"
+            entries.append(
+                Entry(name=name, full_name=name.encode(), size_bytes=size_bytes, crc32=0, header_start=at)
+            )
+            at += 8 + size_bytes
+        if at != self.source.size_bytes:
+            raise DamagedError(
+                f"it has {self.source.size_bytes} bytes, expected {at}: it was cut off or added to"
+            )
+        return tuple(entries)
+
+    def sweep(self, take: Callable[[Entry, Iterator[memoryview]], None]) -> str:
+        """Read the whole file once; see ``Archive.sweep``. There are no checksums to compare.
+
+        Raises:
+            DamagedError: It changed or became shorter while it was read.
+        """
+        with Reader(self.source) as reader:
+            if reader.take(len(self._head)) != self._head:
+                raise DamagedError("it changed while it was read")
+            for entry in self.entries:
+                reader.take(8)
+                pieces = reader.pieces(entry.size_bytes)
+                take(entry, pieces)
+                for _ in pieces:
+                    pass
+            return reader.finish()
+
+
+def is_legacy(head: bytes) -> bool:
+    """Tell from its first bytes whether a file has the old format."""
+    return head.startswith(MAGIC)
