@@ -38,6 +38,7 @@ from mapsage_kaggle.environment import (
 )
 from mapsage_kaggle.errors import MachineError, UsageError
 from mapsage_kaggle.paths import KagglePaths, bundled
+from mapsage_kaggle.walk import walk
 
 LIBRARIES: tuple[str, ...] = (
     # The kit's own core; setup.cfg has the reasons of the bounds.
@@ -316,12 +317,8 @@ def _same_release(module_version: str, distribution_version: str) -> bool:
 
 
 def find_wheels(inputs: Path) -> tuple[Path, ...]:
-    """Return all wheels below a folder, those of one folder together, sorted."""
-    found = []
-    for folder, subfolders, names in os.walk(inputs):
-        subfolders.sort()
-        found += [Path(folder) / name for name in sorted(names) if name.endswith(".whl")]
-    return tuple(found)
+    """Return all wheels below a folder, sorted; a folder that is not there has none."""
+    return walk(inputs, want_file=lambda name: name.endswith(".whl")).files
 
 
 def explain_failure(output: str, *, offline: bool) -> MachineError:

@@ -1,0 +1,228 @@
+"""Imports point downwards only, and `import mapsage_kaggle` stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "mapsage_kaggle"
+
+# Lowest first. A room may import rooms of earlier rows only, whether at its top or in a function; the
+# modules of a room that is a package may import each other. The package itself (__init__) hands its
+# public names out lazily, and may name any room.
+ROWS: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    # Layer 1: the standard library only.
+    ("paths", "clock", "events", "walk"),
+    ("records", "spec"),
+    # Layer 2: no torch at import.
+    ("checkpoints", "environment", "dataset"),
+    ("scenes",),
+    # Layer 3.
+    ("configure", "engine", "display", "relay"),
+    # Layer 4.
+    ("supervise",),
+    ("training",),
+    # Layer 5.
+    ("install", "demo", "bundle"),
+    ("cli",),
+    ("__main__",),
+)
+RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
+STANDARD_LIBRARY_ONLY = frozenset(room for row in ROWS[:3] for room in row)
+WITHOUT_TORCH_AT_IMPORT = frozenset(room for row in ROWS[:5] for room in row)
+
+ENGINE_LIBRARIES = frozenset({"mmengine", "mmcv", "mmseg"})
+HEAVY = ("torch", "mmengine", "mmcv", "mmseg", "ipywidgets", "matplotlib", "kaggle")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module, with where it stands."""
+
+    module: str
+    target: str
+    line: int
+    deferred: bool
+    types_only: bool = False
+
+    @property
+    def room(self) -> str:
+        return self.module.split(".")[1] if "." in self.module else "__init__"
+
+    @property
+    def top(self) -> str:
+        return self.target.split(".")[0]
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line} imports {self.target}"
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules() -> dict[str, Path]:
+    return {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports_of(module: str, path: Path) -> Iterator[Import]:
+    yield from imports_in(module, path.read_text(encoding="utf-8"), package=path.name == "__init__.py")
+
+
+def imports_in(module: str, source: str, *, package: bool = False) -> Iterator[Import]:
+    def visit(node: ast.AST, deferred: bool, types_only: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                for alias in child.names:
+                    yield Import(module, alias.name, child.lineno, deferred, types_only)
+            elif isinstance(child, ast.ImportFrom):
+                base = child.module or ""
+                if child.level:
+                    parts = module.split(".")
+                    kept = len(parts) - child.level + (1 if package else 0)
+                    base = ".".join([*parts[:kept], *([base] if base else [])])
+                if base == "mapsage_kaggle":
+                    for alias in child.names:
+                        yield Import(module, f"{base}.{alias.name}", child.lineno, deferred, types_only)
+                else:
+                    yield Import(module, base, child.lineno, deferred, types_only)
+            else:
+                inner = deferred or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+                # What only a type checker reads does not happen at import.
+                for_types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+                yield from visit(child, inner or for_types, types_only or for_types)
+
+    yield from visit(ast.parse(source), False, False)
+
+
+def all_imports() -> list[Import]:
+    return [found for module, path in modules().items() for found in imports_of(module, path)]
+
+
+def against_the_layers(found: Import) -> bool:
+    if found.top != "mapsage_kaggle" or "." not in found.target or found.room == "__init__":
+        return False
+    target = found.target.split(".")[1]
+    return target in RANK and target != found.room and RANK[target] >= RANK[found.room]
+
+
+def test_every_module_has_its_row() -> None:
+    rooms = {module.split(".")[1] for module in modules() if "." in module}
+
+    assert rooms - set(RANK) == set()
+
+
+def test_imports_point_downwards_only() -> None:
+    assert [str(found) for found in all_imports() if against_the_layers(found)] == []
+
+
+def test_only_the_engine_imports_the_engine_libraries() -> None:
+    def allowed(found: Import) -> bool:
+        if found.target == "mmengine.config" and found.deferred:
+            return found.room in {"configure", "engine"} or found.types_only
+        return found.room == "engine"
+
+    wrong = [found for found in all_imports() if found.top in ENGINE_LIBRARIES and not allowed(found)]
+    assert [str(found) for found in wrong] == []
+
+
+def test_the_engine_runs_in_children_only() -> None:
+    wrong = [
+        found
+        for found in all_imports()
+        if found.target.startswith("mapsage_kaggle.engine") and found.room != "engine"
+    ]
+    assert [str(found) for found in wrong] == []
+
+
+def test_the_lowest_rooms_use_the_standard_library_only() -> None:
+    wrong = [
+        found
+        for found in all_imports()
+        if found.room in STANDARD_LIBRARY_ONLY
+        and found.top not in sys.stdlib_module_names
+        and found.top != "mapsage_kaggle"
+    ]
+    assert [str(found) for found in wrong] == []
+
+
+@pytest.mark.parametrize(
+    ("library", "place"),
+    [
+        ("kaggle", "mapsage_kaggle.relay.client"),
+        ("kagglesdk", "mapsage_kaggle.relay.client"),
+        ("ipywidgets", "mapsage_kaggle.display"),
+    ],
+)
+def test_a_library_is_imported_in_its_one_place_and_only_when_needed(library: str, place: str) -> None:
+    wrong = [
+        found
+        for found in all_imports()
+        if found.top == library and not (found.deferred and found.module.startswith(place))
+    ]
+    assert [str(found) for found in wrong] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "against"),
+    [
+        ("mapsage_kaggle.clock", "from mapsage_kaggle.supervise import run", True),
+        ("mapsage_kaggle.clock", "from mapsage_kaggle import supervise", True),
+        ("mapsage_kaggle.clock", "def f():\n    import mapsage_kaggle.supervise", True),
+        ("mapsage_kaggle.clock", "from .supervise import run", True),
+        ("mapsage_kaggle.engine.loop", "from ..supervise import run", True),
+        ("mapsage_kaggle.clock", "from mapsage_kaggle.paths import WorkDir", True),
+        ("mapsage_kaggle.clock", "from mapsage_kaggle.errors import UsageError", False),
+        ("mapsage_kaggle.engine.loop", "from mapsage_kaggle.engine import seeding", False),
+        ("mapsage_kaggle.engine.loop", "from .seeding import derive", False),
+    ],
+)
+def test_the_rule_itself_tells_up_and_across_from_down(module: str, source: str, against: bool) -> None:
+    assert any(against_the_layers(found) for found in imports_in(module, source)) is against
+
+
+def light_modules() -> list[str]:
+    found = [
+        module
+        for module in modules()
+        if "." in module and module.split(".")[1] in WITHOUT_TORCH_AT_IMPORT and module != "mapsage_kaggle"
+    ]
+    return ["mapsage_kaggle", *found]
+
+
+def test_importing_the_kit_and_its_lower_rooms_loads_nothing_heavy() -> None:
+    """One process imports one module after the other, and tells which brought something heavy."""
+    code = f"""
+import importlib, sys
+for name in {light_modules()!r}:
+    before = set(sys.modules)
+    importlib.import_module(name)
+    heavy = sorted(set({HEAVY!r}) & (set(sys.modules) - before))
+    if heavy:
+        print(name, "loads", *heavy)
+"""
+    answer = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert answer.stdout == ""
+
+
+@pytest.mark.parametrize("room", ["configure", "supervise", "install", "cli"])
+def test_importing_an_upper_room_loads_no_engine(room: str) -> None:
+    if f"mapsage_kaggle.{room}" not in modules():
+        pytest.fail(f"there is no mapsage_kaggle.{room}")
+    code = f"import sys, mapsage_kaggle.{room}; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+
+    assert answer.stdout.split() == []
