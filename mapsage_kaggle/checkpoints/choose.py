@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from mapsage_kaggle.checkpoints.manifest import manifest_sha256
+from mapsage_kaggle.checkpoints.manifest import iteration_of, kind_of, manifest_sha256
 from mapsage_kaggle.errors import CheckpointError
 from mapsage_kaggle.records import SessionRecord, record_beside
 
 if TYPE_CHECKING:
     from mapsage_kaggle.checkpoints.inspect import Inspection
-    from mapsage_kaggle.checkpoints.scan import FoundCheckpoint
+    from mapsage_kaggle.checkpoints.scan import FoundCheckpoint, Rejected
 
 Action = Literal["resume", "weights-only", "fresh"]
 Origin = Literal["named", "work dir", "load_from", "input"]
 Lineage = Literal["this run", "unknown", "another run"]
 
 _ORIGIN_ORDER = {"named": 0, "work dir": 1, "load_from": 2, "input": 3}
-_ITERATION = re.compile(r"iter_(\d+)\.pth$")
+_NAMED_LIKE_ONE = re.compile(r"(?:best_.+_)?iter_\d+\.pth|latest\.pth|last_checkpoint")
 _LINEAGE_ORDER = {"this run": 0, "unknown": 1, "another run": 2}
 
 
 class Inspect(Protocol):
-    """What ``choose`` needs of ``inspect``: the config's shapes and classes are bound beforehand."""
+    """What ``choose`` needs of ``inspect``: the config's shapes and classes are bound beforehand.
 
-    def __call__(self, path: Path, *, manifest_sha256: str | None = None, full: bool = True) -> Inspection:
-        """Return the verdict on a file; ``full=False`` reads its header only."""
+    ``functools.partial(inspect, shapes=..., classes=...)`` is one. Where a file need not fit the
+    model, both are overridden by None.
+    """
+
+    def __call__(self, path: Path, **options: Any) -> Inspection:
+        """Return the verdict on a file; the options are those of ``inspect``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +44,7 @@ class Choice:
     Attributes:
         action: ``resume`` with everything; ``weights-only`` with a fresh optimizer, from iteration
             0; ``fresh`` from the config's own initialisation.
-        checkpoint: What to load; None when fresh.
+        checkpoint: What to load, by its ``target``; None when fresh.
         inspection: Its verdict.
         record: The session record beside it, if there is one.
         explanations: One line for each candidate: taken, or why not.
@@ -64,7 +69,23 @@ class _Candidate:
     sha256: str | None
     lineage: Lineage
     iteration: int | None
-    verdict: str = ""
+    inspection: Inspection | None = None
+    problem: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """The full inspection's verdict; empty before it."""
+        return self.inspection.verdict if self.inspection else ""
+
+    @property
+    def target(self) -> Path:
+        """The file to read: where ``latest.pth`` or ``last_checkpoint`` leads to."""
+        return self.found.target
+
+    @property
+    def is_best(self) -> bool:
+        """Whether its name says that it is a best checkpoint, which holds no optimizer."""
+        return kind_of(self.target.name) == "best"
 
     @property
     def is_recorded(self) -> bool:
@@ -72,7 +93,7 @@ class _Candidate:
         if self.record is None:
             return False
         refs = (self.record.checkpoint, self.record.best)
-        return any(ref is not None and ref.file == self.found.path.name for ref in refs)
+        return any(ref is not None and ref.file == self.target.name for ref in refs)
 
     def order(self) -> tuple[int, int, bool, bool, bool, int, str]:
         """Sort key: this run, then the highest iteration, then record, hash and place; never time."""
@@ -83,12 +104,13 @@ class _Candidate:
             not self.is_recorded,
             self.sha256 is None,
             _ORIGIN_ORDER[self.origin],
-            str(self.found.path),
+            str(self.target),
         )
 
     def line(self, reason: str) -> str:
         at = "iteration unknown" if self.iteration is None else f"iteration {self.iteration}"
-        return f"{self.found.path} ({self.origin}, {at}): {reason}"
+        leads = "" if self.target == self.found.path else f" -> {self.target.name}"
+        return f"{self.found.path}{leads} ({self.origin}, {at}): {reason}"
 
 
 def choose(
@@ -98,6 +120,7 @@ def choose(
     work_dir: Sequence[FoundCheckpoint] = (),
     load_from: FoundCheckpoint | Path | None = None,
     inputs: Sequence[FoundCheckpoint] = (),
+    rejected: Sequence[Rejected] = (),
     fingerprint: str | None = None,
     config_asks_resume: bool = False,
     allow_weights_only: bool = False,
@@ -118,7 +141,8 @@ def choose(
     A ``load_from`` in a config that does not ask to resume is first of all a candidate like the
     others. Where it cannot be one (weights only, another run, or already at ``max_iters`` without
     a word that it belongs here) and nothing else could be resumed, its weights are what the
-    config asks to start from, and no permission is needed.
+    config asks to start from, and no permission is needed. They need not fit the whole model then
+    (a head for other classes is the usual case), but what does not fit is a step down.
 
     Args:
         inspect: Gives the verdict on a file.
@@ -128,6 +152,8 @@ def choose(
         work_dir: What was found in the work dir.
         load_from: The file that the config names.
         inputs: What was found in the attached inputs.
+        rejected: What the scans rejected. A place named like a checkpoint that is none (an empty
+            file, a ``last_checkpoint`` that leads nowhere) is a candidate that failed.
         fingerprint: Of the config that is to run; None where it is not known.
         config_asks_resume: Whether the config says ``resume = True``.
         allow_weights_only: Whether weights without an optimizer may be taken where nothing can
@@ -159,7 +185,7 @@ def choose(
     if load_from is not None:
         found.append((load_from, "load_from"))
     found += [(item, "input") for item in inputs]
-    return ladder.walk(found, may_start_fresh=resume == "auto" and not config_asks_resume)
+    return ladder.walk(found, rejected, may_start_fresh=resume == "auto" and not config_asks_resume)
 
 
 class _Ladder:
@@ -193,10 +219,10 @@ class _Ladder:
     def take_named(self, path: Path) -> Choice:
         """Take exactly this file, or refuse."""
         candidate = self._candidate(path, "named")
-        inspection, problem = self._inspect(candidate)
+        inspection = self._inspect(candidate)
         if inspection is None or inspection.verdict == "rejected":
             raise CheckpointError(
-                f"{path}, which --resume names, was rejected: {problem}.",
+                f"{path}, which --resume names, was rejected: {candidate.problem}.",
                 "Name another file, or let the kit choose with --resume auto.",
             )
         if self._lineage_of(inspection.fingerprint, candidate) == "another run":
@@ -204,7 +230,7 @@ class _Ladder:
         if inspection.verdict == "weights-only":
             if not self._allow_weights_only:
                 raise CheckpointError(
-                    f"{path} holds weights only ({problem}): nothing can be resumed from it.",
+                    f"{path} holds weights only ({candidate.problem}): nothing can be resumed from it.",
                     "Add --allow-weights-only to start at iteration 0 from its weights.",
                 )
             return self._take(candidate, inspection, "weights-only", "taken as named, weights only")
@@ -231,58 +257,79 @@ class _Ladder:
         return choice
 
     def walk(
-        self, found: Sequence[tuple[FoundCheckpoint | Path, Origin]], *, may_start_fresh: bool
+        self,
+        found: Sequence[tuple[FoundCheckpoint | Path, Origin]],
+        rejected: Sequence[Rejected],
+        *,
+        may_start_fresh: bool,
     ) -> Choice:
         """Walk down: newest resumable, older resumable, best weights if allowed, refusal."""
         candidates = self._unique([self._candidate(item, origin) for item, origin in found])
-        named = next((item for item in candidates if item.origin == "load_from"), None)
         ranked = [item for item in candidates if self._may_resume(item)]
         self._learn_lineage(ranked)
         ranked.sort(key=_Candidate.order)
-        strangers: list[_Candidate] = []
-        failed: list[_Candidate] = []
+        strangers = [
+            item
+            for item in candidates
+            if item.is_best and item.origin != "load_from" and self._is_stranger(item)
+        ]
+        start: _Candidate | None = None
+        num_failed = 0
         for position, candidate in enumerate(ranked):
-            if self._is_stranger(candidate):
+            if not self._is_stranger(candidate):
+                inspection = self._inspect(candidate)
+                if inspection is not None and inspection.verdict == "resumable":
+                    candidate.lineage = self._lineage_of(inspection.fingerprint, candidate)
+                    if not self._is_stranger(candidate) and not self._is_start_of_config(candidate):
+                        self._explain_rest(candidate, [*ranked[position + 1 :], *strangers])
+                        return self._take(candidate, inspection, "resume", self._why_taken(candidate))
+            if candidate.origin == "load_from" and not self._config_asks_resume:
+                start = candidate
+            elif self._is_stranger(candidate):
                 strangers.append(candidate)
-                continue
-            inspection, problem = self._inspect(candidate)
-            if inspection is not None and inspection.verdict == "resumable":
-                candidate.lineage = self._lineage_of(inspection.fingerprint, candidate)
-                if self._is_stranger(candidate):
-                    strangers.append(candidate)
-                    continue
-                if self._is_start_of_config(candidate):
-                    continue
-                self._explain_rest(candidate, [*ranked[position + 1 :], *strangers])
-                return self._take(candidate, inspection, "resume", self._why_taken(candidate))
-            failed.append(candidate)
-            self._step(candidate, f"not taken: {problem}")
+            else:
+                num_failed += 1
+                self._step(candidate, f"not taken: {candidate.problem}")
         for candidate in strangers:
             self._explain(candidate, "not taken: it is of a run with another config")
-        if named is not None and not self._config_asks_resume and all(item is named for item in failed):
-            choice = self._weights_of_config(named)
+        for place in rejected:
+            if _NAMED_LIKE_ONE.fullmatch(place.path.name):
+                num_failed += 1
+                self._explanations.append(f"{place.path}: not taken: {place.reason}")
+                self._steps_down.append(self._explanations[-1])
+        if start is not None and num_failed:
+            self._explain(start, "not taken: it would start anew, and this run has been further")
+        elif start is not None:
+            choice = self._weights_of_config(start)
             if choice is not None:
                 return choice
+            num_failed += 1
         weights = [
             item
             for item in candidates
-            if (item.found.kind == "best" or item.verdict == "weights-only") and not self._is_stranger(item)
+            if (item.is_best or item.verdict == "weights-only")
+            and item is not start
+            and not self._is_stranger(item)
         ]
         choice = self._weights_if_allowed(sorted(weights, key=_Candidate.order))
         if choice is not None:
             return choice
-        if may_start_fresh and not (failed or strangers or weights or named):
+        if may_start_fresh and not (num_failed or strangers or weights):
             return self._fresh("starting fresh: there is no checkpoint of this run")
-        raise self._nothing(strangers, weights, failed)
+        raise self._nothing(strangers, weights, num_failed)
 
     # -- rungs
 
     def _weights_of_config(self, candidate: _Candidate) -> Choice | None:
         """Take the weights of a ``load_from`` in a config that does not ask to resume."""
-        inspection, problem = self._inspect(candidate)
+        inspection = self._inspect(candidate)
+        if inspection is not None and inspection.verdict == "rejected":
+            misfit = candidate.problem
+            inspection = self._inspect(candidate, must_fit=False)
+            if inspection is not None and inspection.verdict != "rejected":
+                self._step(candidate, f"its weights are loaded as far as they fit: {misfit}")
         if inspection is None or inspection.verdict == "rejected":
-            if not candidate.verdict:
-                self._explain(candidate, f"not taken: {problem}")
+            self._step(candidate, f"not taken: {candidate.problem}")
             return None
         return self._take(
             candidate, inspection, "weights-only", "taken, weights only, as the config's load_from asks"
@@ -294,7 +341,7 @@ class _Ladder:
                 if candidate.verdict != "weights-only":
                     self._explain(candidate, "not taken: a best checkpoint holds weights only")
                 continue
-            inspection, problem = self._inspect(candidate)
+            inspection = self._inspect(candidate)
             if inspection is not None and inspection.verdict != "rejected":
                 if self._lineage_of(inspection.fingerprint, candidate) == "another run":
                     self._explain(candidate, "not taken: it is of a run with another config")
@@ -305,7 +352,7 @@ class _Ladder:
                     "weights, with a fresh optimizer and schedule, as --allow-weights-only permits",
                 )
                 return self._take(candidate, inspection, "weights-only", None)
-            self._step(candidate, f"not taken: {problem}")
+            self._step(candidate, f"not taken: {candidate.problem}")
         return None
 
     def _take(
@@ -343,12 +390,12 @@ class _Ladder:
     def _candidate(self, found: FoundCheckpoint | Path, origin: Origin) -> _Candidate:
         if isinstance(found, Path):
             found = _as_found(found)
-        record = self._record_of(found.path)
+        record = self._record_of(found.target)
         candidate = _Candidate(
             found=found,
             origin=origin,
             record=record,
-            sha256=self._sha256_of(found.path) or _recorded_sha256(found.path, record),
+            sha256=self._sha256_of(found.target) or _recorded_sha256(found.target, record),
             lineage="unknown",
             iteration=found.iteration,
         )
@@ -373,17 +420,16 @@ class _Ladder:
             doubtful = candidate.lineage == "unknown" and known and (candidate.iteration or 0) > max(known)
             if candidate.iteration is not None and not doubtful:
                 continue
-            inspection, _ = self._inspect(candidate, full=False)
-            if inspection is not None and inspection.verdict != "rejected":
-                candidate.iteration = inspection.iteration
-                candidate.lineage = self._lineage_of(inspection.fingerprint, candidate)
-            candidate.verdict = ""
+            header = self._read(candidate, full=False)
+            if header is not None and header.verdict != "rejected":
+                candidate.iteration = header.iteration
+                candidate.lineage = self._lineage_of(header.fingerprint, candidate)
 
     def _may_resume(self, candidate: _Candidate) -> bool:
-        if candidate.found.kind == "epoch":
+        if "epoch_" in candidate.target.name and candidate.origin != "load_from":
             self._explain(candidate, "not taken: it counts epochs, and this run counts iterations")
             return False
-        return candidate.found.kind != "best" or candidate.origin == "load_from"
+        return not candidate.is_best or candidate.origin == "load_from"
 
     def _is_stranger(self, candidate: _Candidate) -> bool:
         """Whether it is of another run, and nobody named it."""
@@ -405,7 +451,7 @@ class _Ladder:
         named_plainly = sorted(candidates, key=lambda item: item.found.kind in ("latest", "last_checkpoint"))
         first: dict[Path, _Candidate] = {}
         for candidate in named_plainly:
-            path = candidate.found.path.resolve()
+            path = candidate.target.resolve()
             if path not in first:
                 first[path] = candidate
             elif first[path].origin != "load_from" and candidate.origin == "load_from":
@@ -413,17 +459,24 @@ class _Ladder:
         kept = list(first.values())
         return [item for item in candidates if any(item is other for other in kept)]
 
-    def _inspect(self, candidate: _Candidate, *, full: bool = True) -> tuple[Inspection | None, str]:
-        """Return the verdict, and its problems as one line."""
-        try:
-            inspection = self._inspect_file(
-                candidate.found.path, manifest_sha256=candidate.sha256 if full else None, full=full
+    def _inspect(self, candidate: _Candidate, *, must_fit: bool = True) -> Inspection | None:
+        """Return the full verdict, or None where the file cannot be read; read once, then remembered."""
+        if candidate.inspection is None or not must_fit:
+            options: dict[str, Any] = {} if must_fit else {"shapes": None, "classes": None}
+            candidate.inspection = self._read(
+                candidate, full=True, manifest_sha256=candidate.sha256, **options
             )
+            if candidate.inspection is not None:
+                found = candidate.inspection
+                candidate.problem = "; ".join(found.problems) or found.verdict
+        return candidate.inspection
+
+    def _read(self, candidate: _Candidate, **options: Any) -> Inspection | None:
+        try:
+            return self._inspect_file(candidate.target, **options)
         except OSError as error:
-            candidate.verdict = "rejected"
-            return None, f"cannot be read: {error.strerror or error}"
-        candidate.verdict = inspection.verdict
-        return inspection, "; ".join(inspection.problems) or inspection.verdict
+            candidate.problem = f"it cannot be read: {error.strerror or error}"
+            return None
 
     # -- words
 
@@ -461,7 +514,7 @@ class _Ladder:
         self._steps_down.append(candidate.line(reason))
 
     def _nothing(
-        self, strangers: Sequence[_Candidate], weights: Sequence[_Candidate], failed: Sequence[_Candidate]
+        self, strangers: Sequence[_Candidate], weights: Sequence[_Candidate], num_failed: int
     ) -> CheckpointError:
         if weights and not self._allow_weights_only:
             return self._refusal(
@@ -469,13 +522,13 @@ class _Ladder:
                 "Add --allow-weights-only to start at iteration 0 from the best of them, or attach the "
                 "output that holds an iter_N.pth.",
             )
-        if strangers and not failed:
+        if strangers and not num_failed:
             return self._refusal(
                 "Every checkpoint found is of a run with another config.",
-                f"To continue that run with this config, say --resume {strangers[0].found.path}; to start a "
+                f"To continue that run with this config, say --resume {strangers[0].target}; to start a "
                 "new one, --resume never.",
             )
-        if failed or weights:
+        if num_failed or weights:
             return self._refusal(
                 "Every checkpoint found was rejected.",
                 "Attach an earlier output of this run, or start anew with --resume never.",
@@ -496,18 +549,23 @@ def _recorded_sha256(path: Path, record: SessionRecord | None) -> str | None:
 
 
 def _as_found(path: Path) -> FoundCheckpoint:
-    """Return a file that was named rather than found."""
+    """Return a file that was named rather than found; a ``last_checkpoint`` stands for what it names."""
     from mapsage_kaggle.checkpoints.scan import FoundCheckpoint
 
-    found = _ITERATION.search(path.name)
+    target = path
+    if path.name == "last_checkpoint":
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            named = path.read_text(encoding="utf-8").strip().replace("\\", "/")
+            target = path.parent / (named.rpartition("/")[2] or path.name)
     try:
-        size_bytes = path.stat().st_size
+        size_bytes = target.stat().st_size
     except OSError:
         size_bytes = 0
     return FoundCheckpoint(
         path=path,
-        kind="best" if path.name.startswith("best_") else "iter",
-        iteration=int(found.group(1)) if found else None,
+        kind="best" if kind_of(target.name) == "best" else "iter",
+        iteration=iteration_of(target.name),
         size_bytes=size_bytes,
         source="",
+        target=target,
     )
