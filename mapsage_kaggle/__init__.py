@@ -1,0 +1,31 @@
+"""MapSage Kaggle: a chain of Kaggle sessions that behaves like one uninterrupted training run."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mapsage_kaggle.install import install
+    from mapsage_kaggle.notebook import configure_run, discover, preflight, report, start, what_next
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "install": "mapsage_kaggle.install",
+    "preflight": "mapsage_kaggle.notebook",
+    "discover": "mapsage_kaggle.notebook",
+    "configure_run": "mapsage_kaggle.notebook",
+    "start": "mapsage_kaggle.notebook",
+    "report": "mapsage_kaggle.notebook",
+    "what_next": "mapsage_kaggle.notebook",
+}
+
+__all__ = ["__version__", "configure_run", "discover", "install", "preflight", "report", "start", "what_next"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: importing the package must cost next to nothing.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

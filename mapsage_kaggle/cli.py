@@ -1,0 +1,274 @@
+"""The commands. Each parses its arguments, calls one function, and prints what came back."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mapsage_kaggle.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_INTERRUPTED, EXIT_MACHINE, MapsageError
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; see the table of exit codes in the README."""
+    parsed = build_parser().parse_args(arguments)
+    command: Command = parsed.command
+    try:
+        return command(parsed)
+    except MapsageError as error:
+        print(f"mapsage-kaggle: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("mapsage-kaggle: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="mapsage-kaggle",
+        description="Make a chain of Kaggle sessions behave like one uninterrupted training run.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, command: Command, help_text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_text, description=help_text)
+        sub.set_defaults(command=command)
+        return sub
+
+    doctor = add("doctor", _doctor, "Check this machine: Python, packages, GPU, Internet, disk, time.")
+    _json(doctor)
+
+    installer = add("install", _install, "Make this Python able to train, keeping its torch.")
+    installer.add_argument("--offline", action="store_true", default=None, help="use attached wheels only")
+
+    scan = add("scan", _scan, "List the checkpoints below a folder (default: the attached inputs).")
+    scan.add_argument("folder", nargs="?", type=Path, metavar="DIR")
+    _json(scan)
+
+    verify = add("verify", _verify, "Judge a checkpoint file without running what is in it.")
+    verify.add_argument("file", type=Path, metavar="FILE")
+    verify.add_argument(
+        "--config", type=Path, metavar="CFG", help="also compare with this config's model and classes"
+    )
+    _json(verify)
+
+    patch = add("patch", _patch, "Show what would change in a config to run it here.")
+    patch.add_argument("config", type=Path, metavar="CONFIG")
+    _resume(patch)
+    _overrides(patch)
+    patch.add_argument("--out", type=Path, metavar="FILE", help="write the effective config")
+
+    train = add("train", _train, "Train until the end, or until the session has to stop; then hand over.")
+    train.add_argument("config", type=Path, metavar="CONFIG")
+    _resume(train)
+    train.add_argument(
+        "--session-limit", default="12h", metavar="TIME", help="how long the session lives (12h)"
+    )
+    train.add_argument("--reserve", default="10m", metavar="TIME", help="what is kept free at its end (10m)")
+    train.add_argument("--work-dir", type=Path, metavar="DIR", help="where to write")
+    train.add_argument("--gpus", default="auto", metavar="auto|N", help="GPUs to train on; 0 for the CPU")
+    train.add_argument("--threads", type=int, metavar="N", help="CPU threads per GPU or worker")
+    train.add_argument("--nnodes", type=int, default=1, metavar="N", help="machines that train together")
+    train.add_argument("--node-rank", type=int, default=0, metavar="N", help="this machine's number")
+    train.add_argument("--rdzv-endpoint", default="", metavar="HOST:PORT", help="where the machines meet")
+    train.add_argument("--deterministic", action="store_true", help="only deterministic algorithms on a GPU")
+    train.add_argument("--no-fast", action="store_true", help="no faster parts in place of stock ones")
+    train.add_argument(
+        "--on-bad-image", choices=("skip", "fail"), default="fail", help="when an image is damaged"
+    )
+    train.add_argument(
+        "--save-every", default="5m", metavar="TIME", help="between checkpoints by the clock; 0 for none"
+    )
+    _overrides(train)
+
+    report = add("report", _report, "Draw the report of a run from its work dirs.")
+    report.add_argument("folders", nargs="+", type=Path, metavar="DIR")
+
+    demo = add("demo", _demo, "Run the whole chain on this machine: generated scenes, three short sessions.")
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where to (./demo)")
+    return parser
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resume", default="auto", metavar="auto|require|never|FILE",
+        help="what to go on from (auto: the newest trusted checkpoint, or fresh where there is none)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-weights-only", action="store_true", help="take weights alone if nothing can resume"
+    )
+    parser.add_argument(
+        "--expect-iteration", type=int, metavar="N", help="refuse to go on from any other iteration"
+    )
+    parser.add_argument("--extend-to", type=int, metavar="N", help="a new, later end for the run")
+
+
+def _overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="override a config key",
+    )
+
+
+# -- commands
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from mapsage_kaggle import environment
+    from mapsage_kaggle.paths import KagglePaths
+
+    paths = KagglePaths.from_environment()
+    checks = environment.preflight(paths, environment.survey(paths))
+    document = environment.to_json(checks)
+    if arguments.json:
+        _print_json(document)
+    else:
+        from mapsage_kaggle.display.text import checks_text
+
+        print(checks_text(checks))
+    return EXIT_DONE if document["ok"] else EXIT_MACHINE
+
+
+def _install(arguments: argparse.Namespace) -> int:
+    from mapsage_kaggle.install import install
+
+    install(offline=arguments.offline)
+    return EXIT_DONE
+
+
+def _scan(arguments: argparse.Namespace) -> int:
+    from mapsage_kaggle.checkpoints.scan import scan
+    from mapsage_kaggle.paths import KagglePaths
+
+    report = scan(arguments.folder or KagglePaths.from_environment().input)
+    if arguments.json:
+        _print_json(report.to_json())
+    else:
+        from mapsage_kaggle.display.text import scan_text
+
+        print(scan_text(report))
+    return EXIT_DONE
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from mapsage_kaggle.checkpoints.inspect import inspect
+    from mapsage_kaggle.checkpoints.store import manifest_sha256
+
+    shapes, classes = None, None
+    if arguments.config is not None:
+        from mapsage_kaggle import configure, training
+        from mapsage_kaggle.paths import KagglePaths
+
+        cfg = configure.read_config(arguments.config)
+        shapes, classes = training.config_shapes(cfg, arguments.config, KagglePaths.from_environment().temp)
+    verdict = inspect(
+        arguments.file, shapes=shapes, classes=classes, manifest_sha256=manifest_sha256(arguments.file)
+    )
+    if arguments.json:
+        _print_json(verdict.to_json())
+    else:
+        from mapsage_kaggle.display.text import inspection_text
+
+        print(inspection_text(verdict))
+    return EXIT_CHECKPOINT if verdict.verdict == "rejected" else EXIT_DONE
+
+
+def _patch(arguments: argparse.Namespace) -> int:
+    from mapsage_kaggle import configure, training
+    from mapsage_kaggle.paths import replace_file
+
+    prepared = training.prepare(training.discover(_options(arguments)))
+    print(prepared.patch.diff(), end="")
+    for warning in prepared.patch.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if arguments.out is not None:
+        replace_file(arguments.out, configure.apply(prepared.discovery.cfg, prepared.patch).pretty_text)
+    return EXIT_DONE
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from mapsage_kaggle import training
+    from mapsage_kaggle.display.text import TextSink, outcome_text, plan_text
+
+    discovery = training.discover(_options(arguments), on_wait=print)
+    prepared = training.prepare(discovery)
+    print(plan_text(prepared))
+    handle = training.TrainingHandle(prepared, [TextSink(max_iters=prepared.patch.max_iters)])
+    signal.signal(signal.SIGTERM, lambda *_: handle.stop())
+    record = handle.start().wait()
+    print(outcome_text(record, prepared.work_dir))
+    return training.exit_code_of(record, interrupted=handle.interrupted)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from mapsage_kaggle.display.report import write_report
+    from mapsage_kaggle.display.text import run_text
+
+    print(run_text(arguments.folders))
+    print(write_report(arguments.folders))
+    return EXIT_DONE
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from mapsage_kaggle.demo import demo
+
+    return demo(arguments.out)
+
+
+# -- small things
+
+
+def _options(arguments: argparse.Namespace) -> Any:
+    from mapsage_kaggle.clock import DEFAULT_LIMIT_S, DEFAULT_RESERVE_S, parse_duration_s
+    from mapsage_kaggle.errors import UsageError
+    from mapsage_kaggle.training import Options
+
+    def given(name: str, default: Any) -> Any:
+        return getattr(arguments, name, default)
+
+    gpus: int | Literal["auto"] = "auto"
+    if given("gpus", "auto") != "auto":
+        try:
+            gpus = int(arguments.gpus)
+        except ValueError:
+            raise UsageError(f"--gpus {arguments.gpus} is neither auto nor a number.") from None
+    resume = arguments.resume if arguments.resume in ("auto", "require", "never") else Path(arguments.resume)
+    return Options(
+        config=arguments.config,
+        resume=resume,
+        allow_weights_only=arguments.allow_weights_only,
+        expect_iteration=arguments.expect_iteration,
+        extend_to=arguments.extend_to,
+        session_limit_s=parse_duration_s(given("session_limit", DEFAULT_LIMIT_S)),
+        reserve_s=parse_duration_s(given("reserve", DEFAULT_RESERVE_S)),
+        work_dir=given("work_dir", None),
+        gpus=gpus,
+        threads=given("threads", None),
+        deterministic=given("deterministic", False),
+        fast=not given("no_fast", False),
+        on_bad_image=given("on_bad_image", "fail"),
+        overrides=tuple(arguments.overrides),
+        save_every_s=parse_duration_s(given("save_every", 300.0)),
+        nnodes=given("nnodes", 1),
+        node_rank=given("node_rank", 0),
+        rdzv_endpoint=given("rdzv_endpoint", ""),
+    )
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))

@@ -1,0 +1,712 @@
+"""From a person's training config to the one that runs: a patch of dotted keys, each with its reason."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mapsage_kaggle.errors import ConfigError
+from mapsage_kaggle.paths import WorkDir, replace_file
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+DEFAULT_SEED = 0
+_ENGINE_IMPORT = "mapsage_kaggle.engine.register"
+_MISSING = object()
+
+_EPOCH_LOOPS = ("EpochBasedTrainLoop",)
+_ITERATION_LOOPS = ("IterBasedTrainLoop", "MapsageTrainLoop")
+_KNOWN_SAMPLERS = ("InfiniteSampler", "DefaultSampler", "MapsageOrder")
+_WRAPPERS = ("MapsagePositional",)
+
+_FINGERPRINT_VERSION = 1
+_NOT_IN_FINGERPRINT = frozenset(
+    {
+        "data_root", "data_prefix", "ann_file", "img_dir", "ann_dir", "indices", "backend_args",
+        "file_client_args", "init_cfg", "pretrained", "with_cp", "lazy_init", "serialize_data",
+        "imdecode_backend", "_scope_",
+    }
+)  # fmt: skip
+"""Keys that say where things lie or how they are run, not what is trained."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """One key that the patch sets or removes.
+
+    Attributes:
+        key: Dotted, as ``--set`` takes it; list items by their number.
+        old: What the config says; None where it says nothing.
+        new: What will run; None where the key is removed.
+        reason: Why, in a few words.
+        removed: Whether the key is removed.
+        added: Whether the config did not have the key.
+    """
+
+    key: str
+    old: Any
+    new: Any
+    reason: str
+    removed: bool = False
+    added: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfigPatch:
+    """What the kit changes in a config to run it here, and what must be known of it.
+
+    Attributes:
+        source: The person's config, which is never touched.
+        changes: In the order in which they are applied.
+        warnings: What a person should read before training starts.
+        max_iters: Where the run ends.
+        effective_batch: Images per iteration, over all ranks and micro-batches.
+        micro_batch: Images per forward pass and rank.
+        seed: Of the run.
+        save_interval: Iterations between checkpoints, as the config asks.
+        save_best: Metrics of which the best checkpoint is kept.
+        best_rules: ``greater`` or ``less`` by metric, where the config says so.
+        val_interval: Iterations between validations; 0 where the config does not validate.
+        fingerprint: What makes two configs the same run.
+        exactness: What keeps a resume from being exact, one line each; empty where nothing does.
+    """
+
+    source: Path
+    changes: tuple[Change, ...]
+    warnings: tuple[str, ...] = ()
+    max_iters: int
+    effective_batch: int
+    micro_batch: int
+    seed: int
+    save_interval: int
+    save_best: tuple[str, ...]
+    best_rules: Mapping[str, str] = field(default_factory=dict)
+    val_interval: int
+    fingerprint: str
+    exactness: tuple[str, ...] = ()
+
+    def diff(self) -> str:
+        """Return the changes as a unified diff of dotted keys."""
+        lines = [f"--- {self.source}", "+++ effective config"]
+        for item in self.changes:
+            lines.append(f"@@ {item.key}: {item.reason} @@")
+            if not item.added:
+                lines.append("-" + _line(item.key, item.old))
+            if not item.removed:
+                lines.append("+" + _line(item.key, item.new))
+        return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What the patch has to take into account beyond the config.
+
+    Attributes:
+        work_dir: Where the run writes.
+        world_size: Ranks that will train.
+        on_gpu: Whether they have a GPU each.
+        num_cpus: CPU cores that data workers may use.
+        data_roots: The folder found for a ``data_root`` of the config that does not exist here.
+        pretrained: The file found for a pretrained weight's name, by that name.
+        checkpoint: What to load, with ``action``.
+        action: ``resume``, ``weights-only`` or ``fresh``.
+        checkpoint_seed: The seed in the checkpoint's meta.
+        micro_batch: Images per forward pass and rank; None for the whole share of a rank.
+        on_bad_image: ``fail`` or ``skip``.
+        extend_to: A new end for the schedule.
+        deterministic: Whether only deterministic algorithms may run.
+        with_cp: Whether the backbone recomputes its blocks in the backward pass to save memory.
+    """
+
+    work_dir: Path
+    world_size: int = 1
+    on_gpu: bool = False
+    num_cpus: int = 2
+    data_roots: Mapping[str, Path] = field(default_factory=dict)
+    pretrained: Mapping[str, Path] = field(default_factory=dict)
+    checkpoint: Path | None = None
+    action: str = "fresh"
+    checkpoint_seed: int | None = None
+    micro_batch: int | None = None
+    on_bad_image: str = "fail"
+    extend_to: int | None = None
+    deterministic: bool = False
+    with_cp: bool = False
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read an mmengine config and apply ``--set key=value`` overrides.
+
+    Args:
+        path: The config file, which is Python and is executed: a person's own.
+        overrides: ``key=value`` with dotted keys, values as mmengine's ``--cfg-options`` takes them.
+
+    Raises:
+        ConfigError: It is missing, does not parse, or an override is no ``key=value``.
+    """
+    from mmengine.config import Config, DictAction
+
+    if not path.is_file():
+        raise ConfigError(f"There is no config at {path}.", "Give the path of an mmengine config (.py).")
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is a program and may raise anything
+        raise ConfigError(
+            f"{path} does not parse as an mmengine config: {type(error).__name__}: {_first_line(error)}.",
+            "Check the named line, and that every file in _base_ is there.",
+        ) from error
+    options: dict[str, Any] = {}
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(
+                f"--set {override!r} is not key=value.", "Write it as optim_wrapper.optimizer.lr=1e-4."
+            )
+        options[key.strip()] = DictAction._parse_iterable(value.strip())
+    try:
+        cfg.merge_from_dict(options)
+    except (TypeError, KeyError, AssertionError, IndexError) as error:
+        raise ConfigError(f"--set does not fit {path}: {_first_line(error)}.") from error
+    return cfg
+
+
+def plan(cfg: Mapping[str, Any] | Config, source: Path, facts: Facts) -> ConfigPatch:
+    """Decide what has to change for ``cfg`` to run here. Reads nothing, writes nothing.
+
+    Args:
+        cfg: The config, as a (nested) mapping.
+        source: Where it came from, for messages and the diff.
+        facts: What is known of this machine and session.
+
+    Raises:
+        ConfigError: The kit cannot run it: it trains by epochs, has no training loop or data, or
+            has a batch that cannot be split as asked.
+    """
+    cfg = as_mapping(cfg)
+    max_iters = check_trainable(cfg, source)
+    planner = _Planner(cfg)
+    seed = _seed(cfg, facts)
+    planner.set("work_dir", str(facts.work_dir), "where this run writes")
+    planner.set("randomness.seed", seed, "without a fixed seed every session walks another order")
+    _plan_checkpoint(planner, facts)
+    _plan_loops(planner, facts)
+    _plan_pretrained(planner, facts)
+    effective, micro = _plan_data(planner, facts, source)
+    _plan_machine(planner, facts)
+    _plan_hooks(planner)
+    if facts.extend_to is not None:
+        max_iters = _plan_extension(planner, max_iters, facts.extend_to)
+    imports = _as_list(planner.get("custom_imports.imports", []))
+    if _ENGINE_IMPORT not in imports:
+        planner.set(
+            "custom_imports",
+            {"imports": [*imports, _ENGINE_IMPORT], "allow_failed_imports": False},
+            "registers the kit's loops and data sets",
+        )
+    checkpoint_hook = _mapping(_mapping(cfg.get("default_hooks")).get("checkpoint"))
+    save_best = checkpoint_hook.get("save_best")
+    rules = checkpoint_hook.get("rule")
+    names = tuple(_as_list(save_best)) if save_best else ()
+    by_epoch = bool(checkpoint_hook.get("by_epoch", True))
+    val_interval = int(_mapping(cfg.get("train_cfg")).get("val_interval", 1000) or 0)
+    return ConfigPatch(
+        source=source,
+        changes=tuple(planner.changes),
+        warnings=tuple(planner.warnings),
+        max_iters=max_iters,
+        effective_batch=effective,
+        micro_batch=micro,
+        seed=seed,
+        save_interval=0 if by_epoch else max(0, int(checkpoint_hook.get("interval", -1))),
+        save_best=names,
+        best_rules=dict(zip(names, _as_list(rules), strict=False)) if rules else {},
+        val_interval=val_interval if cfg.get("val_cfg") is not None else 0,
+        fingerprint=fingerprint(cfg),
+        exactness=tuple(planner.exactness),
+    )
+
+
+def apply(cfg: Config, patch: ConfigPatch) -> Config:
+    """Return a copy of ``cfg`` with the patch applied."""
+    effective = copy.deepcopy(cfg)
+    for change in patch.changes:
+        *parents, last = change.key.split(".")
+        node: Any = effective
+        for name in parents:
+            if isinstance(node, list):
+                node = node[int(name)]
+                continue
+            if name not in node or node[name] is None:
+                node[name] = {}
+            node = node[name]
+        if change.removed:
+            node.pop(last, None)
+        elif isinstance(node, list):
+            node[int(last)] = copy.deepcopy(change.new)
+        else:
+            node[last] = copy.deepcopy(change.new)
+    return effective
+
+
+def write(cfg: Config, patch: ConfigPatch, work_dir: Path) -> str:
+    """Write ``config.py`` and ``config.diff`` into the work dir; return the config's sha256.
+
+    Raises:
+        OSError: The work dir cannot be written.
+    """
+    files = WorkDir(work_dir)
+    text = cfg.pretty_text
+    replace_file(files.config, text)
+    replace_file(files.config_diff, patch.diff())
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def changes_between(before: str, after: str) -> tuple[str, ...]:
+    """Return the lines that differ between two configs, each with ``-`` or ``+``."""
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
+    return tuple(line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---"))
+
+
+# -- the fingerprint
+
+
+def fingerprint(cfg: Mapping[str, Any] | Config) -> str:
+    """Return 16 hex digits that two configs share when they are the same run.
+
+    What counts: model, data set type and classes, training pipeline, optimizer, effective batch
+    and seed. What does not: paths, workers, hooks, limits, precision, micro-batch, ``max_iters``,
+    and whether norms are synchronised.
+    """
+    cfg = as_mapping(cfg)
+    loader = _mapping(cfg.get("train_dataloader"))
+    dataset = _innermost(_mapping(loader.get("dataset")))
+    optim = _mapping(cfg.get("optim_wrapper"))
+    document = {
+        "version": _FINGERPRINT_VERSION,
+        "model": _canonical(cfg.get("model")),
+        "dataset": _canonical({key: value for key, value in dataset.items() if key != "pipeline"}),
+        "pipeline": _canonical(dataset.get("pipeline", [])),
+        "optimizer": _canonical(
+            {key: optim.get(key) for key in ("optimizer", "paramwise_cfg", "clip_grad", "constructor")}
+        ),
+        "effective_batch": int(loader.get("batch_size", 1)) * int(optim.get("accumulative_counts", 1) or 1),
+        "seed": _mapping(cfg.get("randomness")).get("seed") or DEFAULT_SEED,
+    }
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            str(key): _canonical(item)
+            for key, item in value.items()
+            if key not in _NOT_IN_FINGERPRINT and item is not None
+        }
+    if isinstance(value, (list, tuple)):
+        return [_canonical(item) for item in value]
+    if value in ("SyncBN", "MMSyncBN"):
+        return "BN"
+    if isinstance(value, (str, int, bool)):
+        return value.rpartition("::")[2] if isinstance(value, str) else value
+    if isinstance(value, float):
+        return repr(value)
+    return getattr(value, "__qualname__", None) or repr(value)
+
+
+# -- the parts of the plan
+
+
+class _Planner:
+    """Collects changes, and answers what a key would be with those so far."""
+
+    def __init__(self, cfg: Mapping[str, Any]) -> None:
+        self._cfg = cfg
+        self.changes: list[Change] = []
+        self.warnings: list[str] = []
+        self.exactness: list[str] = []
+
+    def get(self, key: str, default: Any = None) -> Any:
+        value = self._lookup(key)
+        return default if value is _MISSING else value
+
+    def set(self, key: str, new: Any, reason: str) -> None:
+        old = self._lookup(key)
+        if old is not _MISSING and _plain(old) == _plain(new) and type(old) is type(new):
+            return
+        self.changes.append(
+            Change(
+                key=key,
+                old=None if old is _MISSING else old,
+                new=new,
+                reason=reason,
+                added=old is _MISSING,
+            )
+        )
+
+    def remove(self, key: str, reason: str) -> None:
+        old = self._lookup(key)
+        if old is not _MISSING:
+            self.changes.append(Change(key=key, old=old, new=None, reason=reason, removed=True))
+
+    def _lookup(self, key: str) -> Any:
+        for change in reversed(self.changes):
+            if change.key == key:
+                return _MISSING if change.removed else change.new
+        return _walk(self._cfg, key)
+
+    def find(self, prefix: str, name: str) -> Iterator[tuple[str, Any]]:
+        """Yield each key ``…name`` below ``prefix`` with its value, outermost first."""
+        yield from _find(self.get(prefix), prefix, name)
+
+
+def check_trainable(cfg: Mapping[str, Any] | Config, source: Path) -> int:
+    """Return ``max_iters`` of a config that the kit can train.
+
+    Raises:
+        ConfigError: It trains by epochs, or has no training loop, model, data or optimizer.
+    """
+    cfg = as_mapping(cfg)
+    train = cfg.get("train_cfg")
+    if not isinstance(train, Mapping):
+        raise ConfigError(
+            f"{source} has no training loop (train_cfg).",
+            "Add train_cfg = dict(type='IterBasedTrainLoop', max_iters=…, val_interval=…).",
+        )
+    kind = _type_name(train.get("type"))
+    by_epoch = kind in _EPOCH_LOOPS or (not kind and train.get("by_epoch", True))
+    if by_epoch or "max_epochs" in train:
+        raise ConfigError(
+            f"{source} trains by epochs ({kind or 'by_epoch=True'}, max_epochs={train.get('max_epochs')}); "
+            "the kit cuts a run between iterations and needs an iteration-based loop.",
+            "Set train_cfg = dict(type='IterBasedTrainLoop', max_iters=…) and by_epoch=False in the "
+            "schedulers and the checkpoint hook; one epoch is (images / batch size) iterations.",
+        )
+    if kind and kind not in _ITERATION_LOOPS:
+        raise ConfigError(
+            f"{source} has a training loop of its own ({kind}).",
+            "The kit runs IterBasedTrainLoop; what your loop does beyond it can be a hook (custom_hooks).",
+        )
+    max_iters = train.get("max_iters")
+    if not isinstance(max_iters, int) or max_iters <= 0:
+        raise ConfigError(f"{source}: train_cfg.max_iters is {max_iters!r}; a positive number is needed.")
+    for key in ("model", "train_dataloader", "optim_wrapper"):
+        if not isinstance(cfg.get(key), Mapping):
+            raise ConfigError(f"{source} has no {key}.", "It is no complete training config.")
+    return max_iters
+
+
+def _seed(cfg: Mapping[str, Any], facts: Facts) -> int:
+    if facts.action == "resume" and facts.checkpoint_seed is not None:
+        return facts.checkpoint_seed
+    seed = _mapping(cfg.get("randomness")).get("seed")
+    return DEFAULT_SEED if seed is None else int(seed)
+
+
+def _plan_checkpoint(planner: _Planner, facts: Facts) -> None:
+    if facts.action == "fresh":
+        planner.set("load_from", None, "nothing to load: training starts fresh")
+        planner.set("resume", False, "training starts fresh")
+        return
+    planner.set("load_from", str(facts.checkpoint), f"the checkpoint that was chosen ({facts.action})")
+    planner.set(
+        "resume",
+        facts.action == "resume",
+        "with optimizer and schedule"
+        if facts.action == "resume"
+        else "weights only: a fresh optimizer, from iteration 0",
+    )
+
+
+def _plan_loops(planner: _Planner, facts: Facts) -> None:
+    planner.set("train_cfg.type", "MapsageTrainLoop", "stops in time, saves and resumes exactly")
+    planner.remove("train_cfg.by_epoch", "the loop counts iterations")
+    planner.remove("train_cfg.fast_forward_on_resume", "nothing is fast-forwarded: positions are computed")
+    val = planner.get("val_cfg")
+    if isinstance(val, Mapping) and _type_name(val.get("type")) in ("", "ValLoop", "MapsageValLoop"):
+        planner.set("val_cfg.type", "MapsageValLoop", "can be left between two images")
+
+
+def _plan_pretrained(planner: _Planner, facts: Facts) -> None:
+    loads_checkpoint = facts.action != "fresh"
+    for key, value in list(planner.find("model", "init_cfg")):
+        for index, item in enumerate(value if isinstance(value, list) else [value]):
+            if not isinstance(item, Mapping) or _type_name(item.get("type")) != "Pretrained":
+                continue
+            item_key = f"{key}.{index}" if isinstance(value, list) else key
+            _plan_weights(
+                planner, facts, item_key, f"{item_key}.checkpoint", item.get("checkpoint"), loads_checkpoint
+            )
+    for key in ("model.pretrained", "model.backbone.pretrained"):
+        name = planner.get(key)
+        if isinstance(name, str) and name:
+            _plan_weights(planner, facts, key, key, name, loads_checkpoint)
+
+
+def _plan_weights(
+    planner: _Planner, facts: Facts, drop_key: str, name_key: str, name: Any, loads_checkpoint: bool
+) -> None:
+    """Point pretrained weights to the file that was found, or drop them."""
+    name = str(name)
+    if loads_checkpoint:
+        planner.set(drop_key, None, "the checkpoint holds these weights already")
+    elif (found := facts.pretrained.get(name)) is not None:
+        planner.set(name_key, str(found), "the attached file of that name")
+    else:
+        planner.set(drop_key, None, "the file is not attached")
+        planner.warnings.append(
+            f"Pretrained weights {Path(name).name} are not attached: the backbone starts from scratch, which "
+            "costs accuracy. Attach a data set that holds the file, under any folder, and start again."
+        )
+
+
+def _plan_data(planner: _Planner, facts: Facts, source: Path) -> tuple[int, int]:
+    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        for key, value in list(planner.find(f"{name}.dataset", "data_root")):
+            found = facts.data_roots.get(str(value))
+            if found is not None and str(found) != str(value):
+                planner.set(key, str(found), "the data set as it is mounted here")
+    loader = _mapping(planner.get("train_dataloader"))
+    effective = int(loader.get("batch_size", 1))
+    share = -(-effective // facts.world_size)
+    micro = min(share, facts.micro_batch or share)
+    if effective < facts.world_size:
+        raise ConfigError(
+            f"{source} has a batch of {effective} images, which cannot be split over {facts.world_size} GPUs.",
+            f"Use --gpus {effective}, or a larger train_dataloader.batch_size.",
+        )
+    sampler = _mapping(loader.get("sampler"))
+    kind = _type_name(sampler.get("type"))
+    if kind not in _KNOWN_SAMPLERS:
+        raise ConfigError(
+            f"{source} samples with {kind or 'no sampler'}, which the kit cannot place by position.",
+            "Use InfiniteSampler or DefaultSampler; for weighted sampling, repeat the images in the data set.",
+        )
+    shuffle = bool(sampler.get("shuffle", True))
+    planner.set(
+        "train_dataloader.sampler",
+        {"type": "MapsageOrder", "shuffle": shuffle},
+        "the order is computed from seed and position, so that a resume goes on in it",
+    )
+    planner.set(
+        "train_dataloader.batch_sampler",
+        {"type": "MapsageBatches", "effective_batch": effective},
+        f"{effective} images an iteration, over {facts.world_size} rank(s)",
+    )
+    planner.set("train_dataloader.batch_size", micro, "images per forward pass and rank")
+    dataset = planner.get("train_dataloader.dataset")
+    if _type_name(_mapping(dataset).get("type")) not in _WRAPPERS:
+        planner.set(
+            "train_dataloader.dataset",
+            {"type": "MapsagePositional", "dataset": _plain_config(_with_changes(planner, dataset)),
+             "on_bad_image": facts.on_bad_image},
+            "each sample's random draws are seeded from its position",
+        )  # fmt: skip
+    workers = int(loader.get("num_workers", 0))
+    most = max(0, facts.num_cpus // facts.world_size)
+    if workers > most:
+        planner.set(
+            "train_dataloader.num_workers", most, f"{facts.num_cpus} CPU cores for {facts.world_size} rank(s)"
+        )
+        workers = most
+    if workers == 0:
+        planner.remove("train_dataloader.prefetch_factor", "needs data workers")
+    if loader.get("persistent_workers") and workers == 0:
+        planner.set("train_dataloader.persistent_workers", False, "needs data workers")
+    val_workers = int(planner.get("val_dataloader.num_workers", 0) or 0)
+    if val_workers > most:
+        planner.set(
+            "val_dataloader.num_workers", most, f"{facts.num_cpus} CPU cores for {facts.world_size} rank(s)"
+        )
+        if most == 0 and planner.get("val_dataloader.persistent_workers"):
+            planner.set("val_dataloader.persistent_workers", False, "needs data workers")
+    return effective, micro
+
+
+def _with_changes(planner: _Planner, dataset: Any) -> Any:
+    """Return the training data set's config with the changes planned below it, which move into it."""
+    prefix = "train_dataloader.dataset."
+    inner = _plain_config(dataset)
+    for change in [item for item in planner.changes if item.key.startswith(prefix)]:
+        *parents, last = change.key[len(prefix) :].split(".")
+        node = inner
+        for name in parents:
+            node = node[int(name)] if isinstance(node, list) else node[name]
+        node[int(last) if isinstance(node, list) else last] = change.new
+    return inner
+
+
+def _plan_machine(planner: _Planner, facts: Facts) -> None:
+    optim_type = _type_name(planner.get("optim_wrapper.type"))
+    if optim_type == "AmpOptimWrapper" and not facts.on_gpu:
+        planner.set("optim_wrapper.type", "OptimWrapper", "mixed precision needs a GPU")
+        for name in ("dtype", "loss_scale", "use_fsdp"):
+            planner.remove(f"optim_wrapper.{name}", "mixed precision needs a GPU")
+    backend = planner.get("env_cfg.dist_cfg.backend")
+    wanted = "nccl" if facts.on_gpu else "gloo"
+    if backend != wanted:
+        planner.set("env_cfg.dist_cfg.backend", wanted, "GPUs talk by NCCL, CPUs by gloo")
+    if not facts.on_gpu or facts.world_size == 1:
+        for key, value in list(planner.find("model", "type")):
+            if value in ("SyncBN", "MMSyncBN"):
+                planner.set(key, "BN", "SyncBN needs several GPUs; BN has the same parameters")
+    if facts.deterministic:
+        planner.set("randomness.deterministic", True, "--deterministic")
+        planner.set("env_cfg.cudnn_benchmark", False, "--deterministic")
+    if facts.with_cp:
+        planner.set("model.backbone.with_cp", True, "recomputes blocks in the backward pass to save memory")
+
+
+def _plan_hooks(planner: _Planner) -> None:
+    if planner.get("default_hooks.checkpoint", _MISSING) is not None:
+        planner.set("default_hooks.checkpoint", None, "the kit saves, proves and keeps checkpoints itself")
+    if planner.get("default_hooks.sampler_seed", _MISSING) is not None:
+        planner.set("default_hooks.sampler_seed", None, "the order needs no epochs")
+
+
+def _plan_extension(planner: _Planner, max_iters: int, extend_to: int) -> int:
+    if extend_to < max_iters:
+        raise ConfigError(
+            f"--extend-to {extend_to} is below the config's max_iters ({max_iters}).",
+            "It sets a new, later end for the schedule; to stop earlier, stop the session.",
+        )
+    planner.set("train_cfg.max_iters", extend_to, "--extend-to")
+    schedulers = planner.get("param_scheduler", [])
+    for index, scheduler in enumerate(schedulers if isinstance(schedulers, list) else []):
+        if isinstance(scheduler, Mapping) and scheduler.get("end") == max_iters:
+            planner.set(f"param_scheduler.{index}.end", extend_to, "the schedule ends with the run")
+    return extend_to
+
+
+# -- reading nested configs
+
+
+def _walk(node: Any, key: str) -> Any:
+    for name in key.split("."):
+        if isinstance(node, Mapping):
+            if name not in node:
+                return _MISSING
+            node = node[name]
+        elif isinstance(node, list) and name.isdigit() and int(name) < len(node):
+            node = node[int(name)]
+        else:
+            return _MISSING
+    return node
+
+
+def _find(node: Any, prefix: str, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if key == name:
+                yield f"{prefix}.{key}", value
+            yield from _find(value, f"{prefix}.{key}", name)
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _find(value, f"{prefix}.{index}", name)
+
+
+def as_mapping(cfg: Mapping[str, Any] | Config) -> Mapping[str, Any]:
+    """Return a config as nested plain dicts and lists; what is a mapping already, as it is."""
+    return cfg if isinstance(cfg, Mapping) else cfg.to_dict()  # type: ignore[no-any-return]
+
+
+def data_roots_of(cfg: Mapping[str, Any] | Config) -> dict[str, str]:
+    """Return each ``data_root`` that the config names, with the type of the data set that reads it."""
+    cfg = as_mapping(cfg)
+    found: dict[str, str] = {}
+    for name in ("train_dataloader", "val_dataloader"):
+        loader = _mapping(cfg.get(name))
+        for dataset in datasets_of(_mapping(loader.get("dataset"))):
+            if isinstance(dataset.get("data_root"), str):
+                found.setdefault(dataset["data_root"], _type_name(dataset.get("type")))
+    return found
+
+
+def pretrained_of(cfg: Mapping[str, Any] | Config) -> tuple[str, ...]:
+    """Return the pretrained weights that the config names, as it names them."""
+    cfg = as_mapping(cfg)
+    names = [
+        str(item["checkpoint"])
+        for _, value in _find(cfg.get("model"), "model", "init_cfg")
+        for item in (value if isinstance(value, list) else [value])
+        if isinstance(item, Mapping) and _type_name(item.get("type")) == "Pretrained" and "checkpoint" in item
+    ]
+    model = _mapping(cfg.get("model"))
+    names += [
+        node["pretrained"]
+        for node in (model, _mapping(model.get("backbone")))
+        if isinstance(node.get("pretrained"), str)
+    ]
+    return tuple(dict.fromkeys(names))
+
+
+def dataset_of(cfg: Mapping[str, Any] | Config) -> Mapping[str, Any]:
+    """Return the config of the innermost training data set."""
+    cfg = as_mapping(cfg)
+    return _innermost(_mapping(_mapping(cfg.get("train_dataloader")).get("dataset")))
+
+
+def datasets_of(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield a data set's config and, outermost first, those that it wraps."""
+    yield dataset
+    inner = dataset.get("dataset")
+    for item in [inner, *_as_list(dataset.get("datasets"))]:
+        if isinstance(item, Mapping):
+            yield from datasets_of(item)
+
+
+def _innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the data set within wrappers such as RepeatDataset; of several, all that they say."""
+    *_, last = datasets_of(dataset)
+    return last
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _type_name(value: Any) -> str:
+    """Return the bare name of a ``type``: a string with or without scope, or a class."""
+    if value is None:
+        return ""
+    name = value if isinstance(value, str) else getattr(value, "__name__", str(value))
+    return name.rpartition("::")[2].rpartition(".")[2]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _plain_config(value: Any) -> Any:
+    """Return a deep copy made of plain dicts, lists and tuples."""
+    if isinstance(value, Mapping):
+        return {key: _plain_config(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain_config(item) for item in value)
+    return copy.deepcopy(value)
+
+
+def _line(key: str, value: Any) -> str:
+    text = repr(_plain(value))
+    return f"{key} = {text if len(text) <= 160 else text[:157] + '...'}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]

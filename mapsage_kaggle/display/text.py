@@ -1,0 +1,237 @@
+"""Plain text for terminals, logs and saved notebooks."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from mapsage_kaggle.clock import format_duration
+from mapsage_kaggle.events import Event
+from mapsage_kaggle.records import SessionRecord
+
+if TYPE_CHECKING:
+    from mapsage_kaggle.checkpoints.inspect import Inspection
+    from mapsage_kaggle.checkpoints.scan import ScanReport
+    from mapsage_kaggle.environment import Check
+    from mapsage_kaggle.training import Prepared
+
+_MARKS = {"info": "ok ", "warning": "!  ", "error": "✗  "}
+
+
+def table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
+    """Return rows as aligned text; numbers to the right, all else to the left."""
+    text = [[_cell(item) for item in row] for row in rows]
+    right = [
+        bool(text) and all(_is_number(row[index]) for row in text if row[index] != "-")
+        for index in range(len(header))
+    ]
+    widths = [max(map(len, column)) for column in zip(header, *text, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        parts = [
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(cells, widths, right, strict=True)
+        ]
+        return "  ".join(parts).rstrip()
+
+    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, text)])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace(",", ""))
+    except ValueError:
+        return False
+    return True
+
+
+def size(num_bytes: float | None) -> str:
+    """Return ``297.4 MB``; decimal units, as Kaggle shows them."""
+    if num_bytes is None:
+        return "-"
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} GB"
+
+
+def checks_text(checks: Sequence[Check]) -> str:
+    """Return preflight's findings, one line each."""
+    return "\n".join(
+        f"{_MARKS['info'] if check.ok else _MARKS[check.level]} {check.name:<10} {check.message}"
+        for check in checks
+    )
+
+
+def scan_text(report: ScanReport) -> str:
+    """Return what a scan found, as a table, and what it could not use."""
+    lines = [f"{len(report.files)} checkpoint files below {report.root}"]
+    if report.files:
+        rows = [
+            (item.kind, item.iteration, size(item.size_bytes), item.source, item.path)
+            for item in report.files
+        ]
+        lines.append(table(rows, ("kind", "iteration", "size", "source", "path")))
+    lines += [f"not usable: {item.path}: {item.reason}" for item in report.rejected]
+    return "\n".join(lines)
+
+
+def inspection_text(inspection: Inspection) -> str:
+    """Return the verdict on a file, with its reasons."""
+    at = f", iteration {inspection.iteration}" if inspection.iteration is not None else ""
+    lines = [f"{inspection.path}: {inspection.verdict}{at}"]
+    if inspection.size_bytes is not None:
+        lines.append(f"  size {size(inspection.size_bytes)}, sha256 {inspection.sha256 or '-'}")
+    lines += [f"  - {problem}" for problem in inspection.problems]
+    return "\n".join(lines)
+
+
+def plan_text(prepared: Prepared) -> str:
+    """Return what the session is about to do."""
+    choice, patch = prepared.discovery.choice, prepared.patch
+    lines = [f"  {line}" for line in choice.explanations]
+    if choice.action == "resume":
+        lines.append(f"Resuming from {choice.checkpoint.path if choice.checkpoint else '?'}")
+    elif choice.action == "weights-only":
+        lines.append(
+            f"WEIGHTS ONLY from {choice.checkpoint.path if choice.checkpoint else '?'}: the optimizer and the "
+            "schedule start anew, from iteration 0."
+        )
+    else:
+        lines.append("Starting fresh: there is no checkpoint of this run.")
+    lines += [f"! {line}" for line in choice.steps_down]
+    lines += [f"! {line}" for line in patch.warnings]
+    lines.append(
+        f"Iterations {prepared.start_iteration} to {patch.max_iters}, {patch.effective_batch} images each; "
+        f"{len(patch.changes)} keys of the config changed (see config.diff)"
+    )
+    lines.append(
+        f"Time: {format_duration(prepared.clock.left_s())} until everything must be written; "
+        f"work dir {prepared.work_dir}"
+    )
+    return "\n".join(lines)
+
+
+def outcome_text(record: SessionRecord, work_dir: Path) -> str:
+    """Return how a session ended, and what to do next."""
+    lines = [
+        f"Session {record.session_index}: {record.stop_reason}. {record.message}".rstrip(),
+        f"Iterations {record.start_iteration} to {record.end_iteration} of {record.max_iters}.",
+    ]
+    if record.checkpoint is not None:
+        lines.append(f"Newest checkpoint: {record.checkpoint.file} ({size(record.checkpoint.size_bytes)})")
+    if record.best is not None and record.best.value is not None:
+        lines.append(f"Best {record.best.metric}: {record.best.value:.2f} at {record.best.iteration}")
+    lines.append(next_text(record, work_dir))
+    return "\n".join(lines)
+
+
+def next_text(record: SessionRecord, work_dir: Path) -> str:
+    """Return what a person does next, in one paragraph."""
+    if record.stop_reason == "completed":
+        best = f" The best checkpoint is {record.best.file}." if record.best is not None else ""
+        return f"The run is finished.{best} The report is {work_dir / 'report.html'}."
+    if record.stop_reason == "refused":
+        return f"Nothing was trained. {record.message}"
+    return (
+        f"To go on: attach this session's output as an input and run the same notebook again; it must resume at "
+        f"iteration {record.end_iteration}."
+    )
+
+
+class TextSink:
+    """Prints events as plain lines, at a rate that a saved notebook can bear.
+
+    Args:
+        max_iters: Where the run ends.
+        stream: Where to print.
+        every_s: Seconds between progress lines.
+    """
+
+    def __init__(self, *, max_iters: int, stream: TextIO | None = None, every_s: float = 10.0) -> None:
+        self._max_iters = max_iters
+        self._stream = stream
+        self._every_s = every_s
+        self._told_at = -math.inf
+
+    def handle(self, event: Event) -> None:
+        """Print an event, or leave it out."""
+        line = self._line(event)
+        if line:
+            print(line, file=self._stream or sys.stdout, flush=True)
+
+    def _line(self, event: Event) -> str:
+        data = event.data
+        if event.event == "iteration":
+            now = time.monotonic()
+            if now - self._told_at < self._every_s:
+                return ""
+            self._told_at = now
+            return self._progress(event)
+        if event.event == "resume":
+            return "\n".join(str(line) for line in data.get("lines", [data.get("verdict", "")]))
+        if event.event == "validation":
+            numbers = ", ".join(
+                f"{name} {value:.2f}" for name, value in data.get("metrics", {}).items() if "time" not in name
+            )
+            best = " (best so far)" if data.get("best") else ""
+            return f"[{event.iteration}] validation: {numbers}{best}"
+        if event.event == "checkpoint":
+            return (
+                f"[{event.iteration}] saved and verified: {data.get('file')} ({size(data.get('size_bytes'))})"
+            )
+        if event.event in ("warning", "restart", "failure", "ladder"):
+            message = data.get("message") or ", ".join(f"{key} {value}" for key, value in data.items())
+            return f"[{event.iteration}] {event.event}: {message}"
+        if event.event == "stop":
+            return f"[{event.iteration}] stopped: {data.get('message', '')}"
+        return ""
+
+    def _progress(self, event: Event) -> str:
+        data = event.data
+        parts = [f"[{event.iteration}/{self._max_iters}]"]
+        if data.get("loss") is not None:
+            parts.append(f"loss {data['loss']:.4f}")
+        if data.get("lr") is not None:
+            parts.append(f"lr {data['lr']:.3g}")
+        if data.get("iteration_s"):
+            parts.append(f"{data['iteration_s']:.2f} s/iteration")
+        if data.get("left_s") is not None:
+            reach = event.iteration + int(data.get("iterations_left") or 0)
+            parts.append(
+                f"{format_duration(data['left_s'])} left, reaching about {min(reach, self._max_iters)}"
+            )
+        return "  ".join(parts)
+
+
+def run_text(folders: Sequence[Path]) -> str:
+    """Return a table of all sessions found in the given work dirs."""
+    from mapsage_kaggle.display.history import sessions_of
+
+    rows = [
+        (
+            record.session_index,
+            record.start_iteration,
+            record.end_iteration,
+            record.stop_reason,
+            round(record.best.value, 2)
+            if record.best is not None and record.best.value is not None
+            else None,
+            format_duration(record.timings_s.get("session", 0.0)),
+        )
+        for record in sessions_of(folders)
+    ]
+    return table(rows, ("session", "from", "to", "stopped", "best", "time"))

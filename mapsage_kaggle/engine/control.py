@@ -1,0 +1,154 @@
+"""Who decides what happens next: rank 0, once per iteration, for all ranks alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed
+
+from mapsage_kaggle.clock import Pace, SessionClock
+
+Stop = Literal["", "deadline", "user", "orphaned"]
+_STOPS: tuple[Stop, ...] = ("", "deadline", "user", "orphaned")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """What all ranks do at an iteration boundary.
+
+    Attributes:
+        stop: Why to end here, empty to go on.
+        save: Whether to write a checkpoint now.
+        validate: Whether a validation that is due is run now.
+    """
+
+    stop: Stop
+    save: bool
+    validate: bool
+
+
+class PipeWatch:
+    """Notices that the supervisor is gone: the read end of its pipe, our standard input, ends.
+
+    A killed notebook kernel runs no handler and sends no signal, but the kernel of the operating
+    system closes its files. The supervisor never writes to the pipe.
+    """
+
+    def __init__(self, descriptor: int = 0) -> None:
+        self.closed = threading.Event()
+        self._descriptor = descriptor
+        threading.Thread(target=self._watch, name="supervisor-pipe", daemon=True).start()
+
+    def _watch(self) -> None:
+        try:
+            while os.read(self._descriptor, 4096):
+                pass
+        except OSError:
+            # Not a readable descriptor (a worker started by hand): nobody is there to be missed.
+            return
+        self.closed.set()
+
+
+class Control:
+    """Collects the reasons to stop or save, and makes one decision of them.
+
+    Args:
+        clock: The session's time.
+        pace: What things cost here.
+        stop_request: The file by which the supervisor asks.
+        watch_pipe: Whether standard input is the supervisor's pipe.
+    """
+
+    def __init__(
+        self, *, clock: SessionClock, pace: Pace, stop_request: Path, watch_pipe: bool = True
+    ) -> None:
+        self.clock = clock
+        self.pace = pace
+        self.output_bytes = 0.0
+        self._request = stop_request
+        self._pipe = PipeWatch() if watch_pipe and _is_pipe(0) else None
+        self._terminated = threading.Event()
+
+    def install_signal_handlers(self) -> None:
+        """Turn SIGTERM into a stop request; leave Ctrl-C to the supervisor."""
+        signal.signal(signal.SIGTERM, lambda *_: self._terminated.set())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def _asked(self) -> tuple[Stop, bool]:
+        """Return the reason to stop, and whether a checkpoint was asked for. Rank 0 only."""
+        if self._pipe is not None and self._pipe.closed.is_set():
+            return "orphaned", False
+        if self._terminated.is_set():
+            return "user", False
+        try:
+            action = json.loads(self._request.read_bytes()).get("action", "stop")
+        except FileNotFoundError:
+            return "", False
+        except (ValueError, AttributeError):
+            action = "stop"  # an empty file made with `touch` is a request too
+        if action == "save":
+            self._request.unlink(missing_ok=True)
+            return "", True
+        return "user", False
+
+    def stop_asked(self) -> bool:
+        """Tell, on all ranks alike, whether somebody wants training to end before the deadline."""
+        return bool(_agree(int(bool(self._asked()[0])) if _rank() == 0 else 0))
+
+    def decide(self, *, validation_due: bool, save_due: bool, may_stop: bool = True) -> Decision:
+        """Return what happens at this boundary. Collective: every rank must call it.
+
+        Args:
+            validation_due: The schedule asks for a validation here.
+            save_due: The save schedule asks for a checkpoint here (only rank 0's word counts).
+            may_stop: False inside a gradient accumulation, which a checkpoint cannot hold.
+        """
+        code = 0
+        if _rank() == 0:
+            stop, save = self._asked() if may_stop else ("", False)
+            validate = validation_due and not stop
+            if not stop and validate and not self.pace.fits_validation(self.clock, self.output_bytes):
+                stop, validate = "deadline", False
+            if not stop and may_stop and not self.pace.fits_iteration(self.clock, self.output_bytes):
+                stop = "deadline"
+            code = _STOPS.index(stop) << 2 | int(save or save_due) << 1 | int(validate)
+        code = _agree(code)
+        return Decision(stop=_STOPS[code >> 2], save=bool(code & 2), validate=bool(code & 1))
+
+
+def _is_pipe(descriptor: int) -> bool:
+    try:
+        mode = os.fstat(descriptor).st_mode
+    except OSError:
+        return False
+    return mode & 0o170000 == 0o010000
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if _distributed() else 0
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+_group: torch.distributed.ProcessGroup | None = None
+
+
+def _agree(code: int) -> int:
+    """Return rank 0's ``code`` on every rank, over a CPU group so that no GPU has to wait."""
+    global _group
+    if not _distributed() or torch.distributed.get_world_size() == 1:
+        return code
+    if _group is None:
+        _group = torch.distributed.new_group(backend="gloo")
+    tensor = torch.tensor([code], dtype=torch.int64)
+    torch.distributed.broadcast(tensor, src=0, group=_group)
+    return int(tensor.item())

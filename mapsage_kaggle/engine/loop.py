@@ -1,0 +1,185 @@
+"""The training and validation loops: mmengine's, with every draw placed and every stop foreseen."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from mmengine.model import is_model_wrapper
+from mmengine.registry import LOOPS
+from mmengine.runner import IterBasedTrainLoop, ValLoop
+
+from mapsage_kaggle.engine import seeding
+from mapsage_kaggle.engine.accumulate import accumulated_step
+from mapsage_kaggle.engine.sampling import PositionBatches
+from mapsage_kaggle.errors import TrainingError
+
+if TYPE_CHECKING:
+    from mapsage_kaggle.engine.session import TrainingSession
+
+
+class ValidationAborted(Exception):
+    """Somebody asked to stop while a validation was running."""
+
+
+@LOOPS.register_module(name="MapsageTrainLoop")
+class SessionTrainLoop(IterBasedTrainLoop):
+    """An iteration-based training loop that ends in good order and goes on where it ended.
+
+    An iteration is one attempted optimizer step over the effective batch, in one forward pass or,
+    where the card is too small, in several micro-batches. Between iterations nothing is half done:
+    that is where it saves, validates and stops.
+    """
+
+    session: TrainingSession
+
+    def run(self) -> torch.nn.Module:
+        """Train until ``max_iters`` or until the session has to end."""
+        session = self.session = self.runner.session
+        batches = self._batch_sampler()
+        self.runner.call_hook("before_train")
+        self.runner.call_hook("before_train_epoch")
+        batches.start_iteration = self._iter
+        session.training_begins(self._iter, self._max_iters, next_position=self._next_position(batches))
+
+        stop = self._run_owed_validation()
+        loader: Iterator[Any] | None = None
+        while not stop and self._iter < self._max_iters and not self.stop_training:
+            if loader is None:
+                loader = iter(self.dataloader)
+            self._run_iteration(loader, batches)
+            stop = self._boundary()
+        if (self.stop_training and not stop) or self._iter >= self._max_iters:
+            stop = "completed"
+        session.training_ends(self._iter, stop)
+        self.runner.call_hook("after_train_epoch")
+        self.runner.call_hook("after_train")
+        session.finish(self._iter, stop)
+        return self.runner.model
+
+    def _batch_sampler(self) -> PositionBatches:
+        sampler = self.dataloader.batch_sampler
+        if not isinstance(sampler, PositionBatches):
+            raise TrainingError(
+                f"The training data loader has a batch sampler of its own ({type(sampler).__name__}).",
+                "Remove train_dataloader.batch_sampler from the config: the kit decides what a batch is.",
+            )
+        return sampler
+
+    def _next_position(self, batches: PositionBatches) -> int:
+        """Return the global position of the next sample, as the sampler itself will draw it."""
+        return batches.draws(self._iter, 0)[0].position - batches.slices[0][0]
+
+    def _run_iteration(self, loader: Iterator[Any], batches: PositionBatches) -> None:
+        session, runner = self.session, self.runner
+        begin = time.monotonic()
+        data = [next(loader) for _ in range(batches.micro_batches)]
+        loaded = time.monotonic()
+        runner.model.train()
+        runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=data[0])
+        outputs = self._step(data, batches)
+        runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=data[0], outputs=outputs)
+        self._iter += 1
+        losses = _scalars(outputs)
+        bad = [name for name, value in losses.items() if "loss" in name and not math.isfinite(value)]
+        if bad and not session.overflow_is_normal(runner.optim_wrapper):
+            session.poisoned(self._iter, bad[0], losses[bad[0]])
+        session.iteration_done(self._iter, losses, data_s=loaded - begin, step_s=time.monotonic() - loaded)
+
+    def _step(self, data: Sequence[Any], batches: PositionBatches) -> Mapping[str, Any]:
+        runner = self.runner
+        if len(data) == 1 and batches.world_size == 1:
+            seeding.seed_step(runner.seed, self._iter, batches.rank, 0)
+            outputs: Mapping[str, Any] = runner.model.train_step(data[0], optim_wrapper=runner.optim_wrapper)
+            return outputs
+        return accumulated_step(
+            runner.model,
+            runner.optim_wrapper,
+            data,
+            effective_batch=batches.effective_batch,
+            world_size=batches.world_size,
+            before_forward=lambda index: seeding.seed_step(runner.seed, self._iter, batches.rank, index),
+        )
+
+    def _boundary(self) -> str:
+        """Save, validate and decide after an iteration; return why to stop, empty to go on."""
+        session = self.session
+        self._decide_current_val_interval()
+        due = self.runner.val_loop is not None and self._validation_due(self._iter)
+        accumulation = getattr(self.runner.optim_wrapper, "_accumulative_counts", 1)
+        may_stop = self._iter % accumulation == 0 or self._iter == self._max_iters
+        decision = session.control.decide(
+            validation_due=due, save_due=may_stop and session.save_due(self._iter), may_stop=may_stop
+        )
+        if due:
+            # Saved before it is validated, and noted as owed: whatever happens now, nothing is lost.
+            session.save(self._iter, owed_validation=self._iter)
+            if decision.validate:
+                return self._validate() or session.control.decide(validation_due=False, save_due=False).stop
+            return decision.stop
+        if decision.save:
+            session.save(self._iter)
+        return decision.stop
+
+    def _validation_due(self, iteration: int) -> bool:
+        return iteration >= self.val_begin and (
+            iteration % self.val_interval == 0 or iteration == self._max_iters
+        )
+
+    def _run_owed_validation(self) -> str:
+        owed = self.session.owed_validation
+        if owed is None or self.runner.val_loop is None:
+            return ""
+        if owed != self._iter:
+            self.session.warn(
+                self._iter,
+                f"The checkpoint says that the validation at {owed} is owed, but it holds iteration {self._iter}; "
+                "it is left out.",
+            )
+            return ""
+        decision = self.session.control.decide(validation_due=True, save_due=False)
+        return self._validate() if decision.validate else decision.stop
+
+    def _validate(self) -> str:
+        """Run a validation and keep what came out of it; return why to stop, empty to go on."""
+        session = self.session
+        session.validation_begins()
+        try:
+            metrics = self.runner.val_loop.run()
+        except ValidationAborted:
+            return session.control.decide(validation_due=False, save_due=False).stop or "user"
+        session.validation_done(self._iter, metrics)
+        return ""
+
+
+@LOOPS.register_module(name="MapsageValLoop")
+class SessionValLoop(ValLoop):
+    """A validation loop that can be left between two images; the validation is then owed."""
+
+    @torch.no_grad()
+    def run_iter(self, idx: int, data_batch: Sequence[dict[str, Any]]) -> None:
+        """Validate one batch.
+
+        Raises:
+            ValidationAborted: Somebody asked to stop.
+        """
+        session = getattr(self.runner, "session", None)
+        if session is not None and session.control.stop_asked():
+            raise ValidationAborted
+        super().run_iter(idx, data_batch)
+
+
+def core_model(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the model without its distributed wrapper."""
+    return model.module if is_model_wrapper(model) else model  # type: ignore[return-value]
+
+
+def _scalars(outputs: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value.detach().mean()) if isinstance(value, torch.Tensor) else float(value)
+        for name, value in outputs.items()
+        if isinstance(value, (torch.Tensor, float, int))
+    }

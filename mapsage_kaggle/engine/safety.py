@@ -1,0 +1,58 @@
+"""Makes mmengine load every file through the kit's safe loader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mmengine.runner.checkpoint as engine_checkpoint
+from mmengine.runner import CheckpointLoader
+
+from mapsage_kaggle.checkpoints.load import load_checkpoint
+
+_expected_sha256: dict[Path, str] = {}
+
+
+def expect(path: Path, sha256: str) -> None:
+    """Refuse to load ``path`` with other content than the one that was verified."""
+    _expected_sha256[path.resolve()] = sha256
+
+
+def load_local(filename: str, map_location: Any = None) -> Any:
+    """Load a local file to the CPU. The signature is that of mmengine's loaders.
+
+    ``map_location`` is ignored: a model that fits the card once must not need it twice at a resume.
+
+    Raises:
+        CheckpointError: The file is missing, not harmless, or not the one that was verified.
+    """
+    path = Path(filename).expanduser()
+    return load_checkpoint(path, sha256=_expected_sha256.get(path.resolve()))
+
+
+def install_safe_loading() -> None:
+    """Replace mmengine's loaders, which fall back to a full unpickle.
+
+    It covers resumes, ``load_from`` and ``init_cfg=dict(type='Pretrained', ...)`` alike. Downloads
+    go through torch's cache to the same loader.
+    """
+    CheckpointLoader.register_scheme(prefixes="", loader=load_local, force=True)
+    CheckpointLoader.register_scheme(prefixes=("http://", "https://"), loader=_load_url, force=True)
+    # What is left of mmengine's schemes (modelzoo://, open-mmlab://, ...) ends in one of these two.
+    engine_checkpoint.load_from_http = _load_url
+    engine_checkpoint._safe_torch_load = _load_any
+
+
+def _load_any(file: Any, map_location: Any = None, weights_only: Any = None) -> Any:
+    return load_checkpoint(Path(file) if isinstance(file, str) else file)
+
+
+def _load_url(filename: str, map_location: Any = None, model_dir: str | None = None, **_: Any) -> Any:
+    import torch.hub
+
+    folder = Path(model_dir or torch.hub.get_dir()) / "checkpoints"
+    target = folder / filename.rsplit("/", 1)[-1]
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(filename, str(target), progress=False)
+    return load_local(str(target))

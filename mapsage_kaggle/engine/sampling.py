@@ -1,0 +1,221 @@
+"""Which sample comes at which position, and how a sample is drawn from its position alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sized
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch.utils.data
+from mmengine.registry import DATA_SAMPLERS, DATASETS
+from torch.utils.data import Dataset, Sampler
+
+from mapsage_kaggle.engine import seeding
+from mapsage_kaggle.errors import TrainingError
+from mapsage_kaggle.events import Event, EventLog
+
+EVENTS_VARIABLE = "MAPSAGE_EVENTS"
+"""Names the event file to data workers, which hold no reference to the runner."""
+
+_MAX_SUBSTITUTES = 16
+
+
+class Draw(NamedTuple):
+    """What a data worker needs to make one sample."""
+
+    position: int
+    index: int
+    seed: int
+
+
+def permutation(seed: int, epoch: int, length: int) -> np.ndarray:
+    """Return the order of the samples in one epoch, int64 of shape ``(length,)``.
+
+    It comes from NumPy's ``RandomState``, whose streams are frozen by contract (NEP 19), so that a
+    newer library in a later session does not reshuffle the run.
+    """
+    value = seeding.derive(seeding.ORDER, seed, epoch)
+    state = np.random.RandomState([value & 0xFFFFFFFF, value >> 32])
+    return state.permutation(length)
+
+
+@DATA_SAMPLERS.register_module(name="MapsageOrder")
+class PositionOrder(Sampler[int]):
+    """The endless order of a run: global position ``k`` is sample ``k % n`` of epoch ``k // n``.
+
+    Any position is located without walking the earlier ones.
+
+    Args:
+        dataset: What is sampled from; only its length counts.
+        shuffle: Whether each epoch has a permutation of its own; else the samples' own order.
+        seed: The run's seed.
+    """
+
+    def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None) -> None:
+        self.length = len(dataset)
+        if self.length == 0:
+            raise TrainingError("The training data set is empty.", "Check data_root and data_prefix.")
+        self.shuffle = shuffle
+        self.seed = 0 if seed is None else seed
+        self._epoch = -1
+        self._order: np.ndarray = np.arange(self.length)
+
+    def index(self, position: int) -> int:
+        """Return the sample that stands at a global position."""
+        epoch, offset = divmod(position, self.length)
+        if self.shuffle and epoch != self._epoch:
+            self._order, self._epoch = permutation(self.seed, epoch, self.length), epoch
+        return int(self._order[offset])
+
+    def __iter__(self) -> Iterator[int]:
+        position = 0
+        while True:
+            yield self.index(position)
+            position += 1
+
+    def __len__(self) -> int:
+        return self.length
+
+
+@DATA_SAMPLERS.register_module(name="MapsageBatches")
+class PositionBatches(Sampler[list[Draw]]):
+    """Cuts the order into iterations, ranks and micro-batches.
+
+    Iteration ``i`` (counted from 0) is made of positions ``i * B`` to ``i * B + B - 1``, whatever
+    the number of ranks and the size of the micro-batch. Each rank takes a contiguous share, so
+    that two ranks see the same global batch as one.
+
+    Args:
+        sampler: The order.
+        batch_size: Images per forward pass and rank: the micro-batch, at most the rank's share.
+        effective_batch: ``B``, images per iteration over all ranks.
+        rank: This worker's rank.
+        world_size: How many ranks there are.
+    """
+
+    def __init__(
+        self,
+        sampler: PositionOrder,
+        batch_size: int,
+        effective_batch: int,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        self.sampler = sampler
+        self.effective_batch = effective_batch
+        self.rank = int(os.environ.get("RANK", 0)) if rank is None else rank
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
+        if effective_batch < self.world_size:
+            raise TrainingError(
+                f"An effective batch of {effective_batch} images cannot be split over {self.world_size} ranks.",
+                f"Use at most {effective_batch} GPUs (--gpus {effective_batch}), or a larger batch size.",
+            )
+        bounds = [rank * effective_batch // self.world_size for rank in range(self.world_size + 1)]
+        first, last = bounds[self.rank], bounds[self.rank + 1]
+        self.slices = tuple(
+            (start, min(start + batch_size, last)) for start in range(first, last, batch_size)
+        )
+        self.batch_size = batch_size
+        self.start_iteration = 0
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes per iteration on this rank."""
+        return len(self.slices)
+
+    def draws(self, iteration: int, micro_batch: int) -> list[Draw]:
+        """Return what one micro-batch of one iteration consists of."""
+        begin = iteration * self.effective_batch
+        start, stop = self.slices[micro_batch]
+        return [
+            Draw(
+                position,
+                self.sampler.index(position),
+                seeding.derive(seeding.SAMPLE, self.sampler.seed, position),
+            )
+            for position in range(begin + start, begin + stop)
+        ]
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        iteration = self.start_iteration
+        while True:
+            for micro_batch in range(self.micro_batches):
+                yield self.draws(iteration, micro_batch)
+            iteration += 1
+
+    def __len__(self) -> int:
+        return -(-self.sampler.length // self.effective_batch) * self.micro_batches
+
+
+@DATASETS.register_module(name="MapsagePositional")
+class PositionalDataset(Dataset[Any]):
+    """Any map-style data set, with each sample's random draws seeded from its position.
+
+    Args:
+        dataset: The data set, or the config to build it from.
+        on_bad_image: What to do with a sample that cannot be loaded: ``fail`` ends training with
+            its name; ``skip`` takes another sample in its place, chosen by the position, so that it
+            is the same one in every run.
+    """
+
+    def __init__(self, dataset: Any, on_bad_image: str = "fail") -> None:
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        self.on_bad_image = on_bad_image
+
+    def full_init(self) -> None:
+        """Load the data set's index, where it is loaded lazily."""
+        if hasattr(self.dataset, "full_init"):
+            self.dataset.full_init()
+
+    @property
+    def metainfo(self) -> Any:
+        """The classes and the palette, as the data set has them."""
+        return self.dataset.metainfo
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw) -> Any:
+        if torch.utils.data.get_worker_info() is not None:
+            return self._load(draw)
+        with seeding.preserved_generators():
+            return self._load(draw)
+
+    def _load(self, draw: Draw) -> Any:
+        index = draw.index
+        for attempt in range(_MAX_SUBSTITUTES):
+            seeding.seed_sample(draw.seed)
+            try:
+                return self.dataset[index]
+            except Exception as error:  # a pipeline may raise anything on a damaged file
+                problem = f"Sample {index} ({self._name(index)}) cannot be loaded: {_first_line(error)}."
+                if self.on_bad_image != "skip":
+                    raise TrainingError(
+                        problem, "Replace the file, or train with --on-bad-image skip to leave it out."
+                    ) from error
+                _tell("bad_image", draw.position, file=self._name(index), problem=_first_line(error))
+            index = seeding.derive(seeding.SUBSTITUTE, draw.seed, attempt) % len(self.dataset)
+        raise TrainingError(
+            f"{_MAX_SUBSTITUTES} samples in a row cannot be loaded, the last one {self._name(index)}.",
+            "Check the data set: this is not a single damaged file.",
+        )
+
+    def _name(self, index: int) -> str:
+        if hasattr(self.dataset, "get_data_info"):
+            return str(self.dataset.get_data_info(index).get("img_path", index))
+        return f"index {index}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _tell(kind: str, position: int, **data: Any) -> None:
+    """Append a warning from a data worker, with the position as it does not know the iteration."""
+    path = os.environ.get(EVENTS_VARIABLE)
+    if path:
+        EventLog(Path(path)).append(
+            Event(event="warning", iteration=0, data={"kind": kind, "position": position, **data})
+        )

@@ -1,0 +1,71 @@
+"""Randomness as a pure function of position: no draw depends on what was drawn before.
+
+The idea is that of counter-based data loading (Google's Grain gives each record a generator of
+its own, and its loader's checkpoint is one number). So a resume needs neither replay nor saved
+generator state, and workers, prefetching and restarts cannot change a result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+ORDER = "order"
+SAMPLE = "sample"
+STEP = "step"
+INIT = "init"
+SUBSTITUTE = "substitute"
+
+
+def derive(domain: str, seed: int, *position: int) -> int:
+    """Return 64 bits that depend on the arguments alone, the same on every machine and version.
+
+    Args:
+        domain: What the stream is for. No two uses share a domain, so no two share a stream.
+        seed: The run's seed.
+        *position: Where in the stream: an epoch, a global sample position, an iteration and rank.
+
+    Returns:
+        An integer in ``[0, 2**64)``.
+    """
+    text = ":".join((domain, str(int(seed)), *(str(int(item)) for item in position)))
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
+
+
+def seed_sample(value: int) -> None:
+    """Seed Python's, NumPy's and torch's CPU generator for one sample's pipeline."""
+    random.seed(value)
+    np.random.seed(value & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(value & 0x7FFFFFFFFFFFFFFF)
+
+
+def seed_step(seed: int, iteration: int, rank: int, micro_batch: int) -> None:
+    """Seed every generator that a forward pass may draw from, on all devices.
+
+    Args:
+        seed: The run's seed.
+        iteration: Iterations done before this one.
+        rank: This worker's rank.
+        micro_batch: The index of the micro-batch within the iteration.
+    """
+    value = derive(STEP, seed, iteration, rank, micro_batch)
+    random.seed(value)
+    np.random.seed(value & 0xFFFFFFFF)
+    torch.manual_seed(value & 0x7FFFFFFFFFFFFFFF)
+
+
+@contextmanager
+def preserved_generators() -> Iterator[None]:
+    """Put the CPU generators back as they were: for samples that are loaded in the main process."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)

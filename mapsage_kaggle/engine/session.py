@@ -1,0 +1,433 @@
+"""What a training child does beyond training: save, tell, remember the best, keep the record."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import torch
+
+from mapsage_kaggle.checkpoints.schedule import SaveSchedule
+from mapsage_kaggle.checkpoints.store import BackgroundSaver, CheckpointStore, SaveFailed
+from mapsage_kaggle.clock import Pace
+from mapsage_kaggle.engine.control import Control
+from mapsage_kaggle.engine.snapshot import check_resumed, snapshot
+from mapsage_kaggle.errors import TrainingError
+from mapsage_kaggle.events import Event, EventLog
+from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.records import CheckpointRef, SessionRecord
+from mapsage_kaggle.spec import ChildSpec
+
+if TYPE_CHECKING:
+    from mapsage_kaggle.engine.runner import SessionRunner
+
+OWED = "mapsage_owed_validation"
+RUN_ID = "mapsage_run_id"
+FINGERPRINT = "mapsage_fingerprint"
+
+STOP_MESSAGES = {
+    "completed": "All iterations are done.",
+    "deadline": "The session's time is up; everything is saved.",
+    "user": "Stopped on request; everything is saved.",
+    "orphaned": "The supervising notebook or command is gone; everything is saved.",
+}
+
+
+class TrainingSession:
+    """The part of a training child that survives it: checkpoints, events and the record.
+
+    Every rank has one. Only rank 0 writes.
+
+    Args:
+        spec: What the supervisor told the child.
+        rank: This worker's rank.
+        world_size: How many there are.
+    """
+
+    def __init__(self, spec: ChildSpec, *, rank: int, world_size: int) -> None:
+        self.spec = spec
+        self.rank = rank
+        self.world_size = world_size
+        self.files = WorkDir(spec.work_dir)
+        self.events = EventLog(self.files.events)
+        self.pace = Pace()
+        self.control = Control(clock=spec.clock(), pace=self.pace, stop_request=self.files.stop_request)
+        self.owed_validation: int | None = None
+        self.store: CheckpointStore | None = None
+        self.saver: BackgroundSaver | None = None
+        self.schedule: SaveSchedule | None = None
+        self.timings_s: dict[str, float] = dict.fromkeys(
+            ("start_up", "waiting_for_data", "training_step", "saving", "validation"), 0.0
+        )
+        self._runner: SessionRunner | None = None
+        self._config_text = ""
+        self._iteration = 0
+        self._saved_iteration = -1
+        self._stage_began = time.monotonic()
+        self._told_at = 0.0
+        self._is_first = True
+        self._began = time.monotonic()
+        self._losses: dict[str, list[float]] = {}
+        self._record: SessionRecord | None = None
+
+    # -- the life of the child
+
+    def open(self) -> None:
+        """Take the work dir for this child. Rank 0 only writes, so only rank 0 locks.
+
+        Raises:
+            MachineError: Another process holds the work dir.
+        """
+        if self.rank != 0:
+            return
+        self._record = SessionRecord.read(self.files.session)
+        rule = next(iter(self.spec.best_rules.values()), None)
+        self.store = CheckpointStore(
+            self.spec.work_dir,
+            budget_bytes=self.spec.budget_bytes,
+            milestones_every=self.spec.save_interval or None,
+            greater_is_better=_greater_is_better(self._metric or "", rule),
+            on_event=self._tell_of_store,
+        )
+        self.store.lock(wait_s=60.0)
+        self.saver = BackgroundSaver(self.store)
+        if self.spec.save_every_s > 0:
+            self.schedule = SaveSchedule(
+                every_s=self.spec.save_every_s, longest_s=max(1800.0, self.spec.save_every_s)
+            )
+
+    def close(self) -> None:
+        """Wait for what is being written, and give the work dir free."""
+        if self.saver is not None:
+            try:
+                self.saver.wait()
+            except SaveFailed as error:
+                self.warn(self._iteration, str(error))
+        if self.store is not None:
+            self.store.unlock()
+
+    def attach(self, runner: SessionRunner, config_text: str) -> None:
+        """Take note of the runner, once it is built."""
+        self._runner = runner
+        self._config_text = config_text
+        self.control.output_bytes = self._output_bytes()
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether this child has done an iteration."""
+        return not self._is_first
+
+    # -- telling
+
+    def tell(self, event: str, iteration: int, /, **data: Any) -> None:
+        """Append an event."""
+        self.events.append(Event(event=event, iteration=iteration, data=data))
+
+    def _tell_of_store(self, kind: str, iteration: int, data: Mapping[str, Any]) -> None:
+        self.tell(kind, iteration, **{name: value for name, value in data.items() if name != "iteration"})
+
+    def warn(self, iteration: int, message: str) -> None:
+        """Append a warning that a person should read."""
+        if self.rank == 0:
+            self.tell("warning", iteration, message=message)
+
+    # -- what the runner and the loop report
+
+    def loaded(self, runner: SessionRunner) -> None:
+        """Take note of what has been loaded: run id, owed validation, best score."""
+        hub = runner.message_hub
+        if self.spec.action == "resume":
+            owed = hub.get_info(OWED, None)
+            self.owed_validation = int(owed) if owed is not None else None
+        hub.update_info(RUN_ID, self.spec.run_id)
+        hub.update_info(FINGERPRINT, self.spec.fingerprint)
+        hub.update_info(OWED, self.owed_validation)
+
+    def training_begins(self, iteration: int, max_iters: int, *, next_position: int) -> None:
+        """Check the resume, say what is true of it, and start the clocks."""
+        runner = self._require_runner()
+        self._iteration = self._saved_iteration = iteration
+        if self.spec.action == "resume":
+            assert runner.loaded_checkpoint is not None
+            verdict = check_resumed(
+                runner,
+                runner.loaded_checkpoint,
+                iteration=iteration if self.spec.expect_iteration is None else self.spec.expect_iteration,
+                next_position=next_position,
+                effective_batch=runner.train_dataloader.batch_sampler.effective_batch,
+            )
+            runner.logger.info(verdict)
+            if self.rank == 0:
+                lines = [
+                    f"load checkpoint from {self.spec.checkpoint}",
+                    f"resumed epoch: {runner.epoch}, iter: {iteration}",
+                    f"resume optimizer: {type(runner.optim_wrapper.optimizer)}",
+                    *(f"resume lr_scheduler: {type(item)}" for item in runner._flat_schedulers()),
+                    verdict,
+                ]
+                self.tell("resume", iteration, verdict=verdict, lines=lines, owed=self.owed_validation)
+        runner.loaded_checkpoint = None
+        if self.rank == 0:
+            seconds = self._lap("start_up")
+            self.tell("training", iteration, max_iters=max_iters, start_up_s=round(seconds, 2))
+        self._stage_began = time.monotonic()
+
+    def iteration_done(
+        self, iteration: int, losses: Mapping[str, float], *, data_s: float, step_s: float
+    ) -> None:
+        """Take note of an iteration; tell of it now and then."""
+        first, self._is_first = self._is_first, False
+        self._iteration = iteration
+        self.timings_s["waiting_for_data"] += data_s
+        self.timings_s["training_step"] += step_s
+        if first:
+            # The first one pays for the start of the data workers and for lazy initialisation.
+            self.timings_s["start_up"] += data_s
+            self.timings_s["waiting_for_data"] -= data_s
+        else:
+            self.pace.iteration.add(data_s + step_s)
+        for name, value in losses.items():
+            self._losses.setdefault(name, []).append(value)
+        now = time.monotonic()
+        # Often at first, then about as many events in an hour as a curve needs points.
+        every_s = min(10.0, max(0.5, (now - self._began) / 200))
+        if self.rank == 0 and (first or now - self._told_at >= every_s):
+            self._tell_iteration(iteration, data_s, step_s)
+            self._told_at = now
+
+    def _tell_iteration(self, iteration: int, data_s: float, step_s: float) -> None:
+        runner = self._require_runner()
+        mean = {name: round(sum(values) / len(values), 6) for name, values in self._losses.items() if values}
+        self._losses.clear()
+        rates = runner.optim_wrapper.get_lr()
+        lr = rates["lr"][0] if isinstance(rates.get("lr"), list) else None
+        data: dict[str, Any] = {
+            **mean,
+            "lr": lr,
+            "iteration_s": round(self.pace.iteration.mean(data_s + step_s), 4),
+            "data_s": round(data_s, 4),
+            "iterations_left": self.pace.iterations_left(
+                self.control.clock,
+                val_interval=runner.val_interval or 0,
+                output_bytes=self.control.output_bytes,
+            ),
+            "left_s": round(self.control.clock.left_s(), 1),
+        }
+        if torch.cuda.is_available():
+            data["memory_bytes"] = torch.cuda.max_memory_allocated()
+        self.tell("iteration", iteration, **data)
+
+    def overflow_is_normal(self, optim_wrapper: Any) -> bool:
+        """Tell whether a loss scaler skips steps with Inf or NaN gradients by itself."""
+        scaler = getattr(optim_wrapper, "loss_scaler", None)
+        return scaler is not None and scaler.is_enabled()
+
+    def poisoned(self, iteration: int, name: str, value: float) -> None:
+        """End training before a checkpoint with NaN weights is written.
+
+        Raises:
+            TrainingError: Always.
+        """
+        raise TrainingError(
+            f"{name} became {value} in iteration {iteration}; the checkpoints before it are untouched.",
+            "Lower the learning rate or clip the gradients more (optim_wrapper.clip_grad), and resume.",
+        )
+
+    # -- saving
+
+    @property
+    def _metric(self) -> str | None:
+        return self.spec.save_best[0] if self.spec.save_best else None
+
+    def save_due(self, iteration: int) -> bool:
+        """Tell whether the schedule, by iterations or by the clock, asks for a checkpoint."""
+        if self.rank != 0:
+            return False
+        by_iteration = self.spec.save_interval > 0 and iteration % self.spec.save_interval == 0
+        return by_iteration or (self.schedule is not None and self.schedule.due())
+
+    def save(self, iteration: int, *, owed_validation: int | None = None) -> None:
+        """Save a resumable checkpoint; training is held up for the copy only. Collective."""
+        runner = self._require_runner()
+        begin = time.monotonic()
+        self.owed_validation = owed_validation
+        runner.message_hub.update_info(OWED, owed_validation)
+        self._saved_iteration = iteration
+        if self.rank == 0:
+            self._submit(f"iter_{iteration}.pth", snapshot(runner, iteration, config_text=self._config_text))
+        self._count_saving(begin)
+
+    def _submit(
+        self, name: str, checkpoint: dict[str, Any], *, metric: str | None = None, value: float | None = None
+    ) -> None:
+        assert self.saver is not None
+        iteration = int(checkpoint["meta"]["iter"])
+        began = time.monotonic()
+
+        def write(stream: BinaryIO) -> None:
+            torch.save(checkpoint, stream)
+
+        def proven(ref: CheckpointRef) -> None:
+            self.pace.save.add(time.monotonic() - began)
+            self._refresh_record(ref)
+
+        self.saver.submit(
+            name,
+            write,
+            iteration=iteration,
+            metric=metric,
+            value=value,
+            make_last=metric is None,
+            then=proven,
+        )
+
+    def _refresh_record(self, ref: CheckpointRef) -> None:
+        """Bring ``session.json`` up to date; called in the saving thread, which is the only writer."""
+        assert self._record is not None and self.store is not None
+        changes: dict[str, Any] = {"best": self.store.best(), "timings_s": self._rounded_timings()}
+        if ref.metric is None:
+            changes |= {
+                "checkpoint": ref,
+                "end_iteration": ref.iteration,
+                "owed_validation": self.owed_validation,
+            }
+        self._record = self._record.evolve(**changes)
+        self._record.write(self.files.session)
+
+    def _count_saving(self, begin: float) -> None:
+        seconds = time.monotonic() - begin
+        self.timings_s["saving"] += seconds
+        if self.schedule is not None:
+            self.schedule.saved(cost_s=seconds)
+        self.control.output_bytes = self._output_bytes()
+
+    def _output_bytes(self) -> float:
+        if self.store is None:
+            return 0.0
+        return float(sum(ref.size_bytes for ref in self.store.proven()))
+
+    # -- validation
+
+    def validation_begins(self) -> None:
+        """Start the validation's clock; nothing may still be waiting to be told."""
+        self._stage_began = time.monotonic()
+        if self.rank == 0:
+            self.tell("validation_start", self._iteration)
+
+    def validation_done(self, iteration: int, metrics: Mapping[str, Any]) -> None:
+        """Keep the score, save the best, and note that nothing is owed any more. Collective."""
+        runner = self._require_runner()
+        seconds = self._lap("validation")
+        self.pace.validation.add(seconds)
+        score, is_best = self._score(metrics), False
+        if score is not None and self._is_best(score):
+            is_best = True
+            name = f"best_{self._metric_name}_iter_{iteration}.pth"
+            runner.message_hub.update_info("best_score", score)
+            runner.message_hub.update_info("best_ckpt", name)
+            if self.rank == 0:
+                begin = time.monotonic()
+                weights = snapshot(runner, iteration, config_text=self._config_text, resumable=False)
+                self._submit(name, weights, metric=self._metric_name, value=score)
+                self._count_saving(begin)
+        # Written again, with the score and without the debt; the old file stays until this is proven.
+        self.save(iteration)
+        if self.rank == 0:
+            numbers = {name: float(value) for name, value in metrics.items() if hasattr(value, "__float__")}
+            self.tell("validation", iteration, metrics=numbers, seconds=round(seconds, 2), best=is_best)
+
+    @property
+    def _metric_name(self) -> str:
+        return (self._metric or "").replace("/", "_")
+
+    def _score(self, metrics: Mapping[str, Any]) -> float | None:
+        if self._metric is None or not metrics:
+            return None
+        name = next(iter(metrics)) if self._metric == "auto" else self._metric
+        if name not in metrics:
+            self.warn(
+                self._iteration,
+                f"The config asks to keep the best {name}, but validation gives {', '.join(metrics)} only.",
+            )
+            return None
+        return float(metrics[name])
+
+    def _is_best(self, score: float) -> bool:
+        """Tell whether a score beats the one in the message hub, which every rank holds."""
+        best = self._require_runner().message_hub.get_info("best_score", None)
+        if best is None:
+            return True
+        greater = _greater_is_better(self._metric or "", next(iter(self.spec.best_rules.values()), None))
+        return score > float(best) if greater else score < float(best)
+
+    # -- the end
+
+    def training_ends(self, iteration: int, stop: str) -> None:
+        """Save what is not saved yet. Collective."""
+        if iteration != self._saved_iteration:
+            self.save(iteration, owed_validation=self.owed_validation)
+
+    def finish(self, iteration: int, stop: str) -> None:
+        """Wait until everything is proven, then say that training ended in good order."""
+        if self.rank != 0:
+            return
+        assert self.saver is not None
+        begin = time.monotonic()
+        self.saver.wait()
+        self.timings_s["saving"] += time.monotonic() - begin
+        reason = "failed" if stop == "orphaned" else stop
+        self.tell(
+            "stop",
+            iteration,
+            reason=reason,
+            message=STOP_MESSAGES.get(stop, ""),
+            owed=self.owed_validation,
+            timings_s=self._rounded_timings(),
+            pace={
+                "iteration_s": round(self.pace.iteration.mean(), 4),
+                "validation_s": round(self.pace.validation.mean(), 2),
+                "save_s": round(self.pace.save.mean(), 2),
+            },
+        )
+        if stop == "orphaned":
+            # Nobody else is left to finish the record.
+            assert self._record is not None
+            self._record = self._record.evolve(
+                stop_reason=reason, exit_code=5, message=STOP_MESSAGES[stop], ended_s=time.time()
+            )
+            self._record.write(self.files.session)
+
+    # -- small things
+
+    def _lap(self, stage: str) -> float:
+        now = time.monotonic()
+        seconds = now - self._stage_began
+        self.timings_s[stage] += seconds
+        self._stage_began = now
+        return seconds
+
+    def _rounded_timings(self) -> dict[str, float]:
+        return {name: round(seconds, 2) for name, seconds in self.timings_s.items()}
+
+    def _require_runner(self) -> SessionRunner:
+        assert self._runner is not None, "the runner is attached before training starts"
+        return self._runner
+
+
+def _greater_is_better(metric: str, rule: str | None) -> bool:
+    """Tell which way a score goes: the config's rule, else down for losses and up for all else."""
+    return rule == "greater" if rule else "loss" not in metric.lower()
+
+
+def tell_failure(spec: ChildSpec, *, rank: int, iteration: int, kind: str, message: str, trace: str) -> None:
+    """Append the event by which the supervisor learns why a worker failed."""
+    EventLog(Path(spec.work_dir) / "events.jsonl").append(
+        Event(
+            event="failure",
+            iteration=iteration,
+            data={"kind": kind, "message": message, "trace": trace, "rank": rank, "pid": os.getpid()},
+        )
+    )

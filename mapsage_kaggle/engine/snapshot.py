@@ -1,0 +1,135 @@
+"""A checkpoint in mmengine's own format, copied out of a running training."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any
+
+import mmengine
+import torch
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import get_state_dict
+from mmengine.utils import apply_to
+
+from mapsage_kaggle.errors import TrainingError
+
+
+def snapshot(runner: Runner, iteration: int, *, config_text: str, resumable: bool = True) -> dict[str, Any]:
+    """Return the state after ``iteration`` iterations, on the CPU and detached from the training.
+
+    This is all that a training step is held up for: serialising and writing work on the copy.
+
+    Args:
+        runner: What is being trained.
+        iteration: Iterations done.
+        config_text: The config that goes into ``meta``; formatting it takes long, so it is passed in.
+        resumable: With optimizer and schedulers; else the weights alone, as mmengine's best files.
+
+    Returns:
+        ``meta``, ``state_dict``, ``message_hub`` and, where resumable, ``optimizer`` and
+        ``param_schedulers``; whatever the hooks add.
+    """
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    meta = {
+        "epoch": runner.epoch,
+        "iter": iteration,
+        "cfg": config_text,
+        "seed": runner.seed,
+        "experiment_name": runner.experiment_name,
+        "time": time.strftime("%Y%m%d_%H%M%S"),
+        "mmengine_version": mmengine.__version__,
+        "dataset_meta": getattr(runner.train_dataloader.dataset, "metainfo", None),
+    }
+    checkpoint: dict[str, Any] = {
+        "meta": meta,
+        "state_dict": get_state_dict(model),
+        "message_hub": runner.message_hub.state_dict(),
+    }
+    if resumable:
+        checkpoint["optimizer"] = runner.optim_wrapper.state_dict()
+        schedulers = runner.param_schedulers
+        if isinstance(schedulers, dict):
+            checkpoint["param_schedulers"] = {
+                name: [scheduler.state_dict() for scheduler in group] for name, group in schedulers.items()
+            }
+        elif schedulers is not None:
+            checkpoint["param_schedulers"] = [scheduler.state_dict() for scheduler in schedulers]
+    runner.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+    # The hub's histories grow in place while the copy is being written, so they are copied as well.
+    checkpoint["message_hub"] = copy.deepcopy(checkpoint["message_hub"])
+    return apply_to(checkpoint, torch.is_tensor, _to_cpu_copy)  # type: ignore[no-any-return]
+
+
+def _to_cpu_copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def check_resumed(
+    runner: Runner, checkpoint: dict[str, Any], *, iteration: int, next_position: int, effective_batch: int
+) -> str:
+    """Return the verdict on a resume in one line, having compared what is there with what was loaded.
+
+    Raises:
+        TrainingError: Iteration, optimizer state, schedulers or data position are not the
+            checkpoint's. Nothing has been trained then.
+    """
+    saved_iteration = int(checkpoint["meta"]["iter"])
+    if not saved_iteration == runner.iter == iteration:
+        raise TrainingError(
+            f"The resume did not take: the checkpoint holds iteration {saved_iteration}, "
+            f"training stands at {runner.iter}, expected was {iteration}."
+        )
+    num_states = _check_optimizer(runner.optim_wrapper.state_dict(), checkpoint["optimizer"])
+    steps = _check_schedulers(runner.param_schedulers, checkpoint.get("param_schedulers", []))
+    if next_position != iteration * effective_batch:
+        raise TrainingError(
+            f"The data loader stands at sample {next_position}; after {iteration} iterations of "
+            f"{effective_batch} images it must be {iteration * effective_batch}."
+        )
+    return (
+        f"resume verified: iteration {iteration}, optimizer state of {num_states} parameters, "
+        f"{len(steps)} schedulers at step {', '.join(map(str, steps)) or '-'}, next sample position {next_position}"
+    )
+
+
+def _check_optimizer(actual: Any, saved: Any) -> int:
+    if "state" not in saved:  # several optimizers, by name
+        return sum(_check_optimizer(actual[name], saved[name]) for name in saved if "state" in saved[name])
+    if set(actual["state"]) != set(saved["state"]):
+        raise TrainingError(
+            f"The optimizer holds state for {len(actual['state'])} parameters, "
+            f"the checkpoint for {len(saved['state'])}: they do not belong together."
+        )
+    for key, state in saved["state"].items():
+        for name, value in state.items():
+            mine = actual["state"][key][name]
+            same = (
+                torch.equal(mine.cpu(), value.cpu().to(mine.dtype))
+                if isinstance(value, torch.Tensor)
+                else mine == value
+            )
+            if not same:
+                raise TrainingError(f"The optimizer's {name} of parameter {key} is not the checkpoint's.")
+    rates = [[group["lr"] for group in state["param_groups"]] for state in (actual, saved)]
+    if rates[0] != rates[1]:
+        raise TrainingError(f"The learning rates are {rates[0][:3]}…, the checkpoint has {rates[1][:3]}….")
+    return len(saved["state"])
+
+
+def _check_schedulers(actual: Any, saved: Any) -> list[int]:
+    if isinstance(saved, dict):
+        return [step for name in saved for step in _check_schedulers(actual[name], saved[name])]
+    actual = actual or []
+    if len(actual) != len(saved):
+        raise TrainingError(
+            f"The config has {len(actual)} learning-rate schedulers, the checkpoint {len(saved)}.",
+            "Resume with the config that the checkpoint was trained with.",
+        )
+    for scheduler, state in zip(actual, saved, strict=True):
+        if scheduler.last_step != state["last_step"]:
+            raise TrainingError(
+                f"{type(scheduler).__name__} stands at step {scheduler.last_step}, the checkpoint at {state['last_step']}."
+            )
+    return [int(state["last_step"]) for state in saved]

@@ -1,0 +1,94 @@
+"""The training child: one process per GPU, started by torchrun with the path of its spec."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+import cv2
+import torch
+
+from mapsage_kaggle.engine.safety import expect, install_safe_loading
+from mapsage_kaggle.engine.sampling import EVENTS_VARIABLE
+from mapsage_kaggle.engine.session import TrainingSession, tell_failure
+from mapsage_kaggle.errors import EXIT_DONE, EXIT_TRAINING, MapsageError
+from mapsage_kaggle.spec import ChildSpec
+
+
+def main(arguments: list[str]) -> int:
+    """Train until the end, the deadline or a stop request; return the exit code."""
+    spec = ChildSpec.read(Path(arguments[0]))
+    rank = int(os.environ.get("RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    os.environ[EVENTS_VARIABLE] = str(spec.work_dir / "events.jsonl")
+    torch.set_num_threads(spec.threads)
+    cv2.setNumThreads(0)
+    session = TrainingSession(spec, rank=rank, world_size=world_size)
+    session.control.install_signal_handlers()
+    session.tell("start", 0, rank=rank, pid=os.getpid(), world_size=world_size, torch=torch.__version__)
+    try:
+        session.open()
+        _train(spec, session)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the supervisor must learn of it
+        trace = traceback.format_exc()
+        print(trace, file=sys.stderr, flush=True)
+        tell_failure(
+            spec,
+            rank=rank,
+            iteration=session._iteration,
+            kind=failure_kind(error, has_trained=session.has_trained),
+            message=_message(error),
+            trace=trace[-4000:],
+        )
+        return error.exit_code if isinstance(error, MapsageError) else EXIT_TRAINING
+    finally:
+        session.close()
+    return EXIT_DONE
+
+
+def _train(spec: ChildSpec, session: TrainingSession) -> None:
+    # Imported here, so that an import that fails is told like any other failure.
+    from mmengine.config import Config
+
+    from mapsage_kaggle.engine.runner import build_runner
+
+    install_safe_loading()
+    if spec.checkpoint is not None and spec.checkpoint_sha256:
+        expect(spec.checkpoint, spec.checkpoint_sha256)
+    if spec.deterministic:
+        torch.use_deterministic_algorithms(True)
+    cfg = Config.fromfile(spec.config)
+    runner = build_runner(cfg, session)
+    session.attach(runner, cfg.pretty_text)
+    runner.train()
+
+
+_MISTAKES = (ValueError, TypeError, KeyError, AttributeError, AssertionError, ImportError)
+
+
+def failure_kind(error: BaseException, *, has_trained: bool) -> str:
+    """Return ``memory``, ``refused`` (will fail again the same way) or ``error``."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in str(error).lower():
+        return "memory"
+    is_mistake = isinstance(error, MapsageError) or (isinstance(error, _MISTAKES) and not has_trained)
+    return "refused" if is_mistake else "error"
+
+
+def _message(error: BaseException) -> str:
+    text = str(error).strip()
+    if isinstance(error, MapsageError):
+        return text
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", message=".*MultiScaleDeformableAttention.*")
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Leave without running other libraries' exit handlers: everything is saved, and a CUDA or
+    # data-worker teardown that hangs must not keep the session alive.
+    os._exit(code)

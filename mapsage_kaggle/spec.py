@@ -1,0 +1,81 @@
+"""What the supervisor tells a training child: one JSON file in scratch space."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mapsage_kaggle.clock import SessionClock
+from mapsage_kaggle.paths import replace_file
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChildSpec:
+    """Everything a worker needs beyond the effective config.
+
+    Attributes:
+        config: The effective config.
+        work_dir: Where checkpoints, events and the record go.
+        clock_started_s: The session's start, in :func:`mapsage_kaggle.clock.boot_time_s` seconds.
+        limit_s: The session's limit.
+        reserve_s: What is kept free at its end.
+        action: ``resume``, ``weights-only`` or ``fresh``.
+        checkpoint: What to load, for the first two.
+        checkpoint_sha256: What was verified; a file with another hash is not loaded.
+        expect_iteration: For ``resume``, the iteration that must come out of it.
+        run_id: Goes into every checkpoint.
+        fingerprint: Goes into every checkpoint.
+        threads: Per worker; pinned, since one thread more changes the bits of a gradient.
+        save_interval: Iterations between checkpoints, 0 for none by iteration.
+        save_every_s: Seconds between checkpoints, 0 for none by time.
+        budget_bytes: What the work dir may hold in checkpoints.
+        save_best: Metrics whose best checkpoint is kept.
+        best_rules: ``greater`` or ``less`` by metric, where the config says so.
+        deterministic: Whether torch must use deterministic algorithms.
+        extend: The schedulers are to be rebuilt for a new end.
+    """
+
+    config: Path
+    work_dir: Path
+    clock_started_s: float
+    limit_s: float
+    reserve_s: float
+    action: str
+    run_id: str
+    fingerprint: str
+    checkpoint: Path | None = None
+    checkpoint_sha256: str | None = None
+    expect_iteration: int | None = None
+    threads: int = 1
+    save_interval: int = 0
+    save_every_s: float = 300.0
+    budget_bytes: int = 4_000_000_000
+    save_best: tuple[str, ...] = ()
+    best_rules: Mapping[str, str] = field(default_factory=dict)
+    deterministic: bool = False
+    extend: bool = False
+
+    def clock(self) -> SessionClock:
+        """Return the session's clock."""
+        return SessionClock(started_s=self.clock_started_s, limit_s=self.limit_s, reserve_s=self.reserve_s)
+
+    def write(self, path: Path) -> None:
+        """Write the file that :meth:`read` reads."""
+        document = {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
+        replace_file(path, json.dumps(document, indent=2))
+
+    @classmethod
+    def read(cls, path: Path) -> ChildSpec:
+        """Read the file that :meth:`write` wrote."""
+        document: dict[str, Any] = json.loads(path.read_bytes())
+        for key in ("config", "work_dir", "checkpoint"):
+            document[key] = Path(document[key]) if document[key] else None
+        document["save_best"] = tuple(document["save_best"])
+        return cls(**document)

@@ -1,0 +1,414 @@
+"""Starts a training child, watches it, ends it in good order, and decides whether to start another."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mapsage_kaggle.clock import SessionClock
+from mapsage_kaggle.events import Event, EventTail, ProgressSink
+from mapsage_kaggle.paths import WorkDir, replace_file
+
+POLL_S = 0.1
+STOP_GRACE_S = 180.0
+"""How long a child that was asked to stop may take to save before it is killed."""
+HANG_FACTOR = 20.0
+HANG_LEAST_S = 600.0
+"""A child is taken for hung after this long without an event, or longer where iterations are slow."""
+
+Kind = Literal["done", "memory", "refused", "error", "crashed", "hung", "killed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """How to start a training child.
+
+    Attributes:
+        spec: The file with its ``ChildSpec``.
+        work_dir: Where its events and log go.
+        num_workers: Ranks on this machine.
+        threads: Per rank, pinned.
+        gpus: Whether each rank gets a GPU; else none is visible.
+        import_paths: Folders that must be importable, first ones first.
+        scratch: For what libraries cache.
+        nnodes: Machines, as torchrun takes it.
+        node_rank: This machine's number.
+        rdzv_endpoint: ``host:port`` where the machines meet; empty for one machine.
+        deterministic: Whether deterministic algorithms are asked for.
+    """
+
+    spec: Path
+    work_dir: Path
+    num_workers: int = 1
+    threads: int = 1
+    gpus: bool = False
+    import_paths: tuple[Path, ...] = ()
+    scratch: Path
+    nnodes: int = 1
+    node_rank: int = 0
+    rdzv_endpoint: str = ""
+    deterministic: bool = False
+
+    def command(self) -> list[str]:
+        """Return torchrun's command line."""
+        command = [
+            sys.executable, "-m", "torch.distributed.run",
+            f"--nproc-per-node={self.num_workers}", "--max-restarts=0",
+        ]  # fmt: skip
+        if self.nnodes > 1 or self.rdzv_endpoint:
+            host, _, port = self.rdzv_endpoint.partition(":")
+            command += [
+                f"--nnodes={self.nnodes}", f"--node-rank={self.node_rank}",
+                f"--master-addr={host}", f"--master-port={port or 29500}",
+            ]  # fmt: skip
+        else:
+            # The machine's own name may not resolve where there is no network.
+            command += ["--standalone", "--nnodes=1", "--local-addr=127.0.0.1"]
+        return [*command, "-m", "mapsage_kaggle.engine.worker", str(self.spec)]
+
+    def environment(self, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Return the child's environment."""
+        env = dict(os.environ if environ is None else environ)
+        threads = str(self.threads)
+        env |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+        paths = [str(path) for path in self.import_paths]
+        env["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [env.get("PYTHONPATH")])])
+        env["PYTHONUNBUFFERED"] = "1"
+        env["MPLBACKEND"] = "Agg"
+        env["MPLCONFIGDIR"] = str(self.scratch / "matplotlib")
+        env["TORCH_HOME"] = str(self.scratch / "torch")
+        if not self.gpus:
+            env["CUDA_VISIBLE_DEVICES"] = ""
+        if self.deterministic:
+            env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        return env
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How a child ended.
+
+    Attributes:
+        kind: ``done`` in good order; ``memory`` ran out of it; ``refused`` will fail again the
+            same way; ``error`` an exception; ``crashed`` without a word; ``hung``; ``killed`` by us
+            after a stop request it did not follow.
+        reason: For ``done``: ``completed``, ``deadline`` or ``user``.
+        message: What it said last.
+        iteration: Where it got to.
+        proven: The iteration of the newest checkpoint that it proved, if any.
+        data: What the last event said besides.
+    """
+
+    kind: Kind
+    reason: str = ""
+    message: str = ""
+    iteration: int = 0
+    proven: int | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Supervisor:
+    """Runs one training child at a time and passes its events on.
+
+    Args:
+        work_dir: Where the child writes.
+        clock: The session's time; a child that ignores it is ended at the limit.
+        sinks: Told of every event, from the supervising thread.
+    """
+
+    def __init__(self, work_dir: Path, clock: SessionClock, sinks: Sequence[ProgressSink] = ()) -> None:
+        self._files = WorkDir(work_dir)
+        self._clock = clock
+        self._sinks = list(sinks)
+        self._stop = threading.Event()
+        self._kill = threading.Event()
+        self._tail = EventTail(self._files.events, from_end=True)
+        self.iteration = 0
+
+    def add_sink(self, sink: ProgressSink) -> None:
+        """Tell one more sink from now on."""
+        self._sinks.append(sink)
+
+    # -- asking
+
+    def request_stop(self) -> None:
+        """Ask the child to save and end. Safe from any thread and from a signal handler."""
+        self._stop.set()
+
+    def request_save(self) -> None:
+        """Ask the child for a checkpoint now."""
+        replace_file(self._files.stop_request, json.dumps({"action": "save"}))
+
+    def kill(self) -> None:
+        """End the child at once; what is proven stays."""
+        self._stop.set()
+        self._kill.set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._stop.is_set()
+
+    # -- running
+
+    def run(self, launch: Launch) -> Outcome:
+        """Start a child and stay with it until it has ended, workers included."""
+        self._files.stop_request.unlink(missing_ok=True)
+        watch = _Watch(self.iteration)
+        with self._files.log.open("ab") as log:
+            process = subprocess.Popen(
+                launch.command(),
+                env=launch.environment(),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            self._stay_with(process, watch)
+        finally:
+            self._end(process, watch)
+        self._files.stop_request.unlink(missing_ok=True)
+        self._read_events(watch)
+        self.iteration = max(self.iteration, watch.iteration)
+        return watch.outcome(process.returncode)
+
+    def _stay_with(self, process: subprocess.Popen[bytes], watch: _Watch) -> None:
+        asked_at: float | None = None
+        while process.poll() is None:
+            self._read_events(watch)
+            now = time.monotonic()
+            if self._kill.is_set():
+                watch.ended_by_us = "killed"
+                return
+            if self._stop.is_set() and asked_at is None:
+                replace_file(self._files.stop_request, json.dumps({"action": "stop"}))
+                asked_at = now
+            if asked_at is not None and now - asked_at > STOP_GRACE_S:
+                watch.ended_by_us = "killed"
+                return
+            if self._clock.left_s() < -0.5 * self._clock.reserve_s:
+                # The child should have stopped by itself long ago; half the reserve is left to us.
+                watch.ended_by_us = "hung"
+                return
+            if watch.silent_s(now) > watch.patience_s():
+                watch.ended_by_us = "hung"
+                return
+            time.sleep(POLL_S)
+
+    def _read_events(self, watch: _Watch) -> None:
+        for event in self._tail.read_new():
+            watch.see(event)
+            for sink in self._sinks:
+                sink.handle(event)
+
+    def _end(self, process: subprocess.Popen[bytes], watch: _Watch) -> None:
+        """Make sure that nothing of the child is left: torchrun, its workers, their data workers."""
+        if process.poll() is None:
+            _signal_group(process.pid, signal.SIGTERM if watch.ended_by_us != "killed" else signal.SIGKILL)
+            try:
+                process.wait(timeout=20.0)
+            except subprocess.TimeoutExpired:
+                _signal_group(process.pid, signal.SIGKILL)
+                process.wait()
+        if process.stdin is not None:
+            process.stdin.close()  # workers that outlived torchrun see the end of the pipe, save and end
+        patience_s = 0.0 if self._kill.is_set() or watch.ended_by_us == "hung" else 60.0
+        for pid in watch.workers:
+            _outlive(pid, patience_s)
+
+
+class _Watch:
+    """What has been seen of one child."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+        self.proven: int | None = None
+        self.workers: set[int] = set()
+        self.ended_by_us: Literal["", "hung", "killed"] = ""
+        self._stop: Event | None = None
+        self._failure: Event | None = None
+        self._last_s = time.monotonic()
+        self._iteration_s = 0.0
+        self._quiet_stage = True
+
+    def see(self, event: Event) -> None:
+        """Take one event of the child."""
+        self._last_s = time.monotonic()
+        self.iteration = max(self.iteration, event.iteration)
+        if event.event == "start" and "pid" in event.data:
+            self.workers.add(int(event.data["pid"]))
+        elif event.event == "iteration":
+            self._iteration_s = float(event.data.get("iteration_s") or 0.0)
+            self._quiet_stage = False
+        elif event.event == "validation_start":
+            self._quiet_stage = True
+        elif event.event == "checkpoint":
+            self.proven = event.iteration
+        elif event.event == "stop":
+            self._stop = event
+        elif event.event == "failure" and self._failure is None:
+            self._failure = event
+
+    def silent_s(self, now: float) -> float:
+        """Return how long nothing has been heard."""
+        return now - self._last_s
+
+    def patience_s(self) -> float:
+        """Return how long silence is normal: longer at the start and while validating."""
+        usual = max(HANG_LEAST_S, HANG_FACTOR * self._iteration_s)
+        return usual * 6 if self._quiet_stage else usual
+
+    def outcome(self, code: int | None) -> Outcome:
+        """Return the verdict: what the child recorded counts, torchrun's exit code does not."""
+        if self._stop is not None:
+            return Outcome(
+                kind="done",
+                reason=str(self._stop.data.get("reason", "completed")),
+                message=str(self._stop.data.get("message", "")),
+                iteration=self._stop.iteration,
+                proven=self.proven,
+                data=self._stop.data,
+            )
+        if self._failure is not None:
+            kind = self._failure.data.get("kind", "error")
+            return Outcome(
+                kind=kind if kind in ("memory", "refused") else "error",
+                message=str(self._failure.data.get("message", "")),
+                iteration=self.iteration,
+                proven=self.proven,
+                data=self._failure.data,
+            )
+        if self.ended_by_us:
+            words = {
+                "hung": f"Nothing was heard from the training process for {self.silent_s(time.monotonic()):.0f} s.",
+                "killed": "The training process was ended before it had saved.",
+            }
+            return Outcome(
+                kind=self.ended_by_us,
+                message=words[self.ended_by_us],
+                iteration=self.iteration,
+                proven=self.proven,
+            )
+        return Outcome(
+            kind="crashed",
+            message=f"The training process ended without a word (torchrun's exit code {code}).",
+            iteration=self.iteration,
+            proven=self.proven,
+        )
+
+
+# -- what to do after a child has ended
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ladder:
+    """How far the kit has gone to make training fit and go on.
+
+    Attributes:
+        micro_batch: Images per forward pass and rank.
+        with_cp: Whether blocks are recomputed in the backward pass.
+        crashes: Ends other than in good order since the last new checkpoint.
+    """
+
+    micro_batch: int
+    with_cp: bool = False
+    crashes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Next:
+    """What follows: another child with these settings, or the end.
+
+    Attributes:
+        ladder: The settings of the next child; None for the end.
+        wait_s: How long to wait before it.
+        message: For a person.
+    """
+
+    ladder: Ladder | None
+    wait_s: float = 0.0
+    message: str = ""
+
+
+MAX_CRASHES = 3
+
+
+def decide_next(ladder: Ladder, outcome: Outcome, *, can_recompute: bool, time_left_s: float) -> Next:
+    """Decide what follows the end of a child. Pure.
+
+    Out of memory: half the micro-batch, down to one image; then recomputing blocks in the backward
+    pass. The effective batch, and so the meaning of an iteration, stays. Crashes and hangs are
+    tried again from the newest proven checkpoint, three times without progress at most.
+    """
+    if outcome.kind in ("done", "killed"):
+        return Next(ladder=None, message=outcome.message)
+    if outcome.kind == "refused":
+        return Next(ladder=None, message=outcome.message)
+    if outcome.kind == "memory":
+        if ladder.micro_batch > 1:
+            smaller = ladder.micro_batch // 2
+            return Next(
+                ladder=Ladder(micro_batch=smaller, with_cp=ladder.with_cp),
+                message=f"Out of memory: going on with {smaller} image(s) per forward pass and more of them; "
+                "the batch that the optimizer sees stays the same.",
+            )
+        if can_recompute and not ladder.with_cp:
+            return Next(
+                ladder=Ladder(micro_batch=1, with_cp=True),
+                message="Out of memory with one image: going on with blocks recomputed in the backward pass (with_cp).",
+            )
+        return Next(
+            ladder=None,
+            message=f"Out of memory with one image per forward pass. {outcome.message} "
+            "Use a smaller crop (crop_size) or a smaller backbone.",
+        )
+    crashes = 1 if outcome.proven is not None else ladder.crashes + 1
+    if crashes > MAX_CRASHES:
+        return Next(
+            ladder=None, message=f"{outcome.message} It was tried {MAX_CRASHES} times again without progress."
+        )
+    wait_s = 5.0 * 2 ** (crashes - 1)
+    if time_left_s < wait_s + 60.0:
+        return Next(ladder=None, message=f"{outcome.message} There is no time left to try again.")
+    again = Ladder(micro_batch=ladder.micro_batch, with_cp=ladder.with_cp, crashes=crashes)
+    return Next(
+        ladder=again,
+        wait_s=wait_s,
+        message=f"{outcome.message} Starting again from the newest checkpoint in {wait_s:.0f} s (try {crashes} of {MAX_CRASHES}).",
+    )
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def _outlive(pid: int, patience_s: float) -> None:
+    """Wait until a worker is gone; kill it, and what it started, when it takes too long."""
+    for seconds in (patience_s, 10.0):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if not _alive(pid):
+                return
+            time.sleep(POLL_S)
+        _signal_group(pid, signal.SIGKILL)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state not in ("Z", "X")

@@ -1,0 +1,887 @@
+"""A session from beginning to end: find, choose, configure, train, hand over."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mapsage_kaggle import configure, dataset
+from mapsage_kaggle.checkpoints.choose import Choice, choose
+from mapsage_kaggle.checkpoints.inspect import Inspection, inspect
+from mapsage_kaggle.checkpoints.scan import ScanReport, scan
+from mapsage_kaggle.checkpoints.store import CheckpointStore, SaveFailed
+from mapsage_kaggle.clock import DEFAULT_LIMIT_S, DEFAULT_RESERVE_S, SessionClock
+from mapsage_kaggle.environment import Machine, survey
+from mapsage_kaggle.errors import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_TRAINING,
+    CheckpointError,
+    ConfigError,
+    MachineError,
+    MapsageError,
+    TrainingError,
+)
+from mapsage_kaggle.events import Event, EventLog, ProgressSink
+from mapsage_kaggle.paths import KagglePaths, WorkDir
+from mapsage_kaggle.records import SessionRecord, new_run_id
+from mapsage_kaggle.supervise import Ladder, Launch, Outcome, Supervisor, decide_next
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+SHAPES_TIMEOUT_S = 180.0
+MOUNT_WAIT_S = 60.0
+_MAX_CHANGES = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What a person may ask of a session. Defaults are right for Kaggle.
+
+    Attributes:
+        config: The training config.
+        resume: ``auto``, ``require``, ``never``, or the file to resume from.
+        allow_weights_only: Whether weights alone may be taken where nothing can be resumed.
+        expect_iteration: The iteration that must be resumed from, else nothing is trained.
+        extend_to: A new, later end for the run.
+        session_limit_s: How long the platform lets the session live.
+        reserve_s: What is kept free at its end.
+        work_dir: Where to write; by default ``<working>/work_dirs/<config name>``.
+        gpus: ``auto`` or a number; 0 trains on the CPU.
+        threads: CPU threads per rank; by default those of the run's earlier sessions, else the cores.
+        deterministic: Whether only deterministic algorithms may run on a GPU.
+        fast: Whether the kit may swap in its own, faster parts.
+        on_bad_image: ``fail`` or ``skip``.
+        overrides: ``key=value`` with dotted keys.
+        save_every_s: Seconds between checkpoints by the clock; 0 for none.
+        budget_bytes: What the work dir may hold in checkpoints.
+        nnodes: Machines that train together.
+        node_rank: This machine's number.
+        rdzv_endpoint: ``host:port`` where they meet.
+    """
+
+    config: Path
+    resume: Literal["auto", "require", "never"] | Path = "auto"
+    allow_weights_only: bool = False
+    expect_iteration: int | None = None
+    extend_to: int | None = None
+    session_limit_s: float = DEFAULT_LIMIT_S
+    reserve_s: float = DEFAULT_RESERVE_S
+    work_dir: Path | None = None
+    gpus: int | Literal["auto"] = "auto"
+    threads: int | None = None
+    deterministic: bool = False
+    fast: bool = True
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    overrides: tuple[str, ...] = ()
+    save_every_s: float = 300.0
+    budget_bytes: int = 4_000_000_000
+    nnodes: int = 1
+    node_rank: int = 0
+    rdzv_endpoint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Discovery:
+    """What there is to start from.
+
+    Attributes:
+        options: What was asked.
+        paths: Kaggle's folders.
+        cfg: The person's config, with overrides.
+        report: What was found in the inputs.
+        choice: What the session starts from, and why.
+        work_dir: Where it will write.
+    """
+
+    options: Options
+    paths: KagglePaths
+    cfg: Config
+    report: ScanReport
+    choice: Choice
+    work_dir: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A session that is ready to train.
+
+    Attributes:
+        discovery: What it starts from.
+        machine: What it runs on.
+        clock: How long it has.
+        facts: What the patch was planned from.
+        patch: What changes in the config.
+        threads: CPU threads per rank.
+    """
+
+    discovery: Discovery
+    machine: Machine
+    clock: SessionClock
+    facts: configure.Facts
+    patch: configure.ConfigPatch
+    threads: int
+
+    @property
+    def options(self) -> Options:
+        """What was asked."""
+        return self.discovery.options
+
+    @property
+    def work_dir(self) -> Path:
+        """Where it writes."""
+        return self.discovery.work_dir
+
+    @property
+    def start_iteration(self) -> int:
+        """Iterations done when it begins."""
+        choice = self.discovery.choice
+        if choice.action != "resume" or choice.inspection is None:
+            return 0
+        return choice.inspection.iteration or 0
+
+
+# -- find and choose
+
+
+def discover(
+    options: Options,
+    *,
+    paths: KagglePaths | None = None,
+    on_wait: Callable[[str], None] | None = None,
+) -> Discovery:
+    """Find the checkpoints that are attached or here, and choose what to start from.
+
+    Raises:
+        ConfigError: The config does not parse, or cannot be trained by the kit.
+        CheckpointError: No acceptable checkpoint where one is needed. Nothing is trained; the work
+            dir gets a record that says ``refused``.
+    """
+    paths = paths or KagglePaths.from_environment()
+    cfg = configure.read_config(options.config, options.overrides)
+    work_dir = (options.work_dir or paths.work_dir(options.config)).absolute()
+    configure.check_trainable(cfg, options.config)
+    waits = options.resume == "require" or bool(cfg.get("resume"))
+    report = (
+        scan(paths.input, wait_s=MOUNT_WAIT_S if waits else 0.0, on_wait=on_wait)
+        if paths.input.is_dir()
+        else ScanReport(root=paths.input, files=(), rejected=(), records=())
+    )
+    here = scan(work_dir).files if work_dir.is_dir() else ()
+    shapes = _LazyShapes(cfg, options.config, paths.temp)
+    load_from = cfg.get("load_from")
+    try:
+        choice = choose(
+            inspect=shapes.inspect,
+            resume=options.resume,
+            work_dir=here,
+            load_from=Path(load_from) if load_from else None,
+            inputs=report.files,
+            fingerprint=configure.fingerprint(cfg),
+            config_asks_resume=bool(cfg.get("resume")),
+            allow_weights_only=options.allow_weights_only,
+            expect_iteration=options.expect_iteration,
+            max_iters=int(cfg["train_cfg"]["max_iters"]),
+        )
+    except CheckpointError as error:
+        _write_refusal(work_dir, cfg, options, error)
+        raise
+    return Discovery(options=options, paths=paths, cfg=cfg, report=report, choice=choice, work_dir=work_dir)
+
+
+class _LazyShapes:
+    """Builds the config's model, for comparison, only once a checkpoint has to be judged."""
+
+    def __init__(self, cfg: Config, source: Path, scratch: Path) -> None:
+        self._cfg = cfg
+        self._source = source
+        self._scratch = scratch
+        self._known: tuple[dict[str, tuple[int, ...]], tuple[str, ...] | None] | None = None
+
+    def inspect(self, path: Path, *, manifest_sha256: str | None = None, full: bool = True) -> Inspection:
+        if not full:
+            return inspect(path, manifest_sha256=manifest_sha256, full=False)
+        if self._known is None:
+            self._known = config_shapes(self._cfg, self._source, self._scratch)
+        shapes, classes = self._known
+        return inspect(path, shapes=shapes, classes=classes, manifest_sha256=manifest_sha256)
+
+
+def config_shapes(
+    cfg: Config, source: Path, scratch: Path
+) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...] | None]:
+    """Return the names and shapes of the config's model, and the classes of its data set.
+
+    Raises:
+        ConfigError: The model cannot be built; the message quotes why.
+        MachineError: torch or mmsegmentation are not installed.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    file = scratch / f"shapes-{os.getpid()}.py"
+    file.write_text(cfg.dump() if hasattr(cfg, "dump") else cfg.pretty_text, encoding="utf-8")
+    env = dict(os.environ, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    env["PYTHONPATH"] = os.pathsep.join(
+        [*map(str, import_paths(source)), *filter(None, [env.get("PYTHONPATH")])]
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "mapsage_kaggle.engine.shapes", str(file)],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SHAPES_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise MachineError(
+            f"Building the model of {source} took more than {SHAPES_TIMEOUT_S:.0f} s."
+        ) from error
+    finally:
+        file.unlink(missing_ok=True)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        if "No module named 'torch'" in last or "No module named 'mm" in last:
+            raise MachineError(f"The training packages are missing: {last}.", "Run the install cell first.")
+        raise ConfigError(
+            f"The model of {source} cannot be built: {last}.", "Check the model and custom_imports."
+        )
+    document = json.loads(done.stdout.strip().splitlines()[-1])
+    shapes = {name: tuple(shape) for name, shape in document["shapes"].items()}
+    classes = document["classes"]
+    return shapes, tuple(classes) if classes is not None else None
+
+
+def import_paths(config: Path, inputs: Path | None = None) -> tuple[Path, ...]:
+    """Return the folders that a config's own modules may live in: its folder and that folder's parent,
+    attached code repositories, and the kit's own place.
+    """
+    kit = Path(__file__).resolve().parents[1]
+    folder = config.resolve().parent
+    found = [folder, folder.parent]
+    if inputs is not None and inputs.is_dir():
+        found += _code_repositories(inputs)
+    return tuple(dict.fromkeys([*found, kit]))
+
+
+def _code_repositories(inputs: Path, depth: int = 4) -> list[Path]:
+    """Return attached folders that look like code: with a setup file, or a package right below them."""
+    found: list[Path] = []
+    level = [inputs]
+    for _ in range(depth):
+        below: list[Path] = []
+        for folder in level:
+            try:
+                entries = list(os.scandir(folder))
+            except OSError:
+                continue
+            names = {entry.name for entry in entries}
+            if folder != inputs and names & {"setup.py", "setup.cfg", "pyproject.toml"}:
+                found.append(folder)
+                continue
+            # A data set's folders hold thousands of files and no code: nothing to descend into.
+            below += [Path(entry.path) for entry in entries[:200] if entry.is_dir(follow_symlinks=False)]
+        level = below
+    return sorted(found)
+
+
+# -- configure
+
+
+def prepare(
+    discovery: Discovery,
+    *,
+    machine: Machine | None = None,
+    clock: SessionClock | None = None,
+) -> Prepared:
+    """Plan the patch for what was found, on this machine. Writes nothing.
+
+    Raises:
+        ConfigError: The config cannot run here.
+        DataError: The data set is missing or inconsistent.
+    """
+    options, paths = discovery.options, discovery.paths
+    machine = machine or survey(paths)
+    clock = clock or SessionClock.for_this_session(
+        limit_s=options.session_limit_s, reserve_s=options.reserve_s
+    )
+    usable = sum(1 for gpu in machine.gpus if gpu.supported is not False)
+    num_gpus = usable if options.gpus == "auto" else options.gpus
+    if num_gpus > usable:
+        raise MachineError(
+            f"--gpus {num_gpus} was asked for, but this machine has {usable} that this torch can use.",
+            "Use --gpus auto, or choose another accelerator in the notebook's settings.",
+        )
+    world_size = max(1, num_gpus)
+    choice = discovery.choice
+    learned: Mapping[str, Any] = choice.record.learned if choice.record is not None else {}
+    threads = options.threads or int(learned.get("threads", 0)) or max(1, machine.num_cpus // world_size)
+    roots = find_data(discovery.cfg, paths.input)
+    facts = configure.Facts(
+        work_dir=discovery.work_dir,
+        world_size=world_size,
+        on_gpu=num_gpus > 0,
+        num_cpus=machine.num_cpus,
+        data_roots=roots,
+        pretrained=find_pretrained(discovery.cfg, paths.input),
+        checkpoint=choice.checkpoint.path if choice.checkpoint else None,
+        action=choice.action,
+        checkpoint_seed=choice.inspection.seed if choice.inspection else None,
+        micro_batch=learned.get("micro_batch"),
+        on_bad_image=options.on_bad_image,
+        extend_to=options.extend_to,
+        deterministic=options.deterministic,
+        with_cp=bool(learned.get("with_cp", False)),
+    )
+    patch = configure.plan(discovery.cfg, options.config, facts)
+    return Prepared(
+        discovery=discovery, machine=machine, clock=clock, facts=facts, patch=patch, threads=threads
+    )
+
+
+def find_data(cfg: Mapping[str, Any], inputs: Path) -> dict[str, Path]:
+    """Return where the config's data roots are here, by the name that the config gives them.
+
+    A root that exists as written is kept. One that does not is looked for below the inputs: the
+    kit's own data sets by their shape, others by the folders that the config expects within them.
+
+    Raises:
+        DataError: A root of the kit's own data sets is not to be found.
+    """
+    found: dict[str, Path] = {}
+    for name, kind in configure.data_roots_of(cfg).items():
+        if Path(name).is_dir():
+            found[name] = Path(name).absolute()
+            continue
+        layout = {"EarthVQADataset": "earthvqa", "LoveDASplitDataset": "loveda"}.get(kind)
+        if layout is not None:
+            roots = dataset.find_data_roots(inputs) if inputs.is_dir() else ()
+            chosen = dataset.choose_data_root(roots, searched=inputs, layout=layout)  # type: ignore[arg-type]
+            found[name] = chosen.path
+        elif (place := _find_by_prefix(cfg, name, inputs)) is not None:
+            found[name] = place
+    return found
+
+
+def _find_by_prefix(cfg: Mapping[str, Any], root: str, inputs: Path) -> Path | None:
+    """Return the folder below the inputs that holds the folders which the config expects in ``root``."""
+    loader = cfg.get("train_dataloader") or {}
+    wanted = [
+        item["data_prefix"]
+        for item in configure.datasets_of(loader.get("dataset") or {})
+        if item.get("data_root") == root and isinstance(item.get("data_prefix"), Mapping)
+    ]
+    prefixes = [Path(value) for prefix in wanted for value in prefix.values() if value]
+    if not prefixes or not inputs.is_dir():
+        return None
+    level = [inputs]
+    for _ in range(6):
+        for folder in level:
+            if all((folder / prefix).is_dir() for prefix in prefixes):
+                return folder
+        level = [
+            Path(entry.path)
+            for folder in level
+            for entry in _scandir(folder)
+            if entry.is_dir(follow_symlinks=False)
+        ]
+    return None
+
+
+def _scandir(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)[:500]
+    except OSError:
+        return []
+
+
+PRETRAINED_NAMES = {
+    # mmsegmentation's published name, and the one under which people upload the same file.
+    "mit_b2_20220624-66e8bf70.pth": ("mit_b2.pth",),
+}
+
+
+def find_pretrained(cfg: Mapping[str, Any], inputs: Path) -> dict[str, Path]:
+    """Return the attached file for each pretrained weight of the config, by the config's name for it."""
+    from mapsage_kaggle.walk import walk
+
+    names = configure.pretrained_of(cfg)
+    found = {name: Path(name).absolute() for name in names if Path(name).is_file()}
+    missing = [name for name in names if name not in found]
+    if not missing or not inputs.is_dir():
+        return found
+    wanted = {
+        alias: name
+        for name in missing
+        for alias in (Path(name).name, *PRETRAINED_NAMES.get(Path(name).name, ()))
+    }
+    for path in sorted(walk(inputs, want_file=lambda name: name in wanted).files):
+        found.setdefault(wanted[Path(path).name], Path(path))
+    return found
+
+
+# -- train
+
+
+class TrainingHandle:
+    """A session that is being trained, in a thread. Ask it to stop, to save, or wait for it."""
+
+    def __init__(self, prepared: Prepared, sinks: Sequence[ProgressSink] = ()) -> None:
+        self.prepared = prepared
+        self.supervisor = Supervisor(prepared.work_dir, prepared.clock, sinks)
+        self._record: SessionRecord | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="mapsage-supervisor", daemon=True)
+        self.interrupted = False
+
+    def start(self) -> TrainingHandle:
+        """Begin; returns at once."""
+        self._thread.start()
+        return self
+
+    @property
+    def running(self) -> bool:
+        """Whether it is still going on."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Ask it to save and stop. Safe from any thread."""
+        self.supervisor.request_stop()
+
+    def save(self) -> None:
+        """Ask it for a checkpoint now."""
+        self.supervisor.request_save()
+
+    def wait(self) -> SessionRecord:
+        """Wait for its end and return the record.
+
+        Ctrl-C (a cell's interrupt) once: everything is saved, and the record returned as usual.
+        Twice: out at once, with the last proven checkpoint intact.
+
+        Raises:
+            MapsageError: It failed before there was anything new to hand over.
+        """
+        while self._thread.is_alive():
+            try:
+                self._thread.join(0.2)
+            except KeyboardInterrupt:
+                if self.interrupted:
+                    self.supervisor.kill()
+                self.interrupted = True
+                self.supervisor.request_stop()
+        if self._error is not None:
+            raise self._error
+        assert self._record is not None
+        return self._record
+
+    def _run(self) -> None:
+        try:
+            self._record = _train(self.prepared, self.supervisor)
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            self._error = error
+
+
+def train(prepared: Prepared, *, sinks: Sequence[ProgressSink] = ()) -> SessionRecord:
+    """Train until the end, the deadline or a stop request, and hand over.
+
+    Returns:
+        The final record. Its ``exit_code`` tells how it ended.
+
+    Raises:
+        MapsageError: It failed before there was anything new to hand over; the record says so too.
+    """
+    return TrainingHandle(prepared, sinks).start().wait()
+
+
+def _train(prepared: Prepared, supervisor: Supervisor) -> SessionRecord:
+    session = _Session(prepared, supervisor)
+    session.begin()
+    try:
+        outcome, message = session.run_children()
+    except BaseException as error:
+        session.end(Outcome(kind="error", message=str(error), iteration=prepared.start_iteration), str(error))
+        raise
+    return session.end(outcome, message)
+
+
+class _Session:
+    """The steps of one session around its children."""
+
+    def __init__(self, prepared: Prepared, supervisor: Supervisor) -> None:
+        self.prepared = prepared
+        self.supervisor = supervisor
+        self.files = WorkDir(prepared.work_dir)
+        self.ladder = Ladder(micro_batch=prepared.patch.micro_batch, with_cp=prepared.facts.with_cp)
+        self.steps: list[str] = []
+        self.record = SessionRecord(run_id="", fingerprint="")
+
+    # -- before
+
+    def begin(self) -> None:
+        """Make the work dir, carry the history over, and write the first record."""
+        prepared, choice = self.prepared, self.prepared.discovery.choice
+        try:
+            self.files.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MachineError(
+                f"The work dir {self.files.path} cannot be made: {error.strerror}.",
+                "Choose another one with --work-dir.",
+            ) from error
+        with CheckpointStore(self.files.path, budget_bytes=prepared.options.budget_bytes) as store:
+            here = _read_record(self.files.session)
+            before = choice.record if choice.record is not None else None
+            same_place = choice.checkpoint is not None and choice.checkpoint.path.parent == self.files.path
+            source = (
+                choice.checkpoint.path.parent if choice.checkpoint is not None and not same_place else None
+            )
+            self._carry_history(source, here)
+            if source is not None and before is not None and choice.action == "resume":
+                self._carry_best(store, before, source)
+        sha256 = self._write_config()
+        continued = before if choice.action == "resume" else None
+        run_id = (
+            continued.run_id
+            if continued is not None
+            else (choice.inspection.run_id if choice.action == "resume" and choice.inspection else None)
+        )
+        self.record = SessionRecord(
+            run_id=run_id or new_run_id(),
+            fingerprint=prepared.patch.fingerprint,
+            session_index=continued.session_index + 1 if continued is not None else 1,
+            start_iteration=prepared.start_iteration,
+            end_iteration=prepared.start_iteration,
+            max_iters=prepared.patch.max_iters,
+            best=continued.best if continued is not None else None,
+            config_sha256=sha256,
+            changes=self._changes(source or (self.files.path if same_place else None)),
+            learned=self._learned(),
+            exactness=self._exactness(),
+            previous=continued.lineage() if continued is not None else (),
+            started_s=time.time() - prepared.clock.elapsed_s(),
+        )
+        self.record.write(self.files.session)
+        log = EventLog(self.files.events)
+        for line in choice.steps_down:
+            log.append(Event(event="ladder", iteration=prepared.start_iteration, data={"message": line}))
+        for line in prepared.patch.warnings:
+            log.append(Event(event="warning", iteration=prepared.start_iteration, data={"message": line}))
+
+    def _carry_history(self, source: Path | None, here: SessionRecord | None) -> None:
+        """Copy an earlier output's history, or put this work dir's own last session into it."""
+        history = self.files.history
+        if here is not None:
+            _archive(self.files.path, history, here.session_index, move=True)
+        else:
+            self.files.events.unlink(missing_ok=True)
+        if source is None:
+            return
+        origin = WorkDir(source)
+        if origin.history.is_dir():
+            history.mkdir(exist_ok=True)
+            for file in sorted(origin.history.iterdir()):
+                if file.is_file():
+                    _copy(file, history / file.name)
+        record = _read_record(origin.session)
+        if record is not None:
+            _archive(source, history, record.session_index, move=False)
+
+    def _carry_best(self, store: CheckpointStore, record: SessionRecord, source: Path) -> None:
+        best = record.best
+        if best is None or best.metric is None or best.value is None or not (source / best.file).is_file():
+            return
+        try:
+            store.carry_over(
+                source / best.file,
+                iteration=best.iteration,
+                metric=best.metric,
+                value=best.value,
+                sha256=best.sha256,
+            )
+        except SaveFailed as error:
+            self.steps.append(
+                f"The best checkpoint of the sessions before could not be carried over: {error}"
+            )
+
+    def _write_config(self) -> str:
+        effective = configure.apply(self.prepared.discovery.cfg, self.prepared.patch)
+        return configure.write(effective, self.prepared.patch, self.files.path)
+
+    def _changes(self, before: Path | None) -> tuple[str, ...]:
+        """Return what differs from the config of the session before, paths of the session aside."""
+        if before is None:
+            return ()
+        index = self.prepared.discovery.choice.record
+        name = f"config_{index.session_index:03d}.py" if index is not None else ""
+        for file in (self.files.history / name, WorkDir(before).config):
+            if name and file.is_file() and file != self.files.config:
+                old = file.read_text(encoding="utf-8", errors="replace")
+                lines = configure.changes_between(old, self.files.config.read_text(encoding="utf-8"))
+                told = [line for line in lines if not _says_where(line)]
+                return tuple(told[:_MAX_CHANGES])
+        return ()
+
+    def _learned(self) -> dict[str, Any]:
+        learned: dict[str, Any] = {"threads": self.prepared.threads, "ladder": list(self.steps)}
+        if self.ladder.micro_batch * self.prepared.facts.world_size < self.prepared.patch.effective_batch:
+            learned["micro_batch"] = self.ladder.micro_batch
+        if self.ladder.with_cp:
+            learned["with_cp"] = True
+        return learned
+
+    def _exactness(self) -> dict[str, Any]:
+        facts, reasons = self.prepared.facts, list(self.prepared.patch.exactness)
+        if facts.on_gpu and not facts.deterministic:
+            reasons.append("GPU kernels may add in another order (train with --deterministic to forbid it)")
+        inspection = self.prepared.discovery.choice.inspection
+        if facts.action == "resume" and inspection is not None and inspection.run_id is None:
+            reasons.append("the checkpoint was made by stock mmengine, which walks the data in another order")
+        return {"bitwise": not reasons, "reasons": reasons}
+
+    # -- children
+
+    def run_children(self) -> tuple[Outcome, str]:
+        """Train with one child after another until one ends in good order, or nothing helps."""
+        prepared = self.prepared
+        done = prepared.start_iteration >= prepared.patch.max_iters
+        inspection = prepared.discovery.choice.inspection
+        if done and (inspection is None or inspection.owed_validation is None):
+            return (
+                Outcome(kind="done", reason="completed", iteration=prepared.start_iteration),
+                f"The run was complete already, at iteration {prepared.start_iteration}.",
+            )
+        spec = self._first_spec()
+        while True:
+            outcome = self.supervisor.run(self._launch(spec))
+            self.record = _read_record(self.files.session) or self.record
+            step = decide_next(
+                self.ladder,
+                outcome,
+                can_recompute=self._can_recompute(),
+                time_left_s=prepared.clock.left_s(),
+            )
+            if step.ladder is None or self.supervisor.stopping:
+                return outcome, step.message
+            self._tell("restart", outcome.iteration, message=step.message, kind=outcome.kind)
+            self.steps.append(step.message)
+            self.ladder = step.ladder
+            _wait(step.wait_s, self.supervisor)
+            spec = self._next_spec()
+
+    def _first_spec(self) -> dict[str, Any]:
+        prepared, choice = self.prepared, self.prepared.discovery.choice
+        return self._spec(
+            action=choice.action,
+            checkpoint=choice.checkpoint.path if choice.checkpoint else None,
+            sha256=choice.inspection.sha256 if choice.inspection else None,
+            expect=prepared.start_iteration if choice.action == "resume" else None,
+        )
+
+    def _next_spec(self) -> dict[str, Any]:
+        """Return the spec of a child that goes on from the newest proven checkpoint."""
+        with CheckpointStore(self.files.path, budget_bytes=self.prepared.options.budget_bytes) as store:
+            newest = store.newest()
+        prepared = self.prepared
+        facts = replace(prepared.facts, micro_batch=self.ladder.micro_batch, with_cp=self.ladder.with_cp)
+        if newest is not None:
+            path = self.files.path / newest.file
+            facts = replace(facts, checkpoint=path, action="resume", checkpoint_seed=prepared.patch.seed)
+            spec = self._spec("resume", path, newest.sha256, newest.iteration)
+        else:
+            spec = self._first_spec()
+        patch = configure.plan(prepared.discovery.cfg, prepared.options.config, facts)
+        self.prepared = replace(prepared, facts=facts, patch=patch)
+        sha256 = self._write_config()
+        self.record = self.record.evolve(config_sha256=sha256, learned=self._learned())
+        self.record.write(self.files.session)
+        return spec
+
+    def _spec(
+        self, action: str, checkpoint: Path | None, sha256: str | None, expect: int | None
+    ) -> dict[str, Any]:
+        prepared, options = self.prepared, self.prepared.options
+        return {
+            "config": self.files.config,
+            "work_dir": self.files.path,
+            "clock_started_s": prepared.clock.started_s,
+            "limit_s": prepared.clock.limit_s,
+            "reserve_s": prepared.clock.reserve_s,
+            "action": action,
+            "checkpoint": checkpoint,
+            "checkpoint_sha256": sha256,
+            "expect_iteration": expect,
+            "run_id": self.record.run_id,
+            "fingerprint": self.record.fingerprint,
+            "threads": prepared.threads,
+            "save_interval": prepared.patch.save_interval,
+            "save_every_s": options.save_every_s,
+            "budget_bytes": options.budget_bytes,
+            "save_best": prepared.patch.save_best,
+            "best_rules": dict(prepared.patch.best_rules),
+            "deterministic": options.deterministic,
+            "extend": options.extend_to is not None,
+        }
+
+    def _launch(self, spec: Mapping[str, Any]) -> Launch:
+        from mapsage_kaggle.spec import ChildSpec
+
+        prepared, options = self.prepared, self.prepared.options
+        scratch = prepared.discovery.paths.temp
+        scratch.mkdir(parents=True, exist_ok=True)
+        file = scratch / f"child-{self.record.run_id}.json"
+        ChildSpec(**spec).write(file)
+        return Launch(
+            spec=file,
+            work_dir=self.files.path,
+            num_workers=prepared.facts.world_size,
+            threads=prepared.threads,
+            gpus=prepared.facts.on_gpu,
+            import_paths=import_paths(options.config, prepared.discovery.paths.input),
+            scratch=scratch,
+            nnodes=options.nnodes,
+            node_rank=options.node_rank,
+            rdzv_endpoint=options.rdzv_endpoint,
+            deterministic=options.deterministic,
+        )
+
+    def _can_recompute(self) -> bool:
+        backbone = (self.prepared.discovery.cfg.get("model") or {}).get("backbone") or {}
+        return str(backbone.get("type", "")).rpartition("::")[2] in (
+            "MixVisionTransformer", "ResNet", "ResNetV1c", "ResNetV1d", "SwinTransformer", "MapsageMixVisionTransformer",
+        )  # fmt: skip
+
+    def _tell(self, event: str, iteration: int, /, **data: Any) -> None:
+        EventLog(self.files.events).append(Event(event=event, iteration=iteration, data=data))
+
+    # -- after
+
+    def end(self, outcome: Outcome, message: str) -> SessionRecord:
+        """Make sure that the output alone is enough to go on from, and write the last record.
+
+        Raises:
+            TrainingError: It failed and there is nothing new to hand over.
+        """
+        self._carry_checkpoint()
+        record = _read_record(self.files.session) or self.record
+        reason, code = outcome.reason, EXIT_DONE
+        if outcome.kind != "done":
+            reason, code = ("user", EXIT_DONE) if outcome.kind == "killed" else ("failed", EXIT_TRAINING)
+        timings = {**record.timings_s, **(outcome.data.get("timings_s") or {})}
+        timings["session"] = round(self.prepared.clock.elapsed_s(), 2)
+        newest = record.checkpoint
+        record = record.evolve(
+            stop_reason=reason,
+            exit_code=code,
+            end_iteration=newest.iteration if newest is not None else outcome.iteration,
+            learned=self._learned(),
+            timings_s=timings,
+            message=message or outcome.message,
+            ended_s=time.time(),
+        )
+        record.write(self.files.session)
+        self._tell("end", record.end_iteration, reason=reason, exit_code=code, message=record.message)
+        if code == EXIT_TRAINING and record.end_iteration <= record.start_iteration:
+            raise TrainingError(record.message, f"The whole log is in {self.files.log}.")
+        return record
+
+    def _carry_checkpoint(self) -> None:
+        """Put the checkpoint that was resumed into this output, where no newer one has come."""
+        choice = self.prepared.discovery.choice
+        if choice.action != "resume" or choice.checkpoint is None or choice.inspection is None:
+            return
+        source, iteration = choice.checkpoint.path, choice.inspection.iteration or 0
+        with CheckpointStore(self.files.path, budget_bytes=self.prepared.options.budget_bytes) as store:
+            if store.newest() is None and source.parent != self.files.path:
+                with source.open("rb") as stream:
+                    ref = store.save(
+                        f"iter_{iteration}.pth",
+                        lambda target: shutil.copyfileobj(stream, target, 1 << 20),
+                        iteration=iteration,
+                    )
+            else:
+                ref = store.newest()  # type: ignore[assignment]
+            best = store.best()
+        record = _read_record(self.files.session) or self.record
+        if ref is not None:
+            record.evolve(checkpoint=ref, best=best, end_iteration=ref.iteration).write(self.files.session)
+
+
+def _wait(seconds: float, supervisor: Supervisor) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not supervisor.stopping:
+        time.sleep(0.1)
+
+
+def _says_where(line: str) -> bool:
+    return any(name in line for name in ("work_dir", "load_from", "data_root", "resume ="))
+
+
+def _read_record(path: Path) -> SessionRecord | None:
+    try:
+        return SessionRecord.read(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _archive(folder: Path, history: Path, index: int, *, move: bool) -> None:
+    """Put a session's record, events and config into the history, under its number."""
+    history.mkdir(exist_ok=True)
+    files = WorkDir(folder)
+    for file, name in (
+        (files.session, f"session_{index:03d}.json"),
+        (files.events, f"events_{index:03d}.jsonl"),
+        (files.config, f"config_{index:03d}.py"),
+    ):
+        if file.is_file():
+            if move:
+                file.replace(history / name)
+            else:
+                _copy(file, history / name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy content only: files below the inputs are read-only, and their mode must not come along."""
+    shutil.copyfile(source, target)
+
+
+def _write_refusal(work_dir: Path, cfg: Config, options: Options, error: MapsageError) -> None:
+    """Leave a record that says ``refused``; what an earlier record points to stays in it."""
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        files = WorkDir(work_dir)
+        here = _read_record(files.session)
+        now = time.time()
+        base = here or SessionRecord(
+            run_id=new_run_id(),
+            fingerprint=configure.fingerprint(cfg),
+            max_iters=int(cfg["train_cfg"]["max_iters"]),
+            started_s=now,
+        )
+        if here is not None:
+            _archive(work_dir, files.history, here.session_index, move=False)
+        base.evolve(
+            stop_reason="refused",
+            exit_code=error.exit_code,
+            start_iteration=base.end_iteration,
+            message=str(error),
+            previous=here.lineage() if here is not None else (),
+            ended_s=now,
+        ).write(files.session)
+    except OSError:
+        return  # the refusal itself is what counts, and it is raised
+
+
+def exit_code_of(record: SessionRecord, *, interrupted: bool) -> int:
+    """Return the command's exit code for a record."""
+    if interrupted and record.exit_code == EXIT_DONE and record.stop_reason == "user":
+        return EXIT_INTERRUPTED
+    return record.exit_code if record.exit_code is not None else EXIT_TRAINING
