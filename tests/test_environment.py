@@ -96,8 +96,11 @@ def test_a_run_is_interactive_only_where_somebody_can_press_a_button(
 
 def test_a_kernel_whose_parent_is_papermill_is_a_batch_run() -> None:
     """A notebook that calls papermill hands its own session's name down."""
-    parent = subprocess.Popen([sys.executable, "-c", "input()", "papermill"], stdin=subprocess.PIPE)
+    command = [sys.executable, "-u", "-c", "print(); input()", "papermill"]
+    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
+        assert parent.stdout is not None
+        parent.stdout.readline()  # a process has its command line only once it runs
         environ = {"JPY_SESSION_NAME": "outer.ipynb", "JPY_PARENT_PID": str(parent.pid)}
         assert run_type(environ, in_kernel=True) == "batch"
     finally:
