@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -26,7 +27,7 @@ def load_checkpoint(
     source: Path | BinaryIO,
     *,
     sha256: str | None = None,
-    history_buffer: Callable[[Any, Any, int], Any] | None = None,
+    history_buffer: Callable[[], Any] | None = None,
 ) -> dict[str, Any]:
     """Return a checkpoint's content with tensors on the CPU.
 
@@ -37,9 +38,8 @@ def load_checkpoint(
     Args:
         source: The file, or a seekable stream of it.
         sha256: What the file's sha256 must be, from the manifest or from an inspection.
-        history_buffer: Makes the ``HistoryBuffer`` for a scalar's (log, count, max_length), which
-            are two arrays and a number: ``mmengine.logging.HistoryBuffer``. Descriptions are left in
-            their place where it is None (this room may not import mmengine).
+        history_buffer: The class of the scalars' histories. None: mmengine's ``HistoryBuffer`` in a
+            program that has imported it, else ``HistoryInfo`` (this room imports no mmengine).
 
     Raises:
         CheckpointError: The file is missing, damaged, of another kind, has another sha256, or its
@@ -56,7 +56,7 @@ def load_checkpoint(
 
 
 def _load(
-    source: Source, sha256: str | None, history_buffer: Callable[[Any, Any, int], Any] | None
+    source: Source, sha256: str | None, history_buffer: Callable[[], Any] | None
 ) -> dict[str, Any]:
     archive = open_archive(source)
     content = read_content(archive)
@@ -75,12 +75,12 @@ def _load(
 class _Realise:
     """Builds real tensors and arrays on memory that the sweep has filled."""
 
-    def __init__(self, content: Content, history_buffer: Callable[[Any, Any, int], Any] | None) -> None:
+    def __init__(self, content: Content, history_buffer: Callable[[], Any] | None) -> None:
         import numpy as np
         import torch
 
         self._np, self._torch = np, torch
-        self._history_buffer = history_buffer
+        self._history_buffer = history_buffer or _imported_history_buffer() or HistoryInfo
         self.tensor_types = (torch.Tensor,)
         self._pickle = content.pickle
         self._memory: dict[str, Any] = {}
@@ -123,17 +123,15 @@ class _Realise:
 
     def new_history(self) -> Any:
         """Return an empty history."""
-        if self._history_buffer is None:
-            return HistoryInfo()
-        return self._history_buffer([], [], 1_000_000)
+        return self._history_buffer()
 
     def fill_history(self, history: Any, info: HistoryInfo) -> None:
-        """Give a history its values."""
-        if self._history_buffer is None:
-            history.log, history.count, history.max_length = info.log, info.count, info.max_length
+        """Give a history its values. Its class, which holds what computes statistics, is left alone."""
+        if isinstance(history, HistoryInfo):
+            history.log, history.count = info.log, info.count
         else:
             history._log_history, history._count_history = info.log, info.count
-            history.max_length = info.max_length
+        history.max_length = info.max_length
 
     def symbol(self, symbol: Symbol) -> Any:
         """Return a torch dtype or device."""
@@ -141,3 +139,8 @@ class _Realise:
         if kind == "torch.device":
             return self._torch.device(device)
         return getattr(self._torch, kind.removeprefix("torch."))
+
+
+def _imported_history_buffer() -> Callable[[], Any] | None:
+    module = sys.modules.get("mmengine.logging.history_buffer")
+    return getattr(module, "HistoryBuffer", None)

@@ -21,6 +21,7 @@ _EPOCH = re.compile(r"(?:best_.+_)?epoch_([0-9]{1,15})\.pth")
 _WANTED = re.compile(
     r"(?:best_.+_)?(?:iter|epoch)_[0-9]{1,15}\.pth|latest\.pth|last_checkpoint|session\.json"
 )
+_ENDINGS = (".pth", "last_checkpoint", "session.json")
 _MAX_NAME_BYTES = 4096
 
 
@@ -117,7 +118,7 @@ def scan(
     deadline = now() + wait_s
     pause_s = 0.5
     while True:
-        found = walk(root, want_file=_WANTED.fullmatch)
+        found = walk(root, want_file=_WANTED.fullmatch, endings=_ENDINGS)
         absent = _absent(root, found)
         left_s = deadline - now()
         if not absent or left_s <= 0:

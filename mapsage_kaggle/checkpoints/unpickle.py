@@ -540,6 +540,8 @@ class _Machine:
         self.position = start
         self.build = build
         self.storages: dict[str, StorageInfo] = {}
+        self.array_type = type(build.new_array())
+        self.history_type = type(build.new_history())
 
     def run(self) -> Any:
         """Run to the STOP. One loop over the opcodes, by frequency: split up it would be half as fast."""
@@ -749,10 +751,10 @@ class _Machine:
             ):
                 raise _refuse_args("the state of a numpy.dtype", state)
             target.order = "<" if state[1] == "=" else state[1]
-        elif type(target) is type(build.new_array()):
+        elif type(target) is self.array_type:
             _fill_array(target, state, build)
-        elif type(target) is type(build.new_history()):
-            _fill_history(target, state, build)
+        elif type(target) is self.history_type:
+            _fill_history(target, state, build, self.array_type)
         else:
             raise UnsafeError(f"it alters the state of {_short(target)}, which no checkpoint does")
 
@@ -808,7 +810,7 @@ def _fill_array(target: Any, state: Any, build: Builder) -> None:
     build.fill_array(target, ArrayInfo(dtype=dtype.text, shape=sizes, fortran_order=fortran, data=data))
 
 
-def _fill_history(target: Any, state: Any, build: Builder) -> None:
+def _fill_history(target: Any, state: Any, build: Builder, array_type: type) -> None:
     if type(state) is not dict:
         raise _refuse_args("the state of a HistoryBuffer", state)
     methods = state.get("statistics_methods", {})
@@ -816,7 +818,6 @@ def _fill_history(target: Any, state: Any, build: Builder) -> None:
         name not in STATISTICS or method != Symbol(f"{_HISTORY}.{name}") for name, method in methods.items()
     ):
         raise UnsafeError("it plants a statistics method in HistoryBuffer's class, where it would stay")
-    array_type = type(build.new_array())
     log, count = state.get("_log_history"), state.get("_count_history")
     length = state.get("max_length")
     unknown = set(state) - {"statistics_methods", "_log_history", "_count_history", "max_length"}
