@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 from mapsage_kaggle.environment import MAX_PYTHON, MIN_PYTHON, MIN_TORCH, STACK
 from mapsage_kaggle.errors import MachineError
@@ -171,6 +172,11 @@ def test_the_core_works_installed_without_torch(wheel: Path, tmp_path: Path) -> 
     subprocess.run([venv / "bin" / "python", "-m", "pip", "-qq", "install", str(wheel)], check=True)
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environ["MAPSAGE_KAGGLE_ROOT"] = str(tmp_path / "kaggle")
+    for split in ("Train", "Val"):
+        for kind, mode in (("images_png", "RGB"), ("masks_png", "L")):
+            image = tmp_path / "kaggle" / "input" / "earthvqa" / split / kind / "0.png"
+            image.parent.mkdir(parents=True)
+            Image.new(mode, (64, 64), color=1 if mode == "L" else (90, 120, 60)).save(image)
 
     def run(*command: str, expect: int = 0) -> str:
         answer = subprocess.run(
