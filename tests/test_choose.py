@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from mapsage_kaggle.checkpoints.choose import Choice, choose
 from mapsage_kaggle.checkpoints.inspect import Inspection, inspect
+from mapsage_kaggle.checkpoints.manifest import Manifest
 from mapsage_kaggle.checkpoints.scan import FoundCheckpoint, scan
 from mapsage_kaggle.errors import CheckpointError
 from mapsage_kaggle.records import CheckpointRef, SessionRecord
@@ -223,16 +224,37 @@ def test_another_run_is_taken_where_a_resuming_config_names_it(world: World) -> 
     assert len(choice.steps_down) == 1
 
 
+def test_of_equal_iterations_the_one_with_a_record_beside_it_is_taken(world: World) -> None:
+    world.add(world.output("a"), "latest.pth", iteration=8000, fingerprint=OURS)
+    world.add(world.output("b", fingerprint=OURS), "iter_8000.pth")
+    assert taken(world.choose()) == "iter_8000.pth"
+
+
 def test_of_equal_iterations_the_one_that_a_record_names_is_taken(world: World) -> None:
-    content = b"same"
-    sha256 = hashlib.sha256(content).hexdigest()
-    ref = CheckpointRef(file="iter_8000.pth", iteration=8000, sha256=sha256, size_bytes=4)
-    world.add(world.output("a", fingerprint=OURS), "iter_8000.pth", content=content)
-    named = world.add(world.output("b", fingerprint=OURS, checkpoint=ref), "iter_8000.pth", content=content)
+    sha256 = hashlib.sha256(b"x").hexdigest()
+    ref = CheckpointRef(file="iter_8000.pth", iteration=8000, sha256=sha256, size_bytes=1)
+    folder = world.output("a", fingerprint=OURS)
+    world.add(folder, "iter_8000.pth")
+    Manifest({ref.file: ref}).write(folder / "manifest.json")
+    named = world.add(world.output("b", fingerprint=OURS, checkpoint=ref), "iter_8000.pth", content=b"x")
+    world.add(folder, "iter_4000.pth")
     choice = world.choose()
     assert choice.checkpoint is not None
     assert choice.checkpoint.path == named
-    assert choice.explanations[1].endswith("not needed: the same iteration, and no record names it")
+    assert "the same file as the one taken, by sha256" in choice.explanations[1]
+
+
+def test_of_equal_iterations_the_one_whose_sha256_is_known_is_taken(world: World) -> None:
+    world.add(world.output("a", fingerprint=OURS), "iter_8000.pth", content=b"another")
+    folder = world.output("b", fingerprint=OURS)
+    listed = world.add(folder, "iter_8000.pth")
+    sha256 = hashlib.sha256(b"x").hexdigest()
+    ref = CheckpointRef(file="iter_8000.pth", iteration=8000, sha256=sha256, size_bytes=1)
+    Manifest({ref.file: ref}).write(folder / "manifest.json")
+    choice = world.choose()
+    assert choice.checkpoint is not None
+    assert choice.checkpoint.path == listed
+    assert "the same iteration, and its sha256 is not recorded" in choice.explanations[1]
 
 
 def test_of_equal_files_either_is_taken_and_the_other_called_the_same(world: World) -> None:

@@ -121,6 +121,39 @@ def test_a_save_is_listed_with_size_and_hash_and_named_last(store: CheckpointSto
     assert names(store.path) == {"iter_10.pth", "manifest.json", "last_checkpoint", "work_dir.lock"}
 
 
+def test_each_step_of_a_save_is_on_the_disk_before_the_next(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    real_fsync, real_replace = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        real_fsync(descriptor)
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        size = f" {path.stat().st_size}" if path.name.endswith(".pth.tmp") else ""
+        steps.append(f"sync {path.name.split('.json')[0].split('_checkpoint.')[0]}{size}")
+
+    def replace(self: Path, target: Path) -> Path:
+        steps.append(f"rename to {target.name}")
+        return real_replace(self, target)
+
+    with store:
+        monkeypatch.setattr(os, "fsync", fsync)
+        monkeypatch.setattr(Path, "replace", replace)
+        save_iter(store, 10)
+    manifest = ["sync manifest", "rename to manifest.json", "sync work"]
+    assert steps == [
+        "sync iter_10.pth.tmp 1000",
+        *manifest,
+        "rename to iter_10.pth",
+        "sync work",
+        *manifest,
+        "sync last",
+        "rename to last_checkpoint",
+        "sync work",
+    ]
+
+
 def test_torch_saves_straight_into_the_store_and_reads_it_back(store: CheckpointStore) -> None:
     import torch
 
@@ -220,17 +253,32 @@ def test_a_full_disk_costs_the_second_newest_and_the_save_is_retried(
     assert "The disk is full: deleted iter_10.pth to save iter_30.pth." in events[3][2]["message"]
 
 
-def test_a_full_disk_seen_by_torchs_own_writer_is_still_told_as_full(store: CheckpointStore) -> None:
-    """Torch's zip writer hides the disk's error behind a RuntimeError about a position."""
-    import torch
+def test_a_full_disk_that_the_writer_hides_is_still_told_as_full(store: CheckpointStore) -> None:
+    """Torch's zip writer may answer the disk's error with a RuntimeError about a position."""
+
+    def write(stream: BinaryIO) -> None:
+        try:
+            stream.write(b"x" * 3_000_000)
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0") from None
 
     with store:
         save_iter(store, 10)
         fill_disk_for(store, "iter_20.pth")
         with pytest.raises(SaveFailed, match="No space left on device") as caught:
-            store.save("iter_20.pth", torch_writer({"big": torch.zeros(3, 1_000_000)}), iteration=20)
+            store.save("iter_20.pth", write, iteration=20)
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.ENOSPC
+
+
+def test_a_full_disk_under_torchs_own_writer_is_told_as_full(store: CheckpointStore) -> None:
+    import torch
+
+    with store:
+        save_iter(store, 10)
+        fill_disk_for(store, "iter_20.pth")
+        with pytest.raises(SaveFailed, match="No space left on device"):
+            store.save("iter_20.pth", torch_writer({"big": torch.zeros(3, 1_000_000)}), iteration=20)
 
 
 def test_a_disk_that_stays_full_keeps_the_newest_and_raises(store: CheckpointStore, events: Events) -> None:
@@ -570,16 +618,29 @@ def test_a_bug_in_the_writer_is_not_forgotten(store: CheckpointStore) -> None:
 
 
 def test_ctrl_c_while_waiting_is_raised_after_the_save_has_ended(store: CheckpointStore) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def waiting() -> bool:
+        frame = sys._current_frames()[main]
+        while frame is not None and frame.f_code is not BackgroundSaver.join.__code__:
+            frame = frame.f_back  # type: ignore[assignment]
+        return frame is not None
+
     def write(stream: BinaryIO) -> None:
+        while not waiting():
+            pass
         os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait(0.2)
         stream.write(b"x")
 
     with store:
         saver = BackgroundSaver(store)
+        saver.submit("iter_10.pth", write, iteration=10)
         with pytest.raises(KeyboardInterrupt):
-            saver.submit("iter_10.pth", write, iteration=10)
             saver.wait()
-        saver.join()
+        assert not saver.busy
+        assert [ref.iteration for ref in saver.wait()] == [10]
     assert_agrees(store.path)
 
 

@@ -502,6 +502,8 @@ class _Ladder:
                 reason = "the same file as the one taken, by sha256"
             elif taken.is_recorded and not candidate.is_recorded:
                 reason = "the same iteration, and no record names it"
+            elif candidate.sha256 is None and taken.sha256 is not None:
+                reason = "the same iteration, and its sha256 is not recorded"
             else:
                 reason = "the same iteration, in another place"
             self._explain(candidate, f"not needed: {reason}")

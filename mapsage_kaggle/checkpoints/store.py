@@ -654,14 +654,16 @@ class BackgroundSaver:
 
     def __init__(self, store: CheckpointStore) -> None:
         self._store = store
-        self._thread: threading.Thread | None = None
+        # Python's Thread.join is not used: before 3.13 it takes a thread for ended when Ctrl-C
+        # interrupts the wait (https://github.com/python/cpython/issues/90882).
+        self._done: threading.Event | None = None
         self._saved: list[CheckpointRef] = []
         self._error: BaseException | None = None
 
     @property
     def busy(self) -> bool:
         """Whether a save is going on, so that :meth:`submit` would wait."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._done is not None and not self._done.is_set()
 
     def submit(
         self,
@@ -703,10 +705,15 @@ class BackgroundSaver:
                     then(ref)
             except BaseException as error:  # noqa: BLE001 - handed to whoever waits
                 self._error = error
+            finally:
+                done.set()
 
-        thread = threading.Thread(target=work, name=f"save {name}")
-        self._thread = thread
-        thread.start()
+        done = self._done = threading.Event()
+        try:
+            threading.Thread(target=work, name=f"save {name}").start()
+        except RuntimeError:  # no more threads
+            self._done = None
+            raise
 
     def wait(self) -> tuple[CheckpointRef, ...]:
         """Wait until nothing is being saved; return what has been proven since the last call.
@@ -723,17 +730,14 @@ class BackgroundSaver:
 
     def join(self) -> None:
         """Wait until nothing is being saved, and raise nothing but Ctrl-C."""
-        thread = self._thread
-        if thread is None or thread.ident is None:
+        done = self._done
+        if done is None:
             return
         try:
-            thread.join()
+            done.wait()
         except KeyboardInterrupt:
-            thread.join()
+            done.wait()
             raise
-        finally:
-            if not thread.is_alive():
-                self._thread = None
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None
