@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from mapsage_kaggle.errors import DataError
+from mapsage_kaggle.walk import walk
 
 LOVEDA_CLASSES = ("background", "building", "road", "water", "barren", "forest", "agriculture")
 LOVEDA_PALETTE = (
@@ -47,7 +48,6 @@ _AREAS = ("rural", "urban")
 _SPLITS = {"train": "Train", "val": "Val", "test": "Test"}
 _IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"))
 _MASK_SUFFIXES = frozenset((".png", ".tif", ".tiff", ".bmp"))
-_MAX_DEPTH = 12
 _STAT_THREADS = 16
 
 
@@ -128,24 +128,25 @@ def find_data_roots(folder: Path) -> tuple[DataRoot, ...]:
     or ``Rural`` between the two. Upper and lower case are not told apart. Folders of images are not listed,
     which on a network file system is what would take long.
     """
-    roots: list[DataRoot] = []
-    seen: set[str] = set()
-    level = [folder]
-    for _ in range(_MAX_DEPTH):
-        below: list[Path] = []
-        for path in level:
-            children = _folders(path, seen)
-            root = _as_root(path, children)
-            if root is not None:
-                roots.append(root)
-            splits = _SPLITS if root is not None else ()
-            below += [
-                child
-                for name, child in children.items()
-                if name not in splits and name not in (_IMAGES, _MASKS)
-            ]
-        level = below
-    return tuple(sorted(roots, key=lambda root: root.path))
+    found = walk(
+        folder,
+        want_dir=lambda name: name.casefold() == _IMAGES,
+        enter=lambda name: name.casefold() not in (_IMAGES, _MASKS),
+    )
+    # A root lies two levels above its images, or three with areas, or one more with nested splits.
+    candidates = {
+        path
+        for images in found.dirs
+        for path in images.parents[1:4]
+        if path == folder or folder in path.parents
+    }
+    roots: dict[Path, DataRoot] = {}
+    for path in sorted(candidates):
+        nested = path.parent in roots and path.name.casefold() in _SPLITS
+        root = None if nested else _as_root(path)
+        if root is not None:
+            roots[path] = root
+    return tuple(roots.values())
 
 
 def read_data_root(path: Path) -> DataRoot:
@@ -159,11 +160,10 @@ def read_data_root(path: Path) -> DataRoot:
             f"The data root {path} does not exist.",
             "Attach the data set as input, or set data_root to the folder that holds Train and Val.",
         )
-    children = _folders(path, set())
-    root = _as_root(path, children)
+    root = _as_root(path)
     if root is not None:
         return root
-    found = ", ".join(child.name for child in children.values()) or "no folder"
+    found = _few(child.name for child in _folders(path).values()) or "no folder"
     nearby = find_data_roots(path)
     remedy = (
         f"Set data_root to {nearby[0].path}."
@@ -220,26 +220,21 @@ def list_pairs(split: Split) -> tuple[Pair, ...]:
     return pairs
 
 
-def _folders(path: Path, seen: set[str]) -> dict[str, Path]:
-    """Return the folders in ``path`` by lower-case name; unreadable ones and link cycles have none."""
-    found: dict[str, Path] = {}
+def _folders(path: Path) -> dict[str, Path]:
+    """Return the folders in ``path`` by lower-case name; a folder that cannot be listed has none."""
     try:
         with os.scandir(path) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if not entry.is_dir():
-                    continue
-                if entry.is_symlink():
-                    target = os.path.realpath(entry.path)
-                    if target in seen:
-                        continue
-                    seen.add(target)
-                found.setdefault(entry.name.casefold(), Path(entry.path))
-    except (NotADirectoryError, FileNotFoundError, PermissionError):
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError:
         return {}
+    found: dict[str, Path] = {}
+    for name in names:
+        found.setdefault(name.casefold(), path / name)
     return found
 
 
-def _as_root(path: Path, children: dict[str, Path]) -> DataRoot | None:
+def _as_root(path: Path) -> DataRoot | None:
+    children = _folders(path)
     splits = []
     for key, name in _SPLITS.items():
         parts = _parts(children[key]) if key in children else ()
@@ -252,12 +247,12 @@ def _as_root(path: Path, children: dict[str, Path]) -> DataRoot | None:
 
 
 def _parts(folder: Path, *, nested: bool = False) -> tuple[Part, ...]:
-    children = _folders(folder, set())
+    children = _folders(folder)
     if _IMAGES in children:
         return (Part(area="", images=children[_IMAGES], masks=children.get(_MASKS)),)
     parts = []
     for key in _AREAS:
-        below = _folders(children[key], set()) if key in children else {}
+        below = _folders(children[key]) if key in children else {}
         if _IMAGES in below:
             parts.append(Part(area=key.title(), images=below[_IMAGES], masks=below.get(_MASKS)))
     same = children.get(folder.name.casefold())

@@ -145,7 +145,8 @@ class _Scene:
     def rough(self, cell: float, octaves: int = 3) -> Field:
         """Return noise with detail at ever smaller scales."""
         layers = [self.noise(max(cell / 2**step, 1.2 / self.scale)) / 2**step for step in range(octaves)]
-        return np.sum(layers, axis=0, dtype=np.float32) * np.float32(0.75)
+        total: Field = np.sum(layers, axis=0, dtype=np.float32) * np.float32(0.75)
+        return total
 
     def tint(self, colour: Colour, *layers: tuple[Field, float]) -> Field:
         """Return a colour for each pixel, made lighter and darker by layers of noise."""
@@ -424,8 +425,11 @@ class _Scene:
         leaves = np.where(height > 0, height + 0.45 * self.noise(2.2), 0).astype(np.float32)
         slope_y, slope_x = np.gradient(leaves, 1 / self.scale)
         light = np.clip(-(slope_x * self.sun[0] + slope_y * self.sun[1]), -1.6, 1.6)
-        reach = [round(float(value) * 3.2 * self.scale) for value in self.sun]
-        shadow = np.roll(height > 0, (-reach[1], -reach[0]), (0, 1)) & (height == 0)
+        # Shadows fall away from the sun. Padded, so that none comes in again on the far side.
+        margin = round(4 * self.scale)
+        left, top = (margin + round(float(value) * 3.2 * self.scale) for value in self.sun)
+        trees = np.pad(height > 0, margin)
+        shadow = trees[top : top + self.size, left : left + self.size] & (height == 0)
         blurred = Image.fromarray((shadow * 255).astype(np.uint8)).filter(
             ImageFilter.GaussianBlur(0.8 * self.scale)
         )
@@ -471,4 +475,5 @@ def edge(values: Field, cuts: NDArray[np.float64], index: NDArray[np.intp]) -> F
 
 def box(u: Field, v: Field, length: float, depth: float) -> Field:
     """Return the distance from the edge of a centred rectangle, negative within (exact on its sides)."""
-    return np.maximum(np.abs(u) - np.float32(length / 2), np.abs(v) - np.float32(depth / 2))
+    distance: Field = np.maximum(np.abs(u) - np.float32(length / 2), np.abs(v) - np.float32(depth / 2))
+    return distance

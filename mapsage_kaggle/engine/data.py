@@ -12,7 +12,7 @@ from mapsage_kaggle import dataset
 from mapsage_kaggle.errors import DataError
 
 
-class _SplitDataset(BaseSegDataset):  # type: ignore[misc]
+class _SplitDataset(BaseSegDataset):
     """One split of a data root, told by its shape, so that only ``data_root`` depends on the mount.
 
     Masks hold 0 for *no data* and class + 1 elsewhere; labels are 255 and the class.
