@@ -156,7 +156,8 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     if not path.is_file():
         raise ConfigError(f"There is no config at {path}.", "Give the path of an mmengine config (.py).")
     try:
-        cfg = Config.fromfile(path)
+        # Its custom modules may need torch, and are imported in the child.
+        cfg = Config.fromfile(path, import_custom_modules=False)
     except Exception as error:  # a config is a program and may raise anything
         raise ConfigError(
             f"{path} does not parse as an mmengine config: {type(error).__name__}: {_first_line(error)}.",

@@ -1,9 +1,10 @@
-"""The names and shapes of a config's model, without its memory: run in a child of its own.
+"""The names and shapes of a config's model: run in a child of its own, which needs no GPU.
 
     python -m mapsage_kaggle.engine.shapes config.py
 
-prints one JSON document, ``{"shapes": {name: [sizes]}, "classes": [...]}``. The model is built on
-torch's meta device, so neither weights nor a GPU are needed.
+prints one JSON document, ``{"shapes": {name: [sizes]}, "classes": [...]}``. The model is really built,
+with random weights: torch's meta device would save its memory, but MiT computes its drop-path rates
+with tensors and asks for their values.
 """
 
 from __future__ import annotations
@@ -15,17 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 def model_shapes(cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return name and shape of every parameter and buffer of the config's model."""
     from mmengine.registry import MODELS, init_default_scope
 
     init_default_scope(cfg.get("default_scope", "mmseg"))
-    model_cfg = json_like(cfg["model"])
-    with torch.device("meta"):
-        model = MODELS.build(model_cfg)
+    model = MODELS.build(json_like(cfg["model"]))
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

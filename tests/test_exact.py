@@ -1,0 +1,42 @@
+"""A run that was cut equals the run that was not, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from standin import StandIn, differences
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> StandIn:
+    """Return a run of 24 iterations in one go, without data workers."""
+    run = StandIn.with_scenes(tmp_path_factory.mktemp("whole"))
+    done = run.train(workers=0)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run
+
+
+def test_three_sessions_with_other_numbers_of_workers_equal_one(uninterrupted: StandIn, tmp_path: Path) -> None:
+    run = StandIn.with_scenes(tmp_path / "cut")
+    for cut, workers in ((7, 2), (16, 0), (None, 3)):
+        done = run.train(workers=workers, stop=cut)
+        assert done.returncode == 0, done.stdout + done.stderr
+        record = run.record()
+        assert record.end_iteration == (cut or 24)
+        assert record.stop_reason == ("user" if cut else "completed")
+        if cut:
+            run.hand_over("previous-output" if cut == 7 else "notebooks/alice/mapsage-train")
+    assert [item["end_iteration"] for item in run.record().previous] == [7, 16]
+    assert differences(uninterrupted.checkpoint(24), run.checkpoint(24)) == []
+
+
+def test_a_run_that_was_killed_equals_one_that_was_not(uninterrupted: StandIn, tmp_path: Path) -> None:
+    run = StandIn.with_scenes(tmp_path / "killed")
+    done = run.train(workers=1, kill=14, once=str(tmp_path / "done"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(run.events("restart")) == 1
+    assert [event.iteration for event in run.events("resume")] == [10]
+    assert differences(uninterrupted.checkpoint(24), run.checkpoint(24)) == []
