@@ -13,6 +13,7 @@ from pathlib import Path
 
 MAX_WORKERS = 32
 _PATIENCE_S = 0.002
+_SLOW_LISTING_S = 0.0003
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +97,6 @@ class _Walk:
         self._num_listings = 0
         self._pending: deque[str] = deque([self._root])
         self._num_busy = 0
-        self._waited_s = 0.0
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._roots: list[str] = []
@@ -104,7 +104,12 @@ class _Walk:
 
     def run(self) -> WalkResult:
         self._roots.append(os.path.realpath(self._root))
-        self._work()
+        if self._work_alone():
+            while len(self._threads) < self._max_workers - 1:
+                thread = threading.Thread(target=self._work, name="walk", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._work()
         for thread in self._threads:
             thread.join()
         if self._failure is not None:
@@ -119,6 +124,20 @@ class _Walk:
             num_listings=self._num_listings,
         )
 
+    def _work_alone(self) -> bool:
+        """List until there is nothing left, or until the listings turn out to be waited for."""
+        waited_s = 0.0
+        while self._pending:
+            started, used = time.perf_counter(), time.thread_time()
+            self._pending.extend(self._list(self._pending.popleft()))
+            self._num_listings += 1
+            waited_s += (time.perf_counter() - started) - (time.thread_time() - used)
+            # A total, so that a small tree is not worth helpers, and a mean, so that a processor
+            # taken away for a moment is not mistaken for a slow disk.
+            if waited_s > _PATIENCE_S and waited_s > self._num_listings * _SLOW_LISTING_S:
+                return self._max_workers > 1 and bool(self._pending)
+        return False
+
     def _work(self) -> None:
         while True:
             with self._changed:
@@ -130,26 +149,17 @@ class _Walk:
                 folder = self._pending.popleft()
                 self._num_busy += 1
             found: list[str] = []
-            started, used = time.perf_counter(), time.thread_time()
             try:
                 found = self._list(folder)
             except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
                 self._failure = error
-            waited_s = (time.perf_counter() - started) - (time.thread_time() - used)
             with self._changed:
                 self._num_busy -= 1
                 self._num_listings += 1
                 self._pending.extend(found)
-                self._waited_s += waited_s
-                if self._waited_s > _PATIENCE_S:
-                    self._call_helpers()
-                self._changed.notify_all()
-
-    def _call_helpers(self) -> None:
-        while len(self._threads) < min(self._max_workers - 1, len(self._pending) + self._num_busy):
-            thread = threading.Thread(target=self._work, name="walk", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+                self._changed.notify(len(found))
+                if not self._num_busy and not self._pending:
+                    self._changed.notify_all()
 
     def _list(self, folder: str) -> list[str]:
         """Note what is wanted in one directory; return the directories in it that are to be listed."""
