@@ -241,7 +241,7 @@ def test_of_equal_iterations_the_one_that_a_record_names_is_taken(world: World) 
     choice = world.choose()
     assert choice.checkpoint is not None
     assert choice.checkpoint.path == named
-    assert "the same file as the one taken, by sha256" in choice.explanations[1]
+    assert "the same iteration, the same file by sha256" in choice.explanations[1]
 
 
 def test_of_equal_iterations_the_one_whose_sha256_is_known_is_taken(world: World) -> None:
@@ -263,7 +263,7 @@ def test_of_equal_files_either_is_taken_and_the_other_called_the_same(world: Wor
     )
     for name in ("a", "b"):
         world.add(world.output(name, fingerprint=OURS, checkpoint=ref), "iter_8000.pth")
-    assert world.choose().explanations[1].endswith("not needed: the same file as the one taken, by sha256")
+    assert world.choose().explanations[1].endswith("not needed: the same iteration, the same file by sha256")
 
 
 def test_modification_times_decide_nothing(world: World) -> None:

@@ -498,8 +498,9 @@ class _Ladder:
                 reason = "nothing says that it is of this run; name it with --resume to take it"
             elif candidate.iteration != taken.iteration:
                 reason = "an older iteration"
-            elif candidate.sha256 is not None and candidate.sha256 == taken.sha256:
-                reason = "the same file as the one taken, by sha256"
+            elif None not in (candidate.sha256, taken.sha256):
+                same = candidate.sha256 == taken.sha256
+                reason = f"the same iteration, {'the same file' if same else 'other content'} by sha256"
             elif taken.is_recorded and not candidate.is_recorded:
                 reason = "the same iteration, and no record names it"
             elif candidate.sha256 is None and taken.sha256 is not None:
