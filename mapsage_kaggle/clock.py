@@ -195,7 +195,9 @@ class Pace:
         """Tell whether a validation, and then a stop in good order, fit before the deadline."""
         return clock.left_s() >= self.validation.slow(1.0, default=0.0) * 1.1 + self.closing_s(output_bytes)
 
-    def iterations_left(self, clock: SessionClock, *, val_interval: int = 0, output_bytes: float = 0.0) -> int:
+    def iterations_left(
+        self, clock: SessionClock, *, val_interval: int = 0, output_bytes: float = 0.0
+    ) -> int:
         """Return how many more iterations this session will do at the mean pace, validations counted."""
         per_iteration = self.iteration.mean()
         if val_interval > 0:
