@@ -54,9 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     verify = add("verify", _verify, "Judge a checkpoint file without running what is in it.")
     verify.add_argument("file", type=Path, metavar="FILE")
-    verify.add_argument(
-        "--config", type=Path, metavar="CFG", help="also compare with this config's model and classes"
-    )
+    verify.add_argument("--config", type=Path, metavar="CFG", help="also compare with this config")
     _json(verify)
 
     patch = add("patch", _patch, "Show what would change in a config to run it here.")
@@ -68,9 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     train = add("train", _train, "Train until the end, or until the session has to stop; then hand over.")
     train.add_argument("config", type=Path, metavar="CONFIG")
     _resume(train)
-    train.add_argument(
-        "--session-limit", default="12h", metavar="TIME", help="how long the session lives (12h)"
-    )
+    train.add_argument("--session-limit", default="12h", metavar="TIME", help="the session's life (12h)")
     train.add_argument("--reserve", default="10m", metavar="TIME", help="what is kept free at its end (10m)")
     train.add_argument("--work-dir", type=Path, metavar="DIR", help="where to write")
     train.add_argument("--gpus", default="auto", metavar="auto|N", help="GPUs to train on; 0 for the CPU")
@@ -80,12 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--rdzv-endpoint", default="", metavar="HOST:PORT", help="where the machines meet")
     train.add_argument("--deterministic", action="store_true", help="only deterministic algorithms on a GPU")
     train.add_argument("--no-fast", action="store_true", help="no faster parts in place of stock ones")
-    train.add_argument(
-        "--on-bad-image", choices=("skip", "fail"), default="fail", help="when an image is damaged"
-    )
-    train.add_argument(
-        "--save-every", default="5m", metavar="TIME", help="between checkpoints by the clock; 0 for none"
-    )
+    train.add_argument("--on-bad-image", choices=("skip", "fail"), default="fail", help="damaged images")
+    train.add_argument("--save-every", default="5m", metavar="TIME", help="between checkpoints; 0 for none")
     _overrides(train)
 
     report = add("report", _report, "Draw the report of a run from its work dirs.")
@@ -105,12 +97,8 @@ def _resume(parser: argparse.ArgumentParser) -> None:
         "--resume", default="auto", metavar="auto|require|never|FILE",
         help="what to go on from (auto: the newest trusted checkpoint, or fresh where there is none)",
     )  # fmt: skip
-    parser.add_argument(
-        "--allow-weights-only", action="store_true", help="take weights alone if nothing can resume"
-    )
-    parser.add_argument(
-        "--expect-iteration", type=int, metavar="N", help="refuse to go on from any other iteration"
-    )
+    parser.add_argument("--allow-weights-only", action="store_true", help="weights alone, if need be")
+    parser.add_argument("--expect-iteration", type=int, metavar="N", help="refuse any other iteration")
     parser.add_argument("--extend-to", type=int, metavar="N", help="a new, later end for the run")
 
 
@@ -121,7 +109,7 @@ def _overrides(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="overrides",
         metavar="KEY=VALUE",
-        help="override a config key",
+        help="set a config key",
     )
 
 
@@ -192,7 +180,9 @@ def _patch(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle import configure, training
     from mapsage_kaggle.paths import replace_file
 
-    prepared = training.prepare(training.discover(_options(arguments)))
+    prepared = training.prepare(
+        training.discover(_options(arguments), record_refusals=False), record_refusals=False
+    )
     print(prepared.patch.diff(), end="")
     for warning in prepared.patch.warnings:
         print(f"warning: {warning}", file=sys.stderr)

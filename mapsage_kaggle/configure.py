@@ -480,7 +480,7 @@ def _plan_data(planner: _Planner, facts: Facts, source: Path) -> tuple[int, int]
     micro = min(share, facts.micro_batch or share)
     if effective < facts.world_size:
         raise ConfigError(
-            f"{source} has a batch of {effective} images, which cannot be split over {facts.world_size} GPUs.",
+            f"{source} has a batch of {effective} images, too few for {facts.world_size} GPUs.",
             f"Use --gpus {effective}, or a larger train_dataloader.batch_size.",
         )
     sampler = _mapping(loader.get("sampler"))
@@ -488,7 +488,7 @@ def _plan_data(planner: _Planner, facts: Facts, source: Path) -> tuple[int, int]
     if kind not in _KNOWN_SAMPLERS:
         raise ConfigError(
             f"{source} samples with {kind or 'no sampler'}, which the kit cannot place by position.",
-            "Use InfiniteSampler or DefaultSampler; for weighted sampling, repeat the images in the data set.",
+            "Use InfiniteSampler or DefaultSampler; to see some images more often, repeat them.",
         )
     shuffle = bool(sampler.get("shuffle", True))
     planner.set(
@@ -512,6 +512,7 @@ def _plan_data(planner: _Planner, facts: Facts, source: Path) -> tuple[int, int]
         )  # fmt: skip
     workers = int(loader.get("num_workers", 0))
     most = max(0, facts.num_cpus // facts.world_size)
+    because = f"{facts.num_cpus} CPU cores for {facts.world_size} rank(s)"
     if workers > most:
         planner.set(
             "train_dataloader.num_workers", most, f"{facts.num_cpus} CPU cores for {facts.world_size} rank(s)"

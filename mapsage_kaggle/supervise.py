@@ -290,7 +290,7 @@ class _Watch:
             )
         if self.ended_by_us:
             words = {
-                "hung": f"Nothing was heard from the training process for {self.silent_s(time.monotonic()):.0f} s.",
+                "hung": f"The training process said nothing for {self.silent_s(time.monotonic()):.0f} s.",
                 "killed": "The training process was ended before it had saved.",
             }
             return Outcome(
@@ -365,7 +365,8 @@ def decide_next(ladder: Ladder, outcome: Outcome, *, can_recompute: bool, time_l
         if can_recompute and not ladder.with_cp:
             return Next(
                 ladder=Ladder(micro_batch=1, with_cp=True),
-                message="Out of memory with one image: going on with blocks recomputed in the backward pass (with_cp).",
+                message="Out of memory with one image: going on with blocks recomputed in the backward pass "
+                "(with_cp).",
             )
         return Next(
             ladder=None,
@@ -384,7 +385,8 @@ def decide_next(ladder: Ladder, outcome: Outcome, *, can_recompute: bool, time_l
     return Next(
         ladder=again,
         wait_s=wait_s,
-        message=f"{outcome.message} Starting again from the newest checkpoint in {wait_s:.0f} s (try {crashes} of {MAX_CRASHES}).",
+        message=f"{outcome.message} Starting again from the newest checkpoint in {wait_s:.0f} s "
+        f"(try {crashes} of {MAX_CRASHES}).",
     )
 
 

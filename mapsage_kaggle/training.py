@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +26,6 @@ from mapsage_kaggle.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
     EXIT_TRAINING,
-    CheckpointError,
     ConfigError,
     MachineError,
     MapsageError,
@@ -159,8 +159,15 @@ def discover(
     *,
     paths: KagglePaths | None = None,
     on_wait: Callable[[str], None] | None = None,
+    record_refusals: bool = True,
 ) -> Discovery:
     """Find the checkpoints that are attached or here, and choose what to start from.
+
+    Args:
+        options: What was asked.
+        paths: Kaggle's folders; by default those of this machine.
+        on_wait: Told what is being waited for.
+        record_refusals: Whether a refusal leaves a record in the work dir; False writes nothing.
 
     Raises:
         ConfigError: The config does not parse, or cannot be trained by the kit.
@@ -170,7 +177,20 @@ def discover(
     paths = paths or KagglePaths.from_environment()
     cfg = configure.read_config(options.config, options.overrides)
     work_dir = (options.work_dir or paths.work_dir(options.config)).absolute()
-    configure.check_trainable(cfg, options.config)
+    with _refusals(work_dir, cfg, options, record=record_refusals):
+        max_iters = configure.check_trainable(cfg, options.config)
+        report, choice = _find_and_choose(options, paths, cfg, work_dir, max_iters, on_wait)
+    return Discovery(options=options, paths=paths, cfg=cfg, report=report, choice=choice, work_dir=work_dir)
+
+
+def _find_and_choose(
+    options: Options,
+    paths: KagglePaths,
+    cfg: Config,
+    work_dir: Path,
+    max_iters: int,
+    on_wait: Callable[[str], None] | None,
+) -> tuple[ScanReport, Choice]:
     waits = options.resume == "require" or bool(cfg.get("resume"))
     report = (
         scan(paths.input, wait_s=MOUNT_WAIT_S if waits else 0.0, on_wait=on_wait)
@@ -180,23 +200,19 @@ def discover(
     here = scan(work_dir).files if work_dir.is_dir() else ()
     shapes = _LazyShapes(cfg, options.config, paths.temp)
     load_from = cfg.get("load_from")
-    try:
-        choice = choose(
-            inspect=shapes.inspect,
-            resume=options.resume,
-            work_dir=here,
-            load_from=Path(load_from) if load_from else None,
-            inputs=report.files,
-            fingerprint=configure.fingerprint(cfg),
-            config_asks_resume=bool(cfg.get("resume")),
-            allow_weights_only=options.allow_weights_only,
-            expect_iteration=options.expect_iteration,
-            max_iters=int(cfg["train_cfg"]["max_iters"]),
-        )
-    except CheckpointError as error:
-        _write_refusal(work_dir, cfg, options, error)
-        raise
-    return Discovery(options=options, paths=paths, cfg=cfg, report=report, choice=choice, work_dir=work_dir)
+    choice = choose(
+        inspect=shapes.inspect,
+        resume=options.resume,
+        work_dir=here,
+        load_from=Path(load_from) if load_from else None,
+        inputs=report.files,
+        fingerprint=configure.fingerprint(cfg),
+        config_asks_resume=bool(cfg.get("resume")),
+        allow_weights_only=options.allow_weights_only,
+        expect_iteration=options.expect_iteration,
+        max_iters=max_iters,
+    )
+    return report, choice
 
 
 class _LazyShapes:
@@ -263,8 +279,9 @@ def config_shapes(
 
 
 def import_paths(config: Path, inputs: Path | None = None) -> tuple[Path, ...]:
-    """Return the folders that a config's own modules may live in: its folder and that folder's parent,
-    attached code repositories, and the kit's own place.
+    """Return the folders that a config's own modules may live in.
+
+    Its own folder and that folder's parent, attached code repositories, and the kit's own place.
     """
     kit = Path(__file__).resolve().parents[1]
     folder = config.resolve().parent
@@ -303,15 +320,30 @@ def prepare(
     *,
     machine: Machine | None = None,
     clock: SessionClock | None = None,
+    record_refusals: bool = True,
 ) -> Prepared:
-    """Plan the patch for what was found, on this machine. Writes nothing.
+    """Look at the machine and the data, and plan the patch for what was found.
+
+    Args:
+        discovery: What was found.
+        machine: This machine, where it has been surveyed already.
+        clock: The session's time, where it is known already.
+        record_refusals: Whether a refusal leaves a record in the work dir; False writes nothing.
 
     Raises:
+        MachineError: The machine cannot run it: no disk, no packages, not the GPUs asked for.
         ConfigError: The config cannot run here.
         DataError: The data set is missing or inconsistent.
     """
+    options = discovery.options
+    with _refusals(discovery.work_dir, discovery.cfg, options, record=record_refusals):
+        return _prepare(discovery, machine, clock)
+
+
+def _prepare(discovery: Discovery, machine: Machine | None, clock: SessionClock | None) -> Prepared:
     options, paths = discovery.options, discovery.paths
-    machine = machine or survey(paths)
+    machine = machine or survey(paths, work_dir=discovery.work_dir)
+    require(preflight(paths, machine))
     clock = clock or SessionClock.for_this_session(
         limit_s=options.session_limit_s, reserve_s=options.reserve_s
     )
@@ -327,6 +359,7 @@ def prepare(
     learned: Mapping[str, Any] = choice.record.learned if choice.record is not None else {}
     threads = options.threads or int(learned.get("threads", 0)) or max(1, machine.num_cpus // world_size)
     roots = find_data(discovery.cfg, paths.input)
+    warnings = check_data_of(discovery.cfg, roots, on_bad_image=options.on_bad_image)
     facts = configure.Facts(
         work_dir=discovery.work_dir,
         world_size=world_size,
@@ -344,6 +377,7 @@ def prepare(
         with_cp=bool(learned.get("with_cp", False)),
     )
     patch = configure.plan(discovery.cfg, options.config, facts)
+    patch = replace(patch, warnings=(*patch.warnings, *warnings))
     return Prepared(
         discovery=discovery, machine=machine, clock=clock, facts=facts, patch=patch, threads=threads
     )
@@ -371,6 +405,28 @@ def find_data(cfg: Mapping[str, Any], inputs: Path) -> dict[str, Path]:
         elif (place := _find_by_prefix(cfg, name, inputs)) is not None:
             found[name] = place
     return found
+
+
+def check_data_of(cfg: Mapping[str, Any], roots: Mapping[str, Path], *, on_bad_image: str) -> tuple[str, ...]:
+    """Check the kit's own data sets before training starts; return what is only worth a warning.
+
+    Raises:
+        DataError: Files are missing, do not match, cannot be decoded, or hold values out of range.
+    """
+    warnings: list[str] = []
+    kinds = configure.data_roots_of(cfg)
+    for name, path in roots.items():
+        classes = {
+            "EarthVQADataset": dataset.EARTHVQA_CLASSES,
+            "LoveDASplitDataset": dataset.LOVEDA_CLASSES,
+        }.get(kinds.get(name, ""))
+        if classes is None:
+            continue
+        report = dataset.check_data(path, len(classes))
+        if on_bad_image == "fail":
+            report.raise_for_problems()
+        warnings += [str(problem) for problem in report.problems[:5]]
+    return tuple(warnings)
 
 
 def _find_by_prefix(cfg: Mapping[str, Any], root: str, inputs: Path) -> Path | None:
@@ -756,7 +812,7 @@ class _Session:
     def _can_recompute(self) -> bool:
         backbone = (self.prepared.discovery.cfg.get("model") or {}).get("backbone") or {}
         return str(backbone.get("type", "")).rpartition("::")[2] in (
-            "MixVisionTransformer", "ResNet", "ResNetV1c", "ResNetV1d", "SwinTransformer", "MapsageMixVisionTransformer",
+            "MixVisionTransformer", "ResNet", "ResNetV1c", "ResNetV1d", "SwinTransformer",
         )  # fmt: skip
 
     def _tell(self, event: str, iteration: int, /, **data: Any) -> None:
@@ -853,6 +909,17 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
+@contextmanager
+def _refusals(work_dir: Path, cfg: Config, options: Options, *, record: bool) -> Iterator[None]:
+    """Leave a record of what is refused on the way, and raise it all the same."""
+    try:
+        yield
+    except MapsageError as error:
+        if record:
+            _write_refusal(work_dir, cfg, options, error)
+        raise
+
+
 def _write_refusal(work_dir: Path, cfg: Config, options: Options, error: MapsageError) -> None:
     """Leave a record that says ``refused``; what an earlier record points to stays in it."""
     try:
@@ -863,7 +930,7 @@ def _write_refusal(work_dir: Path, cfg: Config, options: Options, error: Mapsage
         base = here or SessionRecord(
             run_id=new_run_id(),
             fingerprint=configure.fingerprint(cfg),
-            max_iters=int(cfg["train_cfg"]["max_iters"]),
+            max_iters=int((cfg.get("train_cfg") or {}).get("max_iters") or 0),
             started_s=now,
         )
         if here is not None:

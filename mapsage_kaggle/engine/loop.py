@@ -136,7 +136,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
         if owed != self._iter:
             self.session.warn(
                 self._iter,
-                f"The checkpoint says that the validation at {owed} is owed, but it holds iteration {self._iter}; "
+                f"The validation at {owed} is owed by a checkpoint that holds iteration {self._iter}: "
                 "it is left out.",
             )
             return ""

@@ -109,7 +109,7 @@ class PositionBatches(Sampler[list[Draw]]):
         self.world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
         if effective_batch < self.world_size:
             raise TrainingError(
-                f"An effective batch of {effective_batch} images cannot be split over {self.world_size} ranks.",
+                f"A batch of {effective_batch} images cannot be split over {self.world_size} ranks.",
                 f"Use at most {effective_batch} GPUs (--gpus {effective_batch}), or a larger batch size.",
             )
         bounds = [rank * effective_batch // self.world_size for rank in range(self.world_size + 1)]

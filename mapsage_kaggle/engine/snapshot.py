@@ -90,7 +90,8 @@ def check_resumed(
         )
     return (
         f"resume verified: iteration {iteration}, optimizer state of {num_states} parameters, "
-        f"{len(steps)} schedulers at step {', '.join(map(str, steps)) or '-'}, next sample position {next_position}"
+        f"{len(steps)} schedulers at step {', '.join(map(str, steps)) or '-'}, "
+        f"next sample position {next_position}"
     )
 
 
@@ -130,6 +131,7 @@ def _check_schedulers(actual: Any, saved: Any) -> list[int]:
     for scheduler, state in zip(actual, saved, strict=True):
         if scheduler.last_step != state["last_step"]:
             raise TrainingError(
-                f"{type(scheduler).__name__} stands at step {scheduler.last_step}, the checkpoint at {state['last_step']}."
+                f"{type(scheduler).__name__} stands at step {scheduler.last_step}, "
+                f"the checkpoint at {state['last_step']}."
             )
     return [int(state["last_step"]) for state in saved]
