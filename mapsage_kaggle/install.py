@@ -74,10 +74,6 @@ OPENCV = (
 OPENCV_IF_MISSING = "opencv-python-headless"
 """Needs no libGL, which a bare machine lacks."""
 
-SOURCE_ONLY = "onedl-mmcv"
-"""Published as source. Its build compiles only where it can import torch, and pip's build isolation
-keeps torch out of sight, so that a pure-Python wheel comes out in seconds."""
-
 MODULES: Mapping[str, tuple[str, ...]] = {
     "torch": ("torch",),
     "numpy": ("numpy",),
@@ -406,8 +402,7 @@ def install(
     if not plan.empty:
         wheels = find_wheels(KagglePaths.from_environment().input if inputs is None else inputs)
         plan = plan_install(before, wheels, online=not offline)
-        use_index = plan.use_index or offline is False
-        _carry_out(plan, voice, use_index=use_index, may_ask_index=not offline)
+        _carry_out(plan, voice, may_ask_index=not offline, prefer_index=offline is False)
     else:
         voice.say("present", stack=", ".join(f"{name} {version}" for name, version in STACK.items()))
     after = installed_versions()
@@ -534,8 +529,9 @@ class _Voice:
         return self._texts[key]
 
 
-def _carry_out(plan: InstallPlan, voice: _Voice, *, use_index: bool, may_ask_index: bool) -> None:
+def _carry_out(plan: InstallPlan, voice: _Voice, *, may_ask_index: bool, prefer_index: bool) -> None:
     """Install what the plan says: libraries first, so that a failure leaves no half of the stack."""
+    attached = _find_links(plan.find_links)
     with tempfile.TemporaryDirectory(prefix="mapsage-install-") as folder:
         scratch = Path(folder)
         constraints = scratch / "constraints.txt"
@@ -547,22 +543,22 @@ def _carry_out(plan: InstallPlan, voice: _Voice, *, use_index: bool, may_ask_ind
         for requirements, options in steps:
             if not requirements:
                 continue
+            use_index = prefer_index or not set(requirements).isdisjoint(plan.uncovered)
             source = voice.word("index" if use_index else "wheels")
             voice.say("adding", what=", ".join(requirements), source=source)
             command = ["install", "--only-binary=:all:", *options, *requirements]
-            links = list(plan.find_links)
             if not use_index:
-                output = _pip([*command, "--no-index", *_find_links(links)])
+                output = _pip([*command, "--no-index", *attached])
                 if output is None:
                     continue
                 if not may_ask_index:
                     raise explain_failure(output, offline=True)
                 voice.say("fallback")
-                use_index = True
-            for text in requirements:
-                if Requirement(text).name == SOURCE_ONLY and text in plan.uncovered:
-                    links.append(_build_wheel(text, scratch / "built", voice))
-            _online([*command, *_find_links(links)], voice)
+            if requirements == plan.stack:
+                built = _build_wheels(requirements, scratch / "built", attached, voice)
+                _online([*command, "--no-index", "--find-links", str(built)], voice)
+            else:
+                _online([*command, *attached], voice)
 
 
 def _online(arguments: Sequence[str], voice: _Voice) -> None:
@@ -576,18 +572,25 @@ def _online(arguments: Sequence[str], voice: _Voice) -> None:
         raise explain_failure(output, offline=False)
 
 
-def _build_wheel(requirement: str, folder: Path, voice: _Voice) -> Path:
-    """Turn a source distribution into a pure-Python wheel and return the folder it lies in.
+def _build_wheels(requirements: Sequence[str], folder: Path, attached: Sequence[str], voice: _Voice) -> Path:
+    """Get pure-Python wheels of the stack, some of which is published as source only.
+
+    onedl-mmcv's build compiles only where it can import torch, and pip's build isolation keeps torch
+    out of sight, so that its wheel comes out in seconds.
+
+    Returns:
+        The folder that they lie in.
 
     Raises:
-        MachineError: It came out with compiled parts, so pip's build isolation must be off.
+        MachineError: One came out with compiled parts, so pip's build isolation must be off.
     """
     # Not from pip's cache: there may lie a wheel that was compiled against another torch.
-    _online(["wheel", "--no-deps", "--no-cache-dir", "--wheel-dir", str(folder), requirement], voice)
+    command = ["wheel", "--no-deps", "--no-cache-dir", "--wheel-dir", str(folder)]
+    _online([*command, *attached, *requirements], voice)
     for wheel in folder.glob("*.whl"):
         if not wheel.name.endswith("-none-any.whl"):
             raise MachineError(
-                f"Building {requirement} gave {wheel.name}, which is not pure Python.",
+                f"Building {', '.join(requirements)} gave {wheel.name}, which is not pure Python.",
                 "Turn pip's build isolation on again: `pip config unset global.no-build-isolation`.",
             )
     return folder
