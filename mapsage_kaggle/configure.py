@@ -514,9 +514,7 @@ def _plan_data(planner: _Planner, facts: Facts, source: Path) -> tuple[int, int]
     most = max(0, facts.num_cpus // facts.world_size)
     because = f"{facts.num_cpus} CPU cores for {facts.world_size} rank(s)"
     if workers > most:
-        planner.set(
-            "train_dataloader.num_workers", most, f"{facts.num_cpus} CPU cores for {facts.world_size} rank(s)"
-        )
+        planner.set("train_dataloader.num_workers", most, because)
         workers = most
     if workers == 0:
         planner.remove("train_dataloader.prefetch_factor", "needs data workers")
@@ -524,9 +522,7 @@ def _plan_data(planner: _Planner, facts: Facts, source: Path) -> tuple[int, int]
         planner.set("train_dataloader.persistent_workers", False, "needs data workers")
     val_workers = int(planner.get("val_dataloader.num_workers", 0) or 0)
     if val_workers > most:
-        planner.set(
-            "val_dataloader.num_workers", most, f"{facts.num_cpus} CPU cores for {facts.world_size} rank(s)"
-        )
+        planner.set("val_dataloader.num_workers", most, because)
         if most == 0 and planner.get("val_dataloader.persistent_workers"):
             planner.set("val_dataloader.persistent_workers", False, "needs data workers")
     return effective, micro

@@ -21,7 +21,7 @@ from mapsage_kaggle.checkpoints.inspect import Inspection, inspect
 from mapsage_kaggle.checkpoints.scan import ScanReport, scan
 from mapsage_kaggle.checkpoints.store import CheckpointStore, SaveFailed
 from mapsage_kaggle.clock import DEFAULT_LIMIT_S, DEFAULT_RESERVE_S, SessionClock
-from mapsage_kaggle.environment import Machine, survey
+from mapsage_kaggle.environment import Machine, preflight, require, survey
 from mapsage_kaggle.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
