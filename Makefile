@@ -4,6 +4,7 @@
 #   PYTHON  the interpreter that .venv is made with
 #   TORCH   the torch to train with. Any CPU or CUDA build of 2.6 or later will do: for a small CPU
 #           one, set PIP_EXTRA_INDEX_URL to the index of CPU wheels that pytorch.org names.
+#           To change it or PYTHON later, `make clean` first.
 #   ARGS    further arguments for pytest, or for the demo
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -47,10 +48,10 @@ slow: $(STAMP)
 	$(PYTEST) -m "slow and not soak and not gpu" --durations=10 $(ARGS)
 
 soak: $(STAMP)
-	$(PYTEST) -m soak --timeout=0 $(ARGS)
+	$(PYTEST) -m soak --timeout=0 $(ARGS) || [ $$? -eq 5 ]  # 5: there is none
 
 gpu: $(STAMP)
-	$(PYTEST) -m gpu $(ARGS)
+	$(PYTEST) -m gpu $(ARGS) || [ $$? -eq 5 ]
 
 check: $(STAMP)
 	$(BIN)/ruff check .
