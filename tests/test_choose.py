@@ -408,6 +408,14 @@ def test_never_still_loads_the_weights_that_a_config_starts_from(world: World) -
     assert world.choose(load_from=path, resume="never", config_asks_resume=True).action == "fresh"
 
 
+def test_require_does_not_take_the_weights_that_a_config_starts_from_for_a_resume(world: World) -> None:
+    path = world.add(world.output("pretrained"), "segformer.pth", "weights-only")
+    with pytest.raises(CheckpointError, match="--allow-weights-only"):
+        world.choose(load_from=path, resume="require")
+    finished = world.add(world.output("stock"), "iter_40000.pth")
+    assert world.choose(load_from=finished, resume="require", max_iters=40000).action == "resume"
+
+
 def test_a_missing_load_from_is_refused_unless_the_run_has_more(world: World) -> None:
     missing = world.root / "gone" / "iter_2000.pth"
     world.verdicts[missing] = inspect(missing)

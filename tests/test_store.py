@@ -410,10 +410,16 @@ def test_a_copied_in_checkpoint_is_proven_before_it_counts(store: CheckpointStor
     store.path.mkdir()
     torch.save(real_checkpoint(10), store.path / "iter_10.pth")
     torch.save(real_checkpoint(20, optimizer=False), store.path / "iter_20.pth")
+    torch.save(real_checkpoint(40), store.path / "pretrained.pth")
     (store.path / "iter_30.pth").write_bytes(b"<html>")
     with store:
         assert [ref.file for ref in store.proven()] == ["iter_10.pth"]
-    assert (store.path / "last_checkpoint").read_text() == "iter_10.pth"
+        for iteration in (11, 12, 13):
+            save_iter(store, iteration)
+        assert {path.name for path in store.path.glob("*.pth")} == {
+            *("iter_12.pth", "iter_13.pth"),
+            *("iter_20.pth", "iter_30.pth", "pretrained.pth"),
+        }, "of copied-in files, only what was proven may be deleted"
 
 
 def test_what_lies_ahead_of_the_start_is_set_aside_until_training_has_passed_it(

@@ -170,7 +170,7 @@ def choose(
     ladder = _Ladder(
         inspect=inspect,
         fingerprint=fingerprint,
-        config_asks_resume=config_asks_resume,
+        config_asks_resume=config_asks_resume or resume == "require",
         allow_weights_only=allow_weights_only,
         expect_iteration=expect_iteration,
         max_iters=max_iters,

@@ -590,9 +590,12 @@ def prove(path: Path) -> CheckpointRef | None:
     """Verify a checkpoint that no manifest lists, every byte of it.
 
     Returns:
-        Its reference, with the score where it is a best checkpoint; None where it is rejected, or
-        is named like a resumable checkpoint and is none.
+        Its reference, with the score where it is a best checkpoint; None where it is rejected, is
+        named like a resumable checkpoint and is none, or has a name that the kit gives to no file:
+        what is not ours is not ours to delete either.
     """
+    if kind_of(path.name) == "other":
+        return None
     found = inspect(path)
     if found.verdict == "rejected" or found.sha256 is None or found.size_bytes is None:
         return None
