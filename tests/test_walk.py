@@ -155,9 +155,7 @@ def test_empty_directories_are_told(tmp_path: Path) -> None:
 
 def test_names_with_spaces_and_other_scripts_are_found(tmp_path: Path) -> None:
     make(tmp_path, "我的 数据/iter_1.pth", "ünï cödé/iter_2.pth")
-    raw = os.fsencode(tmp_path) + b"/not-utf8-\xff"
-    os.mkdir(raw)
-    Path(os.fsdecode(raw), "iter_3.pth").write_bytes(b"x")
+    make(tmp_path, os.fsdecode(b"not-utf8-\xff") + "/iter_3.pth")
     assert len(walk(tmp_path, want_file=is_pth).files) == 3
 
 

@@ -152,11 +152,11 @@ def _inspect(
     problems, verdict = list(found.problems), found.verdict
     if manifest_sha256 is not None and sha256 != manifest_sha256:
         verdict = "rejected"
-        problems.append(f"its sha256 is {sha256[:12]}…, the manifest has {manifest_sha256[:12]}…")
+        problems.insert(0, f"its sha256 is {sha256[:12]}…, the manifest has {manifest_sha256[:12]}…")
     bad_weights, bad_state = sweep.tensors_not_finite()
     if bad_weights:
         verdict = "rejected"
-        problems.append(f"NaN or Inf in the weights: {_list(bad_weights)}")
+        problems.insert(0, f"NaN or Inf in the weights: {_list(bad_weights)}")
     if bad_state:
         verdict = "weights-only" if verdict == "resumable" else verdict
         problems.append(f"NaN or Inf in the optimizer's state: {_list(bad_state)}")
@@ -425,7 +425,7 @@ def _judge(
             if not there
         ]
         if missing:
-            lacking.append(f"it has no {_list(missing)}: a resume would silently start those afresh")
+            lacking.append(f"it has no {', '.join(missing)}: a resume would silently start those afresh")
         elif "config" in meta:
             # mmengine's Runner.resume passes meta.config to Config.fromstring, which runs it.
             wrong.append(

@@ -55,9 +55,7 @@ def load_checkpoint(
         raise CheckpointError(f"{name} is rejected: {error}.", "Use another checkpoint.") from error
 
 
-def _load(
-    source: Source, sha256: str | None, history_buffer: Callable[[], Any] | None
-) -> dict[str, Any]:
+def _load(source: Source, sha256: str | None, history_buffer: Callable[[], Any] | None) -> dict[str, Any]:
     archive = open_archive(source)
     content = read_content(archive)
     build = _Realise(content, history_buffer)

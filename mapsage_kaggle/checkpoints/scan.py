@@ -134,8 +134,18 @@ def _absent(root: Path, found: WalkResult) -> str:
     """Name the sources that look as if their mount had not come up yet."""
     if found.num_listings == 1 and any(problem.path == root for problem in found.problems):
         return "" if root.exists() else str(root)
-    mounts = [path for path in found.empty_dirs if len(path.relative_to(root).parts) <= 3]
+    anchor = _anchor(root)
+    mounts = [path for path in found.empty_dirs if _is_mount(path.absolute().relative_to(anchor).parts)]
     return ", ".join(map(str, mounts))
+
+
+_MOUNT_DEPTHS = {"notebooks": 3, "datasets": 3, "models": 6, "competitions": 2}
+"""How deep the sources of each kind are mounted, in the layout with one folder for each kind."""
+
+
+def _is_mount(parts: tuple[str, ...]) -> bool:
+    """Tell a source's own folder, or one above it, from a folder inside of a source."""
+    return len(parts) <= _MOUNT_DEPTHS.get(parts[0], 1) if parts else True
 
 
 def _report(root: Path, found: WalkResult) -> ScanReport:

@@ -14,6 +14,7 @@ file can then reach any attribute, and write into the class (``HistoryBuffer._st
 from __future__ import annotations
 
 import struct
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -272,6 +273,8 @@ def _make_tensor(name: str, args: tuple[Any, ...], build: Builder, *, dtype: str
             f"a tensor of shape {sizes} reaches beyond its storage {storage.key}, "
             f"which has {storage.num_elements} elements"
         )
+    if info.num_elements * ITEM_BYTES[info.dtype] > storage.size_bytes:
+        raise UnsafeError(f"a tensor of shape {sizes} repeats its elements, which no checkpoint does")
     return build.tensor(info)
 
 
@@ -289,10 +292,10 @@ def _call_tensor(args: tuple[Any, ...], build: Builder) -> Any:
 
 def _call_tensor_v3(args: tuple[Any, ...], build: Builder) -> Any:
     name = "torch._utils._rebuild_tensor_v3"
-    if len(args) not in (7, 8) or args[5] or type(args[6]) is not Symbol:
+    if len(args) not in (7, 8) or args[5]:
         raise _refuse_args(name, args)
-    dtype = args[6].name.removeprefix("torch.")
-    if dtype not in ITEM_BYTES:
+    dtypes = (dtype for dtype in ITEM_BYTES if build.symbol(Symbol(f"torch.{dtype}")) == args[6])
+    if (dtype := next(dtypes, None)) is None:
         raise _refuse_args(name, args)
     return _make_tensor(name, args, build, dtype=dtype)
 
@@ -464,9 +467,6 @@ ALLOWED: frozenset[str] = frozenset(
 _SYMBOLS = {name: Symbol(name) for name in ALLOWED}
 _DTYPE_NAMES = frozenset(f"torch.{name}" for name in ITEM_BYTES)
 
-# torch.save writes protocol 2, in which Python 3 names some modules as Python 2 did.
-_OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-
 
 def storages_named_in(data: bytes) -> dict[str, StorageInfo]:
     """Return the storages that a pickle refers to, by key, those of no tensor included.
@@ -491,7 +491,8 @@ def _key(value: Any) -> Any:
 
 
 def _resolve(module: str, name: str) -> Symbol:
-    module = _OLD_MODULES.get(module, module)
+    # torch.save writes protocol 2, in which Python 3 names some modules as Python 2 did.
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     symbol = _SYMBOLS.get(f"{module}.{name}")
     if symbol is None:
         raise UnsafeError(f"it names {module}.{name}, which no checkpoint needs; loading it could run code")

@@ -53,7 +53,9 @@ print(json.dumps([took, peak - before, str(getattr(result, 'verdict', ''))]))
 """
 
 
-def write_segformer_b2(path: Path, *, embed_dims: int = 64, num_layers: tuple[int, ...] = (3, 4, 6, 3)) -> None:
+def write_segformer_b2(
+    path: Path, *, embed_dims: int = 64, num_layers: tuple[int, ...] = (3, 4, 6, 3)
+) -> None:
     """Save a SegFormer-B2 for 7 classes after one optimizer step, through mmengine's own Runner."""
     import torch
     from mmengine.logging import MessageHub
@@ -152,14 +154,16 @@ def main() -> None:
         for _ in range(arguments.repeats):
             for case in _CASES:  # interleaved, so that a busy moment does not hit one case alone
                 results[case].append(measure(case, path))
-        print(f"{'case':<20} {'median ms':>10} {'best ms':>9} {'GB/s':>6} {'of torch.load':>14} {'extra MB':>9}")
+        print(
+            f"{'case':<20} {'median ms':>10} {'best ms':>9} {'GB/s':>6} {'of torch.load':>14} {'extra MB':>9}"
+        )
         reference = statistics.median(took for took, _ in results["torch.load"])
         for case, runs in results.items():
             median = statistics.median(took for took, _ in runs)
             extra = max(peak for _, peak in runs)
             print(
-                f"{case:<20} {median * 1e3:>10.1f} {min(runs)[0] * 1e3:>9.1f} {size_bytes / median / 1e9:>6.2f} "
-                f"{median / reference:>14.2f} {extra / 1e6:>9.1f}"
+                f"{case:<20} {median * 1e3:>10.1f} {min(runs)[0] * 1e3:>9.1f} "
+                f"{size_bytes / median / 1e9:>6.2f} {median / reference:>14.2f} {extra / 1e6:>9.1f}"
             )
 
 

@@ -1,0 +1,596 @@
+"""The verdict on checkpoints, true ones and ones damaged in one way each; and their loading."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from real_checkpoints import real_checkpoints
+
+from mapsage_kaggle.checkpoints.inspect import Inspection, compare_shapes, inspect
+from mapsage_kaggle.checkpoints.load import load_checkpoint
+from mapsage_kaggle.errors import CheckpointError
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """Return the work dir of a true mmengine run."""
+    return real_checkpoints() / "tiny"
+
+
+@pytest.fixture
+def copy(tiny: Path, tmp_path: Path) -> Path:
+    """Return a copy of a true checkpoint, to be damaged."""
+    return Path(shutil.copy(tiny / "iter_8.pth", tmp_path / "iter_8.pth"))
+
+
+def changed(path: Path, change: Change, **how: Any) -> Path:
+    """Load a true checkpoint, change it, and save it to the same path as torch does."""
+    import mmengine.logging  # noqa: F401 - the histories become mmengine's own again
+
+    tree = load_checkpoint(path)
+    result = change(tree)
+    torch.save(tree if result is None else result, path, **how)
+    return path
+
+
+def rejection(path: Path, **arguments: Any) -> str:
+    found = inspect(path, **arguments)
+    assert found.verdict == "rejected", found
+    return "; ".join(found.problems)
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def rewrite(path: Path, entries: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    return path
+
+
+def entry_data(path: Path, name: str) -> tuple[int, int]:
+    """Return where an entry's content lies in the file, and its size."""
+    with zipfile.ZipFile(path) as archive:
+        info = next(item for item in archive.infolist() if item.filename.endswith("/" + name))
+    raw = path.read_bytes()
+    num_name, num_extra = struct.unpack_from("<2H", raw, info.header_offset + 26)
+    return info.header_offset + 30 + num_name + num_extra, info.file_size
+
+
+# True files
+
+
+def test_a_true_checkpoint_is_resumable_without_a_problem(tiny: Path) -> None:
+    found = inspect(tiny / "iter_8.pth")
+    assert (found.verdict, found.problems, found.iteration, found.full) == ("resumable", (), 8, True)
+
+
+def test_a_true_checkpoint_tells_about_its_run(tiny: Path) -> None:
+    found = inspect(tiny / "iter_8.pth")
+    assert found.seed == 3
+    assert found.classes == ("background", "building")
+    assert found.best_score == 50.25
+    assert found.best_ckpt is not None
+    assert found.best_ckpt.endswith("best_mIoU_iter_4.pth")
+    assert (found.has_optimizer, found.has_ema, found.num_param_schedulers) == (True, True, 3)
+    assert found.mmengine_version is not None
+    assert found.run_id is None
+
+
+def test_the_sha256_is_that_of_the_file(tiny: Path) -> None:
+    import hashlib
+
+    assert (
+        inspect(tiny / "iter_8.pth").sha256 == hashlib.sha256((tiny / "iter_8.pth").read_bytes()).hexdigest()
+    )
+
+
+def test_a_best_file_is_weights_only(tiny: Path) -> None:
+    found = inspect(tiny / "best_mIoU_iter_4.pth")
+    assert (found.verdict, found.iteration) == ("weights-only", 4)
+    assert found.problems == (
+        "it has no optimizer, param_schedulers: a resume would silently start those afresh",
+    )
+
+
+def test_a_segformer_checkpoint_of_the_runner_is_resumable() -> None:
+    found = inspect(real_checkpoints() / "segformer/iter_8000.pth")
+    assert (found.verdict, found.iteration, found.problems) == ("resumable", 8000, ())
+
+
+def test_the_header_alone_gives_the_same_verdict_without_a_sha256(tiny: Path) -> None:
+    found = inspect(tiny / "iter_8.pth", full=False)
+    assert (found.verdict, found.iteration, found.sha256, found.full) == ("resumable", 8, None, False)
+
+
+def test_the_kits_own_keys_are_read(copy: Path) -> None:
+    def note(tree: dict[str, Any]) -> None:
+        tree["message_hub"]["runtime_info"].update(
+            mapsage_run_id="0123456789ab", mapsage_fingerprint="f00", mapsage_owed_validation=8
+        )
+
+    found = inspect(changed(copy, note))
+    assert (found.run_id, found.fingerprint, found.owed_validation) == ("0123456789ab", "f00", 8)
+    assert found.verdict == "resumable"
+
+
+def test_the_numpy_1_layout_is_understood(copy: Path) -> None:
+    """numpy 1 names its module numpy.core; the file is rewritten with that name, two bytes shorter."""
+    entries = members(copy)
+    pickle_name = next(name for name in entries if name.endswith("data.pkl"))
+    assert b"numpy._core.multiarray" in entries[pickle_name]
+    entries[pickle_name] = entries[pickle_name].replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    found = inspect(rewrite(copy, entries))
+    assert (found.verdict, found.best_score) == ("resumable", 50.25)
+    assert isinstance(load_checkpoint(copy)["message_hub"]["runtime_info"]["best_score"], np.float32)
+
+
+@pytest.mark.parametrize("layout", ["bare", "wrapped", "module", "with meta"])
+def test_pretrained_weights_are_weights_only(tmp_path: Path, layout: str) -> None:
+    weights = {"conv.weight": torch.ones(4, 3), "conv.bias": torch.zeros(4)}
+    trees: dict[str, Any] = {
+        "bare": weights,
+        "wrapped": {"state_dict": weights},
+        "module": {"state_dict": {f"module.{key}": value for key, value in weights.items()}},
+        "with meta": {"state_dict": weights, "meta": {"config": "model = dict()", "CLASSES": ("a",)}},
+    }
+    torch.save(trees[layout], tmp_path / "mit_b2.pth")
+    assert inspect(tmp_path / "mit_b2.pth").verdict == "weights-only"
+    assert inspect(tmp_path / "mit_b2.pth").num_tensors == 2
+
+
+def test_parameters_and_half_precision_are_understood(tmp_path: Path) -> None:
+    tree = {
+        "state_dict": {
+            "parameter": torch.nn.Parameter(torch.ones(2, 3)),
+            "half": torch.ones(5, dtype=torch.float16),
+            "bf": torch.ones(5, dtype=torch.bfloat16),
+            "long": torch.tensor(7),
+            "view": torch.arange(12.0).reshape(3, 4).t()[1:3],
+            "empty": torch.empty(0, 3),
+            "unsigned": torch.ones(3, dtype=torch.uint16),
+        }
+    }
+    torch.save(tree, tmp_path / "w.pth")
+    assert inspect(tmp_path / "w.pth").verdict == "weights-only"
+    loaded = load_checkpoint(tmp_path / "w.pth")["state_dict"]
+    for key, value in tree["state_dict"].items():
+        assert torch.equal(loaded[key], value), key
+        assert loaded[key].stride() == value.stride(), key
+
+
+# Inspection needs no torch
+
+
+def test_inspection_needs_no_torch(tiny: Path) -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from pathlib import Path\n"
+        "from mapsage_kaggle.checkpoints.inspect import inspect\n"
+        "print(inspect(Path(sys.argv[1])).verdict)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tiny / "iter_8.pth")],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parents[1],
+    )
+    assert done.stdout == "resumable\n"
+
+
+# Files that are something else
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"PK\x03\x04", "it has 4 bytes, too few for any checkpoint"),
+        (
+            b"<!DOCTYPE html><html>...",
+            "it is a web page, not a checkpoint: a download went wrong; fetch it again",
+        ),
+        (b"  \n<html>", "it is a web page, not a checkpoint: a download went wrong; fetch it again"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer, not the checkpoint"),
+        (b"\0" * 5000, "it begins with zeros: it was never written out"),
+        (b"\x89PNG\r\n", "it is not a file that torch.save writes: it begins with b'\\x89PNG\\r\\n'"),
+        (b"\x80\x02}.", "it is a bare pickle, not a file that torch.save writes"),
+    ],
+    ids=["empty", "four bytes", "html", "html after space", "lfs", "zeros", "png", "bare pickle"],
+)
+def test_a_file_of_another_kind_is_named(tmp_path: Path, data: bytes, reason: str) -> None:
+    (tmp_path / "iter_8.pth").write_bytes(data)
+    assert rejection(tmp_path / "iter_8.pth").startswith(reason)
+
+
+def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
+    assert rejection(tmp_path / "iter_8.pth") == "it cannot be read: No such file or directory"
+
+
+def test_a_directory_is_rejected(tmp_path: Path) -> None:
+    assert rejection(tmp_path) == "it cannot be read: Is a directory"
+
+
+def test_another_zip_file_is_no_checkpoint(tmp_path: Path) -> None:
+    path = rewrite(tmp_path / "a.pth", {"word/document.xml": b"<x/>", "[Content_Types].xml": b"<x/>"})
+    assert rejection(path) == (
+        "it is a zip file, but not a checkpoint: "
+        "'[Content_Types].xml' does not lie in one folder with the rest"
+    )
+
+
+def test_numpys_zip_file_is_no_checkpoint(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.ones(3))
+    assert "it is a zip file, but not a checkpoint" in rejection(tmp_path / "a.npz")
+
+
+def test_a_zip_bomb_is_rejected_before_it_unfolds(copy: Path) -> None:
+    entries = {**members(copy), "archive/bomb": b"\0" * 10_000_000}
+    path = rewrite(copy, entries, zipfile.ZIP_DEFLATED)
+    assert "is compressed, which torch.save never does: another kind of zip file, or a bomb" in rejection(
+        path
+    )
+
+
+def test_a_torchscript_program_is_no_checkpoint(copy: Path) -> None:
+    rewrite(copy, {**members(copy), "archive/constants.pkl": b"\x80\x02)."})
+    assert rejection(copy) == "it is a TorchScript program, not a checkpoint"
+
+
+def test_a_pickle_of_another_kind_of_value_is_rejected(tmp_path: Path) -> None:
+    torch.save([torch.ones(2)], tmp_path / "a.pth")
+    assert rejection(tmp_path / "a.pth") == "it holds a list, expected a dictionary"
+
+
+def test_a_checkpoint_without_weights_is_rejected(copy: Path) -> None:
+    changed(copy, lambda tree: tree.pop("state_dict") and None)
+    assert rejection(copy).startswith("it has no weights: expected a state_dict, found meta, message_hub")
+
+
+# Damage
+
+
+@pytest.mark.parametrize("keep", [0.01, 0.3, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_rejected(copy: Path, keep: float) -> None:
+    data = copy.read_bytes()
+    copy.write_bytes(data[: int(len(data) * keep)])
+    assert "the end of the zip archive is missing" in rejection(copy)
+    assert "the end of the zip archive is missing" in rejection(copy, full=False)
+
+
+def test_bytes_after_the_end_are_rejected(copy: Path) -> None:
+    copy.write_bytes(copy.read_bytes() + b"more")
+    assert "the end of the zip archive is missing" in rejection(copy)
+
+
+def test_bytes_before_the_start_are_rejected(copy: Path) -> None:
+    copy.write_bytes(b"PK\x03\x04more" + copy.read_bytes())
+    assert rejection(copy) == "the end of the zip archive is damaged"
+
+
+def test_one_flipped_bit_in_a_tensor_is_named_by_its_entry(copy: Path) -> None:
+    start, size = entry_data(copy, "data/0")
+    data = bytearray(copy.read_bytes())
+    data[start + size // 2] ^= 0x10
+    copy.write_bytes(data)
+    assert rejection(copy).startswith("data/0: its data is damaged: checksum ")
+    with pytest.raises(CheckpointError, match="data/0: its data is damaged"):
+        load_checkpoint(copy)
+
+
+def test_two_entries_of_one_name_are_rejected(copy: Path) -> None:
+    with zipfile.ZipFile(copy, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("archive/data/0", b"0" * 432)
+    assert rejection(copy) == "two entries have the name data/0: which one counts would depend on the reader"
+
+
+def test_exchanged_directory_entries_are_rejected(copy: Path) -> None:
+    raw = copy.read_bytes()
+    start = raw.index(b"PK\x01\x02")
+    body = raw[start:].replace(b"archive/data/2", b"archive/data/X")
+    body = body.replace(b"archive/data/3", b"archive/data/2").replace(b"archive/data/X", b"archive/data/3")
+    copy.write_bytes(raw[:start] + body)
+    assert "exchanged or overwritten" in rejection(copy) or "has" in rejection(copy, full=False)
+
+
+def test_a_missing_storage_is_rejected(copy: Path) -> None:
+    entries = members(copy)
+    del entries["archive/data/1"]
+    assert "its storage data/1 is not in the archive" in rejection(rewrite(copy, entries))
+
+
+def test_a_short_storage_is_rejected(copy: Path) -> None:
+    entries = members(copy)
+    entries["archive/data/0"] = entries["archive/data/0"][:-4]
+    assert "its storage data/0 has 428 bytes, expected 432" in rejection(rewrite(copy, entries))
+
+
+def test_a_storage_that_nothing_uses_is_rejected(copy: Path) -> None:
+    assert rejection(rewrite(copy, {**members(copy), "archive/data/999": b"0000"})) == (
+        "nothing in it refers to data/999: it does not belong to this pickle"
+    )
+
+
+def test_a_big_endian_file_is_rejected(copy: Path) -> None:
+    entries = {**members(copy), "archive/byteorder": b"big"}
+    assert rejection(rewrite(copy, entries)).startswith("it was written on a big-endian machine")
+
+
+# Content
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_weights_that_are_not_finite_are_named(copy: Path, value: float, dtype: torch.dtype) -> None:
+    def spoil(tree: dict[str, Any]) -> None:
+        weight = tree["state_dict"]["fc.weight"].to(dtype)
+        weight[1, 2] = value
+        tree["state_dict"]["fc.weight"] = weight
+
+    assert rejection(changed(copy, spoil)) == "NaN or Inf in the weights: state_dict.fc.weight"
+    assert inspect(copy, full=False).verdict == "resumable"
+
+
+def test_the_largest_finite_values_pass(copy: Path) -> None:
+    def spoil(tree: dict[str, Any]) -> None:
+        for index, dtype in enumerate((torch.float32, torch.float64, torch.float16, torch.bfloat16)):
+            largest = torch.finfo(dtype).max
+            tree["state_dict"][f"x{index}"] = torch.tensor([largest, -largest, 0.0], dtype=dtype)
+
+    assert inspect(changed(copy, spoil)).verdict == "resumable"
+
+
+def test_nan_in_the_optimizer_leaves_the_weights_usable(copy: Path) -> None:
+    def spoil(tree: dict[str, Any]) -> None:
+        tree["optimizer"]["state"][0]["exp_avg"][0] = float("nan")
+
+    found = inspect(changed(copy, spoil))
+    assert found.verdict == "weights-only"
+    assert found.problems == ("NaN or Inf in the optimizer's state: optimizer.state.0.exp_avg",)
+
+
+def test_nan_outside_of_a_window_is_nobodys(tmp_path: Path) -> None:
+    whole = torch.full((8,), float("nan"))
+    whole[2:4] = 1.0
+    torch.save({"state_dict": {"window": whole[2:4]}}, tmp_path / "w.pth")
+    assert inspect(tmp_path / "w.pth").verdict == "weights-only"
+    torch.save({"state_dict": {"window": whole[2:5]}}, tmp_path / "w.pth")
+    assert rejection(tmp_path / "w.pth").startswith("NaN or Inf in the weights: state_dict.window")
+
+
+def test_the_name_must_agree_with_the_iteration(tiny: Path, tmp_path: Path) -> None:
+    wrong = Path(shutil.copy(tiny / "iter_8.pth", tmp_path / "iter_7.pth"))
+    assert rejection(wrong) == "its name says iteration 7, its meta.iter says 8"
+    best = Path(shutil.copy(tiny / "best_mIoU_iter_4.pth", tmp_path / "best_mIoU_iter_5.pth"))
+    assert rejection(best).startswith("its name says iteration 5, its meta.iter says 4")
+
+
+def test_a_name_that_says_nothing_is_not_compared(tiny: Path, tmp_path: Path) -> None:
+    assert inspect(Path(shutil.copy(tiny / "iter_8.pth", tmp_path / "latest.pth"))).verdict == "resumable"
+
+
+@pytest.mark.parametrize("key", ["optimizer", "param_schedulers", "message_hub"])
+def test_what_a_resume_needs_is_missed_by_name(copy: Path, key: str) -> None:
+    found = inspect(changed(copy, lambda tree: tree.pop(key) and None))
+    assert found.verdict == "weights-only"
+    assert found.problems == (f"it has no {key}: a resume would silently start those afresh",)
+
+
+def test_a_checkpoint_that_does_not_say_its_iteration_is_weights_only(copy: Path) -> None:
+    found = inspect(changed(copy, lambda tree: tree["meta"].pop("iter") and None))
+    assert (found.verdict, found.iteration) == ("weights-only", None)
+
+
+def test_python_text_that_mmengine_would_run_is_refused_and_never_handed_on(copy: Path) -> None:
+    changed(copy, lambda tree: tree["meta"].update(config="import os; os.abort()"))
+    assert rejection(copy) == (
+        "it has meta.config, which mmengine would run as Python on resume; true checkpoints have none"
+    )
+    assert "config" not in load_checkpoint(copy)["meta"]
+
+
+def test_other_classes_are_refused(copy: Path) -> None:
+    assert inspect(copy, classes=("background", "building")).verdict == "resumable"
+    assert rejection(copy, classes=("building", "background")) == (
+        "it was trained on the classes background, building, expected building, background"
+    )
+
+
+def test_the_manifests_sha256_must_agree(copy: Path) -> None:
+    right = inspect(copy).sha256
+    assert inspect(copy, manifest_sha256=right).verdict == "resumable"
+    assert rejection(copy, manifest_sha256="0" * 64).startswith(f"its sha256 is {str(right)[:12]}…")
+
+
+def test_the_models_shapes_are_compared(copy: Path) -> None:
+    shapes = {key: tuple(value.shape) for key, value in load_checkpoint(copy)["state_dict"].items()}
+    assert inspect(copy, shapes=shapes).verdict == "resumable"
+    other = {**shapes, "fc.weight": (7, 4), "extra.weight": (1,)}
+    del other["fc.bias"]
+    assert inspect(copy, shapes=other, full=False).problems == (
+        "1 weights of the model are missing in it: extra.weight",
+        "1 weights in it are not in the model: fc.bias",
+        "1 weights differ in shape: fc.weight is (2, 4), expected (7, 4)",
+    )
+
+
+def test_long_lists_of_misfits_are_cut() -> None:
+    expected = {f"layer.{index}": (1,) for index in range(9)}
+    assert compare_shapes({}, expected) == [
+        "9 weights of the model are missing in it: layer.0, layer.1, layer.2, layer.3 and 5 more"
+    ]
+
+
+def test_the_prefix_of_a_wrapped_model_is_disregarded() -> None:
+    assert compare_shapes({"module.a": (1,), "module.b": (2,)}, {"a": (1,), "b": (2,)}) == []
+
+
+def test_the_json_is_the_contracts(tiny: Path) -> None:
+    path = tiny / "best_mIoU_iter_4.pth"
+    found = inspect(path)
+    assert found.to_json() == {
+        "path": str(path),
+        "verdict": "weights-only",
+        "iteration": 4,
+        "problems": list(found.problems),
+    }
+    assert isinstance(found, Inspection)
+
+
+# Loading
+
+
+def assert_same(left: Any, right: Any, place: str = "") -> None:
+    """Compare two trees by value and by type."""
+    assert type(left) is type(right), f"{place}: {type(left)} and {type(right)}"
+    if isinstance(left, torch.Tensor):
+        assert left.dtype == right.dtype, place
+        assert torch.equal(left, right), place
+        assert left.stride() == right.stride(), place
+        assert left.requires_grad == right.requires_grad, place
+    elif isinstance(left, dict):
+        assert list(left) == list(right), place
+        for key in left:
+            assert_same(left[key], right[key], f"{place}.{key}")
+        assert getattr(left, "_metadata", None) == getattr(right, "_metadata", None), place
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right), place
+        for index, (one, two) in enumerate(zip(left, right, strict=True)):
+            assert_same(one, two, f"{place}.{index}")
+    elif isinstance(left, np.ndarray):
+        assert left.dtype == right.dtype, place
+        assert np.array_equal(left, right), place
+    elif type(left).__name__ == "HistoryBuffer":
+        assert_same(left.data, right.data, place)
+        assert left.max_length == right.max_length
+        assert left.mean() == right.mean()
+    else:
+        assert left == right, f"{place}: {left} and {right}"
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny/iter_4.pth", "tiny/iter_8.pth", "tiny/best_mIoU_iter_4.pth", "segformer/iter_8000.pth"]
+)
+def test_what_is_loaded_is_what_torch_loads(name: str) -> None:
+    import mmengine.logging  # noqa: F401 - so that the histories are mmengine's own
+
+    path = real_checkpoints() / name
+    assert_same(load_checkpoint(path), torch.load(path, weights_only=False))
+
+
+def test_a_stream_is_loaded_too(tiny: Path) -> None:
+    stream = io.BytesIO((tiny / "iter_8.pth").read_bytes())
+    assert load_checkpoint(stream)["meta"]["iter"] == 8
+
+
+def test_loaded_tensors_may_be_written_to_and_share_what_was_shared(tmp_path: Path) -> None:
+    weight = torch.ones(4)
+    torch.save({"state_dict": {"a": weight, "b": weight, "half": weight[:2]}}, tmp_path / "w.pth")
+    state = load_checkpoint(tmp_path / "w.pth")["state_dict"]
+    state["a"][0] = 5
+    assert state["b"][0] == 5
+    assert state["half"][0] == 5
+
+
+def test_another_sha256_is_refused_at_loading(copy: Path) -> None:
+    right = inspect(copy).sha256
+    assert load_checkpoint(copy, sha256=right)["meta"]["iter"] == 8
+    with pytest.raises(CheckpointError, match=f"its sha256 is {right}, expected 0000"):
+        load_checkpoint(copy, sha256="0" * 64)
+
+
+def test_a_file_replaced_during_the_load_is_not_mixed_in(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path is swapped for another file after the check of the pickle and before the data is read."""
+    from mapsage_kaggle.checkpoints import load
+
+    expected = torch.load(copy, weights_only=False)["state_dict"]["fc.weight"]
+    real = load.read_content
+
+    def swap(archive: Any) -> Any:
+        content = real(archive)
+        other = copy.with_name("other.pth")
+        torch.save({"state_dict": {"fc.weight": torch.zeros(2, 4)}}, other)
+        other.replace(copy)
+        return content
+
+    monkeypatch.setattr(load, "read_content", swap)
+    assert torch.equal(load_checkpoint(copy)["state_dict"]["fc.weight"], expected)
+
+
+def test_a_file_changed_in_place_during_the_load_is_refused(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mapsage_kaggle.checkpoints import load
+
+    real = load.read_content
+    start, _ = entry_data(copy, "data.pkl")
+
+    def change(archive: Any) -> Any:
+        content = real(archive)
+        with copy.open("r+b") as stream:
+            stream.seek(start + 10)
+            stream.write(b"\xff")
+        return content
+
+    monkeypatch.setattr(load, "read_content", change)
+    with pytest.raises(CheckpointError, match="it changed while it was read"):
+        load_checkpoint(copy)
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"none\.pth cannot be read: No such file"):
+        load_checkpoint(tmp_path / "none.pth")
+
+
+# The format of torch before 1.6
+
+
+@pytest.fixture
+def legacy(tiny: Path, tmp_path: Path) -> Path:
+    """Return a true checkpoint in the old format."""
+    tree = torch.load(tiny / "iter_8.pth", weights_only=False)
+    torch.save(tree, tmp_path / "iter_8.pth", _use_new_zipfile_serialization=False)
+    return tmp_path / "iter_8.pth"
+
+
+def test_a_legacy_file_is_weights_only_and_says_how_to_convert_it(legacy: Path) -> None:
+    found = inspect(legacy)
+    assert (found.verdict, found.format, found.iteration) == ("weights-only", "legacy", 8)
+    assert "before 1.6" in found.problems[0]
+    assert "torch.save(torch.load(" in found.problems[0]
+
+
+def test_a_legacy_file_is_loaded_safely(legacy: Path) -> None:
+    import mmengine.logging  # noqa: F401
+
+    assert_same(load_checkpoint(legacy), torch.load(legacy, weights_only=False))
+
+
+@pytest.mark.parametrize("cut", [1, 9, 100, 4000])
+def test_a_truncated_legacy_file_is_rejected(legacy: Path, cut: int) -> None:
+    legacy.write_bytes(legacy.read_bytes()[:-cut])
+    assert rejection(legacy)
+
+
+def test_nan_in_a_legacy_file_is_found(tmp_path: Path) -> None:
+    torch.save(
+        {"a": torch.tensor([1.0, float("nan")])}, tmp_path / "w.pth", _use_new_zipfile_serialization=False
+    )
+    assert rejection(tmp_path / "w.pth").startswith("NaN or Inf in the weights: a")
