@@ -70,11 +70,10 @@ class World:
         )
         return path
 
-    def inspect(self, path: Path, **options: Any) -> Inspection:
-        (self.inspected if options.get("full", True) else self.headers).append(path.name)
+    def inspect(self, path: Path, *, manifest_sha256: str | None = None, full: bool = True) -> Inspection:
+        (self.inspected if full else self.headers).append(path.name)
         found = self.verdicts[path]
-        expected = options.get("manifest_sha256")
-        if expected is not None and expected != found.sha256:
+        if manifest_sha256 is not None and manifest_sha256 != found.sha256:
             return Inspection(path=path, verdict="rejected", problems=("its sha256 is another",))
         return found
 
@@ -85,6 +84,7 @@ class World:
         load_from = options.get("load_from")
         rest = [item for item in rest if item.path != load_from]
         options.setdefault("fingerprint", OURS)
+        options.setdefault("inspect_alone", self.inspect)
         return choose(inspect=self.inspect, work_dir=mine, inputs=rest, rejected=found.rejected, **options)
 
 

@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
+from mapsage_kaggle.checkpoints.inspect import inspect as inspect_any
 from mapsage_kaggle.checkpoints.manifest import iteration_of, kind_of, manifest_sha256
 from mapsage_kaggle.errors import CheckpointError
 from mapsage_kaggle.records import SessionRecord, record_beside
@@ -27,14 +28,10 @@ _LINEAGE_ORDER = {"this run": 0, "unknown": 1, "another run": 2}
 
 
 class Inspect(Protocol):
-    """What ``choose`` needs of ``inspect``: the config's shapes and classes are bound beforehand.
+    """What ``choose`` needs of ``inspect``: the config's shapes and classes are bound beforehand."""
 
-    ``functools.partial(inspect, shapes=..., classes=...)`` is one. Where a file need not fit the
-    model, both are overridden by None.
-    """
-
-    def __call__(self, path: Path, **options: Any) -> Inspection:
-        """Return the verdict on a file; the options are those of ``inspect``."""
+    def __call__(self, path: Path, *, manifest_sha256: str | None = None, full: bool = True) -> Inspection:
+        """Return the verdict on a file; ``full=False`` reads its header only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +123,7 @@ def choose(
     allow_weights_only: bool = False,
     expect_iteration: int | None = None,
     max_iters: int | None = None,
+    inspect_alone: Inspect = inspect_any,
     record_of: Callable[[Path], SessionRecord | None] = record_beside,
     sha256_of: Callable[[Path], str | None] = manifest_sha256,
 ) -> Choice:
@@ -160,6 +158,8 @@ def choose(
             be resumed.
         expect_iteration: The iteration that must be resumed from.
         max_iters: Where the run is to end.
+        inspect_alone: As ``inspect``, without comparing to the config: for weights that need not
+            fit all of the model.
         record_of: Reads the record beside a checkpoint.
         sha256_of: Reads the sha256 that a manifest states for a checkpoint.
 
@@ -169,6 +169,7 @@ def choose(
     """
     ladder = _Ladder(
         inspect=inspect,
+        inspect_alone=inspect_alone,
         fingerprint=fingerprint,
         config_asks_resume=config_asks_resume or resume == "require",
         allow_weights_only=allow_weights_only,
@@ -195,6 +196,7 @@ class _Ladder:
         self,
         *,
         inspect: Inspect,
+        inspect_alone: Inspect,
         fingerprint: str | None,
         config_asks_resume: bool,
         allow_weights_only: bool,
@@ -204,6 +206,7 @@ class _Ladder:
         sha256_of: Callable[[Path], str | None],
     ) -> None:
         self._inspect_file = inspect
+        self._inspect_alone = inspect_alone
         self._fingerprint = fingerprint
         self._config_asks_resume = config_asks_resume
         self._allow_weights_only = allow_weights_only
@@ -420,7 +423,7 @@ class _Ladder:
             doubtful = candidate.lineage == "unknown" and known and (candidate.iteration or 0) > max(known)
             if candidate.iteration is not None and not doubtful:
                 continue
-            header = self._read(candidate, full=False)
+            header = self._read(candidate, self._inspect_file, full=False)
             if header is not None and header.verdict != "rejected":
                 candidate.iteration = header.iteration
                 candidate.lineage = self._lineage_of(header.fingerprint, candidate)
@@ -462,18 +465,16 @@ class _Ladder:
     def _inspect(self, candidate: _Candidate, *, must_fit: bool = True) -> Inspection | None:
         """Return the full verdict, or None where the file cannot be read; read once, then remembered."""
         if candidate.inspection is None or not must_fit:
-            options: dict[str, Any] = {} if must_fit else {"shapes": None, "classes": None}
-            candidate.inspection = self._read(
-                candidate, full=True, manifest_sha256=candidate.sha256, **options
-            )
+            judge = self._inspect_file if must_fit else self._inspect_alone
+            candidate.inspection = self._read(candidate, judge, full=True)
             if candidate.inspection is not None:
                 found = candidate.inspection
                 candidate.problem = "; ".join(found.problems) or found.verdict
         return candidate.inspection
 
-    def _read(self, candidate: _Candidate, **options: Any) -> Inspection | None:
+    def _read(self, candidate: _Candidate, judge: Inspect, *, full: bool) -> Inspection | None:
         try:
-            return self._inspect_file(candidate.target, **options)
+            return judge(candidate.target, manifest_sha256=candidate.sha256 if full else None, full=full)
         except OSError as error:
             candidate.problem = f"it cannot be read: {error.strerror or error}"
             return None
