@@ -616,6 +616,20 @@ def test_a_failed_background_save_is_told_and_raised_when_waited_for(
     assert [event[0] for event in events] == ["warning", "warning", "checkpoint"]
 
 
+def test_a_record_that_cannot_be_written_on_the_full_disk_does_not_fail_the_save(
+    store: CheckpointStore, events: Events
+) -> None:
+    def refresh(ref: CheckpointRef) -> None:
+        with Path("/dev/full").open("wb", buffering=0) as stream:
+            stream.write(b"x")
+
+    with store:
+        saver = BackgroundSaver(store)
+        saver.submit("iter_10.pth", payload("10"), iteration=10, then=refresh)
+        assert [ref.iteration for ref in saver.wait()] == [10]
+    assert "iter_10.pth is proven, but" in events[-1][2]["message"]
+
+
 def test_a_bug_in_the_writer_is_not_forgotten(store: CheckpointStore) -> None:
     def write(stream: BinaryIO) -> None:
         raise KeyError("a bug")
@@ -674,10 +688,12 @@ def test_the_interpreter_does_not_end_before_the_save(tmp_path: Path) -> None:
 def test_a_host_copy_does_not_follow_what_training_changes() -> None:
     import torch
 
-    weight, log = torch.ones(3), [1, {"a": 2}]
-    taken = HostCopy().take({"state": (weight, log), "lr": 0.1})
+    weight, log, curve = torch.ones(3), [1, {"a": 2}], bytearray(b"abc")
+    taken = HostCopy().take({"state": (weight, log), "lr": 0.1, "curve": curve})
     weight.zero_()
     log.append(3)
+    curve.append(0)
+    assert taken["curve"] == b"abc"
     assert torch.equal(taken["state"][0], torch.ones(3))
     assert taken["state"][1] == [1, {"a": 2}]
     assert taken["lr"] == 0.1

@@ -691,7 +691,8 @@ class BackgroundSaver:
             metric: As there.
             value: As there.
             make_last: As there.
-            then: Called in the thread with the proven checkpoint, such as to refresh the record.
+            then: Called in the thread with the proven checkpoint, such as to refresh the record. The
+                checkpoint is safe whether this works or not, so that an OSError is only told.
         """
         self.join()
         if isinstance(self._error, SaveFailed):
@@ -705,7 +706,7 @@ class BackgroundSaver:
                 )
                 self._saved.append(ref)
                 if then is not None:
-                    then(ref)
+                    self._call(then, ref)
             except BaseException as error:  # noqa: BLE001 - handed to whoever waits
                 self._error = error
             finally:
@@ -741,6 +742,13 @@ class BackgroundSaver:
         except KeyboardInterrupt:
             done.wait()
             raise
+
+    def _call(self, then: Callable[[CheckpointRef], None], ref: CheckpointRef) -> None:
+        try:
+            then(ref)
+        except OSError as error:
+            message = f"{ref.file} is proven, but what follows a save failed: {error}."
+            self._store._tell("warning", ref.iteration, {"message": message})
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None
