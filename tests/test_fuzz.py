@@ -128,6 +128,25 @@ def sizes_overstated(data: bytearray, dice: random.Random) -> bytes:
     return bytes(data)
 
 
+def storages_exchanged_by_a_zip_tool(data: bytearray, dice: random.Random) -> bytes:
+    """Pack the file anew with two storages exchanged and right checksums."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(stream, "w") as new:
+        entries = {name: old.read(name) for name in old.namelist()}
+        storages = [name for name in entries if "/data/" in name]
+        pairs = [
+            (one, two)
+            for one in storages
+            for two in storages
+            if len(entries[one]) == len(entries[two]) and entries[one] != entries[two]
+        ]
+        one, two = dice.choice(pairs)
+        entries[one], entries[two] = entries[two], entries[one]
+        for name, content in entries.items():
+            new.writestr(name, content)
+    return stream.getvalue()
+
+
 def nearly_nothing(data: bytearray, dice: random.Random) -> bytes:
     return dice.choice((b"", b"\0", b"PK", bytes(len(data)), b"PK\x05\x06" + bytes(18), dice.randbytes(300)))
 
@@ -144,6 +163,7 @@ DAMAGES: tuple[Damage, ...] = (
     piece_repeated,
     entries_exchanged,
     entries_renamed,
+    storages_exchanged_by_a_zip_tool,
     repacked_as_another_zip,
     bomb,
     sizes_overstated,

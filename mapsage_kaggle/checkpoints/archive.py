@@ -26,6 +26,11 @@ _MAX_DIRECTORY_BYTES = 64 * 2**20
 _MARK = 2**32 - 1
 """Stands in 32 bits for a number that needs more, given elsewhere."""
 
+_ALIGNMENT_BYTES = 64
+"""To multiples of which torch.save moves the content of every entry."""
+
+_IDENTITY = ".data/serialization_id"
+
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR64 = struct.Struct("<4sLQL")
@@ -126,6 +131,11 @@ class Archive:
         self.directory_start, count, self._tail = _read_tail(source)
         self.entries = _parse_directory(self._tail, count, self.directory_start)
         self.by_name = {entry.name: entry for entry in self.entries}
+        if self.entries and not any(entry.crc32 for entry in self.entries):
+            raise DamagedError(
+                "it was saved without checksums (torch.serialization.set_crc32_options(False)), "
+                "so that damage cannot be told: save it again with them"
+            )
 
     def read(self, name: str, *, limit_bytes: int) -> bytes:
         """Return the content of one entry, its checksum compared.
@@ -159,6 +169,7 @@ class Archive:
         Raises:
             DamagedError: A checksum differs, or there are bytes that belong to nothing.
         """
+        repacked = False
         with Reader(self.source) as reader:
             for entry in self.entries:
                 if reader.position != entry.header_start:
@@ -169,6 +180,7 @@ class Archive:
                 header = reader.take(_LOCAL.size)
                 rest = _check_local(entry, header) - _LOCAL.size
                 _check_local_name(entry, reader.take(rest)[: len(entry.full_name)])
+                repacked = repacked or reader.position % _ALIGNMENT_BYTES != 0
                 pieces = reader.pieces(entry.size_bytes)
                 take(entry, pieces)
                 for _ in pieces:
@@ -180,7 +192,27 @@ class Archive:
                 raise DamagedError(f"bytes {reader.position} to {self.directory_start} belong to no entry")
             if reader.take(len(self._tail)) != self._tail:
                 raise DamagedError("it changed while it was read")
+            if repacked:
+                self._check_identity()
             return reader.finish()
+
+    def _check_identity(self) -> None:
+        """Compare the content with the identity that torch (from 2.1 on) gave it when it was saved.
+
+        A zip tool that exchanges two storages writes right checksums for them. The last half of the
+        identity chains the checksums of all entries in order. How is torch's own affair, so that
+        only files that were certainly not left as torch wrote them are held to it.
+        """
+        if _IDENTITY not in self.by_name:
+            return
+        identity = self.read(_IDENTITY, limit_bytes=64)
+        chained = 0
+        for entry in self.entries:
+            if entry.name != _IDENTITY:
+                mixed = entry.crc32 + 0x9E3779B9 + (chained << 6) + (chained >> 2)
+                chained = (chained ^ mixed) & (2**64 - 1)
+        if len(identity) == 40 and identity[20:] != b"%020d" % chained:
+            raise DamagedError("it was packed again after it was saved, and its content changed")
 
     def _check_descriptor(self, entry: Entry, reader: Reader) -> None:
         """Compare the copy of checksum and sizes that follows the data where the header has none."""
@@ -309,8 +341,8 @@ def _read_tail(source: Source) -> tuple[int, int, bytes]:
     locator_start = stop - _LOCATOR64.size
     locator = source.read(locator_start, _LOCATOR64.size) if locator_start >= _END64.size else b""
     if locator[:4] == b"PK\x06\x07":
-        _, _, end64_start, disks = _LOCATOR64.unpack(locator)
-        if end64_start + _END64.size != locator_start or disks != 1:
+        _, first_disk64, end64_start, disks = _LOCATOR64.unpack(locator)
+        if end64_start + _END64.size != locator_start or disks != 1 or first_disk64:
             raise DamagedError("the end of the zip archive is damaged")
         magic, length64, _, _, disk, first_disk, here, count64, size64, start64 = _END64.unpack(
             source.read(end64_start, _END64.size)
