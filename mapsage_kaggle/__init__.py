@@ -7,21 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mapsage_kaggle.install import install
-    from mapsage_kaggle.notebook import configure_run, discover, preflight, report, start, what_next
+    from mapsage_kaggle.notebook import preflight
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "install": "mapsage_kaggle.install",
+    # Opens a session; the notebook's further cells are that session's methods. So few names stand here
+    # because a function of a module's name (configure, training) would hide the module.
     "preflight": "mapsage_kaggle.notebook",
-    "discover": "mapsage_kaggle.notebook",
-    "configure_run": "mapsage_kaggle.notebook",
-    "start": "mapsage_kaggle.notebook",
-    "report": "mapsage_kaggle.notebook",
-    "what_next": "mapsage_kaggle.notebook",
 }
 
-__all__ = ["__version__", "configure_run", "discover", "install", "preflight", "report", "start", "what_next"]
+__all__ = ["__version__", "install", "preflight"]
 
 
 def __getattr__(name: str) -> Any:

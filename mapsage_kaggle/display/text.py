@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from mapsage_kaggle.clock import format_duration
+from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.events import Event
 from mapsage_kaggle.records import SessionRecord
 
 if TYPE_CHECKING:
+    from mapsage_kaggle.checkpoints.choose import Choice
     from mapsage_kaggle.checkpoints.inspect import Inspection
     from mapsage_kaggle.checkpoints.scan import ScanReport
+    from mapsage_kaggle.clock import SessionClock
     from mapsage_kaggle.environment import Check
-    from mapsage_kaggle.training import Prepared
 
 _MARKS = {"info": "ok ", "warning": "!  ", "error": "✗  "}
 
@@ -99,28 +101,66 @@ def inspection_text(inspection: Inspection) -> str:
     return "\n".join(lines)
 
 
-def plan_text(prepared: Prepared) -> str:
+class _Patch(Protocol):
+    """What is shown of a config's patch; ``configure.ConfigPatch`` is one."""
+
+    @property
+    def changes(self) -> Sequence[object]: ...
+    @property
+    def warnings(self) -> Sequence[str]: ...
+    @property
+    def max_iters(self) -> int: ...
+    @property
+    def effective_batch(self) -> int: ...
+
+
+class _Discovery(Protocol):
+    """What is shown of a discovery; ``training.Discovery`` is one."""
+
+    @property
+    def choice(self) -> Choice: ...
+
+
+class _Plan(Protocol):
+    """What is shown of a session before it trains; ``training.Prepared`` is one.
+
+    A protocol, because this room lies below the one that makes plans.
+    """
+
+    @property
+    def discovery(self) -> _Discovery: ...
+    @property
+    def patch(self) -> _Patch: ...
+    @property
+    def clock(self) -> SessionClock: ...
+    @property
+    def start_iteration(self) -> int: ...
+    @property
+    def work_dir(self) -> Path: ...
+
+
+def choice_text(choice: Choice, words: Words) -> str:
+    """Return what a session starts from, in one sentence."""
+    if choice.checkpoint is None:
+        return words("fresh")
+    iteration = choice.inspection.iteration if choice.inspection is not None else None
+    return words(choice.action, path=choice.checkpoint.target, iteration=iteration or 0)
+
+
+def plan_text(plan: _Plan) -> str:
     """Return what the session is about to do."""
-    choice, patch = prepared.discovery.choice, prepared.patch
+    choice, patch = plan.discovery.choice, plan.patch
     lines = [f"  {line}" for line in choice.explanations]
-    if choice.action == "resume":
-        lines.append(f"Resuming from {choice.checkpoint.path if choice.checkpoint else '?'}")
-    elif choice.action == "weights-only":
-        lines.append(
-            f"WEIGHTS ONLY from {choice.checkpoint.path if choice.checkpoint else '?'}: the optimizer and the "
-            "schedule start anew, from iteration 0."
-        )
-    else:
-        lines.append("Starting fresh: there is no checkpoint of this run.")
+    lines.append(f"{choice_text(choice, Words())}.")
     lines += [f"! {line}" for line in choice.steps_down]
     lines += [f"! {line}" for line in patch.warnings]
     lines.append(
-        f"Iterations {prepared.start_iteration} to {patch.max_iters}, {patch.effective_batch} images each; "
+        f"Iterations {plan.start_iteration} to {patch.max_iters}, {patch.effective_batch} images each; "
         f"{len(patch.changes)} keys of the config changed (see config.diff)"
     )
     lines.append(
-        f"Time: {format_duration(prepared.clock.left_s())} until everything must be written; "
-        f"work dir {prepared.work_dir}"
+        f"Time: {format_duration(plan.clock.left_s())} until everything must be written; "
+        f"work dir {plan.work_dir}"
     )
     return "\n".join(lines)
 
@@ -139,17 +179,41 @@ def outcome_text(record: SessionRecord, work_dir: Path) -> str:
     return "\n".join(lines)
 
 
-def next_text(record: SessionRecord, work_dir: Path) -> str:
+def next_text(record: SessionRecord, work_dir: Path, words: Words | None = None) -> str:
     """Return what a person does next, in one paragraph."""
+    words = words or Words()
     if record.stop_reason == "completed":
-        best = f" The best checkpoint is {record.best.file}." if record.best is not None else ""
-        return f"The run is finished.{best} The report is {work_dir / 'report.html'}."
+        best = words("next_best", file=record.best.file) if record.best is not None else ""
+        return words("next_completed", best=best)
     if record.stop_reason == "refused":
-        return f"Nothing was trained. {record.message}"
-    return (
-        f"To go on: attach this session's output as an input and run the same notebook again; it must resume at "
-        f"iteration {record.end_iteration}."
-    )
+        return words("next_refused", message=record.message)
+    if record.stop_reason == "failed":
+        return words("next_failed", iteration=record.end_iteration, log=work_dir / "train.log")
+    return words("next_go_on", iteration=record.end_iteration)
+
+
+def headline(event: Event) -> str:
+    """Return the line for an event that a person should read; empty for those that come by the thousand."""
+    data = event.data
+    if event.event == "resume":
+        return "\n".join(str(line) for line in data.get("lines", [data.get("verdict", "")]))
+    if event.event == "validation":
+        best = " (best so far)" if data.get("best") else ""
+        return f"[{event.iteration}] validation: {scores_text(data.get('metrics', {}))}{best}"
+    if event.event == "checkpoint" and data.get("metric") is None:
+        return f"[{event.iteration}] saved and verified: {data.get('file')} ({size(data.get('size_bytes'))})"
+    if event.event in ("warning", "restart", "failure", "ladder"):
+        message = data.get("message") or ", ".join(f"{key} {value}" for key, value in data.items())
+        return f"[{event.iteration}] {event.event}: {message}"
+    if event.event == "stop":
+        return f"[{event.iteration}] stopped: {data.get('message', '')}"
+    return ""
+
+
+def scores_text(metrics: Mapping[str, Any]) -> str:
+    """Return validation's scores, mIoU first; mmsegmentation gives them in percent."""
+    names = sorted((name for name in metrics if "time" not in name), key=lambda name: name != "mIoU")
+    return ", ".join(f"{name} {metrics[name]:.2f} %" for name in names if metrics[name] is not None)
 
 
 class TextSink:
@@ -166,6 +230,7 @@ class TextSink:
         self._stream = stream
         self._every_s = every_s
         self._told_at = -math.inf
+        self._saved = ""
 
     def handle(self, event: Event) -> None:
         """Print an event, or leave it out."""
@@ -174,47 +239,36 @@ class TextSink:
             print(line, file=self._stream or sys.stdout, flush=True)
 
     def _line(self, event: Event) -> str:
-        data = event.data
         if event.event == "iteration":
             now = time.monotonic()
             if now - self._told_at < self._every_s:
                 return ""
             self._told_at = now
-            return self._progress(event)
-        if event.event == "resume":
-            return "\n".join(str(line) for line in data.get("lines", [data.get("verdict", "")]))
-        if event.event == "validation":
-            numbers = ", ".join(
-                f"{name} {value:.2f}" for name, value in data.get("metrics", {}).items() if "time" not in name
-            )
-            best = " (best so far)" if data.get("best") else ""
-            return f"[{event.iteration}] validation: {numbers}{best}"
-        if event.event == "checkpoint":
-            return (
-                f"[{event.iteration}] saved and verified: {data.get('file')} ({size(data.get('size_bytes'))})"
-            )
-        if event.event in ("warning", "restart", "failure", "ladder"):
-            message = data.get("message") or ", ".join(f"{key} {value}" for key, value in data.items())
-            return f"[{event.iteration}] {event.event}: {message}"
-        if event.event == "stop":
-            return f"[{event.iteration}] stopped: {data.get('message', '')}"
-        return ""
+            return progress_text(event, self._max_iters)
+        if event.event == "checkpoint" and event.data.get("metric") is None:
+            # Written before a validation and again after it, with its score: told once.
+            again, self._saved = event.data.get("file") == self._saved, str(event.data.get("file"))
+            return "" if again else headline(event)
+        return headline(event)
 
-    def _progress(self, event: Event) -> str:
-        data = event.data
-        parts = [f"[{event.iteration}/{self._max_iters}]"]
-        if data.get("loss") is not None:
-            parts.append(f"loss {data['loss']:.4f}")
-        if data.get("lr") is not None:
-            parts.append(f"lr {data['lr']:.3g}")
-        if data.get("iteration_s"):
-            parts.append(f"{data['iteration_s']:.2f} s/iteration")
-        if data.get("left_s") is not None:
-            reach = event.iteration + int(data.get("iterations_left") or 0)
-            parts.append(
-                f"{format_duration(data['left_s'])} left, reaching about {min(reach, self._max_iters)}"
-            )
-        return "  ".join(parts)
+
+def progress_text(event: Event, max_iters: int) -> str:
+    """Return an iteration's numbers in one line."""
+    data = event.data
+    parts = [f"[{event.iteration}/{max_iters}]"]
+    if data.get("loss") is not None:
+        parts.append(f"loss {data['loss']:.4f}")
+    if data.get("lr") is not None:
+        parts.append(f"lr {data['lr']:.3g}")
+    if data.get("iteration_s"):
+        parts.append(f"{data['iteration_s']:.2f} s/iteration")
+    if data.get("left_s") is not None:
+        parts.append(f"{format_duration(data['left_s'])} left")
+    # Until something has been measured nothing can be foretold.
+    if data.get("iterations_left"):
+        reach = event.iteration + int(data["iterations_left"])
+        parts.append(f"reaching {'the end' if reach >= max_iters else f'about {reach}'}")
+    return "  ".join(parts)
 
 
 def run_text(folders: Sequence[Path]) -> str:

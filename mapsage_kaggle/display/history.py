@@ -1,0 +1,101 @@
+"""The sessions of a run, read back from what they left: records and events, oldest first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mapsage_kaggle.events import Event, read_events
+from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.records import SessionRecord
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session:
+    """One session with what happened in it.
+
+    Attributes:
+        record: What it did and handed over.
+        events: What happened, in order; empty where its events were not carried along.
+        folder: The work dir, or the history folder, that it was read from.
+    """
+
+    record: SessionRecord
+    events: tuple[Event, ...]
+    folder: Path
+
+    def of(self, *kinds: str) -> list[Event]:
+        """Return the events of some kinds."""
+        return [event for event in self.events if event.event in kinds]
+
+
+def read_sessions(folders: Sequence[Path]) -> list[Session]:
+    """Return the sessions that some work dirs know of, oldest first, each once.
+
+    The last session's output alone is enough: it carries the earlier records and events in
+    ``history/``. A session is told by its run and its number; where several copies of its record
+    are found, the one that got furthest counts. Records that cannot be read are passed over.
+    """
+    found: dict[tuple[str, int, bool], Session] = {}
+    for session in _all_sessions(folders):
+        # A refusal takes no number of its own.
+        refused = session.record.stop_reason == "refused"
+        key = (session.record.run_id, session.record.session_index, refused)
+        known = found.get(key)
+        if known is None or _weight(session) > _weight(known):
+            found[key] = session
+    return sorted(found.values(), key=lambda item: (item.record.started_s, item.record.session_index))
+
+
+def sessions_of(folders: Sequence[Path]) -> list[SessionRecord]:
+    """Return the records that some work dirs know of, oldest first, each once."""
+    return [session.record for session in read_sessions(folders)]
+
+
+def _all_sessions(folders: Sequence[Path]) -> Iterator[Session]:
+    for folder in folders:
+        files = WorkDir(folder)
+        record = _read(files.session)
+        if record is not None:
+            yield Session(record=record, events=tuple(read_events(files.events)), folder=folder)
+        places = [files.history, folder] if not files.history.is_dir() else [files.history]
+        for place in places:
+            for path in sorted(place.glob("session_*.json")):
+                earlier = _read(path)
+                if earlier is not None:
+                    events = path.with_name(path.name.replace("session_", "events_")).with_suffix(".jsonl")
+                    yield Session(record=earlier, events=tuple(read_events(events)), folder=place)
+        for document in record.previous if record is not None else ():
+            earlier = _parse(document)
+            if earlier is not None:
+                yield Session(record=earlier, events=(), folder=folder)
+
+
+def _weight(session: Session) -> tuple[bool, bool, int]:
+    """Sort key of copies: with events, finished, and with the most of them."""
+    return bool(session.events), session.record.stop_reason != "running", len(session.events)
+
+
+def _read(path: Path) -> SessionRecord | None:
+    try:
+        return SessionRecord.read(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _parse(document: object) -> SessionRecord | None:
+    try:
+        return SessionRecord.from_json(json.loads(json.dumps(document)))
+    except (ValueError, TypeError):
+        return None
+
+
+def one_run(sessions: Iterable[Session]) -> list[Session]:
+    """Return the sessions of the newest run among them."""
+    sessions = list(sessions)
+    if not sessions:
+        return []
+    run_id = sessions[-1].record.run_id
+    return [session for session in sessions if session.record.run_id == run_id]
