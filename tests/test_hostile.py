@@ -378,7 +378,21 @@ def deep(count: int) -> bytes:
         (b"", "malformed"),
         (b"K\x01K\x02", "malformed"),
     ],
-    ids="lists million-lists million-tuples hash float-key huge-key text marks memo stack ff none odd".split(),
+    ids=[
+        "lists",
+        "million-lists",
+        "million-tuples",
+        "hash",
+        "float-key",
+        "huge-key",
+        "text",
+        "marks",
+        "memo",
+        "stack",
+        "ff",
+        "none",
+        "odd",
+    ],
 )
 def test_a_pickle_that_would_exhaust_the_machine_is_refused(
     payload: bytes, named: str, tmp_path: Path
