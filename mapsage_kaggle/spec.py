@@ -37,6 +37,7 @@ class ChildSpec:
         best_rules: ``greater`` or ``less`` by metric, where the config says so.
         deterministic: Whether torch must use deterministic algorithms.
         extend: The schedulers are to be rebuilt for a new end.
+        pace: What an earlier session measured, by the names of :meth:`mapsage_kaggle.clock.Pace.learned`.
     """
 
     config: Path
@@ -58,6 +59,7 @@ class ChildSpec:
     best_rules: Mapping[str, str] = field(default_factory=dict)
     deterministic: bool = False
     extend: bool = False
+    pace: Mapping[str, float] = field(default_factory=dict)
 
     def clock(self) -> SessionClock:
         """Return the session's clock."""

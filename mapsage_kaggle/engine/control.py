@@ -71,7 +71,6 @@ class Control:
     ) -> None:
         self.clock = clock
         self.pace = pace
-        self.output_bytes = 0.0
         self._request = stop_request
         self._pipe = PipeWatch() if watch_pipe and _is_pipe(0) else None
         self._terminated = threading.Event()
@@ -99,25 +98,45 @@ class Control:
         return "user", False
 
     def stop_asked(self) -> bool:
-        """Tell, on all ranks alike, whether somebody wants training to end before the deadline."""
-        return bool(_agree(int(bool(self._asked()[0])) if _rank() == 0 else 0))
+        """Tell, on all ranks alike, whether a validation must be left: on request, or far too late."""
+        if _rank() == 0:
+            code = int(bool(self._asked()[0]) or self.pace.must_leave_validation(self.clock))
+        else:
+            code = 0
+        return bool(_agree(code))
 
-    def decide(self, *, validation_due: bool, save_due: bool, may_stop: bool = True) -> Decision:
+    def decide(
+        self,
+        *,
+        validation_due: bool,
+        save_due: bool,
+        may_stop: bool = True,
+        saved: bool = False,
+        stride: int = 1,
+    ) -> Decision:
         """Return what happens at this boundary. Collective: every rank must call it.
 
         Args:
             validation_due: The schedule asks for a validation here.
             save_due: The save schedule asks for a checkpoint here (only rank 0's word counts).
             may_stop: False inside a gradient accumulation, which a checkpoint cannot hold.
+            saved: The present state is saved already.
+            stride: Iterations until training may stop again.
         """
         code = 0
         if _rank() == 0:
             stop, save = self._asked() if may_stop else ("", False)
-            validate = validation_due and not stop
-            if not stop and validate and not self.pace.fits_validation(self.clock, self.output_bytes):
-                stop, validate = "deadline", False
-            if not stop and may_stop and not self.pace.fits_iteration(self.clock, self.output_bytes):
-                stop = "deadline"
+            validate = False
+            if not stop:
+                verdict = self.pace.decide(
+                    self.clock,
+                    validation_due=validation_due,
+                    save_due=save or save_due,
+                    saved=saved,
+                    may_stop=may_stop,
+                    stride=stride,
+                )
+                stop, validate = "deadline" if verdict.stop else "", verdict.validate
             code = _STOPS.index(stop) << 2 | int(save or save_due) << 1 | int(validate)
         code = _agree(code)
         return Decision(stop=_STOPS[code >> 2], save=bool(code & 2), validate=bool(code & 1))

@@ -112,13 +112,16 @@ class SessionTrainLoop(IterBasedTrainLoop):
         accumulation = getattr(self.runner.optim_wrapper, "_accumulative_counts", 1)
         may_stop = self._iter % accumulation == 0 or self._iter == self._max_iters
         decision = session.control.decide(
-            validation_due=due, save_due=may_stop and session.save_due(self._iter), may_stop=may_stop
+            validation_due=due,
+            save_due=may_stop and session.save_due(self._iter),
+            may_stop=may_stop,
+            stride=accumulation,
         )
         if due:
             # Saved before it is validated, and noted as owed: whatever happens now, nothing is lost.
             session.save(self._iter, owed_validation=self._iter)
             if decision.validate:
-                return self._validate() or session.control.decide(validation_due=False, save_due=False).stop
+                return self._validate() or self._decide_saved()
             return decision.stop
         if decision.save:
             session.save(self._iter)
@@ -140,8 +143,15 @@ class SessionTrainLoop(IterBasedTrainLoop):
                 "it is left out.",
             )
             return ""
-        decision = self.session.control.decide(validation_due=True, save_due=False)
-        return self._validate() if decision.validate else decision.stop
+        decision = self.session.control.decide(validation_due=True, save_due=False, saved=True)
+        if decision.stop == "deadline":
+            self.session.owed_does_not_fit()
+        return self._validate() or self._decide_saved() if decision.validate else decision.stop
+
+    def _decide_saved(self) -> str:
+        """Decide once more at a boundary whose state is saved; return why to stop, empty to go on."""
+        stop: str = self.session.control.decide(validation_due=False, save_due=False, saved=True).stop
+        return stop
 
     def _validate(self) -> str:
         """Run a validation and keep what came out of it; return why to stop, empty to go on."""
@@ -150,7 +160,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
         try:
             metrics = self.runner.val_loop.run()
         except ValidationAborted:
-            return session.control.decide(validation_due=False, save_due=False).stop or "user"
+            return self._decide_saved() or "user"
         session.validation_done(self._iter, metrics)
         return ""
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
+from mapsage_kaggle.checkpoints.retention import plan_retention
 from mapsage_kaggle.checkpoints.schedule import SaveSchedule
 from mapsage_kaggle.checkpoints.store import BackgroundSaver, CheckpointStore, SaveFailed
-from mapsage_kaggle.clock import Pace
+from mapsage_kaggle.clock import Pace, SessionPlan, format_duration, week_start_s
 from mapsage_kaggle.engine.control import Control
 from mapsage_kaggle.engine.snapshot import check_resumed, snapshot
 from mapsage_kaggle.errors import TrainingError
@@ -53,7 +55,7 @@ class TrainingSession:
         self.world_size = world_size
         self.files = WorkDir(spec.work_dir)
         self.events = EventLog(self.files.events)
-        self.pace = Pace()
+        self.pace = Pace(expected=dict(spec.pace))
         self.control = Control(clock=spec.clock(), pace=self.pace, stop_request=self.files.stop_request)
         self.owed_validation: int | None = None
         self.store: CheckpointStore | None = None
@@ -72,6 +74,8 @@ class TrainingSession:
         self._began = time.monotonic()
         self._losses: dict[str, list[float]] = {}
         self._record: SessionRecord | None = None
+        self._start_up_s = 0.0
+        self._gpu_used_s = 0.0
 
     # -- the life of the child
 
@@ -113,7 +117,7 @@ class TrainingSession:
         """Take note of the runner, once it is built."""
         self._runner = runner
         self._config_text = config_text
-        self.control.output_bytes = self._output_bytes()
+        self._measure_output()
 
     @property
     def has_trained(self) -> bool:
@@ -173,6 +177,12 @@ class TrainingSession:
         if self.rank == 0:
             seconds = self._lap("start_up")
             self.tell("training", iteration, max_iters=max_iters, start_up_s=round(seconds, 2))
+            # What came before the child is part of a session's start, but not what an earlier child did.
+            assert self._record is not None
+            first = iteration == self._record.start_iteration
+            self._start_up_s = self.control.clock.elapsed_s() if first else seconds
+            self._gpu_used_s = _gpu_s_this_week(self._record, time.time())
+            self._foresee(runner)
         self._stage_began = time.monotonic()
 
     def iteration_done(
@@ -187,6 +197,7 @@ class TrainingSession:
             # The first one pays for the start of the data workers and for lazy initialisation.
             self.timings_s["start_up"] += data_s
             self.timings_s["waiting_for_data"] -= data_s
+            self.pace.guess(iteration_s=step_s)
         else:
             self.pace.iteration.add(data_s + step_s)
         for name, value in losses.items():
@@ -209,16 +220,49 @@ class TrainingSession:
             "lr": lr,
             "iteration_s": round(self.pace.iteration.mean(data_s + step_s), 4),
             "data_s": round(data_s, 4),
-            "iterations_left": self.pace.iterations_left(
-                self.control.clock,
-                val_interval=runner.val_interval or 0,
-                output_bytes=self.control.output_bytes,
-            ),
             "left_s": round(self.control.clock.left_s(), 1),
         }
+        # One iteration is no pace.
+        if len(self.pace.iteration) > 1:
+            plan = self._plan(iteration)
+            data |= {"iterations_left": plan.reach - iteration, "plan": plan.to_json()}
         if torch.cuda.is_available():
             data["memory_bytes"] = torch.cuda.max_memory_allocated()
         self.tell("iteration", iteration, **data)
+
+    def _plan(self, iteration: int) -> SessionPlan:
+        runner = self._require_runner()
+        on_gpu = torch.cuda.is_available()
+        elapsed_s = self.control.clock.elapsed_s()
+        return self.pace.plan(
+            self.control.clock,
+            iteration=iteration,
+            max_iters=runner.max_iters,
+            val_interval=(runner.val_interval or 0) if runner.val_loop is not None else 0,
+            start_up_s=self._start_up_s,
+            quota_used_s=self._gpu_used_s + elapsed_s if on_gpu else None,
+        )
+
+    def _foresee(self, runner: SessionRunner) -> None:
+        """Guess, on the safe side, what nothing has been measured of."""
+        num_bytes = 4.0 * sum(parameter.numel() for parameter in runner.model.parameters())
+        # Weights and two moments, by a slow disk, read again to be proven.
+        self.pace.guess(save_s=2.0 + 3 * num_bytes / 50e6, best_s=2.0 + num_bytes / 50e6)
+        if runner.val_loop is not None:
+            # A whole image forward costs about what a crop costs forward and backward.
+            loader = runner.val_dataloader
+            images = len(loader) * (getattr(loader, "batch_size", None) or 1)
+            per_iteration = runner.train_dataloader.batch_sampler.effective_batch / self.world_size
+            self.pace.validation_iterations = 1.5 * images / per_iteration
+
+    def owed_does_not_fit(self) -> None:
+        """Say that this session is too short for the validation that it owes."""
+        takes, left = format_duration(self.pace.validation_s()), format_duration(self.control.clock.left_s())
+        self.warn(
+            self._iteration,
+            f"The validation at {self._iteration} is owed and takes about {takes}, but {left} are left: "
+            "nothing is trained before it. Give the session a longer limit.",
+        )
 
     def overflow_is_normal(self, optim_wrapper: Any) -> bool:
         """Tell whether a loss scaler skips steps with Inf or NaN gradients by itself."""
@@ -257,7 +301,9 @@ class TrainingSession:
         runner.message_hub.update_info(OWED, owed_validation)
         self._saved_iteration = iteration
         if self.rank == 0:
-            self._submit(f"iter_{iteration}.pth", snapshot(runner, iteration, config_text=self._config_text))
+            state = snapshot(runner, iteration, config_text=self._config_text)
+            self.pace.copy.add(time.monotonic() - begin)
+            self._submit(f"iter_{iteration}.pth", state)
         self._count_saving(begin)
 
     def _submit(
@@ -265,15 +311,18 @@ class TrainingSession:
     ) -> None:
         assert self.saver is not None
         iteration = int(checkpoint["meta"]["iter"])
-        began = time.monotonic()
+        clock = self.control.clock
 
         def write(stream: BinaryIO) -> None:
             torch.save(checkpoint, stream)
 
         def proven(ref: CheckpointRef) -> None:
-            self.pace.save.add(time.monotonic() - began)
+            self.pace.write_ends(clock.now())
+            self._measure_output()
             self._refresh_record(ref)
 
+        self.saver.join()  # so that waiting for the save before is not taken for this one's cost
+        self.pace.write_begins(clock.now(), best=metric is not None)
         self.saver.submit(
             name,
             write,
@@ -287,7 +336,11 @@ class TrainingSession:
     def _refresh_record(self, ref: CheckpointRef) -> None:
         """Bring ``session.json`` up to date; called in the saving thread, which is the only writer."""
         assert self._record is not None and self.store is not None
-        changes: dict[str, Any] = {"best": self.store.best(), "timings_s": self._rounded_timings()}
+        changes: dict[str, Any] = {
+            "best": self.store.best(),
+            "timings_s": self._rounded_timings(),
+            "learned": {**self._record.learned, "pace": self.pace.learned()},
+        }
         if ref.metric is None:
             changes |= {
                 "checkpoint": ref,
@@ -302,12 +355,28 @@ class TrainingSession:
         self.timings_s["saving"] += seconds
         if self.schedule is not None:
             self.schedule.saved(cost_s=seconds)
-        self.control.output_bytes = self._output_bytes()
 
-    def _output_bytes(self) -> float:
+    def _measure_output(self) -> None:
+        """Measure what Kaggle will have to save, and what another checkpoint adds to it.
+
+        Called by the thread that saves: for any other, the store would be locked until it has saved.
+        """
         if self.store is None:
-            return 0.0
-        return float(sum(ref.size_bytes for ref in self.store.proven()))
+            return
+        refs = self.store.proven()
+        full = max((ref for ref in refs if ref.metric is None), key=lambda ref: ref.iteration, default=None)
+        self.pace.output_bytes = now = float(sum(ref.size_bytes for ref in refs))
+        if full is None:
+            return
+        coming = replace(full, file=f"iter_{full.iteration + 1}.pth", iteration=full.iteration + 1)
+        gone = plan_retention(
+            [*refs, coming],
+            budget_bytes=self.spec.budget_bytes,
+            milestones_every=self.spec.save_interval or None,
+        )
+        after = sum(ref.size_bytes for ref in (*refs, coming) if ref.file not in gone)
+        self.pace.checkpoint_bytes = max(0.0, after - now)
+        self.pace.best_bytes = 0.0 if self.store.best() or not self._metric else full.size_bytes / 3
 
     # -- validation
 
@@ -321,7 +390,7 @@ class TrainingSession:
         """Keep the score, save the best, and note that nothing is owed any more. Collective."""
         runner = self._require_runner()
         seconds = self._lap("validation")
-        self.pace.validation.add(seconds)
+        self.pace.validated(seconds)
         score, is_best = self._score(metrics), False
         if score is not None and self._is_best(score):
             is_best = True
@@ -386,11 +455,7 @@ class TrainingSession:
             message=STOP_MESSAGES.get(stop, ""),
             owed=self.owed_validation,
             timings_s=self._rounded_timings(),
-            pace={
-                "iteration_s": round(self.pace.iteration.mean(), 4),
-                "validation_s": round(self.pace.validation.mean(), 2),
-                "save_s": round(self.pace.save.mean(), 2),
-            },
+            pace=self.pace.learned(),
         )
         if stop == "orphaned":
             # Nobody else is left to finish the record.
@@ -420,6 +485,16 @@ class TrainingSession:
 def _greater_is_better(metric: str, rule: str | None) -> bool:
     """Tell which way a score goes: the config's rule, else down for losses and up for all else."""
     return rule == "greater" if rule else "loss" not in metric.lower()
+
+
+def _gpu_s_this_week(record: SessionRecord, now_s: float) -> float:
+    """Return how long earlier sessions of the run lasted since the quota's week began."""
+    begin_s, used_s = week_start_s(now_s), 0.0
+    for earlier in record.previous:
+        started_s, ended_s = earlier.get("started_s"), earlier.get("ended_s")
+        if started_s and ended_s:
+            used_s += max(0.0, float(ended_s) - max(float(started_s), begin_s))
+    return used_s
 
 
 def tell_failure(spec: ChildSpec, *, rank: int, iteration: int, kind: str, message: str, trace: str) -> None:
