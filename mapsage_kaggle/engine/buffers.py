@@ -1,0 +1,66 @@
+"""Buffers that forward passes change, made the same on all ranks.
+
+mmengine wraps models with ``broadcast_buffers=False``, so each rank's BatchNorm would follow its own
+share of the data, and validation would depend on the rank that runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def synchronise_buffers(core: torch.nn.Module) -> None:
+    """Make every buffer the same on all ranks. Collective; meant for each iteration's end.
+
+    BatchNorm's running mean and variance become the mean over ranks: for the mean that is what one
+    rank would have seen in the whole batch, for the variance it leaves out what lies between the
+    ranks' means. Any other buffer becomes that of rank 0. Called after every iteration, it keeps
+    the result independent of when checkpoints are written.
+
+    Args:
+        core: The model without its wrapper.
+    """
+    averaged, counters = [], []
+    done: set[int] = set()
+    for module in core.modules():
+        if not isinstance(module, _BatchNorm):
+            continue
+        done |= {id(buffer) for buffer in module.buffers(recurse=False)}
+        if not module.training or isinstance(module, torch.nn.SyncBatchNorm):
+            continue  # nothing has changed, or it is the same everywhere
+        averaged += [item for item in (module.running_mean, module.running_var) if item is not None]
+        if module.num_batches_tracked is not None:
+            counters.append(module.num_batches_tracked)
+    others = [buffer for buffer in core.buffers() if id(buffer) not in done]
+    for group in _alike(averaged):
+        flat = torch.cat([buffer.reshape(-1) for buffer in group])
+        torch.distributed.all_reduce(flat)
+        _spread(flat / torch.distributed.get_world_size(), group)
+    for group in _alike(counters):
+        # Ranks may need different numbers of micro-batches for their shares.
+        flat = torch.stack(group)
+        torch.distributed.all_reduce(flat, op=torch.distributed.ReduceOp.MAX)
+        _spread(flat, group)
+    for group in _alike(others):
+        flat = torch.cat([buffer.reshape(-1) for buffer in group])
+        torch.distributed.broadcast(flat, src=0)
+        _spread(flat, group)
+
+
+def _alike(buffers: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Group buffers by type and device, in an order that is the same on every rank."""
+    groups: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+    for buffer in buffers:
+        groups.setdefault((buffer.dtype, buffer.device), []).append(buffer)
+    return list(groups.values())
+
+
+def _spread(flat: torch.Tensor, group: list[torch.Tensor]) -> None:
+    begin = 0
+    for buffer in group:
+        buffer.copy_(flat[begin : begin + buffer.numel()].view_as(buffer))
+        begin += buffer.numel()

@@ -1,0 +1,145 @@
+"""mmsegmentation's IoU metric with whole numbers, the same over any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed
+from mmengine.registry import METRICS
+from mmseg.evaluation import IoUMetric
+
+
+@METRICS.register_module(name="MapsageIoUMetric")
+class IntegerIoUMetric(IoUMetric):
+    """``IoUMetric`` that counts pixels in int64, with all its options and its table.
+
+    The stock metric adds up float32 histograms, which round beyond 2**24 pixels and depend on the
+    order, and uses ``histc``, which has no deterministic kernel on CUDA. Here each sample adds to
+    one confusion matrix; ranks add theirs. Samples that the sampler repeats, so that all ranks
+    have the same number, count once. Nothing travels through files, so machines need no shared
+    folder.
+
+    Attributes:
+        confusion: After :meth:`evaluate`, int64 of shape ``(C + 1, C + 1)``: pixels by label (row)
+            and prediction (column); the last ones hold what is no class. Ignored pixels are out.
+        per_class: After :meth:`evaluate`, ``{class: {"IoU": …, "Acc": …}}`` as fractions; a class
+            that does not occur has None.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.confusion: torch.Tensor | None = None
+        self.per_class: dict[str, dict[str, float | None]] = {}
+        self._num_samples = 0
+
+    @staticmethod
+    def intersect_and_union(
+        pred_label: torch.Tensor, label: torch.Tensor, num_classes: int, ignore_index: int
+    ) -> torch.Tensor:
+        """Return one sample's confusion matrix on the CPU, see :attr:`confusion`.
+
+        The name is the base class's, whose ``process`` calls it once for each sample.
+        """
+        return confusion_matrix(pred_label, label, num_classes, ignore_index)
+
+    def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
+        """Count one batch; keep only the last sample apart, as it may turn out to be a repeated one."""
+        self._num_samples += len(data_samples)
+        super().process(data_batch, data_samples)
+        if len(self.results) > 2:
+            *older, last = self.results
+            self.results[:] = [torch.stack(older).sum(dim=0), last]
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Return the metrics over all ranks' samples. Collective; every rank gets the same.
+
+        Args:
+            size: Images in the data set. Position ``k`` of it is rank ``k % world size``'s sample
+                ``k // world size``, as mmengine's samplers deal them; later ones are repetitions.
+        """
+        rank, world_size = _rank_and_world_size()
+        if self.format_only:
+            metrics = dict(self.compute_metrics([]))
+        else:
+            if world_size > 1 and self._num_samples and (self._num_samples - 1) * world_size + rank >= size:
+                self.results.pop()
+            self.confusion = self._summed(world_size)
+            self.per_class = per_class_of(self.confusion, self.dataset_meta["classes"])
+            metrics = dict(self.compute_metrics([areas(self.confusion)]))
+        if self.prefix:
+            metrics = {f"{self.prefix}/{name}": value for name, value in metrics.items()}
+        self.results.clear()
+        self._num_samples = 0
+        return metrics
+
+    def _summed(self, world_size: int) -> torch.Tensor:
+        length = len(self.dataset_meta["classes"]) + 1
+        total = torch.zeros(length, length, dtype=torch.int64)
+        for matrix in self.results:
+            total += matrix
+        if world_size > 1:
+            on_gpu = torch.distributed.get_backend() == "nccl"
+            shared = total.cuda() if on_gpu else total
+            torch.distributed.all_reduce(shared)
+            total = shared.cpu()
+        return total
+
+
+def confusion_matrix(
+    prediction: torch.Tensor, label: torch.Tensor, num_classes: int, ignore_index: int
+) -> torch.Tensor:
+    """Return pixels by label (row) and prediction (column), int64 ``(C + 1, C + 1)`` on the CPU.
+
+    Args:
+        prediction: Class indices of any shape.
+        label: Class indices of the same shape.
+        num_classes: ``C``. Values outside of ``[0, C)`` count in the last row or column.
+        ignore_index: The label that is left out.
+    """
+    kept = label != ignore_index
+    label, prediction = label[kept].long(), prediction[kept].long()
+    label = torch.where((label >= 0) & (label < num_classes), label, num_classes)
+    prediction = torch.where((prediction >= 0) & (prediction < num_classes), prediction, num_classes)
+    length = num_classes + 1
+    counts = torch.bincount(label * length + prediction, minlength=length * length)
+    return counts.view(length, length).cpu()
+
+
+def areas(confusion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return intersection, union, prediction and label area by class, float64 of shape ``(C,)``.
+
+    float64 holds whole numbers up to 2**53 exactly: 9e9 images of 1024 × 1024.
+    """
+    intersection = confusion.diagonal()[:-1]
+    predicted = confusion.sum(dim=0)[:-1]
+    labelled = confusion.sum(dim=1)[:-1]
+    union = predicted + labelled - intersection
+    return intersection.double(), union.double(), predicted.double(), labelled.double()
+
+
+def per_class_of(confusion: torch.Tensor, classes: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """Return IoU and accuracy by class name, as fractions; None where there is nothing to divide by."""
+    intersection, union, _, labelled = (item.tolist() for item in areas(confusion))
+    return {
+        name: {
+            "IoU": intersection[index] / union[index] if union[index] else None,
+            "Acc": intersection[index] / labelled[index] if labelled[index] else None,
+        }
+        for index, name in enumerate(classes)
+    }
+
+
+def told(metrics: Sequence[Any]) -> Mapping[str, Any]:
+    """Return what a ``validation`` event says by class, of the first metric that knows it."""
+    for metric in metrics:
+        if isinstance(metric, IntegerIoUMetric) and metric.confusion is not None:
+            return {"per_class": metric.per_class, "confusion": metric.confusion.tolist()}
+    return {}
+
+
+def _rank_and_world_size() -> tuple[int, int]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -1,0 +1,207 @@
+"""A batch in parts gives the gradients of the whole batch, for every loss that allows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+from mmengine.registry import init_default_scope
+from mmengine.structures import PixelData
+from mmseg.models.losses import CrossEntropyLoss
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+
+from mapsage_kaggle.engine.accumulate import accumulated_step
+
+SIZE, CLASSES, IGNORE = 32, 4, 255
+WEIGHTS = [0.5, 2.0, 1.0, 3.0]
+MEAN = {"type": "CrossEntropyLoss"}
+VALID = {"type": "CrossEntropyLoss", "avg_non_ignore": True}
+WEIGHTED = {"type": "CrossEntropyLoss", "class_weight": WEIGHTS}
+SIGMOID = {"type": "CrossEntropyLoss", "use_sigmoid": True, "avg_non_ignore": True}  # is float32 by itself
+DICE = {"type": "DiceLoss", "loss_name": "loss_dice"}
+
+# The stock loss recommends its other option.
+pytestmark = pytest.mark.filterwarnings("ignore:Default ``avg_non_ignore``:UserWarning")
+
+
+def build(decode: Any, auxiliary: Any, norm: str = "GN") -> Any:
+    """Return a small model in float64, the same on every call, without any random draw in it."""
+    init_default_scope("mmseg")
+    torch.manual_seed(0)
+    norm_cfg = {"type": norm, "num_groups": 2} if norm == "GN" else {"type": norm}
+
+    def head(channels: int, index: int, loss: Any) -> dict[str, Any]:
+        return {
+            "type": "FCNHead", "in_channels": channels, "in_index": index, "channels": 8, "num_convs": 1,
+            "concat_input": False, "dropout_ratio": 0.0, "num_classes": CLASSES, "norm_cfg": norm_cfg,
+            "align_corners": False, "loss_decode": loss, "ignore_index": IGNORE,
+        }  # fmt: skip
+
+    model = MODELS.build(
+        {
+            "type": "EncoderDecoder",
+            "data_preprocessor": {
+                "type": "SegDataPreProcessor", "size": (SIZE, SIZE), "pad_val": 0, "seg_pad_val": IGNORE,
+            },
+            "backbone": {
+                "type": "MixVisionTransformer", "embed_dims": 8, "num_stages": 2, "num_layers": [1, 1],
+                "num_heads": [1, 2], "patch_sizes": [7, 3], "strides": [4, 2], "sr_ratios": [2, 1],
+                "out_indices": (0, 1), "mlp_ratio": 2, "drop_path_rate": 0.0,
+            },
+            "decode_head": head(16, 1, decode),
+            "auxiliary_head": head(8, 0, auxiliary),
+            "test_cfg": {"mode": "whole"},
+        }
+    )  # fmt: skip
+    # The preprocessor hands over float32.
+    model.backbone.register_forward_pre_hook(lambda _module, args: (args[0].double(),))
+    return model.double().train()
+
+
+def images(begin: int, end: int) -> dict[str, Any]:
+    """Return images ``begin`` to ``end`` of an endless batch; each ignores another part of its label."""
+    batch: dict[str, Any] = {"inputs": [], "data_samples": []}
+    for index in range(begin, end):
+        generator = torch.Generator().manual_seed(index)
+        label = torch.randint(0, CLASSES, (1, SIZE, SIZE), generator=generator)
+        # The first ignores everything, the next ones ever less; class 1 only in the first half.
+        label[:, : SIZE - 7 * index] = IGNORE
+        batch["inputs"].append(torch.randn(3, SIZE, SIZE, generator=generator, dtype=torch.float64))
+        batch["data_samples"].append(
+            SegDataSample(gt_sem_seg=PixelData(data=label), metainfo={"img_shape": (SIZE, SIZE)})
+        )
+    return batch
+
+
+def stock_step(decode: Any, auxiliary: Any) -> tuple[torch.Tensor, dict[str, float]]:
+    """Return the weights after mmengine's own step over the whole batch of 4, and what it logs."""
+    model = build(decode, auxiliary)
+    optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1.0))
+    logs = model.train_step(images(0, 4), optim)
+    return _flat(model), {name: float(value.detach()) for name, value in logs.items() if "loss" in name}
+
+
+def split_step(
+    decode: Any, auxiliary: Any, sizes: Sequence[int], *, rank: int = 0, world_size: int = 1, norm: str = "GN"
+) -> tuple[Any, dict[str, float]]:
+    """Return the model after a step in micro-batches of ``sizes``; with ranks, each takes its part of 4."""
+    model: Any = build(decode, auxiliary, norm)
+    core = model
+    if world_size > 1:
+        model = MMDistributedDataParallel(module=model, broadcast_buffers=False)
+    optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1.0))
+    begin, data = rank * 4 // world_size, []
+    for size in sizes:
+        data.append(images(begin, begin + size))
+        begin += size
+    logs = accumulated_step(
+        model, optim, data, effective_batch=4, world_size=world_size, before_forward=lambda index: None
+    )
+    return core, {name: float(value.detach()) for name, value in logs.items() if "loss" in name}
+
+
+def _flat(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
+
+
+def _relative(actual: torch.Tensor, expected: torch.Tensor, initial: torch.Tensor) -> float:
+    """Return how far the steps are apart, relative to the step itself."""
+    return float((actual - expected).norm() / (expected - initial).norm())
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (1, 1, 1, 1), (3, 1)])
+@pytest.mark.parametrize(
+    ("decode", "auxiliary"),
+    [
+        (MEAN, VALID),
+        (VALID, {**MEAN, "loss_weight": 0.4}),
+        (WEIGHTED, {**VALID, "loss_weight": 0.4}),
+        (SIGMOID, VALID),
+        ([VALID, DICE], MEAN),
+    ],
+    ids=["mean", "avg_non_ignore", "class_weight", "sigmoid", "with_dice"],
+)
+def test_micro_batches_take_the_step_of_the_whole_batch(decode: Any, auxiliary: Any, sizes: Any) -> None:
+    expected, expected_logs = stock_step(decode, auxiliary)
+    model, logs = split_step(decode, auxiliary, sizes)
+    bound = 1e-6 if decode is SIGMOID else 1e-9
+    assert _relative(_flat(model), expected, _flat(build(decode, auxiliary))) < bound
+    assert logs == pytest.approx(expected_logs, rel=bound)
+
+
+class HalvesLabels(CrossEntropyLoss):
+    """A loss that looks at other labels than its head has."""
+
+    def forward(self, cls_score: Any, label: Any, **options: Any) -> Any:  # type: ignore[override]
+        return super().forward(cls_score[..., ::2], label[..., ::2], **options)
+
+
+def test_a_loss_that_the_kit_does_not_know_is_weighted_by_images() -> None:
+    MODELS.register_module(module=HalvesLabels, force=True)
+    own = {"type": "HalvesLabels", "avg_non_ignore": True}
+    model, _ = split_step(own, MEAN, (1, 3))
+    start = _flat(build(own, MEAN))
+    expected = torch.zeros_like(start)
+    for share, begin, end in ((0.25, 0, 1), (0.75, 1, 4)):
+        part = build(own, MEAN)
+        optim = OptimWrapper(torch.optim.SGD(part.parameters(), lr=1.0))
+        part.train_step(images(begin, end), optim)
+        expected += share * (_flat(part) - start)
+    assert _relative(_flat(model), start + expected, start) < 1e-9
+
+
+def _two_ranks(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    seen = {}
+    for name, (decode, auxiliary, sizes, norm) in RANK_CASES.items():
+        model, logs = split_step(decode, auxiliary, sizes[rank], rank=rank, world_size=2, norm=norm)
+        buffers = {key: value.clone() for key, value in model.named_buffers()}
+        seen[name] = (_flat(model), logs, buffers)
+    torch.save(seen, f"{folder}/rank{rank}.pth")
+    torch.distributed.destroy_process_group()
+
+
+RANK_CASES = {
+    "avg_non_ignore": (VALID, WEIGHTED, ((2,), (2,)), "GN"),
+    "other micro-batches": (WEIGHTED, MEAN, ((2,), (1, 1)), "GN"),
+    "batch norm": (VALID, MEAN, ((1, 1), (2,)), "BN"),
+}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Return what each of two gloo ranks ended with, by case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(_two_ranks, args=(str(folder),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    return [torch.load(Path(folder, f"rank{rank}.pth"), weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["avg_non_ignore", "other micro-batches"])
+def test_two_ranks_take_the_step_of_one(two_ranks: list[dict[str, Any]], case: str) -> None:
+    decode, auxiliary, _, _ = RANK_CASES[case]
+    expected, expected_logs = stock_step(decode, auxiliary)
+    start = _flat(build(decode, auxiliary))
+    for rank in range(2):
+        weights, logs, _ = two_ranks[rank][case]
+        assert _relative(weights, expected, start) < 1e-9
+        assert logs == pytest.approx(expected_logs, rel=1e-6)  # the sigmoid loss is float32 by itself
+
+
+@pytest.mark.slow
+def test_batch_norm_s_running_figures_are_the_same_on_all_ranks(two_ranks: list[dict[str, Any]]) -> None:
+    first, second = (seen["batch norm"][2] for seen in two_ranks)
+    assert any(name.endswith("running_mean") for name in first)
+    for name, buffer in first.items():
+        assert torch.equal(buffer, second[name]), name
+    # Rank 0 ran two micro-batches, rank 1 one.
+    assert {int(value) for name, value in first.items() if name.endswith("num_batches_tracked")} == {2}
