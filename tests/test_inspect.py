@@ -302,6 +302,41 @@ def test_one_flipped_bit_in_a_tensor_is_named_by_its_entry(copy: Path) -> None:
         load_checkpoint(copy)
 
 
+@pytest.mark.parametrize(
+    ("after", "offset", "reason"),
+    [
+        (b"PK\x07\x08", 4, "data.pkl: what follows its data contradicts the directory"),
+        (b"PK\x07\x08", 8, "data.pkl: what follows its data contradicts the directory"),
+        (b"PK\x03\x04", 6, "data.pkl: its header is damaged"),
+        (b"PK\x03\x04", 10, "data.pkl: its header is damaged"),
+        (b"PK\x03\x04", 14, "data.pkl: its header contradicts the directory"),
+        (
+            b"PK\x03\x04",
+            30,
+            "data.pkl: its header has the name b'brchive/data.pkl': exchanged or overwritten",
+        ),
+    ],
+    ids=["checksum behind", "size behind", "flags", "time", "checksum before", "name"],
+)
+def test_what_is_written_twice_must_agree(copy: Path, after: bytes, offset: int, reason: str) -> None:
+    data = bytearray(copy.read_bytes())
+    data[data.index(after) + offset] ^= 3
+    copy.write_bytes(data)
+    assert rejection(copy) == reason
+
+
+def test_bytes_hidden_between_entries_are_rejected(copy: Path) -> None:
+    entries = members(copy)
+    with zipfile.ZipFile(copy, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+            if name.endswith("byteorder"):
+                assert archive.fp is not None
+                archive.fp.write(b"hidden")
+                archive.start_dir = archive.fp.tell()
+    assert rejection(copy).endswith("something lies between the entries, or one overlaps another")
+
+
 def test_two_entries_of_one_name_are_rejected(copy: Path) -> None:
     with zipfile.ZipFile(copy, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr("archive/data/0", b"0" * 432)
@@ -562,18 +597,24 @@ def test_a_file_replaced_during_the_load_is_not_mixed_in(copy: Path, monkeypatch
     assert torch.equal(load_checkpoint(copy)["state_dict"]["fc.weight"], expected)
 
 
+@pytest.mark.parametrize("where", ["pickle", "directory"])
 def test_a_file_changed_in_place_during_the_load_is_refused(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
+    copy: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mapsage_kaggle.checkpoints import load
 
     real = load.read_content
-    start, _ = entry_data(copy, "data.pkl")
+    # In the directory, the first entry's attributes: a byte that nothing else would miss.
+    at = (
+        entry_data(copy, "data.pkl")[0] + 10
+        if where == "pickle"
+        else copy.read_bytes().index(b"PK\x01\x02") + 38
+    )
 
     def change(archive: Any) -> Any:
         content = real(archive)
         with copy.open("r+b") as stream:
-            stream.seek(start + 10)
+            stream.seek(at)
             stream.write(b"\xff")
         return content
 
