@@ -345,6 +345,11 @@ class Pace:
         self._iteration_when_validated_s = self.iteration.median()
         self.validation.add(seconds)
 
+    def left_validation(self, seconds: float) -> None:
+        """Take note that a validation was left after so many seconds: it takes longer than that."""
+        if seconds > self.validation_s():
+            self.expected = {**self.expected, "validation_s": seconds}
+
     def write_begins(self, now_s: float, *, best: bool = False) -> None:
         """Take note that a checkpoint is being written in the background."""
         self._writing_best = best
@@ -385,7 +390,8 @@ class Pace:
         elif "validation_s" in self.expected:
             seconds, then_s = self.expected["validation_s"], self.expected.get("iteration_s", 0.0)
         else:
-            return self.validation_iterations * self.iteration.median(self.iteration_s())
+            # Where nothing at all is known it is tried: it is left if it takes too long.
+            return self.validation_iterations * self.iteration.median(self.expected.get("iteration_s", 0.0))
         drift = self.iteration.median() / then_s if then_s > 0 else 1.0
         return seconds * (drift if drift > 1.1 else 1.0)
 

@@ -160,6 +160,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
         try:
             metrics = self.runner.val_loop.run()
         except ValidationAborted:
+            session.validation_left()
             return self._decide_saved() or "user"
         session.validation_done(self._iter, metrics)
         return ""

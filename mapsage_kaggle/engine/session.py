@@ -386,6 +386,11 @@ class TrainingSession:
         if self.rank == 0:
             self.tell("validation_start", self._iteration)
 
+    def validation_left(self) -> None:
+        """Note that a validation was left before its end; it stays owed."""
+        self.pace.left_validation(self._lap("validation"))
+        self.warn(self._iteration, f"The validation at {self._iteration} was left before its end; it is owed.")
+
     def validation_done(self, iteration: int, metrics: Mapping[str, Any]) -> None:
         """Keep the score, save the best, and note that nothing is owed any more. Collective."""
         runner = self._require_runner()
