@@ -182,6 +182,41 @@ def test_parameters_and_half_precision_are_understood(tmp_path: Path) -> None:
         assert loaded[key].stride() == value.stride(), key
 
 
+def test_what_a_message_hub_may_hold_is_understood(copy: Path) -> None:
+    values = {
+        "float32": np.float32(1.5),
+        "int64": np.int64(-3),
+        "bool": np.bool_(True),
+        "text": np.str_("mIoU"),
+        "complex": np.complex128(1 + 2j),
+        "array": np.arange(6, dtype=np.int16).reshape(2, 3),
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "big-endian": np.arange(3, dtype=">i4"),
+        "texts": np.array(["a", "bc"]),
+        "bytes": b"\x00\xff",
+        "set": {1, 2},
+        "slice": slice(1, None, 2),
+        "complex number": 1j,
+        "long": 2**70,
+        "size": torch.Size([1, 2]),
+        "device": torch.device("cpu"),
+        "dtype": torch.float32,
+        "tensor": torch.tensor(2.5, dtype=torch.float64),
+    }
+    changed(copy, lambda tree: tree["message_hub"]["runtime_info"].update(values))
+    assert inspect(copy).verdict == "resumable"
+    loaded = load_checkpoint(copy)["message_hub"]["runtime_info"]
+    for key, value in values.items():
+        assert np.array_equal(loaded[key], value), key
+        if key != "size":  # a tuple, of which torch.Size is a kind
+            assert type(loaded[key]) is type(value), key
+
+
+def test_an_array_of_objects_is_refused(copy: Path) -> None:
+    changed(copy, lambda tree: tree["meta"].update(x=np.array([{}], dtype=object)))
+    assert "numpy.dtype is called with ('O8', False, True), which no checkpoint does" in rejection(copy)
+
+
 # Inspection needs no torch
 
 

@@ -13,6 +13,7 @@ file can then reach any attribute, and write into the class (``HistoryBuffer._st
 
 from __future__ import annotations
 
+import re
 import struct
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict
@@ -161,7 +162,9 @@ class Describe:
         array.fortran_order, array.data = info.fortran_order, info.data
 
     def scalar(self, dtype: str, data: bytes) -> Any:
-        """Return the Python number, or the bytes where there is none."""
+        """Return the Python number or text; the bytes of a complex number."""
+        if dtype[1] == "U":
+            return data.decode("utf-32-be" if dtype[0] == ">" else "utf-32-le").rstrip("\0")
         code = _STRUCT.get(dtype[1:])
         order = ">" if dtype[0] == ">" else "<"
         return struct.unpack(order + code, data)[0] if code else data
@@ -183,6 +186,9 @@ _STRUCT = {
     "f8": "d", "f4": "f", "f2": "e", "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q",
     "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
 }  # fmt: skip
+
+_OTHER_CODES = re.compile(r"c8|c16|[SU][1-9][0-9]{0,4}")
+"""Complex numbers and text of fixed length. Never ``O``: an array of objects is a pickle of its own."""
 
 ITEM_BYTES: Mapping[str, int] = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2,
@@ -211,12 +217,12 @@ class _DType:
 
     @property
     def text(self) -> str:
-        order = "|" if self.code[1:] == "1" else self.order
-        return order + self.code
+        plain = self.code[1:] == "1" or self.code[0] == "S"
+        return ("|" if plain and self.code[0] != "U" else self.order) + self.code
 
     @property
     def item_bytes(self) -> int:
-        return int(self.code[1:])
+        return int(self.code[1:]) * (4 if self.code[0] == "U" else 1)
 
 
 _Call = Callable[[tuple[Any, ...], Builder], Any]
@@ -377,7 +383,7 @@ def _call_encode(args: tuple[Any, ...], build: Builder) -> Any:
 
 def _call_dtype(args: tuple[Any, ...], build: Builder) -> Any:
     code = args[0] if args else None
-    if type(code) is str and len(args) in (1, 2, 3) and code in _STRUCT:
+    if type(code) is str and len(args) in (1, 2, 3) and (code in _STRUCT or _OTHER_CODES.fullmatch(code)):
         return _DType(code)
     raise _refuse_args("numpy.dtype", args)
 
