@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mapsage_kaggle.events import Event, read_events
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import SessionRecord
+from mapsage_kaggle.walk import walk
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,8 +55,73 @@ def sessions_of(folders: Sequence[Path]) -> list[SessionRecord]:
     return [session.record for session in read_sessions(folders)]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Series:
+    """One quantity over a run.
+
+    Attributes:
+        iterations: Where it was measured, strictly increasing.
+        values: What was measured there.
+    """
+
+    iterations: tuple[int, ...] = ()
+    values: tuple[float, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def smoothed(self, share: float = 0.04) -> Series:
+        """Return the running mean over windows of this share of the points, cut off at both ends."""
+        half = max(1, round(share * len(self) / 2))
+        totals = [0.0]
+        for value in self.values:
+            totals.append(totals[-1] + value)
+        means = []
+        for index in range(len(self)):
+            low, high = max(0, index - half), min(len(self), index + half + 1)
+            means.append((totals[high] - totals[low]) / (high - low))
+        return Series(iterations=self.iterations, values=tuple(means))
+
+    def thinned(self, most: int = 2000) -> Series:
+        """Return about ``most`` of the points, evenly chosen, the last one among them."""
+        step = max(1, -(-len(self) // most))
+        keep = sorted({*range(0, len(self), step), len(self) - 1}) if len(self) else []
+        return Series(
+            iterations=tuple(self.iterations[index] for index in keep),
+            values=tuple(self.values[index] for index in keep),
+        )
+
+
+def series(sessions: Sequence[Session], kind: str, *names: str) -> Series:
+    """Return a quantity from events of one kind, over all sessions.
+
+    Args:
+        sessions: Of one run, oldest first.
+        kind: Of the events that tell it.
+        names: Where it stands in their data, level by level: ``"metrics", "mIoU"``.
+
+    Where training went back, after a crash or for a newer session, only what was kept counts.
+    """
+    iterations: list[int] = []
+    values: list[float] = []
+    for event in (event for session in sessions for event in session.events):
+        if event.event in ("training", "resume") or event.event == kind:
+            while iterations and iterations[-1] > event.iteration - (event.event == kind):
+                iterations.pop()
+                values.pop()
+        if event.event != kind:
+            continue
+        value: object = event.data
+        for name in names:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if isinstance(value, (int, float)):
+            iterations.append(event.iteration)
+            values.append(float(value))
+    return Series(iterations=tuple(iterations), values=tuple(values))
+
+
 def _all_sessions(folders: Sequence[Path]) -> Iterator[Session]:
-    for folder in folders:
+    for folder in (work_dir for given in folders for work_dir in work_dirs_below(given)):
         files = WorkDir(folder)
         record = _read(files.session)
         if record is not None:
@@ -71,6 +137,14 @@ def _all_sessions(folders: Sequence[Path]) -> Iterator[Session]:
             earlier = _parse(document)
             if earlier is not None:
                 yield Session(record=earlier, events=(), folder=folder)
+
+
+def work_dirs_below(folder: Path) -> list[Path]:
+    """Return the folder itself where it holds a session's record, else those below it that do."""
+    if WorkDir(folder).session.is_file() or not folder.is_dir():
+        return [folder]
+    found = walk(folder, want_file=lambda name: name == "session.json", endings=(".json",)).files
+    return sorted({path.parent for path in found}) or [folder]
 
 
 def _weight(session: Session) -> tuple[bool, bool, int]:

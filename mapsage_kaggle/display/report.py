@@ -1,21 +1,277 @@
-"""stub"""
+"""``report.html``: a run as a reader a year later needs it, from the records and events of all sessions."""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from mapsage_kaggle.display.panels import Panel
-from mapsage_kaggle.display.text import outcome_text
+from mapsage_kaggle.checkpoints.manifest import Manifest, iteration_of
+from mapsage_kaggle.clock import format_duration
+from mapsage_kaggle.display import plots
+from mapsage_kaggle.display.findings import class_scores, findings
+from mapsage_kaggle.display.history import Session, one_run, read_sessions, series
+from mapsage_kaggle.display.panels import Panel, Tone, style, templates
+from mapsage_kaggle.display.text import next_text, size
+from mapsage_kaggle.display.words import Words
+from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.paths import WorkDir, replace_file
+from mapsage_kaggle.records import CheckpointRef, SessionRecord
+
+CURVES, TIME = "report_curves.png", "report_time.png"
+_TONES: dict[str, Tone] = {
+    "completed": "good",
+    "deadline": "good",
+    "user": "good",
+    "running": "note",
+    "refused": "bad",
+    "failed": "bad",
+}
 
 
-def write_report(folders: Sequence[Path], *, out: Path | None = None) -> Path:
-    return folders[0]
+def write_report(folders: Sequence[Path], *, out: Path | None = None, language: str = "en") -> Path:
+    """Write ``report.html`` and its PNGs about the newest run found in some work dirs.
+
+    Args:
+        folders: Work dirs, or folders with work dirs below them. The last session's alone is enough.
+        out: The folder to write to; by default the newest session's work dir where it can be written
+            to, else the current folder.
+        language: Of the words in it.
+
+    Returns:
+        The page.
+
+    Raises:
+        UsageError: No session's record is in any of the folders.
+        OSError: ``out`` cannot be written.
+    """
+    words = Words(language)
+    sessions = one_run(read_sessions(folders))
+    if not sessions:
+        places = ", ".join(map(str, folders))
+        raise UsageError(
+            f"There is no session.json in {places}.", "Name a work dir, or a folder that has one below it."
+        )
+    newest = sessions[-1].folder
+    if out is None:
+        out = newest if os.access(newest, os.W_OK) else Path.cwd()
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = {
+        "curves": (plots.curves(sessions), plots.curves(sessions, plots.DARK)),
+        "time": (plots.time_bars(sessions), plots.time_bars(sessions, plots.DARK)),
+    }
+    replace_file(out / CURVES, pictures["curves"][0])
+    replace_file(out / TIME, pictures["time"][0])
+    page = out / WorkDir(out).report.name
+    replace_file(page, render(sessions, pictures, words))
+    return page
 
 
-def outcome_panel(record, work_dir, words):
-    return Panel(
-        title=words("outcome"),
-        tone="bad" if record.stop_reason == "failed" else "good",
-        tail=(outcome_text(record, work_dir),),
+def render(sessions: Sequence[Session], pictures: dict[str, tuple[bytes, bytes]], words: Words) -> str:
+    """Return the page: one file, without scripts, that fetches nothing.
+
+    Args:
+        sessions: Of one run, oldest first.
+        pictures: By name, a PNG for light and one for dark.
+        words: The language.
+    """
+    last = sessions[-1].record
+    counted = [item for item in sessions if item.record.end_iteration > item.record.start_iteration]
+    return (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            words=words,
+            style=style(),
+            run=last,
+            tone=_TONES[last.stop_reason],
+            state=words(last.stop_reason),
+            next_step=next_text(last, sessions[-1].folder, words),
+            key_numbers=_key_numbers(sessions),
+            strips=[_strip(item.record, last.max_iters) for item in counted],
+            findings=findings(sessions),
+            pictures={name: tuple(map(_uri, pair)) for name, pair in pictures.items()},
+            sessions=[_session_row(item, words) for item in sessions],
+            splits=_split_rows(sessions),
+            activities=list(plots.ACTIVITIES.values()),
+            scores=_score_rows(sessions),
+            classes=_class_table(sessions),
+            checkpoints=_checkpoint_rows(sessions[-1]),
+            changes=[
+                (item.record.session_index, item.record.changes) for item in sessions if item.record.changes
+            ],
+            exactness=last.exactness,
+            learned={name: value for name, value in last.learned.items() if value},
+            written=_moment(last.ended_s or time.time()),
+        )
     )
+
+
+def outcome_panel(record: SessionRecord, work_dir: Path, words: Words) -> Panel:
+    """Return how a session ended, with the curves of the whole run, and what to do next."""
+    files = WorkDir(work_dir)
+    facts = [
+        (words("iterations"), words("from_to", start=record.start_iteration, end=record.end_iteration)),
+    ]
+    if record.checkpoint is not None:
+        facts.append((words("newest"), f"{record.checkpoint.file}, {size(record.checkpoint.size_bytes)}"))
+    if record.best is not None and record.best.value is not None:
+        value = words("at_iteration", value=record.best.value, iteration=record.best.iteration)
+        facts.append((words("best", metric=record.best.metric or ""), value))
+    picture = work_dir / CURVES
+    return Panel(
+        title=f"{words('session', index=record.session_index)}: {words(record.stop_reason)}",
+        aside=f"{record.end_iteration:,} / {record.max_iters:,}",
+        tone=_TONES[record.stop_reason],
+        lead=record.message,
+        share=record.end_iteration / record.max_iters if record.max_iters else None,
+        facts=tuple(facts),
+        tail=(
+            next_text(record, work_dir, words),
+            *([words("report_at", path=files.report)] if files.report.is_file() else []),
+        ),
+        pictures=(picture,) if picture.is_file() else (),
+    )
+
+
+# -- rows
+
+
+def _key_numbers(sessions: Sequence[Session]) -> list[tuple[str, str, str]]:
+    """Return name, value and what stands beside it."""
+    last = sessions[-1].record
+    total_s = sum(item.record.timings_s.get("session", 0.0) for item in sessions)
+    share = f"{100 * last.end_iteration / last.max_iters:.0f} %" if last.max_iters else ""
+    rows = [
+        ("iterations", f"{last.end_iteration:,}", f"of {last.max_iters:,}, {share}"),
+        ("sessions", str(len(sessions)), f"{format_duration(total_s)} in all"),
+    ]
+    if last.best is not None and last.best.value is not None:
+        rows.append(
+            (f"best {last.best.metric}", f"{last.best.value:.2f} %", f"at iteration {last.best.iteration:,}")
+        )
+    loss = series(sessions, "iteration", "loss")
+    if len(loss) > 1:
+        smooth = loss.smoothed()
+        rows.append(("loss", f"{smooth.values[-1]:.3f}", f"from {loss.values[0]:.3f}"))
+    return rows
+
+
+def _strip(record: SessionRecord, total: int) -> dict[str, Any]:
+    share = 100.0 * (record.end_iteration - record.start_iteration) / max(1, total)
+    return {"index": record.session_index, "share": round(share, 2)}
+
+
+def _session_row(session: Session, words: Words) -> dict[str, Any]:
+    record = session.record
+    done = record.end_iteration - record.start_iteration
+    losses = series([session], "iteration", "loss").values
+    scores = series([session], "validation", "metrics", "mIoU").values
+    stops = session.of("stop")
+    pace = stops[-1].data.get("pace", {}).get("iteration_s") if stops else None
+    return {
+        "index": record.session_index,
+        "started": _moment(record.started_s),
+        "start": f"{record.start_iteration:,}",
+        "end": f"{record.end_iteration:,}",
+        "done": f"{max(0, done):,}",
+        "tone": _TONES[record.stop_reason],
+        "reason": words(record.stop_reason),
+        "message": record.message,
+        "time": format_duration(record.timings_s.get("session", 0.0)),
+        "pace": f"{pace:.2f}" if pace else "–",
+        "loss": f"{losses[-1]:.3f}" if losses else "–",
+        "score": f"{max(scores):.2f}" if scores else "–",
+        "resumed": next((str(event.data.get("verdict", "")) for event in session.of("resume")), ""),
+    }
+
+
+def _split_rows(sessions: Sequence[Session]) -> list[tuple[int, list[str], str]]:
+    rows = []
+    for session in sessions:
+        split = plots.time_split(session)
+        total = sum(split.values())
+        cells = [f"{format_duration(value)}" for value in split.values()]
+        rows.append((session.record.session_index, cells, format_duration(total)))
+    return rows
+
+
+def _score_rows(sessions: Sequence[Session]) -> list[dict[str, Any]]:
+    rows: dict[int, dict[str, Any]] = {}
+    for session in sessions:
+        for event in session.of("validation"):
+            metrics = event.data.get("metrics", {})
+            rows[event.iteration] = {
+                "iteration": f"{event.iteration:,}",
+                "session": session.record.session_index,
+                "values": [
+                    f"{metrics[name]:.2f}" if metrics.get(name) is not None else "–"
+                    for name in ("mIoU", "mAcc", "aAcc")
+                ],
+                "best": bool(event.data.get("best")),
+                "time": f"{float(event.data.get('seconds') or 0.0):.1f}",
+            }
+    return [rows[iteration] for iteration in sorted(rows)]
+
+
+def _class_table(sessions: Sequence[Session], most: int = 8) -> dict[str, Any] | None:
+    """Return IoU by class at up to ``most`` validations, first and last among them."""
+    scored = class_scores(sessions)
+    if not scored:
+        return None
+    step = max(1, -(-len(scored) // most))
+    chosen = scored[::-1][::step][::-1]
+    if chosen[0] != scored[0]:
+        chosen = [scored[0], *chosen]
+    names = list(scored[-1][1])
+    return {
+        "iterations": [f"{iteration:,}" for iteration, _ in chosen],
+        "rows": [
+            (name, [_percent(scores.get(name)) for _, scores in chosen], scored[-1][1].get(name) or 0.0)
+            for name in names
+        ],
+    }
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def _checkpoint_rows(session: Session) -> list[dict[str, str]]:
+    """Return the checkpoints that the newest output holds, by its manifest, else by its record."""
+    record = session.record
+    try:
+        refs = list(Manifest.read(WorkDir(session.folder).manifest).files.values())
+    except (OSError, ValueError):
+        refs = [ref for ref in (record.checkpoint, record.best) if ref is not None]
+    return [_checkpoint_row(ref, record) for ref in sorted(refs, key=lambda ref: (ref.iteration, ref.file))]
+
+
+def _checkpoint_row(ref: CheckpointRef, record: SessionRecord) -> dict[str, str]:
+    role = ""
+    if record.checkpoint is not None and ref.file == record.checkpoint.file:
+        role = "resume from here"
+    elif record.best is not None and ref.file == record.best.file:
+        role = f"best {record.best.metric}"
+        if record.best.value is not None:
+            role += f" {record.best.value:.2f} %"
+    iteration = iteration_of(ref.file)
+    return {
+        "file": ref.file,
+        "iteration": f"{ref.iteration if iteration is None else iteration:,}",
+        "size": size(ref.size_bytes),
+        "sha256": ref.sha256,
+        "role": role,
+    }
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
+
+
+def _uri(png: bytes) -> str:
+    import base64
+
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

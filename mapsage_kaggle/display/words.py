@@ -57,10 +57,10 @@ _ENGLISH: Mapping[str, str] = {
     "next_completed": "The run is finished. {best}Nothing is left to attach.",
     "next_best": "Its best checkpoint is {file}. ",
     "next_refused": "Nothing was trained, and nothing was changed. {message}",
-    "next_failed": "What is proven is safe. Read the message and the end of {log}; then attach this session's "
-    "output as an input and run the same notebook again: it must resume at iteration {iteration:,}.",
-    "next_go_on": "To go on, attach this session's output as an input and run the same notebook again: it must "
-    'resume at iteration {iteration:,}. To be sure of that, set RESUME = "require" and '
+    "next_failed": "What is proven is safe. Read the message and the end of {log}; then attach the output of "
+    "this session as an input and run the same notebook again: it must resume at iteration {iteration:,}.",
+    "next_go_on": "To go on, attach the output of this session as an input and run the same notebook again: "
+    'it must resume at iteration {iteration:,}. To be sure of that, set RESUME = "require" and '
     "EXPECT_ITERATION = {iteration}.",
     "report_at": "The whole report is {path}",
 }

@@ -1,0 +1,147 @@
+"""What a run's records and events give cause to say. Pure: sessions in, findings out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from statistics import mean, pstdev
+
+from mapsage_kaggle.display.history import Session, series
+from mapsage_kaggle.display.panels import Finding
+
+JUMP_POINTS = 8
+"""How many loss points on either side of a resume are compared."""
+FALL_POINTS = 2.0
+"""How far below its best, in points of mIoU, validation must end up to count as falling."""
+LEARNED_IOU = 0.01
+
+
+def findings(sessions: Sequence[Session]) -> tuple[Finding, ...]:
+    """Return what a person should know of a run, worst first."""
+    found = [
+        *_ends(sessions),
+        *_gaps(sessions),
+        *_jumps(sessions),
+        *_overfitting(sessions),
+        *_classes(sessions),
+        *_inexact(sessions),
+        *_told(sessions),
+    ]
+    order = {"bad": 0, "note": 1, "": 2, "good": 3}
+    return tuple(sorted(dict.fromkeys(found), key=lambda item: order[item.tone]))
+
+
+def _ends(sessions: Sequence[Session]) -> list[Finding]:
+    return [
+        Finding(
+            tone="bad", name=f"session {item.record.session_index}", message=f"failed: {item.record.message}"
+        )
+        for item in sessions
+        if item.record.stop_reason == "failed"
+    ]
+
+
+def _gaps(sessions: Sequence[Session]) -> list[Finding]:
+    found = []
+    for one, other in pairwise(sessions):
+        lost = one.record.end_iteration - other.record.start_iteration
+        if lost > 0 and other.record.stop_reason != "refused":
+            message = (
+                f"went on at {other.record.start_iteration:,}, though session {one.record.session_index} "
+                f"had got to {one.record.end_iteration:,}: {lost:,} iterations were trained twice"
+            )
+            found.append(Finding(tone="note", name=f"session {other.record.session_index}", message=message))
+    return found
+
+
+def _jumps(sessions: Sequence[Session]) -> list[Finding]:
+    """Compare the loss before and after each resume; a resumed run goes on as if nothing had been."""
+    found = []
+    for one, other in pairwise(sessions):
+        if other.record.start_iteration == 0:
+            continue
+        before = series([one], "iteration", "loss").values[-JUMP_POINTS:]
+        after = series([other], "iteration", "loss").values[:JUMP_POINTS]
+        if len(before) < 3 or len(after) < 3:
+            continue
+        rise = mean(after) - mean(before)
+        if rise > 0.25 * mean(before) and rise > 3.0 * max(pstdev(before), pstdev(after)):
+            message = (
+                f"the loss jumped from {mean(before):.3f} to {mean(after):.3f} at the resume; it must not: "
+                "compare the two sessions' configs below"
+            )
+            found.append(Finding(tone="bad", name=f"session {other.record.session_index}", message=message))
+    return found
+
+
+def _overfitting(sessions: Sequence[Session]) -> list[Finding]:
+    scores = series(sessions, "validation", "metrics", "mIoU")
+    loss = series(sessions, "iteration", "loss").smoothed()
+    if len(scores) < 4 or len(loss) < 10:
+        return []
+    best = max(range(len(scores)), key=lambda index: scores.values[index])
+    after = scores.values[best + 1 :]
+    if len(after) < 3 or scores.values[best] - mean(after[-3:]) < FALL_POINTS:
+        return []
+    at = scores.iterations[best]
+    told = zip(loss.iterations, loss.values, strict=True)
+    then = [value for iteration, value in told if iteration >= at]
+    if not then or then[-1] >= then[0]:
+        return []
+    message = (
+        f"since iteration {at:,} mIoU fell from {scores.values[best]:.1f} % to {mean(after[-3:]):.1f} % "
+        f"while the training loss fell on, from {then[0]:.3f} to {then[-1]:.3f}: the model learns its "
+        "images by heart; take the best checkpoint, more data or more augmentation"
+    )
+    return [Finding(tone="note", name="overfitting", message=message)]
+
+
+def _classes(sessions: Sequence[Session]) -> list[Finding]:
+    scored = class_scores(sessions)
+    if not scored:
+        return []
+    iteration, scores = scored[-1]
+    names = [name for name, value in scores.items() if value is not None and value < LEARNED_IOU]
+    if len(scored) < 3 or not names:
+        return []
+    message = (
+        f"not learned by iteration {iteration:,}: {', '.join(names)}; "
+        "look whether the masks have enough of them"
+    )
+    return [Finding(tone="note", name="classes", message=message)]
+
+
+def class_scores(sessions: Sequence[Session]) -> list[tuple[int, dict[str, float | None]]]:
+    """Return each validation's IoU by class, as fractions, where validation told it."""
+    told: dict[int, dict[str, float | None]] = {}
+    for event in (event for session in sessions for event in session.of("validation")):
+        table = event.data.get("per_class")
+        if isinstance(table, Mapping) and table:
+            told[event.iteration] = {
+                str(name): value.get("IoU") if isinstance(value, Mapping) else value
+                for name, value in table.items()
+            }
+    return sorted(told.items())
+
+
+def _inexact(sessions: Sequence[Session]) -> list[Finding]:
+    reasons = {
+        str(reason)
+        for session in sessions
+        if not session.record.exactness.get("bitwise", True)
+        for reason in session.record.exactness.get("reasons", ())
+    }
+    return [Finding(tone="note", name="exactness", message=reason) for reason in sorted(reasons)]
+
+
+def _told(sessions: Sequence[Session]) -> list[Finding]:
+    """Return warnings and restarts that the sessions told of, each once."""
+    return [
+        Finding(
+            tone="note",
+            name=f"session {session.record.session_index}",
+            message=str(event.data.get("message") or event.data.get("kind") or event.event),
+        )
+        for session in sessions
+        for event in session.of("warning", "restart", "ladder")
+    ]
