@@ -70,7 +70,11 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--reserve", default="10m", metavar="TIME", help="what is kept free at its end (10m)")
     train.add_argument("--work-dir", type=Path, metavar="DIR", help="where to write")
     train.add_argument("--gpus", default="auto", metavar="auto|N", help="GPUs to train on; 0 for the CPU")
+    train.add_argument(
+        "--cpu-ranks", type=int, default=1, metavar="N", help="workers where it trains on the CPU (1)"
+    )
     train.add_argument("--threads", type=int, metavar="N", help="CPU threads per GPU or worker")
+    train.add_argument("--hang-after", default="10m", metavar="TIME", help="silence taken for a hang")
     train.add_argument("--nnodes", type=int, default=1, metavar="N", help="machines that train together")
     train.add_argument("--node-rank", type=int, default=0, metavar="N", help="this machine's number")
     train.add_argument("--rdzv-endpoint", default="", metavar="HOST:PORT", help="where the machines meet")
@@ -155,7 +159,7 @@ def _scan(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.checkpoints.inspect import inspect
-    from mapsage_kaggle.checkpoints.store import manifest_sha256
+    from mapsage_kaggle.checkpoints.manifest import manifest_sha256
 
     shapes, classes = None, None
     if arguments.config is not None:
@@ -248,12 +252,14 @@ def _options(arguments: argparse.Namespace) -> Any:
         reserve_s=parse_duration_s(given("reserve", DEFAULT_RESERVE_S)),
         work_dir=given("work_dir", None),
         gpus=gpus,
+        cpu_ranks=given("cpu_ranks", 1),
         threads=given("threads", None),
         deterministic=given("deterministic", False),
         fast=not given("no_fast", False),
         on_bad_image=given("on_bad_image", "fail"),
         overrides=tuple(arguments.overrides),
         save_every_s=parse_duration_s(given("save_every", 300.0)),
+        hang_after_s=parse_duration_s(given("hang_after", 600.0)),
         nnodes=given("nnodes", 1),
         node_rank=given("node_rank", 0),
         rdzv_endpoint=given("rdzv_endpoint", ""),

@@ -76,6 +76,8 @@ class ConfigPatch:
         val_interval: Iterations between validations; 0 where the config does not validate.
         fingerprint: What makes two configs the same run.
         exactness: What keeps a resume from being exact, one line each; empty where nothing does.
+        split: What makes the batch, split over ranks and micro-batches, differ from one in a single
+            pass by more than rounding, one line each; empty also where it is not split.
     """
 
     source: Path
@@ -91,6 +93,7 @@ class ConfigPatch:
     val_interval: int
     fingerprint: str
     exactness: tuple[str, ...] = ()
+    split: tuple[str, ...] = ()
 
     def diff(self) -> str:
         """Return the changes as a unified diff of dotted keys."""
@@ -110,7 +113,8 @@ class Facts:
 
     Attributes:
         work_dir: Where the run writes.
-        world_size: Ranks that will train.
+        world_size: Ranks that will train, on all machines.
+        ranks_here: How many of them are on this machine.
         on_gpu: Whether they have a GPU each.
         num_cpus: CPU cores that data workers may use.
         data_roots: The folder found for a ``data_root`` of the config that does not exist here.
@@ -127,6 +131,7 @@ class Facts:
 
     work_dir: Path
     world_size: int = 1
+    ranks_here: int = 1
     on_gpu: bool = False
     num_cpus: int = 2
     data_roots: Mapping[str, Path] = field(default_factory=dict)
@@ -200,6 +205,7 @@ def plan(cfg: Mapping[str, Any] | Config, source: Path, facts: Facts) -> ConfigP
     _plan_loops(planner, facts)
     _plan_pretrained(planner, facts)
     effective, micro = _plan_data(planner, facts, source)
+    _plan_metrics(planner, facts)
     _plan_machine(planner, facts)
     _plan_hooks(planner)
     if facts.extend_to is not None:
@@ -231,6 +237,9 @@ def plan(cfg: Mapping[str, Any] | Config, source: Path, facts: Facts) -> ConfigP
         val_interval=val_interval if cfg.get("val_cfg") is not None else 0,
         fingerprint=fingerprint(cfg),
         exactness=tuple(planner.exactness),
+        split=split_differences(cfg["model"], world_size=facts.world_size if facts.on_gpu else 1)
+        if micro < effective
+        else (),
     )
 
 
@@ -320,6 +329,61 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, float):
         return repr(value)
     return getattr(value, "__qualname__", None) or repr(value)
+
+
+# -- what splitting a batch changes
+
+_DROPS = ("drop_rate", "attn_drop_rate", "drop_path_rate", "dropout_ratio", "proj_drop_rate")
+_DROP_DEFAULTS = {"SwinTransformer": ("drop_path_rate", 0.1)}
+_HEAD_DROPOUT = 0.1
+"""What mmsegmentation's heads take where the config is silent."""
+_BATCH_NORMS = ("BN", "BN1d", "BN2d", "BN3d", "SyncBN", "MMSyncBN", "NaiveSyncBatchNorm2d")
+_SPLITTABLE_LOSSES = ("CrossEntropyLoss", "FocalLoss", "DiceLoss")
+
+
+def split_differences(model: Mapping[str, Any], *, world_size: int = 1) -> tuple[str, ...]:
+    """Return what makes a step over a split batch differ from the whole one by more than rounding.
+
+    What is left after that: per-sample norms and per-pixel losses, which the kit weights with
+    their own normaliser.
+
+    Args:
+        model: The config's model.
+        world_size: Ranks, over which SyncBN looks at once.
+    """
+    found: list[str] = []
+    drops = {f"{key} = {value}" for name in _DROPS for key, value in _find(model, "model", name) if value}
+    backbone = _mapping(model.get("backbone"))
+    name, rate = _DROP_DEFAULTS.get(_type_name(backbone.get("type")), ("", 0.0))
+    if name and rate and name not in backbone:
+        drops.add(f"model.backbone.{name} = {rate} by default")
+    heads = [*_as_list(model.get("decode_head")), *_as_list(model.get("auxiliary_head"))]
+    if any("dropout_ratio" not in _mapping(head) for head in heads):
+        drops.add(f"dropout_ratio = {_HEAD_DROPOUT} of the heads by default")
+    if drops:
+        found.append(f"dropout draws by rank and micro-batch: {', '.join(sorted(drops))}")
+    norms = {str(_type_name(value)) for _, value in _find(model, "model", "type") if isinstance(value, str)}
+    if norms & set(_BATCH_NORMS) or _type_name(backbone.get("type")).startswith("ResNet"):
+        seen = "all ranks' parts" if world_size > 1 and norms & {"SyncBN", "MMSyncBN"} else "its own part"
+        found.append(f"batch norm takes its statistics from {seen} of the batch in one forward pass")
+    losses = [
+        _mapping(loss)
+        for _, value in _find(model, "model", "loss_decode")
+        for loss in (value if isinstance(value, (list, tuple)) else [value])
+    ]
+    unknown = sorted(
+        {
+            _type_name(loss.get("type"))
+            for loss in losses
+            if _type_name(loss.get("type")) not in _SPLITTABLE_LOSSES
+            and not (_type_name(loss.get("type")) == "LovaszLoss" and loss.get("per_image"))
+        }
+    )
+    if unknown:
+        found.append(f"{', '.join(unknown)} may look at the whole batch; it is weighted by images")
+    if any(_mapping(head).get("sampler") for head in heads):
+        found.append("the pixel sampler chooses within its own part of the batch")
+    return tuple(found)
 
 
 # -- the parts of the plan
@@ -435,6 +499,18 @@ def _plan_loops(planner: _Planner, facts: Facts) -> None:
         planner.set("val_cfg.type", "MapsageValLoop", "can be left between two images")
 
 
+def _plan_metrics(planner: _Planner, facts: Facts) -> None:
+    for name in ("val_evaluator", "test_evaluator"):
+        found = planner.get(name)
+        for index, item in enumerate(_as_list(found)):
+            if _type_name(_mapping(item).get("type")) == "IoUMetric":
+                key = f"{name}.{index}.type" if isinstance(found, list) else f"{name}.type"
+                planner.set(key, "MapsageIoUMetric", "counts in whole numbers, the same over any ranks")
+    for name in ("val_dataloader", "test_dataloader"):
+        if facts.world_size > 1 and planner.get(f"{name}.sampler.round_up", True) is False:
+            planner.set(f"{name}.sampler.round_up", True, "all ranks must validate in step")
+
+
 def _plan_pretrained(planner: _Planner, facts: Facts) -> None:
     loads_checkpoint = facts.action != "fresh"
     for key, value in list(planner.find("model", "init_cfg")):
@@ -511,8 +587,8 @@ def _plan_data(planner: _Planner, facts: Facts, source: Path) -> tuple[int, int]
             "each sample's random draws are seeded from its position",
         )  # fmt: skip
     workers = int(loader.get("num_workers", 0))
-    most = max(0, facts.num_cpus // facts.world_size)
-    because = f"{facts.num_cpus} CPU cores for {facts.world_size} rank(s)"
+    most = max(0, facts.num_cpus // facts.ranks_here)
+    because = f"{facts.num_cpus} CPU cores for {facts.ranks_here} rank(s)"
     if workers > most:
         planner.set("train_dataloader.num_workers", most, because)
         workers = most
@@ -612,7 +688,7 @@ def _find(node: Any, prefix: str, name: str) -> Iterator[tuple[str, Any]]:
 
 def as_mapping(cfg: Mapping[str, Any] | Config) -> Mapping[str, Any]:
     """Return a config as nested plain dicts and lists; what is a mapping already, as it is."""
-    return cfg if isinstance(cfg, Mapping) else cfg.to_dict()  # type: ignore[no-any-return]
+    return cfg if isinstance(cfg, Mapping) else cfg.to_dict()
 
 
 def data_roots_of(cfg: Mapping[str, Any] | Config) -> dict[str, str]:

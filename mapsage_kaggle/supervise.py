@@ -58,13 +58,18 @@ class Launch:
     rdzv_endpoint: str = ""
     deterministic: bool = False
 
+    @property
+    def several_machines(self) -> bool:
+        """Whether this machine has to meet others."""
+        return self.nnodes > 1 or bool(self.rdzv_endpoint)
+
     def command(self) -> list[str]:
         """Return torchrun's command line."""
         command = [
             sys.executable, "-m", "torch.distributed.run",
             f"--nproc-per-node={self.num_workers}", "--max-restarts=0",
         ]  # fmt: skip
-        if self.nnodes > 1 or self.rdzv_endpoint:
+        if self.several_machines:
             host, _, port = self.rdzv_endpoint.partition(":")
             command += [
                 f"--nnodes={self.nnodes}", f"--node-rank={self.node_rank}",
@@ -86,6 +91,9 @@ class Launch:
         env["MPLBACKEND"] = "Agg"
         env["MPLCONFIGDIR"] = str(self.scratch / "matplotlib")
         env["TORCH_HOME"] = str(self.scratch / "torch")
+        if not self.several_machines and Path("/sys/class/net/lo").exists():
+            # Ranks of one machine need no network, and its own name may not resolve.
+            env.setdefault("GLOO_SOCKET_IFNAME", "lo")
         if not self.gpus:
             env["CUDA_VISIBLE_DEVICES"] = ""
         if self.deterministic:
@@ -122,10 +130,19 @@ class Supervisor:
     Args:
         work_dir: Where the child writes.
         clock: The session's time; a child that ignores it is ended at the limit.
+        hang_after_s: How long a child may say nothing, at least, before it is taken for hung.
         sinks: Told of every event, from the supervising thread.
     """
 
-    def __init__(self, work_dir: Path, clock: SessionClock, sinks: Sequence[ProgressSink] = ()) -> None:
+    def __init__(
+        self,
+        work_dir: Path,
+        clock: SessionClock,
+        sinks: Sequence[ProgressSink] = (),
+        *,
+        hang_after_s: float = HANG_LEAST_S,
+    ) -> None:
+        self._hang_after_s = hang_after_s
         self._files = WorkDir(work_dir)
         self._clock = clock
         self._sinks = list(sinks)
@@ -163,7 +180,7 @@ class Supervisor:
     def run(self, launch: Launch) -> Outcome:
         """Start a child and stay with it until it has ended, workers included."""
         self._files.stop_request.unlink(missing_ok=True)
-        watch = _Watch(self.iteration)
+        watch = _Watch(self.iteration, self._hang_after_s)
         with self._files.log.open("ab") as log:
             process = subprocess.Popen(
                 launch.command(),
@@ -230,8 +247,9 @@ class Supervisor:
 class _Watch:
     """What has been seen of one child."""
 
-    def __init__(self, iteration: int) -> None:
+    def __init__(self, iteration: int, hang_after_s: float) -> None:
         self.iteration = iteration
+        self._hang_after_s = hang_after_s
         self.proven: int | None = None
         self.workers: set[int] = set()
         self.ended_by_us: Literal["", "hung", "killed"] = ""
@@ -239,7 +257,7 @@ class _Watch:
         self._failure: Event | None = None
         self._last_s = time.monotonic()
         self._iteration_s = 0.0
-        self._quiet_stage = True
+        self._is_starting = True
 
     def see(self, event: Event) -> None:
         """Take one event of the child."""
@@ -249,14 +267,13 @@ class _Watch:
             self.workers.add(int(event.data["pid"]))
         elif event.event == "iteration":
             self._iteration_s = float(event.data.get("iteration_s") or 0.0)
-            self._quiet_stage = False
-        elif event.event == "validation_start":
-            self._quiet_stage = True
+            self._is_starting = False
         elif event.event == "checkpoint":
             self.proven = event.iteration
         elif event.event == "stop":
             self._stop = event
-        elif event.event == "failure" and self._failure is None:
+        elif event.event == "failure" and (self._failure is None or self._failure.data.get("kind") == "peer"):
+            # The first one counts: what follows is other ranks that miss it, and they say so (``peer``).
             self._failure = event
 
     def silent_s(self, now: float) -> float:
@@ -264,9 +281,9 @@ class _Watch:
         return now - self._last_s
 
     def patience_s(self) -> float:
-        """Return how long silence is normal: longer at the start and while validating."""
-        usual = max(HANG_LEAST_S, HANG_FACTOR * self._iteration_s)
-        return usual * 6 if self._quiet_stage else usual
+        """Return how long silence is normal; the first word may take longer than the next."""
+        usual = max(self._hang_after_s, HANG_FACTOR * self._iteration_s)
+        return usual * 2 if self._is_starting else usual
 
     def outcome(self, code: int | None) -> Outcome:
         """Return the verdict: what the child recorded counts, torchrun's exit code does not."""

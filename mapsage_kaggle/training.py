@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from mapsage_kaggle import configure, dataset
 from mapsage_kaggle.checkpoints.choose import Choice, choose
 from mapsage_kaggle.checkpoints.inspect import Inspection, inspect
 from mapsage_kaggle.checkpoints.scan import ScanReport, scan
-from mapsage_kaggle.checkpoints.store import CheckpointStore, SaveFailed
+from mapsage_kaggle.checkpoints.store import CheckpointStore, SaveFailed, greater_is_better
 from mapsage_kaggle.clock import DEFAULT_LIMIT_S, DEFAULT_RESERVE_S, SessionClock
 from mapsage_kaggle.environment import Machine, preflight, require, survey
 from mapsage_kaggle.errors import (
@@ -57,7 +58,8 @@ class Options:
         session_limit_s: How long the platform lets the session live.
         reserve_s: What is kept free at its end.
         work_dir: Where to write; by default ``<working>/work_dirs/<config name>``.
-        gpus: ``auto`` or a number; 0 trains on the CPU.
+        gpus: ``auto`` or a number, on this machine; 0 trains on the CPU.
+        cpu_ranks: Workers on this machine where it trains on the CPU.
         threads: CPU threads per rank; by default those of the run's earlier sessions, else the cores.
         deterministic: Whether only deterministic algorithms may run on a GPU.
         fast: Whether the kit may swap in its own, faster parts.
@@ -65,8 +67,11 @@ class Options:
         overrides: ``key=value`` with dotted keys.
         save_every_s: Seconds between checkpoints by the clock; 0 for none.
         budget_bytes: What the work dir may hold in checkpoints.
-        nnodes: Machines that train together.
-        node_rank: This machine's number.
+        hang_after_s: How long training may say nothing before it is started again.
+        nnodes: Machines that train together, with as many workers each.
+        node_rank: This machine's number. Machine 0 chooses the checkpoint and keeps what is saved;
+            the others take over from it what they start from, and write only their own log, beside
+            the work dir, in one that ends in ``-node<number>``.
         rdzv_endpoint: ``host:port`` where they meet.
     """
 
@@ -79,6 +84,7 @@ class Options:
     reserve_s: float = DEFAULT_RESERVE_S
     work_dir: Path | None = None
     gpus: int | Literal["auto"] = "auto"
+    cpu_ranks: int = 1
     threads: int | None = None
     deterministic: bool = False
     fast: bool = True
@@ -86,6 +92,7 @@ class Options:
     overrides: tuple[str, ...] = ()
     save_every_s: float = 300.0
     budget_bytes: int = 4_000_000_000
+    hang_after_s: float = 600.0
     nnodes: int = 1
     node_rank: int = 0
     rdzv_endpoint: str = ""
@@ -177,6 +184,9 @@ def discover(
     paths = paths or KagglePaths.from_environment()
     cfg = configure.read_config(options.config, options.overrides)
     work_dir = (options.work_dir or paths.work_dir(options.config)).absolute()
+    if options.node_rank > 0:
+        # Also right where the machines share the folder.
+        work_dir = work_dir.with_name(f"{work_dir.name}-node{options.node_rank}")
     with _refusals(work_dir, cfg, options, record=record_refusals):
         max_iters = configure.check_trainable(cfg, options.config)
         report, choice = _find_and_choose(options, paths, cfg, work_dir, max_iters, on_wait)
@@ -191,21 +201,26 @@ def _find_and_choose(
     max_iters: int,
     on_wait: Callable[[str], None] | None,
 ) -> tuple[ScanReport, Choice]:
+    if options.node_rank > 0:
+        line = "Machine 0 chooses; this one starts from what it sends."
+        nothing = ScanReport(root=paths.input, files=(), rejected=(), records=())
+        return nothing, Choice(action="fresh", explanations=(line,))
     waits = options.resume == "require" or bool(cfg.get("resume"))
     report = (
         scan(paths.input, wait_s=MOUNT_WAIT_S if waits else 0.0, on_wait=on_wait)
         if paths.input.is_dir()
         else ScanReport(root=paths.input, files=(), rejected=(), records=())
     )
-    here = scan(work_dir).files if work_dir.is_dir() else ()
+    here = scan(work_dir) if work_dir.is_dir() else None
     shapes = _LazyShapes(cfg, options.config, paths.temp)
     load_from = cfg.get("load_from")
     choice = choose(
         inspect=shapes.inspect,
         resume=options.resume,
-        work_dir=here,
+        work_dir=here.files if here is not None else (),
         load_from=Path(load_from) if load_from else None,
         inputs=report.files,
+        rejected=(*report.rejected, *(here.rejected if here is not None else ())),
         fingerprint=configure.fingerprint(cfg),
         config_asks_resume=bool(cfg.get("resume")),
         allow_weights_only=options.allow_weights_only,
@@ -245,13 +260,19 @@ def config_shapes(
     scratch.mkdir(parents=True, exist_ok=True)
     file = scratch / f"shapes-{os.getpid()}.py"
     file.write_text(cfg.dump() if hasattr(cfg, "dump") else cfg.pretty_text, encoding="utf-8")
+    innermost = configure.dataset_of(cfg)
+    kind = innermost.get("type", "")
+    data = {
+        "type": kind if isinstance(kind, str) else kind.__name__,
+        "metainfo": {"classes": list(classes)} if (classes := _own_classes(innermost)) else {},
+    }
     env = dict(os.environ, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
     env["PYTHONPATH"] = os.pathsep.join(
         [*map(str, import_paths(source)), *filter(None, [env.get("PYTHONPATH")])]
     )
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "mapsage_kaggle.engine.shapes", str(file)],
+            [sys.executable, "-m", "mapsage_kaggle.engine.shapes", str(file), json.dumps(data)],
             env=env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -276,6 +297,12 @@ def config_shapes(
     shapes = {name: tuple(shape) for name, shape in document["shapes"].items()}
     classes = document["classes"]
     return shapes, tuple(classes) if classes is not None else None
+
+
+def _own_classes(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the classes that a data set's config states itself, if it does."""
+    metainfo = data.get("metainfo")
+    return tuple(metainfo.get("classes", ())) if isinstance(metainfo, Mapping) else ()
 
 
 def import_paths(config: Path, inputs: Path | None = None) -> tuple[Path, ...]:
@@ -354,20 +381,23 @@ def _prepare(discovery: Discovery, machine: Machine | None, clock: SessionClock 
             f"--gpus {num_gpus} was asked for, but this machine has {usable} that this torch can use.",
             "Use --gpus auto, or choose another accelerator in the notebook's settings.",
         )
-    world_size = max(1, num_gpus)
+    _check_machines(options)
+    ranks_here = num_gpus or max(1, options.cpu_ranks)
+    world_size = ranks_here * options.nnodes
     choice = discovery.choice
     learned: Mapping[str, Any] = choice.record.learned if choice.record is not None else {}
-    threads = options.threads or int(learned.get("threads", 0)) or max(1, machine.num_cpus // world_size)
+    threads = options.threads or int(learned.get("threads", 0)) or max(1, machine.num_cpus // ranks_here)
     roots = find_data(discovery.cfg, paths.input)
     warnings = check_data_of(discovery.cfg, roots, on_bad_image=options.on_bad_image)
     facts = configure.Facts(
         work_dir=discovery.work_dir,
         world_size=world_size,
+        ranks_here=ranks_here,
         on_gpu=num_gpus > 0,
         num_cpus=machine.num_cpus,
         data_roots=roots,
         pretrained=find_pretrained(discovery.cfg, paths.input),
-        checkpoint=choice.checkpoint.path if choice.checkpoint else None,
+        checkpoint=choice.checkpoint.target if choice.checkpoint else None,
         action=choice.action,
         checkpoint_seed=choice.inspection.seed if choice.inspection else None,
         micro_batch=learned.get("micro_batch"),
@@ -376,11 +406,48 @@ def _prepare(discovery: Discovery, machine: Machine | None, clock: SessionClock 
         deterministic=options.deterministic,
         with_cp=bool(learned.get("with_cp", False)),
     )
+    _check_end(discovery, options)
     patch = configure.plan(discovery.cfg, options.config, facts)
     patch = replace(patch, warnings=(*patch.warnings, *warnings))
     return Prepared(
         discovery=discovery, machine=machine, clock=clock, facts=facts, patch=patch, threads=threads
     )
+
+
+def _check_machines(options: Options) -> None:
+    if not 0 <= options.node_rank < options.nnodes:
+        raise MachineError(
+            f"--node-rank {options.node_rank} does not fit --nnodes {options.nnodes}.",
+            "Machines are numbered from 0.",
+        )
+    if options.nnodes > 1 and not options.rdzv_endpoint:
+        raise MachineError(
+            f"--nnodes {options.nnodes} needs --rdzv-endpoint.",
+            "Give HOST:PORT of machine 0, the same on all of them.",
+        )
+
+
+def _check_end(discovery: Discovery, options: Options) -> None:
+    """Refuse a run that was lengthened without saying so: its learning rate would stay at the old end.
+
+    Raises:
+        ConfigError: The config's end is later than that of the run in the checkpoint.
+    """
+    choice = discovery.choice
+    if choice.action != "resume" or options.extend_to is not None:
+        return
+    wanted = int(discovery.cfg["train_cfg"]["max_iters"])
+    before = choice.record.max_iters if choice.record is not None else None
+    if before is None and choice.inspection is not None and choice.inspection.config_text:
+        found = re.search(r"max_iters\s*=\s*(\d+)", choice.inspection.config_text)
+        before = int(found[1]) if found else None
+    if before and wanted > before:
+        raise ConfigError(
+            f"{options.config} ends at iteration {wanted}, but the run in "
+            f"{choice.checkpoint.path if choice.checkpoint else '?'} was to end at {before}, where its "
+            "learning rate is 0.",
+            f"To lengthen the run, say so with --extend-to {wanted}: the schedule is then laid out anew.",
+        )
 
 
 def find_data(cfg: Mapping[str, Any], inputs: Path) -> dict[str, Path]:
@@ -494,10 +561,13 @@ class TrainingHandle:
 
     def __init__(self, prepared: Prepared, sinks: Sequence[ProgressSink] = ()) -> None:
         self.prepared = prepared
-        self.supervisor = Supervisor(prepared.work_dir, prepared.clock, sinks)
+        self.supervisor = Supervisor(
+            prepared.work_dir, prepared.clock, sinks, hang_after_s=prepared.options.hang_after_s
+        )
         self._record: SessionRecord | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="mapsage-supervisor", daemon=True)
+        self._done = threading.Event()
         self.interrupted = False
 
     def start(self) -> TrainingHandle:
@@ -508,7 +578,7 @@ class TrainingHandle:
     @property
     def running(self) -> bool:
         """Whether it is still going on."""
-        return self._thread.is_alive()
+        return self._thread.ident is not None and not self._done.is_set()
 
     def stop(self) -> None:
         """Ask it to save and stop. Safe from any thread."""
@@ -527,9 +597,10 @@ class TrainingHandle:
         Raises:
             MapsageError: It failed before there was anything new to hand over.
         """
-        while self._thread.is_alive():
+        # Not Thread.join: interrupted, it may take a living thread for a dead one (CPython issue 90882).
+        while not self._done.is_set():
             try:
-                self._thread.join(0.2)
+                self._done.wait(0.2)
             except KeyboardInterrupt:
                 if self.interrupted:
                     self.supervisor.kill()
@@ -545,6 +616,8 @@ class TrainingHandle:
             self._record = _train(self.prepared, self.supervisor)
         except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
             self._error = error
+        finally:
+            self._done.set()
 
 
 def train(prepared: Prepared, *, sinks: Sequence[ProgressSink] = ()) -> SessionRecord:
@@ -593,14 +666,16 @@ class _Session:
                 f"The work dir {self.files.path} cannot be made: {error.strerror}.",
                 "Choose another one with --work-dir.",
             ) from error
-        with CheckpointStore(self.files.path, budget_bytes=prepared.options.budget_bytes) as store:
+        with self._store() as store:
             here = _read_record(self.files.session)
             before = choice.record if choice.record is not None else None
-            same_place = choice.checkpoint is not None and choice.checkpoint.path.parent == self.files.path
+            same_place = choice.checkpoint is not None and choice.checkpoint.target.parent == self.files.path
             source = (
-                choice.checkpoint.path.parent if choice.checkpoint is not None and not same_place else None
+                choice.checkpoint.target.parent if choice.checkpoint is not None and not same_place else None
             )
             self._carry_history(source, here)
+            if same_place or here is not None:
+                store.start_at(prepared.start_iteration)
             if source is not None and before is not None and choice.action == "resume":
                 self._carry_best(store, before, source)
         sha256 = self._write_config()
@@ -631,6 +706,15 @@ class _Session:
             log.append(Event(event="ladder", iteration=prepared.start_iteration, data={"message": line}))
         for line in prepared.patch.warnings:
             log.append(Event(event="warning", iteration=prepared.start_iteration, data={"message": line}))
+
+    def _store(self) -> CheckpointStore:
+        patch = self.prepared.patch
+        metric = patch.save_best[0] if patch.save_best else ""
+        return CheckpointStore(
+            self.files.path,
+            budget_bytes=self.prepared.options.budget_bytes,
+            greater_is_better=greater_is_better(metric, patch.best_rules.get(metric)),
+        )
 
     def _carry_history(self, source: Path | None, here: SessionRecord | None) -> None:
         """Copy an earlier output's history, or put this work dir's own last session into it."""
@@ -701,7 +785,19 @@ class _Session:
         inspection = self.prepared.discovery.choice.inspection
         if facts.action == "resume" and inspection is not None and inspection.run_id is None:
             reasons.append("the checkpoint was made by stock mmengine, which walks the data in another order")
-        return {"bitwise": not reasons, "reasons": reasons}
+        patch = self.prepared.patch
+        now = {"ranks": facts.world_size, "micro_batch": patch.micro_batch}
+        earlier = self.record.exactness or (
+            self.prepared.discovery.choice.record.exactness if self.prepared.discovery.choice.record else {}
+        )
+        before = {name: earlier.get(name, now[name]) for name in now}
+        if facts.action == "resume" and before != now:
+            equal = "; the two differ by more than rounding" if patch.split else ": equal to rounding"
+            reasons.append(
+                f"each batch was split into {before['micro_batch']} image(s) on {before['ranks']} rank(s), "
+                f"and now into {now['micro_batch']} on {now['ranks']}{equal}"
+            )
+        return {"bitwise": not reasons, "reasons": reasons, **now, "split": list(patch.split)}
 
     # -- children
 
@@ -737,14 +833,14 @@ class _Session:
         prepared, choice = self.prepared, self.prepared.discovery.choice
         return self._spec(
             action=choice.action,
-            checkpoint=choice.checkpoint.path if choice.checkpoint else None,
+            checkpoint=choice.checkpoint.target if choice.checkpoint else None,
             sha256=choice.inspection.sha256 if choice.inspection else None,
             expect=prepared.start_iteration if choice.action == "resume" else None,
         )
 
     def _next_spec(self) -> dict[str, Any]:
         """Return the spec of a child that goes on from the newest proven checkpoint."""
-        with CheckpointStore(self.files.path, budget_bytes=self.prepared.options.budget_bytes) as store:
+        with self._store() as store:
             newest = store.newest()
         prepared = self.prepared
         facts = replace(prepared.facts, micro_batch=self.ladder.micro_batch, with_cp=self.ladder.with_cp)
@@ -757,7 +853,8 @@ class _Session:
         patch = configure.plan(prepared.discovery.cfg, prepared.options.config, facts)
         self.prepared = replace(prepared, facts=facts, patch=patch)
         sha256 = self._write_config()
-        self.record = self.record.evolve(config_sha256=sha256, learned=self._learned())
+        learned, exactness = self._learned(), self._exactness()
+        self.record = self.record.evolve(config_sha256=sha256, learned=learned, exactness=exactness)
         self.record.write(self.files.session)
         return spec
 
@@ -798,7 +895,7 @@ class _Session:
         return Launch(
             spec=file,
             work_dir=self.files.path,
-            num_workers=prepared.facts.world_size,
+            num_workers=prepared.facts.ranks_here,
             threads=prepared.threads,
             gpus=prepared.facts.on_gpu,
             import_paths=import_paths(options.config, prepared.discovery.paths.input),
@@ -854,8 +951,8 @@ class _Session:
         choice = self.prepared.discovery.choice
         if choice.action != "resume" or choice.checkpoint is None or choice.inspection is None:
             return
-        source, iteration = choice.checkpoint.path, choice.inspection.iteration or 0
-        with CheckpointStore(self.files.path, budget_bytes=self.prepared.options.budget_bytes) as store:
+        source, iteration = choice.checkpoint.target, choice.inspection.iteration or 0
+        with self._store() as store:
             if store.newest() is None and source.parent != self.files.path:
                 with source.open("rb") as stream:
                     ref = store.save(

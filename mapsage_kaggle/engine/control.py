@@ -14,6 +14,7 @@ import torch
 import torch.distributed
 
 from mapsage_kaggle.clock import Pace, SessionClock
+from mapsage_kaggle.engine.ranks import num_machines, speaks
 
 Stop = Literal["", "deadline", "user", "orphaned"]
 _STOPS: tuple[Stop, ...] = ("", "deadline", "user", "orphaned")
@@ -81,7 +82,7 @@ class Control:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _asked(self) -> tuple[Stop, bool]:
-        """Return the reason to stop, and whether a checkpoint was asked for. Rank 0 only."""
+        """Return the reason to stop, and whether a checkpoint was asked for, on this machine."""
         if self._pipe is not None and self._pipe.closed.is_set():
             return "orphaned", False
         if self._terminated.is_set():
@@ -97,13 +98,21 @@ class Control:
             return "", True
         return "user", False
 
+    def _asked_anywhere(self) -> tuple[Stop, bool]:
+        """Return what rank 0 must know: what was asked on any machine. Collective with several."""
+        stop, save = self._asked() if speaks() else ("", False)
+        if num_machines() == 1:
+            return stop, save
+        # That another machine's supervisor is gone ends training, but leaves ours to finish the record.
+        stop = "user" if stop == "orphaned" and _rank() != 0 else stop
+        code = _all_ranks(_STOPS.index(stop) << 1 | int(save), torch.distributed.ReduceOp.MAX)
+        return _STOPS[code >> 1], bool(code & 1)
+
     def stop_asked(self) -> bool:
         """Tell, on all ranks alike, whether a validation must be left: on request, or far too late."""
-        if _rank() == 0:
-            code = int(bool(self._asked()[0]) or self.pace.must_leave_validation(self.clock))
-        else:
-            code = 0
-        return bool(_agree(code))
+        stop, _ = self._asked_anywhere()
+        late = _rank() == 0 and self.pace.must_leave_validation(self.clock)
+        return bool(_agree(int(bool(stop) or late)))
 
     def decide(
         self,
@@ -124,8 +133,8 @@ class Control:
             stride: Iterations until training may stop again.
         """
         code = 0
+        stop, save = self._asked_anywhere() if may_stop else ("", False)
         if _rank() == 0:
-            stop, save = self._asked() if may_stop else ("", False)
             validate = False
             if not stop:
                 verdict = self.pace.decide(
@@ -162,12 +171,20 @@ _group: torch.distributed.ProcessGroup | None = None
 
 
 def _agree(code: int) -> int:
-    """Return rank 0's ``code`` on every rank, over a CPU group so that no GPU has to wait."""
+    """Return rank 0's ``code`` on every rank.
+
+    A sum and not a broadcast, so that it cannot succeed on rank 0 while another rank is gone.
+    """
+    return _all_ranks(code if _rank() == 0 else 0, torch.distributed.ReduceOp.SUM)
+
+
+def _all_ranks(code: int, operation: torch.distributed.ReduceOp.RedOpType) -> int:
+    """Reduce a number over all ranks, over a CPU group so that no GPU has to wait."""
     global _group
     if not _distributed() or torch.distributed.get_world_size() == 1:
         return code
     if _group is None:
         _group = torch.distributed.new_group(backend="gloo")
     tensor = torch.tensor([code], dtype=torch.int64)
-    torch.distributed.broadcast(tensor, src=0, group=_group)
+    torch.distributed.all_reduce(tensor, op=operation, group=_group)
     return int(tensor.item())

@@ -10,6 +10,9 @@ import torch.distributed
 from mmengine.registry import METRICS
 from mmseg.evaluation import IoUMetric
 
+_MAX_TOLD_CLASSES = 32
+"""Beyond this a confusion matrix is too long for a line of the event log."""
+
 
 @METRICS.register_module(name="MapsageIoUMetric")
 class IntegerIoUMetric(IoUMetric):
@@ -135,7 +138,8 @@ def told(metrics: Sequence[Any]) -> Mapping[str, Any]:
     """Return what a ``validation`` event says by class, of the first metric that knows it."""
     for metric in metrics:
         if isinstance(metric, IntegerIoUMetric) and metric.confusion is not None:
-            return {"per_class": metric.per_class, "confusion": metric.confusion.tolist()}
+            matrix = metric.confusion.tolist() if len(metric.per_class) <= _MAX_TOLD_CLASSES else None
+            return {"per_class": metric.per_class, "confusion": matrix}
     return {}
 
 

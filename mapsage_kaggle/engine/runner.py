@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.model import MMDistributedDataParallel
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mapsage_kaggle.engine import seeding
+from mapsage_kaggle.engine.ranks import broadcast_model
+from mapsage_kaggle.engine.safety import load_local
 from mapsage_kaggle.engine.session import TrainingSession
+from mapsage_kaggle.errors import ConfigError
 
 
 class SessionRunner(Runner):
@@ -26,10 +30,12 @@ class SessionRunner(Runner):
     def _init_model_weights(self) -> None:
         seeding.seed_sample(seeding.derive(seeding.INIT, self.seed))
         super()._init_model_weights()
+        _check_pretrained(self.model)
 
     def load_or_resume(self) -> None:
         """Load what the session was told to load, and check that it arrived."""
         super().load_or_resume()
+        broadcast_model(self.model.module if is_model_wrapper(self.model) else self.model)
         self.session.loaded(self)
 
     def resume(
@@ -41,7 +47,10 @@ class SessionRunner(Runner):
     ) -> None:
         """Resume, strictly, by way of the CPU, and say so in the words that people look for."""
         self.logger.info(f"load checkpoint from {filename}")
-        super().resume(filename, resume_optimizer, resume_param_scheduler, map_location="cpu")
+        extend = self.session.spec.extend
+        super().resume(filename, resume_optimizer, resume_param_scheduler and not extend, map_location="cpu")
+        if extend:
+            self._rebuild_schedulers(self.iter)
         self.logger.info(f"resume optimizer: {type(self.optim_wrapper.optimizer)}")
         for scheduler in self._flat_schedulers():
             self.logger.info(f"resume lr_scheduler: {type(scheduler)}")
@@ -68,7 +77,23 @@ class SessionRunner(Runner):
                 broadcast_buffers=False,
                 find_unused_parameters=self.cfg.get("find_unused_parameters", False),
             )
-        return super().wrap_model(model_wrapper_cfg, model)  # type: ignore[no-any-return]
+        return super().wrap_model(model_wrapper_cfg, model)
+
+    def _rebuild_schedulers(self, iteration: int) -> None:
+        """Bring fresh schedulers, which know the new end, to the position they would have by now.
+
+        The checkpoint's own would keep the old end, beyond which PolyLR stays at its minimum. They
+        are walked from the start, since each step computes its rate from the one before.
+        """
+        for group in self.optim_wrapper.param_groups:
+            for name in ("lr", "momentum"):
+                if f"initial_{name}" in group:
+                    group[name] = group[f"initial_{name}"]
+        self.param_schedulers = self.build_param_scheduler(self.cfg.param_scheduler)
+        for _ in range(iteration):
+            for scheduler in self._flat_schedulers():
+                if not scheduler.by_epoch:
+                    scheduler.step()
 
     def _flat_schedulers(self) -> list[Any]:
         schedulers = self.param_schedulers or []
@@ -77,10 +102,38 @@ class SessionRunner(Runner):
         return list(schedulers)
 
 
+def _check_pretrained(model: torch.nn.Module) -> None:
+    """Make sure that pretrained weights arrived: mmengine loads them by name, and none is no error.
+
+    Raises:
+        ConfigError: A file holds weights under other names than the module's.
+    """
+    for module in model.modules():
+        init_cfg = getattr(module, "init_cfg", None)
+        for item in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
+            if not isinstance(item, dict) or item.get("type") != "Pretrained":
+                continue
+            path = Path(item["checkpoint"])
+            if not path.is_file():
+                continue
+            loaded = load_local(str(path))
+            found = set(loaded.get("state_dict", loaded))
+            prefix = item.get("prefix")
+            wanted = {f"{prefix}.{key}" if prefix else key for key, _ in module.named_parameters()}
+            missing = wanted - found
+            if len(missing) > len(wanted) // 10:
+                raise ConfigError(
+                    f"{path} holds {len(wanted) - len(missing)} of the {len(wanted)} weights that are wanted; "
+                    f"it names them otherwise, such as {min(found, default='nothing')}.",
+                    "Attach mmsegmentation's own file (mit_b2_20220624-66e8bf70.pth for MiT-B2), or "
+                    "convert this one with mmsegmentation's tools/model_converters/mit2mmseg.py.",
+                )
+
+
 def build_runner(cfg: Config, session: TrainingSession) -> SessionRunner:
     """Build the runner of a config, on top of the config's own runner class where it has one."""
     custom = RUNNERS.get(cfg.runner_type) if cfg.get("runner_type") else None
-    cls = (
+    cls: type[SessionRunner] = (
         type(SessionRunner.__name__, (SessionRunner, custom), {})
         if custom not in (None, Runner)
         else SessionRunner

@@ -13,10 +13,12 @@ import torch
 
 from mapsage_kaggle.checkpoints.retention import plan_retention
 from mapsage_kaggle.checkpoints.schedule import SaveSchedule
-from mapsage_kaggle.checkpoints.store import BackgroundSaver, CheckpointStore, SaveFailed
+from mapsage_kaggle.checkpoints.snapshot import HostCopy
+from mapsage_kaggle.checkpoints.store import BackgroundSaver, CheckpointStore, SaveFailed, greater_is_better
 from mapsage_kaggle.clock import Pace, SessionPlan, format_duration, week_start_s
 from mapsage_kaggle.engine.control import Control
-from mapsage_kaggle.engine.snapshot import check_resumed, snapshot
+from mapsage_kaggle.engine.ranks import speaks
+from mapsage_kaggle.engine.snapshot import check_resumed, first_poisoned, snapshot
 from mapsage_kaggle.errors import TrainingError
 from mapsage_kaggle.events import Event, EventLog
 from mapsage_kaggle.paths import WorkDir
@@ -64,6 +66,7 @@ class TrainingSession:
         self.timings_s: dict[str, float] = dict.fromkeys(
             ("start_up", "waiting_for_data", "training_step", "saving", "validation"), 0.0
         )
+        self._host_copy = HostCopy()
         self._runner: SessionRunner | None = None
         self._config_text = ""
         self._iteration = 0
@@ -93,7 +96,7 @@ class TrainingSession:
             self.spec.work_dir,
             budget_bytes=self.spec.budget_bytes,
             milestones_every=self.spec.save_interval or None,
-            greater_is_better=_greater_is_better(self._metric or "", rule),
+            greater_is_better=greater_is_better(self._metric or "", rule),
             on_event=self._tell_of_store,
         )
         self.store.lock(wait_s=60.0)
@@ -149,6 +152,11 @@ class TrainingSession:
         hub.update_info(RUN_ID, self.spec.run_id)
         hub.update_info(FINGERPRINT, self.spec.fingerprint)
         hub.update_info(OWED, self.owed_validation)
+        best = self.store.best() if self.store is not None else None
+        if best is not None and best.value is not None and self._is_best(best.value):
+            # Carried over from a session whose score this checkpoint does not know.
+            hub.update_info("best_score", best.value)
+            hub.update_info("best_ckpt", best.file)
 
     def training_begins(self, iteration: int, max_iters: int, *, next_position: int) -> None:
         """Check the resume, say what is true of it, and start the clocks."""
@@ -162,6 +170,7 @@ class TrainingSession:
                 iteration=iteration if self.spec.expect_iteration is None else self.spec.expect_iteration,
                 next_position=next_position,
                 effective_batch=runner.train_dataloader.batch_sampler.effective_batch,
+                extended=self.spec.extend,
             )
             runner.logger.info(verdict)
             if self.rank == 0:
@@ -205,8 +214,12 @@ class TrainingSession:
         now = time.monotonic()
         # Often at first, then about as many events in an hour as a curve needs points.
         every_s = min(10.0, max(0.5, (now - self._began) / 200))
-        if self.rank == 0 and (first or now - self._told_at >= every_s):
-            self._tell_iteration(iteration, data_s, step_s)
+        if speaks() and (first or now - self._told_at >= every_s):
+            if self.rank == 0:
+                self._tell_iteration(iteration, data_s, step_s)
+            else:
+                # Another machine's supervisor only has to know that training goes on.
+                self.tell("iteration", iteration, iteration_s=round(data_s + step_s, 4))
             self._told_at = now
 
     def _tell_iteration(self, iteration: int, data_s: float, step_s: float) -> None:
@@ -302,26 +315,42 @@ class TrainingSession:
         self._saved_iteration = iteration
         if self.rank == 0:
             state = snapshot(runner, iteration, config_text=self._config_text)
-            self.pace.copy.add(time.monotonic() - begin)
             self._submit(f"iter_{iteration}.pth", state)
         self._count_saving(begin)
 
     def _submit(
         self, name: str, checkpoint: dict[str, Any], *, metric: str | None = None, value: float | None = None
     ) -> None:
+        """Copy a state and have it written; training is held up for the copy only."""
         assert self.saver is not None
-        iteration = int(checkpoint["meta"]["iter"])
+        self.saver.join()  # the buffers of the copy are free only once the save before has ended
+        begin = time.monotonic()
+        state = self._host_copy.take(checkpoint)
+        held_s = time.monotonic() - begin
+        self.pace.copy.add(held_s)
+        iteration, owed = int(checkpoint["meta"]["iter"]), self.owed_validation
         clock = self.control.clock
 
         def write(stream: BinaryIO) -> None:
-            torch.save(checkpoint, stream)
+            poisoned = first_poisoned(state)
+            if poisoned is not None:
+                raise TrainingError(
+                    f"The weight {poisoned} holds NaN or Inf after iteration {iteration}: it is not saved. "
+                    "The checkpoints before it are untouched.",
+                    "Lower the learning rate or the gradients' clipping (optim_wrapper.clip_grad), and resume.",
+                )
+            torch.save(state, stream)
 
         def proven(ref: CheckpointRef) -> None:
             self.pace.write_ends(clock.now())
             self._measure_output()
-            self._refresh_record(ref)
+            self._refresh_record(ref, owed)
+            if self.schedule is not None:
+                # What this thread computed is lost to training where every core is busy.
+                self.schedule.saved(cost_s=held_s + time.thread_time())
 
-        self.saver.join()  # so that waiting for the save before is not taken for this one's cost
+        if self.schedule is not None:
+            self.schedule.failed()  # until it is proven, so that no second one is begun meanwhile
         self.pace.write_begins(clock.now(), best=metric is not None)
         self.saver.submit(
             name,
@@ -333,7 +362,7 @@ class TrainingSession:
             then=proven,
         )
 
-    def _refresh_record(self, ref: CheckpointRef) -> None:
+    def _refresh_record(self, ref: CheckpointRef, owed_validation: int | None) -> None:
         """Bring ``session.json`` up to date; called in the saving thread, which is the only writer."""
         assert self._record is not None and self.store is not None
         changes: dict[str, Any] = {
@@ -345,16 +374,13 @@ class TrainingSession:
             changes |= {
                 "checkpoint": ref,
                 "end_iteration": ref.iteration,
-                "owed_validation": self.owed_validation,
+                "owed_validation": owed_validation,
             }
         self._record = self._record.evolve(**changes)
         self._record.write(self.files.session)
 
     def _count_saving(self, begin: float) -> None:
-        seconds = time.monotonic() - begin
-        self.timings_s["saving"] += seconds
-        if self.schedule is not None:
-            self.schedule.saved(cost_s=seconds)
+        self.timings_s["saving"] += time.monotonic() - begin
 
     def _measure_output(self) -> None:
         """Measure what Kaggle will have to save, and what another checkpoint adds to it.
@@ -393,6 +419,8 @@ class TrainingSession:
 
     def validation_done(self, iteration: int, metrics: Mapping[str, Any]) -> None:
         """Keep the score, save the best, and note that nothing is owed any more. Collective."""
+        from mapsage_kaggle.engine.metric import told  # imports mmseg, which the worker does late
+
         runner = self._require_runner()
         seconds = self._lap("validation")
         self.pace.validated(seconds)
@@ -411,7 +439,10 @@ class TrainingSession:
         self.save(iteration)
         if self.rank == 0:
             numbers = {name: float(value) for name, value in metrics.items() if hasattr(value, "__float__")}
-            self.tell("validation", iteration, metrics=numbers, seconds=round(seconds, 2), best=is_best)
+            by_class = told(runner.val_loop.evaluator.metrics)
+            self.tell(
+                "validation", iteration, metrics=numbers, seconds=round(seconds, 2), best=is_best, **by_class
+            )
 
     @property
     def _metric_name(self) -> str:
@@ -434,8 +465,15 @@ class TrainingSession:
         best = self._require_runner().message_hub.get_info("best_score", None)
         if best is None:
             return True
-        greater = _greater_is_better(self._metric or "", next(iter(self.spec.best_rules.values()), None))
+        greater = greater_is_better(self._metric or "", next(iter(self.spec.best_rules.values()), None))
         return score > float(best) if greater else score < float(best)
+
+    def validating(self, done: int) -> None:
+        """Say now and then that a validation is going on, so that it is not taken for a hang."""
+        now = time.monotonic()
+        if speaks() and now - self._told_at >= 5.0:
+            self.tell("validating", self._iteration, batches=done)
+            self._told_at = now
 
     # -- the end
 
@@ -447,6 +485,9 @@ class TrainingSession:
     def finish(self, iteration: int, stop: str) -> None:
         """Wait until everything is proven, then say that training ended in good order."""
         if self.rank != 0:
+            if speaks():
+                reason = "failed" if stop == "orphaned" else stop
+                self.tell("stop", iteration, reason=reason, message="Machine 0 keeps what was saved.")
             return
         assert self.saver is not None
         begin = time.monotonic()
@@ -485,11 +526,6 @@ class TrainingSession:
     def _require_runner(self) -> SessionRunner:
         assert self._runner is not None, "the runner is attached before training starts"
         return self._runner
-
-
-def _greater_is_better(metric: str, rule: str | None) -> bool:
-    """Tell which way a score goes: the config's rule, else down for losses and up for all else."""
-    return rule == "greater" if rule else "loss" not in metric.lower()
 
 
 def _gpu_s_this_week(record: SessionRecord, now_s: float) -> float:

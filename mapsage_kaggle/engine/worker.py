@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import torch
 
+from mapsage_kaggle.engine.ranks import follow_rank_0, join, lost_peer
 from mapsage_kaggle.engine.safety import expect, install_safe_loading
 from mapsage_kaggle.engine.sampling import EVENTS_VARIABLE
 from mapsage_kaggle.engine.session import TrainingSession, tell_failure
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> int:
     session.tell("start", 0, rank=rank, pid=os.getpid(), world_size=world_size, torch=torch.__version__)
     try:
         session.open()
-        _train(spec, session)
+        _train(spec, session, scratch=Path(arguments[0]).parent)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the supervisor must learn of it
         trace = traceback.format_exc()
         print(trace, file=sys.stderr, flush=True)
@@ -49,18 +50,20 @@ def main(arguments: list[str]) -> int:
     return EXIT_DONE
 
 
-def _train(spec: ChildSpec, session: TrainingSession) -> None:
+def _train(spec: ChildSpec, session: TrainingSession, *, scratch: Path) -> None:
     # Imported here, so that an import that fails is told like any other failure.
     from mmengine.config import Config
 
     from mapsage_kaggle.engine.runner import build_runner
 
     install_safe_loading()
+    cfg = Config.fromfile(spec.config)
+    join(cfg)
+    spec = session.spec = follow_rank_0(spec, cfg, scratch)
     if spec.checkpoint is not None and spec.checkpoint_sha256:
         expect(spec.checkpoint, spec.checkpoint_sha256)
     if spec.deterministic:
         torch.use_deterministic_algorithms(True)
-    cfg = Config.fromfile(spec.config)
     runner = build_runner(cfg, session)
     session.attach(runner, cfg.pretty_text)
     runner.train()
@@ -70,9 +73,11 @@ _MISTAKES = (ValueError, TypeError, KeyError, AttributeError, AssertionError, Im
 
 
 def failure_kind(error: BaseException, *, has_trained: bool) -> str:
-    """Return ``memory``, ``refused`` (will fail again the same way) or ``error``."""
+    """Return ``memory``, ``peer`` (another rank failed), ``refused`` (it will fail again) or ``error``."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in str(error).lower():
         return "memory"
+    if lost_peer(error):
+        return "peer"
     is_mistake = isinstance(error, MapsageError) or (isinstance(error, _MISTAKES) and not has_trained)
     return "refused" if is_mistake else "error"
 
@@ -80,7 +85,8 @@ def failure_kind(error: BaseException, *, has_trained: bool) -> str:
 def _message(error: BaseException) -> str:
     text = str(error).strip()
     if isinstance(error, MapsageError):
-        return text
+        # A data worker's error arrives with its whole trace; what it says comes last.
+        return text.splitlines()[-1].partition("TrainingError: ")[2] if text.startswith("Caught") else text
     return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
 
 

@@ -1,0 +1,186 @@
+"""Joining the other ranks, and taking over from rank 0 what is trained and from where."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from mmengine.config import Config
+
+from mapsage_kaggle.errors import TrainingError
+from mapsage_kaggle.spec import ChildSpec
+
+_CHUNK_BYTES = 1 << 23
+TIMEOUT_S = 600.0
+"""How long a rank waits for the others. A rank that dies is noticed at once, unless its machine
+vanishes from the network."""
+
+
+def join(cfg: Config) -> None:
+    """Join the process group, where torchrun has started several ranks.
+
+    Done here and not by mmengine, whose way makes all data workers start by ``spawn`` and needs a
+    GPU for each rank.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or torch.distributed.is_initialized():
+        return
+    asked = (cfg.get("env_cfg") or {}).get("dist_cfg") or {}
+    timeout = datetime.timedelta(seconds=float(asked.get("timeout", TIMEOUT_S)))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group(backend="nccl", timeout=timeout)
+    else:
+        torch.distributed.init_process_group(backend="gloo", timeout=timeout)
+
+
+def follow_rank_0(spec: ChildSpec, cfg: Config, scratch: Path) -> ChildSpec:
+    """Make every machine start from what rank 0's machine has chosen; return the spec to go by.
+
+    The other machines look for no checkpoint of their own: they get action, seed and run from
+    rank 0 and, where they do not have it, the file. Collective; on one machine it does nothing.
+
+    Args:
+        spec: What this machine's supervisor has written.
+        cfg: The effective config; changed in place.
+        scratch: Where a file that is sent over may be written.
+
+    Raises:
+        TrainingError: The machines were given configs that are not the same run.
+    """
+    if num_machines() == 1:
+        return spec
+    # By gloo, so that files go from memory to memory without a GPU.
+    group = torch.distributed.new_group(backend="gloo")
+    rank = torch.distributed.get_rank()
+    mine = {
+        "run": (spec.fingerprint, int(cfg.train_cfg.max_iters)),
+        "machine": machine(),
+        "spec": {
+            "action": spec.action,
+            "run_id": spec.run_id,
+            "fingerprint": spec.fingerprint,
+            "expect_iteration": spec.expect_iteration,
+            "extend": spec.extend,
+        },
+        "seed": int(cfg.randomness.seed),
+        "file": _file_facts(spec) if rank == 0 else None,
+    }
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, mine, group=group)
+    first = everyone[0]
+    for other in everyone:
+        if other["run"] != first["run"]:
+            raise TrainingError(
+                f"Machine {other['machine']} trains another config than machine 0: fingerprint and max_iters "
+                f"are {other['run'][0]} and {other['run'][1]}, there {first['run'][0]} and {first['run'][1]}.",
+                "Start every machine with the same config and the same --set and --extend-to.",
+            )
+    path = spec.checkpoint
+    if first["file"] is not None:
+        path = _fetch(first["file"], spec.checkpoint, scratch, group)
+    cfg.randomness.seed = first["seed"]
+    cfg.load_from = str(path) if first["file"] is not None else None
+    cfg.resume = first["spec"]["action"] == "resume"
+    return replace(
+        spec,
+        **first["spec"],
+        checkpoint=path if first["file"] is not None else None,
+        checkpoint_sha256=first["file"]["sha256"] if first["file"] is not None else None,
+    )
+
+
+def broadcast_model(core: torch.nn.Module) -> None:
+    """Give every rank rank 0's weights and buffers: machines may differ in what they started from."""
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        for tensor in core.state_dict().values():
+            torch.distributed.broadcast(tensor, src=0)
+
+
+def num_machines() -> int:
+    """Return how many machines train together."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", 1))
+
+
+def machine() -> int:
+    """Return this machine's number."""
+    return int(os.environ.get("GROUP_RANK", 0))
+
+
+def speaks() -> bool:
+    """Tell whether this rank tells its machine's supervisor what happens: one on each machine does."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Tell whether an error only says that another rank has gone, or that the group is broken."""
+    text = str(error).lower()
+    return (
+        isinstance(error, RuntimeError)
+        and int(os.environ.get("WORLD_SIZE", 1)) > 1
+        and any(
+            words in text
+            for words in (
+                "connection closed by peer",
+                "connection reset by peer",
+                "broken pipe",
+                "gloo",
+                "nccl",
+            )
+        )
+        and "out of memory" not in text
+    )
+
+
+def _file_facts(spec: ChildSpec) -> dict[str, Any] | None:
+    if spec.checkpoint is None:
+        return None
+    return {
+        "name": spec.checkpoint.name,
+        "size": spec.checkpoint.stat().st_size,
+        "sha256": spec.checkpoint_sha256 or _sha256(spec.checkpoint),
+    }
+
+
+def _fetch(file: dict[str, Any], mine: Path | None, scratch: Path, group: Any) -> Path:
+    """Return this machine's copy of rank 0's file, sent over where any machine lacks it. Collective."""
+    rank = torch.distributed.get_rank()
+    target = scratch / "from-rank-0" / file["name"]
+    has_it = rank == 0 or machine() == 0 or (target.is_file() and _sha256(target) == file["sha256"])
+    lacking = torch.tensor([int(not has_it)])
+    torch.distributed.all_reduce(lacking, group=group)
+    if int(lacking) > 0:
+        writes = not has_it and speaks()
+        if writes:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        source = mine.open("rb") if rank == 0 and mine is not None else None
+        sink = target.open("wb") if writes else None
+        try:
+            for begin in range(0, file["size"], _CHUNK_BYTES):
+                length = min(_CHUNK_BYTES, file["size"] - begin)
+                content = bytearray(source.read(length)) if source is not None else bytearray(length)
+                chunk = torch.frombuffer(content, dtype=torch.uint8)
+                torch.distributed.broadcast(chunk, src=0, group=group)
+                if sink is not None:
+                    sink.write(chunk.numpy().tobytes())
+        finally:
+            for stream in (source, sink):
+                if stream is not None:
+                    stream.close()
+    torch.distributed.barrier(group=group)
+    if machine() == 0 and mine is not None:
+        return mine
+    return target
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
