@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import struct
 import subprocess
@@ -266,8 +267,10 @@ def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
     assert rejection(tmp_path / "iter_8.pth") == "it cannot be read: No such file or directory"
 
 
-def test_a_directory_is_rejected(tmp_path: Path) -> None:
-    assert rejection(tmp_path) == "it cannot be read: Is a directory"
+def test_what_is_no_regular_file_is_rejected_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pth")
+    for path in (tmp_path, tmp_path / "pipe.pth", Path("/dev/zero")):
+        assert rejection(path) == "it cannot be read: it is not a regular file"
 
 
 def test_another_zip_file_is_no_checkpoint(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ other, then the directory, then the end), so that anything else can be told as d
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
+import stat
 import struct
 import threading
 import zlib
@@ -67,14 +69,22 @@ class Source:
     """Bytes that can be read at any position, from one descriptor opened once.
 
     A path that is replaced while it is being read does not matter: the descriptor keeps the file.
+
+    Raises:
+        OSError: The path cannot be opened, or leads to something other than a regular file.
     """
 
     def __init__(self, source: Path | BinaryIO) -> None:
         self._descriptor: int | None = None
         self._stream: BinaryIO | None = None
         if isinstance(source, Path):
-            self._descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-            self.size_bytes = os.fstat(self._descriptor).st_size
+            # Without waiting: opening a pipe would never return where nobody writes into it.
+            self._descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            status = os.fstat(self._descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                os.close(self._descriptor)
+                raise OSError(errno.EINVAL, "it is not a regular file", str(source))
+            self.size_bytes = status.st_size
         else:
             self._stream = source
             self.size_bytes = source.seek(0, io.SEEK_END)
