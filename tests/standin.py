@@ -206,7 +206,7 @@ def workers_alive(work_dir: Path) -> list[int]:
 
 def kill_group(process: subprocess.Popen[str]) -> None:
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
 
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:

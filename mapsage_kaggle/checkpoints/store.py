@@ -647,6 +647,11 @@ os.register_at_fork(after_in_child=_release_in_forked_child)
 # --- saving in the background -----------------------------------------------------------------
 
 
+def greater_is_better(metric: str, rule: str | None = None) -> bool:
+    """Tell which way a score goes: by the rule (``greater``, ``less``), else down for losses alone."""
+    return rule == "greater" if rule else "loss" not in metric.lower()
+
+
 class BackgroundSaver:
     """Saves in a thread of its own, one at a time, so that training goes on meanwhile.
 

@@ -181,6 +181,8 @@ class SessionValLoop(ValLoop):
         if session is not None and session.control.stop_asked():
             raise ValidationAborted
         super().run_iter(idx, data_batch)
+        if session is not None:
+            session.validating(idx + 1)
 
 
 def core_model(model: torch.nn.Module) -> torch.nn.Module:

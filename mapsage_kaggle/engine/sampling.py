@@ -26,7 +26,7 @@ class Draw(NamedTuple):
     """What a data worker needs to make one sample."""
 
     position: int
-    index: int
+    sample: int
     seed: int
 
 
@@ -184,7 +184,7 @@ class PositionalDataset(Dataset[Any]):
             return self._load(draw)
 
     def _load(self, draw: Draw) -> Any:
-        index = draw.index
+        index = draw.sample
         for attempt in range(_MAX_SUBSTITUTES):
             seeding.seed_sample(draw.seed)
             try:

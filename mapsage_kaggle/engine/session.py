@@ -335,7 +335,7 @@ class TrainingSession:
             poisoned = first_poisoned(state)
             if poisoned is not None:
                 raise TrainingError(
-                    f"The weight {poisoned} holds NaN or Inf after iteration {iteration}: it is not saved. "
+                    f"The weight {poisoned} holds NaN or Inf after iteration {iteration}: nothing is saved. "
                     "The checkpoints before it are untouched.",
                     "Lower the learning rate or the gradients' clipping (optim_wrapper.clip_grad), and resume.",
                 )

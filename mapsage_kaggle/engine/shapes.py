@@ -1,6 +1,6 @@
 """The names and shapes of a config's model: run in a child of its own, which needs no GPU.
 
-    python -m mapsage_kaggle.engine.shapes config.py
+    python -m mapsage_kaggle.engine.shapes config.py '{"type": "EarthVQADataset"}'
 
 prints one JSON document, ``{"shapes": {name: [sizes]}, "classes": [...]}``. The model is really built,
 with random weights: torch's meta device would save its memory, but MiT computes its drop-path rates
@@ -49,18 +49,17 @@ def json_like(value: Any) -> Any:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the document for one config."""
+    """Print the document for one config, given its file and its data set's type and metainfo as JSON."""
     from mmengine.config import Config
 
     import mapsage_kaggle.engine.register  # noqa: F401 - registers the kit's data sets
-    from mapsage_kaggle.configure import dataset_of
 
     # Libraries greet on stdout; the one document must be alone there.
     with contextlib.redirect_stdout(sys.stderr):
         cfg = Config.fromfile(Path(arguments[0]))
         document = {
             "shapes": {name: list(shape) for name, shape in model_shapes(cfg).items()},
-            "classes": dataset_classes(dataset_of(cfg)),
+            "classes": dataset_classes(json.loads(arguments[1])),
         }
     print(json.dumps(document))
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from typing import Any
 
@@ -11,15 +10,14 @@ import torch
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import get_state_dict
-from mmengine.utils import apply_to
 
 from mapsage_kaggle.errors import TrainingError
 
 
 def snapshot(runner: Runner, iteration: int, *, config_text: str, resumable: bool = True) -> dict[str, Any]:
-    """Return the state after ``iteration`` iterations, on the CPU and detached from the training.
+    """Return the state after ``iteration`` iterations, as views of what is being trained.
 
-    This is all that a training step is held up for: serialising and writing work on the copy.
+    Nothing is copied here that the model or the optimizer holds; see ``HostCopy`` for that.
 
     Args:
         runner: What is being trained.
@@ -57,17 +55,25 @@ def snapshot(runner: Runner, iteration: int, *, config_text: str, resumable: boo
         elif schedulers is not None:
             checkpoint["param_schedulers"] = [scheduler.state_dict() for scheduler in schedulers]
     runner.call_hook("before_save_checkpoint", checkpoint=checkpoint)
-    # The hub's histories grow in place while the copy is being written, so they are copied as well.
-    checkpoint["message_hub"] = copy.deepcopy(checkpoint["message_hub"])
-    return apply_to(checkpoint, torch.is_tensor, _to_cpu_copy)  # type: ignore[no-any-return]
+    return checkpoint
 
 
-def _to_cpu_copy(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", copy=True)
+def first_poisoned(checkpoint: dict[str, Any]) -> str | None:
+    """Return the name of the first weight that holds NaN or Inf, or None."""
+    for name, tensor in checkpoint["state_dict"].items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return str(name)
+    return None
 
 
 def check_resumed(
-    runner: Runner, checkpoint: dict[str, Any], *, iteration: int, next_position: int, effective_batch: int
+    runner: Runner,
+    checkpoint: dict[str, Any],
+    *,
+    iteration: int,
+    next_position: int,
+    effective_batch: int,
+    extended: bool = False,
 ) -> str:
     """Return the verdict on a resume in one line, having compared what is there with what was loaded.
 
@@ -81,8 +87,12 @@ def check_resumed(
             f"The resume did not take: the checkpoint holds iteration {saved_iteration}, "
             f"training stands at {runner.iter}, expected was {iteration}."
         )
-    num_states = _check_optimizer(runner.optim_wrapper.state_dict(), checkpoint["optimizer"])
-    steps = _check_schedulers(runner.param_schedulers, checkpoint.get("param_schedulers", []))
+    num_states = _check_optimizer(
+        runner.optim_wrapper.state_dict(), checkpoint["optimizer"], same_rates=not extended
+    )
+    steps = _check_schedulers(
+        runner.param_schedulers, checkpoint.get("param_schedulers", []), same_steps=not extended
+    )
     if next_position != iteration * effective_batch:
         raise TrainingError(
             f"The data loader stands at sample {next_position}; after {iteration} iterations of "
@@ -95,9 +105,13 @@ def check_resumed(
     )
 
 
-def _check_optimizer(actual: Any, saved: Any) -> int:
+def _check_optimizer(actual: Any, saved: Any, *, same_rates: bool) -> int:
     if "state" not in saved:  # several optimizers, by name
-        return sum(_check_optimizer(actual[name], saved[name]) for name in saved if "state" in saved[name])
+        return sum(
+            _check_optimizer(actual[name], state, same_rates=same_rates)
+            for name, state in saved.items()
+            if "state" in state
+        )
     if set(actual["state"]) != set(saved["state"]):
         raise TrainingError(
             f"The optimizer holds state for {len(actual['state'])} parameters, "
@@ -114,14 +128,18 @@ def _check_optimizer(actual: Any, saved: Any) -> int:
             if not same:
                 raise TrainingError(f"The optimizer's {name} of parameter {key} is not the checkpoint's.")
     rates = [[group["lr"] for group in state["param_groups"]] for state in (actual, saved)]
-    if rates[0] != rates[1]:
+    if same_rates and rates[0] != rates[1]:
         raise TrainingError(f"The learning rates are {rates[0][:3]}…, the checkpoint has {rates[1][:3]}….")
     return len(saved["state"])
 
 
-def _check_schedulers(actual: Any, saved: Any) -> list[int]:
+def _check_schedulers(actual: Any, saved: Any, *, same_steps: bool) -> list[int]:
     if isinstance(saved, dict):
-        return [step for name in saved for step in _check_schedulers(actual[name], saved[name])]
+        return [
+            step
+            for name, states in saved.items()
+            for step in _check_schedulers(actual[name], states, same_steps=same_steps)
+        ]
     actual = actual or []
     if len(actual) != len(saved):
         raise TrainingError(
@@ -129,9 +147,9 @@ def _check_schedulers(actual: Any, saved: Any) -> list[int]:
             "Resume with the config that the checkpoint was trained with.",
         )
     for scheduler, state in zip(actual, saved, strict=True):
-        if scheduler.last_step != state["last_step"]:
+        if same_steps and scheduler.last_step != state["last_step"]:
             raise TrainingError(
                 f"{type(scheduler).__name__} stands at step {scheduler.last_step}, "
                 f"the checkpoint at {state['last_step']}."
             )
-    return [int(state["last_step"]) for state in saved]
+    return [int(scheduler.last_step) for scheduler in actual]

@@ -1,0 +1,181 @@
+"""Whatever happens to a session, what it had is there, and the next one goes on from it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from standin import StandIn, differences, kill_group, workers_alive
+
+from mapsage_kaggle.events import Event
+
+pytestmark = pytest.mark.slow
+
+
+def wait_for_event(run: StandIn, kind: str, at_least: int = 0, timeout_s: float = 120.0) -> Event:
+    """Return the first event of a kind, as soon as there is one."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        for event in run.events(kind):
+            if event.iteration >= at_least:
+                return event
+        time.sleep(0.05)
+    raise AssertionError(f"no {kind} event within {timeout_s} s: {run.events()}")
+
+
+def test_ctrl_c_once_saves_and_exits_130(tmp_path: Path) -> None:
+    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=4000, val_interval=4000)
+    process = run.start()
+    wait_for_event(run, "iteration", at_least=3)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    record = run.record()
+    assert record.stop_reason == "user"
+    assert record.checkpoint is not None
+    assert record.checkpoint.iteration == record.end_iteration >= 3
+    assert run.run("verify", run.work_dir.path / record.checkpoint.file).returncode == 0
+    assert workers_alive(run.work_dir.path) == []
+
+
+def test_sigterm_ends_in_good_order_with_0(tmp_path: Path) -> None:
+    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=4000, val_interval=4000)
+    process = run.start()
+    wait_for_event(run, "iteration", at_least=3)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert run.record().stop_reason == "user"
+
+
+def test_when_the_supervisor_is_killed_the_workers_save_and_end(tmp_path: Path) -> None:
+    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=4000, val_interval=4000)
+    process = run.start(workers=1)
+    wait_for_event(run, "iteration", at_least=3)
+    kill_group(process)
+    end = time.monotonic() + 60
+    while workers_alive(run.work_dir.path) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert workers_alive(run.work_dir.path) == []
+    record = run.record()
+    assert (record.stop_reason, record.exit_code) == ("failed", 5)
+    assert record.checkpoint is not None
+    saved = record.checkpoint.iteration
+    run.hand_over()
+    done = run.train("--resume", "require", "--expect-iteration", str(saved), stop=saved + 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert run.record().start_iteration == saved
+
+
+def test_out_of_memory_goes_on_with_half_the_micro_batch_and_the_next_session_starts_there(
+    tmp_path: Path,
+) -> None:
+    run = StandIn.with_scenes(tmp_path / "kaggle")
+    done = run.train(memory=12, stop=16, once=str(tmp_path / "done"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    restart = run.events("restart")[0]
+    assert restart.data["kind"] == "memory"
+    assert run.events("resume")[0].iteration == 10
+    record = run.record()
+    assert record.learned["micro_batch"] == 2
+    assert record.end_iteration == 16
+    run.hand_over()
+    done = run.train()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert run.record().learned["micro_batch"] == 2
+    assert run.record().end_iteration == 24
+
+
+def test_weights_that_became_nan_are_never_saved(tmp_path: Path) -> None:
+    run = StandIn.with_scenes(tmp_path / "kaggle")
+    done = run.train(poison=14)
+    assert done.returncode == 5, done.stdout + done.stderr
+    record = run.record()
+    assert record.stop_reason == "failed"
+    assert record.checkpoint is not None
+    assert record.checkpoint.iteration == 10
+    assert "in iteration 14" in record.message
+    assert not (run.work_dir.path / "iter_14.pth").exists()
+
+
+def test_a_child_that_says_nothing_is_started_again(tmp_path: Path) -> None:
+    hang = "import time, at_iteration\nat_iteration.AtIteration.after_val = lambda self, runner: time.sleep(3600)"
+    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=10, val_interval=4)
+    config = run.config()
+    (config.parent / "hang_once.py").write_text(
+        "from pathlib import Path\n"
+        f"marker = Path({str(tmp_path / 'hung')!r})\n"
+        "if not marker.exists():\n"
+        "    marker.touch()\n" + "".join(f"    {line}\n" for line in hang.splitlines())
+    )
+    imports = "custom_imports = dict(imports=['at_iteration', 'hang_once'], allow_failed_imports=False)"
+    done = run.train("--hang-after", "12s", config_extra=imports)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [event.data["kind"] for event in run.events("restart")] == ["hung"]
+    assert run.record().end_iteration == 10
+
+
+@pytest.fixture
+def with_a_damaged_image(tmp_path: Path) -> StandIn:
+    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=6, val_interval=6)
+    image = sorted((run.root / "input" / "scenes" / "Train" / "images_png").iterdir())[2]
+    whole = image.read_bytes()
+    image.write_bytes(whole[: len(whole) // 3] + bytes(len(whole) - len(whole) // 3))
+    return run
+
+
+def test_a_damaged_image_is_named_before_training(with_a_damaged_image: StandIn) -> None:
+    done = with_a_damaged_image.train()
+    assert done.returncode == 2
+    assert "images_png" in done.stderr
+    record = with_a_damaged_image.record()
+    assert (record.stop_reason, record.exit_code) == ("refused", 2)
+
+
+def test_a_damaged_image_is_skipped_where_that_is_asked_for(with_a_damaged_image: StandIn) -> None:
+    done = with_a_damaged_image.train("--on-bad-image", "skip", workers=1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [event for event in with_a_damaged_image.events("warning") if event.data.get("kind") == "bad_image"]
+    assert told
+    first = with_a_damaged_image.checkpoint(6)
+    again = with_a_damaged_image.train("--on-bad-image", "skip", "--resume", "never", workers=0)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert differences(first, with_a_damaged_image.checkpoint(6)) == []
+
+
+def test_extending_a_finished_run_lays_the_schedule_out_anew(tmp_path: Path) -> None:
+    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=10, val_interval=10)
+    assert run.train().returncode == 0
+    run.hand_over()
+    run.max_iters = 20
+    refused = run.train()
+    assert refused.returncode == 2
+    assert "--extend-to 20" in refused.stderr
+    run.max_iters = 10
+    done = run.train("--extend-to", "20")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert run.record().end_iteration == 20
+    extended = run.checkpoint(20)
+
+    whole = StandIn.with_scenes(tmp_path / "whole", max_iters=20, val_interval=10)
+    assert whole.train().returncode == 0
+    uncut = whole.checkpoint(20)
+    assert extended["param_schedulers"] == uncut["param_schedulers"]
+    rates = [event.data["lr"] for event in run.events("iteration")]
+    assert rates[0] > 0
+
+
+def test_ema_and_its_state_survive_the_cut(tmp_path: Path) -> None:
+    ema = "custom_hooks.append(dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=0.1))"
+    whole = StandIn.with_scenes(tmp_path / "whole", max_iters=12, val_interval=6, extra=ema)
+    assert whole.train().returncode == 0
+    cut = StandIn.with_scenes(tmp_path / "cut", max_iters=12, val_interval=6, extra=ema)
+    assert cut.train(stop=8).returncode == 0
+    cut.hand_over()
+    done = cut.train(workers=1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ema_state_dict" in whole.checkpoint(12)
+    assert differences(whole.checkpoint(12), cut.checkpoint(12)) == []
