@@ -101,7 +101,9 @@ class StandIn:
     environ: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def with_scenes(cls, root: Path, *, train: int = 6, val: int = 2, size: int = 128, **options: Any) -> StandIn:
+    def with_scenes(
+        cls, root: Path, *, train: int = 6, val: int = 2, size: int = 128, **options: Any
+    ) -> StandIn:
         for name in ("input", "working", "temp"):
             (root / name).mkdir(parents=True)
         generate_scenes(root / "input" / "scenes", train=train, val=val, size=size, seed=1)

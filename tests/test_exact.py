@@ -19,7 +19,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> StandIn:
     return run
 
 
-def test_three_sessions_with_other_numbers_of_workers_equal_one(uninterrupted: StandIn, tmp_path: Path) -> None:
+def test_three_sessions_with_other_numbers_of_workers_equal_one(
+    uninterrupted: StandIn, tmp_path: Path
+) -> None:
     run = StandIn.with_scenes(tmp_path / "cut")
     for cut, workers in ((7, 2), (16, 0), (None, 3)):
         done = run.train(workers=workers, stop=cut)

@@ -102,7 +102,10 @@ def test_weights_that_became_nan_are_never_saved(tmp_path: Path) -> None:
 
 
 def test_a_child_that_says_nothing_is_started_again(tmp_path: Path) -> None:
-    hang = "import time, at_iteration\nat_iteration.AtIteration.after_val = lambda self, runner: time.sleep(3600)"
+    hang = (
+        "import time, at_iteration\n"
+        "at_iteration.AtIteration.after_val = lambda self, runner: time.sleep(3600)"
+    )
     run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=10, val_interval=4)
     config = run.config()
     (config.parent / "hang_once.py").write_text(
@@ -138,8 +141,8 @@ def test_a_damaged_image_is_named_before_training(with_a_damaged_image: StandIn)
 def test_a_damaged_image_is_skipped_where_that_is_asked_for(with_a_damaged_image: StandIn) -> None:
     done = with_a_damaged_image.train("--on-bad-image", "skip", workers=1)
     assert done.returncode == 0, done.stdout + done.stderr
-    told = [event for event in with_a_damaged_image.events("warning") if event.data.get("kind") == "bad_image"]
-    assert told
+    warnings = with_a_damaged_image.events("warning")
+    assert [event for event in warnings if event.data.get("kind") == "bad_image"]
     first = with_a_damaged_image.checkpoint(6)
     again = with_a_damaged_image.train("--on-bad-image", "skip", "--resume", "never", workers=0)
     assert again.returncode == 0, again.stdout + again.stderr
