@@ -34,7 +34,7 @@ from mapsage_kaggle.errors import (
 )
 from mapsage_kaggle.events import Event, EventLog, ProgressSink
 from mapsage_kaggle.paths import KagglePaths, WorkDir
-from mapsage_kaggle.records import SessionRecord, new_run_id
+from mapsage_kaggle.records import CheckpointRef, SessionRecord, new_run_id
 from mapsage_kaggle.supervise import Ladder, Launch, Outcome, Supervisor, decide_next
 
 if TYPE_CHECKING:
@@ -652,6 +652,8 @@ class _Session:
         self.files = WorkDir(prepared.work_dir)
         self.ladder = Ladder(micro_batch=prepared.patch.micro_batch, with_cp=prepared.facts.with_cp)
         self.steps: list[str] = []
+        choice = prepared.discovery.choice
+        self.pace: Mapping[str, float] = choice.record.learned.get("pace", {}) if choice.record else {}
         self.record = SessionRecord(run_id="", fingerprint="")
 
     # -- before
@@ -776,6 +778,8 @@ class _Session:
             learned["micro_batch"] = self.ladder.micro_batch
         if self.ladder.with_cp:
             learned["with_cp"] = True
+        if self.pace:
+            learned["pace"] = dict(self.pace)
         return learned
 
     def _exactness(self) -> dict[str, Any]:
@@ -815,6 +819,7 @@ class _Session:
         while True:
             outcome = self.supervisor.run(self._launch(spec))
             self.record = _read_record(self.files.session) or self.record
+            self.pace = outcome.data.get("pace") or self.pace
             step = decide_next(
                 self.ladder,
                 outcome,
@@ -840,8 +845,7 @@ class _Session:
 
     def _next_spec(self) -> dict[str, Any]:
         """Return the spec of a child that goes on from the newest proven checkpoint."""
-        with self._store() as store:
-            newest = store.newest()
+        newest = self._newest_sound()
         prepared = self.prepared
         facts = replace(prepared.facts, micro_batch=self.ladder.micro_batch, with_cp=self.ladder.with_cp)
         if newest is not None:
@@ -857,6 +861,23 @@ class _Session:
         self.record = self.record.evolve(config_sha256=sha256, learned=learned, exactness=exactness)
         self.record.write(self.files.session)
         return spec
+
+    def _newest_sound(self) -> CheckpointRef | None:
+        """Return the newest checkpoint of this work dir that still is what was proven."""
+        with self._store() as store:
+            for ref in sorted(store.proven(), key=lambda ref: ref.iteration, reverse=True):
+                if ref.metric is not None:
+                    continue
+                verdict = inspect(self.files.path / ref.file, manifest_sha256=ref.sha256)
+                if verdict.verdict == "resumable":
+                    store.start_at(ref.iteration)
+                    return ref
+                message = (
+                    f"{ref.file} is no longer sound ({'; '.join(verdict.problems)}); going further back."
+                )
+                self._tell("ladder", ref.iteration, message=message)
+                self.steps.append(message)
+        return None
 
     def _spec(
         self, action: str, checkpoint: Path | None, sha256: str | None, expect: int | None
@@ -881,6 +902,7 @@ class _Session:
             "save_best": prepared.patch.save_best,
             "best_rules": dict(prepared.patch.best_rules),
             "deterministic": options.deterministic,
+            "pace": dict(self.pace),
             "extend": options.extend_to is not None,
         }
 
@@ -942,9 +964,20 @@ class _Session:
         )
         record.write(self.files.session)
         self._tell("end", record.end_iteration, reason=reason, exit_code=code, message=record.message)
+        self._write_report()
         if code == EXIT_TRAINING and record.end_iteration <= record.start_iteration:
             raise TrainingError(record.message, f"The whole log is in {self.files.log}.")
         return record
+
+    def _write_report(self) -> None:
+        """Draw the report. A picture that fails must not cost a session its good end."""
+        from mapsage_kaggle.display.report import write_report
+
+        try:
+            write_report([self.files.path])
+        except Exception as error:  # noqa: BLE001 - drawing libraries raise what they like
+            message = f"The report could not be drawn: {type(error).__name__}: {error}."
+            self._tell("warning", self.record.end_iteration, message=message)
 
     def _carry_checkpoint(self) -> None:
         """Put the checkpoint that was resumed into this output, where no newer one has come."""
