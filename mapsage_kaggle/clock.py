@@ -332,7 +332,7 @@ class Pace:
     late_share: float = 0.25
     _writing_since_s: float | None = field(default=None, init=False, repr=False)
     _writing_best: bool = field(default=False, init=False, repr=False)
-    _iteration_when_validated_s: float = field(default=0.0, init=False, repr=False)
+    _iteration_when_validated_s: tuple[float, float] = field(default=(0.0, 0.0), init=False, repr=False)
 
     # -- measuring
 
@@ -342,7 +342,7 @@ class Pace:
 
     def validated(self, seconds: float) -> None:
         """Take the measured cost of a validation."""
-        self._iteration_when_validated_s = self.iteration.median()
+        self._iteration_when_validated_s = (self.iteration.median(), self.iteration.slow(0.75))
         self.validation.add(seconds)
 
     def left_validation(self, seconds: float) -> None:
@@ -382,18 +382,19 @@ class Pace:
     def validation_s(self) -> float:
         """Return what one validation costs when it is slow.
 
-        A validation is measured rarely. If iterations have become slower since, by more than
-        their usual noise, it is taken to have become slower alike.
+        A validation is measured rarely. If iterations have become slower since, so that half of
+        them take longer than three quarters did then, it is taken to have become slower alike.
         """
         if self.validation:
-            seconds, then_s = self.validation.slowest_lately(), self._iteration_when_validated_s
+            seconds, (then_s, noise_s) = self.validation.slowest_lately(), self._iteration_when_validated_s
         elif "validation_s" in self.expected:
             seconds, then_s = self.expected["validation_s"], self.expected.get("iteration_s", 0.0)
+            noise_s = 1.1 * then_s
         else:
             # Where nothing at all is known it is tried: it is left if it takes too long.
             return self.validation_iterations * self.iteration.median(self.expected.get("iteration_s", 0.0))
-        drift = self.iteration.median() / then_s if then_s > 0 else 1.0
-        return seconds * (drift if drift > 1.1 else 1.0)
+        now_s = self.iteration.median()
+        return seconds * now_s / then_s if now_s > noise_s > 0 else seconds
 
     def save_s(self) -> float:
         """Return what writing a resumable checkpoint costs when it is slow."""
@@ -508,8 +509,12 @@ class Pace:
         return Verdict(stop=may_stop and not fits, validate=False)
 
     def must_leave_validation(self, clock: SessionClock) -> bool:
-        """Tell whether a validation that is running is so late that it must be left, and owed."""
-        return clock.left_s() + self.late_share * clock.reserve_s < self.closing_s(clock, saved=True)
+        """Tell whether a validation that is running is so late that it must be left, and owed.
+
+        Its score would still have to be saved, which leaving it spares.
+        """
+        after_s = self.closing_s(clock, saved=True) + self.copy_s() + self.best_s() + self.save_s()
+        return clock.left_s() + self.late_share * clock.reserve_s < after_s
 
     # -- planning
 

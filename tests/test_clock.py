@@ -1,0 +1,849 @@
+"""Sessions that end in time: the clock, what it grants, and simulated sessions by the thousand."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mapsage_kaggle.clock import (
+    DEFAULT_LIMIT_S,
+    OUTPUT_S_PER_BYTE,
+    Pace,
+    Samples,
+    SessionClock,
+    format_duration,
+    parse_duration_s,
+    process_start_s,
+    quota_date_s,
+    week_start_s,
+)
+from mapsage_kaggle.errors import UsageError
+
+HOUR_S = 3600.0
+DAY_S = 86400.0
+ON_KAGGLE = {"KAGGLE_KERNEL_RUN_TYPE": "Batch"}
+
+
+# -- durations
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("12h", 43200), ("10m", 600), ("1h30m", 5400), ("45s", 45), ("90", 90), (2.5, 2.5), ("1.5h", 5400)],
+)
+def test_durations_are_read(text: str | float, seconds: float) -> None:
+    assert parse_duration_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "10 minutes", "-5m", "1d", "nan", -1.0, math.inf, math.nan])
+def test_what_is_no_duration_is_refused(text: str | float) -> None:
+    with pytest.raises(UsageError, match="is not a duration"):
+        parse_duration_s(text)
+
+
+def test_durations_are_shown_in_two_units() -> None:
+    assert [format_duration(s) for s in (11105, 750, 8, 59.6, -3)] == [
+        "3h 05m",
+        "12m 30s",
+        "8s",
+        "1m 00s",
+        "0s",
+    ]
+
+
+def test_a_reserve_as_long_as_the_session_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"The reserve \(10m 00s\) leaves nothing of the session limit"):
+        SessionClock(started_s=0.0, limit_s=600.0, reserve_s=600.0)
+
+
+# -- when a session began
+
+
+def proc_with(folder: Path, **started_s: float) -> Path:
+    """Write a stand-in for /proc; a command name may hold blanks and parentheses, as in the real one."""
+    for pid, seconds in started_s.items():
+        name = pid.strip("_")
+        (folder / name).mkdir(parents=True)
+        fields = ["S", *["0"] * 18, str(round(seconds * os.sysconf("SC_CLK_TCK"))), *["0"] * 30]
+        (folder / name / "stat").write_text(f"{name} (python (3) x) {' '.join(fields)}\n")
+    return folder
+
+
+def test_a_kernel_restarted_in_hour_11_is_granted_nothing(tmp_path: Path) -> None:
+    proc = proc_with(tmp_path, _1=500.0, self=500.0 + 11 * HOUR_S)
+    clock = SessionClock.for_this_session(environ=ON_KAGGLE, proc=proc, now=lambda: 510.0 + 11 * HOUR_S)
+    assert clock.elapsed_s() == pytest.approx(11 * HOUR_S + 10)
+    assert clock.left_s() == pytest.approx(HOUR_S - 600 - 10)
+
+
+def test_a_lowered_limit_does_not_make_the_container_too_old(tmp_path: Path) -> None:
+    proc = proc_with(tmp_path, _1=0.0, self=10 * HOUR_S)
+    clock = SessionClock.for_this_session(
+        limit_s=9 * HOUR_S, environ=ON_KAGGLE, proc=proc, now=lambda: 10 * HOUR_S
+    )
+    assert clock.left_s() < 0
+
+
+def test_a_restart_after_the_limit_is_granted_nothing(tmp_path: Path) -> None:
+    proc = proc_with(tmp_path, _1=0.0, self=12.4 * HOUR_S)
+    clock = SessionClock.for_this_session(environ=ON_KAGGLE, proc=proc, now=lambda: 12.5 * HOUR_S)
+    assert clock.left_s() < 0
+
+
+@pytest.mark.parametrize("environ", [{}, {**ON_KAGGLE, "MAPSAGE_KAGGLE_ROOT": "/somewhere"}])
+def test_elsewhere_a_session_begins_with_the_process(tmp_path: Path, environ: dict[str, str]) -> None:
+    proc = proc_with(tmp_path, _1=0.0, self=5000.0)
+    clock = SessionClock.for_this_session(environ=environ, proc=proc, now=lambda: 5003.0)
+    assert clock.elapsed_s() == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("container_s", [-40 * DAY_S, 7000.0])
+def test_a_start_that_cannot_be_the_containers_is_not_believed(tmp_path: Path, container_s: float) -> None:
+    proc = proc_with(tmp_path, _1=container_s, self=5000.0)
+    clock = SessionClock.for_this_session(environ=ON_KAGGLE, proc=proc, now=lambda: 5003.0)
+    assert clock.elapsed_s() == pytest.approx(3.0)
+
+
+def test_without_proc_a_session_begins_now(tmp_path: Path) -> None:
+    assert process_start_s(1, proc=tmp_path) is None
+    clock = SessionClock.for_this_session(environ=ON_KAGGLE, proc=tmp_path, now=lambda: 77.0)
+    assert clock.elapsed_s() == 0.0
+    assert clock.left_s() == DEFAULT_LIMIT_S - 600
+
+
+def test_the_real_proc_tells_when_this_process_began() -> None:
+    clock = SessionClock.for_this_session(environ={})
+    assert 0 < clock.elapsed_s() < DAY_S
+    assert clock.started_s == process_start_s()
+
+
+# -- samples
+
+
+def test_samples_equal_a_sorted_window() -> None:
+    rng, samples, values = random.Random(1), Samples(10, lately=3), []
+    for _ in range(100):
+        values.append(rng.choice([1.0, 2.0, rng.random()]))
+        samples.add(values[-1])
+        window = sorted(values[-10:])
+        assert len(samples) == len(window)
+        assert samples.slow(1.0) == window[-1]
+        assert samples.slow(0.5) == window[math.ceil(len(window) / 2) - 1]
+        assert samples.fastest() == window[0]
+        assert samples.mean() == pytest.approx(sum(window) / len(window))
+        assert samples.slowest_lately() == max(samples.slow(0.95), *values[-3:])
+
+
+def test_without_samples_the_default_is_given() -> None:
+    samples = Samples()
+    assert [samples.slow(default=3), samples.mean(4), samples.median(5), samples.slowest_lately(6)] == [
+        3,
+        4,
+        5,
+        6,
+    ]
+
+
+# -- simulated sessions
+
+MOST_KEPT = 4
+
+
+@dataclass
+class Machine:
+    """A machine whose timings are drawn: what things really take.
+
+    Attributes:
+        rng: Where the draws come from.
+        noise: Spread of each duration, relative.
+        drift: By how much all has become slower at the end of the session, relative.
+        step: A moment at which all becomes slower, and by how much; relative to the session.
+        stalls: Stalls to expect in a session.
+        longest_stall_s: The longest of them.
+    """
+
+    rng: random.Random
+    iteration_s: float
+    validation_s: float
+    copy_s: float
+    write_s: float
+    finish_s: float
+    checkpoint_bytes: float
+    noise: float = 0.0
+    drift: float = 0.0
+    step: tuple[float, float] = (1.0, 0.0)
+    stalls: float = 0.0
+    longest_stall_s: float = 0.0
+
+    def slowness(self, part: float) -> float:
+        """Return by how much all is slower after a part of the session."""
+        return 1 + self.drift * part + (self.step[1] if part > self.step[0] else 0.0)
+
+    def takes(self, usual_s: float, part: float) -> float:
+        """Draw a duration."""
+        noise = self.rng.lognormvariate(0.0, self.noise) if self.noise else 1.0
+        return usual_s * noise * self.slowness(part)
+
+
+@dataclass
+class SimulatedSession:
+    """What ``engine.session.TrainingSession`` does to the clock and the pace, on a fake clock."""
+
+    machine: Machine
+    clock: SessionClock
+    pace: Pace
+    val_interval: int
+    save_every_s: float
+    owed_validation: int | None = None
+    control: Any = None
+    now_s: float = 0.0
+    writing_until_s: float | None = None
+    saved_iteration: int = -1
+    saved_at_s: float = 0.0
+    num_best: int = 0
+    kept: int = 0
+    stall_at_s: list[float] = field(default_factory=list)
+    decided_s: float = 0.0
+    stalled_s: float = 0.0
+    slowest_s: dict[str, float] = field(default_factory=dict)
+    trace: list[tuple[Any, ...]] = field(default_factory=list)
+
+    # time
+
+    def now(self) -> float:
+        return self.now_s
+
+    def spend(self, kind: str, usual_s: float) -> float:
+        """Let a duration pass, with the stalls that lie in it."""
+        seconds = self.machine.takes(usual_s, self.now_s / self.clock.limit_s)
+        while self.stall_at_s and self.stall_at_s[0] < self.now_s + seconds:
+            self.stall_at_s.pop(0)
+            stall_s = self.machine.longest_stall_s * 10 ** self.machine.rng.uniform(-2, 0)
+            seconds += stall_s
+            self.stalled_s += stall_s
+        self.pass_time(seconds)
+        self.slowest_s[kind] = max(seconds, self.slowest_s.get(kind, 0.0))
+        return seconds
+
+    def pass_time(self, seconds: float) -> None:
+        self.now_s += seconds
+        if self.writing_until_s is not None and self.writing_until_s <= self.now_s:
+            self.pace.write_ends(self.writing_until_s)
+            self.writing_until_s = None
+            self.pace.output_bytes = self.kept * self.machine.checkpoint_bytes
+            if self.kept == MOST_KEPT:
+                self.pace.checkpoint_bytes = 0.0
+
+    def join(self) -> None:
+        if self.writing_until_s is not None:
+            self.pass_time(self.writing_until_s - self.now_s)
+
+    # what the loop calls, as in engine.session
+
+    def training_begins(self, iteration: int, max_iters: int, *, next_position: int) -> None:
+        self.saved_iteration = iteration
+
+    def run_iteration(self, iteration: int) -> None:
+        seconds = self.spend("iteration", self.machine.iteration_s)
+        if len(self.pace.iteration) or "iteration_s" in self.pace.expected:
+            self.pace.iteration.add(seconds)
+        else:
+            self.pace.guess(iteration_s=seconds)
+
+    def save_due(self, iteration: int) -> bool:
+        return self.now_s - self.saved_at_s >= self.save_every_s
+
+    def save(self, iteration: int, *, owed_validation: int | None = None) -> None:
+        self.trace.append(("save", iteration, owed_validation, round(self.now_s, 6)))
+        self.owed_validation = owed_validation
+        if iteration != self.saved_iteration:
+            self.kept = min(MOST_KEPT, self.kept + 1)
+        self.saved_iteration = iteration
+        self.pace.copy.add(self.spend("copy", self.machine.copy_s))
+        self.submit("write", self.machine.write_s)
+
+    def submit(self, kind: str, usual_s: float) -> None:
+        self.join()
+        self.pace.write_begins(self.now_s, best=kind == "best")
+        # In the background: drawn now, while the clock goes on.
+        begin_s = self.now_s
+        seconds = self.spend_aside(kind, usual_s)
+        self.writing_until_s = begin_s + seconds
+        self.saved_at_s = self.now_s
+
+    def spend_aside(self, kind: str, usual_s: float) -> float:
+        seconds = self.machine.takes(usual_s, self.now_s / self.clock.limit_s)
+        if self.stall_at_s and self.stall_at_s[0] < self.now_s + seconds:
+            self.stall_at_s.pop(0)
+            stall_s = self.machine.longest_stall_s * 10 ** self.machine.rng.uniform(-2, 0)
+            seconds += stall_s
+            self.stalled_s += stall_s
+        self.slowest_s[kind] = max(seconds, self.slowest_s.get(kind, 0.0))
+        return seconds
+
+    def validate(self, abort: type[Exception]) -> None:
+        """Validate in parts, and leave it where the control says so, as ``SessionValLoop`` does."""
+        begin_s, parts = self.now_s, 24
+        for _ in range(parts):
+            if self.control.stop_asked():
+                raise abort
+            self.spend("part", self.machine.validation_s / parts)
+        self.slowest_s["validation"] = max(self.now_s - begin_s, self.slowest_s.get("validation", 0.0))
+
+    def validation_begins(self) -> None:
+        self.trace.append(("validation", round(self.now_s, 6)))
+        self.validation_began_s = self.now_s
+
+    def validation_left(self) -> None:
+        self.trace.append(("left", round(self.now_s, 6)))
+        self.pace.left_validation(self.now_s - self.validation_began_s)
+
+    def validation_done(self, iteration: int, metrics: Any) -> None:
+        self.pace.validated(self.now_s - self.validation_began_s)
+        if self.machine.rng.random() < 0.6:
+            self.spend("best copy", 0.3 * self.machine.copy_s)
+            self.submit("best", 0.3 * self.machine.write_s)
+        self.save(iteration)
+
+    def owed_does_not_fit(self) -> None:
+        self.trace.append(("does not fit", round(self.now_s, 6)))
+
+    def training_ends(self, iteration: int, stop: str) -> None:
+        if iteration != self.saved_iteration:
+            self.save(iteration, owed_validation=self.owed_validation)
+
+    def finish(self, iteration: int, stop: str) -> None:
+        self.join()
+        self.spend("finish", self.machine.finish_s)
+        # Kaggle's saving of the output.
+        self.pass_time(self.kept * self.machine.checkpoint_bytes * OUTPUT_S_PER_BYTE)
+        self.trace.append(("end", iteration, stop, round(self.now_s, 6)))
+
+
+class Left(Exception):
+    """A validation was left."""
+
+
+@dataclass
+class SimulatedControl:
+    """``engine.control.Control`` on one rank, without torch: the decisions are the product's own."""
+
+    session: SimulatedSession
+
+    def stop_asked(self) -> bool:
+        return self.session.pace.must_leave_validation(self.session.clock)
+
+    def decide(
+        self,
+        *,
+        validation_due: bool,
+        save_due: bool,
+        may_stop: bool = True,
+        saved: bool = False,
+        stride: int = 1,
+    ) -> SimpleNamespace:
+        verdict = self.session.pace.decide(
+            self.session.clock,
+            validation_due=validation_due,
+            save_due=save_due,
+            may_stop=may_stop,
+            saved=saved,
+            stride=stride,
+        )
+        stop = "deadline" if verdict.stop else ""
+        if not stop:
+            self.session.decided_s, self.session.stalled_s = self.session.now_s, 0.0
+        return SimpleNamespace(stop=stop, save=save_due, validate=verdict.validate)
+
+
+def run(session: SimulatedSession, *, iteration: int = 0, max_iters: int = 10**9) -> tuple[int, str]:
+    """Do what ``SessionTrainLoop.run`` does, in its order; a test below holds that it is so."""
+    control = session.control = SimulatedControl(session)
+
+    def validate() -> str:
+        session.validation_begins()
+        try:
+            session.validate(Left)
+        except Left:
+            session.validation_left()
+            return decide_saved() or "user"
+        session.validation_done(iteration, {})
+        return ""
+
+    def decide_saved() -> str:
+        return str(control.decide(validation_due=False, save_due=False, saved=True).stop)
+
+    session.training_begins(iteration, max_iters, next_position=0)
+    stop = ""
+    if session.owed_validation is not None:
+        decision = control.decide(validation_due=True, save_due=False, saved=True)
+        if decision.stop == "deadline":
+            session.owed_does_not_fit()
+        stop = (validate() or decide_saved()) if decision.validate else decision.stop
+    while not stop and iteration < max_iters:
+        session.run_iteration(iteration)
+        iteration += 1
+        due = iteration % session.val_interval == 0 or iteration == max_iters
+        decision = control.decide(validation_due=due, save_due=session.save_due(iteration))
+        stop = decision.stop
+        if due:
+            session.save(iteration, owed_validation=iteration)
+            if decision.validate:
+                stop = validate() or decide_saved()
+        elif decision.save:
+            session.save(iteration)
+    if iteration >= max_iters:
+        stop = "completed"
+    session.training_ends(iteration, stop)
+    session.finish(iteration, stop)
+    return iteration, stop
+
+
+RESERVE_S = 60.0
+
+
+def simulated(seed: int, *, known: bool | None = None, **kind: Any) -> SimulatedSession:
+    """Draw a session of about 20 to 150 iterations, in one of the given kinds of timing."""
+    rng = random.Random(seed)
+    limit_s = rng.uniform(600.0, 1200.0)
+    machine = Machine(
+        rng=rng,
+        iteration_s=math.exp(rng.uniform(math.log(6.0), math.log(30.0))),
+        validation_s=rng.uniform(5.0, 120.0),
+        copy_s=rng.uniform(0.0, 1.0),
+        write_s=rng.uniform(0.5, 12.0),
+        finish_s=rng.uniform(1.0, 8.0),
+        checkpoint_bytes=rng.uniform(0.0, 5e7),
+        **{name: value(rng) if callable(value) else value for name, value in kind.items()},
+    )
+    expected = {"finish_s": machine.finish_s * (1.3 if machine.noise else 1.0)}
+    if known if known is not None else rng.random() < 0.5:
+        expected |= {
+            "iteration_s": machine.iteration_s,
+            "validation_s": machine.validation_s,
+            "save_s": machine.write_s,
+            "best_s": 0.3 * machine.write_s,
+            "copy_s": machine.copy_s,
+        }
+    pace = Pace(expected=expected, checkpoint_bytes=machine.checkpoint_bytes)
+    pace.guess(save_s=2.0 * machine.write_s, best_s=machine.write_s)
+    pace.validation_iterations = 1.5 * machine.validation_s / machine.iteration_s
+    clock = SessionClock(started_s=0.0, limit_s=limit_s, reserve_s=RESERVE_S)
+    session = SimulatedSession(
+        machine=machine,
+        clock=clock,
+        pace=pace,
+        val_interval=rng.randint(5, 40),
+        save_every_s=rng.uniform(30.0, 200.0),
+        owed_validation=0 if rng.random() < 0.2 else None,
+        now_s=rng.uniform(0.0, 30.0),
+    )
+    session.clock = SessionClock(
+        started_s=0.0, limit_s=limit_s, reserve_s=RESERVE_S, now=lambda: session.now_s
+    )
+    count = sum(rng.random() < machine.stalls / 10 for _ in range(10))
+    # Every second one in the last part of the session, where it matters.
+    session.stall_at_s = sorted(limit_s * (1 - rng.random() * rng.choice((1.0, 0.2))) for _ in range(count))
+    return session
+
+
+KINDS: dict[str, dict[str, Callable[[random.Random], Any]]] = {
+    "steady": {},
+    "noisy": {"noise": lambda rng: rng.uniform(0.01, 0.3)},
+    "drifting": {
+        "noise": lambda rng: rng.uniform(0.0, 0.1),
+        "drift": lambda rng: rng.uniform(-0.3, 1.5),
+    },
+    "stepping": {
+        "noise": lambda rng: rng.uniform(0.0, 0.1),
+        "step": lambda rng: (rng.random(), rng.uniform(0.1, 1.0)),
+    },
+    "stalling": {
+        "noise": lambda rng: rng.uniform(0.0, 0.2),
+        "stalls": lambda rng: rng.uniform(0.5, 5.0),
+        "longest_stall_s": lambda rng: RESERVE_S * rng.uniform(0.2, 1.5),
+    },
+}
+SESSIONS_OF_A_KIND = 2000
+
+
+def one_and_a_save_s(session: SimulatedSession) -> float:
+    """Return what the longest iteration or validation and the longest save take, at the slowest."""
+    slowest, pace, machine = session.slowest_s, session.pace, session.machine
+    one_s = max(slowest["iteration"], slowest.get("validation", 0.0), pace.validation_s())
+    save_s = max(slowest.get("copy", 0.0) + slowest.get("write", 0.0), pace.copy_s() + pace.save_s())
+    finish_s = max(0.0, pace.expected["finish_s"] - slowest["finish"])
+    return one_s + save_s + finish_s + machine.checkpoint_bytes * OUTPUT_S_PER_BYTE
+
+
+@pytest.mark.parametrize("kind", ["steady", "noisy"])
+def test_on_stationary_timings_a_session_ends_in_time_and_not_early(kind: str) -> None:
+    num_late, num_stopped = 0, 0
+    for seed in range(SESSIONS_OF_A_KIND):
+        session = simulated(seed, **KINDS[kind])
+        _, stop = run(session)
+        assert stop == "deadline"
+        early_s = session.clock.deadline_s - session.now_s
+        assert early_s <= one_and_a_save_s(session) + 1e-6, f"seed {seed} ends {early_s} s early"
+        assert session.now_s <= session.clock.limit_s, f"seed {seed} is late"
+        num_late += early_s < 0
+        num_stopped += 1
+    assert num_stopped == SESSIONS_OF_A_KIND
+    # Where timings are noisy the last of them may be the slowest of all: the reserve is for that.
+    assert num_late <= (0 if kind == "steady" else SESSIONS_OF_A_KIND // 100)
+
+
+@pytest.mark.parametrize("kind", ["drifting", "stepping"])
+def test_a_machine_that_becomes_slower_takes_half_of_the_reserve_at_most(kind: str) -> None:
+    num_past = 0
+    for seed in range(SESSIONS_OF_A_KIND):
+        session = simulated(seed, **KINDS[kind])
+        run(session)
+        past_s = session.now_s - session.clock.deadline_s
+        assert past_s <= 0.5 * RESERVE_S, f"seed {seed} takes {past_s} s of the reserve"
+        num_past += past_s > 0
+    assert num_past < SESSIONS_OF_A_KIND // 10
+
+
+def test_a_session_is_late_only_by_a_stall_longer_than_the_reserve() -> None:
+    num_late, num_long = 0, 0
+    for seed in range(SESSIONS_OF_A_KIND):
+        session = simulated(seed, **KINDS["stalling"])
+        run(session)
+        if session.now_s > session.clock.limit_s:
+            num_late += 1
+            assert session.stalled_s > RESERVE_S, f"seed {seed} stalled for {session.stalled_s} s"
+        num_long += session.stalled_s > RESERVE_S
+    # The stalls were there: the test could have failed.
+    assert 0 < num_late < num_long
+
+
+def test_everything_is_saved_and_a_validation_that_did_not_fit_is_owed() -> None:
+    num_owed = 0
+    for seed in range(300):
+        session = simulated(seed, **KINDS["noisy"])
+        session.owed_validation = None
+        iteration, stop = run(session)
+        assert stop == "deadline"
+        assert session.saved_iteration == iteration
+        due = iteration % session.val_interval == 0
+        first_save = next(
+            index for index, item in enumerate(session.trace) if item[:2] == ("save", iteration)
+        )
+        validated = any(item[0] == "validation" for item in session.trace[first_save:])
+        assert session.owed_validation == (iteration if due and not validated else None)
+        num_owed += session.owed_validation is not None
+    assert num_owed > 10
+
+
+def test_the_simulation_does_what_the_training_loop_does(tmp_path: Path) -> None:
+    from mapsage_kaggle.engine.control import Control
+    from mapsage_kaggle.engine.loop import SessionTrainLoop, ValidationAborted
+
+    class Loop(SessionTrainLoop):  # type: ignore[misc]
+        """The real loop around a simulated session."""
+
+        def __init__(self, session: SimulatedSession, max_iters: int) -> None:
+            self._iter, self._max_iters, self.stop_training = 0, max_iters, False
+            self.val_begin, self.val_interval = 1, session.val_interval
+            self.dynamic_milestones, self.dynamic_intervals = None, None
+            self.dataloader = ()
+            self._runner = SimpleNamespace(
+                session=session,
+                val_loop=SimpleNamespace(run=lambda: session.validate(ValidationAborted)),
+                call_hook=lambda *_args, **_data: None,
+                optim_wrapper=None,
+                model=None,
+            )
+
+        def _decide_current_val_interval(self) -> None:
+            """The interval is always the same."""
+
+        def _batch_sampler(self) -> Any:
+            return SimpleNamespace()
+
+        def _next_position(self, batches: Any) -> int:
+            return 0
+
+        def _run_iteration(self, loader: Any, batches: Any) -> None:
+            self.session.run_iteration(self._iter)
+            self._iter += 1
+
+    seen: set[str] = set()
+    cases = [(name, seed) for name in ("noisy", "stalling") for seed in range(60)]
+    for name, seed in (*cases, ("drifting", 184), ("drifting", 272), ("stepping", 237), ("stepping", 579)):
+        kind = KINDS[name]
+        max_iters = 60 if seed % 4 == 0 else 10**9
+        ours, real = simulated(seed, **kind), simulated(seed, **kind)
+        run(ours, max_iters=max_iters)
+        real.control = Control(
+            clock=real.clock, pace=real.pace, stop_request=tmp_path / "none", watch_pipe=False
+        )
+        Loop(real, max_iters).run()
+        assert real.trace == ours.trace, f"{name}, seed {seed}"
+        seen |= {item[0] for item in real.trace} | {item[2] for item in real.trace if item[0] == "end"}
+    assert seen == {"save", "validation", "left", "end", "deadline", "completed"}
+
+
+# -- single decisions
+
+
+def at(left_s: float, **kind: Any) -> SessionClock:
+    """Return a clock of a 1000 s session with a reserve of 100 s, so much before its deadline."""
+    return SessionClock(started_s=0.0, limit_s=1000.0, reserve_s=100.0, now=lambda: 900.0 - left_s, **kind)
+
+
+def known(**seconds: float) -> Pace:
+    """Return a pace that an earlier session has measured."""
+    defaults = {
+        "iteration_s": 10.0,
+        "validation_s": 100.0,
+        "save_s": 8.0,
+        "best_s": 3.0,
+        "copy_s": 1.0,
+        "finish_s": 4.0,
+    }
+    return Pace(expected={**defaults, **seconds})
+
+
+@pytest.mark.parametrize(("left_s", "stop"), [(23.01, False), (22.99, True)])
+def test_an_iteration_is_begun_if_it_and_a_save_and_the_finish_fit(left_s: float, stop: bool) -> None:
+    assert known().decide(at(left_s), validation_due=False).stop is stop
+
+
+@pytest.mark.parametrize(("left_s", "validate"), [(117.01, True), (116.99, False)])
+def test_a_validation_is_begun_if_it_and_both_saves_fit(left_s: float, validate: bool) -> None:
+    verdict = known().decide(at(left_s), validation_due=True)
+    assert (verdict.validate, verdict.stop) == (validate, not validate)
+
+
+def test_kaggles_saving_of_the_output_counts() -> None:
+    pace = known()
+    pace.output_bytes, pace.checkpoint_bytes = 4e9, 1e9
+    assert pace.closing_s(at(900)) == pytest.approx(1 + 8 + 4 + 600)
+    assert pace.closing_s(at(900), saved=True) == pytest.approx(4 + 480)
+    assert pace.decide(at(620), validation_due=False).stop
+
+
+def test_a_write_that_is_going_on_counts() -> None:
+    pace = known()
+    pace.write_begins(now_s=800.0)
+    assert pace.closing_s(at(98)) == pytest.approx(6 + 8 + 4)
+    assert pace.closing_s(at(98), saved=True) == pytest.approx(6 + 4)
+    assert pace.closing_s(at(98), ahead_s=5.5) == pytest.approx(1 + 8 + 4)
+    pace.write_ends(now_s=802.0)
+    assert pace.save.mean() == 2.0
+    assert pace.closing_s(at(98), saved=True) == pytest.approx(4)
+
+
+def test_inside_an_accumulation_training_goes_on_and_the_whole_of_it_must_fit() -> None:
+    assert not known().decide(at(1), validation_due=False, may_stop=False, stride=4).stop
+    assert known().decide(at(50), validation_due=False, stride=4).stop
+    assert not known().decide(at(54), validation_due=False, stride=4).stop
+
+
+def test_what_was_measured_here_counts_more_than_what_an_earlier_session_measured() -> None:
+    pace = known()
+    for _ in range(20):
+        pace.iteration.add(2.0)
+    pace.validated(20.0)
+    assert (pace.iteration_s(), pace.validation_s()) == (2.0, 20.0)
+    assert pace.learned() == {
+        "iteration_s": 2.0,
+        "validation_s": 20.0,
+        "save_s": 8.0,
+        "best_s": 3.0,
+        "copy_s": 1.0,
+        "finish_s": 4.0,
+    }
+
+
+def test_the_slow_iterations_count_and_not_the_mean() -> None:
+    pace = Pace()
+    for index in range(200):
+        pace.iteration.add(3.0 if index % 10 == 0 else 1.0)
+    assert pace.iteration_s() == 3.0
+    pace.iteration.add(7.0)
+    assert pace.iteration_s() == 7.0
+
+
+def test_a_validation_is_taken_to_have_become_slower_as_iterations_have() -> None:
+    pace = Pace()
+    for _ in range(50):
+        pace.iteration.add(1.0)
+    pace.validated(60.0)
+    for _ in range(500):
+        pace.iteration.add(1.5)
+    assert pace.validation_s() == pytest.approx(90.0)
+
+
+def test_a_slower_machine_than_the_earlier_sessions_is_noticed() -> None:
+    pace = known()
+    pace.iteration.add(20.0)
+    assert pace.validation_s() == pytest.approx(200.0)
+
+
+def test_a_first_validation_is_guessed_from_iterations_and_tried_where_nothing_is_known() -> None:
+    pace = Pace(validation_iterations=30.0)
+    assert pace.decide(at(60), validation_due=True, saved=True).validate
+    pace.iteration.add(2.5)
+    assert pace.validation_s() == 75.0
+    assert not pace.decide(at(60), validation_due=True).validate
+
+
+def test_a_guess_replaces_nothing_that_was_measured() -> None:
+    pace = known()
+    pace.guess(save_s=99.0, other_s=1.0)
+    assert (pace.save_s(), pace.expected["other_s"]) == (8.0, 1.0)
+
+
+def test_a_validation_that_is_far_too_late_is_left_and_its_length_remembered() -> None:
+    pace = known()
+    assert not pace.must_leave_validation(at(-8.9))  # a quarter of the reserve is for it
+    assert pace.must_leave_validation(at(-9.1))
+    pace.left_validation(150.0)
+    assert pace.learned()["validation_s"] == 150.0
+    pace.left_validation(30.0)
+    assert pace.learned()["validation_s"] == 150.0
+
+
+# -- the plan
+
+
+def planned(
+    session: SimulatedSession, *, max_iters: int, start: int, time_s: float, at_iteration: int
+) -> Any:
+    """Run a session, and return its plan after so many iterations and where it ended."""
+    plans: list[Any] = []
+    begin_s, original = session.now_s, session.run_iteration
+
+    def run_iteration(iteration: int) -> None:
+        original(iteration)
+        if iteration + 1 - start == at_iteration:
+            plans.append(
+                session.pace.plan(
+                    session.clock,
+                    iteration=iteration + 1,
+                    max_iters=max_iters,
+                    val_interval=session.val_interval,
+                    start_up_s=begin_s,
+                    time_s=time_s + session.now_s,
+                )
+            )
+
+    session.run_iteration = run_iteration  # type: ignore[method-assign]
+    iteration, _ = run(session, iteration=start, max_iters=max_iters)
+    return (plans[0] if plans else None), iteration
+
+
+def long_session(rng: random.Random, machine: Machine, pace: Pace, val_interval: int) -> SimulatedSession:
+    """Return a session of 12 hours."""
+    session = SimulatedSession(
+        machine=machine,
+        clock=SessionClock(started_s=0.0),
+        pace=pace,
+        val_interval=val_interval,
+        save_every_s=300.0,
+        now_s=120.0,
+    )
+    session.clock = SessionClock(started_s=0.0, now=lambda: session.now_s)
+    return session
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_plan_is_within_3_percent_after_200_iterations(seed: int) -> None:
+    rng = random.Random(seed)
+    machine = Machine(
+        rng=rng,
+        iteration_s=rng.uniform(3.0, 8.0),
+        validation_s=rng.uniform(120.0, 900.0),
+        copy_s=0.3,
+        write_s=5.0,
+        finish_s=20.0,
+        checkpoint_bytes=3e8,
+        noise=0.1,
+    )
+    val_interval, max_iters, time_s = rng.choice((200, 500, 1000)), 20_000, 1.8e9
+    earlier = {"iteration_s": machine.iteration_s, "validation_s": machine.validation_s}
+    iteration, sessions, begin_s, first = 0, 0, time_s, None
+    reached, owed = 0, None
+    while iteration < max_iters:
+        session = long_session(rng, machine, Pace(expected=dict(earlier)), val_interval)
+        session.pace.checkpoint_bytes = machine.checkpoint_bytes
+        session.owed_validation = owed
+        start = iteration
+        plan, iteration = planned(session, max_iters=max_iters, start=start, time_s=begin_s, at_iteration=200)
+        if sessions == 0:
+            first, reached = plan, iteration
+        sessions += 1
+        begin_s += session.now_s if iteration >= max_iters else session.clock.limit_s - 600
+        owed = session.owed_validation
+    assert first is not None
+    assert first.reach == pytest.approx(reached, rel=0.03)
+    assert abs(first.sessions_left - (sessions - 1)) <= 1
+    assert first.finish_s - time_s == pytest.approx(begin_s - time_s, rel=0.03)
+
+
+def test_the_plan_counts_as_a_person_would() -> None:
+    pace = known(iteration_s=1.0, validation_s=49.0, save_s=10.0, copy_s=0.5, finish_s=10.0)
+    clock = at(700.5)
+    # 680 s without the closing: 4 times 100 iterations and a validation of 50 s, then 80 iterations.
+    plan = pace.plan(clock, iteration=0, max_iters=1000, val_interval=100, start_up_s=29.5, time_s=0.0)
+    assert plan.reach == 480
+    # A session has 900 s, and 850 of them to train: 550 iterations, from there on.
+    assert plan.sessions_left == 1
+    assert plan.finish_s == pytest.approx(700.5 + 29.5 + 20.5 + (1000 - 480) * 1.0 + 6 * 50)
+    assert plan.to_json() == {"reach": 480, "sessions_left": 1, "finish_s": 1570, "finish_by_quota_s": None}
+
+
+def test_the_plan_ends_at_a_validation_that_will_not_fit() -> None:
+    pace = known(iteration_s=1.0, validation_s=99.0, save_s=10.0, copy_s=0.5, finish_s=0.0)
+    plan = pace.plan(at(200), iteration=50, max_iters=1000, val_interval=200)
+    assert plan.reach == 200
+
+
+def test_the_plan_of_the_last_session_is_the_end() -> None:
+    pace = known(iteration_s=1.0)
+    plan = pace.plan(at(800), iteration=500, max_iters=600, time_s=1000.0, quota_used_s=0.0)
+    assert (plan.reach, plan.sessions_left) == (600, 0)
+    assert plan.finish_s == plan.finish_by_quota_s == pytest.approx(1000 + 100 + 13)
+
+
+def test_a_session_too_short_for_an_iteration_foresees_no_end() -> None:
+    plan = known(iteration_s=5000.0).plan(at(800), iteration=3, max_iters=600)
+    assert (plan.reach, plan.sessions_left, plan.finish_s) == (3, None, None)
+
+
+def moment(text: str) -> float:
+    return datetime.datetime.fromisoformat(text).replace(tzinfo=datetime.timezone.utc).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("now", "needed_h", "used_h", "then"),
+    [
+        ("2026-01-07 10:00", 20, 5, "2026-01-08 06:00"),  # a Wednesday; it fits into this week
+        ("2026-01-07 10:00", 35, 10, "2026-01-10 15:00"),  # 20 h now, the rest from Saturday on
+        ("2026-01-07 10:00", 80, 0, "2026-01-17 20:00"),  # 30 h each week
+        ("2026-01-07 10:00", 60, 0, "2026-01-11 06:00"),  # all of the next week's
+        ("2026-01-07 10:00", 10, 50, "2026-01-10 10:00"),  # nothing is left of this week's
+        ("2026-01-09 20:00", 10, 0, "2026-01-10 06:00"),  # 4 h are left of the week itself
+        ("2026-01-10 00:00", 30, 0, "2026-01-11 06:00"),  # a week begins
+    ],
+)
+def test_the_quota_begins_anew_on_saturday(now: str, needed_h: float, used_h: float, then: str) -> None:
+    date = quota_date_s(moment(now), needed_h * HOUR_S, used_s=used_h * HOUR_S)
+    assert date == pytest.approx(moment(then))
+
+
+def test_a_week_begins_on_saturday() -> None:
+    assert week_start_s(moment("2026-01-09 23:59")) == moment("2026-01-03 00:00")
+    assert week_start_s(moment("2026-01-10 00:00")) == moment("2026-01-10 00:00")
