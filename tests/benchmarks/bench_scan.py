@@ -134,7 +134,9 @@ def main() -> None:
             ["gcc", "-O2", "-shared", "-fPIC", "-o", str(shim), str(folder / "slow.c"), "-ldl"], check=True
         )
         version = subprocess.run(["find", "--version"], capture_output=True, text=True, check=True)
-        print(f"{version.stdout.splitlines()[0]}; {os.cpu_count()} CPUs; medians of {arguments.repeats}, in ms")
+        print(
+            f"{version.stdout.splitlines()[0]}; {os.cpu_count()} CPUs; medians of {arguments.repeats}, in ms"
+        )
         header = f"{'tree':<14} {'latency':<9} {'find':>8} {'scan':>8} {'find / scan':>12}"
         print(f"{header} {'with start':>11}")
         for num_folders, num_files in ((1000, 100), (10, 10_000)):
