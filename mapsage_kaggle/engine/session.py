@@ -415,7 +415,7 @@ class TrainingSession:
     def validation_left(self) -> None:
         """Note that a validation was left before its end; it stays owed."""
         self.pace.left_validation(self._lap("validation"))
-        self.warn(self._iteration, f"The validation at {self._iteration} was left before its end; it is owed.")
+        self.warn(self._iteration, f"The validation at {self._iteration} was left unfinished; it is owed.")
 
     def validation_done(self, iteration: int, metrics: Mapping[str, Any]) -> None:
         """Keep the score, save the best, and note that nothing is owed any more. Collective."""
