@@ -97,17 +97,29 @@ class EventLog:
 
 
 class EventTail:
-    """Reads what has been appended to an event file since the last look."""
+    """Reads what has been appended to an event file since the last look.
+
+    A file that has been put away and begun anew, as a new session does in the same work dir, is
+    read from its start.
+    """
 
     def __init__(self, path: Path, *, from_end: bool = False) -> None:
         self._path = path
-        self._offset = path.stat().st_size if from_end and path.exists() else 0
+        self._offset = 0
+        self._inode: int | None = None
         self._rest = b""
+        if from_end and path.exists():
+            found = path.stat()
+            self._offset, self._inode = found.st_size, found.st_ino
 
     def read_new(self) -> list[Event]:
         """Return the events that have been completed since the last call; broken lines are left out."""
         try:
             with self._path.open("rb") as stream:
+                found = os.fstat(stream.fileno())
+                if self._inode not in (None, found.st_ino) or found.st_size < self._offset:
+                    self._offset, self._rest = 0, b""
+                self._inode = found.st_ino
                 stream.seek(self._offset)
                 chunk = stream.read()
         except FileNotFoundError:
