@@ -594,6 +594,23 @@ def test_the_simulation_does_what_the_training_loop_does(tmp_path: Path) -> None
     assert seen == {"save", "validation", "left", "end", "deadline", "completed"}
 
 
+@pytest.mark.slow
+def test_a_real_session_ends_by_the_clock_with_everything_saved(tmp_path: Path) -> None:
+    from standin import StandIn
+
+    real = StandIn.with_scenes(tmp_path)
+    real.max_iters, real.val_interval = 5000, 20
+    done = real.train("--session-limit", "90s", "--reserve", "45s")
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = real.record()
+    assert record.stop_reason == "deadline"
+    assert record.timings_s["session"] <= 90
+    assert record.checkpoint is not None
+    assert record.checkpoint.iteration == record.end_iteration > 0
+    assert real.events("iteration")[-1].data["plan"]["sessions_left"] > 0
+    assert record.learned["pace"].keys() >= {"iteration_s", "save_s", "copy_s"}
+
+
 # -- single decisions
 
 
