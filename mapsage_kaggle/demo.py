@@ -33,6 +33,8 @@ SCENES = {"train": 48, "val": 12, "size": 256, "seed": 0}
 NUM_SESSIONS = 3
 MOST_SESSIONS = 6
 """Where a machine turns slower midway, a session gets less far than planned, and another follows."""
+LEAST_ITERATIONS = 20
+"""From fewer nothing can be learned about a machine's speed."""
 MIOU_WANTED = 0.5
 RESERVE_S = 10.0
 SLUG, OWNER = "mapsage-train", "someone"
@@ -140,13 +142,12 @@ def demo(out: Path) -> int:
         kaggle.begin(data, output, nested=index % 2 == 1)
         limit_s = _plan_limit(speed, before, index)
         _say(f"Session {index}: the notebook, batch mode, session limit {format_duration(limit_s)}")
-        started = time.monotonic()
         _run_notebook(kaggle, before, limit_s)
         output = kaggle.end(index)
         work_dir = _work_dir(output)
         session = _session(work_dir)
         records.append(session.record)
-        speed = _learn(speed, session, time.monotonic() - started)
+        speed = _learn(speed, session)
         if session.record.stop_reason != "deadline":
             break
     assert output is not None
@@ -301,17 +302,17 @@ def _plan_limit(speed: Speed, before: SessionRecord | None, index: int) -> float
     return 2.0 * speed.limit_s(left) + 60.0
 
 
-def _learn(speed: Speed, session: Session, wall_s: float) -> Speed:
+def _learn(speed: Speed, session: Session) -> Speed:
     """Return what a session has taught of this machine."""
     stops, starts = session.of("stop"), session.of("training")
     done = session.record.end_iteration - session.record.start_iteration
-    if not stops or not starts or done <= 0:
-        return Speed(overhead_s=1.5 * speed.overhead_s, iteration_s=speed.iteration_s)
+    if not stops or not starts or done < LEAST_ITERATIONS:
+        return Speed(overhead_s=1.3 * speed.overhead_s + 5.0, iteration_s=speed.iteration_s)
     trained_s = stops[-1].time_s - starts[-1].time_s
-    # The kit's own margin at the end of a session counts as overhead here.
-    return Speed(
-        overhead_s=session.record.timings_s["session"] - trained_s + 6.0, iteration_s=trained_s / done
-    )
+    # A resumed session has a checkpoint to inspect and a model to build for that, and the kit's own
+    # margin at a session's end is overhead, too.
+    overhead_s = session.record.timings_s["session"] - trained_s
+    return Speed(overhead_s=1.1 * overhead_s + 12.0, iteration_s=trained_s / done)
 
 
 def _max_iters() -> int:

@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mapsage_kaggle.clock import SessionClock, format_duration, parse_duration_s
+from mapsage_kaggle.dataset import EARTHVQA_CLASSES, LOVEDA_CLASSES
 from mapsage_kaggle.display.panels import Finding, Panel, Tone, in_kernel, say, show
 from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.errors import ConfigError, MapsageError, TrainingError, UsageError
-from mapsage_kaggle.paths import KagglePaths, bundled
+from mapsage_kaggle.paths import KagglePaths, WorkDir, bundled
 
 if TYPE_CHECKING:
     from mapsage_kaggle import training
     from mapsage_kaggle.environment import Check, Machine
     from mapsage_kaggle.events import ProgressSink
     from mapsage_kaggle.records import SessionRecord
+
+CLASSES = {"EarthVQADataset": EARTHVQA_CLASSES, "LoveDASplitDataset": LOVEDA_CLASSES}
+"""The classes of the data sets that the kit can look into, by the type that reads them."""
 
 PROGRESS_LINES = 300
 """About how many progress lines a batch session prints, however long it is."""
@@ -258,10 +262,12 @@ class Session:
 
         record = self.wait()
         work_dir = self._training().prepared.work_dir
-        try:
-            write_report([work_dir])
-        except (OSError, ValueError) as error:
-            say(f"The report could not be drawn: {error}")
+        files = WorkDir(work_dir)
+        if not files.report.is_file() or files.report.stat().st_mtime < files.session.stat().st_mtime:
+            try:
+                write_report([work_dir], language=self._words.language)
+            except (OSError, ValueError) as error:
+                say(f"The report could not be drawn: {error}")
         show(outcome_panel(record, work_dir, self._words))
 
     # -- parts of them
@@ -283,16 +289,17 @@ class Session:
         kinds = configure.data_roots_of(cfg)
         findings = []
         for name, path in roots.items():
-            num_classes = {"EarthVQADataset": 8, "LoveDASplitDataset": 7}.get(kinds.get(name, ""))
-            if num_classes is None:
+            classes = CLASSES.get(kinds.get(name, ""))
+            if classes is None:
                 findings.append(Finding(tone="good", name="data", message=words("data_unchecked", path=path)))
                 continue
-            report = check_data(path, num_classes)
+            report = check_data(path, len(classes))
             report.raise_for_problems()
             pairs = ", ".join(f"{split} {count}" for split, count in report.pairs.items())
             total = sum(report.pixels[1:]) or 1
             shares = ", ".join(
-                f"{value} {100 * count / total:.0f} %" for value, count in enumerate(report.pixels) if value
+                f"{label} {100 * count / total:.0f} %"
+                for label, count in zip(classes, report.pixels[1:], strict=True)
             )
             message = words("data_good", path=path, pairs=pairs, decoded=report.decoded, shares=shares)
             findings.append(Finding(tone="good", name="data", message=message))

@@ -47,7 +47,7 @@ def read_sessions(folders: Sequence[Path]) -> list[Session]:
         known = found.get(key)
         if known is None or _weight(session) > _weight(known):
             found[key] = session
-    return sorted(found.values(), key=lambda item: (item.record.started_s, item.record.session_index))
+    return sorted(found.values(), key=_order)
 
 
 def sessions_of(folders: Sequence[Path]) -> list[SessionRecord]:
@@ -125,14 +125,16 @@ def _all_sessions(folders: Sequence[Path]) -> Iterator[Session]:
         files = WorkDir(folder)
         record = _read(files.session)
         if record is not None:
-            yield Session(record=record, events=tuple(read_events(files.events)), folder=folder)
+            # A refusal trains nothing: events that lie beside it are those of the session before.
+            events = [] if record.stop_reason == "refused" else read_events(files.events)
+            yield Session(record=record, events=tuple(events), folder=folder)
         places = [files.history, folder] if not files.history.is_dir() else [files.history]
         for place in places:
             for path in sorted(place.glob("session_*.json")):
                 earlier = _read(path)
                 if earlier is not None:
-                    events = path.with_name(path.name.replace("session_", "events_")).with_suffix(".jsonl")
-                    yield Session(record=earlier, events=tuple(read_events(events)), folder=place)
+                    beside = path.with_name(path.name.replace("session_", "events_")).with_suffix(".jsonl")
+                    yield Session(record=earlier, events=tuple(read_events(beside)), folder=place)
         for document in record.previous if record is not None else ():
             earlier = _parse(document)
             if earlier is not None:
@@ -145,6 +147,12 @@ def work_dirs_below(folder: Path) -> list[Path]:
         return [folder]
     found = walk(folder, want_file=lambda name: name == "session.json", endings=(".json",)).files
     return sorted({path.parent for path in found}) or [folder]
+
+
+def _order(session: Session) -> tuple[float, int, bool]:
+    """Sort key: by start, a refusal after the session whose number and start it carries."""
+    record = session.record
+    return record.started_s, record.session_index, record.stop_reason == "refused"
 
 
 def _weight(session: Session) -> tuple[bool, bool, int]:

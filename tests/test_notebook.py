@@ -1,0 +1,376 @@
+"""The notebook: generated from its script, self-explaining, and run as people and papermill run it."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+import mapsage_kaggle
+from mapsage_kaggle.display.live import LiveView
+from mapsage_kaggle.display.panels import Finding, Panel
+from mapsage_kaggle.display.text import TextSink
+from mapsage_kaggle.display.words import Words
+from mapsage_kaggle.errors import ConfigError, UsageError
+from mapsage_kaggle.events import Event
+from mapsage_kaggle.notebook import find_config, preflight
+from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.records import SessionRecord
+from mapsage_kaggle.scenes import generate_scenes
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOK = ROOT / "notebooks" / "mapsage_train.ipynb"
+
+
+@pytest.fixture(scope="module")
+def notebook() -> Any:
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+# -- the file
+
+
+def test_the_notebook_is_what_the_script_gives() -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "notebooks" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.notebook_text() == NOTEBOOK.read_text(encoding="utf-8"), "run `make notebook`"
+
+
+def test_it_holds_no_outputs_and_names_a_kernel(notebook: Any) -> None:
+    assert [cell for cell in code_cells(notebook) if cell.outputs or cell.execution_count] == []
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+def test_every_cell_of_code_follows_a_sentence(notebook: Any) -> None:
+    kinds = [cell.cell_type for cell in notebook.cells]
+    assert kinds[0] == "markdown"
+    assert all(kinds[index - 1] == "markdown" for index, kind in enumerate(kinds) if kind == "code")
+
+
+def test_no_cell_defines_or_catches_anything(notebook: Any) -> None:
+    forbidden = (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.Try, ast.With, ast.For, ast.While, ast.If)
+    found = [
+        (cell.id, type(node).__name__)
+        for cell in code_cells(notebook)
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, forbidden)
+    ]
+    assert found == []
+
+
+def test_one_cell_holds_the_parameters_and_all_of_them_are_used(notebook: Any) -> None:
+    tagged = [cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    names = {node.targets[0].id for node in ast.parse(tagged[0].source).body if isinstance(node, ast.Assign)}
+    others = "\n".join(cell.source for cell in code_cells(notebook) if cell is not tagged[0])
+    used = {node.id for node in ast.walk(ast.parse(others)) if isinstance(node, ast.Name)}
+    assert names - used == set()
+
+
+def test_the_steps_come_in_the_order_of_the_design(notebook: Any) -> None:
+    source = "\n".join(cell.source for cell in code_cells(notebook))
+    steps = (".install(", ".preflight(", ".discover()", ".configure()", ".train()", ".what_next()")
+    places = [source.index(step) for step in steps]
+    assert places == sorted(places)
+
+
+# -- finding the kit
+
+
+def kit_cell(notebook: Any) -> str:
+    return next(cell.source for cell in code_cells(notebook) if "KITS" in cell.source)
+
+
+def imported_from(notebook: Any, root: Path) -> str:
+    """Run the cell in a Python that has no packages at all, and tell where the kit comes from."""
+    code = kit_cell(notebook) + "\nimport mapsage_kaggle; print(mapsage_kaggle.__file__)"
+    answer = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code],
+        env={**os.environ, "MAPSAGE_KAGGLE_ROOT": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return answer.stdout.strip() or answer.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "place", ["kit", "kit/mapsage-kaggle-main", "datasets/someone/kit", "datasets/someone/kit/code"]
+)
+def test_attached_code_is_found_in_either_layout(notebook: Any, tmp_path: Path, place: str) -> None:
+    folder = tmp_path / "input" / place
+    shutil.copytree(
+        ROOT / "mapsage_kaggle", folder / "mapsage_kaggle", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    assert imported_from(notebook, tmp_path) == str(folder / "mapsage_kaggle" / "__init__.py")
+
+
+def test_an_attached_wheel_is_found_and_unpacked_into_scratch(notebook: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "input" / "datasets" / "someone" / "kit" / "wheels"
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / "mapsage_kaggle-0.1.0-py3-none-any.whl", "w") as wheel:
+        wheel.write(ROOT / "mapsage_kaggle" / "__init__.py", "mapsage_kaggle/__init__.py")
+    assert imported_from(notebook, tmp_path) == str(
+        tmp_path / "temp" / "kit" / "mapsage_kaggle" / "__init__.py"
+    )
+
+
+def test_without_the_kit_the_error_names_it(notebook: Any, tmp_path: Path) -> None:
+    assert imported_from(notebook, tmp_path) == "ModuleNotFoundError: No module named 'mapsage_kaggle'"
+
+
+# -- what the cells call
+
+
+def test_the_package_offers_what_the_first_cells_call() -> None:
+    assert mapsage_kaggle.__all__ == ["__version__", "install", "preflight"]
+    assert all(callable(getattr(mapsage_kaggle, name)) for name in ("install", "preflight"))
+
+
+@pytest.mark.parametrize("name", ["demo", "demo.py", "configs/demo.py", str(ROOT / "configs" / "demo.py")])
+def test_a_config_is_found_by_path_or_by_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config(name) == ROOT / "configs" / "demo.py"
+
+
+def test_an_unknown_config_is_refused_with_the_names_that_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"There is no config nosuch.*demo\.py.*train_earthvqa_kaggle\.py"):
+        find_config("nosuch")
+
+
+def test_a_language_that_nothing_is_written_in_is_refused() -> None:
+    with pytest.raises(UsageError, match="There are no texts in 'tlh'"):
+        preflight("demo", language="tlh")
+
+
+def test_a_panel_escapes_what_it_shows() -> None:
+    panel = Panel(title="T", findings=(Finding(tone="bad", name="data", message="<b>&"),), diff="+a = '<i>'")
+    assert "&lt;b&gt;&amp;" in panel.html
+    assert "<i>" not in panel.html
+    assert "✗ data  <b>&" in panel.text
+
+
+def test_a_panel_gives_both_html_and_text() -> None:
+    assert set(Panel(title="T")._repr_mimebundle_()) == {"text/html", "text/plain"}
+
+
+# -- the views of training
+
+
+def told(event: str, iteration: int, **data: Any) -> Event:
+    return Event(event=event, iteration=iteration, data=data)
+
+
+def test_the_live_view_is_one_panel_updated_twice_a_second_at_most() -> None:
+    shown: list[Panel] = []
+    view = LiveView(start_iteration=0, max_iters=10_000, publish=shown.append)
+    for iteration in range(1, 5000):
+        view.handle(told("iteration", iteration, loss=1.0, lr=1e-3, iteration_s=0.1, left_s=60.0))
+        view.handle(told("warning", iteration, message="an image was skipped"))
+    view.handle(told("stop", 5000, message="done"))
+    assert len(shown) < 20
+    assert shown[-1].aside == "5,000 / 10,000"
+    assert len(shown[-1].tail) <= 8
+    assert len(shown[-1].html) < 10_000
+
+
+def test_plain_lines_come_at_a_rate_that_a_saved_notebook_bears(capsys: pytest.CaptureFixture[str]) -> None:
+    sink = TextSink(max_iters=1000, every_s=3600.0)
+    for iteration in range(1, 1000):
+        sink.handle(told("iteration", iteration, loss=1.0))
+    for _ in range(2):
+        sink.handle(told("checkpoint", 500, file="iter_500.pth", size_bytes=1_000_000))
+    sink.handle(told("validation", 500, metrics={"aAcc": 70.0, "mIoU": 50.0}, best=True))
+    assert capsys.readouterr().out.splitlines() == [
+        "[1/1000]  loss 1.0000",
+        "[500] saved and verified: iter_500.pth (1.0 MB)",
+        "[500] validation: mIoU 50.00 %, aAcc 70.00 % (best so far)",
+    ]
+
+
+def test_numbers_in_a_text_are_grouped() -> None:
+    assert Words()("from_to", start=0, end=40_000) == "0 to 40,000"
+
+
+# -- real runs of it
+
+FAILING_MODULE = """
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from mapsage_kaggle.errors import TrainingError
+
+
+@HOOKS.register_module()
+class FailsLater(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 9:
+            raise TrainingError("the disk caught fire")
+"""
+
+SMALL = [
+    "train_cfg.max_iters=12",
+    "train_cfg.val_interval=6",
+    "param_scheduler.0.end=2",
+    "param_scheduler.1.begin=2",
+    "param_scheduler.1.end=12",
+    "train_dataloader.batch_size=2",
+    "train_dataloader.num_workers=0",
+    "train_dataloader.persistent_workers=False",
+]
+
+
+@pytest.fixture
+def kaggle(tmp_path: Path) -> Path:
+    """Return a stand-in for ``/kaggle`` with a few scenes attached."""
+    for name in ("working", "temp"):
+        (tmp_path / name).mkdir()
+    generate_scenes(tmp_path / "input" / "scenes", train=4, val=2, size=128, seed=0)
+    return tmp_path
+
+
+def kernel_environment(kaggle: Path, run_type: str) -> dict[str, str]:
+    folder = kaggle / "jupyter" / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "x", "language": "python"}))
+    return {
+        **os.environ,
+        "MAPSAGE_KAGGLE_ROOT": str(kaggle),
+        "KAGGLE_KERNEL_RUN_TYPE": run_type,
+        "JUPYTER_PATH": str(kaggle / "jupyter"),
+        "IPYTHONDIR": str(kaggle / "jupyter" / "ipython"),
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def papermill(kaggle: Path, **parameters: Any) -> tuple[int, Any, str]:
+    """Run the notebook as Kaggle does; return the exit code, the saved notebook and the log."""
+    saved = kaggle / "working" / "__notebook__.ipynb"
+    defaults = {"CONFIG": "demo.py", "OVERRIDES": SMALL, "SESSION_LIMIT": "10m", "RESERVE": "10s", "GPUS": 0}
+    yaml = kaggle / "parameters.yaml"
+    yaml.write_text(json.dumps({**defaults, **parameters}))
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", "--no-progress-bar", "-f", str(yaml), str(NOTEBOOK), str(saved)],
+        env=kernel_environment(kaggle, "Batch"),
+        cwd=kaggle / "working",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, nbformat.read(saved, as_version=4), done.stderr
+
+
+def outputs_of(notebook: Any) -> list[Any]:
+    return [output for cell in code_cells(notebook) for output in cell.outputs]
+
+
+@pytest.mark.slow
+def test_a_batch_run_trains_and_saves_a_notebook_with_pictures_and_without_widgets(kaggle: Path) -> None:
+    code, saved, log = papermill(kaggle)
+    assert code == 0, log
+    outputs = outputs_of(saved)
+    assert not [
+        item for item in outputs if "application/vnd.jupyter.widget-view+json" in item.get("data", {})
+    ]
+    pages = "".join(item.data["text/html"] for item in outputs if "text/html" in item.get("data", {}))
+    assert "data:image/png;base64," in pages
+    assert "12 / 12" in pages
+    assert (kaggle / "working" / "__notebook__.ipynb").stat().st_size < 5_000_000
+    work_dir = kaggle / "working" / "work_dirs" / "demo"
+    assert SessionRecord.read(work_dir / "session.json").stop_reason == "completed"
+    assert WorkDir(work_dir).report.is_file()
+
+
+@pytest.mark.slow
+def test_nothing_to_resume_from_ends_a_batch_run_before_it_trains(kaggle: Path) -> None:
+    code, saved, log = papermill(kaggle, RESUME="require")
+    assert code != 0
+    assert "CheckpointError" in log
+    work_dir = kaggle / "working" / "work_dirs" / "demo"
+    assert SessionRecord.read(work_dir / "session.json").stop_reason == "refused"
+    assert not list(work_dir.glob("*.pth"))
+    assert not [
+        cell for cell in code_cells(saved) if "session.train()" in cell.source and cell.execution_count
+    ]
+
+
+@pytest.mark.slow
+def test_a_failure_after_a_new_checkpoint_completes_the_notebook_in_red(kaggle: Path) -> None:
+    """The person's own module, beside the config, brings the hook that fails in iteration 10."""
+    code_folder = kaggle / "input" / "my-code"
+    code_folder.mkdir()
+    (code_folder / "my_failing_hook.py").write_text(FAILING_MODULE)
+    config = code_folder / "mine.py"
+    config.write_text(
+        f"_base_ = [{str(ROOT / 'configs' / 'demo.py')!r}]\n"
+        "custom_imports = dict(imports=['my_failing_hook'], allow_failed_imports=False)\n"
+        "custom_hooks = [dict(type='FailsLater')]\n"
+    )
+    code, saved, log = papermill(kaggle, CONFIG=str(config))
+    assert code == 0, log
+    record = SessionRecord.read(kaggle / "working" / "work_dirs" / "mine" / "session.json")
+    assert (record.stop_reason, record.end_iteration) == ("failed", 6)
+    last = outputs_of(saved)[-1].data
+    assert 'class="ms-panel bad"' in last["text/html"]
+    assert "the disk caught fire" in last["text/html"]
+    assert "must resume at iteration 6" in last["text/html"]
+
+
+@pytest.mark.slow
+def test_cell_by_cell_training_returns_at_once_and_a_stop_is_heard(
+    kaggle: Path, notebook: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jupyter_client.manager import start_new_kernel
+
+    for name, value in kernel_environment(kaggle, "Interactive").items():
+        monkeypatch.setenv(name, value)
+    overrides = [line.replace("12", "4000") for line in SMALL]
+    kernel, client = start_new_kernel(kernel_name="python3", cwd=str(kaggle / "working"))
+    try:
+
+        def run(source: str) -> str:
+            heard: list[str] = []
+
+            def hear(message: Any) -> None:
+                content = message["content"]
+                heard.append(content.get("text", "") + content.get("data", {}).get("text/plain", ""))
+
+            reply = client.execute_interactive(source, output_hook=hear, timeout=240)
+            assert reply["content"]["status"] == "ok", reply["content"]
+            return "".join(heard)
+
+        for cell in code_cells(notebook):
+            if "session.what_next()" in cell.source:
+                break
+            run(cell.source)
+            if "parameters" in cell.metadata.get("tags", []):
+                run(f"CONFIG, GPUS, OVERRIDES, RESERVE = 'demo.py', 0, {overrides!r}, '10s'")
+        assert "True" in run("session.handle.running")
+        run("session.stop()")
+        assert "Session 1: stopped" in run("session.what_next()")
+        assert "False" in run("session.handle.running")
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)
+    record = SessionRecord.read(kaggle / "working" / "work_dirs" / "demo" / "session.json")
+    assert (record.stop_reason, record.exit_code) == ("user", 0)

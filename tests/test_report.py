@@ -1,0 +1,297 @@
+"""The report: what it reads back from records and events, what it warns of, and the page itself."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mapsage_kaggle.display.findings import findings
+from mapsage_kaggle.display.history import Series, Session, read_sessions, series, sessions_of
+from mapsage_kaggle.display.report import CURVES, TIME, write_report
+from mapsage_kaggle.display.text import run_text, table
+from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.events import Event, EventLog
+from mapsage_kaggle.records import CheckpointRef, SessionRecord
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def record(index: int, start: int, end: int, **changes: Any) -> SessionRecord:
+    """Return a plausible record."""
+    values: dict[str, Any] = {
+        "run_id": "0123456789ab",
+        "fingerprint": "fedcba9876543210",
+        "session_index": index,
+        "start_iteration": start,
+        "end_iteration": end,
+        "max_iters": 300,
+        "stop_reason": "deadline" if end < 300 else "completed",
+        "exit_code": 0,
+        "checkpoint": CheckpointRef(
+            file=f"iter_{end}.pth", iteration=end, sha256="ab" * 32, size_bytes=297_000_000
+        ),
+        "timings_s": {"training_step": 60.0, "waiting_for_data": 5.0, "validation": 9.0, "session": 90.0},
+        "started_s": 1_790_000_000.0 + 50_000 * index,
+        "ended_s": 1_790_000_090.0 + 50_000 * index,
+        "exactness": {"bitwise": True, "reasons": []},
+        **changes,
+    }
+    return SessionRecord(**values)
+
+
+def told(event: str, iteration: int, **data: Any) -> Event:
+    return Event(event=event, iteration=iteration, time_s=1_790_000_000.0 + iteration, data=data)
+
+
+def training(start: int, end: int, loss: Any = lambda iteration: 2.0 / (1 + iteration / 50)) -> list[Event]:
+    """Return a session's events: a loss every 5 iterations, a validation every 50."""
+    events = [told("training", start, max_iters=300)]
+    for iteration in range(start + 5, end + 1, 5):
+        events.append(told("iteration", iteration, loss=loss(iteration), lr=6e-5 * (1 - iteration / 300)))
+        if iteration % 50 == 0:
+            events.append(told("validation", iteration, metrics={"mIoU": iteration / 5, "aAcc": 80.0}))
+    return [*events, told("stop", end, reason="deadline", pace={"iteration_s": 0.25})]
+
+
+def session(index: int, start: int, end: int, events: list[Event], **changes: Any) -> Session:
+    return Session(record=record(index, start, end, **changes), events=tuple(events), folder=Path())
+
+
+def write(folder: Path, name: str, events_name: str, item: SessionRecord, events: list[Event]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    item.write(folder / name)
+    (folder / events_name).unlink(missing_ok=True)
+    log = EventLog(folder / events_name)
+    for event in events:
+        log.append(event)
+
+
+def write_run(folder: Path) -> Path:
+    """Write the third session's work dir, with the two before in its history."""
+    first, second = record(1, 0, 100), record(2, 100, 200, changes=("-batch_size = 4", "+batch_size = 8"))
+    write(folder / "history", "session_001.json", "events_001.jsonl", first, training(0, 100))
+    write(folder / "history", "session_002.json", "events_002.jsonl", second, training(100, 200))
+    last = record(3, 200, 300, previous=(first.to_json(), second.to_json()))
+    write(folder, "session.json", "events.jsonl", last, training(200, 300))
+    return folder
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """Return a finished run's last output, for one test alone."""
+    return write_run(tmp_path / "output" / "work_dirs" / "demo")
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a finished run's last output with its report; drawing takes a second."""
+    folder = write_run(tmp_path_factory.mktemp("drawn"))
+    message = "<script>alert(1)</script>"
+    record(3, 200, 300, message=message).write(folder / "session.json")
+    write_report([folder])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(drawn: Path) -> str:
+    return (drawn / "report.html").read_text(encoding="utf-8")
+
+
+# -- reading back
+
+
+def test_the_last_output_alone_knows_all_sessions(output: Path) -> None:
+    assert [item.session_index for item in sessions_of([output])] == [1, 2, 3]
+    assert all(item.events for item in read_sessions([output]))
+
+
+def test_a_session_that_several_outputs_know_counts_once(output: Path, tmp_path: Path) -> None:
+    earlier = tmp_path / "earlier"
+    running = record(2, 100, 150, stop_reason="running", exit_code=None)
+    write(earlier, "session.json", "events.jsonl", running, training(100, 150))
+
+    known = sessions_of([earlier, output])
+
+    assert [(item.session_index, item.end_iteration) for item in known] == [(1, 100), (2, 200), (3, 300)]
+
+
+def test_the_lineage_in_the_record_serves_where_the_history_is_gone(output: Path) -> None:
+    for file in (output / "history").iterdir():
+        file.unlink()
+    assert [item.session_index for item in sessions_of([output])] == [1, 2, 3]
+
+
+def test_work_dirs_are_found_below_a_given_output(output: Path) -> None:
+    assert [item.session_index for item in sessions_of([output.parents[1]])] == [1, 2, 3]
+
+
+def test_a_broken_record_is_passed_over(output: Path) -> None:
+    (output / "history" / "session_001.json").write_text("{")
+    (output / "history" / "session_002.json").write_text("[]")
+    assert 3 in [item.session_index for item in sessions_of([output])]
+
+
+def test_a_refusal_does_not_replace_the_session_whose_number_it_carries(output: Path) -> None:
+    refused = record(3, 300, 300, stop_reason="refused", exit_code=3)
+    write(output / "history", "session_003.json", "events_003.jsonl", record(3, 200, 300), training(200, 300))
+    refused.write(output / "session.json")
+    assert [item.stop_reason for item in sessions_of([output])][-2:] == ["completed", "refused"]
+
+
+def test_a_series_holds_what_was_kept_where_training_went_back() -> None:
+    crashed = [
+        told("iteration", 10, loss=3.0),
+        told("iteration", 20, loss=2.0),
+        told("iteration", 30, loss=1.0),
+    ]
+    again = [told("resume", 20), told("iteration", 25, loss=1.5), told("iteration", 30, loss=1.2)]
+
+    found = series([session(1, 0, 30, [*crashed, *again])], "iteration", "loss")
+
+    assert found == Series(iterations=(10, 20, 25, 30), values=(3.0, 2.0, 1.5, 1.2))
+
+
+def test_a_series_leaves_out_what_was_not_finite() -> None:
+    events = [told("iteration", 10, loss=None), told("iteration", 20, loss=2.0)]
+    assert series([session(1, 0, 20, events)], "iteration", "loss").iterations == (20,)
+
+
+def test_smoothing_keeps_a_constant_and_the_number_of_points() -> None:
+    flat = Series(iterations=tuple(range(100)), values=(2.5,) * 100)
+    assert flat.smoothed(0.2).values == pytest.approx(flat.values)
+
+
+def test_thinning_keeps_the_last_point() -> None:
+    long = Series(iterations=tuple(range(10_001)), values=(0.0,) * 10_001)
+    thin = long.thinned(100)
+    assert len(thin) <= 102
+    assert thin.iterations[-1] == 10_000
+
+
+# -- what gives cause for concern
+
+
+def messages(sessions: list[Session]) -> str:
+    return " ".join(f"{item.name}: {item.message}" for item in findings(sessions))
+
+
+def test_a_run_in_good_order_gives_no_cause_for_concern() -> None:
+    sessions = [session(1, 0, 150, training(0, 150)), session(2, 150, 300, training(150, 300))]
+    assert findings(sessions) == ()
+
+
+def test_a_loss_that_jumps_at_a_resume_is_told() -> None:
+    sessions = [
+        session(1, 0, 150, training(0, 150)),
+        session(2, 150, 300, training(150, 300, lambda iteration: 1.9)),
+    ]
+    assert "session 2: the loss jumped from" in messages(sessions)
+
+
+def test_a_noisy_loss_is_no_jump() -> None:
+    noisy = [1.0, 1.9, 0.6, 1.4, 2.1, 0.9, 1.1, 1.7]
+    sessions = [
+        session(1, 0, 150, training(0, 150, lambda iteration: noisy[iteration // 5 % 8])),
+        session(2, 150, 300, training(150, 300, lambda iteration: noisy[iteration // 5 % 8] + 0.4)),
+    ]
+    assert "jumped" not in messages(sessions)
+
+
+def test_overfitting_is_told_where_validation_falls_and_the_loss_too() -> None:
+    events = training(0, 300)
+    scores = dict(zip(range(50, 301, 50), (20.0, 40.0, 60.0, 55.0, 52.0, 50.0), strict=True))
+    fallen = [
+        told("validation", event.iteration, metrics={"mIoU": scores[event.iteration]})
+        if event.event == "validation"
+        else event
+        for event in events
+    ]
+    assert "overfitting: since iteration 150 mIoU fell from 60.0 %" in messages([session(1, 0, 300, fallen)])
+    assert "overfitting" not in messages([session(1, 0, 300, events)])
+
+
+def test_a_class_that_is_never_learned_is_named() -> None:
+    table = {"road": {"IoU": 0.6}, "playground": {"IoU": 0.0}, "barren": {"IoU": None}}
+    events = [told("validation", at, metrics={"mIoU": 30.0}, per_class=table) for at in (50, 100, 150)]
+    text = messages([session(1, 0, 150, events)])
+    assert "not learned by iteration 150: playground;" in text
+
+
+def test_iterations_that_were_trained_twice_are_told() -> None:
+    sessions = [session(1, 0, 150, training(0, 150)), session(2, 100, 300, training(100, 300))]
+    assert "50 iterations were trained twice" in messages(sessions)
+
+
+def test_a_failed_session_comes_first() -> None:
+    events = [*training(0, 100), told("warning", 50, message="an image was skipped")]
+    found = findings([session(1, 0, 100, events, stop_reason="failed", message="out of memory")])
+    assert [item.tone for item in found] == ["bad", "note"]
+    assert "out of memory" in found[0].message
+
+
+# -- the page
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(page: str) -> None:
+    assert not re.search(r"https?:|<script|<link|@import|url\(", page)
+    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', page))
+    assert page.count("data:image/png") == 4  # two pictures, in light and dark
+
+
+def test_the_page_tells_of_every_session_and_every_checkpoint(page: str) -> None:
+    assert [f'title="session {index}"' in page for index in (1, 2, 3)] == [True] * 3
+    assert "ab" * 32 in page
+    assert "297.0 MB" in page
+    assert "+batch_size = 8" in page
+
+
+def test_the_pictures_lie_beside_the_page(drawn: Path) -> None:
+    assert (drawn / CURVES).read_bytes().startswith(PNG)
+    assert (drawn / TIME).read_bytes().startswith(PNG)
+
+
+def test_the_same_run_gives_the_same_bytes(drawn: Path, page: str, tmp_path: Path) -> None:
+    assert write_report([drawn], out=tmp_path).read_text(encoding="utf-8") == page
+
+
+def test_what_others_wrote_cannot_become_markup(page: str) -> None:
+    assert "&lt;script&gt;alert(1)" in page
+
+
+@pytest.mark.parametrize("events", [[], [told("start", 0, pid=1)]], ids=["no events", "only a start"])
+def test_a_session_that_has_hardly_begun_has_a_report(tmp_path: Path, events: list[Event]) -> None:
+    begun = record(
+        1, 0, 0, stop_reason="running", exit_code=None, checkpoint=None, timings_s={}, ended_s=None
+    )
+    write(tmp_path, "session.json", "events.jsonl", begun, events)
+    assert "running" in write_report([tmp_path]).read_text(encoding="utf-8")
+
+
+def test_a_folder_without_a_session_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"There is no session\.json"):
+        write_report([tmp_path])
+
+
+def test_drawing_leaves_matplotlibs_global_state_alone(output: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from mapsage_kaggle.display.report import write_report;"
+        "assert 'matplotlib' not in sys.modules and 'jinja2' not in sys.modules;"
+        f"write_report([Path({str(output)!r})]); assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+# -- text
+
+
+def test_numbers_stand_to_the_right_in_a_table() -> None:
+    assert table([("a", 5), ("bcd", 12000)], ("name", "n")).splitlines()[2:] == ["a         5", "bcd   12000"]
+
+
+def test_the_text_of_a_run_has_one_line_a_session(output: Path) -> None:
+    assert len(run_text([output]).splitlines()) == 2 + 3
