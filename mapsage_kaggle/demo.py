@@ -94,6 +94,7 @@ class Kaggle:
     def end(self, index: int) -> Path:
         """Keep a session's output, as Kaggle does, and return where."""
         output = self.out / f"session_{index}"
+        _remove(output)
         self.working.rename(output)
         return output
 
@@ -135,23 +136,29 @@ def demo(out: Path) -> int:
     data = _draw_scenes(out)
     kaggle.begin(data, None, nested=False)
     speed = _calibrate(kaggle)
+    work_dir, speed = _run_chain(kaggle, data, speed)
+    if len(read_sessions([work_dir])) < NUM_SESSIONS:
+        _say("The machine has become faster than it was measured to be; once more from the beginning.")
+        work_dir, speed = _run_chain(kaggle, data, speed)
+    return _conclude(work_dir, time.monotonic() - began)
+
+
+def _run_chain(kaggle: Kaggle, data: Path, speed: Speed) -> tuple[Path, Speed]:
+    """Run one session after the other, and return the last one's work dir and what was learned."""
     output: Path | None = None
-    records: list[SessionRecord] = []
+    before: SessionRecord | None = None
     for index in range(1, MOST_SESSIONS + 1):
-        before = records[-1] if records else None
         kaggle.begin(data, output, nested=index % 2 == 1)
         limit_s = _plan_limit(speed, before, index)
-        _say(f"Session {index}: the notebook, batch mode, session limit {format_duration(limit_s)}")
+        _say(f"Session {index}: the notebook in batch mode, session limit {format_duration(limit_s)}")
         _run_notebook(kaggle, before, limit_s)
         output = kaggle.end(index)
-        work_dir = _work_dir(output)
-        session = _session(work_dir)
-        records.append(session.record)
-        speed = _learn(speed, session)
-        if session.record.stop_reason != "deadline":
+        session = _session(_work_dir(output))
+        before, speed = session.record, _learn(speed, session)
+        if before.stop_reason != "deadline":
             break
     assert output is not None
-    return _conclude(_work_dir(output), time.monotonic() - began)
+    return _work_dir(output), speed
 
 
 # -- one session

@@ -31,7 +31,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("supervise",),
     ("training",),
     # Layer 5.
-    ("install", "demo", "bundle"),
+    ("install", "notebook", "demo", "bundle"),
     ("cli",),
     ("__main__",),
 )
