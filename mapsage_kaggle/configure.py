@@ -127,6 +127,8 @@ class Facts:
         extend_to: A new end for the schedule.
         deterministic: Whether only deterministic algorithms may run.
         with_cp: Whether the backbone recomputes its blocks in the backward pass to save memory.
+        validation_rung: How far validation goes to save memory, see
+            :data:`mapsage_kaggle.supervise.VALIDATION_RUNGS`.
     """
 
     work_dir: Path
@@ -144,6 +146,7 @@ class Facts:
     extend_to: int | None = None
     deterministic: bool = False
     with_cp: bool = False
+    validation_rung: int = 0
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -163,7 +166,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         # Its custom modules may need torch, and are imported in the child.
         cfg = Config.fromfile(path, import_custom_modules=False)
-    except Exception as error:  # a config is a program and may raise anything
+    except (Exception, SystemExit) as error:  # a config is a program and may raise anything
         raise ConfigError(
             f"{path} does not parse as an mmengine config: {type(error).__name__}: {_first_line(error)}.",
             "Check the named line, and that every file in _base_ is there.",
@@ -175,11 +178,20 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(
                 f"--set {override!r} is not key=value.", "Write it as optim_wrapper.optimizer.lr=1e-4."
             )
-        options[key.strip()] = DictAction._parse_iterable(value.strip())
+        try:
+            options[key.strip()] = DictAction._parse_iterable(value.strip())
+        except (AssertionError, ValueError, IndexError) as error:
+            raise ConfigError(
+                f"--set {override!r} has a value that cannot be read: {_first_line(error)}.",
+                "Lists are written as [1,2], tuples as (1,2), without spaces.",
+            ) from error
     try:
         cfg.merge_from_dict(options)
     except (TypeError, KeyError, AssertionError, IndexError) as error:
-        raise ConfigError(f"--set does not fit {path}: {_first_line(error)}.") from error
+        raise ConfigError(
+            f"--set {' '.join(overrides)} does not fit {path}: {_first_line(error)}.",
+            "Compare the dotted keys with the config; items of lists are counted from 0.",
+        ) from error
     return cfg
 
 
@@ -250,7 +262,7 @@ def apply(cfg: Config, patch: ConfigPatch) -> Config:
         *parents, last = change.key.split(".")
         node: Any = effective
         for name in parents:
-            if isinstance(node, list):
+            if isinstance(node, (list, tuple)):
                 node = node[int(name)]
                 continue
             if name not in node or node[name] is None:
@@ -296,7 +308,7 @@ def fingerprint(cfg: Mapping[str, Any] | Config) -> str:
     """
     cfg = as_mapping(cfg)
     loader = _mapping(cfg.get("train_dataloader"))
-    dataset = _innermost(_mapping(loader.get("dataset")))
+    dataset = _without_wrappers(_mapping(loader.get("dataset")))
     optim = _mapping(cfg.get("optim_wrapper"))
     document = {
         "version": _FINGERPRINT_VERSION,
@@ -306,7 +318,7 @@ def fingerprint(cfg: Mapping[str, Any] | Config) -> str:
         "optimizer": _canonical(
             {key: optim.get(key) for key in ("optimizer", "paramwise_cfg", "clip_grad", "constructor")}
         ),
-        "effective_batch": int(loader.get("batch_size", 1)) * int(optim.get("accumulative_counts", 1) or 1),
+        "effective_batch": _effective_batch(loader) * int(optim.get("accumulative_counts", 1) or 1),
         "seed": _mapping(cfg.get("randomness")).get("seed") or DEFAULT_SEED,
     }
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -316,7 +328,7 @@ def fingerprint(cfg: Mapping[str, Any] | Config) -> str:
 def _canonical(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {
-            str(key): _canonical(item)
+            str(key): _canonical(_type_name(item) if key == "type" else item)
             for key, item in value.items()
             if key not in _NOT_IN_FINGERPRINT and item is not None
         }
@@ -460,7 +472,7 @@ def check_trainable(cfg: Mapping[str, Any] | Config, source: Path) -> int:
             "The kit runs IterBasedTrainLoop; what your loop does beyond it can be a hook (custom_hooks).",
         )
     max_iters = train.get("max_iters")
-    if not isinstance(max_iters, int) or max_iters <= 0:
+    if not isinstance(max_iters, int) or isinstance(max_iters, bool) or max_iters <= 0:
         raise ConfigError(f"{source}: train_cfg.max_iters is {max_iters!r}; a positive number is needed.")
     for key in ("model", "train_dataloader", "optim_wrapper"):
         if not isinstance(cfg.get(key), Mapping):
@@ -512,36 +524,54 @@ def _plan_metrics(planner: _Planner, facts: Facts) -> None:
 
 
 def _plan_pretrained(planner: _Planner, facts: Facts) -> None:
-    loads_checkpoint = facts.action != "fresh"
     for key, value in list(planner.find("model", "init_cfg")):
-        for index, item in enumerate(value if isinstance(value, list) else [value]):
-            if not isinstance(item, Mapping) or _type_name(item.get("type")) != "Pretrained":
-                continue
-            item_key = f"{key}.{index}" if isinstance(value, list) else key
-            _plan_weights(
-                planner, facts, item_key, f"{item_key}.checkpoint", item.get("checkpoint"), loads_checkpoint
-            )
+        if isinstance(value, Mapping):
+            _plan_initialiser(planner, facts, key, value)
+        elif isinstance(value, (list, tuple)):
+            kept = [_initialiser(planner, facts, item) for item in value]
+            kept = [item for item in kept if item is not None]
+            planner.set(key, kept or None, _weights_reason(facts))
     for key in ("model.pretrained", "model.backbone.pretrained"):
         name = planner.get(key)
         if isinstance(name, str) and name:
-            _plan_weights(planner, facts, key, key, name, loads_checkpoint)
+            found = _weights(planner, facts, name)
+            planner.set(key, found, _weights_reason(facts, found))
 
 
-def _plan_weights(
-    planner: _Planner, facts: Facts, drop_key: str, name_key: str, name: Any, loads_checkpoint: bool
-) -> None:
-    """Point pretrained weights to the file that was found, or drop them."""
-    name = str(name)
-    if loads_checkpoint:
-        planner.set(drop_key, None, "the checkpoint holds these weights already")
-    elif (found := facts.pretrained.get(name)) is not None:
-        planner.set(name_key, str(found), "the attached file of that name")
-    else:
-        planner.set(drop_key, None, "the file is not attached")
+def _plan_initialiser(planner: _Planner, facts: Facts, key: str, value: Mapping[str, Any]) -> None:
+    kept = _initialiser(planner, facts, value)
+    if kept is None:
+        planner.set(key, None, _weights_reason(facts))
+    elif kept is not value:
+        planner.set(f"{key}.checkpoint", kept["checkpoint"], _weights_reason(facts, kept["checkpoint"]))
+
+
+def _initialiser(planner: _Planner, facts: Facts, value: Any) -> Any:
+    """Return an ``init_cfg`` with its weights where they were found; None where it goes."""
+    if not isinstance(value, Mapping) or _type_name(value.get("type")) != "Pretrained":
+        return value
+    found = _weights(planner, facts, str(value.get("checkpoint")))
+    return None if found is None else {**value, "checkpoint": found}
+
+
+def _weights(planner: _Planner, facts: Facts, name: str) -> str | None:
+    """Return where pretrained weights lie; None, with a warning if they would be needed, if nowhere."""
+    if facts.action != "fresh":
+        return None
+    found = facts.pretrained.get(name)
+    if found is None:
         planner.warnings.append(
-            f"Pretrained weights {Path(name).name} are not attached: the backbone starts from scratch, which "
-            "costs accuracy. Attach a data set that holds the file, under any folder, and start again."
+            f"Pretrained weights {weights_files(name)[0]} are not attached: the backbone starts from "
+            "scratch, which costs accuracy. Attach a data set that holds the file, under any folder, and "
+            "start again."
         )
+    return None if found is None else str(found)
+
+
+def _weights_reason(facts: Facts, found: str | None = None) -> str:
+    if facts.action != "fresh":
+        return "the checkpoint holds these weights already"
+    return "the attached file of that name" if found is not None else "where the attached files are"
 
 
 def _plan_data(planner: _Planner, facts: Facts, source: Path) -> tuple[int, int]:
@@ -551,7 +581,7 @@ def _plan_data(planner: _Planner, facts: Facts, source: Path) -> tuple[int, int]
             if found is not None and str(found) != str(value):
                 planner.set(key, str(found), "the data set as it is mounted here")
     loader = _mapping(planner.get("train_dataloader"))
-    effective = int(loader.get("batch_size", 1))
+    effective = _effective_batch(loader)
     share = -(-effective // facts.world_size)
     micro = min(share, facts.micro_batch or share)
     if effective < facts.world_size:
@@ -586,22 +616,33 @@ def _plan_data(planner: _Planner, facts: Facts, source: Path) -> tuple[int, int]
              "on_bad_image": facts.on_bad_image},
             "each sample's random draws are seeded from its position",
         )  # fmt: skip
-    workers = int(loader.get("num_workers", 0))
+    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        _plan_workers(planner, name, facts)
+    if facts.validation_rung and planner.get("val_dataloader.batch_size", 1) != 1:
+        planner.set("val_dataloader.batch_size", 1, "validation ran out of memory with more images at a time")
+    return effective, micro
+
+
+def _plan_workers(planner: _Planner, name: str, facts: Facts) -> None:
+    """Give a data loader no more workers than there are cores, and without any, nothing that needs them."""
+    loader = planner.get(name)
+    if not isinstance(loader, Mapping):
+        return
+    workers = int(loader.get("num_workers", 0) or 0)
     most = max(0, facts.num_cpus // facts.ranks_here)
-    because = f"{facts.num_cpus} CPU cores for {facts.ranks_here} rank(s)"
     if workers > most:
-        planner.set("train_dataloader.num_workers", most, because)
+        planner.set(f"{name}.num_workers", most, f"{facts.num_cpus} CPU cores for {facts.ranks_here} rank(s)")
         workers = most
     if workers == 0:
-        planner.remove("train_dataloader.prefetch_factor", "needs data workers")
-    if loader.get("persistent_workers") and workers == 0:
-        planner.set("train_dataloader.persistent_workers", False, "needs data workers")
-    val_workers = int(planner.get("val_dataloader.num_workers", 0) or 0)
-    if val_workers > most:
-        planner.set("val_dataloader.num_workers", most, because)
-        if most == 0 and planner.get("val_dataloader.persistent_workers"):
-            planner.set("val_dataloader.persistent_workers", False, "needs data workers")
-    return effective, micro
+        planner.remove(f"{name}.prefetch_factor", "needs data workers")
+        if loader.get("persistent_workers"):
+            planner.set(f"{name}.persistent_workers", False, "needs data workers")
+
+
+def _effective_batch(loader: Mapping[str, Any]) -> int:
+    """Return the images of an iteration, also of a data loader that the kit has patched before."""
+    batches = _mapping(loader.get("batch_sampler"))
+    return int(batches.get("effective_batch") or loader.get("batch_size", 1))
 
 
 def _with_changes(planner: _Planner, dataset: Any) -> Any:
@@ -612,7 +653,7 @@ def _with_changes(planner: _Planner, dataset: Any) -> Any:
         *parents, last = change.key[len(prefix) :].split(".")
         node = inner
         for name in parents:
-            node = node[int(name)] if isinstance(node, list) else node[name]
+            node = node[int(name)] if isinstance(node, (list, tuple)) else node[name]
         node[int(last) if isinstance(node, list) else last] = change.new
     return inner
 
@@ -629,7 +670,7 @@ def _plan_machine(planner: _Planner, facts: Facts) -> None:
         planner.set("env_cfg.dist_cfg.backend", wanted, "GPUs talk by NCCL, CPUs by gloo")
     if not facts.on_gpu or facts.world_size == 1:
         for key, value in list(planner.find("model", "type")):
-            if value in ("SyncBN", "MMSyncBN"):
+            if _type_name(value) in ("SyncBN", "MMSyncBN"):
                 planner.set(key, "BN", "SyncBN needs several GPUs; BN has the same parameters")
     if facts.deterministic:
         planner.set("randomness.deterministic", True, "--deterministic")
@@ -668,7 +709,7 @@ def _walk(node: Any, key: str) -> Any:
             if name not in node:
                 return _MISSING
             node = node[name]
-        elif isinstance(node, list) and name.isdigit() and int(name) < len(node):
+        elif isinstance(node, (list, tuple)) and name.isdigit() and int(name) < len(node):
             node = node[int(name)]
         else:
             return _MISSING
@@ -681,7 +722,7 @@ def _find(node: Any, prefix: str, name: str) -> Iterator[tuple[str, Any]]:
             if key == name:
                 yield f"{prefix}.{key}", value
             yield from _find(value, f"{prefix}.{key}", name)
-    elif isinstance(node, list):
+    elif isinstance(node, (list, tuple)):
         for index, value in enumerate(node):
             yield from _find(value, f"{prefix}.{index}", name)
 
@@ -709,7 +750,7 @@ def pretrained_of(cfg: Mapping[str, Any] | Config) -> tuple[str, ...]:
     names = [
         str(item["checkpoint"])
         for _, value in _find(cfg.get("model"), "model", "init_cfg")
-        for item in (value if isinstance(value, list) else [value])
+        for item in _as_list(value)
         if isinstance(item, Mapping) and _type_name(item.get("type")) == "Pretrained" and "checkpoint" in item
     ]
     model = _mapping(cfg.get("model"))
@@ -719,6 +760,43 @@ def pretrained_of(cfg: Mapping[str, Any] | Config) -> tuple[str, ...]:
         if isinstance(node.get("pretrained"), str)
     ]
     return tuple(dict.fromkeys(names))
+
+
+def weights_files(name: str) -> tuple[str, ...]:
+    """Return the file names under which pretrained weights may be attached, the published one first.
+
+    Args:
+        name: As a config names them: a path, an address, or mmengine's ``open-mmlab://resnet50_v1c``.
+    """
+    scheme, separator, key = name.partition("://")
+    listing = _HUB_LISTINGS.get(scheme) if separator else None
+    address = _hub_listing(listing).get(key, name) if listing else name
+    file = address.rpartition("/")[2]
+    return (file, *_OTHER_WEIGHTS_FILES.get(file, ()))
+
+
+_HUB_LISTINGS = {
+    "open-mmlab": "openmmlab.json",
+    "openmmlab": "openmmlab.json",
+    "mmcls": "mmcls.json",
+    "torchvision": "torchvision_0.12.json",
+    "modelzoo": "torchvision_0.12.json",
+}
+_OTHER_WEIGHTS_FILES = {
+    # mmsegmentation's published name, and the one under which people upload the same file.
+    "mit_b2_20220624-66e8bf70.pth": ("mit_b2.pth",),
+}
+
+
+def _hub_listing(file: str) -> Mapping[str, str]:
+    """Return mmengine's own list of the addresses of published weights, by name."""
+    from importlib.util import find_spec
+
+    spec = find_spec("mmengine")
+    if spec is None or spec.origin is None:
+        return {}
+    listing = Path(spec.origin).parent / "hub" / file
+    return _mapping(json.loads(listing.read_text(encoding="utf-8"))) if listing.is_file() else {}
 
 
 def dataset_of(cfg: Mapping[str, Any] | Config) -> Mapping[str, Any]:
@@ -734,6 +812,13 @@ def datasets_of(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for item in [inner, *_as_list(dataset.get("datasets"))]:
         if isinstance(item, Mapping):
             yield from datasets_of(item)
+
+
+def _without_wrappers(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a data set reads, without wrappers that only say how often or how."""
+    while _type_name(dataset.get("type")) in (*_WRAPPERS, "RepeatDataset"):
+        dataset = _mapping(dataset.get("dataset"))
+    return dataset
 
 
 def _innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:

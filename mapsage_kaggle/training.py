@@ -28,9 +28,11 @@ from mapsage_kaggle.errors import (
     EXIT_INTERRUPTED,
     EXIT_TRAINING,
     ConfigError,
+    DataError,
     MachineError,
     MapsageError,
     TrainingError,
+    UsageError,
 )
 from mapsage_kaggle.events import Event, EventLog, ProgressSink
 from mapsage_kaggle.paths import KagglePaths, WorkDir
@@ -161,6 +163,34 @@ class Prepared:
 # -- find and choose
 
 
+def check_options(options: Options) -> None:
+    """Look at what can be told of the options without looking at anything else.
+
+    Raises:
+        UsageError: One has a value that means nothing.
+    """
+    for name, value, least in (
+        ("--gpus", options.gpus if options.gpus != "auto" else 0, 0),
+        ("--cpu-ranks", options.cpu_ranks, 1),
+        ("--threads", options.threads, 1),
+        ("--expect-iteration", options.expect_iteration, 0),
+        ("--extend-to", options.extend_to, 1),
+        ("--nnodes", options.nnodes, 1),
+    ):
+        if value is not None and value < least:
+            raise UsageError(f"{name} {value} is too low.", f"Give {least} or more.")
+    if not 0 <= options.node_rank < options.nnodes:
+        raise UsageError(
+            f"--node-rank {options.node_rank} does not fit --nnodes {options.nnodes}.",
+            "Machines are numbered from 0.",
+        )
+    if options.nnodes > 1 and not options.rdzv_endpoint:
+        raise UsageError(
+            f"--nnodes {options.nnodes} needs --rdzv-endpoint.",
+            "Give HOST:PORT of machine 0, the same on all of them.",
+        )
+
+
 def discover(
     options: Options,
     *,
@@ -177,10 +207,12 @@ def discover(
         record_refusals: Whether a refusal leaves a record in the work dir; False writes nothing.
 
     Raises:
+        UsageError: An option has a value that means nothing.
         ConfigError: The config does not parse, or cannot be trained by the kit.
         CheckpointError: No acceptable checkpoint where one is needed. Nothing is trained; the work
             dir gets a record that says ``refused``.
     """
+    check_options(options)
     paths = paths or KagglePaths.from_environment()
     cfg = configure.read_config(options.config, options.overrides)
     work_dir = (options.work_dir or paths.work_dir(options.config)).absolute()
@@ -381,7 +413,6 @@ def _prepare(discovery: Discovery, machine: Machine | None, clock: SessionClock 
             f"--gpus {num_gpus} was asked for, but this machine has {usable} that this torch can use.",
             "Use --gpus auto, or choose another accelerator in the notebook's settings.",
         )
-    _check_machines(options)
     ranks_here = num_gpus or max(1, options.cpu_ranks)
     world_size = ranks_here * options.nnodes
     choice = discovery.choice
@@ -414,19 +445,6 @@ def _prepare(discovery: Discovery, machine: Machine | None, clock: SessionClock 
     )
 
 
-def _check_machines(options: Options) -> None:
-    if not 0 <= options.node_rank < options.nnodes:
-        raise MachineError(
-            f"--node-rank {options.node_rank} does not fit --nnodes {options.nnodes}.",
-            "Machines are numbered from 0.",
-        )
-    if options.nnodes > 1 and not options.rdzv_endpoint:
-        raise MachineError(
-            f"--nnodes {options.nnodes} needs --rdzv-endpoint.",
-            "Give HOST:PORT of machine 0, the same on all of them.",
-        )
-
-
 def _check_end(discovery: Discovery, options: Options) -> None:
     """Refuse a run that was lengthened without saying so: its learning rate would stay at the old end.
 
@@ -457,7 +475,7 @@ def find_data(cfg: Mapping[str, Any], inputs: Path) -> dict[str, Path]:
     kit's own data sets by their shape, others by the folders that the config expects within them.
 
     Raises:
-        DataError: A root of the kit's own data sets is not to be found.
+        DataError: One is not to be found, or several fit.
     """
     found: dict[str, Path] = {}
     for name, kind in configure.data_roots_of(cfg).items():
@@ -469,7 +487,7 @@ def find_data(cfg: Mapping[str, Any], inputs: Path) -> dict[str, Path]:
             roots = dataset.find_data_roots(inputs) if inputs.is_dir() else ()
             chosen = dataset.choose_data_root(roots, searched=inputs, layout=layout)  # type: ignore[arg-type]
             found[name] = chosen.path
-        elif (place := _find_by_prefix(cfg, name, inputs)) is not None:
+        elif (place := _find_by_layout(cfg, name, inputs)) is not None:
             found[name] = place
     return found
 
@@ -488,6 +506,7 @@ def check_data_of(cfg: Mapping[str, Any], roots: Mapping[str, Path], *, on_bad_i
             "LoveDASplitDataset": dataset.LOVEDA_CLASSES,
         }.get(kinds.get(name, ""))
         if classes is None:
+            _check_not_empty(cfg, name, path)
             continue
         report = dataset.check_data(path, len(classes))
         if on_bad_image == "fail":
@@ -496,29 +515,92 @@ def check_data_of(cfg: Mapping[str, Any], roots: Mapping[str, Path], *, on_bad_i
     return tuple(warnings)
 
 
-def _find_by_prefix(cfg: Mapping[str, Any], root: str, inputs: Path) -> Path | None:
-    """Return the folder below the inputs that holds the folders which the config expects in ``root``."""
-    loader = cfg.get("train_dataloader") or {}
-    wanted = [
-        item["data_prefix"]
-        for item in configure.datasets_of(loader.get("dataset") or {})
-        if item.get("data_root") == root and isinstance(item.get("data_prefix"), Mapping)
-    ]
-    prefixes = [Path(value) for prefix in wanted for value in prefix.values() if value]
-    if not prefixes or not inputs.is_dir():
-        return None
-    level = [inputs]
-    for _ in range(6):
-        for folder in level:
-            if all((folder / prefix).is_dir() for prefix in prefixes):
-                return folder
+def _find_by_layout(cfg: Mapping[str, Any], root: str, inputs: Path) -> Path | None:
+    """Return the folder below the inputs that holds what the config expects in ``root``.
+
+    Of several, the one that has ``root``'s own name; of those, the one that lies highest. A root of
+    which the config says nothing is looked for by its name alone; None where that is not to be found
+    either, since the data set may know better.
+
+    Raises:
+        DataError: Nothing has the layout, or several have.
+    """
+    layout = _layout_of(cfg, root)
+    own_name = Path(root).name.casefold()
+
+    def fits(folder: Path) -> bool:
+        if not layout:
+            return folder.name.casefold() == own_name
+        return all((folder / item).exists() for item in layout)
+
+    found = [folder for level in _levels(inputs) for folder in level if fits(folder)]
+    named = [folder for folder in found if folder.name.casefold() == own_name]
+    best = _highest(named or found)
+    if len(best) == 1 or not (layout or best):
+        return best[0] if best else None
+    expected = ", ".join(map(str, layout)) or Path(root).name
+    if best:
+        raise DataError(
+            f"{len(best)} folders below {inputs} may be the config's data_root {root!r} (with {expected}): "
+            f"{', '.join(map(str, best))}.",
+            "Detach all but one, or name it in the config or with --set: "
+            "train_dataloader.dataset.data_root=FOLDER, and the same for val_dataloader.",
+        )
+    raise DataError(
+        f"The config's data_root {root!r} does not exist, and no folder below {inputs} holds {expected}.",
+        "Attach the data set as input, or set data_root to where it lies; if it was attached just now, wait "
+        "a minute and try again.",
+    )
+
+
+def _layout_of(cfg: Mapping[str, Any], root: str) -> tuple[Path, ...]:
+    """Return what the config expects to find in a data root, relative to it."""
+    wanted: list[str] = []
+    for name in ("train_dataloader", "val_dataloader"):
+        for item in configure.datasets_of((cfg.get(name) or {}).get("dataset") or {}):
+            if item.get("data_root") != root:
+                continue
+            prefix = item.get("data_prefix")
+            places = [*(prefix.values() if isinstance(prefix, Mapping) else ()), item.get("ann_file")]
+            wanted += [place for place in places if isinstance(place, str) and place]
+    return tuple(dict.fromkeys(map(Path, wanted)))
+
+
+def _levels(folder: Path, depth: int = 6) -> Iterator[list[Path]]:
+    """Yield a folder, then the folders in it, and so on downwards."""
+    level = [folder] if folder.is_dir() else []
+    for _ in range(depth):
+        yield level
         level = [
             Path(entry.path)
-            for folder in level
-            for entry in _scandir(folder)
+            for parent in level
+            for entry in _scandir(parent)
             if entry.is_dir(follow_symlinks=False)
         ]
-    return None
+
+
+def _highest(folders: Sequence[Path]) -> list[Path]:
+    least = min((len(folder.parts) for folder in folders), default=0)
+    return [folder for folder in folders if len(folder.parts) == least]
+
+
+def _check_not_empty(cfg: Mapping[str, Any], root: str, path: Path) -> None:
+    """Look for the files of a data set that the kit knows only by its config.
+
+    Raises:
+        DataError: A folder that the config reads is missing or has nothing in it.
+    """
+    for item in _layout_of(cfg, root):
+        place = path / item
+        if not place.exists():
+            raise DataError(
+                f"The data root {path} has no {item}, which the config reads.", "Attach the whole data set."
+            )
+        if place.is_dir() and not _scandir(place):
+            raise DataError(
+                f"{place} is empty.",
+                "Attach the whole data set; if it was attached just now, wait a minute and try again.",
+            )
 
 
 def _scandir(folder: Path) -> list[os.DirEntry[str]]:
@@ -526,12 +608,6 @@ def _scandir(folder: Path) -> list[os.DirEntry[str]]:
         return sorted(os.scandir(folder), key=lambda entry: entry.name)[:500]
     except OSError:
         return []
-
-
-PRETRAINED_NAMES = {
-    # mmsegmentation's published name, and the one under which people upload the same file.
-    "mit_b2_20220624-66e8bf70.pth": ("mit_b2.pth",),
-}
 
 
 def find_pretrained(cfg: Mapping[str, Any], inputs: Path) -> dict[str, Path]:
@@ -543,11 +619,7 @@ def find_pretrained(cfg: Mapping[str, Any], inputs: Path) -> dict[str, Path]:
     missing = [name for name in names if name not in found]
     if not missing or not inputs.is_dir():
         return found
-    wanted = {
-        alias: name
-        for name in missing
-        for alias in (Path(name).name, *PRETRAINED_NAMES.get(Path(name).name, ()))
-    }
+    wanted = {file: name for name in missing for file in configure.weights_files(name)}
     for path in sorted(walk(inputs, want_file=lambda name: name in wanted).files):
         found.setdefault(wanted[Path(path).name], Path(path))
     return found
