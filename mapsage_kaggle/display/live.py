@@ -58,7 +58,8 @@ class LiveView:
             moment = time.strftime("%H:%M:%S", time.localtime(event.time_s))
             self._facts[words("saved")] = f"{data.get('file')}, {size(data.get('size_bytes'))}, {moment}"
         line = headline(event)
-        if line:
+        # The newest checkpoint stands among the facts already.
+        if line and event.event != "checkpoint":
             self._lines.append(line)
         now = time.monotonic()
         if event.event in ("stop", "end", "failure", "restart") or now - self._shown_at >= LEAST_S:

@@ -92,6 +92,7 @@ def curves(sessions: Sequence[Session], theme: Theme = LIGHT) -> bytes:
     if len(rate):
         rate_axes.plot(rate.iterations, rate.values, color=theme.rate, linewidth=1.6)
         rate_axes.set_ylim(bottom=0.0)
+        rate_axes.locator_params(axis="y", nbins=3)
         rate_axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     _name(rate_axes, "learning rate", "", theme)
     _draw_scores(score_axes, series(sessions, "validation", "metrics", "mIoU"), theme)

@@ -14,7 +14,7 @@ from mapsage_kaggle.display import plots
 from mapsage_kaggle.display.findings import class_scores, findings
 from mapsage_kaggle.display.history import Session, one_run, read_sessions, series
 from mapsage_kaggle.display.panels import Panel, Tone, style, templates
-from mapsage_kaggle.display.text import next_text, size
+from mapsage_kaggle.display.text import next_text, score_text, size
 from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.paths import WorkDir, replace_file
@@ -118,7 +118,7 @@ def outcome_panel(record: SessionRecord, work_dir: Path, words: Words) -> Panel:
     if record.checkpoint is not None:
         facts.append((words("newest"), f"{record.checkpoint.file}, {size(record.checkpoint.size_bytes)}"))
     if record.best is not None and record.best.value is not None:
-        value = words("at_iteration", value=record.best.value, iteration=record.best.iteration)
+        value = words("at_iteration", value=score_text(record.best), iteration=record.best.iteration)
         facts.append((words("best", metric=record.best.metric or ""), value))
     picture = work_dir / CURVES
     return Panel(
@@ -150,7 +150,7 @@ def _key_numbers(sessions: Sequence[Session]) -> list[tuple[str, str, str]]:
     ]
     if last.best is not None and last.best.value is not None:
         rows.append(
-            (f"best {last.best.metric}", f"{last.best.value:.2f} %", f"at iteration {last.best.iteration:,}")
+            (f"best {last.best.metric}", score_text(last.best), f"at iteration {last.best.iteration:,}")
         )
     loss = series(sessions, "iteration", "loss")
     if len(loss) > 1:
@@ -256,7 +256,7 @@ def _checkpoint_row(ref: CheckpointRef, record: SessionRecord) -> dict[str, str]
     elif record.best is not None and ref.file == record.best.file:
         role = f"best {record.best.metric}"
         if record.best.value is not None:
-            role += f" {record.best.value:.2f} %"
+            role += f" {score_text(record.best)}"
     iteration = iteration_of(ref.file)
     return {
         "file": ref.file,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.events import Event
-from mapsage_kaggle.records import SessionRecord
+from mapsage_kaggle.records import CheckpointRef, SessionRecord
 
 if TYPE_CHECKING:
     from mapsage_kaggle.checkpoints.choose import Choice
@@ -174,7 +174,7 @@ def outcome_text(record: SessionRecord, work_dir: Path) -> str:
     if record.checkpoint is not None:
         lines.append(f"Newest checkpoint: {record.checkpoint.file} ({size(record.checkpoint.size_bytes)})")
     if record.best is not None and record.best.value is not None:
-        lines.append(f"Best {record.best.metric}: {record.best.value:.2f} at {record.best.iteration}")
+        lines.append(f"Best {record.best.metric}: {score_text(record.best)} at {record.best.iteration}")
     lines.append(next_text(record, work_dir))
     return "\n".join(lines)
 
@@ -208,6 +208,13 @@ def headline(event: Event) -> str:
     if event.event == "stop":
         return f"[{event.iteration}] stopped: {data.get('message', '')}"
     return ""
+
+
+def score_text(best: CheckpointRef) -> str:
+    """Return a best checkpoint's score with its unit; mmsegmentation gives its own in percent."""
+    if best.value is None:
+        return "-"
+    return f"{best.value:.2f} %" if best.metric in ("mIoU", "mAcc", "aAcc", "mDice") else f"{best.value:.4g}"
 
 
 def scores_text(metrics: Mapping[str, Any]) -> str:

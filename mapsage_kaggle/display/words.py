@@ -53,7 +53,7 @@ _ENGLISH: Mapping[str, str] = {
     "session": "Session {index}",
     "newest": "newest checkpoint",
     "best": "best {metric}",
-    "at_iteration": "{value:.2f} at iteration {iteration:,}",
+    "at_iteration": "{value} at iteration {iteration:,}",
     "next_completed": "The run is finished. {best}Nothing is left to attach.",
     "next_best": "Its best checkpoint is {file}. ",
     "next_refused": "Nothing was trained, and nothing was changed. {message}",
