@@ -102,4 +102,4 @@ def test_one_two_one_ranks_and_smaller_micro_batches_equal_one_to_rounding(tmp_p
     expected, actual = weights(whole), weights(run)
     start_to_end = float(expected.norm())
     assert float((actual - expected).norm()) / start_to_end < 1e-5
-    assert [event.data["metrics"].keys() for event in run.events("validation")][0] >= {"mIoU", "aAcc"}
+    assert {"per_class", "confusion"} <= run.events("validation")[0].data.keys()
