@@ -580,28 +580,36 @@ class Pace:
         return iteration_s, validation_s + copies_s
 
     def iterations_in(self, seconds: float, *, iteration: int, val_interval: int = 0) -> int:
-        """Return how many iterations ``seconds`` hold at the mean pace, with the validations among them."""
+        """Return how many iterations ``seconds`` hold at the mean pace, with the validations among them.
+
+        A validation that is due at ``iteration`` is still to come.
+        """
         iteration_s, validation_s = self._mean_costs_s()
         if iteration_s <= 0 or seconds <= 0:
             return 0
         if val_interval <= 0:
             return int(seconds / iteration_s)
-        to_boundary = val_interval - iteration % val_interval
+        to_boundary = -iteration % val_interval if iteration else val_interval
         first = int(seconds / iteration_s)
-        if first < to_boundary or seconds - to_boundary * iteration_s < validation_s:
+        # A validation is begun only where a slow one fits, though it costs the mean.
+        slow_s = max(validation_s, self.validation_s() + self.best_s() + self.copy_s())
+        if first < to_boundary or seconds - to_boundary * iteration_s < slow_s:
             return min(first, to_boundary)
         seconds -= to_boundary * iteration_s + validation_s
         cycle_s = val_interval * iteration_s + validation_s
-        cycles = int(seconds / cycle_s)
+        cycles = max(0, int((seconds - (slow_s - validation_s)) / cycle_s))
         # At a boundary whose validation does not fit the session ends.
         rest = min(val_interval, int((seconds - cycles * cycle_s) / iteration_s))
         return to_boundary + cycles * val_interval + rest
 
     def time_for(self, end: int, *, iteration: int, val_interval: int = 0) -> float:
-        """Return how long it takes from ``iteration`` to ``end`` at the mean pace, validations counted."""
+        """Return how long it takes from ``iteration`` to ``end`` at the mean pace, validations counted.
+
+        A validation that is due at ``iteration`` is still to come.
+        """
         iteration_s, validation_s = self._mean_costs_s()
         validations = 0
         if val_interval > 0 and end > iteration:
             # The last iteration is validated wherever it lies.
-            validations = -(-end // val_interval) - iteration // val_interval
+            validations = -(-end // val_interval) - max(0, iteration - 1) // val_interval
         return (end - iteration) * iteration_s + validations * validation_s

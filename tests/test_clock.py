@@ -205,6 +205,7 @@ class SimulatedSession:
     save_every_s: float
     owed_validation: int | None = None
     control: Any = None
+    spec: Any = field(default_factory=lambda: SimpleNamespace(validation_rung=0))
     now_s: float = 0.0
     writing_until_s: float | None = None
     saved_iteration: int = -1
@@ -546,6 +547,8 @@ def test_everything_is_saved_and_a_validation_that_did_not_fit_is_owed() -> None
 
 
 def test_the_simulation_does_what_the_training_loop_does(tmp_path: Path) -> None:
+    import torch
+
     from mapsage_kaggle.engine.control import Control
     from mapsage_kaggle.engine.loop import SessionTrainLoop, ValidationAborted
 
@@ -562,7 +565,7 @@ def test_the_simulation_does_what_the_training_loop_does(tmp_path: Path) -> None
                 val_loop=SimpleNamespace(run=lambda: session.validate(ValidationAborted)),
                 call_hook=lambda *_args, **_data: None,
                 optim_wrapper=None,
-                model=None,
+                model=torch.nn.Identity(),
             )
 
         def _decide_current_val_interval(self) -> None:
@@ -826,6 +829,14 @@ def test_the_plan_ends_at_a_validation_that_will_not_fit() -> None:
     pace = known(iteration_s=1.0, validation_s=99.0, save_s=10.0, copy_s=0.5, finish_s=0.0)
     plan = pace.plan(at(200), iteration=50, max_iters=1000, val_interval=200)
     assert plan.reach == 200
+
+
+def test_the_plan_counts_a_validation_that_is_due_now() -> None:
+    pace = known(iteration_s=1.0, validation_s=98.0, save_s=10.0, copy_s=1.0, finish_s=0.0)
+    assert pace.plan(at(261), iteration=200, max_iters=1000, val_interval=200).reach == 350
+    assert pace.plan(at(261), iteration=201, max_iters=1000, val_interval=200).reach == 400
+    assert pace.time_for(400, iteration=200, val_interval=200) == 200 + 2 * 100
+    assert pace.time_for(400, iteration=0, val_interval=200) == 400 + 2 * 100
 
 
 def test_the_plan_of_the_last_session_is_the_end() -> None:
