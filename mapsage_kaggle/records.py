@@ -126,15 +126,37 @@ class SessionRecord:
             )
         names = {item.name for item in dataclasses.fields(cls)}
         values = {key: value for key, value in document.items() if key in names}
-        for key in ("checkpoint", "best"):
-            if values.get(key) is not None:
-                values[key] = CheckpointRef.from_json(values[key])
-        for key in ("changes", "previous"):
-            values[key] = tuple(values.get(key) or ())
         try:
-            return cls(**values)
-        except TypeError as error:
+            for key in ("checkpoint", "best"):
+                if values.get(key) is not None:
+                    values[key] = CheckpointRef.from_json(values[key])
+            for key in ("changes", "previous"):
+                values[key] = tuple(values.get(key) or ())
+            record = cls(**values)
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"not a session record: {error}") from error
+        record._check_types()
+        return record
+
+    def _check_types(self) -> None:
+        """Refuse what a damaged or foreign file may hold in place of numbers and objects.
+
+        Raises:
+            ValueError: A value is of another type than its name promises.
+        """
+        refs = [ref for ref in (self.checkpoint, self.best) if ref is not None]
+        for names, values, kind in (
+            ("run_id, fingerprint", (self.run_id, self.fingerprint), str),
+            ("file", [ref.file for ref in refs], str),
+            ("iteration", [ref.iteration for ref in refs], int),
+            ("session_index", (self.session_index,), int),
+            ("iterations", (self.start_iteration, self.end_iteration, self.max_iters), int),
+            ("learned, exactness, timings_s", (self.learned, self.exactness, self.timings_s), Mapping),
+            ("previous", self.previous, Mapping),
+        ):
+            for value in values:
+                if not isinstance(value, kind):
+                    raise ValueError(f"not a session record: {names}: {value!r} is no {kind.__name__}")
 
     def write(self, path: Path) -> None:
         """Replace ``path`` atomically.

@@ -37,6 +37,8 @@ class ChildSpec:
         best_rules: ``greater`` or ``less`` by metric, where the config says so.
         deterministic: Whether torch must use deterministic algorithms.
         extend: The schedulers are to be rebuilt for a new end.
+        validation_rung: How far validation goes to save memory, see
+            :data:`mapsage_kaggle.supervise.VALIDATION_RUNGS`.
         pace: What an earlier session measured, by the names of :meth:`mapsage_kaggle.clock.Pace.learned`.
     """
 
@@ -59,6 +61,7 @@ class ChildSpec:
     best_rules: Mapping[str, str] = field(default_factory=dict)
     deterministic: bool = False
     extend: bool = False
+    validation_rung: int = 0
     pace: Mapping[str, float] = field(default_factory=dict)
 
     def clock(self) -> SessionClock:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -334,11 +334,13 @@ class Ladder:
     Attributes:
         micro_batch: Images per forward pass and rank.
         with_cp: Whether blocks are recomputed in the backward pass.
+        validation_rung: How far validation goes, as an index of :data:`VALIDATION_RUNGS`.
         crashes: Ends other than in good order since the last new checkpoint.
     """
 
     micro_batch: int
     with_cp: bool = False
+    validation_rung: int = 0
     crashes: int = 0
 
 
@@ -358,30 +360,39 @@ class Next:
 
 
 MAX_CRASHES = 3
+VALIDATION_RUNGS = (
+    "as the config says",
+    "one image at a time, and what training holds in reserve is given back first",
+    "one image at a time, and its logits are put together and enlarged on the CPU",
+)
+"""What validation does to get by with less memory. Neither changes the scores by more than rounding."""
 
 
 def decide_next(ladder: Ladder, outcome: Outcome, *, can_recompute: bool, time_left_s: float) -> Next:
     """Decide what follows the end of a child. Pure.
 
     Out of memory: half the micro-batch, down to one image; then recomputing blocks in the backward
-    pass. The effective batch, and so the meaning of an iteration, stays. Crashes and hangs are
-    tried again from the newest proven checkpoint, three times without progress at most.
+    pass. The effective batch, and so the meaning of an iteration, stays. A validation that ran out
+    gains nothing from that: it has rungs of its own. Crashes and hangs are tried again from the
+    newest proven checkpoint, three times without progress at most.
     """
     if outcome.kind in ("done", "killed"):
         return Next(ladder=None, message=outcome.message)
     if outcome.kind == "refused":
         return Next(ladder=None, message=outcome.message)
+    if outcome.kind == "memory" and outcome.data.get("stage") == "validation":
+        return _next_for_validation(ladder, outcome)
     if outcome.kind == "memory":
         if ladder.micro_batch > 1:
             smaller = ladder.micro_batch // 2
             return Next(
-                ladder=Ladder(micro_batch=smaller, with_cp=ladder.with_cp),
+                ladder=replace(ladder, micro_batch=smaller, crashes=0),
                 message=f"Out of memory: going on with {smaller} image(s) per forward pass and more of them; "
                 "the batch that the optimizer sees stays the same.",
             )
         if can_recompute and not ladder.with_cp:
             return Next(
-                ladder=Ladder(micro_batch=1, with_cp=True),
+                ladder=replace(ladder, with_cp=True, crashes=0),
                 message="Out of memory with one image: going on with blocks recomputed in the backward pass "
                 "(with_cp).",
             )
@@ -398,12 +409,27 @@ def decide_next(ladder: Ladder, outcome: Outcome, *, can_recompute: bool, time_l
     wait_s = 5.0 * 2 ** (crashes - 1)
     if time_left_s < wait_s + 60.0:
         return Next(ladder=None, message=f"{outcome.message} There is no time left to try again.")
-    again = Ladder(micro_batch=ladder.micro_batch, with_cp=ladder.with_cp, crashes=crashes)
+    again = replace(ladder, crashes=crashes)
     return Next(
         ladder=again,
         wait_s=wait_s,
         message=f"{outcome.message} Starting again from the newest checkpoint in {wait_s:.0f} s "
         f"(try {crashes} of {MAX_CRASHES}).",
+    )
+
+
+def _next_for_validation(ladder: Ladder, outcome: Outcome) -> Next:
+    rung = ladder.validation_rung + 1
+    if rung < len(VALIDATION_RUNGS):
+        return Next(
+            ladder=replace(ladder, validation_rung=rung, crashes=0),
+            message=f"Out of memory in validation: going on with {VALIDATION_RUNGS[rung]}.",
+        )
+    return Next(
+        ladder=None,
+        message=f"Out of memory in validation with {VALIDATION_RUNGS[-1]}. {outcome.message} "
+        "Validate smaller images (the Resize of the validation pipeline), or in windows "
+        "(test_cfg = dict(mode='slide', crop_size=…, stride=…)).",
     )
 
 

@@ -27,6 +27,7 @@ from mapsage_kaggle.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
     EXIT_TRAINING,
+    CheckpointError,
     ConfigError,
     DataError,
     MachineError,
@@ -246,19 +247,28 @@ def _find_and_choose(
     here = scan(work_dir) if work_dir.is_dir() else None
     shapes = _LazyShapes(cfg, options.config, paths.temp)
     load_from = cfg.get("load_from")
-    choice = choose(
-        inspect=shapes.inspect,
-        resume=options.resume,
-        work_dir=here.files if here is not None else (),
-        load_from=Path(load_from) if load_from else None,
-        inputs=report.files,
-        rejected=(*report.rejected, *(here.rejected if here is not None else ())),
-        fingerprint=configure.fingerprint(cfg),
-        config_asks_resume=bool(cfg.get("resume")),
-        allow_weights_only=options.allow_weights_only,
-        expect_iteration=options.expect_iteration,
-        max_iters=max_iters,
-    )
+    try:
+        choice = choose(
+            inspect=shapes.inspect,
+            resume=options.resume,
+            work_dir=here.files if here is not None else (),
+            load_from=Path(load_from) if load_from else None,
+            inputs=report.files,
+            rejected=(*report.rejected, *(here.rejected if here is not None else ())),
+            fingerprint=configure.fingerprint(cfg),
+            config_asks_resume=bool(cfg.get("resume")),
+            allow_weights_only=options.allow_weights_only,
+            expect_iteration=options.expect_iteration,
+            max_iters=max_iters,
+        )
+    except CheckpointError as error:
+        found = (*report.files, *(here.files if here is not None else ()))
+        if found:
+            raise
+        # What was found is told file by file; where nothing was, it matters where that was.
+        raise CheckpointError(
+            f"{error.problem} Searched: {paths.input}, {work_dir}.", error.remedy
+        ) from error
     return report, choice
 
 
@@ -436,6 +446,7 @@ def _prepare(discovery: Discovery, machine: Machine | None, clock: SessionClock 
         extend_to=options.extend_to,
         deterministic=options.deterministic,
         with_cp=bool(learned.get("with_cp", False)),
+        validation_rung=int(learned.get("validation_rung", 0)),
     )
     _check_end(discovery, options)
     patch = configure.plan(discovery.cfg, options.config, facts)
@@ -722,7 +733,11 @@ class _Session:
         self.prepared = prepared
         self.supervisor = supervisor
         self.files = WorkDir(prepared.work_dir)
-        self.ladder = Ladder(micro_batch=prepared.patch.micro_batch, with_cp=prepared.facts.with_cp)
+        self.ladder = Ladder(
+            micro_batch=prepared.patch.micro_batch,
+            with_cp=prepared.facts.with_cp,
+            validation_rung=prepared.facts.validation_rung,
+        )
         self.steps: list[str] = []
         choice = prepared.discovery.choice
         self.pace: Mapping[str, float] = choice.record.learned.get("pace", {}) if choice.record else {}
@@ -850,6 +865,8 @@ class _Session:
             learned["micro_batch"] = self.ladder.micro_batch
         if self.ladder.with_cp:
             learned["with_cp"] = True
+        if self.ladder.validation_rung:
+            learned["validation_rung"] = self.ladder.validation_rung
         if self.pace:
             learned["pace"] = dict(self.pace)
         return learned
@@ -919,7 +936,12 @@ class _Session:
         """Return the spec of a child that goes on from the newest proven checkpoint."""
         newest = self._newest_sound()
         prepared = self.prepared
-        facts = replace(prepared.facts, micro_batch=self.ladder.micro_batch, with_cp=self.ladder.with_cp)
+        facts = replace(
+            prepared.facts,
+            micro_batch=self.ladder.micro_batch,
+            with_cp=self.ladder.with_cp,
+            validation_rung=self.ladder.validation_rung,
+        )
         if newest is not None:
             path = self.files.path / newest.file
             facts = replace(facts, checkpoint=path, action="resume", checkpoint_seed=prepared.patch.seed)
@@ -976,6 +998,7 @@ class _Session:
             "deterministic": options.deterministic,
             "pace": dict(self.pace),
             "extend": options.extend_to is not None,
+            "validation_rung": self.ladder.validation_rung,
         }
 
     def _launch(self, spec: Mapping[str, Any]) -> Launch:

@@ -180,10 +180,12 @@ class StandIn:
         return [event for event in read_events(self.work_dir.events) if kind in (None, event.event)]
 
     def checkpoint(self, iteration: int) -> dict[str, Any]:
+        from mmengine.logging import HistoryBuffer
+
         from mapsage_kaggle.checkpoints.load import load_checkpoint
 
-        loaded: dict[str, Any] = load_checkpoint(self.work_dir.path / f"iter_{iteration}.pth")
-        return loaded
+        path = self.work_dir.path / f"iter_{iteration}.pth"
+        return load_checkpoint(path, history_buffer=HistoryBuffer)
 
 
 def make_writable(folder: Path) -> None:
@@ -240,7 +242,7 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     hubs = [checkpoint["message_hub"] for checkpoint in (first, second)]
     for name in ("best_score", "best_ckpt", "mapsage_owed_validation"):
         compare(hubs[0]["runtime_info"].get(name), hubs[1]["runtime_info"].get(name), name)
-    losses = [hub["log_scalars"]["train/loss"].log.tolist() for hub in hubs]
+    losses = [hub["log_scalars"]["train/loss"].data[0].tolist() for hub in hubs]
     compare(losses[0], losses[1], "train/loss")
     return problems
 

@@ -18,6 +18,7 @@ from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
+from mapsage_kaggle.configure import split_differences
 from mapsage_kaggle.engine.accumulate import accumulated_step
 
 SIZE, CLASSES, IGNORE = 32, 4, 255
@@ -205,3 +206,27 @@ def test_batch_norm_s_running_figures_are_the_same_on_all_ranks(two_ranks: list[
         assert torch.equal(buffer, second[name]), name
     # Rank 0 ran two micro-batches, rank 1 one.
     assert {int(value) for name, value in first.items() if name.endswith("num_batches_tracked")} == {2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({}, ""),
+        ({"backbone": {"type": "MixVisionTransformer", "drop_path_rate": 0.1}}, "drop_path_rate = 0.1"),
+        ({"backbone": {"type": "SwinTransformer"}}, "drop_path_rate = 0.1 by default"),
+        ({"backbone": {"type": "ResNetV1c"}}, "batch norm"),
+        ({"auxiliary_head": [{"type": "FCNHead"}]}, "dropout_ratio = 0.1 of the heads by default"),
+        ({"decode_head": {"dropout_ratio": 0.0, "norm_cfg": {"type": "BN"}}}, "batch norm"),
+        ({"decode_head": {"dropout_ratio": 0.0, "loss_decode": [{"type": "LovaszLoss"}]}}, "LovaszLoss"),
+        ({"decode_head": {"dropout_ratio": 0.0, "sampler": {"type": "OHEMPixelSampler"}}}, "sampler"),
+    ],
+)
+def test_what_makes_a_split_batch_differ_is_said(changes: dict[str, Any], word: str) -> None:
+    model = {
+        "backbone": {"type": "MixVisionTransformer", "drop_path_rate": 0.0},
+        "decode_head": {"dropout_ratio": 0.0, "loss_decode": {"type": "CrossEntropyLoss"}},
+        **changes,
+    }
+    said = split_differences(model)
+    assert len(said) == bool(word)
+    assert word in "".join(said)

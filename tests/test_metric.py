@@ -12,6 +12,7 @@ import torch.distributed
 import torch.multiprocessing
 from mmseg.evaluation import IoUMetric
 
+from mapsage_kaggle.configure import Facts, plan
 from mapsage_kaggle.engine import metric
 from mapsage_kaggle.engine.metric import IntegerIoUMetric, confusion_matrix
 
@@ -91,6 +92,25 @@ def test_the_matrix_has_labels_in_rows_and_what_is_no_class_last() -> None:
     label = torch.tensor([0, 0, 1, 255, 7])
     prediction = torch.tensor([0, 1, 1, 0, 0])
     assert confusion_matrix(prediction, label, 2, 255).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "key"),
+    [
+        ({"type": "mmseg.IoUMetric", "iou_metrics": ["mIoU"]}, "val_evaluator.type"),
+        ([{"type": "Other"}, {"type": "IoUMetric"}], "val_evaluator.1.type"),
+    ],
+)
+def test_the_plan_puts_it_in_the_place_of_the_stock_metric(evaluator: Any, key: str, tmp_path: Path) -> None:
+    cfg = {
+        "model": {},
+        "optim_wrapper": {},
+        "train_dataloader": {"batch_size": 2, "sampler": {"type": "InfiniteSampler"}, "dataset": {}},
+        "train_cfg": {"type": "IterBasedTrainLoop", "max_iters": 1},
+        "val_evaluator": evaluator,
+    }
+    planned = plan(cfg, Path("small.py"), Facts(work_dir=tmp_path))
+    assert {change.key: change.new for change in planned.changes}[key] == "MapsageIoUMetric"
 
 
 def _rank(rank: int, folder: str) -> None:

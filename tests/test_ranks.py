@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed
+import torch.multiprocessing
 from standin import StandIn, differences
+
+from mapsage_kaggle.clock import Pace, boot_time_s
+from mapsage_kaggle.engine.control import Control
+from mapsage_kaggle.engine.ranks import follow_rank_0
+from mapsage_kaggle.errors import TrainingError
+from mapsage_kaggle.spec import ChildSpec
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +71,54 @@ def stand_in(root: Path, extra: str = "") -> StandIn:
 def weights(run: StandIn) -> torch.Tensor:
     state = run.checkpoint(12)["state_dict"]
     return torch.cat([state[name].double().reshape(-1) for name in sorted(state)])
+
+
+def _machine(rank: int, folder: str) -> None:
+    """Be one of two machines that have a worker each: follow rank 0, then ask for a stop on machine 1."""
+    from mmengine.config import Config
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    os.environ |= {"GROUP_RANK": str(rank), "GROUP_WORLD_SIZE": "2"}
+    mine = Path(folder, str(rank))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+
+    def follow(fingerprint: str) -> ChildSpec:
+        cfg = Config({"train_cfg": {"max_iters": 9}, "randomness": {"seed": rank + 5}})
+        spec = ChildSpec(
+            config=mine / "config.py", work_dir=mine, clock_started_s=boot_time_s(), limit_s=900.0,
+            reserve_s=9.0, action="resume" if rank == 0 else "fresh", run_id=f"run{rank}",
+            fingerprint=fingerprint, checkpoint=mine / "iter_3.pth" if rank == 0 else None,
+            expect_iteration=3 if rank == 0 else None,
+        )  # fmt: skip
+        followed = follow_rank_0(spec, cfg, mine)
+        assert cfg.randomness.seed == 5
+        assert cfg.load_from == str(followed.checkpoint)
+        return followed
+
+    followed = follow("same")
+    assert (followed.action, followed.run_id, followed.expect_iteration) == ("resume", "run0", 3)
+    assert followed.checkpoint is not None
+    assert followed.checkpoint.read_bytes() == Path(folder, "0", "iter_3.pth").read_bytes()
+    assert followed.checkpoint.parent == (mine if rank == 0 else mine / "from-rank-0")
+    with pytest.raises(TrainingError, match="Machine 1 trains another config"):
+        follow(f"fingerprint {rank}")
+
+    control = Control(
+        clock=followed.clock(), pace=Pace(), stop_request=mine / "stop_request.json", watch_pipe=False
+    )
+    assert control.decide(validation_due=False, save_due=False).stop == ""
+    if rank == 1:
+        (mine / "stop_request.json").touch()
+    assert control.decide(validation_due=False, save_due=False).stop == "user"
+    torch.distributed.destroy_process_group()
+
+
+def test_machines_follow_the_first_one_and_any_may_ask_for_a_stop(tmp_path: Path) -> None:
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+    # More than one chunk, and not a whole number of them.
+    (tmp_path / "0" / "iter_3.pth").write_bytes(os.urandom((1 << 23) + 12345))
+    torch.multiprocessing.spawn(_machine, args=(str(tmp_path),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
 
 
 def test_a_rank_that_is_killed_costs_nothing_but_time(tmp_path: Path) -> None:

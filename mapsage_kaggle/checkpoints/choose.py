@@ -527,11 +527,7 @@ class _Ladder:
                 "output that holds an iter_N.pth.",
             )
         if strangers and not num_failed:
-            return self._refusal(
-                "Every checkpoint found is of a run with another config.",
-                f"To continue that run with this config, say --resume {strangers[0].target}; to start a "
-                "new one, --resume never.",
-            )
+            return self._only_strangers(strangers)
         if num_failed or weights:
             return self._refusal(
                 "Every checkpoint found was rejected.",
@@ -540,6 +536,21 @@ class _Ladder:
         return self._refusal(
             "There is no checkpoint to resume from, and starting fresh was not allowed.",
             "Attach the output of the session before, or start anew with --resume never.",
+        )
+
+    def _only_strangers(self, strangers: Sequence[_Candidate]) -> CheckpointError:
+        """Return the refusal of checkpoints of other runs, with what sets the newest apart."""
+        newest = min(strangers, key=lambda item: (item.is_best, -(item.iteration or 0)))
+        problem = "Every checkpoint found is of a run with another config."
+        anew = "to start a new one, --resume never"
+        inspection = self._inspect(newest)
+        if inspection is not None and inspection.verdict == "resumable":
+            return self._refusal(
+                problem, f"To continue that run with this config, say --resume {newest.target}; {anew}."
+            )
+        return self._refusal(
+            f"{problem} The newest, {newest.target}, does not fit: {newest.problem}.",
+            f"Use the config that it was trained with; {anew}.",
         )
 
     def _refusal(self, problem: str, remedy: str = "") -> CheckpointError:

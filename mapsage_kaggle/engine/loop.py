@@ -14,6 +14,7 @@ from mmengine.runner import IterBasedTrainLoop, ValLoop
 
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.accumulate import accumulated_step
+from mapsage_kaggle.engine.frugal import less_memory
 from mapsage_kaggle.engine.sampling import PositionBatches
 from mapsage_kaggle.errors import TrainingError
 
@@ -158,7 +159,8 @@ class SessionTrainLoop(IterBasedTrainLoop):
         session = self.session
         session.validation_begins()
         try:
-            metrics = self.runner.val_loop.run()
+            with less_memory(core_model(self.runner.model), session.spec.validation_rung):
+                metrics = self.runner.val_loop.run()
         except ValidationAborted:
             session.validation_left()
             return self._decide_saved() or "user"

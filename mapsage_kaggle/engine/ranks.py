@@ -78,7 +78,7 @@ def follow_rank_0(spec: ChildSpec, cfg: Config, scratch: Path) -> ChildSpec:
         if other["run"] != first["run"]:
             raise TrainingError(
                 f"Machine {other['machine']} trains another config than machine 0: fingerprint and max_iters "
-                f"are {other['run'][0]} and {other['run'][1]}, there {first['run'][0]} and {first['run'][1]}.",
+                f"are {other['run'][0]} and {other['run'][1]}, not {first['run'][0]} and {first['run'][1]}.",
                 "Start every machine with the same config and the same --set and --extend-to.",
             )
     path = spec.checkpoint

@@ -123,7 +123,7 @@ def _check_pretrained(model: torch.nn.Module) -> None:
             missing = wanted - found
             if len(missing) > len(wanted) // 10:
                 raise ConfigError(
-                    f"{path} holds {len(wanted) - len(missing)} of the {len(wanted)} weights that are wanted; "
+                    f"{path} holds {len(wanted) - len(missing)} of the {len(wanted)} weights wanted; "
                     f"it names them otherwise, such as {min(found, default='nothing')}.",
                     "Attach mmsegmentation's own file (mit_b2_20220624-66e8bf70.pth for MiT-B2), or "
                     "convert this one with mmsegmentation's tools/model_converters/mit2mmseg.py.",

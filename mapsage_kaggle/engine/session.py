@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import torch
 
@@ -60,6 +60,7 @@ class TrainingSession:
         self.pace = Pace(expected=dict(spec.pace))
         self.control = Control(clock=spec.clock(), pace=self.pace, stop_request=self.files.stop_request)
         self.owed_validation: int | None = None
+        self.stage: Literal["training", "validation"] = "training"
         self.store: CheckpointStore | None = None
         self.saver: BackgroundSaver | None = None
         self.schedule: SaveSchedule | None = None
@@ -335,9 +336,9 @@ class TrainingSession:
             poisoned = first_poisoned(state)
             if poisoned is not None:
                 raise TrainingError(
-                    f"The weight {poisoned} holds NaN or Inf after iteration {iteration}: nothing is saved. "
+                    f"The weight {poisoned} holds NaN or Inf after iteration {iteration}: not saved. "
                     "The checkpoints before it are untouched.",
-                    "Lower the learning rate or the gradients' clipping (optim_wrapper.clip_grad), and resume.",
+                    "Lower the learning rate or the clipping norm (optim_wrapper.clip_grad), and resume.",
                 )
             torch.save(state, stream)
 
@@ -409,11 +410,13 @@ class TrainingSession:
     def validation_begins(self) -> None:
         """Start the validation's clock; nothing may still be waiting to be told."""
         self._stage_began = time.monotonic()
+        self.stage = "validation"
         if self.rank == 0:
             self.tell("validation_start", self._iteration)
 
     def validation_left(self) -> None:
         """Note that a validation was left before its end; it stays owed."""
+        self.stage = "training"
         self.pace.left_validation(self._lap("validation"))
         self.warn(self._iteration, f"The validation at {self._iteration} was left unfinished; it is owed.")
 
@@ -422,6 +425,7 @@ class TrainingSession:
         from mapsage_kaggle.engine.metric import told  # imports mmseg, which the worker does late
 
         runner = self._require_runner()
+        self.stage = "training"
         seconds = self._lap("validation")
         self.pace.validated(seconds)
         score, is_best = self._score(metrics), False
@@ -538,12 +542,21 @@ def _gpu_s_this_week(record: SessionRecord, now_s: float) -> float:
     return used_s
 
 
-def tell_failure(spec: ChildSpec, *, rank: int, iteration: int, kind: str, message: str, trace: str) -> None:
+def tell_failure(
+    spec: ChildSpec, *, rank: int, iteration: int, kind: str, message: str, stage: str, trace: str
+) -> None:
     """Append the event by which the supervisor learns why a worker failed."""
     EventLog(Path(spec.work_dir) / "events.jsonl").append(
         Event(
             event="failure",
             iteration=iteration,
-            data={"kind": kind, "message": message, "trace": trace, "rank": rank, "pid": os.getpid()},
+            data={
+                "kind": kind,
+                "stage": stage,
+                "message": message,
+                "trace": trace,
+                "rank": rank,
+                "pid": os.getpid(),
+            },
         )
     )

@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> int:
             iteration=session._iteration,
             kind=failure_kind(error, has_trained=session.has_trained),
             message=_message(error),
+            stage=session.stage,
             trace=trace[-4000:],
         )
         return error.exit_code if isinstance(error, MapsageError) else EXIT_TRAINING

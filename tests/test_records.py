@@ -1,0 +1,199 @@
+"""The record of a session: written whole or not at all, and read by sessions a year apart."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from mapsage_kaggle.paths import replace_file
+from mapsage_kaggle.records import STOP_REASONS, CheckpointRef, SessionRecord, new_run_id, record_beside
+
+CONTRACT = {
+    "schema", "run_id", "fingerprint", "session_index", "start_iteration", "end_iteration", "max_iters",
+    "stop_reason", "exit_code", "checkpoint", "best", "owed_validation", "config_sha256", "changes",
+    "learned", "exactness", "timings_s", "previous",
+}  # fmt: skip
+
+
+def record(**changes: object) -> SessionRecord:
+    values: dict[str, object] = {
+        "run_id": "0123456789ab",
+        "fingerprint": "fedcba9876543210",
+        "session_index": 2,
+        "start_iteration": 8,
+        "end_iteration": 16,
+        "max_iters": 40,
+        "stop_reason": "deadline",
+        "exit_code": 0,
+        "checkpoint": CheckpointRef(file="iter_16.pth", iteration=16, sha256="a" * 64, size_bytes=123),
+        "best": CheckpointRef(
+            file="best_mIoU_iter_8.pth",
+            iteration=8,
+            sha256="b" * 64,
+            size_bytes=45,
+            metric="mIoU",
+            value=61.5,
+        ),
+        "owed_validation": 16,
+        "config_sha256": "c" * 64,
+        "changes": ("-lr = 1", "+lr = 2"),
+        "learned": {"threads": 2, "ladder": ["Out of memory"]},
+        "exactness": {"bitwise": True, "reasons": []},
+        "timings_s": {"session": 12.5},
+        "previous": ({"session_index": 1, "end_iteration": 8},),
+        "message": "Die Zeit ist um. 时间到了。",
+        "started_s": 1000.0,
+        "ended_s": 1012.5,
+    }
+    return SessionRecord(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "session.json"
+    record().write(path)
+    assert SessionRecord.read(path) == record()
+
+
+def test_the_file_has_the_contract_s_names(tmp_path: Path) -> None:
+    path = tmp_path / "session.json"
+    record().write(path)
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert set(document) >= CONTRACT
+    assert set(document["checkpoint"]) == {"file", "iteration", "sha256", "size_bytes"}
+    assert set(document["best"]) == {"file", "iteration", "sha256", "size_bytes", "metric", "value"}
+
+
+def test_a_record_with_nothing_yet_is_read_back_too(tmp_path: Path) -> None:
+    path = tmp_path / "session.json"
+    first = SessionRecord(run_id="a", fingerprint="b")
+    first.write(path)
+    assert SessionRecord.read(path) == first
+    assert first.stop_reason == "running"
+    assert first.exit_code is None
+
+
+@pytest.mark.parametrize("reason", STOP_REASONS)
+def test_each_stop_reason_of_the_contract_is_taken(reason: str) -> None:
+    assert record(stop_reason=reason).stop_reason == reason
+
+
+def test_another_stop_reason_is_not() -> None:
+    with pytest.raises(ValueError, match="'bored'"):
+        record(stop_reason="bored")
+
+
+def test_names_of_a_later_version_are_ignored() -> None:
+    document = record().to_json()
+    document["mood"] = "good"
+    document["checkpoint"]["colour"] = "blue"
+    assert SessionRecord.from_json(document) == record()
+
+
+def test_names_that_an_earlier_version_did_not_write_have_defaults() -> None:
+    found = SessionRecord.from_json({"run_id": "a", "fingerprint": "b", "previous": None, "changes": None})
+    assert found == SessionRecord(run_id="a", fingerprint="b")
+
+
+def test_a_schema_that_is_too_new_is_refused_with_both_numbers() -> None:
+    with pytest.raises(ValueError, match="schema 99, this version of the kit reads up to 1"):
+        SessionRecord.from_json({**record().to_json(), "schema": 99})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", "null", "{}", '{"run_id": "a"}',
+        '{"run_id": "a", "fingerprint": "b", "checkpoint": 3}',
+        '{"run_id": "a", "fingerprint": "b", "best": {"file": "x"}}',
+        '{"run_id": "a", "fingerprint": "b", "stop_reason": "?"}',
+        '{"run_id": "a", "fingerprint": "b", "schema": "new"}', "\xff",
+        '{"run_id": 3, "fingerprint": "b"}', '{"run_id": "a", "fingerprint": "b", "end_iteration": "8"}',
+        '{"run_id": "a", "fingerprint": "b", "learned": []}',
+        '{"run_id": "a", "fingerprint": "b", "previous": "x"}',
+        '{"run_id": "a", "fingerprint": "b", "previous": 3}',
+        '{"run_id": "a", "fingerprint": "b", "schema": null}',
+    ],
+)  # fmt: skip
+def test_what_is_no_record_is_told_with_the_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "session.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=str(path)):
+        SessionRecord.read(path)
+    assert record_beside(tmp_path / "iter_8.pth") is None
+
+
+def test_the_record_beside_a_checkpoint_is_found(tmp_path: Path) -> None:
+    assert record_beside(tmp_path / "iter_16.pth") is None
+    record().write(tmp_path / "session.json")
+    assert record_beside(tmp_path / "iter_16.pth") == record()
+
+
+def test_a_score_that_is_no_number_is_null(tmp_path: Path) -> None:
+    best = CheckpointRef(file="x", iteration=1, sha256="", size_bytes=1, metric="mIoU", value=math.nan)
+    path = tmp_path / "session.json"
+    record(best=best, timings_s={"session": math.inf}).write(path)
+    assert "NaN" not in path.read_text()
+    found = SessionRecord.read(path)
+    assert found.best is not None
+    assert found.best.value is None
+    assert found.timings_s == {"session": None}
+
+
+def test_a_lineage_holds_every_session_once_and_none_within_another() -> None:
+    first = record(session_index=1, previous=())
+    second = record(session_index=2, previous=first.lineage())
+    third = record(session_index=3, previous=second.lineage())
+    assert [item["session_index"] for item in third.lineage()] == [1, 2, 3]
+    assert all(item["previous"] == [] for item in third.lineage())
+
+
+def test_a_lineage_survives_being_written(tmp_path: Path) -> None:
+    later = record(session_index=3, previous=record().lineage())
+    later.write(tmp_path / "session.json")
+    assert SessionRecord.read(tmp_path / "session.json").lineage() == later.lineage()
+
+
+def test_run_ids_differ() -> None:
+    assert len({new_run_id() for _ in range(100)}) == 100
+
+
+# --- replacing a file ------------------------------------------------------------------------------------
+
+
+def test_a_replacement_that_fails_leaves_the_old_record_and_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "session.json"
+    record(end_iteration=1).write(path)
+
+    def fail(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(Path, "replace", fail)
+        record(end_iteration=2).write(path)
+    assert SessionRecord.read(path).end_iteration == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_reader_of_the_old_file_keeps_it_whole(tmp_path: Path) -> None:
+    path = tmp_path / "session.json"
+    replace_file(path, "old")
+    with path.open() as stream:
+        replace_file(path, "new and longer")
+        assert stream.read() == "old"
+    assert path.read_text() == "new and longer"
+
+
+def test_a_replaced_file_can_be_read_by_others(tmp_path: Path) -> None:
+    path = tmp_path / "session.json"
+    replace_file(path, b"x")
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_writing_into_a_folder_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        record().write(tmp_path / "nowhere" / "session.json")
