@@ -242,7 +242,9 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     hubs = [checkpoint["message_hub"] for checkpoint in (first, second)]
     for name in ("best_score", "best_ckpt", "mapsage_owed_validation"):
         compare(hubs[0]["runtime_info"].get(name), hubs[1]["runtime_info"].get(name), name)
-    losses = [hub["log_scalars"]["train/loss"].data[0].tolist() for hub in hubs]
+    histories = [hub["log_scalars"]["train/loss"] for hub in hubs]
+    # mmengine's HistoryBuffer where mmengine has been imported, else the kit's description of it.
+    losses = [(item.log if hasattr(item, "log") else item.data[0]).tolist() for item in histories]
     compare(losses[0], losses[1], "train/loss")
     return problems
 
