@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mapsage_kaggle.clock import SessionClock
+from mapsage_kaggle.clock import OUTPUT_S_PER_BYTE, SessionClock
 from mapsage_kaggle.events import Event, EventTail, ProgressSink
 from mapsage_kaggle.paths import WorkDir, replace_file
 
@@ -143,6 +144,8 @@ class Supervisor:
         hang_after_s: float = HANG_LEAST_S,
     ) -> None:
         self._hang_after_s = hang_after_s
+        self._output_bytes = 0.0
+        self._output_measured_s = -math.inf
         self._files = WorkDir(work_dir)
         self._clock = clock
         self._sinks = list(sinks)
@@ -213,7 +216,7 @@ class Supervisor:
             if asked_at is not None and now - asked_at > STOP_GRACE_S:
                 watch.ended_by_us = "killed"
                 return
-            if self._clock.left_s() < -0.5 * self._clock.reserve_s:
+            if self._clock.left_s() < self._output_s(now) - 0.5 * self._clock.reserve_s:
                 # The child should have stopped by itself long ago; half the reserve is left to us.
                 watch.ended_by_us = "hung"
                 return
@@ -221,6 +224,13 @@ class Supervisor:
                 watch.ended_by_us = "hung"
                 return
             time.sleep(POLL_S)
+
+    def _output_s(self, now: float) -> float:
+        """Return how long Kaggle will need to save the work dir; measured every half minute."""
+        if now - self._output_measured_s > 30.0:
+            self._output_measured_s = now
+            self._output_bytes = float(sum(map(_size_bytes, self._files.path.glob("*.pth"))))
+        return self._output_bytes * OUTPUT_S_PER_BYTE
 
     def _read_events(self, watch: _Watch) -> None:
         for event in self._tail.read_new():
@@ -431,6 +441,14 @@ def _next_for_validation(ladder: Ladder, outcome: Outcome) -> Next:
         "Validate smaller images (the Resize of the validation pipeline), or in windows "
         "(test_cfg = dict(mode='slide', crop_size=…, stride=…)).",
     )
+
+
+def _size_bytes(path: Path) -> int:
+    """Return a file's size; 0 for one that retention has just deleted."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

@@ -53,7 +53,9 @@ class SessionTrainLoop(IterBasedTrainLoop):
                 loader = iter(self.dataloader)
             self._run_iteration(loader, batches)
             stop = self._boundary()
-        if (self.stop_training and not stop) or self._iter >= self._max_iters:
+        # A run whose last validation is owed is not complete: the next session makes up for it.
+        is_last = self._iter >= self._max_iters and session.owed_validation is None
+        if (self.stop_training and not stop) or (is_last and stop != "orphaned"):
             stop = "completed"
         session.training_ends(self._iter, stop)
         self.runner.call_hook("after_train_epoch")
