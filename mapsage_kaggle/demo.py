@@ -31,6 +31,7 @@ from mapsage_kaggle.records import SessionRecord
 CONFIG = "demo.py"
 SCENES = {"train": 48, "val": 12, "size": 256, "seed": 0}
 NUM_SESSIONS = 3
+MOST_TRIES = 3
 MOST_SESSIONS = 6
 """Where a machine turns slower midway, a session gets less far than planned, and another follows."""
 LEAST_ITERATIONS = 20
@@ -137,7 +138,9 @@ def demo(out: Path) -> int:
     kaggle.begin(data, None, nested=False)
     speed = _calibrate(kaggle)
     work_dir, speed = _run_chain(kaggle, data, speed)
-    if len(read_sessions([work_dir])) < NUM_SESSIONS:
+    for _ in range(MOST_TRIES - 1):
+        if len(read_sessions([work_dir])) >= NUM_SESSIONS:
+            break
         _say("The machine has become faster than it was measured to be; once more from the beginning.")
         work_dir, speed = _run_chain(kaggle, data, speed)
     return _conclude(work_dir, time.monotonic() - began)
