@@ -184,9 +184,7 @@ def _patch(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle import configure, training
     from mapsage_kaggle.paths import replace_file
 
-    prepared = training.prepare(
-        training.discover(_options(arguments), record_refusals=False), record_refusals=False
-    )
+    prepared = training.prepare(training.discover(_options(arguments), record_refusals=False), to_train=False)
     print(prepared.patch.diff(), end="")
     for warning in prepared.patch.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -389,7 +389,7 @@ def prepare(
     *,
     machine: Machine | None = None,
     clock: SessionClock | None = None,
-    record_refusals: bool = True,
+    to_train: bool = True,
 ) -> Prepared:
     """Look at the machine and the data, and plan the patch for what was found.
 
@@ -397,7 +397,8 @@ def prepare(
         discovery: What was found.
         machine: This machine, where it has been surveyed already.
         clock: The session's time, where it is known already.
-        record_refusals: Whether a refusal leaves a record in the work dir; False writes nothing.
+        to_train: Whether training follows: the machine must then be able to, and a refusal leaves a
+            record in the work dir. False plans only, and writes nothing.
 
     Raises:
         MachineError: The machine cannot run it: no disk, no packages, not the GPUs asked for.
@@ -405,14 +406,15 @@ def prepare(
         DataError: The data set is missing or inconsistent.
     """
     options = discovery.options
-    with _refusals(discovery.work_dir, discovery.cfg, options, record=record_refusals):
+    with _refusals(discovery.work_dir, discovery.cfg, options, record=to_train):
+        machine = machine or survey(discovery.paths, work_dir=discovery.work_dir)
+        if to_train:
+            require(preflight(discovery.paths, machine))
         return _prepare(discovery, machine, clock)
 
 
-def _prepare(discovery: Discovery, machine: Machine | None, clock: SessionClock | None) -> Prepared:
+def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None) -> Prepared:
     options, paths = discovery.options, discovery.paths
-    machine = machine or survey(paths, work_dir=discovery.work_dir)
-    require(preflight(paths, machine))
     clock = clock or SessionClock.for_this_session(
         limit_s=options.session_limit_s, reserve_s=options.reserve_s
     )
