@@ -19,7 +19,7 @@ VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | FINITE | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
-)  # fmt: skip
+)
 NAMES = st.text(min_size=1).filter(lambda name: name not in ("event", "time_s", "iteration"))
 
 
@@ -28,7 +28,7 @@ NAMES = st.text(min_size=1).filter(lambda name: name not in ("event", "time_s", 
     iteration=st.integers(0, 10**9),
     time_s=st.integers(0, 2**40).map(lambda n: n / 8),
     data=st.dictionaries(NAMES, VALUES, max_size=4),
-)  # fmt: skip
+)
 def test_an_event_is_read_back_as_it_was_written(
     kind: str, iteration: int, time_s: float, data: dict[str, Any]
 ) -> None:

@@ -12,10 +12,25 @@ from mapsage_kaggle.paths import replace_file
 from mapsage_kaggle.records import STOP_REASONS, CheckpointRef, SessionRecord, new_run_id, record_beside
 
 CONTRACT = {
-    "schema", "run_id", "fingerprint", "session_index", "start_iteration", "end_iteration", "max_iters",
-    "stop_reason", "exit_code", "checkpoint", "best", "owed_validation", "config_sha256", "changes",
-    "learned", "exactness", "timings_s", "previous",
-}  # fmt: skip
+    "schema",
+    "run_id",
+    "fingerprint",
+    "session_index",
+    "start_iteration",
+    "end_iteration",
+    "max_iters",
+    "stop_reason",
+    "exit_code",
+    "checkpoint",
+    "best",
+    "owed_validation",
+    "config_sha256",
+    "changes",
+    "learned",
+    "exactness",
+    "timings_s",
+    "previous",
+}
 
 
 def record(**changes: object) -> SessionRecord:
@@ -105,18 +120,25 @@ def test_a_schema_that_is_too_new_is_refused_with_both_numbers() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "{", "[]", "null", "{}", '{"run_id": "a"}',
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"run_id": "a"}',
         '{"run_id": "a", "fingerprint": "b", "checkpoint": 3}',
         '{"run_id": "a", "fingerprint": "b", "best": {"file": "x"}}',
         '{"run_id": "a", "fingerprint": "b", "stop_reason": "?"}',
-        '{"run_id": "a", "fingerprint": "b", "schema": "new"}', "\xff",
-        '{"run_id": 3, "fingerprint": "b"}', '{"run_id": "a", "fingerprint": "b", "end_iteration": "8"}',
+        '{"run_id": "a", "fingerprint": "b", "schema": "new"}',
+        "\xff",
+        '{"run_id": 3, "fingerprint": "b"}',
+        '{"run_id": "a", "fingerprint": "b", "end_iteration": "8"}',
         '{"run_id": "a", "fingerprint": "b", "learned": []}',
         '{"run_id": "a", "fingerprint": "b", "previous": "x"}',
         '{"run_id": "a", "fingerprint": "b", "previous": 3}',
         '{"run_id": "a", "fingerprint": "b", "schema": null}',
     ],
-)  # fmt: skip
+)
 def test_what_is_no_record_is_told_with_the_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "session.json"
     path.write_bytes(text.encode("latin-1"))
