@@ -1,0 +1,282 @@
+"""The supervisor's judgement: how a child is started, how its end is read, and what follows."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mapsage_kaggle.events import Event
+from mapsage_kaggle.supervise import (
+    HANG_FACTOR,
+    MAX_CRASHES,
+    VALIDATION_RUNGS,
+    Kind,
+    Ladder,
+    Launch,
+    Next,
+    Outcome,
+    _Watch,
+    decide_next,
+)
+
+HOUR_S = 3600.0
+KINDS: tuple[Kind, ...] = ("done", "memory", "refused", "error", "crashed", "hung", "killed")
+FAILURES: tuple[Kind, ...] = ("error", "crashed", "hung")
+
+
+def after(kind: Kind, ladder: Ladder | None = None, **options: Any) -> Next:
+    """Return what follows an end of this kind."""
+    can_recompute = options.pop("can_recompute", True)
+    time_left_s = options.pop("time_left_s", HOUR_S)
+    outcome = Outcome(kind=kind, message="What happened.", **options)
+    return decide_next(
+        ladder or Ladder(micro_batch=4), outcome, can_recompute=can_recompute, time_left_s=time_left_s
+    )
+
+
+# --- what follows ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["done", "killed", "refused"])
+def test_what_would_end_the_same_way_again_is_not_tried_again(kind: Kind) -> None:
+    assert after(kind) == Next(ladder=None, message="What happened.")
+
+
+def test_out_of_memory_halves_the_micro_batch_down_to_one_then_recomputes_then_ends() -> None:
+    ladder, steps = Ladder(micro_batch=5), []
+    while (found := after("memory", ladder)).ladder is not None:
+        assert found.wait_s == 0.0
+        assert "Out of memory" in found.message
+        ladder = found.ladder
+        steps.append((ladder.micro_batch, ladder.with_cp))
+    assert steps == [(2, False), (1, False), (1, True)]
+    assert "smaller crop" in found.message
+    assert "What happened." in found.message
+
+
+def test_a_model_that_cannot_recompute_ends_with_one_image() -> None:
+    assert after("memory", Ladder(micro_batch=1), can_recompute=False).ladder is None
+
+
+def test_out_of_memory_in_validation_leaves_training_as_it_is() -> None:
+    ladder, rungs = Ladder(micro_batch=4), []
+    while (found := after("memory", ladder, data={"stage": "validation"})).ladder is not None:
+        ladder = found.ladder
+        assert (ladder.micro_batch, ladder.with_cp) == (4, False)
+        rungs.append(ladder.validation_rung)
+    assert rungs == list(range(1, len(VALIDATION_RUNGS)))
+    assert "mode='slide'" in found.message
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_a_failure_is_tried_again_three_times_each_later_than_the_last(kind: Kind) -> None:
+    ladder, waits_s = Ladder(micro_batch=2, with_cp=True, validation_rung=1), []
+    while (found := after(kind, ladder)).ladder is not None:
+        ladder = found.ladder
+        waits_s.append(found.wait_s)
+        assert (ladder.micro_batch, ladder.with_cp, ladder.validation_rung) == (2, True, 1)
+    assert waits_s == [5.0, 10.0, 20.0]
+    assert len(waits_s) == MAX_CRASHES
+    assert "without progress" in found.message
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_a_checkpoint_in_between_makes_the_tries_count_anew(kind: Kind) -> None:
+    found = after(kind, Ladder(micro_batch=4, crashes=MAX_CRASHES), proven=8)
+    assert found.ladder == Ladder(micro_batch=4, crashes=1)
+
+
+def test_a_smaller_micro_batch_makes_the_tries_count_anew() -> None:
+    found = after("memory", Ladder(micro_batch=4, crashes=2))
+    assert found.ladder == Ladder(micro_batch=2, crashes=0)
+
+
+@pytest.mark.parametrize(("left_s", "again"), [(65.0, True), (64.0, False), (-5.0, False)])
+def test_nothing_is_started_that_has_no_time(left_s: float, again: bool) -> None:
+    found = after("crashed", time_left_s=left_s)
+    assert (found.ladder is not None) is again
+    assert again or "no time left" in found.message
+
+
+@given(
+    kinds=st.lists(st.sampled_from([kind for kind in KINDS if kind != "done"]), min_size=40, max_size=40),
+    stage=st.sampled_from(["", "validation"]),
+    micro_batch=st.integers(1, 64),
+)
+def test_without_progress_every_chain_of_failures_ends(
+    kinds: list[Kind], stage: str, micro_batch: int
+) -> None:
+    ladder = Ladder(micro_batch=micro_batch)
+    for kind in kinds:
+        found = after(kind, ladder, data={"stage": stage})
+        assert found.message
+        if found.ladder is None:
+            return
+        assert 1 <= found.ladder.micro_batch <= ladder.micro_batch
+        assert found.ladder.with_cp >= ladder.with_cp
+        ladder = found.ladder
+    raise AssertionError(f"40 children were started one after another, and none got anywhere: {ladder}")
+
+
+# --- how a child is started ------------------------------------------------------------------------------
+
+
+def launch(**options: Any) -> Launch:
+    return Launch(spec=Path("/t/spec.json"), work_dir=Path("/w"), scratch=Path("/t"), **options)
+
+
+def test_the_child_is_torchrun_s_with_as_many_workers_as_ranks() -> None:
+    command = launch(num_workers=2).command()
+    assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
+    assert {"--nproc-per-node=2", "--max-restarts=0", "--standalone", "--nnodes=1"} <= set(command)
+    assert command[-3:] == ["-m", "mapsage_kaggle.engine.worker", "/t/spec.json"]
+
+
+def test_one_machine_needs_no_name_of_its_own() -> None:
+    assert "--local-addr=127.0.0.1" in launch().command()
+    if Path("/sys/class/net/lo").exists():
+        assert launch().environment({})["GLOO_SOCKET_IFNAME"] == "lo"
+
+
+def test_several_machines_meet_where_they_are_told() -> None:
+    several = launch(num_workers=2, nnodes=2, node_rank=1, rdzv_endpoint="10.0.0.1:29401")
+    command = several.command()
+    assert {"--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.1", "--master-port=29401"} <= set(command)
+    assert "--standalone" not in command
+    assert "GLOO_SOCKET_IFNAME" not in several.environment({})
+
+
+def test_a_meeting_point_without_a_port_gets_torchrun_s_usual_one() -> None:
+    assert "--master-port=29500" in launch(nnodes=2, rdzv_endpoint="10.0.0.1").command()
+
+
+def test_threads_are_pinned_whatever_the_environment_says() -> None:
+    env = launch(threads=3).environment({"OMP_NUM_THREADS": "64", "MKL_NUM_THREADS": "64"})
+    assert {env[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} == {"3"}
+
+
+def test_the_rest_of_the_environment_is_handed_on() -> None:
+    assert launch().environment({"MY_OWN": "1"})["MY_OWN"] == "1"
+    assert launch().environment()["PATH"] == os.environ["PATH"]
+
+
+def test_import_paths_come_before_those_that_are_there() -> None:
+    env = launch(import_paths=(Path("/a"), Path("/b"))).environment({"PYTHONPATH": "/c"})
+    assert env["PYTHONPATH"].split(os.pathsep) == ["/a", "/b", "/c"]
+    assert launch(import_paths=(Path("/a"),)).environment({})["PYTHONPATH"] == "/a"
+
+
+def test_no_gpu_is_visible_where_none_is_used() -> None:
+    assert launch().environment({"CUDA_VISIBLE_DEVICES": "0"})["CUDA_VISIBLE_DEVICES"] == ""
+    assert launch(gpus=True).environment({"CUDA_VISIBLE_DEVICES": "1"})["CUDA_VISIBLE_DEVICES"] == "1"
+    assert "CUDA_VISIBLE_DEVICES" not in launch(gpus=True).environment({})
+
+
+def test_deterministic_matrix_products_are_asked_for_before_cuda_starts() -> None:
+    assert launch(deterministic=True).environment({})["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert "CUBLAS_WORKSPACE_CONFIG" not in launch().environment({})
+
+
+def test_what_libraries_cache_stays_out_of_the_output() -> None:
+    env = launch().environment({})
+    assert {env["MPLCONFIGDIR"], env["TORCH_HOME"]} == {"/t/matplotlib", "/t/torch"}
+
+
+# --- how its end is read ---------------------------------------------------------------------------------
+
+
+def watch(*events: Event, hang_after_s: float = 600.0) -> _Watch:
+    found = _Watch(0, hang_after_s)
+    for event in events:
+        found.see(event)
+    return found
+
+
+def event(name: str, iteration: int = 0, /, **data: Any) -> Event:
+    return Event(event=name, iteration=iteration, data=data)
+
+
+@pytest.mark.parametrize("code", [0, 1, -9, None])
+def test_the_child_s_own_word_counts_and_torchrun_s_exit_code_does_not(code: int | None) -> None:
+    stop = event("stop", 12, reason="deadline", message="Time is up.", timings_s={"saving": 1.0})
+    outcome = watch(event("checkpoint", 12), stop).outcome(code)
+    assert (outcome.kind, outcome.reason, outcome.message) == ("done", "deadline", "Time is up.")
+    assert (outcome.iteration, outcome.proven) == (12, 12)
+    assert outcome.data["timings_s"] == {"saving": 1.0}
+
+
+@pytest.mark.parametrize("code", [0, 1, -9])
+def test_a_child_that_said_nothing_has_crashed_whatever_its_exit_code(code: int) -> None:
+    outcome = watch(event("start", pid=1), event("iteration", 3, iteration_s=0.1)).outcome(code)
+    assert outcome.kind == "crashed"
+    assert f"exit code {code}" in outcome.message
+    assert (outcome.iteration, outcome.proven) == (3, None)
+
+
+@pytest.mark.parametrize(
+    ("told", "kind"), [("memory", "memory"), ("refused", "refused"), ("error", "error"), ("novel", "error")]
+)
+def test_a_failure_that_the_child_told_of_has_its_kind(told: str, kind: str) -> None:
+    outcome = watch(event("failure", 5, kind=told, message="Bang.", stage="validation")).outcome(1)
+    assert (outcome.kind, outcome.message) == (kind, "Bang.")
+    assert outcome.data["stage"] == "validation"
+
+
+def test_the_first_failure_counts_and_not_those_of_ranks_that_miss_the_other() -> None:
+    peer, first, later = (event("failure", kind=kind, message=kind) for kind in ("peer", "memory", "error"))
+    assert watch(first, peer).outcome(1).kind == "memory"
+    assert watch(peer, first).outcome(1).kind == "memory"
+    assert watch(peer, first, later).outcome(1).kind == "memory"
+    assert watch(peer).outcome(1).kind == "error"
+
+
+def test_a_child_that_ended_in_order_although_we_were_ending_it_is_done() -> None:
+    found = watch(event("stop", 4, reason="user"))
+    found.ended_by_us = "killed"
+    assert found.outcome(-15).kind == "done"
+
+
+def test_a_child_that_we_ended_is_told_as_such() -> None:
+    for kind, words in (("hung", "said nothing"), ("killed", "before it had saved")):
+        found = watch(event("iteration", 7, iteration_s=0.1))
+        found.ended_by_us = kind  # type: ignore[assignment]
+        outcome = found.outcome(-9)
+        assert (outcome.kind, outcome.iteration) == (kind, 7)
+        assert words in outcome.message
+
+
+def test_workers_are_known_by_their_start() -> None:
+    assert watch(event("start", pid=11, rank=0), event("start", pid=12, rank=1)).workers == {11, 12}
+
+
+# --- hanging ---------------------------------------------------------------------------------------------
+
+
+def test_the_first_iteration_may_take_twice_as_long() -> None:
+    found = watch(hang_after_s=600.0)
+    assert found.patience_s() == 1200.0
+    found.see(event("iteration", 1, iteration_s=0.5))
+    assert found.patience_s() == 600.0
+
+
+def test_slow_iterations_are_waited_for() -> None:
+    assert watch(event("iteration", 1, iteration_s=100.0)).patience_s() == 100.0 * HANG_FACTOR
+
+
+def test_an_iteration_without_a_time_leaves_the_patience() -> None:
+    assert watch(event("iteration", 1, iteration_s=None), hang_after_s=7.0).patience_s() == 7.0
+
+
+def test_every_event_ends_the_silence() -> None:
+    found = watch()
+    now = time.monotonic()
+    assert found.silent_s(now + 30.0) >= 30.0
+    found.see(event("warning"))
+    assert found.silent_s(time.monotonic()) < found.silent_s(now + 30.0)
