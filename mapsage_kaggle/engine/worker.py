@@ -88,7 +88,10 @@ def _message(error: BaseException) -> str:
     if isinstance(error, MapsageError):
         # A data worker's error arrives with its whole trace; what it says comes last.
         return text.splitlines()[-1].partition("TrainingError: ")[2] if text.startswith("Caught") else text
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+    first = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+    if lost_peer(error):
+        return f"Another rank has gone, and rank {os.environ['RANK']} missed it ({first})."
+    return first
 
 
 if __name__ == "__main__":
