@@ -593,8 +593,8 @@ def _internet(machine: Machine) -> Check:
         "internet",
         "warning",
         "No Internet: packages can be installed only from wheels attached as input. Turn Internet on in the "
-        "notebook's settings (it needs a verified phone number), or attach the data set that "
-        "`mapsage-kaggle bundle` makes.",
+        "notebook's settings (it needs a verified phone number), or attach a data set that "
+        "holds the wheels.",
     )
 
 

@@ -219,7 +219,7 @@ def plan_install(
         raise MachineError(
             f"The attached wheels ({len(wheels)} found) lack {', '.join(uncovered)} for this Python, and "
             "there is no Internet to get them from.",
-            "Attach the data set that `mapsage-kaggle bundle` makes, or turn Internet on in the settings.",
+            "Attach a data set that holds their wheels, or turn Internet on in the settings.",
         )
     changing = {canonicalize_name(Requirement(text).name) for text in (*libraries, *stack)}
     return InstallPlan(
@@ -355,14 +355,14 @@ def explain_failure(output: str, *, offline: bool) -> MachineError:
         return MachineError(
             "The package index cannot be reached (Temporary failure in name resolution, or the like): "
             "Internet is off in this session.",
-            "Turn it on in the notebook's settings (it needs a verified phone number), or attach the data "
-            "set that `mapsage-kaggle bundle` makes.",
+            "Turn it on in the notebook's settings (it needs a verified phone number), or attach a data "
+            "set that holds the packages' wheels.",
         )
     if has("No matching distribution found", "Could not find a version"):
         where = "The attached wheels lack" if offline else "The package index lacks"
         return MachineError(
             f"{where} a package for this Python: {said}",
-            "Make the bundle again with `mapsage-kaggle bundle`, for this Python.",
+            "Attach wheels that were made for this Python.",
         )
     return MachineError(f"pip failed: {said}", "The whole of its output:\n" + "\n".join(lines[-20:]))
 
@@ -625,8 +625,8 @@ def _pip(arguments: Sequence[str]) -> str | None:
             if isinstance(error, subprocess.TimeoutExpired):
                 raise MachineError(
                     f"pip took more than {PIP_TIMEOUT_S:.0f} s: `pip {' '.join(arguments)}`.",
-                    "The network may be slow: try again, or attach the data set that "
-                    "`mapsage-kaggle bundle` makes.",
+                    "The network may be slow: try again, or attach a data set that "
+                    "holds the packages' wheels.",
                 ) from error
             raise
         log.seek(0)

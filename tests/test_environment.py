@@ -319,7 +319,7 @@ def test_a_good_machine_passes_every_check() -> None:
             "no kernels for Tesla P100 (sm_60)",
         ),
         ("gpu", "warning", {"gpus": (Gpu(name="Tesla T4", memory_bytes=2**34),)}, "built for CUDA"),
-        ("internet", "warning", {"internet": False, "installed": {}}, "mapsage-kaggle bundle"),
+        ("internet", "warning", {"internet": False, "installed": {}}, "attach a data set"),
         ("inputs", "warning", {"inputs": ()}, "Add Input"),
         ("working", "error", {"working_problem": "/kaggle/working: Read-only file system"}, "--work-dir"),
         ("working", "error", {"working_problem": "/kaggle/working: No space left on device"}, "Delete"),

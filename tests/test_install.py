@@ -106,7 +106,7 @@ def test_one_missing_wheel_asks_the_index_where_there_is_one() -> None:
 
 
 def test_one_missing_wheel_without_internet_is_named() -> None:
-    with pytest.raises(MachineError, match=r"lack addict for this Python.*mapsage-kaggle bundle"):
+    with pytest.raises(MachineError, match=r"lack addict for this Python.*holds their wheels"):
         plan_install(KAGGLE, WHEELS[1:], online=False, tags=TAGS)
 
 
@@ -273,7 +273,7 @@ def test_a_failed_name_look_up_means_that_internet_is_off() -> None:
     error = explain_failure(OFFLINE_OUTPUT, offline=False)
 
     assert "Internet is off" in error.problem
-    assert "mapsage-kaggle bundle" in error.remedy
+    assert "wheels" in error.remedy
 
 
 def test_a_gap_in_the_attached_wheels_is_named() -> None:
