@@ -1,7 +1,8 @@
-"""Registers the kit's loops, samplers, data sets and metric with mmengine, by being imported."""
+"""Registers the kit's loops, samplers, data sets, metric and faster parts, by being imported."""
 
 from __future__ import annotations
 
 from mapsage_kaggle.engine import data, loop, metric, sampling
+from mapsage_kaggle.engine.fast import mit, transforms
 
-__all__ = ["data", "loop", "metric", "sampling"]
+__all__ = ["data", "loop", "metric", "mit", "sampling", "transforms"]

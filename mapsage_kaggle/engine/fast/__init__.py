@@ -1,0 +1,1 @@
+"""Faster parts that stand in for mmsegmentation's own, with the same results."""

@@ -1,0 +1,260 @@
+"""Decoded images in scratch space, shared by data workers, ranks and restarts: nothing is decoded twice.
+
+Each source file has one entry, a file of its own. It is written under another name and renamed when it
+is whole, it carries a checksum that every process proves once, and it names the state of the source
+file that it was made from. What does not match is made anew; where nothing can be kept, images are
+decoded each time, and one line says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import shutil
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch.utils.data
+
+from mapsage_kaggle.engine.sampling import EVENTS_VARIABLE
+from mapsage_kaggle.events import Event, EventLog
+
+VERSION = 1
+"""Of the entries' format and of what they hold; entries of another version are made anew."""
+
+RESERVE_BYTES = 4_000_000_000
+"""What the cache leaves free on its disk: checkpoints, logs and other programs need some."""
+
+_MAGIC = b"MAPSAGEd"
+_HEADER = struct.Struct("<8sI32sIIIIQ")
+_HEADER_CHECK = struct.Struct("<I")
+_OFFSET = 128
+_ABANDONED_S = 3600.0
+_IN_MEMORY = ("tmpfs", "ramfs")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Entry:
+    identity: bytes
+    shape: tuple[int, ...]
+    checksum: int
+
+    def header(self) -> bytes:
+        sides = (*self.shape, 0, 0, 0)[:3]
+        body = _HEADER.pack(
+            _MAGIC, VERSION, self.identity, len(self.shape), *sides, self.checksum
+        )  # fmt: skip
+        return (body + _HEADER_CHECK.pack(zlib.crc32(body))).ljust(_OFFSET, b"\0")
+
+    @classmethod
+    def of_header(cls, data: bytes | mmap.mmap) -> _Entry | None:
+        body = bytes(data[: _HEADER.size])
+        (check,) = _HEADER_CHECK.unpack(data[_HEADER.size : _HEADER.size + _HEADER_CHECK.size])
+        magic, version, identity, num_sides, *sides, checksum = _HEADER.unpack(body)
+        if magic != _MAGIC or version != VERSION or check != zlib.crc32(body) or num_sides not in (2, 3):
+            return None
+        return cls(identity=identity, shape=tuple(sides[:num_sides]), checksum=checksum)
+
+
+class DecodedCache:
+    """Decoded uint8 images by source file.
+
+    An entry stands for a source's path, size and times and for how it was decoded. The source is
+    looked at each time, so that a file replaced under the same name is noticed at once.
+
+    Args:
+        folder: Where the entries lie, in scratch space. It is made when the first one is written.
+        reserve_bytes: What stays free on that disk, and of the memory where it is a disk in memory.
+    """
+
+    def __init__(self, folder: Path, *, reserve_bytes: int = RESERVE_BYTES) -> None:
+        self.folder = folder
+        self.reserve_bytes = reserve_bytes
+        self.stores = True
+        self._proven: dict[Path, tuple[int, int, int]] = {}
+        self._is_open = False
+        self._in_memory = False
+
+    def get(self, source: Path, manner: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return what ``decode`` gives for ``source``, from the cache where it holds it.
+
+        Args:
+            source: The file that is decoded.
+            manner: All that ``decode`` depends on besides the file.
+            decode: Decodes it. What it raises, this raises.
+
+        Returns:
+            The decoded image; read-only where it comes from the cache.
+        """
+        before = _state(source)
+        if before is None:
+            return decode()
+        path = self._path(source, manner)
+        identity = hashlib.blake2b(
+            repr((VERSION, str(source), manner, before)).encode(), digest_size=32
+        ).digest()
+        found = self._read(path, identity)
+        if found is not None:
+            return found
+        image = decode()
+        # A file that changed while it was read is nobody's state.
+        if self.stores and _cacheable(image) and _state(source) == before:
+            self._write(path, identity, image)
+        return image
+
+    def _path(self, source: Path, manner: str) -> Path:
+        name = hashlib.blake2b(f"{source}\0{manner}".encode(), digest_size=16).hexdigest()
+        return self.folder / name[:2] / f"{name}.raw"
+
+    # -- reading
+
+    def _read(self, path: Path, identity: bytes) -> np.ndarray | None:
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            status = os.fstat(descriptor)
+            if status.st_size <= _OFFSET:
+                return None
+            mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError):
+            return None
+        finally:
+            os.close(descriptor)
+        entry = _Entry.of_header(mapped)
+        if entry is None or entry.identity != identity:
+            return None
+        if status.st_size != _OFFSET + int(np.prod(entry.shape, dtype=np.int64)):
+            return None
+        payload = memoryview(mapped)[_OFFSET:]
+        written = status.st_ino, status.st_mtime_ns, status.st_size
+        if self._proven.get(path) != written:
+            if zlib.crc32(payload) != entry.checksum:
+                return None
+            self._proven[path] = written
+        return np.frombuffer(payload, np.uint8).reshape(entry.shape)
+
+    # -- writing
+
+    def _write(self, path: Path, identity: bytes, image: np.ndarray) -> None:
+        data = np.ascontiguousarray(image)
+        temporary = path.with_name(f"{path.stem}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+        try:
+            self._open()
+            short = self._lacks(data.nbytes)
+            if short:
+                self._stop(short)
+                return
+            path.parent.mkdir(exist_ok=True)
+            entry = _Entry(identity=identity, shape=data.shape, checksum=zlib.crc32(data.data))
+            try:
+                with temporary.open("xb") as stream:
+                    stream.write(entry.header())
+                    stream.write(data.data)
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            self._stop(f"{error.strerror or error}")
+
+    def _open(self) -> None:
+        """Make the folder, and sweep out what killed processes have left half written."""
+        if self._is_open:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        now = time.time()
+        for leftover in self.folder.glob("*/*.tmp"):
+            try:
+                if now - leftover.stat().st_mtime > _ABANDONED_S:
+                    leftover.unlink()
+            except FileNotFoundError:  # another process was faster
+                continue
+        self._in_memory = _file_system(self.folder) in _IN_MEMORY
+        self._is_open = True
+
+    def _lacks(self, size_bytes: int) -> str:
+        """Return why an entry of this size does not fit; empty where it does."""
+        free_bytes = shutil.disk_usage(self.folder).free
+        if free_bytes - size_bytes < self.reserve_bytes:
+            reserve = f"{self.reserve_bytes / 1e9:.1f}"
+            return f"its disk has {free_bytes / 1e9:.1f} GB left, of which {reserve} stay free"
+        if self._in_memory:
+            available_bytes = _available_memory_bytes()
+            if available_bytes is not None and available_bytes - size_bytes < self.reserve_bytes:
+                return (
+                    f"it lies in memory, of which {available_bytes / 1e9:.1f} GB are left and "
+                    f"{self.reserve_bytes / 1e9:.1f} stay free"
+                )
+        return ""
+
+    def _stop(self, reason: str) -> None:
+        self.stores = False
+        tell_once(
+            f"The cache of decoded images in {self.folder} takes no more: {reason}. What it lacks is decoded "
+            "each time, which is slower and changes nothing else."
+        )
+
+
+def _cacheable(image: np.ndarray) -> bool:
+    return (
+        isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3) and image.size > 0
+    )
+
+
+def _state(source: Path) -> tuple[int, ...] | None:
+    """Return what changes when a file is replaced or rewritten; None where it cannot be told."""
+    try:
+        status = source.stat()
+    except (OSError, ValueError):
+        return None
+    # The time of the inode's change cannot be set back, as that of the content's can.
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _file_system(folder: Path) -> str:
+    """Return the kind of file system that a folder lies on; empty where it cannot be told."""
+    best, kind = "", ""
+    try:
+        lines = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    resolved = str(folder.resolve())
+    for line in lines:
+        _, mount, this_kind, *_ = line.split(" ")
+        inside = mount == "/" or resolved == mount or resolved.startswith(mount + "/")
+        if inside and len(mount) >= len(best):
+            best, kind = mount, this_kind
+    return kind
+
+
+def _available_memory_bytes() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+_told: set[str] = set()
+
+
+def tell_once(message: str) -> None:
+    """Append a warning to the events, from the first data worker of the first rank and only once."""
+    worker = torch.utils.data.get_worker_info()
+    is_first = (worker is None or worker.id == 0) and int(os.environ.get("RANK", 0)) == 0
+    path = os.environ.get(EVENTS_VARIABLE)
+    if not is_first or message in _told or not path:
+        return
+    _told.add(message)
+    EventLog(Path(path)).append(Event(event="warning", iteration=0, data={"message": message}))

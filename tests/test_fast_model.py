@@ -1,0 +1,153 @@
+"""SegFormer's encoder with fused attention against mmsegmentation's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+from mmseg.registry import MODELS
+
+import mapsage_kaggle.engine.register  # noqa: F401
+
+OUTPUT_TOLERANCE = 2e-5
+GRADIENT_TOLERANCE = 1e-4
+"""Both in parts of the largest value there is."""
+
+# mmsegmentation calls it without; torch goes on as before until it is an error.
+RECOMPUTES = pytest.mark.filterwarnings("ignore:torch.utils.checkpoint. the use_reentrant:UserWarning")
+
+SMALL: dict[str, Any] = {
+    "embed_dims": 16,
+    "num_layers": [1, 2, 1, 1],
+    "num_heads": [1, 2, 4, 2],
+    "sr_ratios": [8, 4, 2, 1],
+    "drop_path_rate": 0.0,
+}
+
+
+def encoder(kind: str, **options: Any) -> torch.nn.Module:
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        model = MODELS.build({"type": kind, **SMALL, **options})
+    model.init_weights()
+    model.train()
+    return model
+
+
+def both(**options: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
+    return encoder("MixVisionTransformer", **options), encoder("MapsageMixVisionTransformer", **options)
+
+
+def step(model: torch.nn.Module, image: torch.Tensor, seed: int = 5) -> list[torch.Tensor]:
+    torch.manual_seed(seed)
+    outputs = model(image)
+    sum((output**2).mean() for output in outputs).backward()
+    return [output.detach() for output in outputs]
+
+
+def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float) -> None:
+    largest = max(float(item.abs().max()) for item in expected)
+    for one, other in zip(found, expected, strict=True):
+        assert float((one - other).abs().max()) <= tolerance * largest
+
+
+def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+def test_it_starts_from_the_stock_encoder_s_values() -> None:
+    stock, fused = both()
+    assert list(stock.state_dict()) == list(fused.state_dict())
+    assert all(torch.equal(value, fused.state_dict()[name]) for name, value in stock.state_dict().items())
+
+
+def test_building_it_draws_as_many_random_numbers() -> None:
+    ends = []
+    for kind in ("MixVisionTransformer", "MapsageMixVisionTransformer"):
+        encoder(kind)
+        ends.append(torch.rand(1))
+    assert torch.equal(*ends)
+
+
+def test_checkpoints_go_both_ways() -> None:
+    stock, fused = both()
+    with torch.no_grad():
+        for parameter in stock.parameters():
+            parameter.uniform_(-0.1, 0.1)
+    fused.load_state_dict(stock.state_dict(), strict=True)
+    image = torch.randn(1, 3, 64, 64)
+    assert_close(step(fused, image), step(stock, image), OUTPUT_TOLERANCE)
+    again = encoder("MixVisionTransformer")
+    again.load_state_dict(fused.state_dict(), strict=True)
+    assert all(
+        torch.equal(one, other) for one, other in zip(step(again, image), step(stock, image), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"drop_path_rate": 0.5}, {"qkv_bias": False}, {"with_cp": True}],
+    ids=["plain", "drop path", "no bias", "recomputed"],
+)
+@RECOMPUTES
+def test_outputs_and_gradients_are_the_stock_encoder_s_to_rounding(options: dict[str, Any]) -> None:
+    stock, fused = both(**options)
+    image = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    assert_close(step(fused, image), step(stock, image), OUTPUT_TOLERANCE)
+    assert len(gradients(fused)) == len(gradients(stock)) > 0
+    assert_close(gradients(fused), gradients(stock), GRADIENT_TOLERANCE)
+
+
+@RECOMPUTES
+def test_recomputing_its_blocks_changes_no_bit() -> None:
+    image = torch.randn(1, 3, 64, 64, requires_grad=True)
+    found = []
+    for with_cp in (False, True):
+        model = encoder(
+            "MapsageMixVisionTransformer", with_cp=with_cp, attn_drop_rate=0.2, drop_path_rate=0.3
+        )
+        found.append([*step(model, image), *gradients(model)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_dropout_of_the_attention_is_drawn_in_training_only() -> None:
+    fused = encoder("MapsageMixVisionTransformer", attn_drop_rate=0.5)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        first, second = step_outputs(fused, image, seed=1), step_outputs(fused, image, seed=2)
+        assert not torch.equal(first, second)
+        assert torch.equal(first, step_outputs(fused, image, seed=1))
+        fused.eval()
+        assert torch.equal(step_outputs(fused, image, seed=1), step_outputs(fused, image, seed=2))
+
+
+def test_dropout_of_the_attention_keeps_the_mean_of_the_stock_encoder_s() -> None:
+    stock, fused = both(attn_drop_rate=0.4, num_layers=[1, 1, 1, 1])
+    # One block's attention by itself: further on, what is not linear moves the mean.
+    tokens = torch.randn(1, 64, 16, generator=torch.Generator().manual_seed(3)).expand(512, -1, -1)
+    means, spreads = [], []
+    for model in (stock, fused):
+        torch.manual_seed(0)
+        attention = model.layers[0][1][0].attn
+        with torch.no_grad():
+            out = attention(tokens, (8, 8), identity=torch.zeros(()))
+        means.append(out.mean(0))
+        spreads.append(out.std(0))
+    error = spreads[0] / 512**0.5
+    assert bool(((means[0] - means[1]).abs() <= 6 * error + 1e-7).all())
+    assert float((spreads[1].mean() / spreads[0].mean() - 1).abs()) < 0.05
+
+
+def step_outputs(model: torch.nn.Module, image: torch.Tensor, *, seed: int) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return model(image)[-1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_it_runs_in_other_precisions(dtype: torch.dtype) -> None:
+    stock, fused = (model.to(dtype) for model in both())
+    image = torch.randn(1, 3, 64, 64, dtype=dtype)
+    tolerance = 1e-12 if dtype == torch.float64 else 0.05
+    assert_close(step(fused, image), step(stock, image), tolerance)
