@@ -92,6 +92,7 @@ class Launch:
         env["MPLBACKEND"] = "Agg"
         env["MPLCONFIGDIR"] = str(self.scratch / "matplotlib")
         env["TORCH_HOME"] = str(self.scratch / "torch")
+        env.setdefault("XDG_CACHE_HOME", str(self.scratch / "cache"))
         if not self.several_machines and Path("/sys/class/net/lo").exists():
             # Ranks of one machine need no network, and its own name may not resolve.
             env.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -215,6 +215,9 @@ def discover(
     """
     check_options(options)
     paths = paths or KagglePaths.from_environment()
+    # What mmengine's config reader (by way of yapf) and matplotlib would write into the user's home.
+    os.environ.setdefault("XDG_CACHE_HOME", str(paths.temp / "cache"))
+    os.environ.setdefault("MPLCONFIGDIR", str(paths.temp / "matplotlib"))
     cfg = configure.read_config(options.config, options.overrides)
     work_dir = (options.work_dir or paths.work_dir(options.config)).absolute()
     if options.node_rank > 0:
