@@ -402,7 +402,7 @@ def run(session: SimulatedSession, *, iteration: int = 0, max_iters: int = 10**9
                 stop = validate() or decide_saved()
         elif decision.save:
             session.save(iteration)
-    if iteration >= max_iters:
+    if iteration >= max_iters and session.owed_validation is None:
         stop = "completed"
     session.training_ends(iteration, stop)
     session.finish(iteration, stop)
