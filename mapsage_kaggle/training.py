@@ -798,7 +798,12 @@ class _Session:
         log = EventLog(self.files.events)
         for line in choice.steps_down:
             log.append(Event(event="ladder", iteration=prepared.start_iteration, data={"message": line}))
-        for line in prepared.patch.warnings:
+        warnings = prepared.patch.warnings
+        if choice.action == "weights-only" and choice.checkpoint is not None:
+            path = choice.checkpoint.path
+            line = f"Weights only from {path}: optimizer and schedule start anew, at iteration 0."
+            warnings = (line, *warnings)
+        for line in warnings:
             log.append(Event(event="warning", iteration=prepared.start_iteration, data={"message": line}))
 
     def _store(self) -> CheckpointStore:
@@ -883,6 +888,9 @@ class _Session:
         inspection = self.prepared.discovery.choice.inspection
         if facts.action == "resume" and inspection is not None and inspection.run_id is None:
             reasons.append("the checkpoint was made by stock mmengine, which walks the data in another order")
+            if inspection.seed is None:
+                seed = self.prepared.patch.seed
+                reasons.append(f"the checkpoint does not say its seed; the config's is taken ({seed})")
         patch = self.prepared.patch
         now = {"ranks": facts.world_size, "micro_batch": patch.micro_batch}
         earlier = self.record.exactness or (
