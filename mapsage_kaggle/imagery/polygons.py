@@ -1,0 +1,84 @@
+"""Turns masks into polygons, in a GeoPackage that any GIS opens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mapsage_kaggle.imagery.reading import Bytes, Georeference, missing_extra
+from mapsage_kaggle.imagery.writing import Labels, replacing
+
+BLOCK_LINES = 4096
+"""How many lines are turned at a time. Polygons that cross from one block to the next are cut there: whole
+ones would need the whole scene in memory."""
+
+LAYER = "classes"
+
+
+def write_polygons(
+    path: Path,
+    blocks: Iterator[tuple[int, Bytes]],
+    labels: Labels,
+    georeference: Georeference | None,
+    *,
+    least_pixels: int = 1,
+) -> int:
+    """Write a polygon for each connected area of a class, with the fields of :func:`_fields`.
+
+    Args:
+        path: The GeoPackage.
+        blocks: First line and mask of each block, from top to bottom.
+        labels: What the values mean. What has no data gets no polygon.
+        georeference: Turns pixels into coordinates. None: coordinates are pixels, y downwards.
+        least_pixels: Smaller areas are left out.
+
+    Returns:
+        How many polygons there are.
+
+    Raises:
+        MachineError: rasterio, shapely or pyogrio is missing.
+    """
+    try:
+        import pyogrio.raw
+        import rasterio.features
+        import rasterio.windows
+        import shapely
+        from rasterio.transform import IDENTITY
+        from rasterio.windows import Window
+    except ImportError as error:
+        package = error.name or "rasterio, shapely or pyogrio"
+        raise missing_extra("geo", package, "to write polygons") from error
+
+    transform = georeference.transform if georeference is not None else IDENTITY
+    crs = georeference.crs.to_wkt() if georeference is not None and georeference.crs is not None else None
+    pixel_area = abs(transform.determinant)
+    total = 0
+    with replacing(path) as temporary:
+        temporary.unlink(missing_ok=True)
+        for top, mask in blocks:
+            found = list(
+                rasterio.features.shapes(
+                    mask,
+                    mask=mask != labels.no_data,
+                    transform=rasterio.windows.transform(Window(0, top, *mask.shape[::-1]), transform),
+                )
+            )
+            shapes = np.array([shapely.geometry.shape(shape) for shape, _ in found], dtype=object)
+            values = np.array([int(value) for _, value in found], dtype=np.int32)
+            areas = shapely.area(shapes) if len(shapes) else np.zeros(0)
+            pixels = np.rint(areas / pixel_area).astype(np.int64)
+            kept = pixels >= least_pixels
+            shapes, values, areas, pixels = shapes[kept], values[kept], areas[kept], pixels[kept]
+            if not len(shapes) and total:
+                continue
+            names = np.array([labels.classes[value - labels.first] for value in values], dtype=object)
+            fields: dict[str, Any] = {"value": values, "class": names, "pixels": pixels, "area": areas}
+            pyogrio.raw.write(
+                temporary, shapely.to_wkb(shapes), list(fields.values()), list(fields), layer=LAYER,
+                driver="GPKG", geometry_type="Polygon", crs=crs, append=total > 0,
+            )  # fmt: skip
+            total += len(shapes)
+    return total

@@ -1,0 +1,435 @@
+"""Reads whatever a person calls an image into 8-bit RGB and a map of where there is data.
+
+PNG, JPEG, BMP and WebP are decoded by Pillow, as they are told by their content, not by their name. TIFF
+is read by rasterio, which also gives the georeference; so is what is too large to hold in memory, line by
+line. What cannot be read without guessing (more than 8 bits a sample, bands whose meaning nothing tells) is
+refused by name, with the option that would say it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from mapsage_kaggle.errors import DataError, MachineError
+
+Bytes = NDArray[np.uint8]
+
+IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".img"))
+"""What is taken from a folder. A file that is named itself may have any name."""
+
+HOLD_AT_MOST_PIXELS = 64_000_000
+"""A larger image is read line by line instead of being decoded whole (192 MB in RGB)."""
+
+_PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
+_GDAL_DRIVERS = {
+    b"II*\0": "GTiff",
+    b"MM\0*": "GTiff",
+    b"II+\0": "GTiff",  # BigTIFF
+    b"MM\0+": "GTiff",
+    b"\0\0\0\x0cjP": "JP2OpenJPEG",
+    b"EHFA_HEADER_TAG": "HFA",
+    b"\x89PNG": "PNG",
+    b"\xff\xd8": "JPEG",
+    b"BM": "BMP",
+}
+"""GDAL's driver by how a file begins. GDAL itself would also try formats that lead to other files or onto the
+network."""
+_GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, keys
+_GDAL_CACHE_BYTES = 64_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadOptions:
+    """How to read what does not say it itself.
+
+    Attributes:
+        bands: Which three bands are red, green and blue, counted from 1; or one for grey. None: as the file
+            says.
+        value_range: The values that become 0 and 255, for samples of more than 8 bits.
+    """
+
+    bands: tuple[int, ...] | None = None
+    value_range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pixels:
+    """Part of an image.
+
+    Attributes:
+        rgb: uint8 of shape ``(height, width, 3)``; 0 where there is no data.
+        valid: bool of shape ``(height, width)``, False where there is no data; None where there is data
+            everywhere.
+    """
+
+    rgb: Bytes
+    valid: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Georeference:
+    """Where on Earth an image lies: what rasterio calls ``crs``, ``transform`` and ``gcps``."""
+
+    crs: Any
+    transform: Any
+    gcps: Any = ((), None)
+
+
+class Picture(Protocol):
+    """An opened image."""
+
+    path: Path
+    width: int
+    height: int
+    is_tiff: bool
+    georeference: Georeference | None
+
+    def read(self, top: int, bottom: int) -> Pixels:
+        """Return the lines ``top`` to ``bottom`` (not part of it)."""
+        ...
+
+
+@contextmanager
+def open_picture(path: Path, options: ReadOptions = ReadOptions()) -> Iterator[Picture]:
+    """Open an image.
+
+    Raises:
+        DataError: It cannot be read, or not without guessing; the message names the file and says why.
+        MachineError: It needs rasterio, which is missing.
+    """
+    try:
+        size_bytes = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if not path.is_file():
+        raise DataError(f"{path} is no file.", "Give an image, or a folder of images.")
+    if size_bytes == 0:
+        raise DataError(f"{path} is empty (0 bytes).", "Copy the image again.")
+    header = _header(path)
+    if header is None or header.is_tiff or header.num_pixels > HOLD_AT_MOST_PIXELS:
+        try:
+            import rasterio  # noqa: F401
+        except ImportError as error:
+            if (
+                header is not None
+                and not header.is_georeferenced
+                and (header.num_pixels <= HOLD_AT_MOST_PIXELS)
+            ):
+                yield _decode(path, options)
+                return
+            if header is None:
+                raise _unreadable(path, "its content is that of no known image format") from None
+            raise missing_extra("geo", "rasterio", f"to read {path}") from error
+        with _open_by_lines(path, options) as picture:
+            yield picture
+    else:
+        yield _decode(path, options)
+
+
+def missing_extra(extra: str, package: str, purpose: str) -> MachineError:
+    """Return the error that says which of the kit's extras to install."""
+    return MachineError(
+        f"{package} is needed {purpose}, and is not installed.",
+        f"Install it: pip install 'mapsage-kaggle[{extra}]'",
+    )
+
+
+# --- pictures that are held whole ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Header:
+    num_pixels: int
+    is_tiff: bool
+    is_georeferenced: bool
+
+
+def _header(path: Path) -> _Header | None:
+    """Return what Pillow reads from the file's head; None if it knows no such format."""
+    try:
+        with Image.open(path, formats=_PILLOW_FORMATS) as picture:
+            tags = getattr(picture, "tag_v2", {})
+            return _Header(
+                num_pixels=picture.width * picture.height,
+                is_tiff=picture.format == "TIFF",
+                is_georeferenced=any(tag in tags for tag in _GEO_TAGS),
+            )
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the latter where made an error
+        return _Header(num_pixels=HOLD_AT_MOST_PIXELS + 1, is_tiff=False, is_georeferenced=False)
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+class _Held:
+    """A decoded image."""
+
+    is_tiff = False
+
+    def __init__(self, path: Path, pixels: Pixels) -> None:
+        self.path = path
+        self.georeference: Georeference | None = None
+        self._pixels = pixels
+        self.height, self.width = pixels.rgb.shape[:2]
+
+    def read(self, top: int, bottom: int) -> Pixels:
+        valid = self._pixels.valid
+        return Pixels(
+            rgb=self._pixels.rgb[top:bottom], valid=valid[top:bottom] if valid is not None else None
+        )
+
+
+def _decode(path: Path, options: ReadOptions) -> _Held:
+    try:
+        with Image.open(path, formats=_PILLOW_FORMATS) as picture:
+            # As mmcv reads it: by the orientation that a camera has noted.
+            deep = _deep_samples(picture)
+            if deep is None:
+                picture.load()
+                return _Held(path, _from_pillow(ImageOps.exif_transpose(picture)))
+    # Pillow's readers raise SyntaxError and ValueError too, on broken chunks and headers.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+    if deep.ndim == 3 and deep.shape[2] not in (1, 3):
+        raise _unreadable(path, f"{deep.shape[2]} channels of more than 8 bits")
+    return _Held(path, Pixels(rgb=_as_rgb(_to_bytes(deep, path, options)), valid=None))
+
+
+def _deep_samples(picture: Image.Image) -> NDArray[Any] | None:
+    """Return an image's samples where they have more than 8 bits, else None."""
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        return np.asarray(picture)
+    # Pillow drops the lower byte of 16-bit colours without a word.
+    if any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ())):
+        import cv2
+
+        picture.load()  # which says whether it is whole
+        data = np.fromfile(picture.filename, np.uint8)  # type: ignore[attr-defined]
+        found = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        if found is None:
+            raise ValueError("OpenCV cannot decode its 16-bit samples")
+        return np.asarray(found[..., 2::-1] if found.ndim == 3 else found)
+    return None
+
+
+def _from_pillow(picture: Image.Image) -> Pixels:
+    has_alpha = "A" in picture.getbands() or "transparency" in picture.info
+    if not has_alpha:
+        return Pixels(
+            rgb=np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB")), valid=None
+        )
+    found = np.array(picture.convert("RGBA"))
+    valid = found[..., 3] > 0
+    rgb = np.ascontiguousarray(found[..., :3])
+    rgb[~valid] = 0
+    return Pixels(rgb=rgb, valid=None if valid.all() else valid)
+
+
+def _as_rgb(samples: Bytes) -> Bytes:
+    if samples.ndim == 2:
+        samples = samples[..., None]
+    return np.ascontiguousarray(np.broadcast_to(samples, (*samples.shape[:2], 3)))
+
+
+def _to_bytes(samples: NDArray[Any], path: Path, options: ReadOptions) -> Bytes:
+    """Return samples as 8 bits; the values that stand for 0 and 255 must be told, never guessed.
+
+    Raises:
+        DataError: They are not told.
+    """
+    if samples.dtype == np.uint8 and options.value_range is None:
+        return samples
+    if options.value_range is None:
+        finite = samples[np.isfinite(samples)] if samples.dtype.kind == "f" else samples
+        found = f" from {finite.min():g} to {finite.max():g}" if finite.size else ""
+        raise DataError(
+            f"{path} holds {samples.dtype} samples{found}, and the model expects 8 bits.",
+            "Say which values become 0 and 255, as in training: --value-range LOW HIGH.",
+        )
+    low, high = options.value_range
+    scaled = (np.nan_to_num(samples.astype(np.float32)) - low) * (255 / (high - low))
+    return np.asarray(np.clip(np.rint(scaled), 0, 255), np.uint8)
+
+
+def _unreadable(path: Path, reason: str) -> DataError:
+    return DataError(f"{path} cannot be read as an image: {reason}.", "Copy it again, or leave it out.")
+
+
+# --- pictures that are read line by line -----------------------------------------------------------------
+
+
+@contextmanager
+def _open_by_lines(path: Path, options: ReadOptions) -> Iterator[Picture]:
+    import warnings
+
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+    with path.open("rb") as stream:
+        start = stream.read(16)
+    driver = next((driver for magic, driver in _GDAL_DRIVERS.items() if start.startswith(magic)), None)
+    if driver is None:
+        raise _unreadable(path, "its content is that of no known image format")
+
+    # One environment for reading: GDAL's cache would take 5 % of the machine's memory.
+    with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES, GDAL_PAM_ENABLED=False):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NotGeoreferencedWarning)
+                dataset = rasterio.open(path, driver=driver)
+        except RasterioError as error:
+            raise _unreadable(path, str(error).splitlines()[0]) from error
+        with dataset:
+            yield _Lines(path, dataset, options)
+
+
+class _Lines:
+    """An image that is read as far as it is asked for."""
+
+    def __init__(self, path: Path, dataset: Any, options: ReadOptions) -> None:
+        self.path = path
+        self.width, self.height = dataset.width, dataset.height
+        self.is_tiff = dataset.driver in ("GTiff", "JP2OpenJPEG", "HFA")
+        self.georeference: Georeference | None = None
+        if dataset.crs is not None or not dataset.transform.is_identity or dataset.gcps[0]:
+            self.georeference = Georeference(crs=dataset.crs, transform=dataset.transform, gcps=dataset.gcps)
+        self._dataset, self._options = dataset, options
+        self._bands = _bands_of(path, dataset, options.bands)
+        self._palette = _palette_of(dataset) if len(self._bands) == 1 else None
+        kinds = {dataset.dtypes[band - 1] for band in self._bands}
+        if kinds != {"uint8"} and options.value_range is None:
+            # A look at a thumbnail of it, so that the refusal says what would have to be told.
+            scale = max(1, max(self.width, self.height) // 512)
+            size = (len(self._bands), max(1, self.height // scale), max(1, self.width // scale))
+            _to_bytes(dataset.read(self._bands, out_shape=size), path, options)
+        # A nodata value (which all bands must have), an alpha band or a mask.
+        flags = {flag for band in self._bands for flag in dataset.mask_flag_enums[band - 1]}
+        self._has_mask = any(flag.name != "all_valid" for flag in flags)
+        self._has_nan = any(kind.startswith("float") for kind in kinds)
+
+    def read(self, top: int, bottom: int) -> Pixels:
+        from rasterio.errors import RasterioError
+        from rasterio.windows import Window
+
+        window = Window(0, top, self.width, bottom - top)
+        try:
+            samples = self._dataset.read(self._bands, window=window)
+            valid = None
+            if self._has_mask:
+                valid = self._dataset.read_masks(self._bands, window=window).any(0)
+        except RasterioError as error:
+            raise _unreadable(
+                self.path, f"lines {top} to {bottom} are damaged or missing ({str(error).splitlines()[0]})"
+            ) from error
+        if self._has_nan:
+            finite = np.isfinite(samples).all(0)
+            valid = finite if valid is None else valid & finite
+        if self._palette is not None:
+            rgb = self._palette[samples[0]]
+        else:
+            rgb = _as_rgb(np.moveaxis(_to_bytes(samples, self.path, self._options), 0, -1))
+        if valid is not None and not valid.all():
+            rgb[~valid] = 0
+        else:
+            valid = None
+        return Pixels(rgb=rgb, valid=valid)
+
+
+def _bands_of(path: Path, dataset: Any, chosen: Sequence[int] | None) -> list[int]:
+    """Return the bands to read: one for grey or a palette, or red, green and blue.
+
+    Raises:
+        DataError: Those that were chosen are not there, or nothing says which they are.
+    """
+    names = [interpretation.name for interpretation in dataset.colorinterp]
+    if chosen is not None:
+        if any(band > dataset.count for band in chosen):
+            raise DataError(
+                f"{path} has {dataset.count} bands ({', '.join(names)}), not band {max(chosen)}.",
+                "Choose others: --bands R,G,B, counted from 1.",
+            )
+        return list(chosen)
+    if {"red", "green", "blue"} <= set(names):
+        return [names.index(name) + 1 for name in ("red", "green", "blue")]
+    seen = [number for number, name in enumerate(names, start=1) if name != "alpha"]
+    if len(seen) in (1, 3):
+        return seen
+    raise DataError(
+        f"{path} has {dataset.count} bands ({', '.join(names)}), and nothing says which are red, green "
+        "and blue.",
+        "Say it: --bands R,G,B, counted from 1.",
+    )
+
+
+def _palette_of(dataset: Any) -> Bytes | None:
+    try:
+        colours = dataset.colormap(1)
+    except ValueError:
+        return None
+    palette = np.zeros((256, 3), np.uint8)
+    for value, colour in colours.items():
+        palette[value] = colour[:3]
+    return palette
+
+
+# --- what was asked for ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """An image to read.
+
+    Attributes:
+        path: Where it lies.
+        name: What to call what comes of it: its path below the folder that was given, without suffix.
+    """
+
+    path: Path
+    name: str
+
+
+def find_images(given: Sequence[Path]) -> tuple[Source, ...]:
+    """Return the images that are named, and those below the folders that are named, in order of path.
+
+    Raises:
+        DataError: A path does not exist, a folder holds no image, or two images would have one name.
+    """
+    found: dict[str, Source] = {}
+    for path in given:
+        if path.is_dir():
+            images = sorted(_below(path))
+            if not images:
+                raise DataError(
+                    f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).", "Give another folder."
+                )
+            named = [
+                Source(path=image, name=str(image.relative_to(path).with_suffix(""))) for image in images
+            ]
+        elif path.exists():
+            named = [Source(path=path, name=path.stem)]
+        else:
+            raise DataError(f"There is nothing at {path}.", "Give an image, or a folder of images.")
+        for source in named:
+            other = found.setdefault(source.name, source)
+            if other.path != source.path:
+                raise DataError(
+                    f"{other.path} and {source.path} would both give {source.name}.",
+                    "Predict them one after the other, each with its own --out.",
+                )
+    return tuple(found.values())
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for base, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if Path(name).suffix.casefold() in IMAGE_SUFFIXES and not name.startswith("."):
+                yield Path(base, name)

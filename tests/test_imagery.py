@@ -1,0 +1,355 @@
+"""What is read is what lies in the file, or is refused by name; what is written is whole."""
+
+from __future__ import annotations
+
+import io
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyogrio
+import pytest
+import rasterio
+from PIL import Image
+from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.transform import from_origin
+
+from mapsage_kaggle.dataset import EARTHVQA_CLASSES, EARTHVQA_PALETTE
+from mapsage_kaggle.errors import DataError, MachineError
+from mapsage_kaggle.imagery import reading
+from mapsage_kaggle.imagery.polygons import write_polygons
+from mapsage_kaggle.imagery.reading import Georeference, Pixels, ReadOptions, find_images, open_picture
+from mapsage_kaggle.imagery.submission import check_submission, write_submission
+from mapsage_kaggle.imagery.writing import Labels, overlay, write_png, write_tiff
+
+LABELS = Labels(classes=EARTHVQA_CLASSES, palette=EARTHVQA_PALETTE, first=1, no_data=0)
+TRANSFORM = from_origin(500_000.0, 3_400_000.0, 0.3, 0.3)
+
+
+def noise(*shape: int, seed: int = 0, high: int = 256, dtype: Any = np.uint8) -> Any:
+    return np.random.RandomState(seed).randint(0, high, shape).astype(dtype)
+
+
+def read(path: Path, options: ReadOptions | None = None) -> Pixels:
+    with open_picture(path, options or ReadOptions()) as picture:
+        return picture.read(0, picture.height)
+
+
+def save_tiff(path: Path, bands: Any, **profile: Any) -> Path:
+    count, height, width = bands.shape
+    options = {"crs": "EPSG:32650", "transform": TRANSFORM} | profile
+    with rasterio.open(
+        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=bands.dtype, **options
+    ) as target:
+        target.write(bands)
+    return path
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_told_by_its_content_and_not_by_its_name(tmp_path: Path) -> None:
+    rgb = noise(5, 7, 3)
+    Image.fromarray(rgb).save(tmp_path / "one.jpg", format="PNG")
+
+    found = read(tmp_path / "one.jpg")
+
+    np.testing.assert_array_equal(found.rgb, rgb)
+    assert found.valid is None
+
+
+def test_grey_is_repeated_and_a_palette_looked_up(tmp_path: Path) -> None:
+    grey = noise(5, 7)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    palette = Image.fromarray(grey % 4).convert("P")
+    palette.putpalette([1, 2, 3, 40, 50, 60, 70, 80, 90, 100, 110, 120])
+    palette.save(tmp_path / "palette.png")
+
+    np.testing.assert_array_equal(read(tmp_path / "grey.png").rgb, np.stack([grey] * 3, axis=-1))
+    np.testing.assert_array_equal(read(tmp_path / "palette.png").rgb, np.asarray(palette.convert("RGB")))
+
+
+def test_what_is_transparent_has_no_data(tmp_path: Path) -> None:
+    rgba = noise(6, 6, 4, seed=1)
+    rgba[..., 3] = 255
+    rgba[2, 3, 3] = 0
+    Image.fromarray(rgba).save(tmp_path / "alpha.png")
+
+    found = read(tmp_path / "alpha.png")
+
+    assert found.valid is not None
+    assert np.argwhere(~found.valid).tolist() == [[2, 3]]
+    assert found.rgb[2, 3].tolist() == [0, 0, 0]
+    assert found.rgb[0, 0].tolist() == rgba[0, 0, :3].tolist()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_are_refused_with_what_was_found_until_the_range_is_told(
+    tmp_path: Path, channels: int
+) -> None:
+    import cv2
+
+    deep = noise(8, 8, channels, high=2001, dtype=np.uint16)
+    deep[0, 0], deep[0, 1] = 0, 2000
+    path = tmp_path / "deep.png"
+    cv2.imwrite(str(path), deep[..., ::-1])
+
+    with pytest.raises(
+        DataError, match=r"deep.png holds (uint16|int32) samples from 0 to 2000.*--value-range"
+    ):
+        read(path)
+    found = read(path, ReadOptions(value_range=(0, 2000)))
+
+    expected = np.rint(np.broadcast_to(deep, (8, 8, 3)) * (255 / 2000))
+    np.testing.assert_allclose(found.rgb, expected, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"is empty \(0 bytes\)"),
+        (b"<html>not found</html>", "no known image format"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "cannot be read as an image"),
+    ],
+)
+def test_what_is_no_image_is_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "tile_17.png"
+    path.write_bytes(content)
+
+    with pytest.raises(DataError, match=rf"tile_17\.png .*{message}|tile_17\.png {message}"):
+        read(path)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF"])
+def test_a_truncated_image_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(noise(64, 64, 3)).save(stream, format=kind)
+    path = tmp_path / "cut.png"
+    path.write_bytes(stream.getvalue()[: len(stream.getvalue()) * 2 // 3])
+
+    with pytest.raises(DataError, match=r"cut\.png cannot be read as an image"):
+        read(path)
+
+
+def test_a_geotiff_keeps_its_georeference_and_its_no_data(tmp_path: Path) -> None:
+    bands = noise(3, 20, 30, seed=2)
+    bands[:, :, :4] = 7
+    path = save_tiff(tmp_path / "scene.tif", bands, nodata=7, photometric="RGB")
+
+    with open_picture(path) as picture:
+        assert picture.georeference is not None
+        assert picture.georeference.transform == TRANSFORM
+        assert picture.georeference.crs.to_epsg() == 32650
+        found = picture.read(5, 9)
+
+    assert found.rgb.shape == (4, 30, 3)
+    assert found.valid is not None
+    assert not found.valid[:, :4].any()
+    np.testing.assert_array_equal(found.rgb[:, 4:], np.moveaxis(bands, 0, -1)[5:9, 4:])
+
+
+def test_four_bands_without_a_meaning_are_refused_until_they_are_chosen(tmp_path: Path) -> None:
+    bands = noise(4, 8, 8)
+    path = save_tiff(tmp_path / "four.tif", bands, photometric="MINISBLACK")
+    with rasterio.open(path, "r+") as target:
+        target.colorinterp = [ColorInterp.undefined] * 4
+
+    with pytest.raises(DataError, match=r"four.tif has 4 bands .*--bands"):
+        read(path)
+    with pytest.raises(DataError, match="not band 5"):
+        read(path, ReadOptions(bands=(5, 2, 1)))
+    found = read(path, ReadOptions(bands=(4, 3, 2)))
+
+    np.testing.assert_array_equal(found.rgb, np.moveaxis(bands[[3, 2, 1]], 0, -1))
+
+
+def test_a_float_scene_with_nan_has_no_data_there(tmp_path: Path) -> None:
+    bands = np.linspace(0, 1, 300, dtype=np.float32).reshape(3, 10, 10)
+    bands[1, 4, 4] = np.nan
+    path = save_tiff(tmp_path / "float.tif", bands, photometric="RGB")
+
+    with pytest.raises(DataError, match="float32 samples from 0 to 1"):
+        read(path)
+    found = read(path, ReadOptions(value_range=(0, 1)))
+
+    assert found.valid is not None
+    assert np.argwhere(~found.valid).tolist() == [[4, 4]]
+
+
+def test_a_plain_tiff_is_read_without_rasterio_and_a_georeferenced_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rgb = noise(5, 5, 3)
+    Image.fromarray(rgb).save(tmp_path / "plain.tif")
+    save_tiff(tmp_path / "geo.tif", np.moveaxis(rgb, -1, 0))
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+
+    np.testing.assert_array_equal(read(tmp_path / "plain.tif").rgb, rgb)
+    with pytest.raises(MachineError, match=r"rasterio is needed .*mapsage-kaggle\[geo\]"):
+        read(tmp_path / "geo.tif")
+
+
+def test_a_png_too_large_to_hold_is_read_line_by_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rgb = noise(40, 30, 3)
+    Image.fromarray(rgb).save(tmp_path / "large.png")
+    monkeypatch.setattr(reading, "HOLD_AT_MOST_PIXELS", 1000)
+
+    with open_picture(tmp_path / "large.png") as picture:
+        parts = [picture.read(top, top + 10).rgb for top in range(0, 40, 10)]
+
+    np.testing.assert_array_equal(np.concatenate(parts), rgb)
+
+
+def test_images_of_a_folder_are_named_by_their_place_in_it(tmp_path: Path) -> None:
+    for name in ("Urban/1.png", "Rural/2.PNG", "Rural/notes.txt", ".hidden/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+
+    assert [source.name for source in find_images([tmp_path])] == ["Rural/2", "Urban/1"]
+    assert [source.name for source in find_images([tmp_path / "Rural" / "notes.txt"])] == ["notes"]
+
+
+def test_two_images_with_one_name_are_refused(tmp_path: Path) -> None:
+    for name in ("1.png", "1.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+
+    with pytest.raises(DataError, match=r"would both give 1"):
+        find_images([tmp_path])
+
+
+# --- writing ---------------------------------------------------------------------------------------------
+
+
+def test_a_geotiff_is_written_from_strips_of_any_height(tmp_path: Path) -> None:
+    bands = noise(2, 1100, 40)
+    place = Georeference(crs=rasterio.CRS.from_epsg(32650), transform=TRANSFORM)
+    strips = [bands[:, :100], bands[:, 100:900], bands[:, 900:]]
+
+    write_tiff(
+        tmp_path / "out" / "map.tif", strips, height=1100, width=40, num_bands=2, georeference=place,
+        no_data=0, descriptions=("one", "two"),
+    )  # fmt: skip
+
+    with rasterio.open(tmp_path / "out" / "map.tif") as found:
+        np.testing.assert_array_equal(found.read(), bands)
+        assert (found.crs.to_epsg(), found.transform, found.nodata) == (32650, TRANSFORM, 0)
+        assert found.descriptions == ("one", "two")
+
+
+def test_a_mask_carries_its_colours_where_the_format_can(tmp_path: Path) -> None:
+    mask = noise(1, 20, 20, high=9)
+    write_tiff(
+        tmp_path / "mask.tif", [mask], height=20, width=20, num_bands=1, georeference=None, no_data=0,
+        palette=LABELS.colours(),
+    )  # fmt: skip
+
+    with pytest.warns(NotGeoreferencedWarning), rasterio.open(tmp_path / "mask.tif") as found:
+        np.testing.assert_array_equal(found.read(), mask)
+        assert found.colormap(1)[2][:3] == EARTHVQA_PALETTE[1]
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "map.tif"
+    path.write_bytes(b"before")
+
+    def strips() -> Any:
+        yield noise(1, 600, 20)
+        raise RuntimeError("planted")
+
+    with pytest.raises(RuntimeError, match="planted"):
+        write_tiff(path, strips(), height=1200, width=20, num_bands=1, georeference=None)
+
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("map.tif", b"before")]
+
+
+def test_labels_are_the_data_sets_own_and_no_data_stays() -> None:
+    classes = noise(4, 4, high=8)
+    valid = np.ones((4, 4), bool)
+    valid[0, 0] = False
+
+    mask = LABELS.values(classes, valid)
+
+    assert mask[0, 0] == 0
+    np.testing.assert_array_equal(mask[valid], classes[valid] + 1)
+
+
+def test_an_overlay_mixes_the_class_colour_with_the_image_and_leaves_no_data() -> None:
+    rgb = np.full((1, 2, 3), 100, np.uint8)
+
+    mixed = overlay(rgb, np.array([[2, 0]], np.uint8), LABELS)
+
+    assert mixed[0].tolist() == [[177, 50, 50], [100, 100, 100]]
+
+
+def test_polygons_have_the_areas_of_the_mask(tmp_path: Path) -> None:
+    mask = np.zeros((60, 50), np.uint8)
+    mask[5:20, 5:30] = 2
+    mask[10:12, 10:12] = 4  # a hole in the building
+    mask[30:, :] = 7
+    place = Georeference(crs=rasterio.CRS.from_epsg(32650), transform=TRANSFORM)
+
+    count = write_polygons(tmp_path / "map.gpkg", iter([(0, mask[:40]), (40, mask[40:])]), LABELS, place)
+
+    meta, _, geometries, fields = pyogrio.raw.read(tmp_path / "map.gpkg")
+    table = dict(zip(meta["fields"], fields, strict=True))
+    assert count == len(geometries) == 4  # the field is cut once, between the two blocks
+    assert meta["crs"] == "EPSG:32650"
+    for value, name in ((2, "building"), (4, "water"), (7, "agriculture")):
+        chosen = table["value"] == value
+        assert set(table["class"][chosen]) == {name}
+        assert table["pixels"][chosen].sum() == np.count_nonzero(mask == value)
+        assert table["area"][chosen].sum() == pytest.approx(0.09 * np.count_nonzero(mask == value))
+    bounds = pyogrio.read_bounds(tmp_path / "map.gpkg")[1]
+    assert bounds[3].max() == pytest.approx(3_400_000.0 - 5 * 0.3)
+
+
+# --- submission ------------------------------------------------------------------------------------------
+
+
+def submitted(folder: Path, **masks: Any) -> tuple[Path, dict[str, Path]]:
+    paths = {}
+    for name, mask in masks.items():
+        paths[f"{name}.png"] = folder / f"{name}.png"
+        write_png(paths[f"{name}.png"], mask)
+    write_submission(folder / "submission.zip", paths)
+    return folder / "submission.zip", paths
+
+
+def test_a_complete_submission_is_accepted_and_is_the_same_each_time(tmp_path: Path) -> None:
+    archive, paths = submitted(tmp_path, a=noise(4, 6, high=8) + 1, b=noise(4, 6, high=8) + 1)
+    first = archive.read_bytes()
+
+    check_submission(archive, {"a.png": (6, 4), "b.png": (6, 4)}, LABELS)
+    write_submission(archive, paths)
+
+    assert archive.read_bytes() == first
+    with zipfile.ZipFile(archive) as content:
+        assert content.namelist() == ["a.png", "b.png"]
+
+
+def test_everything_wrong_with_a_submission_is_named(tmp_path: Path) -> None:
+    archive, _ = submitted(
+        tmp_path,
+        small=np.ones((4, 5), np.uint8), value=np.array([[0, 9]], np.uint8),
+        extra=np.ones((2, 2), np.uint8), colour=np.ones((2, 2, 3), np.uint8),
+    )  # fmt: skip
+
+    with pytest.raises(DataError) as caught:
+        check_submission(
+            archive,
+            {"small.png": (6, 4), "value.png": (2, 1), "gone.png": (1, 1), "colour.png": (2, 2)},
+            LABELS,
+        )
+
+    text = str(caught.value)
+    assert "5 problems" in text
+    assert "gone.png: missing" in text
+    assert "extra.png: belongs to no image" in text
+    assert "small.png: 5 x 4, expected 6 x 4" in text
+    assert "value.png: values 0, 9, expected 1 to 8" in text
+    assert "colour.png: 2 x 2 x 3, expected 2 x 2" in text
