@@ -727,6 +727,23 @@ def _find(node: Any, prefix: str, name: str) -> Iterator[tuple[str, Any]]:
             yield from _find(value, f"{prefix}.{index}", name)
 
 
+def find_keys(node: Any, prefix: str, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and value of everything called ``name`` in a part of a config.
+
+    Args:
+        node: The part: nested mappings and lists.
+        prefix: Its own dotted key.
+        name: The last part of the keys to find.
+    """
+    yield from _find(node, prefix, name)
+
+
+def value_at(cfg: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted key; None where there is none."""
+    found = _walk(cfg, key)
+    return None if found is _MISSING else found
+
+
 def as_mapping(cfg: Mapping[str, Any] | Config) -> Mapping[str, Any]:
     """Return a config as nested plain dicts and lists; what is a mapping already, as it is."""
     return cfg if isinstance(cfg, Mapping) else cfg.to_dict()

@@ -7,6 +7,7 @@ was seen, and is pure.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -16,12 +17,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mapsage_kaggle.clock import SessionClock, format_duration
+from mapsage_kaggle.clock import GPU_QUOTA_S, SessionClock, format_duration, week_start_s
 from mapsage_kaggle.errors import MachineError
 from mapsage_kaggle.paths import ROOT_VARIABLE, KagglePaths
 
@@ -336,15 +338,7 @@ def ask_torch(
 
 def ask_driver(*, timeout_s: float = 15.0) -> tuple[Gpu, ...]:
     """Return the devices that ``nvidia-smi`` lists; none where there is no driver."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    command = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except (subprocess.TimeoutExpired, OSError):
-        return ()
-    return parse_driver(answer.stdout) if answer.returncode == 0 else ()
+    return parse_driver(_query_driver("name,memory.total", timeout_s=timeout_s))
 
 
 def parse_driver(listing: str) -> tuple[Gpu, ...]:
@@ -355,6 +349,76 @@ def parse_driver(listing: str) -> tuple[Gpu, ...]:
         if name and mebibytes.strip().isdigit():
             gpus.append(Gpu(name=name.strip(), memory_bytes=int(mebibytes) * 2**20))
     return tuple(gpus)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuLoad:
+    """What one GPU is at.
+
+    Attributes:
+        used_bytes: Of its memory, by every process.
+        total_bytes: All of its memory.
+        busy: The share of the last moment in which it computed, 0 to 1; None where that is not told.
+    """
+
+    used_bytes: int
+    total_bytes: int
+    busy: float | None = None
+
+
+class GpuGauge:
+    """Asks the driver what the GPUs are at, now and then, in a thread of its own.
+
+    Args:
+        every_s: Seconds between two questions: the answer comes from a process that is started for it.
+    """
+
+    def __init__(self, *, every_s: float = 10.0) -> None:
+        self._every_s = every_s
+        self._loads: tuple[GpuLoad, ...] = ()
+        self._asked_at = -math.inf
+        self._thread: threading.Thread | None = None
+
+    def __call__(self) -> tuple[GpuLoad, ...]:
+        """Return the last answer at once; it is some seconds old, and empty at first."""
+        busy = self._thread is not None and self._thread.is_alive()
+        if not busy and time.monotonic() - self._asked_at >= self._every_s:
+            self._asked_at = time.monotonic()
+            self._thread = threading.Thread(target=self._ask, name="mapsage-gpus", daemon=True)
+            self._thread.start()
+        return self._loads
+
+    def _ask(self) -> None:
+        self._loads = ask_load()
+
+
+def ask_load(*, timeout_s: float = 15.0) -> tuple[GpuLoad, ...]:
+    """Return what ``nvidia-smi`` tells of each GPU; nothing where there is no driver."""
+    return parse_load(_query_driver("memory.used,memory.total,utilization.gpu", timeout_s=timeout_s))
+
+
+def parse_load(listing: str) -> tuple[GpuLoad, ...]:
+    """Return the loads in ``nvidia-smi``'s lines ``MiB, MiB, percent``; other lines are left out."""
+    loads = []
+    for line in listing.splitlines():
+        used, total, busy = ([part.strip() for part in line.split(",")] + ["", "", ""])[:3]
+        if used.isdigit() and total.isdigit():
+            share = int(busy) / 100 if busy.isdigit() else None
+            loads.append(GpuLoad(used_bytes=int(used) * 2**20, total_bytes=int(total) * 2**20, busy=share))
+    return tuple(loads)
+
+
+def _query_driver(names: str, *, timeout_s: float) -> str:
+    """Return the lines of ``nvidia-smi``'s answer; nothing where there is no driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    command = [program, f"--query-gpu={names}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except (subprocess.TimeoutExpired, OSError):
+        return ""
+    return answer.stdout if answer.returncode == 0 else ""
 
 
 class _Lookup:
@@ -456,6 +520,8 @@ def preflight(
         _output(machine),
     ]
     if clock is not None:
+        if machine.on_kaggle and machine.gpus:
+            checks.append(_quota(clock, time.time()))
         checks.append(_clock(clock))
     return tuple(checks)
 
@@ -666,6 +732,17 @@ def _clock(clock: SessionClock) -> Check:
     if left < min(SHORT_SESSION_S, 0.5 * clock.limit_s):
         return _bad("clock", "warning", f"Only {message} A new session has more.")
     return _good("clock", message)
+
+
+def _quota(clock: SessionClock, now_s: float) -> Check:
+    """Say what the session may take of the week's GPU hours; how much is left only Kaggle knows."""
+    reset_s = week_start_s(now_s) + 7 * 24 * 3600.0
+    return _good(
+        "quota",
+        f"This session takes up to {format_duration(clock.limit_s)} of Kaggle's GPU hours (about "
+        f"{format_duration(GPU_QUOTA_S)} a week). The next week begins in "
+        f"{format_duration(reset_s - now_s)}, on Saturday at 00:00 UTC.",
+    )
 
 
 def _release(version: str) -> tuple[int, ...]:

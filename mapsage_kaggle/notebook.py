@@ -7,25 +7,36 @@ In a batch run ``train`` blocks; interactively it returns at once, and ``what_ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mapsage_kaggle.clock import SessionClock, format_duration, parse_duration_s
-from mapsage_kaggle.dataset import EARTHVQA_CLASSES, LOVEDA_CLASSES
-from mapsage_kaggle.display.panels import Finding, Panel, Tone, in_kernel, say, show
+from mapsage_kaggle.dataset import EARTHVQA_CLASSES, EARTHVQA_PALETTE, LOVEDA_CLASSES, LOVEDA_PALETTE
+from mapsage_kaggle.display.panels import Finding, Panel, Table, Tone, say, show
+from mapsage_kaggle.display.text import TextSink
 from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.errors import ConfigError, MapsageError, TrainingError, UsageError
+from mapsage_kaggle.follow import Follower
 from mapsage_kaggle.paths import KagglePaths, WorkDir, bundled
+from mapsage_kaggle.supervise import STOP_GRACE_S
 
 if TYPE_CHECKING:
-    from mapsage_kaggle import training
+    from mapsage_kaggle import knobs, training
+    from mapsage_kaggle.display.widgets import FormState
     from mapsage_kaggle.environment import Check, Machine
-    from mapsage_kaggle.events import ProgressSink
     from mapsage_kaggle.records import SessionRecord
 
 CLASSES = {"EarthVQADataset": EARTHVQA_CLASSES, "LoveDASplitDataset": LOVEDA_CLASSES}
 """The classes of the data sets that the kit can look into, by the type that reads them."""
+
+PALETTES = {"EarthVQADataset": EARTHVQA_PALETTE, "LoveDASplitDataset": LOVEDA_PALETTE}
+"""Their colours, by class."""
+
+NUM_SAMPLES = 3
+"""How many images the preflight shows with their masks."""
 
 PROGRESS_LINES = 300
 """About how many progress lines a batch session prints, however long it is."""
@@ -87,19 +98,23 @@ def preflight(
     findings = [_finding(check) for check in checks]
     fatal = [item for item in findings if item.tone == "bad"]
     data_error: MapsageError | None = None
+    pictures: list[bytes] = []
     if not fatal:
+        findings.append(session.look_for_checkpoints())
         try:
-            findings += session.look_at_data()
+            found, pictures = session.look_at_data()
+            findings += found
         except MapsageError as error:
             data_error = error
             findings.append(Finding(tone="bad", name="data", message=str(error)))
-    good = not fatal and data_error is None
+    good = not any(item.tone == "bad" for item in findings)
     show(
         Panel(
             title=words("preflight"),
             tone="good" if good else "bad",
             lead=words("preflight_good" if good else "preflight_bad"),
             findings=tuple(findings),
+            pictures=tuple(pictures),
         )
     )
     environment.require(checks)
@@ -138,6 +153,8 @@ class Session:
         self.prepared: training.Prepared | None = None
         self.handle: training.TrainingHandle | None = None
         self._words = words
+        self._view: _View | None = None
+        self._follower: Follower | None = None
 
     def __repr__(self) -> str:
         return f"<session of {self.options.config.name}, {format_duration(self.clock.left_s())} left>"
@@ -156,24 +173,21 @@ class Session:
             CheckpointError: No acceptable one where one is needed; nothing is trained.
         """
         from mapsage_kaggle import training
-        from mapsage_kaggle.display.text import choice_text
 
         words = self._words
+        self._wait_for_others()
         try:
             self.discovery = training.discover(self.options, paths=self.paths, on_wait=say)
         except MapsageError as error:
             show(Panel(title=words("discovery"), tone="bad", lead=str(error)))
             raise
-        choice = self.discovery.choice
-        show(
-            Panel(
-                title=words("discovery"),
-                tone="note" if choice.action == "weights-only" or choice.steps_down else "good",
-                lead=choice_text(choice, words) + ".",
-                notes=choice.steps_down,
-                lists=((words("candidates"), choice.explanations),) if choice.checkpoint else (),
-            )
-        )
+        show(self._discovery_panel(words("discovery")))
+        if self._widgets:
+            from mapsage_kaggle.display.widgets import CheckpointPicker
+
+            found = [item.path for item in self.discovery.choice.candidates if item.verdict != "rejected"]
+            if found:
+                CheckpointPicker(words, found, on_choice=self._pick).display()
 
     def configure(self) -> None:
         """Plan what changes in the config to run it here, and show it. Writes nothing.
@@ -184,110 +198,186 @@ class Session:
         """
         from mapsage_kaggle import training
 
-        words = self._words
         if self.discovery is None:
             raise UsageError("Nothing has been discovered yet.", "Run the cells from the top.")
         self.prepared = training.prepare(self.discovery, machine=self.machine, clock=self.clock)
-        prepared, patch = self.prepared, self.prepared.patch
-        where = (
-            words("gpus", count=prepared.facts.world_size)
-            if prepared.facts.on_gpu
-            else words("cpu", threads=prepared.threads)
-        )
-        facts = (
-            (words("iterations"), words("from_to", start=prepared.start_iteration, end=patch.max_iters)),
-            (words("batch"), words("batch_of", effective=patch.effective_batch, micro=patch.micro_batch)),
-            (words("processes"), where),
-            (words("time_left"), words("until_written", left=format_duration(self.clock.left_s()))),
-            (words("work_dir"), str(prepared.work_dir)),
-        )
-        show(
-            Panel(
-                title=words("configuration"),
-                aside=self.options.config.name,
-                tone="note" if patch.warnings else "good",
-                facts=facts,
-                notes=patch.warnings,
-                diff=patch.diff(),
-                diff_title=words("changed_keys", count=len(patch.changes)),
-            )
-        )
+        show(self._configuration_panel(self.prepared))
+        if self._widgets:
+            self._show_form(self.prepared)
 
     def train(self) -> None:
         """Train until the end, the deadline or a stop request, and hand over.
 
-        In a batch run this blocks and prints plain lines. Interactively it returns at once, and one
-        panel is kept up to date; :meth:`stop` and :meth:`save` may be called meanwhile. An interrupt
-        of a blocking cell is a stop in good order.
+        In a batch run this blocks and prints plain lines; an interrupt of the cell is then a stop in
+        good order. Interactively it returns at once, and a view with buttons is kept up to date.
 
         Raises:
             MapsageError: It failed before there was anything new to hand over.
         """
         from mapsage_kaggle.training import TrainingHandle
 
-        if self.handle is not None and self.handle.running:
-            raise UsageError("Training is going on already.", "Wait for it, or call session.stop() first.")
+        self._refuse_while_training()
         if self.prepared is None:
-            raise UsageError("Nothing has been configured yet.", "Run the cells from the top.")
-        self.handle = TrainingHandle(self.prepared, [self._sink(self.prepared)]).start()
+            raise UsageError(
+                "Nothing has been configured yet.", "Run the cell with session.configure() first."
+            )
         if not self.interactive:
+            every_s = min(120.0, max(5.0, self.clock.limit_s / PROGRESS_LINES))
+            sink = TextSink(max_iters=self.prepared.patch.max_iters, every_s=every_s)
+            self.handle = TrainingHandle(self.prepared, [sink]).start()
             self.handle.wait()
+            return
+        record = self.prepared.discovery.choice.record
+        best = record.best if record is not None else None
+        known = best is not None and best.metric == "mIoU" and best.value is not None
+        self._view = _View(
+            self,
+            start_iteration=self.prepared.start_iteration,
+            max_iters=self.prepared.patch.max_iters,
+            best=(best.iteration, best.value) if known and best is not None and best.value else None,
+        )
+        self.handle = TrainingHandle(self.prepared, [self._view.live]).start()
+        self._view.close_after(self.handle.wait)
+
+    def watch(self) -> None:
+        """Show the training view here, as it stands now.
+
+        Also that of a training in this work dir which another process supervises, or which a kernel
+        that has been restarted left behind; its buttons work as well.
+
+        Raises:
+            TrainingError: Nothing is being trained.
+        """
+        if self._view is not None:
+            self._view.display()
+            return
+        follower = Follower(self.work_dir)
+        if not follower.running:
+            raise TrainingError(
+                f"Nothing is being trained in {self.work_dir}.", "Run the cells from the top."
+            )
+        record = follower.record()
+        if self.interactive:
+            self._view = _View(
+                self,
+                start_iteration=record.start_iteration if record is not None else 0,
+                max_iters=record.max_iters if record is not None else 0,
+            )
+            follower = Follower(self.work_dir, [self._view.live])
+        self._follower = follower
+        follower.read()
+        follower.start()
+        if self._view is not None:
+            self._view.close_after(follower.ended_record)
 
     def stop(self) -> None:
         """Ask training to save and stop; it then takes some seconds."""
         self._training().stop()
+        if self._view is not None:
+            self._view.live.asked("stop")
 
     def save(self) -> None:
         """Ask training for a checkpoint now."""
         self._training().save()
+        if self._view is not None:
+            self._view.live.asked("save")
 
     def wait(self) -> SessionRecord:
         """Wait for the end of training and return the session's record.
 
+        An interrupt of the cell is a stop in good order: everything is saved.
+
         Raises:
             MapsageError: It failed before there was anything new to hand over.
         """
-        return self._training().wait()
+        if self.handle is None:
+            raise TrainingError("Nothing is being trained.", "Run the cells from the top.")
+        return self.handle.wait()
 
     def what_next(self) -> None:
-        """Wait for the end of training, show how the session ended, and what to do now.
+        """Show how the session ended, and what to do now.
 
-        A session that failed after a new checkpoint is shown in red and raises nothing: Kaggle lets
-        only notebooks that end well be attached to the next session, and the checkpoint is needed.
+        Where buttons are to go on working while it is trained this returns at once, and the place is
+        filled in at the end; else it waits. A session that failed after a new checkpoint is shown in
+        red and raises nothing: Kaggle lets only notebooks that end well be attached to the next
+        session, and the checkpoint is needed.
 
         Raises:
             MapsageError: It failed before there was anything new to hand over.
         """
+        if self._widgets and self.handle is not None and self.handle.running:
+            from mapsage_kaggle.display.widgets import Place
+
+            place = Place(Panel(title=self._words("outcome"), lead=self._words("view_later"))).display()
+            handle = self.handle
+
+            def fill() -> None:
+                try:
+                    place.replace(self._outcome(handle.wait()))
+                except MapsageError as error:
+                    place.replace(Panel(title=self._words("outcome"), tone="bad", lead=str(error)))
+
+            threading.Thread(target=fill, name="mapsage-outcome", daemon=True).start()
+            return
+        show(self._outcome(self.wait()))
+
+    def _outcome(self, record: SessionRecord) -> Panel:
         from mapsage_kaggle.display.report import outcome_panel, write_report
 
-        record = self.wait()
-        work_dir = self._training().prepared.work_dir
-        files = WorkDir(work_dir)
-        if not files.report.is_file() or files.report.stat().st_mtime < files.session.stat().st_mtime:
+        files = WorkDir(self.work_dir)
+        stale = not files.report.is_file() or files.report.stat().st_mtime < files.session.stat().st_mtime
+        # The supervisor draws it in English, which every reader of the output can make out.
+        if stale or self._words.language != "en":
             try:
-                write_report([work_dir], language=self._words.language)
+                write_report([self.work_dir], language=self._words.language)
             except (OSError, ValueError) as error:
                 say(f"The report could not be drawn: {error}")
-        show(outcome_panel(record, work_dir, self._words))
+        return outcome_panel(record, self.work_dir, self._words)
 
     # -- parts of them
 
-    def look_at_data(self) -> list[Finding]:
+    def look_for_checkpoints(self) -> Finding:
+        """Look, by their names alone, which checkpoints are attached or in the work dir."""
+        from mapsage_kaggle.checkpoints.scan import scan
+
+        words, name = self._words, self._words("checkpoint")
+        places = [folder for folder in (self.work_dir, self.paths.input) if folder.is_dir()]
+        files = [item for folder in places for item in scan(folder).files if item.iteration is not None]
+        if isinstance(self.options.resume, Path):
+            found = self.options.resume.is_file()
+            key = "checkpoint_named" if found else "checkpoint_missing"
+            return Finding(
+                tone="good" if found else "bad", name=name, message=words(key, path=self.options.resume)
+            )
+        if not files:
+            needed = self.options.resume == "require"
+            key = "checkpoint_needed" if needed else "checkpoint_none"
+            return Finding(tone="note" if needed else "good", name=name, message=words(key))
+        newest = max(files, key=lambda item: item.iteration or 0)
+        message = words("checkpoint_found", count=len(files), iteration=newest.iteration, path=newest.target)
+        return Finding(tone="good", name=name, message=message)
+
+    def look_at_data(self) -> tuple[list[Finding], list[bytes]]:
         """Find the data set of the config and decode a sample of it.
+
+        Returns:
+            What was found, and a picture of each data set: classes, images and masks.
 
         Raises:
             ConfigError: The config does not parse, or cannot be trained by the kit.
             DataError: The data set is missing or damaged.
         """
         from mapsage_kaggle import configure, training
-        from mapsage_kaggle.dataset import check_data
+        from mapsage_kaggle.dataset import check_data, list_pairs
+        from mapsage_kaggle.display.plots import data_picture
 
         words = self._words
         cfg = configure.read_config(self.options.config, self.options.overrides)
         configure.check_trainable(cfg, self.options.config)
         roots = training.find_data(cfg, self.paths.input)
         kinds = configure.data_roots_of(cfg)
-        findings = []
+        findings: list[Finding] = []
+        pictures: list[bytes] = []
         for name, path in roots.items():
             classes = CLASSES.get(kinds.get(name, ""))
             if classes is None:
@@ -303,25 +393,257 @@ class Session:
             )
             message = words("data_good", path=path, pairs=pairs, decoded=report.decoded, shares=shares)
             findings.append(Finding(tone="good", name="data", message=message))
-        return findings
-
-    def _sink(self, prepared: training.Prepared) -> ProgressSink:
-        from mapsage_kaggle.display.live import LiveView
-        from mapsage_kaggle.display.text import TextSink
-
-        if self.interactive and in_kernel():
-            return LiveView(
-                start_iteration=prepared.start_iteration,
-                max_iters=prepared.patch.max_iters,
-                language=self._words.language,
+            pairs_of = list_pairs(report.root.splits[0])
+            step = max(1, len(pairs_of) // NUM_SAMPLES)
+            pictures.append(
+                data_picture(
+                    [(pair.image, pair.mask) for pair in pairs_of[::step][:NUM_SAMPLES] if pair.mask],
+                    report.pixels,
+                    classes,
+                    PALETTES[kinds[name]],
+                )
             )
-        every_s = min(120.0, max(5.0, self.clock.limit_s / PROGRESS_LINES))
-        return TextSink(max_iters=prepared.patch.max_iters, every_s=every_s)
+        return findings, pictures
 
-    def _training(self) -> training.TrainingHandle:
-        if self.handle is None:
+    def _discovery_panel(self, title: str) -> Panel:
+        from mapsage_kaggle.display.text import choice_text, size
+
+        assert self.discovery is not None
+        choice, words = self.discovery.choice, self._words
+        verdicts = {"": "unopened", "weights-only": "weights"}
+        rows = [
+            (
+                f"{item.path.parent.name}/{item.path.name}",
+                "–" if item.iteration is None else f"{item.iteration:,}",
+                size(item.size_bytes) if item.size_bytes else "–",
+                words(verdicts.get(item.verdict, item.verdict)),
+                item.reason,
+            )
+            for item in choice.candidates
+        ]
+        names = ("file", "iteration", "size", "verdict", "reason")
+        table = Table(
+            header=tuple(words(f"table_{name}") for name in names),
+            rows=tuple(rows),
+            right=frozenset((1, 2)),
+            chosen=next((number for number, item in enumerate(choice.candidates) if item.taken), None),
+        )
+        return Panel(
+            title=title,
+            tone="note" if choice.action == "weights-only" or choice.steps_down else "good",
+            lead=choice_text(choice, words) + ".",
+            notes=choice.steps_down,
+            table=table if rows else None,
+        )
+
+    def _pick(self, path: Path | None, weights_only: bool) -> Panel:
+        """Start from a file that a person picked, or fresh; the configuration is then to be made again."""
+        from mapsage_kaggle import training
+
+        options = replace(
+            self.options,
+            resume="never" if path is None else path,
+            weights_only=weights_only and path is not None,
+            allow_weights_only=weights_only or self.options.allow_weights_only,
+            expect_iteration=None,
+        )
+        try:
+            self._refuse_while_training()
+            self.discovery = training.discover(options, paths=self.paths, record_refusals=False)
+        except MapsageError as error:
+            return Panel(title=self._words("discovery"), tone="bad", lead=str(error))
+        self.options, self.prepared = options, None
+        return self._discovery_panel(self._words("pick_done"))
+
+    def _configuration_panel(self, prepared: training.Prepared, *, tail: tuple[str, ...] = ()) -> Panel:
+        words, patch = self._words, prepared.patch
+        where = (
+            words("gpus", count=prepared.facts.world_size)
+            if prepared.facts.on_gpu
+            else words("cpu", threads=prepared.threads)
+        )
+        return Panel(
+            title=words("configuration"),
+            aside=self.options.config.name,
+            tone="note" if patch.warnings else "good",
+            facts=(
+                (words("iterations"), words("from_to", start=prepared.start_iteration, end=patch.max_iters)),
+                (
+                    words("batch"),
+                    words("batch_of", effective=patch.effective_batch, micro=patch.micro_batch),
+                ),
+                (words("processes"), where),
+                (words("time_left"), words("until_written", left=format_duration(self.clock.left_s()))),
+                (words("work_dir"), str(prepared.work_dir)),
+            ),
+            notes=patch.warnings,
+            diff=patch.diff(),
+            diff_title=words("changed_keys", count=len(patch.changes)),
+            tail=tail,
+        )
+
+    def _show_form(self, prepared: training.Prepared) -> None:
+        from mapsage_kaggle import knobs
+        from mapsage_kaggle.display.widgets import Field, Form
+
+        words, options, cfg = self._words, self.options, prepared.discovery.cfg
+        setting = knobs.Setting(
+            on_gpu=prepared.facts.on_gpu,
+            world_size=prepared.facts.world_size,
+            num_cpus=self.machine.num_cpus,
+            start_iteration=prepared.start_iteration,
+        )
+        fields = [
+            Field(
+                name=knob.name,
+                label=words(f"knob_{knob.name}"),
+                value=knob.value,
+                choices=tuple((words.get(choice), choice) for choice in knob.choices),
+            )
+            for knob in knobs.knobs_of(cfg, options)
+        ]
+        Form(
+            words,
+            fields,
+            on_change=lambda values: self._judge(knobs.turn(values, cfg, options, setting), prepared),
+            on_use=lambda values: self._use(knobs.turn(values, cfg, options, setting)),
+        ).display()
+
+    def _judge(self, asked: knobs.Outcome, prepared: training.Prepared) -> FormState:
+        """Say what the form asks for, without doing it."""
+        from mapsage_kaggle import configure, knobs
+        from mapsage_kaggle.display.widgets import FormState
+
+        words, options = self._words, asked.options
+        title = words("form_title")
+        if options is None:
+            problems = {name: words(item.text, **item.values) for name, item in asked.problems.items()}
+            panel = Panel(title=title, tone="bad", lead=words("form_wrong"))
+            return FormState(problems=problems, panel=panel, usable=False)
+        if options == prepared.options:
+            return FormState(problems={}, panel=Panel(title=title, lead=words("form_same")), usable=False)
+        before = prepared.discovery.cfg
+        try:
+            cfg = configure.read_config(options.config, options.overrides)
+            patch = configure.plan(cfg, options.config, replace(prepared.facts, extend_to=options.extend_to))
+        except ConfigError as error:
+            return FormState(problems={}, panel=Panel(title=title, tone="bad", lead=str(error)), usable=False)
+        keys = [override.partition("=")[0] for override in asked.overrides]
+        is_other = prepared.start_iteration > 0 and patch.fingerprint != prepared.patch.fingerprint
+        panel = Panel(
+            title=title,
+            tone="note",
+            lead=words("form_changed"),
+            notes=(words("form_other_run"),) if is_other else (),
+            diff=knobs.difference(before, cfg, keys) + patch.diff(),
+            diff_title=words("form_diff"),
+            diff_open=True,
+        )
+        return FormState(problems={}, panel=panel, usable=True)
+
+    def _use(self, asked: knobs.Outcome) -> Panel:
+        """Do what the form asks for, in memory; what was planned before stays where it cannot be done."""
+        from mapsage_kaggle import training
+
+        options, words = asked.options, self._words
+        assert options is not None
+        clock = SessionClock.for_this_session(limit_s=options.session_limit_s, reserve_s=options.reserve_s)
+        try:
+            self._refuse_while_training()
+            discovery = training.discover(options, paths=self.paths, record_refusals=False)
+            prepared = training.prepare(discovery, machine=self.machine, clock=clock, to_train=False)
+        except MapsageError as error:
+            return Panel(title=words("configuration"), tone="bad", lead=str(error))
+        self.options, self.clock, self.discovery, self.prepared = options, clock, discovery, prepared
+        tail = words("form_used", text=f"OVERRIDES = {list(options.overrides)!r}")
+        return self._configuration_panel(prepared, tail=(tail,))
+
+    @property
+    def work_dir(self) -> Path:
+        """Where the session writes."""
+        return (self.options.work_dir or self.paths.work_dir(self.options.config)).absolute()
+
+    @property
+    def _widgets(self) -> bool:
+        from mapsage_kaggle.display.widgets import can_show_widgets
+
+        return self.interactive and can_show_widgets()
+
+    def _training(self) -> training.TrainingHandle | Follower:
+        found = self.handle if self.handle is not None else self._follower
+        if found is None:
             raise TrainingError("Nothing is being trained.", "Run the cells from the top.")
-        return self.handle
+        return found
+
+    def _refuse_while_training(self) -> None:
+        if self.handle is not None and self.handle.running:
+            raise UsageError(
+                "Training is going on already.", "Wait for it, or press Stop (or session.stop()) first."
+            )
+
+    def _wait_for_others(self) -> None:
+        """Let a training end that a restarted kernel left in the work dir; refuse beside a live one.
+
+        Raises:
+            UsageError: Another process trains in this work dir.
+        """
+        self._refuse_while_training()
+        if self._follower is None and not Follower(self.work_dir).running:
+            return
+        if self._follower is None:
+            self.watch()
+        assert self._follower is not None
+        if not self._follower.supervised:
+            say(self._words("follow_wait"))
+            self._follower.wait(STOP_GRACE_S)
+        if self._follower.running:
+            raise UsageError(
+                f"Another process trains in {self.work_dir} already; the view above shows it.",
+                "Wait for its end, or press Stop there; then run this cell again.",
+            )
+        self._follower = self._view = None
+
+
+class _View:
+    """The live view of a session's training, with its surface."""
+
+    def __init__(self, session: Session, **known: Any) -> None:
+        from mapsage_kaggle.display.live import DisplaySurface, LiveView
+        from mapsage_kaggle.display.widgets import TrainingSurface
+        from mapsage_kaggle.environment import GpuGauge
+
+        words = session._words
+        self.surface: TrainingSurface | DisplaySurface = (
+            TrainingSurface(words, on_save=session.save, on_stop=session.stop)
+            if session._widgets
+            else DisplaySurface()
+        )
+        self.display()
+        self.live = LiveView(
+            self.surface, words, gpu_load=GpuGauge() if session.machine.gpus else None, **known
+        )
+
+    def display(self) -> None:
+        """Show it in the output of the running cell."""
+        self.surface.display()
+
+    def close_after(self, wait: Callable[[], SessionRecord | None]) -> None:
+        """Show the last state once ``wait`` has returned; this itself returns at once."""
+
+        def close() -> None:
+            try:
+                record = wait()
+            except MapsageError as error:
+                self.live.close(reason="failed", message=str(error))
+            else:
+                ended = record is not None and record.stop_reason != "running"
+                self.live.close(
+                    reason=record.stop_reason if record is not None and ended else "failed",
+                    message=record.message if record is not None else "",
+                )
+            self.surface.close()
+
+        threading.Thread(target=close, name="mapsage-view-end", daemon=True).start()
 
 
 def find_config(name: str | Path) -> Path:

@@ -12,6 +12,9 @@ from typing import Any
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.paths import replace_file
 
+SUPERVISOR_VARIABLE = "MAPSAGE_SUPERVISOR_PID"
+"""The environment variable by which a training process learns who supervises it, and tells others."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChildSpec:

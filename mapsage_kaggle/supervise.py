@@ -18,6 +18,7 @@ from typing import Any, Literal
 from mapsage_kaggle.clock import OUTPUT_S_PER_BYTE, SessionClock
 from mapsage_kaggle.events import Event, EventTail, ProgressSink
 from mapsage_kaggle.paths import WorkDir, replace_file
+from mapsage_kaggle.spec import SUPERVISOR_VARIABLE
 
 POLL_S = 0.1
 STOP_GRACE_S = 180.0
@@ -89,6 +90,7 @@ class Launch:
         paths = [str(path) for path in self.import_paths]
         env["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [env.get("PYTHONPATH")])])
         env["PYTHONUNBUFFERED"] = "1"
+        env[SUPERVISOR_VARIABLE] = str(os.getpid())
         env["MPLBACKEND"] = "Agg"
         env["MPLCONFIGDIR"] = str(self.scratch / "matplotlib")
         env["TORCH_HOME"] = str(self.scratch / "torch")
@@ -379,18 +381,29 @@ VALIDATION_RUNGS = (
 """What validation does to get by with less memory. Neither changes the scores by more than rounding."""
 
 
-def decide_next(ladder: Ladder, outcome: Outcome, *, can_recompute: bool, time_left_s: float) -> Next:
+def decide_next(
+    ladder: Ladder, outcome: Outcome, *, can_recompute: bool, time_left_s: float, adapt: bool = True
+) -> Next:
     """Decide what follows the end of a child. Pure.
 
     Out of memory: half the micro-batch, down to one image; then recomputing blocks in the backward
     pass. The effective batch, and so the meaning of an iteration, stays. A validation that ran out
     gains nothing from that: it has rungs of its own. Crashes and hangs are tried again from the
     newest proven checkpoint, three times without progress at most.
+
+    Args:
+        ladder: The settings of the child that has ended.
+        outcome: How it ended.
+        can_recompute: Whether its backbone can recompute blocks.
+        time_left_s: Of the session.
+        adapt: Whether running out of memory is answered at all, instead of ending there.
     """
     if outcome.kind in ("done", "killed"):
         return Next(ladder=None, message=outcome.message)
     if outcome.kind == "refused":
         return Next(ladder=None, message=outcome.message)
+    if outcome.kind == "memory" and not adapt:
+        return Next(ladder=None, message=f"{outcome.message} Nothing is to be adapted to it, as was asked.")
     if outcome.kind == "memory" and outcome.data.get("stage") == "validation":
         return _next_for_validation(ladder, outcome)
     if outcome.kind == "memory":

@@ -56,6 +56,8 @@ class Options:
         config: The training config.
         resume: ``auto``, ``require``, ``never``, or the file to resume from.
         allow_weights_only: Whether weights alone may be taken where nothing can be resumed.
+        weights_only: Take only the weights of the file that ``resume`` names, even where it could be
+            resumed.
         expect_iteration: The iteration that must be resumed from, else nothing is trained.
         extend_to: A new, later end for the run.
         session_limit_s: How long the platform lets the session live.
@@ -67,6 +69,7 @@ class Options:
         deterministic: Whether only deterministic algorithms may run on a GPU.
         fast: Whether the kit may swap in its own, faster parts.
         on_bad_image: ``fail`` or ``skip``.
+        on_memory: ``adapt`` goes on with smaller micro-batches, ``fail`` ends where memory runs out.
         overrides: ``key=value`` with dotted keys.
         save_every_s: Seconds between checkpoints by the clock; 0 for none.
         budget_bytes: What the work dir may hold in checkpoints.
@@ -81,6 +84,7 @@ class Options:
     config: Path
     resume: Literal["auto", "require", "never"] | Path = "auto"
     allow_weights_only: bool = False
+    weights_only: bool = False
     expect_iteration: int | None = None
     extend_to: int | None = None
     session_limit_s: float = DEFAULT_LIMIT_S
@@ -92,6 +96,7 @@ class Options:
     deterministic: bool = False
     fast: bool = True
     on_bad_image: Literal["fail", "skip"] = "fail"
+    on_memory: Literal["adapt", "fail"] = "adapt"
     overrides: tuple[str, ...] = ()
     save_every_s: float = 300.0
     budget_bytes: int = 4_000_000_000
@@ -261,6 +266,7 @@ def _find_and_choose(
             fingerprint=configure.fingerprint(cfg),
             config_asks_resume=bool(cfg.get("resume")),
             allow_weights_only=options.allow_weights_only,
+            weights_only=options.weights_only,
             expect_iteration=options.expect_iteration,
             max_iters=max_iters,
         )
@@ -927,6 +933,7 @@ class _Session:
                 outcome,
                 can_recompute=self._can_recompute(),
                 time_left_s=prepared.clock.left_s(),
+                adapt=prepared.options.on_memory == "adapt",
             )
             if step.ladder is None or self.supervisor.stopping:
                 return outcome, step.message

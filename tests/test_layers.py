@@ -28,8 +28,9 @@ ROWS: tuple[tuple[str, ...], ...] = (
     # Layer 3.
     ("configure", "engine", "display", "relay"),
     # Layer 4.
-    ("supervise",),
+    ("supervise", "follow"),
     ("training",),
+    ("knobs",),
     # Layer 5.
     ("install", "notebook", "demo", "bundle"),
     ("cli",),

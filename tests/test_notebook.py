@@ -17,10 +17,12 @@ import nbformat
 import pytest
 
 import mapsage_kaggle
-from mapsage_kaggle.display.live import LiveView
+from mapsage_kaggle.display.live import LiveView, TrainingPanel, training_panel
 from mapsage_kaggle.display.panels import Finding, Panel
+from mapsage_kaggle.display.progress import Progress
 from mapsage_kaggle.display.text import TextSink
 from mapsage_kaggle.display.words import Words
+from mapsage_kaggle.environment import parse_load
 from mapsage_kaggle.errors import ConfigError, UsageError
 from mapsage_kaggle.events import Event
 from mapsage_kaggle.notebook import find_config, preflight
@@ -180,17 +182,80 @@ def told(event: str, iteration: int, **data: Any) -> Event:
     return Event(event=event, iteration=iteration, data=data)
 
 
-def test_the_live_view_is_one_panel_updated_twice_a_second_at_most() -> None:
-    shown: list[Panel] = []
-    view = LiveView(start_iteration=0, max_iters=10_000, publish=shown.append)
+class Shown:
+    """A surface that keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.panels: list[TrainingPanel] = []
+        self.charts: list[bytes] = []
+
+    def show(self, panel: TrainingPanel) -> None:
+        self.panels.append(panel)
+
+    def show_chart(self, png: bytes) -> None:
+        self.charts.append(png)
+
+
+def test_the_live_view_is_updated_twice_a_second_at_most_and_stays_small() -> None:
+    shown = Shown()
+    view = LiveView(shown, Words(), max_iters=10_000)
     for iteration in range(1, 5000):
         view.handle(told("iteration", iteration, loss=1.0, lr=1e-3, iteration_s=0.1, left_s=60.0))
         view.handle(told("warning", iteration, message="an image was skipped"))
-    view.handle(told("stop", 5000, message="done"))
-    assert len(shown) < 20
-    assert shown[-1].aside == "5,000 / 10,000"
-    assert len(shown[-1].tail) <= 8
-    assert len(shown[-1].html) < 10_000
+    view.handle(told("stop", 5000, message="done", reason="user"))
+    view.close()
+    assert len(shown.panels) < 20
+    last = shown.panels[-1]
+    assert (last.aside, last.state) == ("5,000 / 10,000", "stopped")
+    assert len(last.told) <= 8
+    assert len(last.html + last.events_html) < 12_000
+    assert len(shown.charts[-1]) < 60_000
+
+
+def test_twelve_hours_of_events_leave_a_bounded_state_that_still_spans_them() -> None:
+    progress = Progress(max_iters=40_000)
+    for iteration in range(1, 40_001):
+        progress.take(told("iteration", iteration, loss=1.0 / iteration, iteration_s=1.0))
+        if iteration % 50 == 0:
+            progress.take(told("validation", iteration, metrics={"mIoU": iteration / 400}))
+    assert len(progress.losses) <= 400
+    assert len(progress.scores) <= 200
+    assert progress.losses[0][0] < 400
+    assert progress.losses[-1][0] == 40_000
+    assert progress.best == (40_000, 100.0)
+
+
+def test_training_that_went_back_to_a_checkpoint_drops_what_is_trained_again() -> None:
+    progress = Progress(max_iters=100)
+    for iteration in range(1, 41):
+        progress.take(told("iteration", iteration, loss=1.0))
+    progress.take(told("restart", 40, message="crashed"))
+    progress.take(told("training", 30, max_iters=100))
+    assert (progress.iteration, progress.losses[-1][0]) == (30, 30)
+
+
+def test_the_view_says_where_session_and_run_are_going() -> None:
+    progress = Progress(max_iters=40_000)
+    plan = {"reach": 12_000, "sessions_left": 3, "finish_s": 86_400.0, "finish_by_quota_s": None}
+    progress.take(told("iteration", 1000, loss=0.5, iteration_s=1.0, data_s=0.25, left_s=3600.0, plan=plan))
+    progress.take(Event(event="checkpoint", iteration=900, time_s=1000.0, data={"file": "iter_900.pth"}))
+    panel = training_panel(progress, Words(), now_s=1060.0)
+    assert panel.reach.startswith(
+        "This session will get to about 12,000 · then 3 more session(s) · 1970-01-02"
+    )
+    assert panel.reach_share == 0.3
+    tiles = {tile.name: (tile.value, tile.aside) for tile in panel.tiles}
+    assert tiles["pace"] == ("1.00 s/iteration", "25 % waiting for data")
+    assert tiles["last checkpoint"][1].startswith("1m 00s ago")
+
+
+def test_memory_and_load_of_each_gpu_are_shown() -> None:
+    loads = parse_load("3050, 15360, 97\n[N/A], x\n1024, 15360, [N/A]\n")
+    panel = training_panel(Progress(max_iters=10), Words(), now_s=0.0, gpus=loads)
+    assert [(tile.name, tile.value, tile.aside) for tile in panel.tiles] == [
+        ("GPU 0", "3.0 / 15.0 GiB", "97 % busy"),
+        ("GPU 1", "1.0 / 15.0 GiB", ""),
+    ]
 
 
 def test_plain_lines_come_at_a_rate_that_a_saved_notebook_bears(capsys: pytest.CaptureFixture[str]) -> None:
@@ -367,6 +432,7 @@ def test_cell_by_cell_training_returns_at_once_and_a_stop_is_heard(
                 run(f"CONFIG, GPUS, OVERRIDES, RESERVE = 'demo.py', 0, {overrides!r}, '10s'")
         assert "True" in run("session.handle.running")
         run("session.stop()")
+        run("session.wait()")
         assert "Session 1: stopped" in run("session.what_next()")
         assert "False" in run("session.handle.running")
     finally:

@@ -35,6 +35,29 @@ class Inspect(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One file that was looked at, as a person may want to see it.
+
+    Attributes:
+        path: The file, or the place that is named like one.
+        origin: Where it was found.
+        iteration: As far as it is known.
+        size_bytes: Of the file; 0 where it cannot be read.
+        verdict: The inspection's; empty where it was not needed, so that the file was not opened.
+        reason: Why it was taken or not.
+        taken: Whether the session starts from it.
+    """
+
+    path: Path
+    origin: str
+    iteration: int | None
+    size_bytes: int
+    verdict: str
+    reason: str
+    taken: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
     """What a session starts from, and why.
 
@@ -46,6 +69,7 @@ class Choice:
         record: The session record beside it, if there is one.
         explanations: One line for each candidate: taken, or why not.
         steps_down: One line for each step down the ladder, each to be an event and in the record.
+        candidates: Each file once, the one that was taken first.
     """
 
     action: Action
@@ -54,6 +78,7 @@ class Choice:
     record: SessionRecord | None = None
     explanations: tuple[str, ...] = ()
     steps_down: tuple[str, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
 
 
 @dataclass(slots=True)
@@ -121,6 +146,7 @@ def choose(
     fingerprint: str | None = None,
     config_asks_resume: bool = False,
     allow_weights_only: bool = False,
+    weights_only: bool = False,
     expect_iteration: int | None = None,
     max_iters: int | None = None,
     inspect_alone: Inspect = inspect_any,
@@ -156,6 +182,8 @@ def choose(
         config_asks_resume: Whether the config says ``resume = True``.
         allow_weights_only: Whether weights without an optimizer may be taken where nothing can
             be resumed.
+        weights_only: Take only the weights of the file that ``resume`` names, even where it could be
+            resumed.
         expect_iteration: The iteration that must be resumed from.
         max_iters: Where the run is to end.
         inspect_alone: As ``inspect``, without comparing to the config: for weights that need not
@@ -179,7 +207,7 @@ def choose(
         sha256_of=sha256_of,
     )
     if isinstance(resume, Path):
-        return ladder.take_named(resume)
+        return ladder.take_named(resume, weights_only=weights_only)
     if resume == "never":
         return ladder.start_anew([*work_dir, *inputs], load_from)
     found: list[tuple[FoundCheckpoint | Path, Origin]] = [(item, "work dir") for item in work_dir]
@@ -216,10 +244,11 @@ class _Ladder:
         self._sha256_of = sha256_of
         self._explanations: list[str] = []
         self._steps_down: list[str] = []
+        self._told: dict[Path, Candidate] = {}
 
     # -- the three ways in
 
-    def take_named(self, path: Path) -> Choice:
+    def take_named(self, path: Path, *, weights_only: bool = False) -> Choice:
         """Take exactly this file, or refuse."""
         candidate = self._candidate(path, "named")
         inspection = self._inspect(candidate)
@@ -230,6 +259,8 @@ class _Ladder:
             )
         if self._lineage_of(inspection.fingerprint, candidate) == "another run":
             self._step(candidate, "is of a run with another config; taken, as it is named")
+        if weights_only:
+            return self._take(candidate, inspection, "weights-only", "taken as named, weights only, as asked")
         if inspection.verdict == "weights-only":
             if not self._allow_weights_only:
                 raise CheckpointError(
@@ -247,7 +278,10 @@ class _Ladder:
                 f"{self._expect_iteration}.",
                 "Leave one of them out.",
             )
-        self._explanations += [f"{item.path}: not considered, as --resume says never" for item in seen]
+        for item in seen:
+            reason = "not considered, as --resume says never"
+            self._explanations.append(f"{item.path}: {reason}")
+            self._note(self._candidate(item, "named"), reason)
         if load_from is None:
             return self._fresh("starting fresh, as --resume says never")
         candidate = self._candidate(load_from, "load_from")
@@ -300,6 +334,10 @@ class _Ladder:
                 num_failed += 1
                 self._explanations.append(f"{place.path}: not taken: {place.reason}")
                 self._steps_down.append(self._explanations[-1])
+                self._told[place.path] = Candidate(
+                    path=place.path, origin="", iteration=None, size_bytes=0, verdict="rejected",
+                    reason=f"not taken: {place.reason}",
+                )  # fmt: skip
         if start is not None and num_failed:
             self._explain(start, "not taken: it would start anew, and this run has been further")
         elif start is not None:
@@ -364,6 +402,7 @@ class _Ladder:
         iteration = inspection.iteration if action == "resume" else 0
         if reason is not None:
             self._explanations.insert(0, candidate.line(reason))
+        self._note(candidate, reason or self._told[candidate.target].reason, taken=True)
         if self._expect_iteration is not None and iteration != self._expect_iteration:
             raise self._refusal(
                 f"--expect-iteration asks for {self._expect_iteration}, and {candidate.found.path} starts "
@@ -378,6 +417,7 @@ class _Ladder:
             record=candidate.record,
             explanations=tuple(self._explanations),
             steps_down=tuple(self._steps_down),
+            candidates=self._candidates(),
         )
 
     def _fresh(self, reason: str) -> Choice:
@@ -386,7 +426,11 @@ class _Ladder:
                 f"--expect-iteration asks for {self._expect_iteration}, and there is nothing to resume.",
                 "Attach the output of the session before, or leave --expect-iteration out.",
             )
-        return Choice(action="fresh", explanations=(*self._explanations, reason))
+        return Choice(
+            action="fresh",
+            explanations=(*self._explanations, reason),
+            candidates=self._candidates(),
+        )
 
     # -- what is known of a candidate
 
@@ -512,6 +556,22 @@ class _Ladder:
 
     def _explain(self, candidate: _Candidate, reason: str) -> None:
         self._explanations.append(candidate.line(reason))
+        self._note(candidate, reason)
+
+    def _note(self, candidate: _Candidate, reason: str, *, taken: bool = False) -> None:
+        """Remember the last word on a file."""
+        self._told[candidate.target] = Candidate(
+            path=candidate.target,
+            origin=candidate.origin,
+            iteration=candidate.iteration,
+            size_bytes=candidate.found.size_bytes,
+            verdict=candidate.verdict,
+            reason=reason,
+            taken=taken,
+        )
+
+    def _candidates(self) -> tuple[Candidate, ...]:
+        return tuple(sorted(self._told.values(), key=lambda item: not item.taken))
 
     def _step(self, candidate: _Candidate, reason: str) -> None:
         self._explain(candidate, reason)

@@ -635,6 +635,23 @@ def _take_lock(descriptor: int, path: Path, wait_s: float) -> None:
             ) from error
 
 
+def holder_of(folder: Path) -> str | None:
+    """Return the process that holds a folder's lock, as its number; None where nobody does."""
+    try:
+        descriptor = os.open(WorkDir(folder).lock, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return None
+
+
 def _release_in_forked_child() -> None:
     """Close inherited locks: a data loader's worker that outlives its trainer must not hold them."""
     for store in list(_held_locks):

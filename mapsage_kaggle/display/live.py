@@ -1,102 +1,379 @@
-"""The training view of a notebook: one panel, brought up to date in place."""
+"""The training view of a notebook: brought up to date in place, in a thread of its own."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mapsage_kaggle.clock import format_duration
-from mapsage_kaggle.display.panels import Panel
-from mapsage_kaggle.display.text import headline, size
+from mapsage_kaggle.display.panels import Tone, style, templates
+from mapsage_kaggle.display.progress import Progress
+from mapsage_kaggle.display.text import size
 from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.events import Event
 
+if TYPE_CHECKING:
+    from mapsage_kaggle.environment import GpuLoad
+
 LEAST_S = 0.5
 """Not more than two updates a second."""
-_LAST_LINES = 8
+IDLE_S = 5.0
+"""Ages and the time that is left move on without events; this often is enough."""
+CHART_S = 12.0
+MOST_SHARE = 1 / 200
+"""The share of one core that drawing may cost; where it costs more, it is done less often."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tile:
+    """One figure of the view: its name, the figure, and what stands small beside it."""
+
+    name: str
+    value: str
+    aside: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Told:
+    """One event as a person reads it."""
+
+    moment: str
+    iteration: str
+    text: str
+    tone: Tone = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingPanel:
+    """The view at one moment, without its chart.
+
+    Attributes:
+        title: What it shows.
+        aside: How many iterations of how many.
+        state: What is going on, in a few words.
+        tone: How that stands.
+        share: How far the run is, 0 to 1.
+        start_share: How far it was when the session began.
+        reach_share: How far this session will get at its present pace; None where unknown.
+        reach: The same in words.
+        tiles: The figures.
+        told: The last events, newest first.
+    """
+
+    title: str
+    aside: str
+    state: str
+    tone: Tone
+    share: float
+    start_share: float = 0.0
+    reach_share: float | None = None
+    reach: str = ""
+    tiles: tuple[Tile, ...] = ()
+    told: tuple[Told, ...] = ()
+
+    @property
+    def html(self) -> str:
+        """The figures, for above the chart."""
+        return self._render("training.html.j2")
+
+    @property
+    def events_html(self) -> str:
+        """The events, for below the chart."""
+        return self._render("events.html.j2")
+
+    def _render(self, name: str) -> str:
+        return templates().get_template(name).render(panel=self, style=style())
+
+    @property
+    def text(self) -> str:
+        """The view for a log."""
+        lines = [f"{self.title}: {self.state}  {self.aside}", f"  {self.reach}" if self.reach else ""]
+        width = max((len(tile.name) for tile in self.tiles), default=0)
+        lines += [f"  {tile.name:<{width}}  {tile.value}  {tile.aside}".rstrip() for tile in self.tiles]
+        lines += [f"  {item.moment}  {item.iteration}  {item.text}" for item in self.told]
+        return "\n".join(line for line in lines if line)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/plain": self.text, "text/html": self.html + self.events_html}
+
+
+def training_panel(
+    progress: Progress,
+    words: Words,
+    *,
+    now_s: float,
+    asked: str = "",
+    gpus: Sequence[GpuLoad] = (),
+) -> TrainingPanel:
+    """Return what the view shows of a training. Pure.
+
+    Args:
+        progress: What is known of it.
+        words: The language.
+        now_s: The moment, in seconds since the epoch (UTC).
+        asked: ``save`` or ``stop`` where that was asked for and has not happened yet.
+        gpus: What the GPUs are at.
+    """
+    state, tone = _state(progress, words, asked)
+    total = progress.max_iters or 1
+    reach = progress.reach if progress.stage != "ended" else None
+    return TrainingPanel(
+        title=words("training"),
+        aside=f"{progress.iteration:,} / {progress.max_iters:,}",
+        state=state,
+        tone=tone,
+        share=progress.share,
+        start_share=min(1.0, progress.start_iteration / total),
+        reach_share=None if reach is None else reach / total,
+        reach=_reach(progress, reach, words),
+        tiles=tuple(_tiles(progress, words, now_s, gpus)),
+        told=tuple(_told(event, words) for event in reversed(progress.told)),
+    )
+
+
+def _state(progress: Progress, words: Words, asked: str) -> tuple[str, Tone]:
+    if progress.stage == "ended":
+        key = progress.reason if progress.reason in ("completed", "deadline", "user", "failed") else "user"
+        return words(key), "bad" if key == "failed" else "good"
+    if asked == "stop":
+        return words("view_stopping"), "note"
+    if asked == "save":
+        return words("view_saving"), ""
+    if progress.stage == "starting":
+        return words("waiting"), ""
+    if progress.stage == "validating":
+        return words("view_validating", count=progress.validated_batches), ""
+    return words("view_training"), ""
+
+
+def _reach(progress: Progress, reach: int | None, words: Words) -> str:
+    """Return where the session and the run are going, in words."""
+    if reach is None:
+        return ""
+    if reach >= progress.max_iters:
+        parts = [words("view_reach_end")]
+    else:
+        parts = [words("view_reach", iteration=reach)]
+        sessions = progress.plan.get("sessions_left")
+        if isinstance(sessions, int):
+            parts.append(words("view_sessions_left", count=sessions))
+    for key, name in (("finish_s", "view_finish"), ("finish_by_quota_s", "view_finish_quota")):
+        moment = progress.plan.get(key)
+        if isinstance(moment, (int, float)):
+            parts.append(words(name, date=time.strftime("%Y-%m-%d %H:%M", time.gmtime(moment))))
+    return " · ".join(parts)
+
+
+def _tiles(progress: Progress, words: Words, now_s: float, gpus: Sequence[GpuLoad]) -> list[Tile]:
+    tiles = []
+    if progress.losses:
+        smoothed = words("view_smoothed", value=progress.smooth[-1][1])
+        tiles.append(Tile(name=words("loss"), value=f"{progress.losses[-1][1]:.4f}", aside=smoothed))
+    if progress.lr is not None:
+        tiles.append(Tile(name=words("lr"), value=f"{progress.lr:.2e}"))
+    if progress.best is not None:
+        last = progress.scores[-1][1] if progress.scores else progress.best[1]
+        best = words("view_best", value=progress.best[1], iteration=progress.best[0])
+        tiles.append(Tile(name="mIoU", value=f"{last:.2f} %", aside=best))
+    if progress.iteration_s:
+        waited = "" if progress.data_share is None else words("view_data", share=100 * progress.data_share)
+        value = words("s_per_iteration", value=progress.iteration_s)
+        tiles.append(Tile(name=words("pace"), value=value, aside=waited))
+    left_s = progress.left_at(now_s)
+    if left_s is not None and progress.stage != "ended":
+        tiles.append(
+            Tile(name=words("view_left"), value=format_duration(left_s), aside=words("view_left_of"))
+        )
+    tiles += [_gpu_tile(index, load, words) for index, load in enumerate(gpus)]
+    if progress.memory_bytes and not gpus:
+        tiles.append(Tile(name=words("view_gpu_memory"), value=size(progress.memory_bytes)))
+    if progress.saved is not None:
+        saved = progress.saved
+        age = words("view_ago", age=format_duration(max(0.0, now_s - saved.time_s)))
+        value, aside = f"{saved.iteration:,}", f"{age}, {size(saved.size_bytes)}"
+        tiles.append(Tile(name=words("saved"), value=value, aside=aside))
+    return tiles
+
+
+def _gpu_tile(index: int, load: GpuLoad, words: Words) -> Tile:
+    used = f"{load.used_bytes / 2**30:.1f} / {load.total_bytes / 2**30:.1f} GiB"
+    busy = "" if load.busy is None else words("view_busy", share=100 * load.busy)
+    return Tile(name=f"GPU {index}", value=used, aside=busy)
+
+
+_TONES: dict[str, Tone] = {"warning": "note", "restart": "note", "ladder": "note", "failure": "bad"}
+
+
+def _told(event: Event, words: Words) -> Told:
+    data, tone = event.data, _TONES.get(event.event, "")
+    if event.event == "validation":
+        metrics = data.get("metrics") or {}
+        values = [f"{name} {metrics[name]:.2f} %" for name in ("mIoU", "mAcc", "aAcc") if metrics.get(name)]
+        text = words("view_validated", values=", ".join(values))
+        if data.get("best"):
+            text, tone = f"{text} ★ {words('view_best_yet')}", "good"
+    elif event.event == "resume":
+        text = str(data.get("verdict", ""))
+    elif event.event in ("stop", "end"):
+        text = str(data.get("message") or words(str(data.get("reason") or "user")))
+    else:
+        text = str(data.get("message") or data.get("kind") or event.event)
+    return Told(
+        moment=time.strftime("%H:%M:%S", time.gmtime(event.time_s)),
+        iteration=f"{event.iteration:,}",
+        text=text,
+        tone=tone,
+    )
+
+
+class Surface(Protocol):
+    """Where a view is shown."""
+
+    def show(self, panel: TrainingPanel) -> None:
+        """Show a panel in place of the last one."""
+
+    def show_chart(self, png: bytes) -> None:
+        """Show a chart in place of the last one."""
+
+
+class DisplaySurface:
+    """One output of a cell, replaced in place, where a front end has no widgets."""
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+
+    def display(self) -> None:
+        """Begin an output in the running cell."""
+        from IPython.display import display
+
+        self._handles.append(display(display_id=True))  # type: ignore[no-untyped-call]
+
+    def show(self, panel: TrainingPanel) -> None:
+        """Show a panel in every output that was begun."""
+        for handle in self._handles:
+            handle.update(panel)
+
+    def show_chart(self, png: bytes) -> None:
+        """Leave the chart out: an output holds one thing, and pictures twice a second would be dear."""
+
+    def close(self) -> None:
+        """Nothing is to be taken away."""
 
 
 class LiveView:
-    """A sink that keeps one panel of a notebook's output up to date.
+    """A sink that keeps a surface up to date, from a thread of its own.
 
-    The output holds one panel however long training takes.
+    Taking an event costs the supervising thread next to nothing. What drawing costs is measured, and
+    the pause after it made long enough that drawing takes no more than ``MOST_SHARE`` of one core.
 
     Args:
+        surface: Where to show it.
+        words: The language.
         start_iteration: Where the session begins.
         max_iters: Where the run ends.
-        language: Of the panel.
-        publish: Shows a panel in place of the last one; by default in the running notebook.
+        best: The best validation so far: iteration and mIoU in percent.
+        gpu_load: Asks what the GPUs are at; None where there are none.
     """
 
     def __init__(
         self,
+        surface: Surface,
+        words: Words,
         *,
-        start_iteration: int,
-        max_iters: int,
-        language: str = "en",
-        publish: Callable[[Panel], None] | None = None,
+        start_iteration: int = 0,
+        max_iters: int = 0,
+        best: tuple[int, float] | None = None,
+        gpu_load: Callable[[], Sequence[GpuLoad]] | None = None,
     ) -> None:
-        self._words = Words(language)
-        self._start = start_iteration
-        self._iteration = start_iteration
-        self._max_iters = max_iters
-        self._facts: dict[str, str] = {}
-        self._lines: deque[str] = deque(maxlen=_LAST_LINES)
-        self._shown_at = float("-inf")
-        self._publish = publish or _in_place()
-        self._publish(self.panel())
+        self._surface = surface
+        self._words = words
+        self._progress = Progress(
+            start_iteration=start_iteration, iteration=start_iteration, max_iters=max_iters, best=best
+        )
+        self._gpu_load = gpu_load
+        self._gpus: Sequence[GpuLoad] = ()
+        self._asked = ""
+        self._chart_next = 0.0
+        self._charted = -1
+        self._lock = threading.Lock()
+        self._changed = threading.Event()
+        self._closed = threading.Event()
+        self.cost_s = 0.0
+        """CPU seconds of all drawing so far."""
+        self._draw()
+        self._thread = threading.Thread(target=self._keep_up, name="mapsage-view", daemon=True)
+        self._thread.start()
 
     def handle(self, event: Event) -> None:
-        """Take an event; show it at once where it is rare, else twice a second at most."""
-        words, data = self._words, event.data
-        self._iteration = max(self._iteration, event.iteration)
-        if event.event == "iteration":
-            self._take_numbers(data)
-        elif event.event == "checkpoint" and data.get("metric") is None:
-            moment = time.strftime("%H:%M:%S", time.localtime(event.time_s))
-            self._facts[words("saved")] = f"{data.get('file')}, {size(data.get('size_bytes'))}, {moment}"
-        line = headline(event)
-        # The newest checkpoint stands among the facts already.
-        if line and event.event != "checkpoint":
-            self._lines.append(line)
+        """Take an event; it is shown within half a second."""
+        with self._lock:
+            self._progress.take(event)
+            if event.event == "checkpoint" and self._asked == "save":
+                self._asked = ""
+        self._changed.set()
+
+    def asked(self, action: str) -> None:
+        """Show that ``save`` or ``stop`` has been asked for, until it has happened."""
+        with self._lock:
+            if self._asked != "stop":
+                self._asked = action
+        self._changed.set()
+
+    def close(self, *, reason: str = "", message: str = "") -> None:
+        """Show the last state once more and stop; a ``reason`` given is that of the session's record."""
+        if reason:
+            with self._lock:
+                self._progress.end(reason, message)
+        self._closed.set()
+        self._changed.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def panel(self) -> TrainingPanel:
+        """Return the view as it stands."""
+        with self._lock:
+            return training_panel(
+                self._progress, self._words, now_s=time.time(), asked=self._asked, gpus=self._gpus
+            )
+
+    # -- the thread
+
+    def _keep_up(self) -> None:
+        pause_s = LEAST_S
+        while not self._closed.is_set():
+            self._closed.wait(pause_s)
+            self._changed.wait(max(0.0, IDLE_S - pause_s))
+            self._changed.clear()
+            begin_s = time.thread_time()
+            self._draw()
+            pause_s = max(LEAST_S, (time.thread_time() - begin_s) / MOST_SHARE)
+            pause_s = min(pause_s, 30.0)
+
+    def _draw(self) -> None:
+        begin_s = time.thread_time()
+        if self._gpu_load is not None and not self._closed.is_set():
+            self._gpus = self._gpu_load()
+        self._surface.show(self.panel())
         now = time.monotonic()
-        if event.event in ("stop", "end", "failure", "restart") or now - self._shown_at >= LEAST_S:
-            self._shown_at = now
-            self._publish(self.panel())
+        if now >= self._chart_next or self._closed.is_set():
+            chart_s = time.thread_time()
+            self._draw_chart()
+            self._chart_next = now + max(CHART_S, 2 * (time.thread_time() - chart_s) / MOST_SHARE)
+        self.cost_s += time.thread_time() - begin_s
 
-    def _take_numbers(self, data: Any) -> None:
-        words = self._words
-        if data.get("loss") is not None:
-            self._facts[words("loss")] = f"{data['loss']:.4f}"
-        if data.get("lr") is not None:
-            self._facts[words("lr")] = f"{data['lr']:.3g}"
-        if data.get("iteration_s"):
-            self._facts[words("pace")] = words("s_per_iteration", value=data["iteration_s"])
-        if data.get("left_s") is not None:
-            self._facts[words("left")] = format_duration(data["left_s"])
+    def _draw_chart(self) -> None:
+        from mapsage_kaggle.display.plots import progress_chart
 
-    def panel(self) -> Panel:
-        """Return the panel as it stands."""
-        words = self._words
-        return Panel(
-            title=words("training"),
-            aside=f"{self._iteration:,} / {self._max_iters:,}",
-            lead="" if self._facts or self._lines else words("waiting"),
-            share=self._iteration / self._max_iters if self._max_iters else None,
-            facts=tuple(self._facts.items()),
-            tail=tuple(self._lines),
-        )
-
-
-def _in_place() -> Callable[[Panel], None]:
-    """Return a function that shows its panel where it showed the last one."""
-    from IPython.display import display
-
-    handle = display(display_id=True)  # type: ignore[no-untyped-call]
-
-    def publish(panel: Panel) -> None:
-        handle.update(panel)
-
-    return publish
+        with self._lock:
+            progress = self._progress
+            told = (len(progress.losses), progress.iteration, len(progress.scores))
+            losses, smooth, scores = tuple(progress.losses), tuple(progress.smooth), tuple(progress.scores)
+            last = max(progress.iteration, progress.reach or 0)
+        if len(losses) >= 2 and hash(told) != self._charted:
+            self._charted = hash(told)
+            self._surface.show_chart(
+                progress_chart(losses, smooth, scores, begin=self._progress.start_iteration, end=last)
+            )

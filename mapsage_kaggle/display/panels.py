@@ -34,6 +34,38 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """Rows under a header.
+
+    Attributes:
+        header: The names of the columns.
+        rows: Cells as they are shown.
+        right: The columns that hold numbers.
+        chosen: The row that was taken; None where none was.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: frozenset[int] = frozenset()
+    chosen: int | None = None
+
+    @property
+    def text(self) -> tuple[str, ...]:
+        """The lines of the table, for a terminal."""
+        cells = [self.header, *self.rows]
+        widths = [max(len(row[index]) for row in cells) for index in range(len(self.header))]
+        lines = []
+        for number, row in enumerate(cells, start=-1):
+            mark = MARKS["good"] if number == self.chosen and number >= 0 else " "
+            parts = [
+                cell.rjust(width) if index in self.right else cell.ljust(width)
+                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            lines.append(f"{mark} {'  '.join(parts)}".rstrip())
+        return tuple(lines)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Panel:
     """One thing to show. Front ends take the HTML, logs and terminals the text.
 
@@ -46,11 +78,13 @@ class Panel:
         findings: Verdicts.
         facts: Names and values.
         notes: What a person should not overlook.
+        table: Rows under a header.
         lists: Longer lists, each with its summary.
         diff: A unified diff.
         diff_title: Its summary.
         tail: Sentences at the end.
-        pictures: PNG files, put into the HTML itself.
+        diff_open: Whether it is unfolded.
+        pictures: PNGs, or files with them, put into the HTML itself.
     """
 
     title: str
@@ -61,11 +95,13 @@ class Panel:
     findings: tuple[Finding, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    table: Table | None = None
     lists: tuple[tuple[str, tuple[str, ...]], ...] = ()
     diff: str = ""
     diff_title: str = ""
+    diff_open: bool = False
     tail: tuple[str, ...] = ()
-    pictures: tuple[Path, ...] = field(default=(), repr=False)
+    pictures: tuple[Path | bytes, ...] = field(default=(), repr=False)
 
     @property
     def html(self) -> str:
@@ -81,6 +117,8 @@ class Panel:
             checks=self.findings,
             facts=self.facts,
             notes=self.notes,
+            table=self.table,
+            diff_open=self.diff_open,
             lists=self.lists,
             diff=list(_diff_lines(self.diff)),
             diff_title=self.diff_title,
@@ -99,6 +137,7 @@ class Panel:
         width = max((len(name) for name, _ in self.facts), default=0)
         lines += [f"  {name:<{width}}  {value}" for name, value in self.facts]
         lines += [f"  ! {line}" for line in self.notes]
+        lines += [f"  {line}" for line in self.table.text] if self.table is not None else []
         for summary, items in self.lists:
             lines += [f"  {summary}:", *(f"    - {item}" for item in items)]
         if self.diff:
@@ -148,9 +187,10 @@ def style() -> Any:
     return Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8"))
 
 
-def data_uri(picture: Path) -> str:
+def data_uri(picture: Path | bytes) -> str:
     """Return a PNG as a ``data:`` address, so that a page needs no other file."""
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii")
+    png = picture if isinstance(picture, bytes) else picture.read_bytes()
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def _diff_lines(diff: str) -> Sequence[Mapping[str, str]]:

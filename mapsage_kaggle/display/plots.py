@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mapsage_kaggle.display.history import Series, Session, series
@@ -53,6 +54,19 @@ DARK = Theme(
     other="#ff8c42",
     parts=("#3a8fd0", "#e69f00", "#7cc8f0", "#2ec4a0", "#d890b8", "#5a6068"),
 )
+
+ON_ANY = Theme(
+    paper="none",
+    ink="#80868e",
+    faint="#80868e",
+    band="#80868e20",
+    loss="#2f8fd0",
+    rate="#b08a00",
+    score="#12a47c",
+    other="#e0701a",
+    parts=LIGHT.parts,
+)
+"""For a picture without a background of its own, which a notebook shows in its light or its dark theme."""
 
 ACTIVITIES: Mapping[str, str] = {
     "training_step": "training",
@@ -196,7 +210,135 @@ def time_bars(sessions: Sequence[Session], theme: Theme = LIGHT) -> bytes:
     return _png(figure, theme)
 
 
+def progress_chart(
+    losses: Sequence[tuple[int, float]],
+    smooth: Sequence[tuple[int, float]],
+    scores: Sequence[tuple[int, float]],
+    *,
+    begin: int,
+    end: int,
+) -> bytes:
+    """Draw loss and, beside it, mIoU of a session that is going on, as a PNG without words or background.
+
+    Args:
+        losses: Iteration and loss.
+        smooth: Iteration and smoothed loss.
+        scores: Iteration and mIoU in percent; the best gets a star.
+        begin: The first iteration shown.
+        end: The last one.
+    """
+    from matplotlib.figure import Figure
+
+    theme = ON_ANY
+    figure = Figure(figsize=(8.4, 1.9), dpi=110)
+    grid = {"left": 0.055, "right": 0.985, "top": 0.95, "bottom": 0.14, "wspace": 0.12}
+    loss_axes, score_axes = figure.subplots(1, 2, gridspec_kw=grid)
+    for axes in (loss_axes, score_axes):
+        _restrain(axes, theme, ticks=7.5)
+        axes.set_xlim(begin, max(end, begin + 1))
+        axes.locator_params(axis="x", nbins=5, integer=True)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.locator_params(axis="y", nbins=4)
+    loss_axes.plot(*zip(*losses, strict=True), color=theme.loss, alpha=0.35, linewidth=0.8)
+    loss_axes.plot(*zip(*smooth, strict=True), color=theme.loss, linewidth=1.6)
+    loss_axes.set_ylim(bottom=0.0, top=_top([value for _, value in losses]))
+    if scores:
+        values = [value for _, value in scores]
+        score_axes.plot(
+            *zip(*scores, strict=True), color=theme.score, linewidth=1.4, marker="o", markersize=4
+        )
+        best = max(scores, key=lambda item: item[1])
+        score_axes.plot(*best, color=theme.other, marker="*", markersize=12, linestyle="none", zorder=5)
+        score_axes.set_ylim(0.0, min(100.0, max(values) * 1.2 + 3.0))
+    else:
+        score_axes.set_yticks([])
+    return _png(figure, theme)
+
+
+NO_DATA_COLOUR = (64, 64, 64)
+_SAMPLE_PX = 320
+
+
+def data_picture(
+    samples: Sequence[tuple[Path, Path]],
+    pixels: Sequence[int],
+    classes: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+) -> bytes:
+    """Draw the share of each class, and images with their masks, in the data set's own colours, as PNG.
+
+    Args:
+        samples: Image and mask files; class *c* is stored as *c* + 1, and 0 is no data.
+        pixels: How many pixels have each mask value, no data first.
+        classes: Their names.
+        palette: Their colours, 0 to 255.
+    """
+    from matplotlib.figure import Figure
+
+    theme = ON_ANY
+    columns = max(1, len(samples))
+    figure = Figure(figsize=(3.2 + 1.65 * columns, 3.4), dpi=100)
+    grid = figure.add_gridspec(
+        2, 1 + columns, width_ratios=[1.9, *[1.65] * columns],
+        left=0.2 - 0.022 * columns, right=0.995, top=0.99, bottom=0.015, wspace=0.05, hspace=0.05,
+    )  # fmt: skip
+    bars = figure.add_subplot(grid[:, 0])
+    _restrain(bars, theme, ticks=8.5)
+    total = sum(pixels[1:]) or 1
+    shares = [100.0 * count / total for count in pixels[1:]]
+    colours = [tuple(value / 255 for value in colour) for colour in palette]
+    bars.barh(range(len(classes)), shares, color=colours, edgecolor=theme.ink, linewidth=0.6, height=0.72)
+    for row, share in enumerate(shares):
+        bars.text(share + 0.02 * max(shares), row, f"{share:.1f} %", va="center", color=theme.ink, fontsize=8)
+    bars.set_yticks(range(len(classes)), classes)
+    bars.set_xticks([])
+    bars.set_xlim(0.0, 1.35 * max(shares))
+    bars.set_ylim(len(classes) - 0.4, -0.6)
+    bars.grid(visible=False)
+    for column, (image, mask) in enumerate(samples, start=1):
+        for row, pixels_shown in enumerate((_thumbnail(image), _coloured(mask, palette))):
+            axes = figure.add_subplot(grid[row, column])
+            axes.imshow(pixels_shown, interpolation="nearest")
+            axes.set_axis_off()
+    return _png(figure, theme)
+
+
+def _thumbnail(path: Path) -> Any:
+    """Return an image as an array of H x W x 3 bytes, no side longer than ``_SAMPLE_PX``."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((_SAMPLE_PX, _SAMPLE_PX))
+    return np.asarray(small)
+
+
+def _coloured(path: Path, palette: Sequence[tuple[int, int, int]]) -> Any:
+    """Return a mask in the colours of its classes, H x W x 3 bytes."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        step = max(1, -(-max(picture.size) // _SAMPLE_PX))
+        values = np.asarray(picture)[::step, ::step]
+    table = np.full((256, 3), NO_DATA_COLOUR, dtype=np.uint8)
+    table[1 : 1 + len(palette)] = palette
+    return table[values]
+
+
 # -- parts of them
+
+
+def _restrain(axes: Axes, theme: Theme, *, ticks: float) -> None:
+    """Leave of the axes a faint grid, the base line and the numbers."""
+    axes.set_facecolor(theme.paper)
+    axes.set_axisbelow(True)
+    axes.grid(axis="both", color=theme.faint, alpha=0.18, linewidth=0.6)
+    axes.tick_params(colors=theme.faint, labelsize=ticks, length=0)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(theme.faint)
 
 
 def _figure(
@@ -222,13 +364,7 @@ def _figure(
     )
     axes = [row[0] for row in grid]
     for item in axes:
-        item.set_facecolor(theme.paper)
-        item.set_axisbelow(True)
-        item.grid(axis="both", color=theme.faint, alpha=0.18, linewidth=0.6)
-        item.tick_params(colors=theme.faint, labelsize=8.5, length=0)
-        for side, spine in item.spines.items():
-            spine.set_visible(side == "bottom")
-            spine.set_color(theme.faint)
+        _restrain(item, theme, ticks=8.5)
     if len(axes) > 1:
         axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     return figure, axes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mapsage_kaggle.display import words_notebook
 from mapsage_kaggle.errors import UsageError
 
 _ENGLISH: Mapping[str, str] = {
@@ -65,7 +66,7 @@ _ENGLISH: Mapping[str, str] = {
     "report_at": "The whole report is {path}",
 }
 
-CATALOGUES: Mapping[str, Mapping[str, str]] = {"en": _ENGLISH}
+CATALOGUES: Mapping[str, Mapping[str, str]] = {"en": {**_ENGLISH, **words_notebook.ENGLISH}}
 
 
 def check_language(language: str) -> None:
@@ -90,3 +91,7 @@ class Words:
         """Return the text of a key, with values put into it."""
         text = self._texts[key]
         return text.format(**values) if values else text
+
+    def get(self, key: str) -> str:
+        """Return the text of a key; the key itself where it is a name that needs none."""
+        return self._texts.get(key, key)

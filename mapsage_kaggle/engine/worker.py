@@ -16,7 +16,7 @@ from mapsage_kaggle.engine.safety import expect, install_safe_loading
 from mapsage_kaggle.engine.sampling import EVENTS_VARIABLE
 from mapsage_kaggle.engine.session import TrainingSession, tell_failure
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_TRAINING, MapsageError
-from mapsage_kaggle.spec import ChildSpec
+from mapsage_kaggle.spec import SUPERVISOR_VARIABLE, ChildSpec
 
 
 def main(arguments: list[str]) -> int:
@@ -29,7 +29,15 @@ def main(arguments: list[str]) -> int:
     cv2.setNumThreads(0)
     session = TrainingSession(spec, rank=rank, world_size=world_size)
     session.control.install_signal_handlers()
-    session.tell("start", 0, rank=rank, pid=os.getpid(), world_size=world_size, torch=torch.__version__)
+    session.tell(
+        "start",
+        0,
+        rank=rank,
+        pid=os.getpid(),
+        world_size=world_size,
+        torch=torch.__version__,
+        supervisor=int(os.environ.get(SUPERVISOR_VARIABLE, 0)),
+    )
     try:
         session.open()
         _train(spec, session, scratch=Path(arguments[0]).parent)

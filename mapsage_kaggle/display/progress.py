@@ -1,0 +1,203 @@
+"""What is known of a training that is going on: its events, folded into what a view shows. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mapsage_kaggle.events import Event
+
+Stage = Literal["starting", "training", "validating", "ended"]
+
+MAX_POINTS = 400
+"""Loss points that are kept; of more, every second one goes."""
+MAX_SCORES = 200
+MAX_TOLD = 8
+SMOOTHING_S = 120.0
+"""Over about how long the loss is averaged, however often it is told."""
+_TOLD = ("resume", "validation", "warning", "restart", "failure", "ladder", "stop", "end")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Saved:
+    """The newest proven checkpoint: its name, size, and when it was proven (UTC)."""
+
+    file: str
+    iteration: int
+    size_bytes: int
+    time_s: float
+
+
+@dataclass(kw_only=True, slots=True)
+class Progress:
+    """One session's progress. Bounded: it holds as much after twelve hours as after one.
+
+    Attributes:
+        start_iteration: Where the session began.
+        max_iters: Where the run ends.
+        iteration: Iterations done.
+        stage: What the training process is at.
+        losses: Iteration and loss, as told, thinned evenly.
+        smooth: Iteration and smoothed loss, at the same places.
+        scores: Iteration and mIoU, in percent, of this session's validations.
+        best: The best of them, or of the sessions before: iteration, mIoU in percent.
+        lr: The learning rate; None before the first iteration.
+        iteration_s: Mean seconds per iteration, waiting for data included.
+        data_share: Smoothed share of an iteration that is spent waiting for data.
+        left_s: What was left of the session, the reserve not counted, at ``told_s``.
+        told_s: When the last iteration was told of (UTC).
+        plan: Where the session is going, by the names of ``clock.SessionPlan``.
+        memory_bytes: The most that torch has held on rank 0's GPU; None without one.
+        saved: The newest checkpoint.
+        validated_batches: How far the validation that is going on has got.
+        told: The last events that a person should read, oldest first.
+        reason: Why it stopped; empty while it goes on.
+        message: What it said when it stopped.
+    """
+
+    start_iteration: int = 0
+    max_iters: int = 0
+    iteration: int = 0
+    stage: Stage = "starting"
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    smooth: list[tuple[int, float]] = field(default_factory=list)
+    scores: list[tuple[int, float]] = field(default_factory=list)
+    best: tuple[int, float] | None = None
+    lr: float | None = None
+    iteration_s: float | None = None
+    data_share: float | None = None
+    left_s: float | None = None
+    told_s: float = 0.0
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    memory_bytes: int | None = None
+    saved: Saved | None = None
+    validated_batches: int = 0
+    told: deque[Event] = field(default_factory=lambda: deque(maxlen=MAX_TOLD))
+    reason: str = ""
+    message: str = ""
+
+    def take(self, event: Event) -> None:
+        """Take one event."""
+        if event.event in ("validation_start", "validation", "checkpoint"):
+            # Iterations are told of now and then only.
+            self.iteration = max(self.iteration, event.iteration)
+        handler = _HANDLERS.get(event.event)
+        if handler is not None:
+            handler(self, event)
+        if event.event in _TOLD:
+            self.told.append(event)
+
+    @property
+    def share(self) -> float:
+        """How far the run is, 0 to 1."""
+        return min(1.0, self.iteration / self.max_iters) if self.max_iters else 0.0
+
+    @property
+    def reach(self) -> int | None:
+        """Where this session will end, at its present pace; None before anything was measured."""
+        found = self.plan.get("reach")
+        return min(int(found), self.max_iters) if isinstance(found, (int, float)) else None
+
+    def left_at(self, now_s: float) -> float | None:
+        """Return what is left of the session at a moment (UTC); None where nothing was told of it."""
+        return None if self.left_s is None else max(0.0, self.left_s - max(0.0, now_s - self.told_s))
+
+    def end(self, reason: str, message: str = "") -> None:
+        """Take note that training has ended, and why."""
+        self.stage, self.reason, self.message = "ended", reason, message
+
+    # -- by kind of event
+
+    def _training(self, event: Event) -> None:
+        self.stage = "training"
+        self.iteration = event.iteration
+        self.max_iters = int(event.data.get("max_iters") or self.max_iters)
+        # Training went back to a checkpoint: what came after it is trained again, and told again.
+        for points in (self.losses, self.smooth, self.scores):
+            while points and points[-1][0] > event.iteration:
+                points.pop()
+
+    def _iteration(self, event: Event) -> None:
+        data = event.data
+        self.stage = "training"
+        self.iteration = event.iteration
+        loss = _number(data.get("loss"))
+        if loss is not None:
+            self._add_loss(event, loss)
+        self.lr = _number(data.get("lr")) if data.get("lr") is not None else self.lr
+        self.iteration_s = _number(data.get("iteration_s")) or self.iteration_s
+        waited = _number(data.get("data_s"))
+        if waited is not None and self.iteration_s:
+            share = min(1.0, waited / self.iteration_s)
+            self.data_share = share if self.data_share is None else 0.8 * self.data_share + 0.2 * share
+        self.left_s, self.told_s = _number(data.get("left_s")), event.time_s
+        if isinstance(data.get("plan"), Mapping):
+            self.plan = data["plan"]
+        if data.get("memory_bytes"):
+            self.memory_bytes = int(data["memory_bytes"])
+
+    def _add_loss(self, event: Event, loss: float) -> None:
+        if self.smooth:
+            weight = 1.0 - math.exp(-max(0.0, event.time_s - self.told_s) / SMOOTHING_S)
+            # The first points are averaged plainly, so that the first one does not count for minutes.
+            weight = max(weight, 1.0 / (len(self.smooth) + 1))
+            mean = self.smooth[-1][1] + weight * (loss - self.smooth[-1][1])
+        else:
+            mean = loss
+        self.losses.append((event.iteration, loss))
+        self.smooth.append((event.iteration, mean))
+        if len(self.losses) > MAX_POINTS:
+            del self.losses[-2::-2], self.smooth[-2::-2]
+
+    def _validation_start(self, event: Event) -> None:
+        self.stage, self.validated_batches = "validating", 0
+
+    def _validating(self, event: Event) -> None:
+        self.stage, self.validated_batches = "validating", int(event.data.get("batches") or 0)
+
+    def _validation(self, event: Event) -> None:
+        self.stage = "training"
+        metrics = event.data.get("metrics")
+        score = _number(metrics.get("mIoU")) if isinstance(metrics, Mapping) else None
+        if score is None:
+            return
+        self.scores.append((event.iteration, score))
+        del self.scores[:-MAX_SCORES]
+        if self.best is None or score > self.best[1]:
+            self.best = (event.iteration, score)
+
+    def _checkpoint(self, event: Event) -> None:
+        if event.data.get("metric") is None:
+            self.saved = Saved(
+                file=str(event.data.get("file", "")),
+                iteration=event.iteration,
+                size_bytes=int(event.data.get("size_bytes") or 0),
+                time_s=event.time_s,
+            )
+
+    def _restart(self, event: Event) -> None:
+        self.stage = "starting"
+
+    def _stop(self, event: Event) -> None:
+        self.iteration = event.iteration
+        self.end(str(event.data.get("reason", "")), str(event.data.get("message", "")))
+
+
+_HANDLERS = {
+    "training": Progress._training,
+    "iteration": Progress._iteration,
+    "validation_start": Progress._validation_start,
+    "validating": Progress._validating,
+    "validation": Progress._validation,
+    "checkpoint": Progress._checkpoint,
+    "restart": Progress._restart,
+    "stop": Progress._stop,
+    "end": Progress._stop,
+}
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None

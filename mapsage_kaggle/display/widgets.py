@@ -1,0 +1,315 @@
+"""What a notebook shows when somebody is there to press buttons: ipywidgets.
+
+A widget's state lives in the kernel. A browser that comes back after having been closed asks for it,
+and shows what is true then. Nothing here is used in a batch run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mapsage_kaggle.display.live import TrainingPanel
+from mapsage_kaggle.display.panels import Panel, in_kernel
+from mapsage_kaggle.display.words import Words
+
+
+def can_show_widgets() -> bool:
+    """Tell whether this process is a Jupyter kernel that has ipywidgets."""
+    if not in_kernel():
+        return False
+    if "ipywidgets" in sys.modules:
+        return True
+    from importlib.util import find_spec
+
+    return find_spec("ipywidgets") is not None
+
+
+class Place:
+    """One place in a notebook's output whose content is replaced."""
+
+    def __init__(self, panel: Panel) -> None:
+        import ipywidgets
+
+        self._html = ipywidgets.HTML(panel.html, layout={"width": "auto"})
+
+    @property
+    def widget(self) -> Any:
+        """The widget, to be put into others."""
+        return self._html
+
+    def display(self) -> Place:
+        """Show it in the output of the running cell."""
+        _display(self._html)
+        return self
+
+    def replace(self, panel: Panel) -> None:
+        """Show another panel there. Safe from any thread."""
+        self._html.value = panel.html
+
+
+class TrainingSurface:
+    """The training view with its buttons: a :class:`mapsage_kaggle.display.live.Surface`.
+
+    Args:
+        words: The language.
+        on_save: Called when *Save now* is pressed.
+        on_stop: Called when *Stop and save* is pressed.
+    """
+
+    def __init__(self, words: Words, *, on_save: Callable[[], None], on_stop: Callable[[], None]) -> None:
+        import ipywidgets
+
+        self._head = ipywidgets.HTML(layout={"width": "auto"})
+        self._caption = ipywidgets.HTML(layout={"width": "auto"})
+        self._chart = ipywidgets.Image(format="png", layout={"max_width": "60em", "display": "none"})
+        self._events = ipywidgets.HTML(layout={"width": "auto"})
+        self._words = words
+        self._save = _button(words("view_save"), "save", words("view_save_hint"))
+        self._stop = _button(words("view_stop"), "stop", words("view_stop_hint"), style="warning")
+        self._on_save, self._on_stop = on_save, on_stop
+        self._save.on_click(self._save_pressed)
+        self._stop.on_click(self._stop_pressed)
+        self._buttons = ipywidgets.HBox([self._save, self._stop], layout={"margin": "4px 0"})
+        self._all = ipywidgets.VBox([self._head, self._buttons, self._caption, self._chart, self._events])
+        self._all.add_class("mapsage-view")
+
+    def display(self) -> None:
+        """Show it in the output of the running cell; it may be shown in several."""
+        _display(self._all)
+
+    def show(self, panel: TrainingPanel) -> None:
+        """Show the figures and events of a panel."""
+        _set(self._head, value=panel.html)
+        _set(self._events, value=panel.events_html)
+
+    def show_chart(self, png: bytes) -> None:
+        """Show a chart."""
+        if not self._caption.value:
+            self._caption.value = _caption(self._words)
+            self._chart.layout.display = "block"
+        self._chart.value = png
+
+    def close(self) -> None:
+        """Take the buttons away: nothing is left to be asked for."""
+        self._buttons.layout.display = "none"
+
+    def _save_pressed(self, _: object) -> None:
+        self._on_save()
+
+    def _stop_pressed(self, _: object) -> None:
+        self._stop.disabled = self._save.disabled = True
+        self._on_stop()
+
+
+def _caption(words: Words) -> str:
+    from mapsage_kaggle.display.panels import style, templates
+
+    return templates().get_template("caption.html.j2").render(words=words, style=style())
+
+
+def _button(text: str, kind: str, hint: str, *, style: str = "") -> Any:
+    import ipywidgets
+
+    icons = {"save": "save", "stop": "stop", "check": "check", "sure": "check"}
+    button = ipywidgets.Button(
+        description=text, tooltip=hint, icon=icons.get(kind, ""), button_style=style, layout={"width": "auto"}
+    )
+    button.add_class(f"mapsage-{kind}")
+    return button
+
+
+def _set(widget: Any, *, value: str) -> None:
+    """Set a value only where it differs: each setting is a message to the browser."""
+    if widget.value != value:
+        widget.value = value
+
+
+def _display(widget: Any) -> None:
+    from IPython.display import display
+
+    display(widget)  # type: ignore[no-untyped-call]
+
+
+class CheckpointPicker:
+    """Lets a person start from another checkpoint, from its weights alone, or fresh: in two steps.
+
+    Args:
+        words: The language.
+        paths: The files that may be chosen.
+        on_choice: Called with the file (None for a fresh start) and whether only its weights are
+            taken; returns what to show then.
+    """
+
+    def __init__(
+        self, words: Words, paths: Sequence[Path], *, on_choice: Callable[[Path | None, bool], Panel]
+    ) -> None:
+        import ipywidgets
+
+        self._words, self._on_choice = words, on_choice
+        labels = [(f"{path.parent.name}/{path.name}", path) for path in paths]
+        self._what = ipywidgets.Dropdown(
+            options=[*labels, (words("pick_fresh"), None)],
+            description=words("pick_what"),
+            layout={"width": "34em"},
+            style={"description_width": "9em"},
+        )
+        self._how = ipywidgets.RadioButtons(
+            options=[(words("pick_resume"), False), (words("pick_weights"), True)],
+            description=words("pick_how"),
+            layout={"width": "34em"},
+            style={"description_width": "9em"},
+        )
+        self._use = _button(words("pick_use"), "use", "")
+        self._sure = _button(words("pick_sure"), "sure", "", style="warning")
+        self._cancel = _button(words("pick_cancel"), "cancel", "")
+        self._question = ipywidgets.HTML()
+        self._confirm = ipywidgets.VBox(
+            [self._question, ipywidgets.HBox([self._sure, self._cancel])], layout={"display": "none"}
+        )
+        self._result = ipywidgets.HTML(layout={"width": "auto"})
+        self._what.observe(self._changed, names="value")
+        self._how.observe(self._changed, names="value")
+        self._use.on_click(self._ask)
+        self._cancel.on_click(lambda _: self._close())
+        self._sure.on_click(self._chosen)
+        inner = ipywidgets.VBox([self._what, self._how, self._use, self._confirm])
+        self._all = ipywidgets.VBox([_folded(words("pick_title"), inner), self._result])
+        self._all.add_class("mapsage-picker")
+        self._changed(None)
+
+    def display(self) -> None:
+        """Show it in the output of the running cell."""
+        _display(self._all)
+
+    def _changed(self, _: object) -> None:
+        self._how.disabled = self._what.value is None
+        self._close()
+
+    def _close(self) -> None:
+        self._confirm.layout.display = "none"
+
+    def _ask(self, _: object) -> None:
+        path, words = self._what.value, self._words
+        key = "pick_ask_fresh" if path is None else f"pick_ask_{'weights' if self._how.value else 'resume'}"
+        self._question.value = _sentence(words(key, path=path))
+        self._confirm.layout.display = "block"
+
+    def _chosen(self, _: object) -> None:
+        self._close()
+        self._result.value = self._on_choice(self._what.value, bool(self._how.value)).html
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Field:
+    """One field of a form: its name, label, present text, and choices as label and value, if any."""
+
+    name: str
+    label: str
+    value: str
+    choices: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FormState:
+    """What to show of what was entered: what is wrong by field, a panel, and whether it can be used."""
+
+    problems: Mapping[str, str]
+    panel: Panel
+    usable: bool
+
+
+class Form:
+    """Fields that are checked as they are left; nothing is used before *Use these* is pressed.
+
+    Args:
+        words: The language.
+        fields: The fields.
+        on_change: Judges the texts of all fields, by name.
+        on_use: Called with them; returns what to show then.
+    """
+
+    def __init__(
+        self,
+        words: Words,
+        fields: Sequence[Field],
+        *,
+        on_change: Callable[[Mapping[str, str]], FormState],
+        on_use: Callable[[Mapping[str, str]], Panel],
+    ) -> None:
+        import ipywidgets
+
+        self._on_change, self._on_use = on_change, on_use
+        self._fields = {item.name: (_input(item), ipywidgets.HTML()) for item in fields}
+        self._start = {item.name: item.value for item in fields}
+        self._quiet = False
+        rows = []
+        for item in fields:
+            entry, problem = self._fields[item.name]
+            entry.observe(self._changed, names="value")
+            label = ipywidgets.Label(item.label, layout={"width": "13em"})
+            rows.append(ipywidgets.HBox([label, entry, problem]))
+        self._panel = ipywidgets.HTML(layout={"width": "auto"})
+        self._use = _button(words("form_use"), "check", "", style="primary")
+        self._use.disabled = True
+        self._reset = _button(words("form_reset"), "reset", "")
+        self._use.on_click(self._used)
+        self._reset.on_click(lambda _: self._restore())
+        inner = ipywidgets.VBox([*rows, ipywidgets.HBox([self._use, self._reset]), self._panel])
+        self._all = _folded(words("form_title"), inner)
+        self._all.add_class("mapsage-form")
+
+    def display(self) -> None:
+        """Show it in the output of the running cell."""
+        _display(self._all)
+
+    @property
+    def values(self) -> dict[str, str]:
+        """The text of each field."""
+        return {name: str(entry.value) for name, (entry, _) in self._fields.items()}
+
+    def _changed(self, _: object) -> None:
+        if self._quiet:
+            return
+        state = self._on_change(self.values)
+        for name, (_, problem) in self._fields.items():
+            text = state.problems.get(name, "")
+            problem.value = _sentence(f"✗ {text}", tone="bad") if text else ""
+        self._panel.value = state.panel.html
+        self._use.disabled = not state.usable
+
+    def _restore(self) -> None:
+        self._quiet = True
+        for name, (entry, _) in self._fields.items():
+            entry.value = self._start[name]
+        self._quiet = False
+        self._changed(None)
+
+    def _used(self, _: object) -> None:
+        self._use.disabled = True
+        self._panel.value = self._on_use(self.values).html
+
+
+def _input(item: Field) -> Any:
+    import ipywidgets
+
+    if item.choices:
+        return ipywidgets.Dropdown(options=list(item.choices), value=item.value, layout={"width": "13em"})
+    entry = ipywidgets.Text(value=item.value, continuous_update=False, layout={"width": "13em"})
+    entry.add_class(f"mapsage-knob-{item.name}")
+    return entry
+
+
+def _folded(title: str, inner: Any) -> Any:
+    import ipywidgets
+
+    return ipywidgets.Accordion([inner], titles=(title,), selected_index=None, layout={"max_width": "60em"})
+
+
+def _sentence(text: str, *, tone: str = "") -> str:
+    from mapsage_kaggle.display.panels import style, templates
+
+    return templates().get_template("sentence.html.j2").render(text=text, tone=tone, style=style())

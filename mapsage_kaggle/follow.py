@@ -1,0 +1,114 @@
+"""Follows a training that another process supervises, by its work dir.
+
+After a kernel's restart that process is gone, and the training it left saves and ends by itself; beside
+a command in a terminal it goes on. Either way the work dir tells all there is to know, and a file in it
+asks for a stop or a save.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mapsage_kaggle.checkpoints.store import holder_of
+from mapsage_kaggle.events import Event, EventTail, ProgressSink
+from mapsage_kaggle.paths import WorkDir, replace_file
+from mapsage_kaggle.records import SessionRecord
+
+POLL_S = 0.25
+LOOK_S = 2.0
+"""How often it is looked whether the training is still there."""
+GAP_S = 90.0
+"""Between two training processes of a session nobody holds the work dir for this long at most."""
+
+
+class Follower:
+    """Passes the events of a work dir on, and asks for what a person wants of its training.
+
+    Args:
+        work_dir: Where the training writes.
+        sinks: Told of all its events so far, and of each that comes.
+    """
+
+    def __init__(self, work_dir: Path, sinks: Sequence[ProgressSink] = ()) -> None:
+        self.files = WorkDir(work_dir)
+        self._sinks = list(sinks)
+        self._tail = EventTail(self.files.events)
+        self._supervisor: int | None = None
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="mapsage-follower", daemon=True)
+
+    def start(self) -> Follower:
+        """Begin to pass events on; returns at once."""
+        self._thread.start()
+        return self
+
+    @property
+    def running(self) -> bool:
+        """Whether a training process holds the work dir."""
+        return holder_of(self.files.path) is not None
+
+    @property
+    def supervised(self) -> bool:
+        """Whether the process that started the training is alive; without it the training soon ends."""
+        return self._supervisor is not None and Path(f"/proc/{self._supervisor}").exists()
+
+    def record(self) -> SessionRecord | None:
+        """Return the session's record; None where there is none to be read."""
+        try:
+            return SessionRecord.read(self.files.session)
+        except (OSError, ValueError):
+            return None
+
+    def stop(self) -> None:
+        """Ask the training to save and stop."""
+        replace_file(self.files.stop_request, json.dumps({"action": "stop"}))
+
+    def save(self) -> None:
+        """Ask the training for a checkpoint now."""
+        replace_file(self.files.stop_request, json.dumps({"action": "save"}))
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until nothing is trained in the work dir any more; tell whether that is so."""
+        return self._done.wait(timeout_s)
+
+    def ended_record(self) -> SessionRecord | None:
+        """Wait as :meth:`wait` does, and return the record then."""
+        self._done.wait()
+        return self.record()
+
+    def read(self) -> None:
+        """Pass on what is new, once."""
+        for event in self._tail.read_new():
+            self._see(event)
+            for sink in self._sinks:
+                sink.handle(event)
+
+    def _see(self, event: Event) -> None:
+        pid = event.data.get("supervisor") if event.event == "start" else None
+        if isinstance(pid, int):
+            self._supervisor = pid
+
+    def _follow(self) -> None:
+        look_at, free_since = 0.0, None
+        try:
+            while True:
+                self.read()
+                now = time.monotonic()
+                if now >= look_at:
+                    look_at = now + LOOK_S
+                    free_since = None if self.running else free_since or now
+                    if free_since is not None and self._is_over(now - free_since):
+                        self.read()
+                        return
+                time.sleep(POLL_S)
+        finally:
+            self._done.set()
+
+    def _is_over(self, free_s: float) -> bool:
+        """Tell whether no other training process follows."""
+        record = self.record()
+        return record is None or record.stop_reason != "running" or not self.supervised or free_s > GAP_S

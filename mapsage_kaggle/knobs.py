@@ -1,0 +1,304 @@
+"""What people change most in a run, as a few fields: read from a config, checked, and turned into options.
+
+Pure, and without any widget: a form shows the fields and gives the text of each back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from mapsage_kaggle import configure
+from mapsage_kaggle.clock import format_duration, parse_duration_s
+from mapsage_kaggle.errors import UsageError
+
+if TYPE_CHECKING:
+    from mapsage_kaggle.training import Options
+
+LEAST_CROP, CROP_STEP = 32, 32
+"""Encoders halve an image five times."""
+PRECISIONS = ("fp32", "fp16", "bf16")
+_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Knob:
+    """One field: its name in the catalogue, its present value as text, and the choices, if it has any."""
+
+    name: str
+    value: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """What is wrong with a field: a text of the catalogue, and the values to put into it."""
+
+    text: str
+    values: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What the machine and the run allow.
+
+    Attributes:
+        on_gpu: Whether it trains on GPUs.
+        world_size: Ranks that share a batch.
+        num_cpus: CPU cores for data workers.
+        start_iteration: Iterations done already; 0 for a fresh run.
+    """
+
+    on_gpu: bool
+    world_size: int
+    num_cpus: int
+    start_iteration: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What the fields ask for.
+
+    Attributes:
+        options: With what was changed; None where a field has a problem.
+        problems: By field.
+        overrides: ``key=value`` for the parameters cell, to have the same again in a batch run.
+    """
+
+    options: Options | None
+    problems: Mapping[str, Problem] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+
+
+def knobs_of(cfg: Mapping[str, Any] | Any, options: Options) -> tuple[Knob, ...]:
+    """Return the fields that a config has, with their present values."""
+    cfg = configure.as_mapping(cfg)
+    loader, optim = cfg["train_dataloader"], cfg.get("optim_wrapper") or {}
+    lr = (optim.get("optimizer") or {}).get("lr")
+    crops = [value for _, value in _crops(cfg)]
+    found: list[tuple[str, object, tuple[str, ...]]] = [
+        ("batch", loader.get("batch_size", 1), ()),
+        ("crop", _side(crops[0]) if crops else None, ()),
+        ("lr", lr if lr is None else f"{lr:g}", ()),
+        ("max_iters", options.extend_to or cfg["train_cfg"]["max_iters"], ()),
+        ("val_interval", cfg["train_cfg"].get("val_interval"), ()),
+        ("precision", _precision(optim), PRECISIONS),
+        ("workers", loader.get("num_workers", 0), ()),
+        ("session_limit", format_duration(options.session_limit_s), ()),
+        ("reserve", format_duration(options.reserve_s), ()),
+        ("on_memory", options.on_memory, ("adapt", "fail")),
+    ]
+    return tuple(
+        Knob(name=name, value=str(value), choices=choices)
+        for name, value, choices in found
+        if value is not None
+    )
+
+
+def turn(
+    values: Mapping[str, str], cfg: Mapping[str, Any] | Any, options: Options, setting: Setting
+) -> Outcome:
+    """Check what the fields hold, and return the options that they ask for.
+
+    Args:
+        values: The text of each field, by name.
+        cfg: The config, as it is with ``options``.
+        options: Before anything was changed.
+        setting: What the machine and the run allow.
+    """
+    cfg = configure.as_mapping(cfg)
+    before = {knob.name: knob.value for knob in knobs_of(cfg, options)}
+    problems: dict[str, Problem] = {}
+    asked: dict[str, Any] = {}
+    for name, text in values.items():
+        if text.strip() == before.get(name):
+            continue
+        try:
+            asked[name] = _READERS[name](text.strip())
+        except _Wrong as wrong:
+            problems[name] = wrong.problem
+    problems = {**_misfits(asked, cfg, options, setting), **problems}
+    if problems:
+        return Outcome(options=None, problems=problems)
+    overrides: list[str] = []
+    changes: dict[str, Any] = {}
+    for name, value in asked.items():
+        if name in ("session_limit", "reserve"):
+            changes[f"{name}_s"] = value
+        elif name == "on_memory":
+            changes[name] = value
+        elif name == "max_iters" and setting.start_iteration:
+            changes["extend_to"] = value
+        else:
+            overrides += _OVERRIDES[name](value, cfg)
+    changed = replace(options, overrides=(*options.overrides, *overrides), **changes)
+    return Outcome(options=changed, overrides=tuple(overrides))
+
+
+def difference(before: Mapping[str, Any] | Any, after: Mapping[str, Any] | Any, keys: Sequence[str]) -> str:
+    """Return what overrides changed, in the form of :meth:`mapsage_kaggle.configure.ConfigPatch.diff`."""
+    before, after = configure.as_mapping(before), configure.as_mapping(after)
+    lines = []
+    for key in dict.fromkeys(keys):
+        old, new = configure.value_at(before, key), configure.value_at(after, key)
+        if old != new:
+            lines.append(f"@@ {key} @@")
+            lines += [f"-{key} = {old!r}"] if old is not None else []
+            lines += [f"+{key} = {new!r}"]
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+# -- reading a field
+
+
+class _Wrong(Exception):
+    def __init__(self, text: str, **values: object) -> None:
+        super().__init__(text)
+        self.problem = Problem(text=text, values=values)
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        try:
+            value = int(text.replace(",", "").replace("_", ""))
+        except ValueError:
+            raise _Wrong("form_whole", least=least) from None
+        if value < least:
+            raise _Wrong("form_whole", least=least)
+        return value
+
+    return read
+
+
+def _crop(text: str) -> int:
+    value = _whole(LEAST_CROP)(text)
+    if value % CROP_STEP:
+        raise _Wrong("form_multiple", step=CROP_STEP)
+    return value
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 < value <= 1.0:
+        raise _Wrong("form_rate")
+    return value
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_duration_s(text.replace(" ", ""))
+    except UsageError:
+        raise _Wrong("form_duration") from None
+
+
+def _choice(*choices: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in choices:
+            raise _Wrong("form_choice", choices=", ".join(choices))
+        return text
+
+    return read
+
+
+_READERS: Mapping[str, Callable[[str], Any]] = {
+    "batch": _whole(1),
+    "crop": _crop,
+    "lr": _rate,
+    "max_iters": _whole(1),
+    "val_interval": _whole(1),
+    "precision": _choice(*PRECISIONS),
+    "workers": _whole(0),
+    "session_limit": _duration,
+    "reserve": _duration,
+    "on_memory": _choice("adapt", "fail"),
+}
+
+
+def _misfits(
+    asked: Mapping[str, Any], cfg: Mapping[str, Any], options: Options, setting: Setting
+) -> dict[str, Problem]:
+    """Return what does not fit the machine, the run or another field."""
+    found: dict[str, Problem] = {}
+    end = int(options.extend_to or cfg["train_cfg"]["max_iters"])
+    if asked.get("batch", setting.world_size) < setting.world_size:
+        found["batch"] = Problem(text="form_batch", values={"count": setting.world_size})
+    if asked.get("precision", "fp32") != "fp32" and not setting.on_gpu:
+        found["precision"] = Problem(text="form_precision")
+    if asked.get("workers", 0) > setting.num_cpus:
+        found["workers"] = Problem(text="form_workers", values={"count": setting.num_cpus})
+    if setting.start_iteration and asked.get("max_iters", end) < end:
+        found["max_iters"] = Problem(text="form_end", values={"end": end})
+    interval = asked.get("val_interval")
+    if interval is not None and interval > asked.get("max_iters", end):
+        found["val_interval"] = Problem(text="form_interval", values={"end": asked.get("max_iters", end)})
+    limit_s = asked.get("session_limit", options.session_limit_s)
+    if asked.get("reserve", options.reserve_s) >= limit_s:
+        found["reserve"] = Problem(text="form_reserve", values={"limit": format_duration(limit_s)})
+    return found
+
+
+# -- from a field to a config's keys
+
+
+def _crops(cfg: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return list(configure.find_keys(cfg.get("train_dataloader"), "train_dataloader", "crop_size"))
+
+
+def _crop_overrides(side: int, cfg: Mapping[str, Any]) -> list[str]:
+    keys = [key for key, _ in _crops(cfg)]
+    if configure.value_at(cfg, "model.data_preprocessor.size") is not None:
+        keys.append("model.data_preprocessor.size")
+    return [f"{key}=({side},{side})" for key in keys]
+
+
+def _end_overrides(end: int, cfg: Mapping[str, Any]) -> list[str]:
+    before = cfg["train_cfg"]["max_iters"]
+    schedulers = cfg.get("param_scheduler")
+    schedulers = schedulers if isinstance(schedulers, (list, tuple)) else ()
+    return [
+        f"train_cfg.max_iters={end}",
+        *(
+            f"param_scheduler.{index}.end={end}"
+            for index, item in enumerate(schedulers)
+            if isinstance(item, Mapping) and item.get("end") == before
+        ),
+    ]
+
+
+def _precision_overrides(precision: str, cfg: Mapping[str, Any]) -> list[str]:
+    if precision == "fp32":
+        return ["optim_wrapper.type=OptimWrapper"]
+    return ["optim_wrapper.type=AmpOptimWrapper", f"optim_wrapper.dtype={_DTYPES[precision]}"]
+
+
+def _worker_overrides(workers: int, cfg: Mapping[str, Any]) -> list[str]:
+    persistent = configure.value_at(cfg, "train_dataloader.persistent_workers")
+    off = ["train_dataloader.persistent_workers=False"] if persistent and workers == 0 else []
+    return [f"train_dataloader.num_workers={workers}", *off]
+
+
+_OVERRIDES: Mapping[str, Callable[[Any, Mapping[str, Any]], list[str]]] = {
+    "batch": lambda value, _: [f"train_dataloader.batch_size={value}"],
+    "crop": _crop_overrides,
+    "lr": lambda value, _: [f"optim_wrapper.optimizer.lr={value:g}"],
+    "max_iters": _end_overrides,
+    "val_interval": lambda value, _: [f"train_cfg.val_interval={value}"],
+    "precision": _precision_overrides,
+    "workers": _worker_overrides,
+}
+
+
+def _side(crop: Any) -> int:
+    return int(crop[0]) if isinstance(crop, (list, tuple)) else int(crop)
+
+
+def _precision(optim: Mapping[str, Any]) -> str:
+    kind = optim.get("type", "OptimWrapper")
+    if "Amp" not in (kind if isinstance(kind, str) else kind.__name__):
+        return "fp32"
+    return "bf16" if "bfloat16" in str(optim.get("dtype", "")) else "fp16"
