@@ -95,7 +95,7 @@ def preflight(
     machine = environment.survey(paths)
     session = Session(options, paths=paths, machine=machine, clock=clock, words=words)
     checks = environment.preflight(paths, machine, clock=clock)
-    findings = [_finding(check) for check in checks]
+    findings = [_finding(check, words) for check in checks]
     fatal = [item for item in findings if item.tone == "bad"]
     data_error: MapsageError | None = None
     pictures: list[bytes] = []
@@ -106,7 +106,7 @@ def preflight(
             findings += found
         except MapsageError as error:
             data_error = error
-            findings.append(Finding(tone="bad", name="data", message=str(error)))
+            findings.append(Finding(tone="bad", name=words.name("data"), message=words.refusal(error)))
     good = not any(item.tone == "bad" for item in findings)
     show(
         Panel(
@@ -179,7 +179,7 @@ class Session:
         try:
             self.discovery = training.discover(self.options, paths=self.paths, on_wait=say)
         except MapsageError as error:
-            show(Panel(title=words("discovery"), tone="bad", lead=str(error)))
+            show(self._refusal(words("discovery"), error))
             raise
         show(self._discovery_panel(words("discovery")))
         if self._widgets:
@@ -315,7 +315,7 @@ class Session:
                 try:
                     place.replace(self._outcome(handle.wait()))
                 except MapsageError as error:
-                    place.replace(Panel(title=self._words("outcome"), tone="bad", lead=str(error)))
+                    place.replace(self._refusal(self._words("outcome"), error))
 
             threading.Thread(target=fill, name="mapsage-outcome", daemon=True).start()
             return
@@ -381,7 +381,9 @@ class Session:
         for name, path in roots.items():
             classes = CLASSES.get(kinds.get(name, ""))
             if classes is None:
-                findings.append(Finding(tone="good", name="data", message=words("data_unchecked", path=path)))
+                findings.append(
+                    Finding(tone="good", name=words.name("data"), message=words("data_unchecked", path=path))
+                )
                 continue
             report = check_data(path, len(classes))
             report.raise_for_problems()
@@ -392,7 +394,7 @@ class Session:
                 for label, count in zip(classes, report.pixels[1:], strict=True)
             )
             message = words("data_good", path=path, pairs=pairs, decoded=report.decoded, shares=shares)
-            findings.append(Finding(tone="good", name="data", message=message))
+            findings.append(Finding(tone="good", name=words.name("data"), message=message))
             pairs_of = list_pairs(report.root.splits[0])
             step = max(1, len(pairs_of) // NUM_SAMPLES)
             pictures.append(
@@ -404,6 +406,18 @@ class Session:
                 )
             )
         return findings, pictures
+
+    def _refusal(self, title: str, error: MapsageError) -> Panel:
+        """Return a refusal: what is wrong and what to do, and the files that it lists below that."""
+        words = self._words
+        first, *rest = error.problem.splitlines()
+        lines = tuple(line.strip() for line in rest if line.strip())
+        return Panel(
+            title=title,
+            tone="bad",
+            lead=f"{words.tell(first)} {words.tell(error.remedy.strip())}".strip(),
+            lists=((words("candidates"), lines),) if lines else (),
+        )
 
     def _discovery_panel(self, title: str) -> Panel:
         from mapsage_kaggle.display.text import choice_text, size
@@ -417,7 +431,7 @@ class Session:
                 "–" if item.iteration is None else f"{item.iteration:,}",
                 size(item.size_bytes) if item.size_bytes else "–",
                 words(verdicts.get(item.verdict, item.verdict)),
-                item.reason,
+                words.tell(item.reason),
             )
             for item in choice.candidates
         ]
@@ -432,7 +446,7 @@ class Session:
             title=title,
             tone="note" if choice.action == "weights-only" or choice.steps_down else "good",
             lead=choice_text(choice, words) + ".",
-            notes=choice.steps_down,
+            notes=tuple(map(words.tell, choice.steps_down)),
             table=table if rows else None,
         )
 
@@ -451,7 +465,7 @@ class Session:
             self._refuse_while_training()
             self.discovery = training.discover(options, paths=self.paths, record_refusals=False)
         except MapsageError as error:
-            return Panel(title=self._words("discovery"), tone="bad", lead=str(error))
+            return self._refusal(self._words("discovery"), error)
         self.options, self.prepared = options, None
         return self._discovery_panel(self._words("pick_done"))
 
@@ -476,7 +490,7 @@ class Session:
                 (words("time_left"), words("until_written", left=format_duration(self.clock.left_s()))),
                 (words("work_dir"), str(prepared.work_dir)),
             ),
-            notes=patch.warnings,
+            notes=tuple(map(words.tell, patch.warnings)),
             diff=patch.diff(),
             diff_title=words("changed_keys", count=len(patch.changes)),
             tail=tail,
@@ -527,19 +541,21 @@ class Session:
             cfg = configure.read_config(options.config, options.overrides)
             patch = configure.plan(cfg, options.config, replace(prepared.facts, extend_to=options.extend_to))
         except ConfigError as error:
-            return FormState(problems={}, panel=Panel(title=title, tone="bad", lead=str(error)), usable=False)
+            return FormState(problems={}, panel=self._refusal(title, error), usable=False)
         keys = [override.partition("=")[0] for override in asked.overrides]
         is_other = prepared.start_iteration > 0 and patch.fingerprint != prepared.patch.fingerprint
+        # A file that was named, in the parameters or by the picker, is taken all the same.
+        is_usable = not is_other or isinstance(options.resume, Path)
         panel = Panel(
             title=title,
             tone="note",
-            lead=words("form_changed"),
+            lead=words("form_changed") if is_usable else "",
             notes=(words("form_other_run"),) if is_other else (),
             diff=knobs.difference(before, cfg, keys) + patch.diff(),
             diff_title=words("form_diff"),
             diff_open=True,
         )
-        return FormState(problems={}, panel=panel, usable=True)
+        return FormState(problems={}, panel=panel, usable=is_usable)
 
     def _use(self, asked: knobs.Outcome) -> Panel:
         """Do what the form asks for, in memory; what was planned before stays where it cannot be done."""
@@ -553,7 +569,7 @@ class Session:
             discovery = training.discover(options, paths=self.paths, record_refusals=False)
             prepared = training.prepare(discovery, machine=self.machine, clock=clock, to_train=False)
         except MapsageError as error:
-            return Panel(title=words("configuration"), tone="bad", lead=str(error))
+            return self._refusal(words("configuration"), error)
         self.options, self.clock, self.discovery, self.prepared = options, clock, discovery, prepared
         tail = words("form_used", text=f"OVERRIDES = {list(options.overrides)!r}")
         return self._configuration_panel(prepared, tail=(tail,))
@@ -665,8 +681,10 @@ def find_config(name: str | Path) -> Path:
     )
 
 
-def _finding(check: Check) -> Finding:
+def _finding(check: Check, words: Words) -> Finding:
     tones: dict[str, Tone] = {"warning": "note", "error": "bad"}
     return Finding(
-        tone="good" if check.ok else tones.get(check.level, ""), name=check.name, message=check.message
+        tone="good" if check.ok else tones.get(check.level, ""),
+        name=words.name(check.name),
+        message=words.tell(check.message),
     )

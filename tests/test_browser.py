@@ -20,6 +20,8 @@ import pytest
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
+from mapsage_kaggle.display.report import write_report
+from mapsage_kaggle.display.words import CATALOGUES
 from mapsage_kaggle.events import Event, read_events
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import SessionRecord
@@ -76,6 +78,8 @@ class Lab:
         return [event for event in read_events(self.work_dir.events) if event.event == kind]
 
     def record(self) -> SessionRecord:
+        """Read the record; between two sessions there is none for a moment."""
+        wait_until(self.work_dir.session.is_file, seconds=20, what="a record")
         return SessionRecord.read(self.work_dir.session)
 
     def put_notebook(self, **parameters: Any) -> None:
@@ -116,13 +120,32 @@ class Notebook:
         )
         self.command("notebook:run-all-cells")
 
+    def run(self, source: str) -> None:
+        """Run the one cell that has this in its source."""
+        cells = self.page.locator(".jp-CodeCell").filter(has_text=source)
+        cells.last.locator(".jp-InputPrompt").click()
+        self.command("notebook:run-cell")
+
+    def run_up_to(self, source: str) -> None:
+        """Run the cells before the one that has this in its source."""
+        cells = self.page.locator(".jp-CodeCell").filter(has_text=source)
+        cells.last.locator(".jp-InputPrompt").click()
+        self.command("notebook:run-all-above")
+
+    def restart_kernel(self) -> None:
+        self.page.evaluate(
+            """async () => {
+                await window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart();
+            }"""
+        )
+
     def save(self) -> None:
         """Save the file, as JupyterLab does by itself every other minute."""
         self.page.evaluate("async () => { await window.jupyterapp.commands.execute('docmanager:save') }")
 
     def cell(self, source: str) -> Any:
         """Return the output of the cell that has this in its source."""
-        cells = self.page.locator(".jp-CodeCell").filter(has=self.page.locator(f"text={source}"))
+        cells = self.page.locator(".jp-CodeCell").filter(has_text=source)
         return cells.last.locator(".jp-Cell-outputWrapper")
 
     @property
@@ -212,13 +235,17 @@ def running_lab(root: Path, *, dark: bool = False) -> Iterator[Lab]:
             process.wait()
 
 
-def picture(page: Any, folder: Path, name: str) -> None:
-    page.screenshot(path=str(folder / f"{name}.png"))
+def picture(place: Any, folder: Path, name: str) -> None:
+    """Keep what is seen, for people who look at it; pytest keeps its folders of the last three runs."""
+    place.screenshot(path=str(folder / f"{name}.png"))
 
 
-def test_buttons_save_and_stop_while_training_goes_on_and_a_restarted_kernel_resumes(
-    browser: Any, tmp_path: Path
-) -> None:
+def unfold(place: Any) -> None:
+    place.locator(".jupyter-widget-Collapse-header").first.click()
+
+
+def test_training_is_seen_saved_stopped_chosen_changed_and_resumed(browser: Any, tmp_path: Path) -> None:
+    """The life of an interactive session, as one person would go through it."""
     with running_lab(tmp_path / "kaggle") as lab:
         lab.put_notebook()
         notebook = lab.open(browser)
@@ -233,6 +260,7 @@ def test_buttons_save_and_stop_while_training_goes_on_and_a_restarted_kernel_res
         assert not lab.events("stop")
         wait_until(lambda: bool(lab.events("validation")), what="a validation")
         picture(notebook.page, tmp_path, "training")
+        picture(notebook.cell("mapsage_kaggle.preflight("), tmp_path, "preflight")
 
         # A page that was closed comes back with what is true then.
         notebook.save()
@@ -249,4 +277,75 @@ def test_buttons_save_and_stop_while_training_goes_on_and_a_restarted_kernel_res
         assert stopped.checkpoint is not None
         assert stopped.checkpoint.iteration == stopped.end_iteration > 0
         notebook.page.locator("text=Session 1: stopped").wait_for(timeout=60_000)
-        picture(notebook.page, tmp_path, "stopped")
+        picture(notebook.cell("session.what_next()"), tmp_path, "stopped")
+
+        # Another start is a choice in two steps; until the second one nothing is changed.
+        notebook.run_up_to("session.configure()")
+        picker = notebook.cell("session.discover()").locator(".mapsage-picker")
+        picker.wait_for(timeout=60_000)
+        unfold(picker)
+        picker.locator("select").select_option(label="nothing: a fresh start")
+        picker.locator("button.mapsage-use").click()
+        picker.locator("button.mapsage-cancel").click()
+        picker.locator("select").select_option(index=0)
+        picker.locator("button.mapsage-use").click()
+        picture(notebook.cell("session.discover()"), tmp_path, "picker")
+        picker.locator("button.mapsage-sure").click()
+        picker.locator("text=Chosen by hand").wait_for(timeout=60_000)
+        picker.locator("text=taken as named").wait_for()
+
+        # The form marks what is wrong, shows what would change, and writes nothing.
+        notebook.run("session.configure()")
+        form = notebook.cell("session.configure()").locator(".mapsage-form")
+        form.wait_for(timeout=60_000)
+        unfold(form)
+        form.locator(".mapsage-knob-batch input").fill("many")
+        form.locator(".mapsage-knob-batch input").press("Tab")
+        form.locator("text=a whole number from 1").wait_for()
+        assert form.locator("button.mapsage-check").is_disabled()
+        form.locator(".mapsage-knob-batch input").fill("2")
+        form.locator(".mapsage-knob-val_interval input").fill("30")
+        form.locator(".mapsage-knob-val_interval input").press("Tab")
+        form.locator("text=+train_cfg.val_interval = 30").wait_for()
+        picture(notebook.cell("session.configure()"), tmp_path, "form")
+        config = lab.work_dir.config.read_text()
+        form.locator("button.mapsage-check").click()
+        form.locator("text=Used from now on").wait_for(timeout=60_000)
+        assert lab.work_dir.config.read_text() == config
+
+        notebook.run("session.train()")
+        wait_until(lambda: lab.record().session_index == 2, what="the second session")
+        wait_until(lambda: bool(lab.events("resume")) and bool(lab.events("iteration")), what="a resume")
+        assert lab.record().start_iteration == stopped.end_iteration
+        assert "val_interval=30" in lab.work_dir.config.read_text().replace(" ", "")
+
+        # A restarted kernel leaves a training that saves and ends; the cells wait for it and go on.
+        notebook.restart_kernel()
+        notebook.run_all()
+        wait_until(lambda: lab.record().session_index == 3, seconds=180, what="the third session")
+        wait_until(lambda: bool(lab.events("iteration")), what="iterations after the restart")
+        third = lab.record()
+        assert third.previous[-1]["end_iteration"] == third.start_iteration > stopped.end_iteration
+        notebook.press("stop")
+        wait_until(lambda: lab.record().stop_reason == "user", what="the end")
+
+        look_at_the_report(browser, lab, tmp_path)
+
+
+def look_at_the_report(browser: Any, lab: Lab, folder: Path) -> None:
+    """The page in light, in dark and in Chinese; it fetches nothing."""
+    for language in CATALOGUES:
+        for scheme in ("light", "dark"):
+            page = browser.new_page(viewport={"width": 1100, "height": 1000}, color_scheme=scheme)
+            asked: list[str] = []
+            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            report = write_report([lab.work_dir.path], out=folder / language, language=language)
+            page.goto(report.as_uri())
+            wide = page.evaluate(
+                "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            )
+            assert wide <= 0
+            assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+            assert page.evaluate("[...document.images].every(item => item.complete && item.naturalWidth > 0)")
+            page.screenshot(path=str(folder / f"report-{language}-{scheme}.png"), full_page=True)
+            page.close()

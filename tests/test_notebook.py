@@ -241,7 +241,7 @@ def test_the_view_says_where_session_and_run_are_going() -> None:
     progress.take(Event(event="checkpoint", iteration=900, time_s=1000.0, data={"file": "iter_900.pth"}))
     panel = training_panel(progress, Words(), now_s=1060.0)
     assert panel.reach.startswith(
-        "This session will get to about 12,000 · then 3 more session(s) · 1970-01-02"
+        "This session will get to about 12,000 · then 3 more session(s) · done about 1970-01-02"
     )
     assert panel.reach_share == 0.3
     tiles = {tile.name: (tile.value, tile.aside) for tile in panel.tiles}

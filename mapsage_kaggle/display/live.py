@@ -23,6 +23,7 @@ LEAST_S = 0.5
 IDLE_S = 5.0
 """Ages and the time that is left move on without events; this often is enough."""
 CHART_S = 12.0
+MOST_CHART_S = 120.0
 MOST_SHARE = 1 / 200
 """The share of one core that drawing may cost; where it costs more, it is done less often."""
 
@@ -146,7 +147,7 @@ def _state(progress: Progress, words: Words, asked: str) -> tuple[str, Tone]:
         return words("waiting"), ""
     if progress.stage == "validating":
         return words("view_validating", count=progress.validated_batches), ""
-    return words("view_training"), ""
+    return "", ""
 
 
 def _reach(progress: Progress, reach: int | None, words: Words) -> str:
@@ -216,11 +217,11 @@ def _told(event: Event, words: Words) -> Told:
         if data.get("best"):
             text, tone = f"{text} ★ {words('view_best_yet')}", "good"
     elif event.event == "resume":
-        text = str(data.get("verdict", ""))
+        text = words.tell(str(data.get("verdict", "")))
     elif event.event in ("stop", "end"):
-        text = str(data.get("message") or words(str(data.get("reason") or "user")))
+        text = words.tell(str(data.get("message") or "")) or words(str(data.get("reason") or "user"))
     else:
-        text = str(data.get("message") or data.get("kind") or event.event)
+        text = words.tell(str(data.get("message") or data.get("kind") or event.event))
     return Told(
         moment=time.strftime("%H:%M:%S", time.gmtime(event.time_s)),
         iteration=f"{event.iteration:,}",
@@ -297,7 +298,7 @@ class LiveView:
         self._gpus: Sequence[GpuLoad] = ()
         self._asked = ""
         self._chart_next = 0.0
-        self._charted = -1
+        self._charted: tuple[int, int, int] | None = None
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._closed = threading.Event()
@@ -359,12 +360,12 @@ class LiveView:
         self._surface.show(self.panel())
         now = time.monotonic()
         if now >= self._chart_next or self._closed.is_set():
-            chart_s = time.thread_time()
-            self._draw_chart()
-            self._chart_next = now + max(CHART_S, 2 * (time.thread_time() - chart_s) / MOST_SHARE)
+            cost_s = self._draw_chart()
+            self._chart_next = now + min(MOST_CHART_S, max(CHART_S, 2 * cost_s / MOST_SHARE))
         self.cost_s += time.thread_time() - begin_s
 
-    def _draw_chart(self) -> None:
+    def _draw_chart(self) -> float:
+        """Draw the chart where there is anything new to draw; return the CPU seconds that it cost."""
         from mapsage_kaggle.display.plots import progress_chart
 
         with self._lock:
@@ -372,8 +373,13 @@ class LiveView:
             told = (len(progress.losses), progress.iteration, len(progress.scores))
             losses, smooth, scores = tuple(progress.losses), tuple(progress.smooth), tuple(progress.scores)
             last = max(progress.iteration, progress.reach or 0)
-        if len(losses) >= 2 and hash(told) != self._charted:
-            self._charted = hash(told)
-            self._surface.show_chart(
-                progress_chart(losses, smooth, scores, begin=self._progress.start_iteration, end=last)
-            )
+        if len(losses) < 2 or told == self._charted:
+            return 0.0
+        self._charted = told
+        begin = self._progress.start_iteration
+        import matplotlib.figure  # noqa: F401 - what loading it costs is paid once, and says nothing
+
+        begin_s = time.thread_time()
+        png = progress_chart(losses, smooth, scores, begin=begin, end=last)
+        self._surface.show_chart(png)
+        return time.thread_time() - begin_s

@@ -195,4 +195,7 @@ def data_uri(picture: Path | bytes) -> str:
 
 def _diff_lines(diff: str) -> Sequence[Mapping[str, str]]:
     kinds = {"+": "add", "-": "del", "@": "at"}
-    return [{"kind": kinds.get(line[:1], ""), "text": line} for line in diff.splitlines()]
+    return [
+        {"kind": "at" if line[:4] in ("--- ", "+++ ") else kinds.get(line[:1], ""), "text": line}
+        for line in diff.splitlines()
+    ]

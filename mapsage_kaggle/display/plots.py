@@ -231,7 +231,7 @@ def progress_chart(
 
     theme = ON_ANY
     figure = Figure(figsize=(8.4, 1.9), dpi=110)
-    grid = {"left": 0.055, "right": 0.985, "top": 0.95, "bottom": 0.14, "wspace": 0.12}
+    grid = {"left": 0.055, "right": 0.975, "top": 0.95, "bottom": 0.14, "wspace": 0.14}
     loss_axes, score_axes = figure.subplots(1, 2, gridspec_kw=grid)
     for axes in (loss_axes, score_axes):
         _restrain(axes, theme, ticks=7.5)

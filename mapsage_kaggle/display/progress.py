@@ -17,7 +17,9 @@ MAX_POINTS = 400
 MAX_SCORES = 200
 MAX_TOLD = 8
 SMOOTHING_S = 120.0
-"""Over about how long the loss is averaged, however often it is told."""
+"""Over about how long the loss is averaged at most, however often it is told."""
+SMOOTHING_SHARE = 0.1
+"""The same as a share of the time so far, so that a short training's curve does not lag behind."""
 _TOLD = ("resume", "validation", "warning", "restart", "failure", "ladder", "stop", "end")
 
 
@@ -49,6 +51,7 @@ class Progress:
         data_share: Smoothed share of an iteration that is spent waiting for data.
         left_s: What was left of the session, the reserve not counted, at ``told_s``.
         told_s: When the last iteration was told of (UTC).
+        began_s: When the first one was.
         plan: Where the session is going, by the names of ``clock.SessionPlan``.
         memory_bytes: The most that torch has held on rank 0's GPU; None without one.
         saved: The newest checkpoint.
@@ -71,6 +74,7 @@ class Progress:
     data_share: float | None = None
     left_s: float | None = None
     told_s: float = 0.0
+    began_s: float = 0.0
     plan: Mapping[str, Any] = field(default_factory=dict)
     memory_bytes: int | None = None
     saved: Saved | None = None
@@ -141,12 +145,11 @@ class Progress:
 
     def _add_loss(self, event: Event, loss: float) -> None:
         if self.smooth:
-            weight = 1.0 - math.exp(-max(0.0, event.time_s - self.told_s) / SMOOTHING_S)
-            # The first points are averaged plainly, so that the first one does not count for minutes.
-            weight = max(weight, 1.0 / (len(self.smooth) + 1))
+            over_s = min(SMOOTHING_S, max(1.0, SMOOTHING_SHARE * (event.time_s - self.began_s)))
+            weight = 1.0 - math.exp(-max(0.0, event.time_s - self.told_s) / over_s)
             mean = self.smooth[-1][1] + weight * (loss - self.smooth[-1][1])
         else:
-            mean = loss
+            mean, self.began_s = loss, event.time_s
         self.losses.append((event.iteration, loss))
         self.smooth.append((event.iteration, mean))
         if len(self.losses) > MAX_POINTS:

@@ -125,7 +125,7 @@ def outcome_panel(record: SessionRecord, work_dir: Path, words: Words) -> Panel:
         title=f"{words('session', index=record.session_index)}: {words(record.stop_reason)}",
         aside=f"{record.end_iteration:,} / {record.max_iters:,}",
         tone=_TONES[record.stop_reason],
-        lead=record.message,
+        lead=words.tell(record.message),
         share=record.end_iteration / record.max_iters if record.max_iters else None,
         facts=tuple(facts),
         tail=(

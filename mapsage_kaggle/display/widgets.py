@@ -164,6 +164,7 @@ class CheckpointPicker:
             style={"description_width": "9em"},
         )
         self._use = _button(words("pick_use"), "use", "")
+        self._use.layout.align_self = "flex-start"
         self._sure = _button(words("pick_sure"), "sure", "", style="warning")
         self._cancel = _button(words("pick_cancel"), "cancel", "")
         self._question = ipywidgets.HTML()
@@ -297,8 +298,8 @@ def _input(item: Field) -> Any:
     import ipywidgets
 
     if item.choices:
-        return ipywidgets.Dropdown(options=list(item.choices), value=item.value, layout={"width": "13em"})
-    entry = ipywidgets.Text(value=item.value, continuous_update=False, layout={"width": "13em"})
+        return ipywidgets.Dropdown(options=list(item.choices), value=item.value, layout={"width": "16em"})
+    entry = ipywidgets.Text(value=item.value, continuous_update=False, layout={"width": "16em"})
     entry.add_class(f"mapsage-knob-{item.name}")
     return entry
 

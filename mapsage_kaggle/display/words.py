@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mapsage_kaggle.display import words_notebook
-from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.display.messages import NAMES, translate
+from mapsage_kaggle.errors import MapsageError, UsageError
 
 _ENGLISH: Mapping[str, str] = {
     # Stop reasons.
@@ -66,7 +67,62 @@ _ENGLISH: Mapping[str, str] = {
     "report_at": "The whole report is {path}",
 }
 
-CATALOGUES: Mapping[str, Mapping[str, str]] = {"en": {**_ENGLISH, **words_notebook.ENGLISH}}
+_CHINESE: Mapping[str, str] = {
+    "running": "运行中",
+    "completed": "已完成",
+    "deadline": "时间已到",
+    "user": "已停止",
+    "failed": "失败",
+    "refused": "已拒绝",
+    "preflight": "运行前检查",
+    "preflight_good": "本机可以运行这次会话。",
+    "preflight_bad": "本机无法运行这次会话。",
+    "data_good": "{path}：{pairs}；解码了 {decoded} 对，全部正常。类别占比：{shares}。",
+    "data_unchecked": "{path}：不是本工具自带的数据集格式，因此只查找了目录。",
+    "discovery": "查找检查点",
+    "resume": "从 {path} 的第 {iteration} 次迭代接着训练",
+    "weights-only": "仅取 {path} 的权重：优化器和学习率计划重新开始，从第 0 次迭代训练",
+    "fresh": "从头训练：没有本任务的检查点",
+    "candidates": "找到了什么，为何采用或不采用",
+    "configuration": "配置",
+    "iterations": "迭代",
+    "from_to": "{start:,} 到 {end:,}",
+    "batch": "批大小",
+    "batch_of": "每次迭代 {effective} 张图像，每次前向 {micro} 张",
+    "processes": "运行于",
+    "gpus": "{count} 块 GPU",
+    "cpu": "CPU，{threads} 个线程",
+    "time_left": "时间",
+    "until_written": "{left} 之内必须写完所有文件",
+    "work_dir": "工作目录",
+    "changed_keys": "为在此运行，改动了配置中的 {count} 个键",
+    "training": "训练",
+    "waiting": "正在启动训练进程 …",
+    "loss": "损失",
+    "lr": "学习率",
+    "pace": "速度",
+    "s_per_iteration": "{value:.2f} 秒/迭代",
+    "saved": "最新检查点",
+    "left": "剩余",
+    "outcome": "下一步",
+    "session": "第 {index} 次会话",
+    "newest": "最新检查点",
+    "best": "最佳 {metric}",
+    "at_iteration": "{value}，第 {iteration:,} 次迭代",
+    "next_completed": "训练任务已完成。{best}不需要再挂载什么。",
+    "next_best": "最佳检查点是 {file}。",
+    "next_refused": "没有训练，也没有改动任何内容。{message}",
+    "next_failed": "已验证的检查点都还在。请查看提示信息和 {log} 的末尾，然后把本次会话的输出挂载为输入，"
+    "再运行同一个 Notebook：它应从第 {iteration:,} 次迭代接着训练。",
+    "next_go_on": "要继续训练，请把本次会话的输出挂载为输入，再运行同一个 Notebook：它应从第 {iteration:,} "
+    '次迭代接着训练。若要确保如此，请设 RESUME = "require" 和 EXPECT_ITERATION = {iteration}。',
+    "report_at": "完整报告：{path}",
+}
+
+CATALOGUES: Mapping[str, Mapping[str, str]] = {
+    "en": {**_ENGLISH, **words_notebook.ENGLISH},
+    "zh": {**_CHINESE, **words_notebook.CHINESE},
+}
 
 
 def check_language(language: str) -> None:
@@ -91,6 +147,18 @@ class Words:
         """Return the text of a key, with values put into it."""
         text = self._texts[key]
         return text.format(**values) if values else text
+
+    def tell(self, message: str) -> str:
+        """Return a message of another room, which states it in English, in this language."""
+        return translate(message, self.language)
+
+    def refusal(self, error: MapsageError) -> str:
+        """Return what an error says, and what to do, in this language."""
+        return f"{self.tell(error.problem)} {self.tell(error.remedy)}".rstrip()
+
+    def name(self, check: str) -> str:
+        """Return the name of one of preflight's checks in this language."""
+        return NAMES.get(self.language, {}).get(check, check)
 
     def get(self, key: str) -> str:
         """Return the text of a key; the key itself where it is a name that needs none."""

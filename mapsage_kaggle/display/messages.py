@@ -1,0 +1,217 @@
+"""Messages of the rooms below, in other languages.
+
+Those rooms state facts in English, for logs, records and programs. What a person then sees is found
+here by its template: the English sentence with names in place of what was put into it. A sentence that
+has none is shown as it is. A test compares the templates with the sources, so that none outlives its
+sentence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+
+CHINESE: Mapping[str, str] = {
+    # environment
+    "Python {version}.": "Python {version}。",
+    "Python {version}; the kit was tried with {least} to {most}. Choose an environment that has one of those.": (
+        "Python {version}；本工具在 {least} 到 {most} 上验证过，请改用其中之一。"
+    ),
+    "torch {version}.": "torch {version}。",
+    "torch cannot be imported ({why}). On Kaggle, choose a notebook environment that has it; elsewhere, "
+    "`pip install torch`.": "无法导入 torch（{why}）。在 Kaggle 上请选择带有 torch 的环境；其他地方请运行 `pip install torch`。",
+    "torch {version} is older than {least}, the first that loads checkpoints safely. Choose a newer notebook "
+    "environment, or `pip install --upgrade torch`.": (
+        "torch {version} 早于 {least}，后者才能安全地加载检查点。请选择更新的环境，或运行 "
+        "`pip install --upgrade torch`。"
+    ),
+    "{names}: upstream packages with the same import names as the kit's, and they cannot resume on today's "
+    "torch. {remedy}": "{names}：这些上游软件包与本工具所用的软件包导入名相同，在目前的 torch 上无法恢复训练。{remedy}",
+    "Run `pip uninstall -y {names}`, then install again, then restart the kernel.": (
+        "请运行 `pip uninstall -y {names}`，重新安装，再重启内核。"
+    ),
+    "Training needs {names}. Run `mapsage_kaggle.install()` first.": (
+        "训练需要 {names}。请先运行 `mapsage_kaggle.install()`。"
+    ),
+    "No GPU: training runs on {count} CPU cores, slowly.{hint}": "没有 GPU：将用 {count} 个 CPU 核训练，速度很慢。{hint}",
+    " On Kaggle, set Accelerator to GPU T4 x2; an account without a verified phone number gets a machine "
+    "without GPU and without Internet, whatever it asks for.": (
+        "在 Kaggle 上请把 Accelerator 设为 GPU T4 x2；未验证手机号的账号无论选什么，得到的机器都没有 GPU，也不能联网。"
+    ),
+    "The driver lists {names}, but torch {version} cannot use it: training would run on the CPU. Install a "
+    "torch that is built for CUDA and for this driver.": (
+        "驱动列出了 {names}，但 torch {version} 用不了它，训练会落到 CPU 上。请安装支持 CUDA 且与驱动相配的 torch。"
+    ),
+    "torch {version} has no kernels for {names}: it would take memory and then fail at the first step. Choose "
+    "another accelerator (on Kaggle: GPU T4 x2).": (
+        "torch {version} 没有适用于 {names} 的内核：会先占用显存，然后在第一步就失败。"
+        "请改选其他加速器（在 Kaggle 上选 GPU T4 x2）。"
+    ),
+    "Names resolve.": "可以联网。",
+    "No Internet; nothing is needed from it, all packages are installed.": "不能联网；软件包已全部装好，不需要联网。",
+    "No Internet: packages can be installed only from wheels attached as input. Turn Internet on in the "
+    "notebook's settings (it needs a verified phone number), or attach a data set that holds the wheels.": (
+        "不能联网：只能用挂载的 wheel 安装软件包。请在 Notebook 设置里打开 Internet（需验证手机号），或挂载含有 wheel 的数据集。"
+    ),
+    "Attached: {names}{more}.": "已挂载：{names}{more}。",
+    "Nothing is attached below {path}. Use Add Input for the data set and, from the second session on, for "
+    "the last one's output. A source that was just attached can take a minute to appear.": (
+        "{path} 下没有挂载任何内容。请用 Add Input 加入数据集；从第二次会话起，还要加入上一次的输出。刚挂载的来源可能要一分钟才出现。"
+    ),
+    "The output folder can be written to.": "输出目录可写。",
+    "Nothing can be written to the output folder ({why}), so no checkpoint could be kept. {remedy}": (
+        "输出目录无法写入（{why}），检查点将无法保存。{remedy}"
+    ),
+    "Delete what is not needed there.": "请删除其中不需要的内容。",
+    "The free space of the output folder cannot be read.": "无法得知输出目录的剩余空间。",
+    "{free} are free for the output; the checkpoints of a session need {needed}. Delete what is not needed "
+    "there.": "输出目录剩余 {free}，而一次会话的检查点需要 {needed}。请删除其中不需要的内容。",
+    "{free} are free for the output{scratch}.": "输出目录剩余 {free}{scratch}。",
+    ", {free} of scratch": "，临时目录剩余 {free}",
+    "The output holds {count} files, {size}; Kaggle keeps at most {most} and drops files beyond 500 in silence.": (
+        "输出目录已有 {count} 个文件，共 {size}；Kaggle 最多保留 {most}，超过 500 个的文件会被悄悄丢弃。"
+    ),
+    "{message} Delete what is not needed, or move it to scratch.": "{message}请删除不需要的内容，或移到临时目录。",
+    "The session has run for {spent} of its {limit}: there is no time left to train. Start a new session.": (
+        "会话已运行 {spent}（时限 {limit}），没有时间训练了。请开始新的会话。"
+    ),
+    "{left} are left, less the reserve of {reserve}.": "剩余 {left}，其中已扣除预留的 {reserve}。",
+    "Only {message} A new session has more.": "时间不多：{message}新的会话时间更充裕。",
+    "This session takes up to {limit} of Kaggle's GPU hours (about {quota} a week). The next week begins in "
+    "{left}, on Saturday at 00:00 UTC.": (
+        "本次会话最多用去 {limit} 的 Kaggle GPU 限额（每周约 {quota}）。{left} 后，即周六 00:00（UTC），限额重新计算。"
+    ),
+    # checkpoints.choose: why a file was taken or not
+    "taken as named": "按指定采用",
+    "taken as named, weights only": "按指定采用，仅取权重",
+    "taken as named, weights only, as asked": "按要求仅取其权重",
+    "taken, weights only, as the config's load_from asks": "按配置中的 load_from 采用，仅取权重",
+    "taken: the highest iteration of this run that passes": "采用：本任务中通过检查的最高迭代",
+    "taken, as the config's load_from names it": "按配置中的 load_from 采用",
+    "taken: the highest iteration that passes; it states no run, but fits the model and classes": (
+        "采用：通过检查的最高迭代；文件没有注明所属任务，但与模型和类别相符"
+    ),
+    "is of a run with another config; taken, as it is named": "属于配置不同的任务；因被指定而采用",
+    "not considered, as --resume says never": "未考虑：设置为不恢复",
+    "starting fresh, as --resume says never": "从头训练：设置为不恢复",
+    "starting fresh: there is no checkpoint of this run": "从头训练：没有本任务的检查点",
+    "not taken: it is of a run with another config": "未采用：属于配置不同的任务",
+    "not taken: it would start anew, and this run has been further": "未采用：它会从头开始，而本任务已走得更远",
+    "not taken: a best checkpoint holds weights only": "未采用：最佳检查点只含权重",
+    "not taken: it counts epochs, and this run counts iterations": "未采用：它按轮次计数，而本任务按迭代计数",
+    "not taken: {why}": "未采用：{why}",
+    "not needed: {why}": "不需要：{why}",
+    "it is of a run with another config; name it with --resume to take it": "属于配置不同的任务；要用它请明确指定",
+    "nothing says that it is of this run; name it with --resume to take it": "没有注明属于本任务；要用它请明确指定",
+    "an older iteration": "迭代较早",
+    "the same iteration, and no record names it": "迭代相同，但没有记录提到它",
+    "the same iteration, and its sha256 is not recorded": "迭代相同，但没有记录其 sha256",
+    "the same iteration, in another place": "迭代相同，在另一处",
+    "its weights are loaded as far as they fit: {why}": "只加载相符的权重：{why}",
+    # what a training says when it ends, or is begun again
+    "All iterations are done.": "全部迭代已完成。",
+    "The session's time is up; everything is saved.": "会话时间已到，所有内容都已保存。",
+    "Stopped on request; everything is saved.": "已按要求停止，所有内容都已保存。",
+    "The supervising notebook or command is gone; everything is saved.": (
+        "监管训练的 Notebook 或命令已不在，所有内容都已保存。"
+    ),
+    "The run was complete already, at iteration {iteration}.": "该训练任务在第 {iteration} 次迭代就已完成。",
+    "The validation at {iteration} was left unfinished; it is owed.": (
+        "第 {iteration} 次迭代的验证没有做完，留待下次补做。"
+    ),
+    "Out of memory: going on with {count} image(s) per forward pass and more of them; the batch that the "
+    "optimizer sees stays the same.": (
+        "内存或显存不足：改为每次前向 {count} 张图像并增加次数，优化器所见的批大小不变，训练继续。"
+    ),
+    "Out of memory with one image: going on with blocks recomputed in the backward pass (with_cp).": (
+        "单张图像仍内存或显存不足：改为在反向时重算各模块（with_cp），训练继续。"
+    ),
+    "{message} Starting again from the newest checkpoint in {wait} s (try {number} of {most}).": (
+        "{message} {wait} 秒后从最新的检查点重新开始（第 {number} 次，最多 {most} 次）。"
+    ),
+    "The training process ended without a word (torchrun's exit code {code}).": (
+        "训练进程无声无息地结束了（torchrun 退出码 {code}）。"
+    ),
+    "The training process said nothing for {seconds} s.": "训练进程已有 {seconds} 秒没有动静。",
+    "Pretrained weights {name} are not attached: the backbone starts from scratch, which costs accuracy. "
+    "Attach a data set that holds the file, under any folder, and start again.": (
+        "没有挂载预训练权重 {name}：主干网络将从头训练，精度会受影响。请挂载含有该文件的数据集（任意目录均可），再重新开始。"
+    ),
+    # what a cell refuses
+    "Every checkpoint found was rejected.": "找到的检查点全都不可用。",
+    "Every checkpoint found is of a run with another config.": "找到的检查点都属于配置不同的任务。",
+    "No checkpoint can be resumed; there are weights without an optimizer.": (
+        "没有可恢复的检查点，只有不含优化器状态的权重。"
+    ),
+    "There is no checkpoint to resume from, and starting fresh was not allowed.": (
+        "没有可恢复的检查点，而设置又不允许从头训练。"
+    ),
+    "{problem} Searched: {inputs}, {work_dir}.": "{problem}已查找：{inputs}、{work_dir}。",
+    "Attach the output of the session before, or start anew with --resume never.": (
+        "请挂载上一次会话的输出；要从头训练，请设 RESUME = \"never\"。"
+    ),
+    "Attach an earlier output of this run, or start anew with --resume never.": (
+        "请挂载本任务更早的输出；要从头训练，请设 RESUME = \"never\"。"
+    ),
+    "To continue that run with this config, say --resume {path}; {anew}.": (
+        '要用本配置接着那次任务训练，请设 RESUME = "{path}"；{anew}。'
+    ),
+    "to start a new one, --resume never": '要另起一次任务，请设 RESUME = "never"',
+    "No data set lies below {path}: no folder with {shape} and its masks_png was found.": (
+        "{path} 下没有数据集：没有找到含 {shape} 及其 masks_png 的目录。"
+    ),
+    "Attach the data set as input; if it was attached just now, wait a minute and try again.": (
+        "请挂载数据集；若刚刚挂载，请等一分钟再试。"
+    ),
+    "{count} data sets lie below {path}: {names}.": "{path} 下有 {count} 个数据集：{names}。",
+    "Detach all but one, or name it: --set data_root=FOLDER.": (
+        "请只保留一个，或在 OVERRIDES 里指定 data_root=目录。"
+    ),
+    "{opening}, {count}:{lines}\n": "{opening}（{count}）：{lines}\n",
+    "The data set at {path} is not sound": "{path} 处的数据集有问题",
+    "Attach a complete copy of the data set, or remove what is named here.": (
+        "请挂载完整的数据集，或去掉这里列出的文件。"
+    ),
+    "Training is going on already.": "训练正在进行。",
+    "Nothing is being trained.": "没有正在进行的训练。",
+    "Run the cells from the top.": "请从头依次运行各单元格。",
+}  # fmt: skip
+"""Simplified Chinese, by the English template."""
+
+NAMES_CHINESE: Mapping[str, str] = {
+    "python": "Python", "torch": "torch", "stack": "训练软件包", "gpu": "GPU", "internet": "联网",
+    "inputs": "输入", "working": "输出目录", "disk": "磁盘", "output": "输出", "clock": "时间",
+    "quota": "GPU 限额", "data": "数据",
+}  # fmt: skip
+"""The names of preflight's checks."""
+
+TABLES: Mapping[str, Mapping[str, str]] = {"zh": CHINESE}
+NAMES: Mapping[str, Mapping[str, str]] = {"zh": NAMES_CHINESE}
+
+
+def translate(text: str, language: str) -> str:
+    """Return a message in another language, as far as its template is known; else as it is."""
+    if not text:
+        return text
+    for pattern, target in _patterns(language):
+        found = pattern.fullmatch(text)
+        if found is not None:
+            values = {name: translate(value, language) for name, value in found.groupdict().items()}
+            return target.format(**values)
+    return text
+
+
+@cache
+def _patterns(language: str) -> tuple[tuple[re.Pattern[str], str], ...]:
+    """Return what each template matches, those with the most text of their own first."""
+    table = TABLES.get(language, {})
+    ordered = sorted(table.items(), key=lambda item: -len(re.sub(r"\{\w+\}", "", item[0])))
+    return tuple((re.compile(_expression(template), re.DOTALL), target) for template, target in ordered)
+
+
+def _expression(template: str) -> str:
+    parts = re.split(r"\{(\w+)\}", template)
+    return "".join(
+        re.escape(part) if index % 2 == 0 else f"(?P<{part}>.*?)" for index, part in enumerate(parts)
+    )

@@ -1,0 +1,104 @@
+"""Following a training that another process supervises, by nothing but its work dir."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from standin import StandIn, kill_group
+
+from mapsage_kaggle.checkpoints.store import CheckpointStore, holder_of
+from mapsage_kaggle.events import Event, EventLog
+from mapsage_kaggle.follow import Follower
+from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.records import SessionRecord
+
+
+class Heard:
+    """A sink that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def handle(self, event: Event) -> None:
+        self.events.append(event)
+
+    @property
+    def kinds(self) -> list[str]:
+        return [event.event for event in self.events]
+
+
+def told(folder: Path, kind: str, **data: object) -> None:
+    EventLog(WorkDir(folder).events).append(Event(event=kind, iteration=0, data=data))
+
+
+def test_a_folder_that_nobody_holds_has_no_holder(tmp_path: Path) -> None:
+    assert holder_of(tmp_path) is None
+    with CheckpointStore(tmp_path):
+        assert holder_of(tmp_path) == str(os.getpid())
+    assert holder_of(tmp_path) is None
+
+
+def test_a_training_is_over_when_its_record_is_final_and_nobody_holds_the_folder(tmp_path: Path) -> None:
+    told(tmp_path, "start", supervisor=os.getpid())
+    SessionRecord(run_id="r", fingerprint="f", stop_reason="user").write(WorkDir(tmp_path).session)
+    heard = Heard()
+    follower = Follower(tmp_path, [heard]).start()
+    assert follower.wait(10.0)
+    assert heard.kinds == ["start"]
+    assert follower.ended_record() == follower.record()
+
+
+def test_between_two_training_processes_of_a_live_supervisor_it_is_not_over(tmp_path: Path) -> None:
+    told(tmp_path, "start", supervisor=os.getpid())
+    SessionRecord(run_id="r", fingerprint="f").write(WorkDir(tmp_path).session)
+    follower = Follower(tmp_path).start()
+    assert not follower.wait(1.0)
+    assert follower.supervised
+    SessionRecord(run_id="r", fingerprint="f", stop_reason="failed").write(WorkDir(tmp_path).session)
+    assert follower.wait(10.0)
+
+
+def test_what_a_dead_supervisor_left_is_over_once_the_folder_is_free(tmp_path: Path) -> None:
+    told(tmp_path, "start", supervisor=2**22 + 1)  # above the highest process number
+    SessionRecord(run_id="r", fingerprint="f").write(WorkDir(tmp_path).session)
+    follower = Follower(tmp_path).start()
+    assert follower.wait(10.0)
+    assert not follower.supervised
+
+
+@pytest.mark.slow
+def test_a_training_in_a_terminal_is_followed_saved_and_stopped_from_here(tmp_path: Path) -> None:
+    stand_in = StandIn.with_scenes(tmp_path, max_iters=4000, val_interval=2000)
+    process = stand_in.start("--session-limit", "10m", "--reserve", "10s")
+    try:
+        heard = Heard()
+        follower = Follower(stand_in.work_dir.path, [heard])
+        _wait(lambda: "iteration" in (follower.read() or heard.kinds))
+        assert follower.running
+        assert follower.supervised
+        follower.start()
+        follower.save()
+        _wait(lambda: "checkpoint" in heard.kinds)
+        assert "stop" not in heard.kinds
+        follower.stop()
+        assert follower.wait(60.0)
+        record = follower.ended_record()
+        assert record is not None
+        assert (record.stop_reason, record.exit_code) == ("user", 0)
+        assert heard.events[-1].event in ("stop", "end")
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    finally:
+        if process.poll() is None:
+            kill_group(process)
+
+
+def _wait(true: object, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    assert callable(true)
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)

@@ -1,0 +1,110 @@
+"""The fields of the form: what they hold, what is wrong with what was entered, and what they ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mapsage_kaggle import configure
+from mapsage_kaggle.knobs import Outcome, Setting, difference, knobs_of, turn
+from mapsage_kaggle.training import Options
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "train_loveda_kaggle.py"
+OPTIONS = Options(config=CONFIG)
+HERE = Setting(on_gpu=True, world_size=2, num_cpus=4)
+
+
+@pytest.fixture(scope="module")
+def cfg() -> Any:
+    return configure.read_config(CONFIG)
+
+
+def asked(cfg: Any, setting: Setting = HERE, **values: str) -> Outcome:
+    return turn(values, cfg, OPTIONS, setting)
+
+
+def test_the_fields_hold_what_the_config_and_the_options_say(cfg: Any) -> None:
+    assert {knob.name: knob.value for knob in knobs_of(cfg, OPTIONS)} == {
+        "batch": "4",
+        "crop": "512",
+        "lr": "6e-05",
+        "max_iters": "40000",
+        "val_interval": "4000",
+        "precision": "fp32",
+        "workers": "2",
+        "session_limit": "12h 00m",
+        "reserve": "10m 00s",
+        "on_memory": "adapt",
+    }
+
+
+def test_fields_left_as_they_are_ask_for_nothing(cfg: Any) -> None:
+    values = {knob.name: knob.value for knob in knobs_of(cfg, OPTIONS)}
+    assert turn(values, cfg, OPTIONS, HERE) == Outcome(options=OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("batch", "many", "form_whole"),
+        ("batch", "0", "form_whole"),
+        ("batch", "1", "form_batch"),
+        ("crop", "500", "form_multiple"),
+        ("lr", "0", "form_rate"),
+        ("lr", "nan", "form_rate"),
+        ("max_iters", "-3", "form_whole"),
+        ("val_interval", "50000", "form_interval"),
+        ("precision", "fp8", "form_choice"),
+        ("workers", "5", "form_workers"),
+        ("session_limit", "a day", "form_duration"),
+        ("reserve", "12h", "form_reserve"),
+    ],
+)
+def test_each_field_says_what_is_wrong_with_it(cfg: Any, name: str, text: str, problem: str) -> None:
+    outcome = asked(cfg, **{name: text})
+    assert outcome.options is None
+    assert {key: item.text for key, item in outcome.problems.items()} == {name: problem}
+
+
+def test_mixed_precision_is_refused_without_a_gpu(cfg: Any) -> None:
+    outcome = asked(cfg, Setting(on_gpu=False, world_size=1, num_cpus=2), precision="fp16")
+    assert outcome.problems["precision"].text == "form_precision"
+
+
+def test_what_is_asked_for_reaches_the_config(cfg: Any) -> None:
+    outcome = asked(
+        cfg, batch="8", crop="768", lr="1e-4", max_iters="20000", val_interval="2000", precision="bf16",
+        workers="0",
+    )  # fmt: skip
+    assert outcome.options is not None
+    after = configure.as_mapping(configure.read_config(CONFIG, outcome.options.overrides))
+    values = {knob.name: knob.value for knob in knobs_of(after, outcome.options)}
+    assert values["crop"] == "768"
+    assert (values["batch"], values["lr"], values["precision"], values["workers"]) == (
+        "8", "0.0001", "bf16", "0",
+    )  # fmt: skip
+    assert tuple(after["model"]["data_preprocessor"]["size"]) == (768, 768)
+    assert [item["end"] for item in after["param_scheduler"]] == [1500, 20000]
+    assert after["train_dataloader"]["persistent_workers"] is False
+    keys = [item.partition("=")[0] for item in outcome.overrides]
+    assert "-optim_wrapper.optimizer.lr = 6e-05\n+optim_wrapper.optimizer.lr = 0.0001\n" in difference(
+        cfg, after, keys
+    )
+
+
+def test_times_and_the_memory_policy_become_options(cfg: Any) -> None:
+    outcome = asked(cfg, session_limit="9h", reserve="15m", on_memory="fail")
+    assert outcome.options is not None
+    found = outcome.options
+    assert (found.session_limit_s, found.reserve_s, found.on_memory) == (9 * 3600, 900, "fail")
+    assert found.overrides == ()
+
+
+def test_a_resumed_run_is_lengthened_by_extension_and_never_cut(cfg: Any) -> None:
+    resumed = Setting(on_gpu=True, world_size=2, num_cpus=4, start_iteration=8000)
+    longer = asked(cfg, resumed, max_iters="60000")
+    assert longer.options is not None
+    assert (longer.options.extend_to, longer.options.overrides) == (60_000, ())
+    assert asked(cfg, resumed, max_iters="20000").problems["max_iters"].text == "form_end"
