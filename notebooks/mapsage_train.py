@@ -27,7 +27,7 @@ SESSION_LIMIT = "12h"  # how long Kaggle lets a session live
 RESERVE = "10m"  # kept free at its end
 GPUS = "auto"  # or a number; 0 trains on the CPU
 OVERRIDES = []  # such as "train_dataloader.batch_size=2"
-LANGUAGE = "en"
+LANGUAGE = "en"  # or "zh"
 
 # %% [markdown]
 # ## Install
@@ -56,7 +56,8 @@ installed = mapsage_kaggle.install(language=LANGUAGE)
 
 # %% [markdown]
 # ## Preflight
-# What would stop the session is found now, before it costs quota: GPU, disk, time, data set.
+# What would stop the session is found now, before it costs quota: GPU, disk, time, data set. Look whether
+# the masks fit their images.
 
 # %%
 session = mapsage_kaggle.preflight(
@@ -74,22 +75,24 @@ session = mapsage_kaggle.preflight(
 
 # %% [markdown]
 # ## Discover
-# Every checkpoint that is attached or here is judged, newest first, and the first sound one is taken.
+# Every checkpoint that is attached or here is judged, newest first, and the first sound one is taken. Cell by
+# cell, another start may be chosen below the table.
 
 # %%
 session.discover()
 
 # %% [markdown]
 # ## Configure
-# The config file stays as it is; these keys are changed to run it on this machine.
+# The config file stays as it is; these keys are changed to run it on this machine. Cell by cell, a form below
+# them changes what is trained.
 
 # %%
 session.configure()
 
 # %% [markdown]
 # ## Train
-# A batch run stays here until the session ends. Interactively the cell returns at once; `session.save()`
-# saves now, and `session.stop()` saves and stops.
+# A batch run stays here until the session ends. Cell by cell, this returns at once, and a view with buttons
+# follows the training; `session.watch()` shows it again in any cell, `session.wait()` waits for the end.
 
 # %%
 session.train()

@@ -22,8 +22,9 @@ LEAST_S = 0.5
 """Not more than two updates a second."""
 IDLE_S = 5.0
 """Ages and the time that is left move on without events; this often is enough."""
-CHART_S = 12.0
-MOST_CHART_S = 120.0
+CHART_S = 10.0
+CHARTS_AHEAD_S = 3.0
+"""CPU seconds of charts that may be had ahead of their share: the first minutes are watched closely."""
 MOST_SHARE = 1 / 200
 """The share of one core that drawing may cost; where it costs more, it is done less often."""
 
@@ -268,7 +269,7 @@ class LiveView:
     """A sink that keeps a surface up to date, from a thread of its own.
 
     Taking an event costs the supervising thread next to nothing. What drawing costs is measured, and
-    the pause after it made long enough that drawing takes no more than ``MOST_SHARE`` of one core.
+    the pauses are made long enough that figures and charts take ``MOST_SHARE`` of one core each.
 
     Args:
         surface: Where to show it.
@@ -297,7 +298,8 @@ class LiveView:
         self._gpu_load = gpu_load
         self._gpus: Sequence[GpuLoad] = ()
         self._asked = ""
-        self._chart_next = 0.0
+        self._chart_next, self._charts_s = 0.0, 0.0
+        self._began = time.monotonic()
         self._charted: tuple[int, int, int] | None = None
         self._lock = threading.Lock()
         self._changed = threading.Event()
@@ -348,21 +350,22 @@ class LiveView:
             self._closed.wait(pause_s)
             self._changed.wait(max(0.0, IDLE_S - pause_s))
             self._changed.clear()
-            begin_s = time.thread_time()
-            self._draw()
-            pause_s = max(LEAST_S, (time.thread_time() - begin_s) / MOST_SHARE)
-            pause_s = min(pause_s, 30.0)
+            pause_s = min(30.0, max(LEAST_S, self._draw() / MOST_SHARE))
 
-    def _draw(self) -> None:
+    def _draw(self) -> float:
+        """Show the panel, and the chart where its turn has come; return the panel's CPU seconds."""
         begin_s = time.thread_time()
         if self._gpu_load is not None and not self._closed.is_set():
             self._gpus = self._gpu_load()
         self._surface.show(self.panel())
+        panel_s = time.thread_time() - begin_s
         now = time.monotonic()
-        if now >= self._chart_next or self._closed.is_set():
-            cost_s = self._draw_chart()
-            self._chart_next = now + min(MOST_CHART_S, max(CHART_S, 2 * cost_s / MOST_SHARE))
+        affordable = self._charts_s <= CHARTS_AHEAD_S + MOST_SHARE * (now - self._began)
+        if (now >= self._chart_next and affordable) or self._closed.is_set():
+            self._charts_s += self._draw_chart()
+            self._chart_next = now + CHART_S
         self.cost_s += time.thread_time() - begin_s
+        return panel_s
 
     def _draw_chart(self) -> float:
         """Draw the chart where there is anything new to draw; return the CPU seconds that it cost."""
