@@ -110,7 +110,7 @@ class Notebook:
             "([name, args]) => { window.jupyterapp.commands.execute(name, args) }", [name, arguments]
         )
 
-    def run_all(self) -> None:
+    def wait_for_kernel(self) -> None:
         self.page.evaluate(
             """async () => {
                 const context = window.jupyterapp.shell.currentWidget.sessionContext;
@@ -118,6 +118,9 @@ class Notebook:
                 await context.session.kernel.info;
             }"""
         )
+
+    def run_all(self) -> None:
+        self.wait_for_kernel()
         self.command("notebook:run-all-cells")
 
     def run(self, source: str) -> None:
@@ -128,6 +131,7 @@ class Notebook:
 
     def run_up_to(self, source: str) -> None:
         """Run the cells before the one that has this in its source."""
+        self.wait_for_kernel()
         cells = self.page.locator(".jp-CodeCell").filter(has_text=source)
         cells.last.locator(".jp-InputPrompt").click()
         self.command("notebook:run-all-above")

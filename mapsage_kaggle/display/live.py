@@ -23,9 +23,9 @@ LEAST_S = 0.5
 IDLE_S = 5.0
 """Ages and the time that is left move on without events; this often is enough."""
 CHART_S = 10.0
-CHARTS_AHEAD_S = 3.0
+CHARTS_AHEAD_S = 1.0
 """CPU seconds of charts that may be had ahead of their share: the first minutes are watched closely."""
-MOST_SHARE = 1 / 200
+MOST_SHARE = 1 / 400
 """The share of one core that drawing may cost; where it costs more, it is done less often."""
 
 
