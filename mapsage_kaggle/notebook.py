@@ -52,6 +52,7 @@ def preflight(
     session_limit: str | float = "12h",
     reserve: str | float = "10m",
     gpus: int | Literal["auto"] = "auto",
+    on_memory: Literal["adapt", "fail"] = "adapt",
     overrides: Sequence[str] = (),
     language: str = "en",
 ) -> Session:
@@ -66,6 +67,7 @@ def preflight(
         session_limit: How long the platform lets the session live, such as ``12h``.
         reserve: What is kept free at its end.
         gpus: ``auto``, or how many; 0 trains on the CPU.
+        on_memory: ``adapt`` goes on with smaller micro-batches where memory runs out, ``fail`` ends there.
         overrides: ``key=value`` with mmengine's dotted keys.
         language: Of all that is shown.
 
@@ -79,6 +81,8 @@ def preflight(
     from mapsage_kaggle.training import Options
 
     words = Words(language)
+    if on_memory not in ("adapt", "fail"):
+        raise UsageError(f"on_memory={on_memory!r} means nothing.", "Choose 'adapt' or 'fail'.")
     options = Options(
         config=find_config(config),
         resume=resume if resume in ("auto", "require", "never") else Path(resume),  # type: ignore[arg-type]
@@ -88,6 +92,7 @@ def preflight(
         session_limit_s=parse_duration_s(session_limit),
         reserve_s=parse_duration_s(reserve),
         gpus=gpus,
+        on_memory=on_memory,
         overrides=tuple(overrides),
     )
     clock = SessionClock.for_this_session(limit_s=options.session_limit_s, reserve_s=options.reserve_s)
@@ -223,7 +228,7 @@ class Session:
             )
         if not self.interactive:
             every_s = min(120.0, max(5.0, self.clock.limit_s / PROGRESS_LINES))
-            sink = TextSink(max_iters=self.prepared.patch.max_iters, every_s=every_s)
+            sink = TextSink(max_iters=self.prepared.patch.max_iters, every_s=every_s, words=self._words)
             self.handle = TrainingHandle(self.prepared, [sink]).start()
             self.handle.wait()
             return
@@ -571,7 +576,7 @@ class Session:
         except MapsageError as error:
             return self._refusal(words("configuration"), error)
         self.options, self.clock, self.discovery, self.prepared = options, clock, discovery, prepared
-        tail = words("form_used", text=f"OVERRIDES = {list(options.overrides)!r}")
+        tail = words("form_used", text=_parameters(options))
         return self._configuration_panel(prepared, tail=(tail,))
 
     @property
@@ -679,6 +684,19 @@ def find_config(name: str | Path) -> Path:
     raise ConfigError(
         f"There is no config {name}.", f"Give the path of a file, or one of the kit's own: {names}."
     )
+
+
+def _parameters(options: training.Options) -> str:
+    """Return the lines of the parameters cell that ask for the same again."""
+    told: list[tuple[str, object]] = [
+        ("OVERRIDES", list(options.overrides)),
+        ("SESSION_LIMIT", format_duration(options.session_limit_s).replace(" ", "")),
+        ("RESERVE", format_duration(options.reserve_s).replace(" ", "")),
+        ("ON_MEMORY", options.on_memory),
+    ]
+    if options.extend_to is not None:
+        told.append(("EXTEND_TO", options.extend_to))
+    return "; ".join(f"{name} = {value!r}" for name, value in told)
 
 
 def _finding(check: Check, words: Words) -> Finding:

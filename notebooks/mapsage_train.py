@@ -26,6 +26,7 @@ EXTEND_TO = None  # a new, later end for a run that is complete
 SESSION_LIMIT = "12h"  # how long Kaggle lets a session live
 RESERVE = "10m"  # kept free at its end
 GPUS = "auto"  # or a number; 0 trains on the CPU
+ON_MEMORY = "adapt"  # smaller micro-batches where memory runs out; "fail" ends there
 OVERRIDES = []  # such as "train_dataloader.batch_size=2"
 LANGUAGE = "en"  # or "zh"
 
@@ -69,6 +70,7 @@ session = mapsage_kaggle.preflight(
     session_limit=SESSION_LIMIT,
     reserve=RESERVE,
     gpus=GPUS,
+    on_memory=ON_MEMORY,
     overrides=OVERRIDES,
     language=LANGUAGE,
 )

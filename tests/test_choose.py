@@ -450,6 +450,26 @@ def test_a_named_best_file_needs_permission(world: World) -> None:
     assert world.choose(resume=path, allow_weights_only=True).action == "weights-only"
 
 
+def test_only_the_weights_of_a_named_file_are_taken_where_that_is_asked(world: World) -> None:
+    path = world.add(world.output("a", fingerprint=OURS), "iter_4000.pth")
+    choice = world.choose(resume=path, weights_only=True)
+    assert (choice.action, taken(choice)) == ("weights-only", "iter_4000.pth")
+
+
+def test_each_candidate_is_told_once_the_taken_one_first(world: World) -> None:
+    folder = world.output("a", fingerprint=OURS)
+    world.add(folder, "iter_4000.pth")
+    world.add(folder, "iter_8000.pth", "rejected")
+    world.add(folder, "iter_6000.pth")
+    told = world.choose().candidates
+    assert [(item.path.name, item.verdict, item.taken) for item in told] == [
+        ("iter_6000.pth", "resumable", True),
+        ("iter_8000.pth", "rejected", False),
+        ("iter_4000.pth", "", False),
+    ]
+    assert told[1].reason == "not taken: rejected for a reason"
+
+
 def test_a_named_last_checkpoint_stands_for_the_file_beside_it(world: World) -> None:
     folder = world.output("a", fingerprint=OURS)
     world.add(folder, "iter_4000.pth")

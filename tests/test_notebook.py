@@ -13,11 +13,13 @@ import sys
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+from test_environment import GOOD
 
 import mapsage_kaggle
 from mapsage_kaggle.display.live import LiveView, TrainingPanel, training_panel
@@ -26,7 +28,7 @@ from mapsage_kaggle.display.progress import Progress
 from mapsage_kaggle.display.text import TextSink
 from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.environment import parse_load
-from mapsage_kaggle.errors import ConfigError, UsageError
+from mapsage_kaggle.errors import ConfigError, DataError, UsageError
 from mapsage_kaggle.events import Event, read_events
 from mapsage_kaggle.notebook import find_config, preflight
 from mapsage_kaggle.paths import WorkDir
@@ -178,6 +180,44 @@ def test_a_panel_gives_both_html_and_text() -> None:
     assert set(Panel(title="T")._repr_mimebundle_()) == {"text/html", "text/plain"}
 
 
+# -- preflight
+
+
+@pytest.fixture
+def able(kaggle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a stand-in on a machine that can train, which nobody has to be asked about."""
+    monkeypatch.setenv("MAPSAGE_KAGGLE_ROOT", str(kaggle))
+    monkeypatch.setattr("mapsage_kaggle.environment.survey", lambda paths: replace(GOOD, inputs=()))
+    return kaggle
+
+
+def test_preflight_shows_classes_images_and_masks_and_that_no_checkpoint_is_there(
+    able: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Panel] = []
+    monkeypatch.setattr("mapsage_kaggle.notebook.show", shown.append)
+    preflight("demo", session_limit="2400h")
+    panel = shown[0]
+    assert panel.tone == "good"
+    told = {item.name: item.message for item in panel.findings}
+    assert told["checkpoint"].startswith("None is attached")
+    assert "all sound" in told["data"]
+    assert [picture[:4] for picture in panel.pictures if isinstance(picture, bytes)] == [b"\x89PNG"]
+    assert len(panel.html) < 600_000
+
+
+def test_a_data_set_that_is_missing_makes_preflight_red_and_ends_the_run(
+    able: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(able / "input" / "scenes")
+    shown: list[Panel] = []
+    monkeypatch.setattr("mapsage_kaggle.notebook.show", shown.append)
+    with pytest.raises(DataError, match="No data set lies below"):
+        preflight("demo", session_limit="2400h", language="zh")
+    assert shown[0].tone == "bad"
+    assert "没有数据集" in shown[0].text
+
+
 # -- the views of training
 
 
@@ -273,6 +313,21 @@ def test_plain_lines_come_at_a_rate_that_a_saved_notebook_bears(capsys: pytest.C
         "[500] saved and verified: iter_500.pth (1.0 MB)",
         "[500] validation: mIoU 50.00 %, aAcc 70.00 % (best so far)",
     ]
+
+
+def test_the_lines_of_a_batch_run_are_told_in_chinese_too(capsys: pytest.CaptureFixture[str]) -> None:
+    sink = TextSink(max_iters=1000, words=Words("zh"))
+    sink.handle(told("iteration", 1, loss=1.0, lr=1e-3, iteration_s=0.5, left_s=60.0, iterations_left=100))
+    sink.handle(told("stop", 101, message="Stopped on request; everything is saved."))
+    assert capsys.readouterr().out.splitlines() == [
+        "[1/1000]  损失 1.0000  学习率 0.001  0.50 秒/迭代  剩余 1m 00s  预计到第 101 次迭代",
+        "[101] 已停止：已按要求停止，所有内容都已保存。",
+    ]
+
+
+def test_a_memory_policy_that_means_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="on_memory='shrink' means nothing"):
+        preflight("demo", on_memory="shrink")  # type: ignore[arg-type]
 
 
 def test_numbers_in_a_text_are_grouped() -> None:

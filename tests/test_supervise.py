@@ -35,13 +35,24 @@ def after(kind: Kind, ladder: Ladder | None = None, **options: Any) -> Next:
     """Return what follows an end of this kind."""
     can_recompute = options.pop("can_recompute", True)
     time_left_s = options.pop("time_left_s", HOUR_S)
+    adapt = options.pop("adapt", True)
     outcome = Outcome(kind=kind, message="What happened.", **options)
     return decide_next(
-        ladder or Ladder(micro_batch=4), outcome, can_recompute=can_recompute, time_left_s=time_left_s
+        ladder or Ladder(micro_batch=4),
+        outcome,
+        can_recompute=can_recompute,
+        time_left_s=time_left_s,
+        adapt=adapt,
     )
 
 
 # --- what follows ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["training", "validation"])
+def test_running_out_of_memory_ends_it_where_nothing_is_to_be_adapted(stage: str) -> None:
+    assert after("memory", adapt=False, data={"stage": stage}).ladder is None
+    assert after("memory", data={"stage": stage}).ladder is not None
 
 
 @pytest.mark.parametrize("kind", ["done", "killed", "refused"])

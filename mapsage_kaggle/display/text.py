@@ -192,21 +192,22 @@ def next_text(record: SessionRecord, work_dir: Path, words: Words | None = None)
     return words("next_go_on", iteration=record.end_iteration)
 
 
-def headline(event: Event) -> str:
+def headline(event: Event, words: Words | None = None) -> str:
     """Return the line for an event that a person should read; empty for those that come by the thousand."""
-    data = event.data
+    words, data = words or Words(), event.data
+    at = f"[{event.iteration}]"
     if event.event == "resume":
         return "\n".join(str(line) for line in data.get("lines", [data.get("verdict", "")]))
     if event.event == "validation":
-        best = " (best so far)" if data.get("best") else ""
-        return f"[{event.iteration}] validation: {scores_text(data.get('metrics', {}))}{best}"
+        best = f" ({words('view_best_yet')})" if data.get("best") else ""
+        return f"{at} {words('view_validated', values=scores_text(data.get('metrics', {})))}{best}"
     if event.event == "checkpoint" and data.get("metric") is None:
-        return f"[{event.iteration}] saved and verified: {data.get('file')} ({size(data.get('size_bytes'))})"
+        return f"{at} {words('line_saved', file=data.get('file'), size=size(data.get('size_bytes')))}"
     if event.event in ("warning", "restart", "failure", "ladder"):
         message = data.get("message") or ", ".join(f"{key} {value}" for key, value in data.items())
-        return f"[{event.iteration}] {event.event}: {message}"
+        return f"{at} {words(f'line_{event.event}', message=words.tell(str(message)))}"
     if event.event == "stop":
-        return f"[{event.iteration}] stopped: {data.get('message', '')}"
+        return f"{at} {words('line_stop', message=words.tell(str(data.get('message', ''))))}"
     return ""
 
 
@@ -230,9 +231,18 @@ class TextSink:
         max_iters: Where the run ends.
         stream: Where to print.
         every_s: Seconds between progress lines.
+        words: The language.
     """
 
-    def __init__(self, *, max_iters: int, stream: TextIO | None = None, every_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        *,
+        max_iters: int,
+        stream: TextIO | None = None,
+        every_s: float = 10.0,
+        words: Words | None = None,
+    ) -> None:
+        self._words = words or Words()
         self._max_iters = max_iters
         self._stream = stream
         self._every_s = every_s
@@ -251,30 +261,30 @@ class TextSink:
             if now - self._told_at < self._every_s:
                 return ""
             self._told_at = now
-            return progress_text(event, self._max_iters)
+            return progress_text(event, self._max_iters, self._words)
         if event.event == "checkpoint" and event.data.get("metric") is None:
             # Written before a validation and again after it, with its score: told once.
             again, self._saved = event.data.get("file") == self._saved, str(event.data.get("file"))
-            return "" if again else headline(event)
-        return headline(event)
+            return "" if again else headline(event, self._words)
+        return headline(event, self._words)
 
 
-def progress_text(event: Event, max_iters: int) -> str:
+def progress_text(event: Event, max_iters: int, words: Words | None = None) -> str:
     """Return an iteration's numbers in one line."""
-    data = event.data
+    words, data = words or Words(), event.data
     parts = [f"[{event.iteration}/{max_iters}]"]
     if data.get("loss") is not None:
-        parts.append(f"loss {data['loss']:.4f}")
+        parts.append(f"{words('loss')} {data['loss']:.4f}")
     if data.get("lr") is not None:
-        parts.append(f"lr {data['lr']:.3g}")
+        parts.append(f"{words('line_lr')} {data['lr']:.3g}")
     if data.get("iteration_s"):
-        parts.append(f"{data['iteration_s']:.2f} s/iteration")
+        parts.append(words("s_per_iteration", value=data["iteration_s"]))
     if data.get("left_s") is not None:
-        parts.append(f"{format_duration(data['left_s'])} left")
+        parts.append(words("line_left", left=format_duration(data["left_s"])))
     # Until something has been measured nothing can be foretold.
     if data.get("iterations_left"):
         reach = event.iteration + int(data["iterations_left"])
-        parts.append(f"reaching {'the end' if reach >= max_iters else f'about {reach}'}")
+        parts.append(words("line_end") if reach >= max_iters else words("line_reach", iteration=reach))
     return "  ".join(parts)
 
 
