@@ -48,6 +48,8 @@ def sentences() -> set[str]:
                 found.add("".join(parts))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.add(node.value)
+    for path in PACKAGE.rglob("*.j2"):
+        found.update(re.findall(r't\("([^"]+)"', path.read_text(encoding="utf-8")))
     return found
 
 

@@ -176,6 +176,64 @@ CHINESE: Mapping[str, str] = {
     "Training is going on already.": "训练正在进行。",
     "Nothing is being trained.": "没有正在进行的训练。",
     "Run the cells from the top.": "请从头依次运行各单元格。",
+    "resume verified: iteration {iteration}, optimizer state of {states} parameters, {count} schedulers at step "
+    "{steps}, next sample position {position}": (
+        "恢复已核对：第 {iteration} 次迭代，{states} 个参数的优化器状态，{count} 个学习率调度器位于第 {steps} 步，"
+        "下一个样本位置 {position}"
+    ),
+    # the report's page
+    "Run": "训练任务",
+    "fingerprint": "指纹",
+    "What to do next": "下一步",
+    "What to know": "须知",
+    "Curves": "曲线",
+    "Sessions": "各次会话",
+    "Where the time went": "时间分配",
+    "IoU by class, %": "各类 IoU，%",
+    "Validations": "历次验证",
+    "Checkpoints in the last output": "最近一次输出中的检查点",
+    "What changed between sessions": "会话之间的改动",
+    "What the machine taught": "在本机上得知的情况",
+    "started (UTC)": "开始（UTC）",
+    "from": "起", "to": "止",
+    "iterations": "迭代次数", "iteration": "迭代",
+    "ended": "结束原因", "time": "用时", "s/iteration": "秒/迭代", "last loss": "最后损失",
+    "best mIoU, %": "最佳 mIoU，%", "in all": "合计", "class": "类别", "session": "会话", "time, s": "用时，秒",
+    "file": "文件", "size": "大小",
+    "sessions": "会话次数", "loss": "损失",
+    "of {total}, {share}": "共 {total}，{share}",
+    "{time} in all": "共 {time}",
+    "best {metric}": "最佳 {metric}",
+    "at iteration {iteration}": "第 {iteration} 次迭代",
+    "from {value}": "起始 {value}",
+    "session {index}": "第 {index} 次会话",
+    "resume from here": "从这里接着训练",
+    "Exactness:": "精确程度：",
+    "resumed and uninterrupted are equal bit for bit.": "恢复后的训练与不间断的训练逐位相同。",
+    "not bit for bit": "并非逐位相同",
+    "In session %s, against the one before:": "第 %s 次会话，与上一次相比：",
+    "threads": "线程数", "ladder": "退让步骤", "pace": "速度",
+    "Drawn by mapsage-kaggle from session.json and events.jsonl of %s session(s); this file needs no other.": (
+        "由 mapsage-kaggle 根据 %s 次会话的 session.json 和 events.jsonl 绘制；本文件不依赖其他文件。"
+    ),
+    "training": "训练", "waiting for data": "等待数据", "validating": "验证", "saving": "保存",
+    "starting": "启动", "everything else": "其他",
+    # what the report finds
+    "failed: {message}": "失败：{message}",
+    "went on at {start}, though session {index} had got to {end}: {lost} iterations were trained twice": (
+        "从 {start} 接着训练，而第 {index} 次会话已到 {end}：有 {lost} 次迭代训练了两遍"
+    ),
+    "the loss jumped from {before} to {after} at the resume; it must not: compare the two sessions' configs "
+    "below": "恢复时损失从 {before} 跳到 {after}，这不应发生：请对比下面两次会话的配置",
+    "since iteration {at} mIoU fell from {best} % to {now} % while the training loss fell on, from {then} to "
+    "{last}: the model learns its images by heart; take the best checkpoint, more data or more augmentation": (
+        "自第 {at} 次迭代起，mIoU 从 {best} % 降到 {now} %，而训练损失仍从 {then} 降到 {last}："
+        "模型在死记训练图像。请使用最佳检查点，或增加数据、加强数据增强"
+    ),
+    "not learned by iteration {iteration}: {names}; look whether the masks have enough of them": (
+        "到第 {iteration} 次迭代仍未学会：{names}；请查看掩码中是否有足够的样本"
+    ),
+    "overfitting": "过拟合", "classes": "类别", "exactness": "精确程度",
 }  # fmt: skip
 """Simplified Chinese, by the English template."""
 

@@ -84,6 +84,7 @@ def render(sessions: Sequence[Session], pictures: dict[str, tuple[bytes, bytes]]
         .get_template("report.html.j2")
         .render(
             words=words,
+            t=words.tell,
             style=style(),
             run=last,
             tone=_TONES[last.stop_reason],
