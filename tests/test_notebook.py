@@ -419,6 +419,7 @@ def test_a_batch_run_trains_and_saves_a_notebook_with_pictures_and_without_widge
     pages = "".join(item.data["text/html"] for item in outputs if "text/html" in item.get("data", {}))
     assert "data:image/png;base64," in pages
     assert "12 / 12" in pages
+    assert "IoU by class, %" in pages
     assert (kaggle / "working" / "__notebook__.ipynb").stat().st_size < 5_000_000
     work_dir = kaggle / "working" / "work_dirs" / "demo"
     assert SessionRecord.read(work_dir / "session.json").stop_reason == "completed"

@@ -13,7 +13,7 @@ from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.display import plots
 from mapsage_kaggle.display.findings import class_scores, findings
 from mapsage_kaggle.display.history import Session, one_run, read_sessions, series
-from mapsage_kaggle.display.panels import Panel, Tone, style, templates
+from mapsage_kaggle.display.panels import Panel, Table, Tone, style, templates
 from mapsage_kaggle.display.text import next_text, score_text, size
 from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.errors import UsageError
@@ -129,6 +129,7 @@ def outcome_panel(record: SessionRecord, work_dir: Path, words: Words) -> Panel:
         lead=words.tell(record.message),
         share=record.end_iteration / record.max_iters if record.max_iters else None,
         facts=tuple(facts),
+        table=_class_panel(work_dir, words),
         tail=(
             next_text(record, work_dir, words),
             *([words("report_at", path=files.report)] if files.report.is_file() else []),
@@ -234,6 +235,16 @@ def _class_table(sessions: Sequence[Session], most: int = 8) -> dict[str, Any] |
             for name in names
         ],
     }
+
+
+def _class_panel(work_dir: Path, words: Words) -> Table | None:
+    """Return IoU by class at the last few validations, for the notebook."""
+    found = _class_table(one_run(read_sessions([work_dir])), most=4)
+    if found is None:
+        return None
+    header = (words.tell("IoU by class, %"), *found["iterations"])
+    rows = tuple((name, *values) for name, values, _ in found["rows"])
+    return Table(header=header, rows=rows, right=frozenset(range(1, len(header))))
 
 
 def _percent(share: float | None) -> str:
