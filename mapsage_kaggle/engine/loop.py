@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -87,9 +86,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
         runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=data[0], outputs=outputs)
         self._iter += 1
         losses = _scalars(outputs)
-        bad = [name for name, value in losses.items() if "loss" in name and not math.isfinite(value)]
-        if bad and not session.overflow_is_normal(runner.optim_wrapper):
-            session.poisoned(self._iter, bad[0], losses[bad[0]])
+        session.check_losses(self._iter, losses, runner.optim_wrapper)
         session.iteration_done(self._iter, losses, data_s=loaded - begin, step_s=time.monotonic() - loaded)
 
     def _step(self, data: Sequence[Any], batches: PositionBatches) -> Mapping[str, Any]:

@@ -133,7 +133,6 @@ def lost_peer(error: BaseException) -> bool:
                 "nccl",
             )
         )
-        and "out of memory" not in text
     )
 
 

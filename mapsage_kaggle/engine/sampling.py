@@ -189,6 +189,9 @@ class PositionalDataset(Dataset[Any]):
             seeding.seed_sample(draw.seed)
             try:
                 return self.dataset[index]
+            except MemoryError:
+                # The machine's fault and not the file's: the same sample must come in the next try.
+                raise
             except Exception as error:  # a pipeline may raise anything on a damaged file
                 problem = f"Sample {index} ({self._name(index)}) cannot be loaded: {_first_line(error)}."
                 if self.on_bad_image != "skip":

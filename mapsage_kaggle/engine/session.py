@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from mapsage_kaggle.checkpoints.store import BackgroundSaver, CheckpointStore, S
 from mapsage_kaggle.clock import Pace, SessionPlan, format_duration, week_start_s
 from mapsage_kaggle.engine.control import Control
 from mapsage_kaggle.engine.ranks import speaks
-from mapsage_kaggle.engine.snapshot import check_resumed, first_poisoned, snapshot
+from mapsage_kaggle.engine.snapshot import check_resumed, first_poisoned, keep_loadable, snapshot
 from mapsage_kaggle.errors import TrainingError
 from mapsage_kaggle.events import Event, EventLog
 from mapsage_kaggle.paths import WorkDir
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 OWED = "mapsage_owed_validation"
 RUN_ID = "mapsage_run_id"
 FINGERPRINT = "mapsage_fingerprint"
+
+MOST_OVERFLOWS = 32
+"""So many losses in a row that are NaN or Inf are no overflow that a loss scaler will mend."""
 
 STOP_MESSAGES = {
     "completed": "All iterations are done.",
@@ -80,6 +84,8 @@ class TrainingSession:
         self._record: SessionRecord | None = None
         self._start_up_s = 0.0
         self._gpu_used_s = 0.0
+        self._overflow_began: int | None = None
+        self._unloadable: set[str] = set()
 
     # -- the life of the child
 
@@ -278,19 +284,27 @@ class TrainingSession:
             "nothing is trained before it. Give the session a longer limit.",
         )
 
-    def overflow_is_normal(self, optim_wrapper: Any) -> bool:
-        """Tell whether a loss scaler skips steps with Inf or NaN gradients by itself."""
-        scaler = getattr(optim_wrapper, "loss_scaler", None)
-        return scaler is not None and scaler.is_enabled()
+    def check_losses(self, iteration: int, losses: Mapping[str, float], optim_wrapper: Any) -> None:
+        """End training where a loss is NaN or Inf, before a checkpoint with poisoned weights is written.
 
-    def poisoned(self, iteration: int, name: str, value: float) -> None:
-        """End training before a checkpoint with NaN weights is written.
+        A loss scaler leaves out the steps of an overflow by itself and halves its scale each time, so
+        with one a few such losses in a row are normal. A scale goes from 2**16 to 1 in 16 steps.
 
         Raises:
-            TrainingError: Always.
+            TrainingError: It is not normal; it says where it began.
         """
+        bad = [name for name, value in losses.items() if "loss" in name and not math.isfinite(value)]
+        if not bad:
+            self._overflow_began = None
+            return
+        scaler = getattr(optim_wrapper, "loss_scaler", None)
+        began = self._overflow_began = self._overflow_began or iteration
+        if scaler is not None and scaler.is_enabled() and iteration - began < MOST_OVERFLOWS:
+            return
+        since = f" and stayed so until {iteration}" if iteration > began else ""
         raise TrainingError(
-            f"{name} became {value} in iteration {iteration}; the checkpoints before it are untouched.",
+            f"{bad[0]} became {losses[bad[0]]} in iteration {began}{since}; "
+            "the checkpoints before it are untouched.",
             "Lower the learning rate or clip the gradients more (optim_wrapper.clip_grad), and resume.",
         )
 
@@ -324,6 +338,8 @@ class TrainingSession:
     ) -> None:
         """Copy a state and have it written; training is held up for the copy only."""
         assert self.saver is not None
+        for part in keep_loadable(checkpoint):
+            self._warn_of_unloadable(part)
         self.saver.join()  # the buffers of the copy are free only once the save before has ended
         begin = time.monotonic()
         state = self._host_copy.take(checkpoint)
@@ -361,6 +377,17 @@ class TrainingSession:
             value=value,
             make_last=metric is None,
             then=proven,
+        )
+
+    def _warn_of_unloadable(self, part: str) -> None:
+        if part in self._unloadable:
+            return
+        self._unloadable.add(part)
+        self.warn(
+            self._iteration,
+            f"{part} is left out of checkpoints: it holds an object that cannot be loaded without running "
+            "code from the file, so the next session will not have it. Keep tensors, arrays, numbers, texts, "
+            "dictionaries and lists instead (such as the object's state_dict()).",
         )
 
     def _refresh_record(self, ref: CheckpointRef, owed_validation: int | None) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import time
+from collections import OrderedDict
 from typing import Any
 
 import mmengine
+import numpy as np
 import torch
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import get_state_dict
 
-from mapsage_kaggle.errors import TrainingError
+from mapsage_kaggle.checkpoints.load import load_checkpoint
+from mapsage_kaggle.errors import MapsageError, TrainingError
+
+_OWN_PARTS = ("meta", "state_dict", "message_hub", "optimizer", "param_schedulers")
+_PLAIN = (type(None), bool, int, float, str, bytes, torch.Tensor, torch.nn.Parameter)
 
 
 def snapshot(runner: Runner, iteration: int, *, config_text: str, resumable: bool = True) -> dict[str, Any]:
@@ -56,6 +63,55 @@ def snapshot(runner: Runner, iteration: int, *, config_text: str, resumable: boo
             checkpoint["param_schedulers"] = [scheduler.state_dict() for scheduler in schedulers]
     runner.call_hook("before_save_checkpoint", checkpoint=checkpoint)
     return checkpoint
+
+
+def keep_loadable(checkpoint: dict[str, Any]) -> tuple[str, ...]:
+    """Take out of a checkpoint what the kit's own loader would refuse, and return the names of that.
+
+    A custom hook may add anything. The loader builds tensors, arrays, numbers, texts, dictionaries
+    and lists, and no object of a class that a file names; left in, one such object would cost the
+    next session the whole file.
+
+    Args:
+        checkpoint: What :func:`snapshot` gave; changed in place.
+    """
+    hub, meta = checkpoint["message_hub"], checkpoint["meta"]
+    taken: list[str] = []
+    for prefix, owner, names in (
+        ("", checkpoint, [name for name in checkpoint if name not in _OWN_PARTS]),
+        ("message_hub.", hub["runtime_info"], list(hub["runtime_info"])),
+        ("meta.", meta, list(meta)),
+    ):
+        for name in names:
+            if not _is_loadable(owner[name]):
+                del owner[name]
+                taken.append(f"{prefix}{name}")
+    return tuple(taken)
+
+
+def _is_loadable(value: Any) -> bool:
+    if _is_plain(value):
+        return True
+    try:
+        stream = io.BytesIO()
+        torch.save({"state_dict": {}, "value": value}, stream)
+        stream.seek(0)
+        load_checkpoint(stream)
+    except MapsageError:
+        return False
+    except Exception:  # noqa: BLE001 - an object may raise anything when it is pickled
+        return False
+    return True
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell quickly of what nearly every value is that the loader knows it."""
+    kind = type(value)
+    if kind in _PLAIN or (isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf"):
+        return True
+    if kind in (dict, OrderedDict):
+        return all(type(key) in (str, int) and _is_plain(item) for key, item in value.items())
+    return kind in (list, tuple) and all(map(_is_plain, value))
 
 
 def first_poisoned(checkpoint: dict[str, Any]) -> str | None:

@@ -79,16 +79,44 @@ def _train(spec: ChildSpec, session: TrainingSession, *, scratch: Path) -> None:
 
 
 _MISTAKES = (ValueError, TypeError, KeyError, AttributeError, AssertionError, ImportError)
+_ALLOCATION_FAILED = (
+    "CUDA out of memory",
+    "HIP out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+)
+"""How torch and the libraries beneath it say, in a plain ``RuntimeError``, that an allocation failed."""
 
 
 def failure_kind(error: BaseException, *, has_trained: bool) -> str:
     """Return ``memory``, ``peer`` (another rank failed), ``refused`` (it will fail again) or ``error``."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in str(error).lower():
+    if is_memory_fault(error):
         return "memory"
     if lost_peer(error):
         return "peer"
     is_mistake = isinstance(error, MapsageError) or (isinstance(error, _MISTAKES) and not has_trained)
     return "refused" if is_mistake else "error"
+
+
+def is_memory_fault(error: BaseException) -> bool:
+    """Tell whether an error, or the one that it was raised from, is an allocation that failed.
+
+    A text that merely speaks of memory is none: to take it for one would make training slower,
+    by smaller micro-batches, and mend nothing.
+    """
+    cause: BaseException | None = error
+    for _ in range(8):  # a chain of causes may be a ring
+        if cause is None:
+            return False
+        if isinstance(cause, (MemoryError, torch.OutOfMemoryError)):
+            return True
+        if isinstance(cause, RuntimeError) and any(words in str(cause) for words in _ALLOCATION_FAILED):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def _message(error: BaseException) -> str:

@@ -1,0 +1,173 @@
+"""What a training child makes of an error, of a loss that is no number, and of what hooks want to keep."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mapsage_kaggle.checkpoints.load import load_checkpoint
+from mapsage_kaggle.clock import boot_time_s
+from mapsage_kaggle.engine.sampling import Draw, PositionalDataset
+from mapsage_kaggle.engine.session import MOST_OVERFLOWS, TrainingSession
+from mapsage_kaggle.engine.snapshot import keep_loadable
+from mapsage_kaggle.engine.worker import failure_kind
+from mapsage_kaggle.errors import TrainingError
+from mapsage_kaggle.spec import ChildSpec
+
+# --- memory faults ---------------------------------------------------------------------------------------
+
+MEMORY_FAULTS = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+
+
+@pytest.mark.parametrize("error", MEMORY_FAULTS, ids=lambda error: str(error)[:40])
+def test_an_allocation_that_failed_is_a_memory_fault(error: BaseException) -> None:
+    assert failure_kind(error, has_trained=True) == "memory"
+    wrapped = RuntimeError("the step failed")
+    wrapped.__cause__ = error
+    assert failure_kind(wrapped, has_trained=False) == "memory"
+
+
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty])
+def test_what_real_allocators_raise_is_known(allocate: Any) -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        allocate((1 << 40, 1 << 15))
+    assert failure_kind(caught.value, has_trained=True) == "memory"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError("the tile server is out of memory"), "error"),
+        (OSError("cannot write log: device out of memory"), "error"),
+        (ValueError("crop_size runs the model out of memory"), "refused"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "error"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_text_that_speaks_of_memory_is_no_memory_fault(error: BaseException, kind: str) -> None:
+    assert failure_kind(error, has_trained=False) == kind
+
+
+def test_what_was_merely_handled_before_is_no_cause() -> None:
+    try:
+        try:
+            raise MemoryError
+        except MemoryError:
+            raise RuntimeError("something else") from None
+    except RuntimeError as error:
+        assert failure_kind(error, has_trained=True) == "error"
+
+
+def test_a_sample_without_memory_is_no_damaged_image(tmp_path: Path) -> None:
+    class Scarce:
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> Any:
+            raise MemoryError("Unable to allocate 9 GiB")
+
+    for choice in ("skip", "fail"):
+        data = PositionalDataset(Scarce(), on_bad_image=choice)
+        with pytest.raises(MemoryError, match="9 GiB"):
+            data[Draw(0, 0, 1)]
+
+
+# --- losses that are no numbers --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> TrainingSession:
+    spec = ChildSpec(
+        config=tmp_path / "config.py", work_dir=tmp_path, clock_started_s=boot_time_s(), limit_s=900.0,
+        reserve_s=9.0, action="fresh", run_id="r", fingerprint="f",
+    )  # fmt: skip
+    return TrainingSession(spec, rank=0, world_size=1)
+
+
+SCALED = SimpleNamespace(loss_scaler=torch.amp.GradScaler("cpu"))
+UNSCALED = SimpleNamespace()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_without_a_scaler_the_first_loss_that_is_no_number_ends_training(
+    session: TrainingSession, value: float
+) -> None:
+    session.check_losses(6, {"loss": 0.5}, UNSCALED)
+    with pytest.raises(TrainingError, match=r"decode\.loss_ce became .* in iteration 7;"):
+        session.check_losses(7, {"decode.loss_ce": value, "loss": value}, UNSCALED)
+
+
+def test_a_figure_that_is_no_loss_may_be_nan(session: TrainingSession) -> None:
+    session.check_losses(7, {"decode.acc_seg": math.nan, "loss": 0.5}, UNSCALED)
+
+
+def test_overflows_that_the_scaler_skips_are_normal(session: TrainingSession) -> None:
+    for iteration in range(1, 10 * MOST_OVERFLOWS):
+        loss = 0.5 if iteration % MOST_OVERFLOWS == 0 else math.inf
+        session.check_losses(iteration, {"loss": loss}, SCALED)
+
+
+def test_overflows_that_do_not_end_are_not_and_it_is_said_where_they_began(session: TrainingSession) -> None:
+    session.check_losses(4, {"loss": 0.5}, SCALED)
+    with pytest.raises(TrainingError, match=f"in iteration 5 and stayed so until {5 + MOST_OVERFLOWS};"):
+        for iteration in range(5, 1000):
+            session.check_losses(iteration, {"loss": math.nan}, SCALED)
+
+
+def test_a_scaler_that_is_switched_off_excuses_nothing(session: TrainingSession) -> None:
+    off = SimpleNamespace(loss_scaler=torch.amp.GradScaler("cpu", enabled=False))
+    with pytest.raises(TrainingError):
+        session.check_losses(1, {"loss": math.nan}, off)
+
+
+# --- what hooks want to keep -----------------------------------------------------------------------------
+
+
+class OfTheUser:
+    """A class that no loader of the kit will import."""
+
+
+def checkpoint(**more: Any) -> dict[str, Any]:
+    hub = {"log_scalars": {}, "runtime_info": {"iter": 3}, "resumed_keys": {}}
+    return {"meta": {"iter": 3}, "state_dict": {"w": torch.ones(2)}, "message_hub": hub, **more}
+
+
+KEPT = {
+    "ema": {"w": torch.ones(2), "steps": torch.tensor(3)},
+    "counts": {"seen": 7, "names": ["a", "b"], "at": (1, 2.5, None, True)},
+    "figures": np.arange(6.0).reshape(2, 3),
+    "best": np.float64(0.5),
+    "dtype": torch.float16,
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_the_loader_knows_stays_and_comes_back(name: str, tmp_path: Path) -> None:
+    state = checkpoint(mine=KEPT[name])
+    assert keep_loadable(state) == ()
+    torch.save(state, tmp_path / "iter_3.pth")
+    loaded = load_checkpoint(tmp_path / "iter_3.pth")["mine"]
+    assert repr(loaded) == repr(KEPT[name])
+
+
+@pytest.mark.parametrize(
+    "value", [OfTheUser(), [1, {"deep": OfTheUser()}], lambda: 0], ids=["object", "within", "code"]
+)
+def test_what_it_does_not_know_is_taken_out_and_named(value: Any, tmp_path: Path) -> None:
+    state = checkpoint(mine=value, other={"kept": 1})
+    state["message_hub"]["runtime_info"]["note"] = value
+    state["meta"]["dataset_meta"] = value
+    assert sorted(keep_loadable(state)) == ["message_hub.note", "meta.dataset_meta", "mine"]
+    torch.save(state, tmp_path / "iter_3.pth")
+    assert load_checkpoint(tmp_path / "iter_3.pth")["other"] == {"kept": 1}
