@@ -87,6 +87,16 @@ def build_parser() -> argparse.ArgumentParser:
     report = add("report", _report, "Draw the report of a run from its work dirs.")
     report.add_argument("folders", nargs="+", type=Path, metavar="DIR")
 
+    bundler = add(
+        "bundle", _bundle, "Pack the kit and the wheels that Kaggle lacks, to upload as a data set."
+    )
+    bundler.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
+    bundler.add_argument("--owner", metavar="OWNER", help="your Kaggle user name, for the data set's id")
+    bundler.add_argument("--slug", default="mapsage-kaggle", metavar="SLUG", help="the data set's name there")
+    bundler.add_argument(
+        "--python-version", default="3.12", metavar="X.Y", help="the Python of Kaggle's image (3.12)"
+    )
+
     demo = add("demo", _demo, "Run the whole chain on this machine: generated scenes, three short sessions.")
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where to (./demo)")
     return parser
@@ -213,6 +223,30 @@ def _report(arguments: argparse.Namespace) -> int:
 
     print(run_text(arguments.folders))
     print(write_report(arguments.folders))
+    return EXIT_DONE
+
+
+def _bundle(arguments: argparse.Namespace) -> int:
+    from mapsage_kaggle.bundle import OWNER_TO_FILL_IN, bundle
+    from mapsage_kaggle.display.text import size
+
+    report = bundle(
+        arguments.out,
+        owner=arguments.owner or OWNER_TO_FILL_IN,
+        slug=arguments.slug,
+        python=arguments.python_version,
+        say=lambda line: print(line, flush=True),
+    )
+    print(
+        f"{report.folder}: {report.num_files} files, {size(report.size_bytes)}, {len(report.wheels)} wheels"
+    )
+    print("Left to Kaggle's image:", ", ".join(line.partition("  #")[0] for line in report.left_to_image))
+    if arguments.owner is None:
+        print(f"Put your user name in place of {OWNER_TO_FILL_IN} in {report.folder}/dataset-metadata.json.")
+    print("Upload it, the first time with:")
+    print(f"  kaggle datasets create -p {report.folder} --dir-mode zip")
+    print("and every time after that with:")
+    print(f"  kaggle datasets version -p {report.folder} --dir-mode zip -m {report.commit[:12]}")
     return EXIT_DONE
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import signal
 import site
 import subprocess
 import sys
@@ -37,8 +36,9 @@ from mapsage_kaggle.environment import (
     stack_conflicts,
 )
 from mapsage_kaggle.errors import MachineError, UsageError
+from mapsage_kaggle.packages import explain_failure, run_pip
 from mapsage_kaggle.paths import KagglePaths, bundled
-from mapsage_kaggle.walk import walk
+from mapsage_kaggle.wheels import find_bundles, find_wheels, verified_wheels
 
 LIBRARIES: tuple[str, ...] = (
     # The kit's own core; setup.cfg has the reasons of the bounds.
@@ -88,19 +88,16 @@ MODULES: Mapping[str, tuple[str, ...]] = {
 }
 """Import names, and the distributions that may provide each."""
 
-PIP_TIMEOUT_S = 300.0
 PROOF_TIMEOUT_S = 180.0
 TRIES = 2
 
 _PASSING = ("Read timed out", "Connection reset", "Connection aborted", "502", "503", "IncompleteRead")
 """Words of failures that may be gone at the next try."""
 
-_PIP_OPTIONS_IN_THE_WAY = ("PIP_NO_BUILD_ISOLATION", "PIP_NO_BINARY", "PIP_ONLY_BINARY", "PIP_QUIET")
-"""Variables that would let a build see torch, and then compile for half an hour."""
-
 _TEXT: Mapping[str, Mapping[str, str]] = {
     "en": {
         "present": "Everything is installed already: {stack}.",
+        "verified": "The bundle in {bundle} is whole: {count} wheels have the sha256 of its manifest.",
         "adding": "Adding {what} from {source} ...",
         "wheels": "the attached wheels",
         "index": "the package index",
@@ -116,6 +113,7 @@ _TEXT: Mapping[str, Mapping[str, str]] = {
     },
     "zh": {
         "present": "所需的包均已安装：{stack}。",
+        "verified": "{bundle} 中的安装包完整：{count} 个 wheel 文件的 sha256 与清单一致。",
         "adding": "正在从{source}安装 {what} ……",
         "wheels": "已挂载的 wheel 文件",
         "index": "软件包索引",
@@ -219,7 +217,7 @@ def plan_install(
         raise MachineError(
             f"The attached wheels ({len(wheels)} found) lack {', '.join(uncovered)} for this Python, and "
             "there is no Internet to get them from.",
-            "Attach a data set that holds their wheels, or turn Internet on in the settings.",
+            "Attach the data set that `mapsage-kaggle bundle` makes, or turn Internet on in the settings.",
         )
     changing = {canonicalize_name(Requirement(text).name) for text in (*libraries, *stack)}
     return InstallPlan(
@@ -312,61 +310,6 @@ def _same_release(module_version: str, distribution_version: str) -> bool:
     return distribution.release[: len(module.release)] == module.release
 
 
-def find_wheels(inputs: Path) -> tuple[Path, ...]:
-    """Return all wheels below a folder, sorted; a folder that is not there has none."""
-    return walk(inputs, want_file=lambda name: name.endswith(".whl")).files
-
-
-def explain_failure(output: str, *, offline: bool) -> MachineError:
-    """Return what pip's output means, and what to do. Pure."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR")] or lines
-    said = errors[-1] if errors else "nothing"
-
-    def has(*phrases: str) -> bool:
-        return any(phrase in output for phrase in phrases)
-
-    if has("No space left on device"):
-        return MachineError(
-            "The disk is full: the packages do not fit (No space left on device).", "Free some space."
-        )
-    if has("externally-managed-environment"):
-        return MachineError(
-            "This Python belongs to the operating system, and pip may not add to it.",
-            "Make a virtual environment: `python3 -m venv .venv`.",
-        )
-    if has("Permission denied", "Read-only file system"):
-        return MachineError(
-            f"The packages' folder cannot be written to ({said}).", "Use a virtual environment."
-        )
-    if has("ResolutionImpossible", "conflicting dependencies"):
-        return MachineError(
-            f"The missing packages do not go together with those installed ({said}).",
-            "Nothing was changed. Use a fresh environment, or report this with `pip freeze`.",
-        )
-    unreachable = has(
-        "Temporary failure in name resolution",
-        "Name or service not known",
-        "Failed to establish a new connection",
-        "Network is unreachable",
-        "NameResolutionError",
-    )
-    if unreachable and not offline:
-        return MachineError(
-            "The package index cannot be reached (Temporary failure in name resolution, or the like): "
-            "Internet is off in this session.",
-            "Turn it on in the notebook's settings (it needs a verified phone number), or attach a data "
-            "set that holds the packages' wheels.",
-        )
-    if has("No matching distribution found", "Could not find a version"):
-        where = "The attached wheels lack" if offline else "The package index lacks"
-        return MachineError(
-            f"{where} a package for this Python: {said}",
-            "Attach wheels that were made for this Python.",
-        )
-    return MachineError(f"pip failed: {said}", "The whole of its output:\n" + "\n".join(lines[-20:]))
-
-
 def install(
     *,
     inputs: Path | None = None,
@@ -400,9 +343,11 @@ def install(
     before = installed_versions()
     plan = plan_install(before, (), online=True)
     if not plan.empty:
-        wheels = find_wheels(KagglePaths.from_environment().input if inputs is None else inputs)
-        plan = plan_install(before, wheels, online=not offline)
-        _carry_out(plan, voice, may_ask_index=not offline, prefer_index=offline is False)
+        inputs = KagglePaths.from_environment().input if inputs is None else inputs
+        with tempfile.TemporaryDirectory(prefix="mapsage-install-") as folder:
+            wheels = _attached_wheels(inputs, Path(folder) / "wheels", voice)
+            plan = plan_install(before, wheels, online=not offline)
+            _carry_out(plan, Path(folder), voice, may_ask_index=not offline, prefer_index=offline is False)
     else:
         voice.say("present", stack=", ".join(f"{name} {version}" for name, version in STACK.items()))
     after = installed_versions()
@@ -529,41 +474,56 @@ class _Voice:
         return self._texts[key]
 
 
-def _carry_out(plan: InstallPlan, voice: _Voice, *, may_ask_index: bool, prefer_index: bool) -> None:
+def _attached_wheels(inputs: Path, scratch: Path, voice: _Voice) -> tuple[Path, ...]:
+    """Return the attached wheels, those of bundles once they are proven.
+
+    Raises:
+        MachineError: A bundle is damaged.
+    """
+    bundles = find_bundles(inputs)
+    wheels = [path for path in find_wheels(inputs) if path.parent not in bundles]
+    for number, bundle in enumerate(bundles):
+        proven = verified_wheels(bundle, scratch / str(number))
+        voice.say("verified", count=len(proven), bundle=bundle)
+        wheels += proven
+    return tuple(wheels)
+
+
+def _carry_out(
+    plan: InstallPlan, scratch: Path, voice: _Voice, *, may_ask_index: bool, prefer_index: bool
+) -> None:
     """Install what the plan says: libraries first, so that a failure leaves no half of the stack."""
     attached = _find_links(plan.find_links)
-    with tempfile.TemporaryDirectory(prefix="mapsage-install-") as folder:
-        scratch = Path(folder)
-        constraints = scratch / "constraints.txt"
-        constraints.write_text("\n".join(plan.constraints) + "\n")
-        steps = (
-            (plan.libraries, ["--constraint", str(constraints)]),
-            (plan.stack, ["--no-deps"]),
-        )
-        for requirements, options in steps:
-            if not requirements:
+    constraints = scratch / "constraints.txt"
+    constraints.write_text("\n".join(plan.constraints) + "\n")
+    steps = (
+        (plan.libraries, ["--constraint", str(constraints)]),
+        (plan.stack, ["--no-deps"]),
+    )
+    for requirements, options in steps:
+        if not requirements:
+            continue
+        use_index = prefer_index or not set(requirements).isdisjoint(plan.uncovered)
+        source = voice.word("index" if use_index else "wheels")
+        voice.say("adding", what=", ".join(requirements), source=source)
+        command = ["install", "--only-binary=:all:", *options, *requirements]
+        if not use_index:
+            output = run_pip([*command, "--no-index", *attached])
+            if output is None:
                 continue
-            use_index = prefer_index or not set(requirements).isdisjoint(plan.uncovered)
-            source = voice.word("index" if use_index else "wheels")
-            voice.say("adding", what=", ".join(requirements), source=source)
-            command = ["install", "--only-binary=:all:", *options, *requirements]
-            if not use_index:
-                output = _pip([*command, "--no-index", *attached])
-                if output is None:
-                    continue
-                if not may_ask_index:
-                    raise explain_failure(output, offline=True)
-                voice.say("fallback")
-            if requirements == plan.stack:
-                built = _build_wheels(requirements, scratch / "built", attached, voice)
-                _online([*command, "--no-index", "--find-links", str(built)], voice)
-            else:
-                _online([*command, *attached], voice)
+            if not may_ask_index:
+                raise explain_failure(output, offline=True)
+            voice.say("fallback")
+        if requirements == plan.stack:
+            built = _build_wheels(requirements, scratch / "built", attached, voice)
+            _online([*command, "--no-index", "--find-links", str(built)], voice)
+        else:
+            _online([*command, *attached], voice)
 
 
 def _online(arguments: Sequence[str], voice: _Voice) -> None:
     for left in reversed(range(TRIES)):
-        output = _pip(arguments)
+        output = run_pip(arguments)
         if output is None:
             return
         if left and any(phrase in output for phrase in _PASSING):
@@ -598,45 +558,6 @@ def _build_wheels(requirements: Sequence[str], folder: Path, attached: Sequence[
 
 def _find_links(folders: Sequence[Path]) -> list[str]:
     return [option for folder in folders for option in ("--find-links", str(folder))]
-
-
-def _pip(arguments: Sequence[str]) -> str | None:
-    """Run pip in this interpreter's environment; return None if it succeeded, else its output.
-
-    Raises:
-        MachineError: It took more than ``PIP_TIMEOUT_S``, or there is no pip.
-    """
-    command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--no-input", "--progress-bar=off"]
-    command += ["--disable-pip-version-check", "--retries=2", "--timeout=15"]
-    environ = {name: value for name, value in os.environ.items() if name not in _PIP_OPTIONS_IN_THE_WAY}
-    # Nothing that pip builds here needs a compiler; what asks for one fails at once, not after half an
-    # hour.
-    environ.update(CC="/bin/false", CXX="/bin/false")
-    with tempfile.TemporaryFile() as log:
-        # A group of its own, so that the builds that pip starts end with it.
-        child = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environ, start_new_session=True
-        )
-        try:
-            code = child.wait(PIP_TIMEOUT_S)
-        except BaseException as error:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise MachineError(
-                    f"pip took more than {PIP_TIMEOUT_S:.0f} s: `pip {' '.join(arguments)}`.",
-                    "The network may be slow: try again, or attach a data set that "
-                    "holds the packages' wheels.",
-                ) from error
-            raise
-        log.seek(0)
-        output = log.read().decode("utf-8", errors="replace")
-    if "No module named pip" in output:
-        raise MachineError(
-            f"{sys.executable} has no pip, so nothing can be installed.",
-            "Add it with `python -m ensurepip`, or make a virtual environment that has it.",
-        )
-    return None if code == 0 else output
 
 
 class _CallableModule(ModuleType):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,4 +21,15 @@ def loveda() -> Path:
     folder = Path(__file__).resolve().parents[2] / "shared" / "data" / "loveda"
     if not (folder / "images_png" / "0.png").is_file():
         pytest.skip(f"the two real LoveDA tiles are not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a bundle of the commit at hand, for the Python at hand. Not to be written to."""
+    from mapsage_kaggle.bundle import bundle
+
+    folder = tmp_path_factory.mktemp("bundle") / "mapsage-kaggle"
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    bundle(folder, owner="me", python=python, say=lambda line: None)
     return folder

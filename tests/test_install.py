@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,38 +15,24 @@ from packaging.tags import Tag, parse_tag
 from packaging.utils import canonicalize_name
 
 from mapsage_kaggle import install as install_module
+from mapsage_kaggle.bundle import image_versions
 from mapsage_kaggle.environment import STACK
 from mapsage_kaggle.errors import MachineError, UsageError
 from mapsage_kaggle.install import (
     LIBRARIES,
     OPENCV,
-    explain_failure,
-    find_wheels,
     install,
     installed_versions,
     loaded_versions,
     must_restart,
     plan_install,
 )
+from mapsage_kaggle.packages import explain_failure
+from mapsage_kaggle.wheels import find_wheels
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# As a Kaggle image of 2026 has them.
-KAGGLE = {
-    "torch": "2.10.0+cu128",
-    "numpy": "2.0.2",
-    "opencv-python": "4.12.0.88",
-    "pillow": "11.3.0",
-    "jinja2": "3.1.6",
-    "matplotlib": "3.10.0",
-    "packaging": "25.0",
-    "pyyaml": "6.0.3",
-    "regex": "2025.11.3",
-    "rich": "13.9.4",
-    "scipy": "1.16.3",
-    "setuptools": "75.2.0",
-    "prettytable": "3.17.0",
-}
+KAGGLE = image_versions()
 MISSING = ("addict", "ftfy", "termcolor", "yapf")
 COMPLETE = {**KAGGLE, **STACK, "addict": "2.4.0", "ftfy": "6.3.1", "termcolor": "3.3.0", "yapf": "0.43.0"}
 WHEELS = tuple(
@@ -106,7 +93,7 @@ def test_one_missing_wheel_asks_the_index_where_there_is_one() -> None:
 
 
 def test_one_missing_wheel_without_internet_is_named() -> None:
-    with pytest.raises(MachineError, match=r"lack addict for this Python.*holds their wheels"):
+    with pytest.raises(MachineError, match=r"lack addict for this Python.*mapsage-kaggle bundle"):
         plan_install(KAGGLE, WHEELS[1:], online=False, tags=TAGS)
 
 
@@ -273,7 +260,7 @@ def test_a_failed_name_look_up_means_that_internet_is_off() -> None:
     error = explain_failure(OFFLINE_OUTPUT, offline=False)
 
     assert "Internet is off" in error.problem
-    assert "wheels" in error.remedy
+    assert "mapsage-kaggle bundle" in error.remedy
 
 
 def test_a_gap_in_the_attached_wheels_is_named() -> None:
@@ -428,12 +415,10 @@ print(json.dumps(dataclasses.asdict(report), default=str))
 
 
 @pytest.fixture(scope="module")
-def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the wheels that a bundle for a Kaggle image has."""
+def wheelhouse(tmp_path_factory: pytest.TempPathFactory, real_bundle: Path) -> Path:
+    """Return the bundle's folder, attached."""
     folder = tmp_path_factory.mktemp("input") / "datasets" / "me" / "bundle"
-    pip = [sys.executable, "-m", "pip", "-qq", "wheel", "--wheel-dir", str(folder)]
-    subprocess.run([*pip, *MISSING, "wcwidth", "platformdirs"], check=True)
-    subprocess.run([*pip, "--no-deps", *STACK_PINS], check=True)
+    shutil.copytree(real_bundle, folder)
     return folder
 
 

@@ -24,7 +24,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("records", "spec"),
     # Layer 2: no torch at import.
     ("checkpoints", "environment", "dataset"),
-    ("scenes", "imagery"),
+    ("scenes", "imagery", "packages", "wheels"),
     # Layer 3.
     ("configure", "engine", "display", "relay"),
     # Layer 4.

@@ -107,7 +107,7 @@ def test_every_option_that_is_named_exists(readme: str, parsers: dict[str, argpa
     named = options_in("\n".join([*spans(readme), *lines]))
 
     assert len(named) > 10
-    assert named - known - {"--format", "--output"} == set()  # those two are git's
+    assert named - known == set()
 
 
 def test_the_options_of_train_are_shown_with_their_defaults(

@@ -1,0 +1,405 @@
+"""Packs the kit, and every wheel that Kaggle's image lacks, into a folder to upload as a data set.
+
+Two builds of one commit give the same bytes: the source is what was committed, what is downloaded and
+what wheels are built with is pinned in ``pins/``, and wheels built here are written in one fixed way.
+
+:func:`leave_to_image` decides and is pure; :func:`bundle` acts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from mapsage_kaggle.environment import MAX_PYTHON, MIN_PYTHON
+from mapsage_kaggle.errors import MachineError, UsageError
+from mapsage_kaggle.packages import explain_failure, index_unreachable, run_pip
+from mapsage_kaggle.wheels import BUNDLE_MANIFEST, BundledFile, BundleManifest, WheelMetadata, normalise
+
+KIT = "mapsage-kaggle"
+EXTRA = "train"
+KAGGLE_PYTHON = "3.12"
+NOTEBOOK = "mapsage_train.ipynb"
+DATASET_METADATA = "dataset-metadata.json"
+IMAGE_LIST = "left_to_image.txt"
+TITLE = "MapSage Kaggle"
+OWNER_TO_FILL_IN = "INSERT_OWNER_HERE"
+DEFAULT_SLUG = "mapsage-kaggle"
+PYTHONS = tuple(f"{MIN_PYTHON[0]}.{minor}" for minor in range(MIN_PYTHON[1], MAX_PYTHON[1] + 1))
+
+_OPENCV = re.compile(r"opencv(-contrib)?-python(-headless)?")
+_SLUG = re.compile(r"[a-z0-9][a-z0-9-]{4,48}[a-z0-9]")
+_OWNER = re.compile(r"[a-z0-9][a-z0-9-]*")
+_PINS = Path(__file__).with_name("pins")
+_MOST_TOLD = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BundleReport:
+    """What was packed.
+
+    Attributes:
+        folder: Where it lies.
+        commit: What it was made from.
+        wheels: The wheels, by file name.
+        left_to_image: One line for each package that the image is to bring along, with who needs it.
+        num_files: Files in the folder.
+        size_bytes: Of all of them.
+        uncommitted: Files that differ from the commit, and so are not in the bundle as they are.
+    """
+
+    folder: Path
+    commit: str
+    wheels: tuple[str, ...]
+    left_to_image: tuple[str, ...]
+    num_files: int
+    size_bytes: int
+    uncommitted: tuple[str, ...]
+
+
+# -- deciding
+
+
+def pinned(name: str) -> tuple[str, ...]:
+    """Return the lines of a list in ``pins/``: ``image``, ``wheels`` or ``build``."""
+    lines = (_PINS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+
+
+def image_versions() -> dict[str, str]:
+    """Return what Kaggle's image brings along of what training needs: version by name."""
+    return dict(line.split("==") for line in pinned("image"))
+
+
+def wheels_for(python: str) -> tuple[str, ...]:
+    """Return the pinned requirements of one Python, with their hashes, as pip reads them."""
+    environment = target_environment(python)
+    chosen = []
+    for line in pinned("wheels"):
+        text, _, hashes = line.partition(" --hash=")
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            chosen.append(f"{requirement.name}{requirement.specifier} --hash={hashes}")
+    return tuple(chosen)
+
+
+def target_environment(python: str) -> dict[str, str]:
+    """Return the marker environment of a Python on Kaggle's machines, wherever the bundle is made."""
+    return {
+        **{key: str(value) for key, value in default_environment().items()},
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+        "implementation_version": f"{python}.0",
+        "os_name": "posix",
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "platform_machine": "x86_64",
+    }
+
+
+def leave_to_image(
+    packed: Sequence[WheelMetadata], image: Mapping[str, str], environment: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Check that every requirement of what is packed is met, and tell which the image has to meet. Pure.
+
+    Args:
+        packed: What the wheels say of themselves, the kit among them.
+        image: Version by name of what the image brings along.
+        environment: The markers' values on the target.
+
+    Returns:
+        One line for each package left to the image: ``name==version  # needed: >=2 by someone; ...``.
+
+    Raises:
+        MachineError: Something is in neither, or not in the version that is needed.
+    """
+    versions: dict[str, str] = {canonicalize_name(item.name): item.version for item in packed}
+    needed: dict[str, list[str]] = {}
+    unmet: list[str] = []
+    for item in sorted(packed, key=lambda item: canonicalize_name(item.name)):
+        extra = EXTRA if canonicalize_name(item.name) == KIT else ""
+        for text in item.requires:
+            requirement = Requirement(text)
+            if requirement.marker and not requirement.marker.evaluate({**environment, "extra": extra}):
+                continue
+            name: str = canonicalize_name(requirement.name)
+            if name not in versions and _OPENCV.fullmatch(name):
+                # Any build of OpenCV is cv2; the installer leaves the one that is there.
+                name = next((other for other in image if _OPENCV.fullmatch(other)), name)
+            version = versions.get(name, image.get(name))
+            if version is None:
+                unmet.append(f"{text} (needed by {item.name}) is neither packed nor in the image")
+            elif not requirement.specifier.contains(version, prereleases=True):
+                unmet.append(f"{text} (needed by {item.name}) is not met by {name} {version}")
+            elif name not in versions:
+                needed.setdefault(name, []).append(f"{requirement.specifier or 'any'} by {item.name}")
+    if unmet:
+        raise MachineError(
+            f"The bundle would not be complete: {'; '.join(unmet)}.",
+            f"Complete {_PINS / 'wheels.txt'} or {_PINS / 'image.txt'}.",
+        )
+    return tuple(f"{name}=={image[name]}  # needed: {'; '.join(who)}" for name, who in sorted(needed.items()))
+
+
+# -- acting
+
+
+def bundle(
+    out: Path,
+    *,
+    owner: str = OWNER_TO_FILL_IN,
+    slug: str = DEFAULT_SLUG,
+    python: str = KAGGLE_PYTHON,
+    say: Callable[[str], None] = print,
+) -> BundleReport:
+    """Make a folder that is ready for ``kaggle datasets create``, or for a new version of one.
+
+    It is made beside ``out`` and renamed at the end, so that a failure, a kill or Ctrl-C leaves ``out``
+    as it was.
+
+    Args:
+        out: The folder. It may be absent, empty, or an earlier bundle, which is then replaced.
+        owner: Whose data set it is to be.
+        slug: Its name in addresses.
+        python: The Python that it is for.
+        say: Told what is being done.
+
+    Raises:
+        UsageError: ``out`` holds something else, or an argument makes no sense.
+        MachineError: This is no git checkout, or the packages cannot be got or built.
+    """
+    _check_names(owner, slug, python)
+    out = out.absolute()
+    _refuse_foreign(out)
+    source = Path(__file__).resolve().parents[1]
+    commit, uncommitted = _commit_of(source)
+    if uncommitted:
+        told = ", ".join(uncommitted[:_MOST_TOLD]) + (" ..." if len(uncommitted) > _MOST_TOLD else "")
+        say(f"Not committed, so not packed as they are: {told}")
+    with _scratch_beside(out) as (scratch, folder):
+        say(f"Packing commit {commit[:12]} for Python {python} ...")
+        tree = scratch / "tree"
+        _export(source, tree)
+        wheels = _collect_wheels(tree, scratch, python, say)
+        packed = [WheelMetadata.read(wheel) for wheel in wheels]
+        left = leave_to_image(packed, image_versions(), target_environment(python))
+        for wheel in wheels:
+            wheel.rename(folder / wheel.name)
+        _add_what_people_read(tree, folder, left)
+        [kit] = [item for item in packed if canonicalize_name(item.name) == KIT]
+        files = {str(path.relative_to(folder)): BundledFile.of(path) for path in _files_of(folder)}
+        names = {line.partition("==")[0] for line in left}
+        manifest = BundleManifest(
+            kit=kit.version,
+            commit=commit,
+            python=python,
+            image={name: version for name, version in image_versions().items() if name in names},
+            files=files,
+        )
+        _write(folder / BUNDLE_MANIFEST, json.dumps(manifest.to_json(), indent=2) + "\n")
+        metadata = {"title": TITLE, "id": f"{owner}/{slug}", "licenses": [{"name": "other"}]}
+        _write(folder / DATASET_METADATA, json.dumps(metadata, indent=2) + "\n")
+        _put_in_place(folder, out)
+    everything = _files_of(out)
+    return BundleReport(
+        folder=out,
+        commit=commit,
+        wheels=tuple(name for name in sorted(files) if name.endswith(".whl")),
+        left_to_image=left,
+        num_files=len(everything),
+        size_bytes=sum(path.stat().st_size for path in everything),
+        uncommitted=uncommitted,
+    )
+
+
+def _check_names(owner: str, slug: str, python: str) -> None:
+    if python not in PYTHONS:
+        raise UsageError(f"The kit does not run on Python {python}.", f"Choose one of {', '.join(PYTHONS)}.")
+    if owner != OWNER_TO_FILL_IN and not _OWNER.fullmatch(owner):
+        raise UsageError(
+            f"{owner!r} is no Kaggle user name.", "It is what follows kaggle.com/ in your profile's address."
+        )
+    if not _SLUG.fullmatch(slug):
+        raise UsageError(
+            f"{slug!r} cannot be a data set's name in addresses.",
+            "Use 6 to 50 small letters, digits and hyphens.",
+        )
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Refuse a folder that holds something that is not an earlier bundle's.
+
+    Raises:
+        UsageError: It does, or is no folder.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UsageError(f"{out} is a file.", "Choose another folder with --out.")
+    there = {str(path.relative_to(out)) for path in _files_of(out)}
+    if not there:
+        return
+    ours: set[str] = set()
+    if BUNDLE_MANIFEST in there:
+        ours = {*BundleManifest.read(out / BUNDLE_MANIFEST).files, BUNDLE_MANIFEST, DATASET_METADATA}
+    foreign = sorted(there - ours)
+    if foreign:
+        told = ", ".join(foreign[:_MOST_TOLD]) + (" ..." if len(foreign) > _MOST_TOLD else "")
+        raise UsageError(
+            f"{out} holds what no bundle put there: {told}.",
+            "Choose an empty or new folder with --out, or move these away.",
+        )
+
+
+def _files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _commit_of(source: Path) -> tuple[str, tuple[str, ...]]:
+    """Return the commit that a checkout stands at, and the files that differ from it.
+
+    Raises:
+        MachineError: It is no checkout, or there is no git.
+    """
+    if not (source / ".git").exists() or not (source / "setup.cfg").is_file():
+        raise MachineError(
+            f"A bundle is packed from a git checkout of the kit, and {source} is none.",
+            "Clone the repository, install it from there with `pip install -e .`, and run this in it.",
+        )
+    commit = _git(source, "rev-parse", "HEAD").strip()
+    status = _git(source, "status", "--porcelain", "--untracked-files=normal")
+    return commit, tuple(line[3:] for line in status.splitlines())
+
+
+def _git(source: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(source), *arguments], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError as error:
+        raise MachineError("There is no git on this machine.", "Install it, then run this again.") from error
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise MachineError(f"git {arguments[0]} failed in {source}: {said}.", "Repair the checkout.")
+    return done.stdout
+
+
+@contextmanager
+def _scratch_beside(out: Path) -> Iterator[tuple[Path, Path]]:
+    """Give a folder to work in and one to fill, on the file system of ``out``; both go in the end."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{out.name}.making-", dir=out.parent))
+    except OSError as error:
+        raise MachineError(
+            f"{out.parent} cannot be written to: {error.strerror}.", "Choose another folder with --out."
+        ) from error
+    try:
+        folder = scratch / "bundle"
+        folder.mkdir(mode=0o755)
+        yield scratch, folder
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _export(source: Path, tree: Path) -> None:
+    """Write what is committed, and nothing else, into a new folder."""
+    archive = tree.with_suffix(".zip")
+    _git(source, "archive", "--format=zip", f"--output={archive}", "HEAD")
+    with zipfile.ZipFile(archive) as stream:
+        stream.extractall(tree)
+
+
+def _collect_wheels(tree: Path, scratch: Path, python: str, say: Callable[[str], None]) -> list[Path]:
+    """Download or build every wheel, and bring those that were built here into one fixed form.
+
+    Raises:
+        MachineError: pip failed, or a wheel is not pure Python.
+    """
+    folder, requirements, tools = scratch / "wheels", scratch / "requirements.txt", scratch / "build.txt"
+    _write(requirements, "\n".join(wheels_for(python)) + "\n")
+    _write(tools, "\n".join(pinned("build")) + "\n")
+    environ = {
+        # Older releases of pip read the first for builds, too; newer ones only the second.
+        "PIP_CONSTRAINT": str(tools),
+        "PIP_BUILD_CONSTRAINT": str(tools),
+        # 1980, the earliest that a zip file can state: a wheel follows from its source alone.
+        "SOURCE_DATE_EPOCH": "315532800",
+        "PYTHONHASHSEED": "0",
+    }
+    # Not from pip's cache: there may lie wheels that were compiled against some torch.
+    command = ["wheel", "--no-deps", "--no-cache-dir", "--wheel-dir", str(folder)]
+    say("Building the kit's wheel ...")
+    _pip([*command, str(tree)], environ)
+    say(f"Getting {len(wheels_for(python))} packages; two are built from their source ...")
+    _pip([*command, "--require-hashes", "--requirement", str(requirements)], environ)
+    published = {line.rpartition("sha256:")[2] for line in wheels_for(python)}
+    wheels = sorted(folder.glob("*.whl"))
+    for wheel in wheels:
+        if not wheel.name.endswith("-none-any.whl"):
+            raise MachineError(
+                f"{wheel.name} is not pure Python, and so would not fit every machine.",
+                f"Pin another release or file of it in {_PINS / 'wheels.txt'}.",
+            )
+        if BundledFile.of(wheel).sha256 not in published:
+            normalise(wheel)
+    return wheels
+
+
+def _pip(arguments: Sequence[str], environ: Mapping[str, str]) -> None:
+    output = run_pip(arguments, environ=environ)
+    if output is None:
+        return
+    if index_unreachable(output):
+        raise MachineError(
+            "The package index cannot be reached, and the packages come from there.",
+            "Connect this machine to the Internet and run this again; nothing was changed.",
+        )
+    if "DO NOT MATCH THE HASHES" in output:
+        raise MachineError(
+            f"A package is not the file that {_PINS / 'wheels.txt'} pins: "
+            + " ".join(line.strip() for line in output.splitlines() if "sha256" in line),
+            "Do not use it. Look whether the index or a proxy serves altered files.",
+        )
+    raise explain_failure(output, offline=False)
+
+
+def _add_what_people_read(tree: Path, folder: Path, left: Sequence[str]) -> None:
+    """Add what is in the kit's wheel, too, for people to look at and take: configs and the notebook."""
+    shutil.copyfile(tree / "notebooks" / NOTEBOOK, folder / NOTEBOOK)
+    for path in sorted((tree / "configs").rglob("*.py")):
+        target = folder / path.relative_to(tree)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    _write(folder / IMAGE_LIST, "\n".join(left) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _put_in_place(folder: Path, out: Path) -> None:
+    """Rename the finished bundle into place; an earlier one is there until the moment of that."""
+    if not out.exists():
+        folder.rename(out)
+        return
+    aside = out.rename(folder.with_name("earlier"))
+    try:
+        folder.rename(out)
+    except OSError:
+        aside.rename(out)
+        raise
