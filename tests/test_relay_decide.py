@@ -1,0 +1,346 @@
+"""What the relay decides, over every combination of what it may remember and see."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from mapsage_kaggle.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_MACHINE, EXIT_TRAINING, EXIT_USAGE
+from mapsage_kaggle.relay.decide import (
+    ACTIVE,
+    ENDED,
+    MOST_REPEATS,
+    Action,
+    Adopt,
+    Fetch,
+    Forget,
+    Observation,
+    Push,
+    Settings,
+    Status,
+    Stop,
+    Store,
+    Wait,
+    decide,
+)
+from mapsage_kaggle.relay.journal import TRANSPORTS, Attempt, HandOver, Journal, Outcome, Transport, Verdict
+
+NOW = 1_000_000.0
+SETTINGS = Settings(owner="alice", slug="train", datasets=("alice/kit",), checkpoint_dataset="alice/saved")
+GOOD = HandOver(
+    slug="train", version=3, iteration=800, file="w/iter_800.pth", sha256="0", size_bytes=1, attachable=True
+)
+NEW = Journal(owner="alice", slug="train", config="demo.py")
+
+
+def ended(verdict: Verdict, number: int = 1) -> tuple[Attempt, ...]:
+    return tuple(
+        Attempt(slug="train", version=index + 1, landed=True, status="error", verdict=verdict, message="told")
+        for index in range(number)
+    )
+
+
+def seen(**changes: object) -> Observation:
+    known = {"now_s": NOW, "latest": {"train": 3, "train-2": 0}, "quota_left_s": 80_000.0}
+    return Observation(**{**known, **changes})  # type: ignore[arg-type]
+
+
+OPEN: dict[str, tuple[Attempt, ...]] = {
+    "nothing open": (),
+    "intended just now": (Attempt(slug="train", version=4, intended_s=NOW - 1),),
+    "intended long ago": (Attempt(slug="train", version=4, intended_s=NOW - 9e3),),
+    "no room": (Attempt(slug="train", version=4, intended_s=NOW - 1, refusal="Maximum batch session count"),),
+    "not accepted": (Attempt(slug="train", version=4, intended_s=NOW - 1, refusal="no such machine"),),
+    "landed": (Attempt(slug="train", version=4, intended_s=NOW - 1, landed=True, limit_s=1.0),),
+    "landed days ago": (Attempt(slug="train", version=4, intended_s=NOW - 1e6, landed=True, limit_s=1.0),),
+}
+ENDINGS = {
+    "none": (),
+    **{f"{verdict}": ended(verdict) for verdict in get_args(Verdict)},
+    **{f"{number} without progress": ended("none", number) for number in (2, 3, 4)},
+    "progress after two without": (*ended("none", 2), *ended("progress")),
+    "unmounted after two without": (*ended("none", 2), *ended("unmounted")),
+}
+HAND_OVERS = {
+    "none": None,
+    "attachable": GOOD,
+    "not the newest version": replace(GOOD, version=2),
+    "of a failed version": replace(GOOD, attachable=False),
+    "in the second notebook": replace(GOOD, slug="train-2", version=0),
+}
+REFUSED: tuple[tuple[Transport, ...], ...] = tuple(
+    names for count in range(4) for names in itertools.combinations(TRANSPORTS, count)
+)
+FOREIGN: tuple[Status | None, ...] = (None, *get_args(Status))
+
+
+def futile(attempts: tuple[Attempt, ...]) -> int:
+    count = 0
+    for attempt in reversed([item for item in attempts if item.verdict is not None]):
+        if attempt.verdict in ("progress", "completed"):
+            break
+        count += 1
+    return count
+
+
+def test_what_must_never_happen_does_not_over_every_combination() -> None:
+    pushes = 0
+    combinations = itertools.product(
+        OPEN.values(),
+        ENDINGS.values(),
+        HAND_OVERS.values(),
+        REFUSED,
+        ("auto", *TRANSPORTS),
+        FOREIGN,
+        (80_000.0, 7_230.0, 10.0, None),
+    )
+    for attempt, endings, hand_over, refused, transport, status, quota_left_s in combinations:
+        if attempt and refused:
+            continue  # what is open is decided before any transport is looked at
+        journal = replace(NEW, attempts=endings + attempt, hand_over=hand_over, refused=refused)
+        look = seen(statuses={} if status is None else {("train", 4): status}, quota_left_s=quota_left_s)
+        action = decide(journal, look, replace(SETTINGS, transport=transport))
+        if not isinstance(action, Push):
+            continue
+        pushes += 1
+        assert not attempt, "a push while another one is open"
+        assert status not in ACTIVE, "a push beside a session that may be running"
+        assert futile(endings) <= MOST_REPEATS, "a repeat too many"
+        assert not endings or endings[-1].verdict not in ("hopeless", "completed")
+        assert quota_left_s is None or 3600 <= action.limit_s <= quota_left_s
+        assert action.version == look.latest.get(action.slug, 0) + 1
+        assert set(SETTINGS.datasets) <= set(action.dataset_sources)
+        if hand_over is None:
+            assert (action.transport, action.expect_iteration, action.kernel_sources) == (None, None, ())
+            continue
+        assert action.expect_iteration == hand_over.iteration, "a session that may start anywhere"
+        assert action.transport not in refused
+        assert transport in ("auto", action.transport)
+        if action.transport == "dataset":
+            raise AssertionError("the data set does not hold the checkpoint yet")
+        assert action.kernel_sources == (f"alice/{hand_over.slug}",)
+        assert hand_over.attachable
+        assert look.latest[hand_over.slug] == hand_over.version
+        assert (action.slug == hand_over.slug) == (action.transport == "self")
+    assert pushes > 500
+
+
+@pytest.mark.parametrize("attempt", OPEN, ids=str)
+@pytest.mark.parametrize("status", FOREIGN)
+@pytest.mark.parametrize("landed", [None, 4, 5])
+def test_what_is_open_comes_before_everything_else(
+    attempt: str, status: Status | None, landed: int | None
+) -> None:
+    if not OPEN[attempt]:
+        return
+    journal = replace(NEW, attempts=OPEN[attempt], hand_over=GOOD)
+    statuses = {} if status is None else {("train", 4): status}
+    action = decide(journal, seen(statuses=statuses, landed=landed), SETTINGS)
+    expected: dict[str, type[Action]] = {
+        "intended just now": Wait,
+        "intended long ago": Forget,
+        "no room": Forget,
+        "not accepted": Forget,
+        "landed": Wait,
+        "landed days ago": Stop,
+    }
+    if attempt.startswith("landed"):
+        assert isinstance(action, Fetch if status in ENDED else expected[attempt])
+    elif landed is not None:
+        assert action == Adopt(version=landed)
+    else:
+        assert isinstance(action, expected[attempt])
+
+
+def test_no_room_for_a_third_session_is_waited_for_and_another_refusal_stops() -> None:
+    waits = decide(replace(NEW, attempts=OPEN["no room"]), seen(), SETTINGS)
+    assert isinstance(waits, Forget)
+    assert waits.then is None
+    assert waits.retry_s > NOW
+    stops = decide(replace(NEW, attempts=OPEN["not accepted"]), seen(), SETTINGS)
+    assert isinstance(stops, Forget)
+    assert stops.then is not None
+    assert (stops.then.exit_code, "no such machine" in stops.then.reason) == (EXIT_USAGE, True)
+
+
+def test_pushes_that_come_to_nothing_are_not_repeated_forever() -> None:
+    journal = replace(NEW, attempts=OPEN["intended long ago"])
+    for _ in range(19):
+        action = decide(journal, seen(), SETTINGS)
+        assert isinstance(action, Forget)
+        assert action.then is None
+        journal = replace(journal.forgotten(), attempts=OPEN["intended long ago"])
+    last = decide(journal, seen(), SETTINGS)
+    assert isinstance(last, Forget)
+    assert last.then is not None
+
+
+def test_a_wedged_session_stops_the_relay_and_nothing_is_pushed_beside_it() -> None:
+    action = decide(
+        replace(NEW, attempts=OPEN["landed days ago"]), seen(statuses={("train", 4): "running"}), SETTINGS
+    )
+    assert isinstance(action, Stop)
+    assert action.exit_code == EXIT_MACHINE
+    assert "Cancel it" in action.remedy
+
+
+@pytest.mark.parametrize(
+    ("journal", "changes", "settings", "code", "says"),
+    [
+        (replace(NEW, attempts=ended("completed"), hand_over=GOOD), {}, {}, EXIT_DONE, "The run is complete"),
+        (replace(NEW, hand_over=GOOD), {}, {"until": 800}, EXIT_DONE, "Iteration 800 is reached"),
+        (replace(NEW, attempts=ended("progress", 2)), {}, {"max_sessions": 2}, EXIT_DONE, "2 session"),
+        (replace(NEW, attempts=ended("none", 3)), {}, {}, EXIT_TRAINING, "3 sessions in a row"),
+        (replace(NEW, attempts=ended("unmounted", 3)), {}, {}, EXIT_CHECKPOINT, "3 sessions in a row"),
+        (replace(NEW, attempts=ended("hopeless")), {}, {}, EXIT_TRAINING, "cannot go on: told"),
+        (NEW, {"missing": ("data set alice/kit",)}, {}, EXIT_USAGE, "no data set alice/kit"),
+        (NEW, {"quota_left_s": 100.0, "quota_renews": "Sat"}, {}, EXIT_MACHINE, "renewed Sat"),
+        (replace(NEW, hand_over=replace(GOOD, attachable=False)), {}, {"transport": "self"},
+         EXIT_CHECKPOINT, "no way to hand on iteration 800"),
+    ],
+)  # fmt: skip
+def test_it_stops_with_the_reason(
+    journal: Journal, changes: dict[str, object], settings: dict[str, object], code: int, says: str
+) -> None:
+    action = decide(journal, seen(**changes), replace(SETTINGS, **settings))  # type: ignore[arg-type]
+    assert isinstance(action, Stop)
+    assert action.exit_code == code
+    assert says in action.reason
+
+
+def test_transports_are_tried_from_the_cheapest_to_the_one_that_always_works() -> None:
+    def push(*refused: Transport, **changes: object) -> Action:
+        return decide(replace(NEW, hand_over=GOOD, refused=refused, **changes), seen(), SETTINGS)  # type: ignore[arg-type]
+
+    by_self, by_pingpong = push(), push("self")
+    assert isinstance(by_self, Push)
+    assert (by_self.slug, by_self.version, by_self.kernel_sources) == ("train", 4, ("alice/train",))
+    assert isinstance(by_pingpong, Push)
+    assert (by_pingpong.slug, by_pingpong.version) == ("train-2", 1)
+    assert by_pingpong.kernel_sources == ("alice/train",)
+    assert push("self", "pingpong") == Store(hand_over=GOOD)
+    by_dataset = push("self", "pingpong", stored_iteration=800)
+    assert isinstance(by_dataset, Push)
+    assert (by_dataset.kernel_sources, by_dataset.dataset_sources) == ((), ("alice/kit", "alice/saved"))
+
+
+def test_a_session_after_a_failed_one_goes_by_the_data_set_and_the_one_after_that_does_not() -> None:
+    failed = replace(GOOD, attachable=False)
+    assert decide(replace(NEW, hand_over=failed), seen(), SETTINGS) == Store(hand_over=failed)
+    action = decide(replace(NEW, hand_over=GOOD, stored_iteration=700), seen(), SETTINGS)
+    assert isinstance(action, Push)
+    assert action.transport == "self"
+
+
+def test_a_session_is_shortened_to_the_quota_that_is_left() -> None:
+    action = decide(NEW, seen(quota_left_s=2 * 3600 + 59.0), SETTINGS)
+    assert isinstance(action, Push)
+    assert action.limit_s == 2 * 3600
+
+
+def test_failures_that_were_forgiven_no_longer_count() -> None:
+    journal = replace(NEW, attempts=ended("none", 3), hand_over=GOOD, refused=("self", "pingpong", "dataset"))
+    assert isinstance(decide(journal, seen(), SETTINGS), Stop)
+    assert isinstance(decide(journal.forgiving(), seen(), SETTINGS), Push)
+
+
+# -- whole runs, against a Kaggle that is only thought
+
+
+class ThoughtKaggle:
+    """Does at once what the relay decides, with faults that are drawn."""
+
+    def __init__(self, draw: st.DataObject, settings: Settings) -> None:
+        self.draw = draw.draw
+        self.settings = settings
+        self.now_s = NOW
+        self.journal = NEW
+        self.versions: dict[tuple[str, int], Status] = {}
+        self.reached: dict[tuple[str, int], int] = {}
+        self.latest = {"train": 0, "train-2": 0}
+        self.pushed = 0
+
+    def look(self) -> Observation:
+        attempt = self.journal.open
+        landed = None
+        if attempt and not attempt.landed and self.latest[attempt.slug] >= attempt.version:
+            landed = attempt.version
+        return Observation(
+            now_s=self.now_s, latest=dict(self.latest), statuses=dict(self.versions), landed=landed,
+            quota_left_s=None,
+        )  # fmt: skip
+
+    def act(self, action: Action) -> None:
+        if isinstance(action, Wait):
+            self.now_s += action.seconds
+            for key, status in self.versions.items():
+                if status in ACTIVE:
+                    self.versions[key] = self.draw(
+                        st.sampled_from(["queued", "running", "unknown", "complete", "error", "cancelled"])
+                    )
+        elif isinstance(action, Push):
+            self.push(action)
+        elif isinstance(action, Adopt):
+            self.journal = self.journal.landed(action.version)
+        elif isinstance(action, Forget):
+            self.journal = self.journal.forgotten(retry_s=action.retry_s)
+        elif isinstance(action, Store):
+            self.journal = self.journal.stored(action.hand_over.iteration)
+        elif isinstance(action, Fetch):
+            self.fetch(action)
+
+    def push(self, action: Push) -> None:
+        assert not any(status in ACTIVE for status in self.versions.values())
+        attempt = Attempt(
+            slug=action.slug, version=action.version, transport=action.transport, intended_s=self.now_s,
+            expect_iteration=action.expect_iteration, limit_s=action.limit_s,
+        )  # fmt: skip
+        self.journal = self.journal.intending(attempt)
+        fate = self.draw(st.sampled_from(["answered", "answer lost", "never arrived", "no room"]))
+        if fate in ("answered", "answer lost"):
+            self.pushed += 1
+            self.latest[action.slug] = action.version
+            self.versions[action.slug, action.version] = "queued"
+        if fate == "answered":
+            self.journal = self.journal.landed(action.version)
+        elif fate == "no room":
+            self.journal = self.journal.told_no("Maximum batch GPU session count of 2 reached.")
+
+    def fetch(self, action: Fetch) -> None:
+        before = self.journal.hand_over.iteration if self.journal.hand_over else 0
+        gained = self.draw(st.sampled_from([0, 100, 100, 300]))
+        attachable = action.status == "complete"
+        if action.status == "error" and self.draw(st.booleans()):
+            self.journal = self.journal.closed(Outcome(status="error", verdict="unmounted"))
+            return
+        hand_over = replace(
+            GOOD, slug=action.slug, version=action.version, iteration=before + gained, attachable=attachable
+        )
+        verdict: Verdict = "progress" if gained else "none"
+        if before + gained >= 1000:
+            verdict = "completed"
+        outcome = Outcome(status=action.status, verdict=verdict, hand_over=hand_over if gained else None)
+        self.journal = self.journal.closed(outcome)
+
+
+@hypothesis_settings(max_examples=300, deadline=None)
+@given(data=st.data(), transport=st.sampled_from(["auto", *TRANSPORTS]))
+def test_any_run_ends_and_no_session_is_ever_pushed_beside_another(
+    data: st.DataObject, transport: Transport
+) -> None:
+    kaggle = ThoughtKaggle(data, replace(SETTINGS, transport=transport, poll_s=3600.0, settle_s=600.0))
+    for _ in range(3000):
+        action = decide(kaggle.journal, kaggle.look(), kaggle.settings)
+        if isinstance(action, Stop) or (isinstance(action, Forget) and action.then is not None):
+            break
+        kaggle.act(action)
+    else:
+        raise AssertionError("the relay never ends")
+    landed = [item for item in kaggle.journal.attempts if item.landed]
+    assert len(landed) == kaggle.pushed, "a push that the journal does not know"
