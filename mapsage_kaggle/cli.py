@@ -82,6 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--no-fast", action="store_true", help="no faster parts in place of stock ones")
     train.add_argument("--on-bad-image", choices=("skip", "fail"), default="fail", help="damaged images")
     train.add_argument("--save-every", default="5m", metavar="TIME", help="between checkpoints; 0 for none")
+    train.add_argument("--upload-to", metavar="OWNER/SLUG", help="also upload the newest to this data set")
+    train.add_argument("--upload-every", default="1h", metavar="TIME", help="between uploads (1h)")
     _overrides(train)
 
     report = add("report", _report, "Draw the report of a run from its work dirs.")
@@ -295,6 +297,8 @@ def _options(arguments: argparse.Namespace) -> Any:
         nnodes=given("nnodes", 1),
         node_rank=given("node_rank", 0),
         rdzv_endpoint=given("rdzv_endpoint", ""),
+        upload_to=given("upload_to", None),
+        upload_every_s=parse_duration_s(given("upload_every", 3600.0)),
     )
 
 

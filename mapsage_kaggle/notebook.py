@@ -54,6 +54,8 @@ def preflight(
     gpus: int | Literal["auto"] = "auto",
     on_memory: Literal["adapt", "fail"] = "adapt",
     overrides: Sequence[str] = (),
+    upload_to: str | None = None,
+    upload_every: str | float = "1h",
     language: str = "en",
 ) -> Session:
     """Look at the machine and the data set, and open the session.
@@ -69,6 +71,8 @@ def preflight(
         gpus: ``auto``, or how many; 0 trains on the CPU.
         on_memory: ``adapt`` goes on with smaller micro-batches where memory runs out, ``fail`` ends there.
         overrides: ``key=value`` with mmengine's dotted keys.
+        upload_to: A data set, ``owner/slug``, that the newest checkpoint is uploaded to as well.
+        upload_every: The time from one upload to the next.
         language: Of all that is shown.
 
     Raises:
@@ -94,6 +98,8 @@ def preflight(
         gpus=gpus,
         on_memory=on_memory,
         overrides=tuple(overrides),
+        upload_to=upload_to,
+        upload_every_s=parse_duration_s(upload_every),
     )
     clock = SessionClock.for_this_session(limit_s=options.session_limit_s, reserve_s=options.reserve_s)
     paths = KagglePaths.from_environment()

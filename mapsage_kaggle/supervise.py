@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -181,6 +181,11 @@ class Supervisor:
         """Whether a stop was asked for."""
         return self._stop.is_set()
 
+    @property
+    def killed(self) -> bool:
+        """Whether all is to end at once."""
+        return self._kill.is_set()
+
     # -- running
 
     def run(self, launch: Launch) -> Outcome:
@@ -219,7 +224,7 @@ class Supervisor:
             if asked_at is not None and now - asked_at > STOP_GRACE_S:
                 watch.ended_by_us = "killed"
                 return
-            if self._clock.left_s() < self._output_s(now) - 0.5 * self._clock.reserve_s:
+            if self.left_to_hand_over_s() < 0:
                 # The child should have stopped by itself long ago; half the reserve is left to us.
                 watch.ended_by_us = "hung"
                 return
@@ -227,6 +232,16 @@ class Supervisor:
                 watch.ended_by_us = "hung"
                 return
             time.sleep(POLL_S)
+
+    def left_to_hand_over_s(self) -> float:
+        """Return how long it is until half the reserve is left and the output must be saved."""
+        return self._clock.left_s() + 0.5 * self._clock.reserve_s - self._output_s(time.monotonic())
+
+    def pass_on(self, kinds: Collection[str]) -> None:
+        """Tell the sinks of events of some kinds that were written after the last child had ended."""
+        for event in self._tail.read_new():
+            for sink in self._sinks if event.event in kinds else ():
+                sink.handle(event)
 
     def _output_s(self, now: float) -> float:
         """Return how long Kaggle will need to save the work dir; measured every half minute."""
@@ -273,7 +288,9 @@ class _Watch:
         self._is_starting = True
 
     def see(self, event: Event) -> None:
-        """Take one event of the child."""
+        """Take one event of the child; what the supervisor's side wrote is no sign of life."""
+        if event.event == "upload":
+            return
         self._last_s = time.monotonic()
         self.iteration = max(self.iteration, event.iteration)
         if event.event == "start" and "pid" in event.data:

@@ -39,6 +39,7 @@ from mapsage_kaggle.events import Event, EventLog, ProgressSink
 from mapsage_kaggle.paths import KagglePaths, WorkDir
 from mapsage_kaggle.records import CheckpointRef, SessionRecord, new_run_id
 from mapsage_kaggle.supervise import Ladder, Launch, Outcome, Supervisor, decide_next
+from mapsage_kaggle.upload import LAST_LIMIT_S, Uploader, check_handle
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -79,6 +80,9 @@ class Options:
             the others take over from it what they start from, and write only their own log, beside
             the work dir, in one that ends in ``-node<number>``.
         rdzv_endpoint: ``host:port`` where they meet.
+        upload_to: The data set, ``owner/slug``, that the newest checkpoint is uploaded to while training
+            goes on; None for none.
+        upload_every_s: Seconds from one upload to the next.
     """
 
     config: Path
@@ -104,6 +108,8 @@ class Options:
     nnodes: int = 1
     node_rank: int = 0
     rdzv_endpoint: str = ""
+    upload_to: str | None = None
+    upload_every_s: float = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,6 +196,10 @@ def check_options(options: Options) -> None:
             f"--node-rank {options.node_rank} does not fit --nnodes {options.nnodes}.",
             "Machines are numbered from 0.",
         )
+    if options.upload_to is not None:
+        check_handle(options.upload_to)
+        if options.upload_every_s <= 0:
+            raise UsageError("--upload-every must be more than nothing.", "Give a time, such as 1h.")
     if options.nnodes > 1 and not options.rdzv_endpoint:
         raise UsageError(
             f"--nnodes {options.nnodes} needs --rdzv-endpoint.",
@@ -729,12 +739,14 @@ def train(prepared: Prepared, *, sinks: Sequence[ProgressSink] = ()) -> SessionR
 def _train(prepared: Prepared, supervisor: Supervisor) -> SessionRecord:
     session = _Session(prepared, supervisor)
     session.begin()
-    try:
-        outcome, message = session.run_children()
-    except BaseException as error:
-        session.end(Outcome(kind="error", message=str(error), iteration=prepared.start_iteration), str(error))
-        raise
-    return session.end(outcome, message)
+    with session.uploads():
+        try:
+            outcome, message = session.run_children()
+        except BaseException as error:
+            failed = Outcome(kind="error", message=str(error), iteration=prepared.start_iteration)
+            session.end(failed, str(error))
+            raise
+        return session.end(outcome, message)
 
 
 class _Session:
@@ -1042,6 +1054,29 @@ class _Session:
             rdzv_endpoint=options.rdzv_endpoint,
             deterministic=options.deterministic,
         )
+
+    @contextmanager
+    def uploads(self) -> Iterator[None]:
+        """Upload the newest checkpoint now and then where that is asked for, and once more at the end."""
+        prepared, options = self.prepared, self.prepared.options
+        if options.upload_to is None or options.node_rank > 0:
+            yield
+            return
+        uploader = Uploader(
+            self.files,
+            options.upload_to,
+            every_s=options.upload_every_s,
+            scratch=prepared.discovery.paths.temp,
+            after=prepared.start_iteration,
+        )
+        uploader.start()
+        try:
+            yield
+        finally:
+            # Half the reserve, as everywhere in the supervisor, less what Kaggle needs for the output.
+            left_s = self.supervisor.left_to_hand_over_s()
+            uploader.finish(min(LAST_LIMIT_S, left_s), cancelled=lambda: self.supervisor.killed)
+            self.supervisor.pass_on(("upload", "warning"))
 
     def _can_recompute(self) -> bool:
         backbone = (self.prepared.discovery.cfg.get("model") or {}).get("backbone") or {}

@@ -28,6 +28,8 @@ RESERVE = "10m"  # kept free at its end
 GPUS = "auto"  # or a number; 0 trains on the CPU
 ON_MEMORY = "adapt"  # smaller micro-batches where memory runs out; "fail" ends there
 OVERRIDES = []  # such as "train_dataloader.batch_size=2"
+UPLOAD_TO = None  # "you/slug": upload the newest checkpoint to this data set as well, with your credentials
+UPLOAD_EVERY = "1h"  # from one upload to the next
 LANGUAGE = "en"  # or "zh"
 
 # %% [markdown]
@@ -72,6 +74,8 @@ session = mapsage_kaggle.preflight(
     gpus=GPUS,
     on_memory=ON_MEMORY,
     overrides=OVERRIDES,
+    upload_to=UPLOAD_TO,
+    upload_every=UPLOAD_EVERY,
     language=LANGUAGE,
 )
 

@@ -28,7 +28,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     # Layer 3.
     ("configure", "engine", "display", "relay"),
     # Layer 4.
-    ("supervise", "follow"),
+    ("supervise", "follow", "upload"),
     ("training",),
     ("knobs",),
     # Layer 5.
@@ -161,6 +161,7 @@ def test_the_lowest_rooms_use_the_standard_library_only() -> None:
     [
         ("kaggle", "mapsage_kaggle.relay.client"),
         ("kagglesdk", "mapsage_kaggle.relay.client"),
+        ("kagglehub", "mapsage_kaggle.upload"),
         ("ipywidgets", "mapsage_kaggle.display"),
     ],
 )

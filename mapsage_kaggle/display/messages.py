@@ -138,6 +138,17 @@ CHINESE: Mapping[str, str] = {
     "Attach a data set that holds the file, under any folder, and start again.": (
         "没有挂载预训练权重 {name}：主干网络将从头训练，精度会受影响。请挂载含有该文件的数据集（任意目录均可），再重新开始。"
     ),
+    # uploads
+    "Uploaded to {handle}, in {seconds} s.": "已上传到 {handle}，用时 {seconds} 秒。",
+    "Nothing is uploaded to {handle}: kagglehub is not installed.": "不会上传到 {handle}：没有安装 kagglehub。",
+    "Nothing is uploaded to {handle}: there are no Kaggle credentials here.": (
+        "不会上传到 {handle}：这里没有 Kaggle 凭证。"
+    ),
+    "Uploading to {handle} failed: {problem}. {after}": "上传到 {handle} 失败：{problem}。{after}",
+    "It is tried again later.": "稍后再试。",
+    "No more is tried in this session.": "本次会话不再尝试。",
+    "it was not done within {seconds} s": "{seconds} 秒内没有完成",
+    "the upload's process ended without a word (exit code {code})": "上传进程无声无息地结束了（退出码 {code}）",
     # what a cell refuses
     "Every checkpoint found was rejected.": "找到的检查点全都不可用。",
     "Every checkpoint found is of a run with another config.": "找到的检查点都属于配置不同的任务。",

@@ -203,7 +203,7 @@ def headline(event: Event, words: Words | None = None) -> str:
         return f"{at} {words('view_validated', values=scores_text(data.get('metrics', {})))}{best}"
     if event.event == "checkpoint" and data.get("metric") is None:
         return f"{at} {words('line_saved', file=data.get('file'), size=size(data.get('size_bytes')))}"
-    if event.event in ("warning", "restart", "failure", "ladder"):
+    if event.event in ("warning", "restart", "failure", "ladder", "upload"):
         message = data.get("message") or ", ".join(f"{key} {value}" for key, value in data.items())
         return f"{at} {words(f'line_{event.event}', message=words.tell(str(message)))}"
     if event.event == "stop":

@@ -52,6 +52,7 @@ ENGLISH: Mapping[str, str] = {
     "line_restart": "restart: {message}",
     "line_failure": "failure: {message}",
     "line_ladder": "ladder: {message}",
+    "line_upload": "upload: {message}",
     "line_stop": "stopped: {message}",
     # The table of candidates, and the picker below it.
     "table_file": "file",
@@ -157,6 +158,7 @@ CHINESE: Mapping[str, str] = {
     "line_restart": "重新启动：{message}",
     "line_failure": "出错：{message}",
     "line_ladder": "退一步：{message}",
+    "line_upload": "上传：{message}",
     "line_stop": "已停止：{message}",
     "table_file": "文件",
     "table_iteration": "迭代",

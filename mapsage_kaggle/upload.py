@@ -1,0 +1,416 @@
+"""Uploads the newest proven checkpoint to a data set while training goes on.
+
+A session that Kaggle kills may leave no output. What was uploaded before stays: a data set with a
+checkpoint and its records, which the next session takes like any output that is attached.
+
+The upload itself runs in a process of its own, so that nothing that Kaggle's client does can hold
+training up, and so that it can be ended. It is off without credentials, which are read only by that
+client, where it reads them; what it says of a failure is stripped of addresses and secrets.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256
+from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.events import Event, EventLog
+from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.records import CheckpointRef, SessionRecord
+
+LIMIT_S = 3600.0
+"""How long one upload may take while training goes on."""
+LAST_LIMIT_S = 600.0
+"""How long the last one may take, once training has ended; less where the session has less time left."""
+LEAST_LIMIT_S = 5.0
+MOST_FAILURES = 3
+"""After so many in a row, no more is tried in this session."""
+MOST_FILES = 50
+"""kagglehub packs more files than this into one archive first."""
+
+_HANDLE = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9-]{4,48}[a-z0-9]")
+_POLL_S = 0.2
+_STAGE_TRIES = 5
+_SECRET_NAMES = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+
+
+def check_handle(handle: str) -> str:
+    """Return a data set's ``owner/slug`` if Kaggle would take it.
+
+    Raises:
+        UsageError: It would not.
+    """
+    if not _HANDLE.fullmatch(handle):
+        raise UsageError(
+            f"{handle!r} cannot be a data set on Kaggle.",
+            "Give OWNER/SLUG: your user name, and 6 to 50 small letters, digits and hyphens.",
+        )
+    return handle
+
+
+def credential_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """Return the files that Kaggle's client reads credentials from, whether or not they exist."""
+    home = Path(environ.get("HOME") or Path.home()) / ".kaggle"
+    folder = Path(environ.get("KAGGLE_CONFIG_DIR") or home)
+    named = [Path(environ[name]) for name in ("KAGGLE_API_V1_TOKEN", "KAGGLE_API_TOKEN") if environ.get(name)]
+    return (*named, home / "access_token", home / "access_token.txt", folder / "kaggle.json")
+
+
+def has_credentials(environ: Mapping[str, str]) -> bool:
+    """Tell whether Kaggle's client would find credentials. They are not looked at."""
+    if environ.get("KAGGLE_API_TOKEN") or (environ.get("KAGGLE_USERNAME") and environ.get("KAGGLE_KEY")):
+        return True
+    return any(_is_file(path) for path in credential_files(environ))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a token in place of a file's name may be too long for one
+        return False
+
+
+# -- what is uploaded
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Staged:
+    """A folder that is ready to be uploaded.
+
+    Attributes:
+        folder: Where it lies.
+        iteration: Of its checkpoint.
+        size_bytes: Of all of it.
+        notes: What the data set's version is to be called.
+    """
+
+    folder: Path
+    iteration: int
+    size_bytes: int
+    notes: str
+
+
+def stage(work_dir: WorkDir, folder: Path, *, after: int) -> Staged | None:
+    """Gather what a next session needs to go on from the newest proven checkpoint, and nothing else.
+
+    The checkpoint, the best one, a manifest of the two, the record, events and config, and the newest
+    of the history. Checkpoints are linked where that is possible, so that retention may delete them
+    meanwhile.
+
+    Args:
+        work_dir: The session's.
+        folder: Where to; made anew.
+        after: Nothing is gathered unless there is a checkpoint beyond this iteration.
+
+    Returns:
+        None where there is no newer one.
+
+    Raises:
+        OSError: It cannot be read or written, or no checkpoint is what its record says.
+        ValueError: The record cannot be read.
+    """
+    found = _take_newest(work_dir, folder, after)
+    if found is None:
+        return None
+    record, newest = found
+    refs = [newest]
+    if record.best is not None and _take(work_dir.path, record.best, folder):
+        refs.append(record.best)
+    Manifest({ref.file: ref for ref in refs}).write(folder / work_dir.manifest.name)
+    record.write(folder / work_dir.session.name)
+    (folder / work_dir.last_checkpoint.name).write_text(newest.file, encoding="utf-8")
+    for file in (work_dir.events, work_dir.config, work_dir.config_diff):
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+    _take_history(work_dir.history, folder, MOST_FILES - sum(1 for _ in folder.iterdir()))
+    return Staged(
+        folder=folder,
+        iteration=newest.iteration,
+        size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        notes=f"iteration {newest.iteration}, session {record.session_index} of run {record.run_id}",
+    )
+
+
+def _take_newest(work_dir: WorkDir, folder: Path, after: int) -> tuple[SessionRecord, CheckpointRef] | None:
+    """Take the newest checkpoint, and the record that names it."""
+    name = ""
+    for _ in range(_STAGE_TRIES):
+        record = SessionRecord.read(work_dir.session)
+        newest = record.checkpoint
+        if newest is None or newest.iteration <= after:
+            return None
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if _take(work_dir.path, newest, folder):
+            return record, newest
+        name = newest.file
+        time.sleep(_POLL_S)  # replaced or deleted a moment ago; the record follows at once
+    raise OSError(f"{name} is not what the session's record says")
+
+
+def _take(source: Path, ref: CheckpointRef, folder: Path) -> bool:
+    """Link or copy a checkpoint; tell whether it is there and is what was proven."""
+    target = folder / ref.file
+    try:
+        try:
+            os.link(source / ref.file, target)
+        except FileNotFoundError:
+            return False
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source / ref.file, target)
+        if file_sha256(target) == ref.sha256:
+            return True
+    except FileNotFoundError:
+        return False
+    target.unlink()
+    return False
+
+
+def _take_history(history: Path, folder: Path, most: int) -> None:
+    """Copy the newest sessions' files; the records of all of them are in the session's own record."""
+    if not history.is_dir():
+        return
+
+    def session_of(path: Path) -> str:
+        return path.stem.rpartition("_")[2]
+
+    files = sorted((path for path in history.iterdir() if path.is_file()), key=session_of, reverse=True)
+    for file in files[:most]:
+        target = folder / history.name / file.name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
+
+
+# -- uploading
+
+
+class Uploader:
+    """Uploads now and then, in a thread, until it is told to finish.
+
+    Args:
+        work_dir: The session's.
+        handle: The data set, ``owner/slug``. It is made, private, where there is none.
+        every_s: Seconds from one look for a newer checkpoint to the next.
+        scratch: Where a folder may be put together.
+        after: The iteration that the session began with: what it was given need not be uploaded.
+        retry_s: Seconds until the last upload is tried again. Kaggle refuses a new version (403) while it
+            still processes the one before (kagglehub's issue 181).
+    """
+
+    def __init__(
+        self,
+        work_dir: WorkDir,
+        handle: str,
+        *,
+        every_s: float,
+        scratch: Path,
+        after: int = 0,
+        retry_s: float = 30.0,
+    ) -> None:
+        self._retry_s = retry_s
+        self._files = work_dir
+        self._handle = handle
+        self._every_s = every_s
+        self._scratch = scratch
+        self._uploaded = after
+        self._sending: int | None = None
+        self._failures = 0
+        self._end = threading.Event()
+        self._abandon = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mapsage-upload", daemon=True)
+
+    def start(self) -> None:
+        """Begin; returns at once. Without credentials or the client, says so and stays off."""
+        if importlib.util.find_spec("kagglehub") is None:
+            self._turn_off(f"Nothing is uploaded to {self._handle}: kagglehub is not installed.")
+        elif not has_credentials(os.environ):
+            self._turn_off(f"Nothing is uploaded to {self._handle}: there are no Kaggle credentials here.")
+        else:
+            self._thread.start()
+
+    def finish(self, limit_s: float, *, cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Upload what is newest, where it has not been, and end; takes ``limit_s`` at most, or a little more.
+
+        Args:
+            limit_s: How long that may take.
+            cancelled: Asked often; True ends it at once.
+        """
+        end = time.monotonic() + limit_s
+        newest = self._newest()
+        # One under way is worth waiting for only if there is none newer.
+        if self._sending is not None and self._sending != newest:
+            self._abandon.set()
+        self._end.set()
+        while self._thread.is_alive():
+            if cancelled() or time.monotonic() > end:
+                self._abandon.set()
+            self._thread.join(_POLL_S)
+        if self._thread.ident is None:
+            return
+        while not cancelled() and end - time.monotonic() >= LEAST_LIMIT_S:
+            if self._try(end - time.monotonic(), cancelled):
+                return
+            again_s = time.monotonic() + self._retry_s
+            while not cancelled() and time.monotonic() < min(again_s, end):
+                time.sleep(_POLL_S)
+
+    def _run(self) -> None:
+        while not self._end.wait(self._every_s):
+            self._try(LIMIT_S, self._abandon.is_set)
+
+    def _newest(self) -> int | None:
+        try:
+            ref = SessionRecord.read(self._files.session).checkpoint
+        except (OSError, ValueError):
+            return None
+        return ref.iteration if ref is not None else None
+
+    def _turn_off(self, message: str) -> None:
+        self._failures = MOST_FAILURES
+        self._tell("warning", 0, message=message)
+
+    def _try(self, limit_s: float, cancelled: Callable[[], bool]) -> bool:
+        """Upload what is newest; tell whether that leaves nothing to be tried again."""
+        if self._failures >= MOST_FAILURES:
+            return True
+        began = time.monotonic()
+        folder = self._scratch / f"upload-{os.getpid()}"
+        try:
+            staged = stage(self._files, folder, after=self._uploaded)
+            if staged is None:
+                return True
+            self._sending = staged.iteration
+            problem = send(staged, self._handle, limit_s=limit_s, cancelled=cancelled)
+        except (OSError, ValueError) as error:
+            problem, staged = harmless(error, os.environ), None
+        finally:
+            self._sending = None
+            shutil.rmtree(folder, ignore_errors=True)
+        if cancelled():
+            return True
+        if problem or staged is None:
+            self._fail(problem, staged.iteration if staged is not None else self._uploaded)
+            return False
+        self._failures, self._uploaded = 0, staged.iteration
+        self._tell(
+            "upload",
+            staged.iteration,
+            message=f"Uploaded to {self._handle}, in {time.monotonic() - began:.0f} s.",
+            handle=self._handle,
+            size_bytes=staged.size_bytes,
+        )
+        return True
+
+    def _fail(self, problem: str, iteration: int) -> None:
+        self._failures += 1
+        after = (
+            "No more is tried in this session."
+            if self._failures >= MOST_FAILURES
+            else "It is tried again later."
+        )
+        self._tell("warning", iteration, message=f"Uploading to {self._handle} failed: {problem}. {after}")
+
+    def _tell(self, event: str, iteration: int, /, **data: Any) -> None:
+        try:
+            EventLog(self._files.events).append(Event(event=event, iteration=iteration, data=data))
+        except OSError:
+            return  # a disk that is full is told of by what needs it more
+
+
+def send(staged: Staged, handle: str, *, limit_s: float, cancelled: Callable[[], bool]) -> str:
+    """Upload a folder in a process of its own; return what went wrong, or nothing.
+
+    Args:
+        staged: What to upload.
+        handle: Where to, ``owner/slug``.
+        limit_s: How long it may take before it is ended.
+        cancelled: Asked often; True ends it at once.
+    """
+    command = [
+        sys.executable, "-m", "mapsage_kaggle.upload",
+        str(staged.folder), handle, staged.notes, str(int(limit_s) + 1),
+    ]  # fmt: skip
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            # The client's progress bars, and addresses that must stay secret.
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        end = time.monotonic() + limit_s
+        while process.poll() is None and time.monotonic() < end and not cancelled():
+            time.sleep(_POLL_S)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return f"it was not done within {limit_s:.0f} s"
+        output.seek(0)
+        lines = output.read().decode("utf-8", errors="replace").strip().splitlines()
+    try:
+        said = json.loads(lines[-1])
+        return str(said["error"])
+    except (IndexError, ValueError, KeyError, TypeError):
+        return f"the upload's process ended without a word (exit code {process.returncode})"
+
+
+def harmless(error: BaseException, environ: Mapping[str, str]) -> str:
+    """Return an error's kind and first line, without addresses and without anything that is a secret."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    text = re.sub(r"\w+://\S+", "…", text)
+    for secret in sorted(_secrets(environ), key=len, reverse=True):
+        text = text.replace(secret, "…")
+    return f"{type(error).__name__}: {text[:200]}".rstrip(": .")
+
+
+def _secrets(environ: Mapping[str, str]) -> set[str]:
+    found = {value.strip() for name, value in environ.items() if _SECRET_NAMES.search(name)}
+    for path in credential_files(environ):
+        if not _is_file(path):
+            continue
+        try:
+            text = path.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            continue
+        found.add(text)
+        found.update(re.findall(r'"key"\s*:\s*"([^"]+)"', text))
+    return {value for value in found if len(value) >= 6}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Upload a folder, as a process of its own: ``FOLDER OWNER/SLUG NOTES SECONDS``.
+
+    Prints one JSON object last: ``{"error": ""}`` where it went well.
+    """
+    folder, handle, notes, limit_s = arguments
+    # Also where nobody is left to end it.
+    signal.alarm(int(limit_s))
+    os.nice(10)
+    problem = ""
+    try:
+        import kagglehub
+
+        kagglehub.dataset_upload(handle, folder, version_notes=notes)
+    except Exception as error:  # noqa: BLE001 - a client and a network raise what they like
+        problem = harmless(error, os.environ)
+    sys.stdout.write("\n" + json.dumps({"error": problem}) + "\n")
+    return 1 if problem else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
