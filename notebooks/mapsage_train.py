@@ -34,7 +34,8 @@ LANGUAGE = "en"  # or "zh"
 
 # %% [markdown]
 # ## Install
-# The kit comes as an attached data set, its code or its wheel, unless it is installed already.
+# The kit comes as an attached data set, its code or its wheel (which Kaggle may have unpacked), unless it is
+# installed already.
 
 # %%
 import os
@@ -45,7 +46,7 @@ from pathlib import Path
 ROOT = Path(os.environ.get("MAPSAGE_KAGGLE_ROOT", "/kaggle"))
 PLACES = ["input/*", "input/*/*", "input/datasets/*/*", "input/datasets/*/*/*", "temp/kit"]
 WHEELS = [wheel for place in PLACES for wheel in ROOT.glob(f"{place}/mapsage_kaggle-*.whl")]
-[zipfile.ZipFile(wheel).extractall(ROOT / "temp/kit") for wheel in WHEELS]
+[zipfile.ZipFile(wheel).extractall(ROOT / "temp/kit") for wheel in WHEELS if wheel.is_file()]
 KITS = [kit for place in PLACES for kit in ROOT.glob(f"{place}/mapsage_kaggle/__init__.py")]
 sys.path += [str(kit.parents[1]) for kit in KITS]
 

@@ -417,7 +417,7 @@ def test_the_wheels_unpacked_by_kaggle_are_enough_without_a_network(
 ) -> None:
     root = tmp_path / "kaggle"
     folder = attach(real_bundle, root / "input" / "mapsage-kaggle")
-    unpack(folder, into=INTO["a folder without the ending"])
+    unpack(folder, into=INTO["a folder of its own name"])
     lock(folder)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     code = kit_cell(notebook) + (

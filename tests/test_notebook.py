@@ -119,7 +119,15 @@ def imported_from(notebook: Any, root: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "place", ["kit", "kit/mapsage-kaggle-main", "datasets/someone/kit", "datasets/someone/kit/code"]
+    "place",
+    [
+        "kit",
+        "kit/mapsage-kaggle-main",
+        "kit/mapsage_kaggle-0.1.0-py3-none-any.whl",
+        "datasets/someone/kit",
+        "datasets/someone/kit/code",
+        "datasets/someone/kit/mapsage_kaggle-0.1.0-py3-none-any.whl",
+    ],
 )
 def test_attached_code_is_found_in_either_layout(notebook: Any, tmp_path: Path, place: str) -> None:
     folder = tmp_path / "input" / place
