@@ -5,9 +5,11 @@
 #   TORCH   the torch to train with. Any CPU or CUDA build of 2.6 or later will do: for a small CPU
 #           one, set PIP_EXTRA_INDEX_URL to the index of CPU wheels that pytorch.org names.
 #           To change it or PYTHON later, `make clean` first.
+#   JOBS    test files that run side by side; each keeps to one core, more or less
 #   ARGS    further arguments for pytest, or for the demo
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+JOBS ?= 2
 ARGS ?=
 
 VENV := .venv
@@ -17,6 +19,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq --retries 5
 # Two threads against one change the bits of a sum: a test must not depend on the machine's cores.
 TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest --color=no -q
+# By files, so that what a file sets up once is set up once.
+SIDE_BY_SIDE := -n $(JOBS) --dist loadfile
 
 .PHONY: help demo test slow soak gpu check format bench notebook clean
 .DEFAULT_GOAL := help
@@ -42,10 +46,10 @@ demo: $(STAMP)
 	@$(BIN)/mapsage-kaggle demo $(ARGS)
 
 test: $(STAMP)
-	$(PYTEST) -m "not slow and not soak and not gpu" $(ARGS)
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not soak and not gpu" $(ARGS)
 
 slow: $(STAMP)
-	$(PYTEST) -m "slow and not soak and not gpu" --durations=10 $(ARGS)
+	$(PYTEST) $(SIDE_BY_SIDE) -m "slow and not soak and not gpu" --durations=10 $(ARGS)
 
 soak: $(STAMP)
 	$(PYTEST) -m soak --timeout=0 $(ARGS) || [ $$? -eq 5 ]  # 5: there is none
