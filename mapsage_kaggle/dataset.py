@@ -12,7 +12,7 @@ import random
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -487,15 +487,12 @@ def _few(values: Iterable[object], limit: int = 5) -> str:
 
 
 def _summary(opening: str, problems: Sequence[Problem], limit: int = 5) -> tuple[str, str]:
-    count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
-
-    def lines() -> Iterator[str]:
-        for problem in problems[:limit]:
-            yield f"\n  {problem}"
-        if len(problems) > limit:
-            yield f"\n  ... and {len(problems) - limit} more"
-
+    count = f"{len(problems)} problems" if len(problems) > 1 else f"{len(problems)} problem"
+    lines = [str(problem) for problem in problems[:limit]]
+    if len(problems) > limit:
+        lines.append(f"... and {len(problems) - limit} more")
+    listed = "".join(f"\n  {line}" for line in lines)
     return (
-        f"{opening}, {count}:{''.join(lines())}\n",
+        f"{opening}, {count}:{listed}\n",
         "Attach a complete copy of the data set, or remove what is named here.",
     )

@@ -534,7 +534,7 @@ def require(checks: Sequence[Check]) -> None:
     """
     failed = [f"{check.name}: {check.message}" for check in checks if not check.ok and check.level == "error"]
     if failed:
-        raise MachineError("This machine cannot run the session. " + " ".join(failed))
+        raise MachineError(f"This machine cannot run the session. {' '.join(failed)}")
 
 
 def to_json(checks: Sequence[Check]) -> dict[str, Any]:

@@ -29,13 +29,14 @@ from packaging.tags import Tag, sys_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
+from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.environment import (
     MIN_TORCH,
     STACK,
     conflict_remedy,
     stack_conflicts,
 )
-from mapsage_kaggle.errors import MachineError, UsageError
+from mapsage_kaggle.errors import MachineError
 from mapsage_kaggle.packages import explain_failure, run_pip
 from mapsage_kaggle.paths import KagglePaths, bundled
 from mapsage_kaggle.wheels import find_bundles, find_wheels, verified_wheels
@@ -329,17 +330,22 @@ def install(
             to suffice; None asks it only if they do not.
         quiet: Print nothing.
         prove: Build a model and run it in a fresh process.
-        language: Of what is printed: ``en`` or ``zh``.
+        language: Of what is printed and raised: ``en`` or ``zh``.
         config: The config whose model proves it; the kit's EarthVQA config by default.
 
     Raises:
         MachineError: It cannot be done, or the proof failed; the message says what to do.
         UsageError: The language is neither of the two.
     """
+    with Words(language).refusing():
+        voice = _Voice(language, quiet=quiet)
+        return _install(inputs, offline=offline, prove=prove, config=config, voice=voice)
+
+
+def _install(
+    inputs: Path | None, *, offline: bool | None, prove: bool, config: Path | None, voice: _Voice
+) -> InstallReport:
     started = time.monotonic()
-    if language not in _TEXT:
-        raise UsageError(f"There are no texts in {language!r}.", f"Choose one of {', '.join(_TEXT)}.")
-    voice = _Voice(language, quiet=quiet)
     before = installed_versions()
     plan = plan_install(before, (), online=True)
     if not plan.empty:

@@ -7,11 +7,12 @@ In a batch run ``train`` blocks; interactively it returns at once, and ``what_ne
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mapsage_kaggle.clock import SessionClock, format_duration, parse_duration_s
 from mapsage_kaggle.dataset import EARTHVQA_CLASSES, EARTHVQA_PALETTE, LOVEDA_CLASSES, LOVEDA_PALETTE
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from mapsage_kaggle.display.widgets import FormState
     from mapsage_kaggle.environment import Check, Machine
     from mapsage_kaggle.records import SessionRecord
+
+R = TypeVar("R")
 
 CLASSES = {"EarthVQADataset": EARTHVQA_CLASSES, "LoveDASplitDataset": LOVEDA_CLASSES}
 """The classes of the data sets that the kit can look into, by the type that reads them."""
@@ -85,53 +88,65 @@ def preflight(
     from mapsage_kaggle.training import Options
 
     words = Words(language)
-    if on_memory not in ("adapt", "fail"):
-        raise UsageError(f"on_memory={on_memory!r} means nothing.", "Choose 'adapt' or 'fail'.")
-    options = Options(
-        config=find_config(config),
-        resume=resume if resume in ("auto", "require", "never") else Path(resume),  # type: ignore[arg-type]
-        expect_iteration=expect_iteration,
-        allow_weights_only=allow_weights_only,
-        extend_to=extend_to,
-        session_limit_s=parse_duration_s(session_limit),
-        reserve_s=parse_duration_s(reserve),
-        gpus=gpus,
-        on_memory=on_memory,
-        overrides=tuple(overrides),
-        upload_to=upload_to,
-        upload_every_s=parse_duration_s(upload_every),
-    )
-    clock = SessionClock.for_this_session(limit_s=options.session_limit_s, reserve_s=options.reserve_s)
-    paths = KagglePaths.from_environment()
-    machine = environment.survey(paths)
-    session = Session(options, paths=paths, machine=machine, clock=clock, words=words)
-    checks = environment.preflight(paths, machine, clock=clock)
-    findings = [_finding(check, words) for check in checks]
-    fatal = [item for item in findings if item.tone == "bad"]
-    data_error: MapsageError | None = None
-    pictures: list[bytes] = []
-    if not fatal:
-        findings.append(session.look_for_checkpoints())
-        try:
-            found, pictures = session.look_at_data()
-            findings += found
-        except MapsageError as error:
-            data_error = error
-            findings.append(Finding(tone="bad", name=words.name("data"), message=words.refusal(error)))
-    good = not any(item.tone == "bad" for item in findings)
-    show(
-        Panel(
-            title=words("preflight"),
-            tone="good" if good else "bad",
-            lead=words("preflight_good" if good else "preflight_bad"),
-            findings=tuple(findings),
-            pictures=tuple(pictures),
+    with words.refusing():
+        if on_memory not in ("adapt", "fail"):
+            raise UsageError(f"on_memory={on_memory!r} means nothing.", "Choose 'adapt' or 'fail'.")
+        options = Options(
+            config=find_config(config),
+            resume=resume if resume in ("auto", "require", "never") else Path(resume),  # type: ignore[arg-type]
+            expect_iteration=expect_iteration,
+            allow_weights_only=allow_weights_only,
+            extend_to=extend_to,
+            session_limit_s=parse_duration_s(session_limit),
+            reserve_s=parse_duration_s(reserve),
+            gpus=gpus,
+            on_memory=on_memory,
+            overrides=tuple(overrides),
+            upload_to=upload_to,
+            upload_every_s=parse_duration_s(upload_every),
         )
-    )
-    environment.require(checks)
-    if data_error is not None:
-        raise data_error
-    return session
+        clock = SessionClock.for_this_session(limit_s=options.session_limit_s, reserve_s=options.reserve_s)
+        paths = KagglePaths.from_environment()
+        machine = environment.survey(paths)
+        session = Session(options, paths=paths, machine=machine, clock=clock, words=words)
+        checks = environment.preflight(paths, machine, clock=clock)
+        findings = [_finding(check, words) for check in checks]
+        fatal = [item for item in findings if item.tone == "bad"]
+        data_error: MapsageError | None = None
+        pictures: list[bytes] = []
+        if not fatal:
+            findings.append(session.look_for_checkpoints())
+            try:
+                found, pictures = session.look_at_data()
+                findings += found
+            except MapsageError as error:
+                data_error = error
+                findings.append(Finding(tone="bad", name=words.name("data"), message=words.refusal(error)))
+        good = not any(item.tone == "bad" for item in findings)
+        show(
+            Panel(
+                title=words("preflight"),
+                tone="good" if good else "bad",
+                lead=words("preflight_good" if good else "preflight_bad"),
+                findings=tuple(findings),
+                pictures=tuple(pictures),
+            )
+        )
+        environment.require(checks)
+        if data_error is not None:
+            raise data_error
+        return session
+
+
+def _cell(method: Callable[[Session], R]) -> Callable[[Session], R]:
+    """Make a method refuse in the session's language."""
+
+    @functools.wraps(method)
+    def call(self: Session) -> R:
+        with self._words.refusing():
+            return method(self)
+
+    return call
 
 
 class Session:
@@ -177,6 +192,7 @@ class Session:
 
     # -- the cells
 
+    @_cell
     def discover(self) -> None:
         """Find the checkpoints that are attached or here, and choose what to start from.
 
@@ -200,6 +216,7 @@ class Session:
             if found:
                 CheckpointPicker(words, found, on_choice=self._pick).display()
 
+    @_cell
     def configure(self) -> None:
         """Plan what changes in the config to run it here, and show it. Writes nothing.
 
@@ -216,6 +233,7 @@ class Session:
         if self._widgets:
             self._show_form(self.prepared)
 
+    @_cell
     def train(self) -> None:
         """Train until the end, the deadline or a stop request, and hand over.
 
@@ -250,6 +268,7 @@ class Session:
         self.handle = TrainingHandle(self.prepared, [self._view.live]).start()
         self._view.close_after(self.handle.wait)
 
+    @_cell
     def watch(self) -> None:
         """Show the training view here, as it stands now.
 
@@ -281,18 +300,21 @@ class Session:
         if self._view is not None:
             self._view.close_after(follower.ended_record)
 
+    @_cell
     def stop(self) -> None:
         """Ask training to save and stop; it then takes some seconds."""
         self._training().stop()
         if self._view is not None:
             self._view.live.asked("stop")
 
+    @_cell
     def save(self) -> None:
         """Ask training for a checkpoint now."""
         self._training().save()
         if self._view is not None:
             self._view.live.asked("save")
 
+    @_cell
     def wait(self) -> SessionRecord:
         """Wait for the end of training and return the session's record.
 
@@ -305,6 +327,7 @@ class Session:
             raise TrainingError("Nothing is being trained.", "Run the cells from the top.")
         return self.handle.wait()
 
+    @_cell
     def what_next(self) -> None:
         """Show how the session ended, and what to do now.
 

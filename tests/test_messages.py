@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from test_environment import GOOD, PATHS
 
+from mapsage_kaggle import errors
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.display.messages import CHINESE, NAMES_CHINESE, translate
 from mapsage_kaggle.display.words import CATALOGUES
@@ -40,7 +41,7 @@ def sentences() -> set[str]:
     """Return every string of the sources, with ``{}`` where a value is put in."""
     found: set[str] = set()
     for path in PACKAGE.rglob("*.py"):
-        if path.name == "messages.py":
+        if path.name in ("messages.py", "messages_errors.py"):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
@@ -99,3 +100,107 @@ def test_values_stay_as_they_are_and_an_unknown_message_too() -> None:
     assert "Tesla P100 (sm_60)" in translate(text, "zh")
     assert translate("Something new.", "zh") == "Something new."
     assert translate(text, "en") == text
+
+
+# -- the other way round: whatever a notebook can meet has its Chinese
+
+ERRORS = {name for name, value in vars(errors).items() if isinstance(value, type)} | {"SaveFailed"}
+
+NOT_MET = {
+    "bundle.py": "packed on one's own machine, by a command",
+    "cli.py": "only the command's own options",
+    "demo.py": "a command",
+    "imagery/": "a command, after training",
+    "relay/": "a command, on one's own machine",
+}
+"""What stays in English, and why: no cell of the notebook gets there. The commands speak English."""
+
+
+def met_in_a_notebook(path: Path) -> bool:
+    return not str(path.relative_to(PACKAGE)).startswith(tuple(NOT_MET))
+
+
+def texts_of(node: ast.expr) -> list[str]:
+    """Return the sentences that an argument can be, with ``{}`` for values; none where it is a value."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return [node.value]
+    if isinstance(node, ast.JoinedStr):
+        return ["".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)]
+    if isinstance(node, ast.IfExp):
+        return texts_of(node.body) + texts_of(node.orelse)
+    if isinstance(node, ast.BinOp):
+        return texts_of(node.left) + texts_of(node.right)
+    return []
+
+
+def said_in(tree: ast.AST) -> list[tuple[int, str]]:
+    """Return what a module refuses, warns of, or tells as ``message=``, with its line."""
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        told = [item.value for item in node.keywords if item.arg in ("message", "found", "expected")]
+        if name in ERRORS:
+            told += node.args
+        elif name in ("warn", "_refusal", "_turn_off"):
+            told += node.args[-2:]
+        elif name == "filterwarnings":
+            continue
+        found += [(node.lineno, text) for item in told for text in texts_of(item)]
+    return found
+
+
+def without_values(text: str) -> bool:
+    return not re.search(r"[A-Za-z]{4}", re.sub(r"\{\w*\}", "", text))
+
+
+def test_whatever_a_cell_can_refuse_or_warn_of_has_its_chinese() -> None:
+    known = {re.sub(r"\{\w+\}", "{}", text) for text in CHINESE}
+    missing = [
+        f"{path.relative_to(PACKAGE)}:{line}: {text}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if met_in_a_notebook(path)
+        for line, text in said_in(ast.parse(path.read_text(encoding="utf-8")))
+        if text not in known and not without_values(text)
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("place", NOT_MET)
+def test_what_stays_in_english_is_still_there(place: str) -> None:
+    assert (PACKAGE / place).exists()
+
+
+def filled(template: str) -> tuple[str, dict[str, str]]:
+    values = {name: f"⟨{name}⟩" for name in placeholders(template)}
+    return template.format(**values), values
+
+
+@pytest.mark.parametrize("template", CHINESE)
+def test_a_message_is_taken_for_no_other(template: str) -> None:
+    text, values = filled(template)
+    assert translate(text, "zh") == CHINESE[template].format(**values)
+
+
+def test_problem_and_remedy_joined_are_both_said_in_chinese() -> None:
+    text = "The data root /x has no ann.txt, which the config reads. Attach the whole data set."
+    assert translate(text, "zh") == "数据根目录 /x 没有配置要读取的 ann.txt。请挂载完整的数据集。"
+
+
+def test_an_unknown_sentence_stays_and_the_one_after_it_is_translated() -> None:
+    text = "Something new. Attach the whole data set."
+    assert translate(text, "zh") == "Something new. 请挂载完整的数据集。"
+
+
+def test_a_list_of_files_is_translated_line_by_line() -> None:
+    text = (
+        "There is no checkpoint to resume from, and starting fresh was not allowed.\n"
+        "  /in/iter_8.pth: not taken: it is of a run with another config \n"
+        "Attach the output of the session before, or start anew with --resume never."
+    )
+    assert translate(text, "zh").splitlines() == [
+        "没有可恢复的检查点，而设置又不允许从头训练。",
+        "  /in/iter_8.pth: 未采用：属于配置不同的任务",
+        '请挂载上一次会话的输出；要从头训练，请设 RESUME = "never"。',
+    ]

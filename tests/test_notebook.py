@@ -220,10 +220,17 @@ def test_a_data_set_that_is_missing_makes_preflight_red_and_ends_the_run(
     shutil.rmtree(able / "input" / "scenes")
     shown: list[Panel] = []
     monkeypatch.setattr("mapsage_kaggle.notebook.show", shown.append)
-    with pytest.raises(DataError, match="No data set lies below"):
+    with pytest.raises(DataError, match=r"下没有数据集.*请挂载数据集"):
         preflight("demo", session_limit="2400h", language="zh")
     assert shown[0].tone == "bad"
     assert "没有数据集" in shown[0].text
+
+
+def test_a_cell_refuses_in_the_language_of_the_notebook(able: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mapsage_kaggle.notebook.show", lambda panel: None)
+    session = preflight("demo", session_limit="2400h", language="zh")
+    with pytest.raises(UsageError, match=r"^还没有查找检查点。 请从头依次运行各单元格。$"):
+        session.configure()
 
 
 # -- the views of training

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
+
+from mapsage_kaggle.display.messages_errors import CHINESE_ERRORS
 
 CHINESE: Mapping[str, str] = {
+    **CHINESE_ERRORS,
     # environment
     "Python {version}.": "Python {version}。",
     "Python {version}; the kit was tried with {least} to {most}. Choose an environment that has one of those.": (
@@ -259,15 +262,37 @@ TABLES: Mapping[str, Mapping[str, str]] = {"zh": CHINESE}
 NAMES: Mapping[str, Mapping[str, str]] = {"zh": NAMES_CHINESE}
 
 
+_SEVERAL = frozenset(("message", "problem", "problems", "remedy", "hint", "text", "shown", "lines", "checks"))
+"""Values that may be several sentences or lines; no other is, so that none swallows the sentence after it."""
+
+_MARKS = ("\n", ". ", ": ")
+
+
+@lru_cache(maxsize=1024)
 def translate(text: str, language: str) -> str:
-    """Return a message in another language, as far as its template is known; else as it is."""
-    if not text:
+    """Return a message in another language, as far as its templates are known; else as it is.
+
+    One that was put together from several is translated line by line, else sentence by sentence; of a
+    path with what was found there, that.
+    """
+    if not text or language not in TABLES:
         return text
     for pattern, target in _patterns(language):
         found = pattern.fullmatch(text)
         if found is not None:
             values = {name: translate(value, language) for name, value in found.groupdict().items()}
             return target.format(**values)
+    for mark in _MARKS:
+        for place in re.finditer(re.escape(mark), text):
+            end = place.start() + len(mark.rstrip())
+            first, rest = text[:end], text[place.end() :]
+            indent = first[: len(first) - len(first.lstrip())]
+            # What stands before a colon is a name.
+            told = first if mark == ": " else indent + translate(first.strip(), language)
+            rest_told = translate(rest, language)
+            if (told, rest_told) != (first, rest):
+                # A full stop in Chinese needs no space after it.
+                return told + ("" if told != first and mark == ". " else text[end : place.end()]) + rest_told
     return text
 
 
@@ -282,5 +307,10 @@ def _patterns(language: str) -> tuple[tuple[re.Pattern[str], str], ...]:
 def _expression(template: str) -> str:
     parts = re.split(r"\{(\w+)\}", template)
     return "".join(
-        re.escape(part) if index % 2 == 0 else f"(?P<{part}>.*?)" for index, part in enumerate(parts)
+        re.escape(part)
+        if index % 2 == 0
+        else f"(?P<{part}>.*?)"
+        if part in _SEVERAL
+        else rf"(?P<{part}>(?:(?!\.\s|\n).)*?)"
+        for index, part in enumerate(parts)
     )

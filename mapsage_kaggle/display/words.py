@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from mapsage_kaggle.display import words_notebook
 from mapsage_kaggle.display.messages import NAMES, translate
@@ -151,6 +152,16 @@ class Words:
     def tell(self, message: str) -> str:
         """Return a message of another room, which states it in English, in this language."""
         return translate(message, self.language)
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Let what is refused within be refused in this language, as the same error."""
+        try:
+            yield
+        except MapsageError as error:
+            problem, remedy = self.tell(error.problem), self.tell(error.remedy)
+            error.problem, error.remedy, error.args = problem, remedy, (problem, remedy)
+            raise
 
     def refusal(self, error: MapsageError) -> str:
         """Return what an error says, and what to do, in this language."""

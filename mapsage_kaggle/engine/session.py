@@ -301,10 +301,9 @@ class TrainingSession:
         began = self._overflow_began = self._overflow_began or iteration
         if scaler is not None and scaler.is_enabled() and iteration - began < MOST_OVERFLOWS:
             return
-        since = f" and stayed so until {iteration}" if iteration > began else ""
+        when = f"{began} and stayed so until {iteration}" if iteration > began else str(began)
         raise TrainingError(
-            f"{bad[0]} became {losses[bad[0]]} in iteration {began}{since}; "
-            "the checkpoints before it are untouched.",
+            f"{bad[0]} became {losses[bad[0]]} in iteration {when}; the checkpoints before it are untouched.",
             "Lower the learning rate or clip the gradients more (optim_wrapper.clip_grad), and resume.",
         )
 
