@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mapsage_kaggle.bundle import BundleReport
 from mapsage_kaggle.cli import build_parser, main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,3 +169,32 @@ def test_patch_shows_the_diff_and_leaves_the_config_as_it_is(
     assert source.read_bytes() == before
     assert "max_iters=7" in out.read_text()
     assert list((root / "working").iterdir()) == []
+
+
+def test_bundle_says_how_to_upload_what_it_made_and_what_is_still_to_fill_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, object] = {}
+
+    def pack(out: Path, **options: object) -> BundleReport:
+        asked.update(options)
+        return BundleReport(
+            folder=out,
+            commit="0123456789abcdef",
+            wheels=("a.whl",),
+            left_to_image=("numpy==2.0.2  # needed: >2 by a",),
+            num_files=3,
+            size_bytes=1000,
+            uncommitted=(),
+        )
+
+    monkeypatch.setattr("mapsage_kaggle.bundle.bundle", pack)
+    assert main(["bundle", "--out", str(tmp_path), "--slug", "my-own-kit", "--python-version", "3.13"]) == 0
+    told = capsys.readouterr().out
+    assert (asked["slug"], asked["python"]) == ("my-own-kit", "3.13")
+    assert "numpy==2.0.2\n" in told
+    assert "Put your user name in place of INSERT_OWNER_HERE" in told
+    assert f"kaggle datasets create -p {tmp_path} --dir-mode zip" in told
+    main(["bundle", "--out", str(tmp_path), "--owner", "me"])
+    assert asked["owner"] == "me"
+    assert "INSERT_OWNER_HERE" not in capsys.readouterr().out
