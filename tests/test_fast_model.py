@@ -1,4 +1,4 @@
-"""SegFormer's encoder with fused attention against mmsegmentation's own."""
+"""SegFormer's encoder with fused attention, and its head that fuses first, against mmsegmentation's own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 
 import mapsage_kaggle.engine.register  # noqa: F401
+from mapsage_kaggle.engine.runner import keep_way_of_stepping
 
 OUTPUT_TOLERANCE = 2e-5
 GRADIENT_TOLERANCE = 1e-4
@@ -151,3 +152,94 @@ def test_it_runs_in_other_precisions(dtype: torch.dtype) -> None:
     image = torch.randn(1, 3, 64, 64, dtype=dtype)
     tolerance = 1e-12 if dtype == torch.float64 else 0.05
     assert_close(step(fused, image), step(stock, image), tolerance)
+
+
+@pytest.mark.parametrize("size", [(72, 88), (50, 61)])
+def test_sides_that_the_reduction_does_not_divide_are_the_stock_encoder_s(size: tuple[int, int]) -> None:
+    stock, fused = both()
+    image = torch.randn(1, 3, *size, requires_grad=True)
+    assert_close(step(fused, image), step(stock, image), OUTPUT_TOLERANCE)
+    assert_close(gradients(fused), gradients(stock), GRADIENT_TOLERANCE)
+
+
+def test_dropout_of_the_feed_forward_layers_is_drawn_in_training_only() -> None:
+    fused = encoder("MapsageMixVisionTransformer", drop_rate=0.5)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert not torch.equal(step_outputs(fused, image, seed=1), step_outputs(fused, image, seed=2))
+        fused.eval()
+        assert torch.equal(step_outputs(fused, image, seed=1), step_outputs(fused, image, seed=2))
+
+
+# --- the head ----------------------------------------------------------------------------------------------
+
+
+def head(kind: str, **options: Any) -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = {
+        "type": kind, "in_channels": [8, 16, 32, 48], "in_index": [0, 1, 2, 3], "channels": 24,
+        "num_classes": 5, "dropout_ratio": 0.0, "norm_cfg": {"type": "BN"}, "align_corners": False,
+        "loss_decode": {"type": "CrossEntropyLoss", "avg_non_ignore": True}, **options,
+    }  # fmt: skip
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        model = MODELS.build(config)
+    model.init_weights()
+    model.train()
+    return model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"norm_cfg": None}, {"norm_cfg": {"type": "GN", "num_groups": 4}}],
+    ids=["BN", "none", "GN"],
+)
+def test_logits_gradients_and_statistics_are_the_stock_head_s_to_rounding(options: dict[str, Any]) -> None:
+    stock, folded = head("SegformerHead", **options), head("MapsageSegformerHead", **options)
+    assert list(stock.state_dict()) == list(folded.state_dict())
+    assert all(torch.equal(value, folded.state_dict()[name]) for name, value in stock.state_dict().items())
+    sizes = ((8, 32, 24), (16, 16, 12), (32, 8, 6), (48, 4, 3))
+    found = []
+    for model in (folded, stock):
+        draws = torch.Generator().manual_seed(1)
+        stages = [torch.randn(2, *size, generator=draws, requires_grad=True) for size in sizes]
+        logits = model(stages)
+        (logits**2).mean().backward()
+        buffers = [item.detach().float() for item in model.buffers()]
+        found.append([[logits.detach()], [item.grad for item in stages], gradients(model), buffers])
+    for one, other, tolerance in zip(
+        *found, (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE, GRADIENT_TOLERANCE, OUTPUT_TOLERANCE), strict=True
+    ):
+        assert len(one) == len(other)
+        if other:
+            assert_close(one, other, tolerance)
+
+
+# --- the optimizer -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fused", [None, True])
+def test_a_loaded_optimizer_goes_on_in_its_own_way(fused: bool | None) -> None:
+    """As after a resume of a run that stepped in the other way."""
+
+    def optimizer(fused: bool | None) -> tuple[torch.nn.Parameter, torch.optim.AdamW]:
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, 7))
+        return weight, torch.optim.AdamW([weight], lr=0.1, fused=fused)
+
+    def walk(weight: torch.nn.Parameter, way: torch.optim.AdamW, num: int) -> None:
+        for _ in range(num):
+            weight.grad = weight.detach().sin()
+            way.step()
+
+    (weight, other), (uncut, own) = optimizer(None if fused else True), optimizer(fused)
+    walk(weight, other, 3)
+    walk(uncut, own, 6)
+    resumed, mine = optimizer(fused)
+    resumed.data.copy_(weight.data)
+    mine.load_state_dict(other.state_dict())
+    assert mine.param_groups[0]["fused"] != fused  # what torch does by itself
+
+    keep_way_of_stepping(mine)
+    walk(resumed, mine, 3)
+
+    assert mine.param_groups[0]["fused"] == fused
+    assert torch.allclose(resumed, uncut, rtol=1e-5, atol=1e-7)

@@ -49,6 +49,7 @@ class SessionRunner(Runner):
         self.logger.info(f"load checkpoint from {filename}")
         extend = self.session.spec.extend
         super().resume(filename, resume_optimizer, resume_param_scheduler and not extend, map_location="cpu")
+        keep_way_of_stepping(self.optim_wrapper.optimizer)
         if extend:
             self._rebuild_schedulers(self.iter)
         self.logger.info(f"resume optimizer: {type(self.optim_wrapper.optimizer)}")
@@ -100,6 +101,28 @@ class SessionRunner(Runner):
         if isinstance(schedulers, dict):
             return [scheduler for group in schedulers.values() for scheduler in group]
         return list(schedulers)
+
+
+_WAYS_OF_STEPPING = ("fused", "foreach", "capturable")
+
+
+def keep_way_of_stepping(optimizer: torch.optim.Optimizer) -> None:
+    """Let a loaded optimizer compute its steps as it was built to, not as the one that was saved did.
+
+    Args:
+        optimizer: With the state of a checkpoint, which may come from another device or from stock
+            mmengine.
+    """
+    for group in optimizer.param_groups:
+        for name in _WAYS_OF_STEPPING:
+            if name in optimizer.defaults:
+                group[name] = optimizer.defaults[name]
+        on_device = bool(group.get("fused") or group.get("capturable"))
+        for parameter in group["params"]:
+            step = optimizer.state.get(parameter, {}).get("step")
+            if isinstance(step, torch.Tensor):
+                wanted = parameter.device if on_device else torch.device("cpu")
+                optimizer.state[parameter]["step"] = step.to(wanted)
 
 
 def _check_pretrained(model: torch.nn.Module) -> None:
