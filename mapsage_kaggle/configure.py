@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mapsage_kaggle import swaps
 from mapsage_kaggle.errors import ConfigError
 from mapsage_kaggle.paths import WorkDir, replace_file
 
@@ -25,6 +26,7 @@ _EPOCH_LOOPS = ("EpochBasedTrainLoop",)
 _ITERATION_LOOPS = ("IterBasedTrainLoop", "MapsageTrainLoop")
 _KNOWN_SAMPLERS = ("InfiniteSampler", "DefaultSampler", "MapsageOrder")
 _WRAPPERS = ("MapsagePositional",)
+_LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 _FINGERPRINT_VERSION = 1
 _NOT_IN_FINGERPRINT = frozenset(
@@ -35,6 +37,8 @@ _NOT_IN_FINGERPRINT = frozenset(
     }
 )  # fmt: skip
 """Keys that say where things lie or how they are run, not what is trained."""
+_HOW_IT_STEPS = frozenset({"fused", "foreach", "capturable"})
+"""Options of an optimizer that choose between ways to compute the same step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,6 +133,9 @@ class Facts:
         with_cp: Whether the backbone recomputes its blocks in the backward pass to save memory.
         validation_rung: How far validation goes to save memory, see
             :data:`mapsage_kaggle.supervise.VALIDATION_RUNGS`.
+        fast: Whether stock parts are replaced by the kit's faster ones.
+        cache_dir: Where those keep decoded images; None to keep none.
+        precision: ``float16`` or ``bfloat16`` where the GPUs compute in it faster; empty where not.
     """
 
     work_dir: Path
@@ -147,6 +154,9 @@ class Facts:
     deterministic: bool = False
     with_cp: bool = False
     validation_rung: int = 0
+    fast: bool = False
+    cache_dir: Path | None = None
+    precision: str = ""
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -216,6 +226,7 @@ def plan(cfg: Mapping[str, Any] | Config, source: Path, facts: Facts) -> ConfigP
     _plan_checkpoint(planner, facts)
     _plan_loops(planner, facts)
     _plan_pretrained(planner, facts)
+    _plan_fast(planner, facts)
     effective, micro = _plan_data(planner, facts, source)
     _plan_metrics(planner, facts)
     _plan_machine(planner, facts)
@@ -304,19 +315,25 @@ def fingerprint(cfg: Mapping[str, Any] | Config) -> str:
 
     What counts: model, data set type and classes, training pipeline, optimizer, effective batch
     and seed. What does not: paths, workers, hooks, limits, precision, micro-batch, ``max_iters``,
-    and whether norms are synchronised.
+    whether norms are synchronised, and whether the kit's faster parts stand in for stock ones.
     """
     cfg = as_mapping(cfg)
     loader = _mapping(cfg.get("train_dataloader"))
-    dataset = _without_wrappers(_mapping(loader.get("dataset")))
+    dataset = _without_wrappers(_mapping(swaps.stock(loader.get("dataset"))))
     optim = _mapping(cfg.get("optim_wrapper"))
+    optimizer = {
+        key: value for key, value in _mapping(optim.get("optimizer")).items() if key not in _HOW_IT_STEPS
+    }
     document = {
         "version": _FINGERPRINT_VERSION,
-        "model": _canonical(cfg.get("model")),
+        "model": _canonical(swaps.stock(cfg.get("model"))),
         "dataset": _canonical({key: value for key, value in dataset.items() if key != "pipeline"}),
         "pipeline": _canonical(dataset.get("pipeline", [])),
         "optimizer": _canonical(
-            {key: optim.get(key) for key in ("optimizer", "paramwise_cfg", "clip_grad", "constructor")}
+            {
+                "optimizer": optimizer or None,
+                **{key: optim.get(key) for key in ("paramwise_cfg", "clip_grad", "constructor")},
+            }
         ),
         "effective_batch": _effective_batch(loader) * int(optim.get("accumulative_counts", 1) or 1),
         "seed": _mapping(cfg.get("randomness")).get("seed") or DEFAULT_SEED,
@@ -574,8 +591,63 @@ def _weights_reason(facts: Facts, found: str | None = None) -> str:
     return "the attached file of that name" if found is not None else "where the attached files are"
 
 
+_FAST = "faster, with the same results"
+
+
+def _plan_fast(planner: _Planner, facts: Facts) -> None:
+    """Replace stock parts by the kit's faster ones; or those of a config that has them by the stock ones."""
+    if not facts.fast:
+        _plan_stock(planner)
+        return
+    scope = str(planner.get("default_scope") or "mmseg")
+    cache_dir = None if facts.cache_dir is None else str(facts.cache_dir)
+    for name in ("train_dataloader", "val_dataloader"):
+        for key, value in list(planner.find(f"{name}.dataset", "pipeline")):
+            found = None
+            if isinstance(value, (list, tuple)):
+                found = swaps.faster_pipeline(value, cache_dir=cache_dir, scope=scope)
+            if found is not None:
+                planner.set(key, _plain_config(found[0]), found[1])
+    for key, value in list(planner.find("model", "type")):
+        name = swaps.stock_name(value, scope)
+        if name in swaps.FASTER_MODULES:
+            prefix = "" if scope == "mmseg" else "mmseg."
+            planner.set(key, prefix + swaps.FASTER_MODULES[name], f"{_FAST} to rounding")
+    optimizer = planner.get("optim_wrapper.optimizer")
+    if (
+        isinstance(optimizer, Mapping)
+        and _type_name(optimizer.get("type")) in swaps.FUSED_OPTIMIZERS
+        and not any(key in optimizer for key in _HOW_IT_STEPS)
+    ):
+        planner.set("optim_wrapper.optimizer.fused", True, f"{_FAST} to rounding")
+    _plan_precision(planner, facts)
+
+
+def _plan_precision(planner: _Planner, facts: Facts) -> None:
+    """Compute in half precision on GPUs that are faster in it, where the config does not say how."""
+    kind = _type_name(planner.get("optim_wrapper.type"))
+    if not (facts.on_gpu and facts.precision and kind in ("", "OptimWrapper")):
+        return
+    planner.set(
+        "optim_wrapper.type",
+        "AmpOptimWrapper",
+        f"this GPU is faster in {facts.precision}",
+    )
+    planner.set("optim_wrapper.dtype", facts.precision, "what the GPU supports")
+    if facts.precision == "bfloat16":
+        planner.set("optim_wrapper.loss_scale", 1.0, "bfloat16 has the range of float32: nothing to scale")
+
+
+def _plan_stock(planner: _Planner) -> None:
+    for name in ("train_dataloader", "val_dataloader"):
+        for key, value in list(planner.find(f"{name}.dataset", "pipeline")):
+            planner.set(key, swaps.stock(value), "--no-fast")
+    for key, value in list(planner.find("model", "type")):
+        planner.set(key, swaps.stock({"type": value})["type"], "--no-fast")
+
+
 def _plan_data(planner: _Planner, facts: Facts, source: Path) -> tuple[int, int]:
-    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+    for name in _LOADERS:
         for key, value in list(planner.find(f"{name}.dataset", "data_root")):
             found = facts.data_roots.get(str(value))
             if found is not None and str(found) != str(value):
@@ -616,7 +688,7 @@ def _plan_data(planner: _Planner, facts: Facts, source: Path) -> tuple[int, int]
              "on_bad_image": facts.on_bad_image},
             "each sample's random draws are seeded from its position",
         )  # fmt: skip
-    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+    for name in _LOADERS:
         _plan_workers(planner, name, facts)
     if facts.validation_rung and planner.get("val_dataloader.batch_size", 1) != 1:
         planner.set("val_dataloader.batch_size", 1, "validation ran out of memory with more images at a time")

@@ -468,6 +468,9 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
         deterministic=options.deterministic,
         with_cp=bool(learned.get("with_cp", False)),
         validation_rung=int(learned.get("validation_rung", 0)),
+        fast=options.fast,
+        cache_dir=paths.temp / "decoded",
+        precision=_precision(machine, num_gpus) if options.fast else "",
     )
     _check_end(discovery, options)
     patch = configure.plan(discovery.cfg, options.config, facts)
@@ -475,6 +478,14 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
     return Prepared(
         discovery=discovery, machine=machine, clock=clock, facts=facts, patch=patch, threads=threads
     )
+
+
+def _precision(machine: Machine, num_gpus: int) -> str:
+    """Return in which half precision all the GPUs compute faster than in float32; empty where none."""
+    capabilities = [gpu.capability for gpu in machine.gpus if gpu.supported is not False][:num_gpus]
+    if not capabilities or any(item is None or item < (7, 0) for item in capabilities):
+        return ""  # without tensor cores there is little to gain
+    return "bfloat16" if all(item is not None and item >= (8, 0) for item in capabilities) else "float16"
 
 
 def _check_end(discovery: Discovery, options: Options) -> None:
@@ -1158,7 +1169,7 @@ def _wait(seconds: float, supervisor: Supervisor) -> None:
 
 
 def _says_where(line: str) -> bool:
-    return any(name in line for name in ("work_dir", "load_from", "data_root", "resume ="))
+    return any(name in line for name in ("work_dir", "load_from", "data_root", "resume =", "cache_dir"))
 
 
 def _read_record(path: Path) -> SessionRecord | None:

@@ -44,6 +44,7 @@ def source(tmp_path: Path) -> Source:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    (tmp_path / "temp").mkdir()
     return tmp_path / "temp" / "decoded"
 
 
@@ -230,6 +231,16 @@ def test_a_folder_that_cannot_be_written_is_told_once_and_bypassed(
     assert message.startswith(
         f"The cache of decoded images in {tmp_path / 'file' / 'decoded'} takes no more: "
     )
+
+
+def test_without_scratch_space_no_folder_is_made(
+    tmp_path: Path, source: Source, warnings: Callable[[], list[str]]
+) -> None:
+    cache = open_cache(tmp_path / "of another machine" / "decoded")
+    for _ in range(2):
+        look(cache, source)
+    assert not (tmp_path / "of another machine").exists()
+    assert len(warnings()) == 1
 
 
 def test_a_read_only_folder_still_gives_what_it_holds(

@@ -16,8 +16,10 @@ from mmengine.registry import TRANSFORMS, DefaultScope
 from PIL import Image
 
 import mapsage_kaggle.engine.register  # noqa: F401
+from mapsage_kaggle import swaps
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.fast import resize as resize_module
+from mapsage_kaggle.engine.fast.loading import MapsageLoadImage, MapsageLoadLabels
 from mapsage_kaggle.engine.fast.resize import (
     Box,
     NearestWindows,
@@ -194,6 +196,41 @@ def test_labels_are_those_of_the_data_set(
 ) -> None:
     assert_same_samples(WHOLE, scenes, range(2), tmp_path)  # the same files, other labels, the same cache
     assert_same_samples(WHOLE, [{**info, **changes} for info in scenes], range(4), tmp_path)
+
+
+VALIDATION = [LOAD[0], {"type": "Resize", "scale": (96, 96), "keep_ratio": True}, LOAD[1], PACK]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"imdecode_backend": "cv2"}, {"to_float32": True}, {"ignore_empty": True}]
+)
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "decoded"])
+def test_loaders_by_themselves_give_what_the_stock_ones_give(
+    cached: bool, options: dict[str, Any], scenes: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    stock = [TRANSFORMS.build(item) for item in [{**VALIDATION[0], **options}, *VALIDATION[1:]]]
+    cache = {"cache_dir": tmp_path / "c" if cached else None}
+    fast = [
+        TRANSFORMS.build(
+            {**item, **(cache | options if item is LOAD[0] else cache if item is LOAD[1] else {}),
+             "type": swaps.FASTER_LOADERS.get(item["type"], item["type"])}
+        )
+        for item in VALIDATION
+    ]  # fmt: skip
+    for _ in range(2):
+        for info in scenes:
+            assert_equal(sample(fast, info, 0)[0], sample(stock, info, 0)[0])
+
+
+def test_training_and_validation_share_what_is_decoded(scenes: list[dict[str, Any]], tmp_path: Path) -> None:
+    sample([MapsageFastPipeline(WHOLE, tmp_path)], scenes[0], 0)
+    before = sorted(tmp_path.rglob("*.raw"))
+    found, _ = sample(
+        [MapsageLoadImage(cache_dir=tmp_path), MapsageLoadLabels(cache_dir=tmp_path)], scenes[0], 0
+    )
+    assert len(before) == 2
+    assert sorted(tmp_path.rglob("*.raw")) == before
+    found["img"][...] = found["gt_seg_map"][...] = 0  # both may be written to
 
 
 def test_a_sample_may_be_written_to(scenes: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("records", "spec"),
     # Layer 2: no torch at import.
     ("checkpoints", "environment", "dataset"),
-    ("scenes", "imagery", "packages", "wheels"),
+    ("scenes", "imagery", "packages", "wheels", "swaps"),
     # Layer 3.
     ("configure", "engine", "display", "relay"),
     # Layer 4.

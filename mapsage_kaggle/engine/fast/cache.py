@@ -69,7 +69,8 @@ class DecodedCache:
     looked at each time, so that a file replaced under the same name is noticed at once.
 
     Args:
-        folder: Where the entries lie, in scratch space. It is made when the first one is written.
+        folder: Where the entries lie, below scratch space, which is there. It is made when the first one
+            is written.
         reserve_bytes: What stays free on that disk, and of the memory where it is a disk in memory.
     """
 
@@ -169,7 +170,8 @@ class DecodedCache:
         """Make the folder, and sweep out what killed processes have left half written."""
         if self._is_open:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        # Not its parents: a config that has come from another machine names no scratch space of this one.
+        self.folder.mkdir(exist_ok=True)
         now = time.time()
         for leftover in self.folder.glob("*/*.tmp"):
             try:

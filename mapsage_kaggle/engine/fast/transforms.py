@@ -11,14 +11,13 @@ training with and without this gives the same run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import mmcv
 import numpy as np
-import PIL
 import torch
 from mmcv.transforms import BaseTransform, LoadImageFromFile, RandomResize
 from mmengine.registry import TRANSFORMS
@@ -26,10 +25,15 @@ from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs, PhotoMetri
 from mmseg.datasets.transforms.transforms import RandomFlip, Resize
 
 from mapsage_kaggle.engine.fast.cache import DecodedCache, tell_once
+from mapsage_kaggle.engine.fast.loading import (
+    is_plain_image_loader,
+    is_plain_label_loader,
+    load_image,
+    load_labels,
+)
 from mapsage_kaggle.engine.fast.resize import Box, NearestWindows, resize_window, window_resize_is_exact
 
 _CROP_TRIES = 10
-_DECODERS = ("cv2", "pillow")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,14 +47,6 @@ class _Steps:
     flip: RandomFlip | None = None
     distort: PhotoMetricDistortion | None = None
     pack: PackSegInputs | None = None
-    manner: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        # Another version of a decoder may give other pixels for the same file.
-        self.manner = (
-            f"{self.image.color_type} {self.image.imdecode_backend} {self.labels.imdecode_backend} "
-            f"cv2 {cv2.__version__} pillow {PIL.__version__}"
-        )
 
 
 @TRANSFORMS.register_module()
@@ -121,26 +117,9 @@ class MapsageFastPipeline(BaseTransform):
         return results
 
     def _load(self, results: dict[str, Any], steps: _Steps) -> tuple[np.ndarray, np.ndarray]:
-        """Load image and labels by the stock transforms, or from the cache of what they gave."""
-
-        def load_image() -> np.ndarray:
-            return steps.image.transform(results)["img"]
-
-        def load_labels() -> np.ndarray:
-            # The list of fields is written below, the same for both ways.
-            return steps.labels.transform({**results, "seg_fields": []})["gt_seg_map"]
-
-        reduce = results.get("reduce_zero_label")
-        expected = steps.labels.reduce_zero_label
-        if self.cache is None or (expected is not None and expected != reduce):
-            image, labels = load_image(), load_labels()
-        else:
-            label_map = results.get("label_map")
-            mapping = sorted(label_map.items()) if label_map is not None else None
-            image = self.cache.get(Path(results["img_path"]), f"image {steps.manner}", load_image)
-            labels = self.cache.get(
-                Path(results["seg_map_path"]), f"labels {reduce} {mapping} {steps.manner}", load_labels
-            )
+        """Load image and labels as the stock transforms do, or from the cache of what they gave."""
+        image = load_image(self.cache, steps.image, results)
+        labels = load_labels(self.cache, steps.labels, results)
         results["img"], results["gt_seg_map"] = image, labels
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
         results["seg_fields"].append("gt_seg_map")
@@ -169,13 +148,8 @@ def _recognise(transforms: Sequence[Any]) -> _Steps | None:
     )
     image, labels, resize, flip = steps.image, steps.labels, steps.resize, steps.flip
     is_known = (
-        not image.to_float32
-        and not image.ignore_empty
-        and image.file_client_args is None
-        and image.backend_args is None
-        and image.imdecode_backend in _DECODERS
-        and labels.backend_args is None
-        and labels.imdecode_backend in _DECODERS
+        is_plain_image_loader(image)
+        and is_plain_label_loader(labels)
         and (
             resize is None
             or (

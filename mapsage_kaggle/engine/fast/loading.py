@@ -1,0 +1,110 @@
+"""mmsegmentation's loading of images and masks, from the cache where it holds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import PIL
+from mmcv.transforms import LoadImageFromFile
+from mmengine.registry import TRANSFORMS
+from mmseg.datasets.transforms import LoadAnnotations
+
+from mapsage_kaggle.engine.fast.cache import DecodedCache
+
+_DECODERS = ("cv2", "pillow")
+# Another version of a decoder may give other pixels for the same file.
+_VERSIONS = f"cv2 {cv2.__version__} pillow {PIL.__version__}"
+
+
+def is_plain_image_loader(loader: LoadImageFromFile) -> bool:
+    """Return whether all that a loader's image depends on is known here."""
+    return (
+        not loader.to_float32
+        and not loader.ignore_empty
+        and loader.file_client_args is None
+        and loader.backend_args is None
+        and loader.imdecode_backend in _DECODERS
+    )
+
+
+def is_plain_label_loader(loader: LoadAnnotations) -> bool:
+    """Return whether all that a loader's labels depend on is known here."""
+    return loader.backend_args is None and loader.imdecode_backend in _DECODERS
+
+
+def load_image(cache: DecodedCache | None, loader: LoadImageFromFile, results: dict[str, Any]) -> np.ndarray:
+    """Return what a stock loader gives as ``img``; read-only where it comes from the cache."""
+
+    def decode() -> np.ndarray:
+        return LoadImageFromFile.transform(loader, results)["img"]
+
+    if cache is None:
+        return decode()
+    manner = f"image {loader.color_type} {loader.imdecode_backend} {_VERSIONS}"
+    return cache.get(Path(results["img_path"]), manner, decode)
+
+
+def load_labels(cache: DecodedCache | None, loader: LoadAnnotations, results: dict[str, Any]) -> np.ndarray:
+    """Return what a stock loader gives as ``gt_seg_map``; read-only where it comes from the cache."""
+
+    def decode() -> np.ndarray:
+        # The list of fields is the caller's to write, the same for both ways.
+        return LoadAnnotations.transform(loader, {**results, "seg_fields": []})["gt_seg_map"]
+
+    reduce, expected = results.get("reduce_zero_label"), loader.reduce_zero_label
+    if cache is None or (expected is not None and expected != reduce):
+        return decode()
+    label_map = results.get("label_map")
+    mapping = sorted(label_map.items()) if label_map is not None else None
+    manner = f"labels {reduce} {mapping} {loader.imdecode_backend} {_VERSIONS}"
+    return cache.get(Path(results["seg_map_path"]), manner, decode)
+
+
+@TRANSFORMS.register_module()
+class MapsageLoadImage(LoadImageFromFile):
+    """mmcv's ``LoadImageFromFile`` that decodes each file once.
+
+    Args:
+        *args: Of ``LoadImageFromFile``.
+        cache_dir: Where decoded images are kept; None to decode them each time.
+        **options: Of ``LoadImageFromFile``.
+    """
+
+    def __init__(self, *args: Any, cache_dir: str | Path | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.cache = DecodedCache(Path(cache_dir)) if cache_dir is not None else None
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
+        """Return ``results`` with ``img``, which may be written to, and its shapes."""
+        if not is_plain_image_loader(self):
+            return super().transform(results)
+        image = np.array(load_image(self.cache, self, results))
+        results["img"] = image
+        results["img_shape"] = results["ori_shape"] = image.shape[:2]
+        return results
+
+
+@TRANSFORMS.register_module()
+class MapsageLoadLabels(LoadAnnotations):
+    """mmsegmentation's ``LoadAnnotations`` that decodes each file once.
+
+    Args:
+        *args: Of ``LoadAnnotations``.
+        cache_dir: Where decoded labels are kept; None to decode them each time.
+        **options: Of ``LoadAnnotations``.
+    """
+
+    def __init__(self, *args: Any, cache_dir: str | Path | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.cache = DecodedCache(Path(cache_dir)) if cache_dir is not None else None
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Return ``results`` with ``gt_seg_map``, which may be written to."""
+        if not is_plain_label_loader(self):
+            return super().transform(results)
+        results["gt_seg_map"] = np.array(load_labels(self.cache, self, results))
+        results["seg_fields"].append("gt_seg_map")
+        return results
