@@ -232,6 +232,9 @@ CHINESE: Mapping[str, str] = {
     ),
     "training": "训练", "waiting for data": "等待数据", "validating": "验证", "saving": "保存",
     "starting": "启动", "everything else": "其他",
+    # its figures
+    "no class": "非任何类别", "truth": "真值", "prediction": "预测",
+    "share of each true class, %": "占各真值类别的比例，%", "of all pixels": "占全部像素",
     # what the report finds
     "failed: {message}": "失败：{message}",
     "went on at {start}, though session {index} had got to {end}: {lost} iterations were trained twice": (

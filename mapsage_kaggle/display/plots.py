@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from mapsage_kaggle.display.words import Words
+
 DPI = 144
+
+Say = Callable[[str], str]
+"""Puts an English label into the language of the figure."""
+
+CJK_FAMILIES = (
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "Noto Sans CJK JP",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Microsoft YaHei",
+    "PingFang SC",
+    "SimHei",
+    "Droid Sans Fallback",
+    "Noto Serif CJK SC",
+    "Noto Serif CJK JP",
+    "Arial Unicode MS",
+)
+"""Fonts with simplified Chinese letters, the plainest first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +135,7 @@ def curves(sessions: Sequence[Session], theme: Theme = LIGHT) -> bytes:
     _draw_scores(score_axes, series(sessions, "validation", "metrics", "mIoU"), theme)
     _mark_sessions(axes, sessions, theme)
     score_axes.set_xlabel("iteration", color=theme.faint, fontsize=9)
-    return _png(figure, theme)
+    return png(figure, theme)
 
 
 def _draw_scores(axes: Axes, scores: Series, theme: Theme) -> None:
@@ -207,7 +230,7 @@ def time_bars(sessions: Sequence[Session], theme: Theme = LIGHT) -> bytes:
     )
     for text in legend.get_texts():
         text.set_color(theme.ink)
-    return _png(figure, theme)
+    return png(figure, theme)
 
 
 def progress_chart(
@@ -234,7 +257,7 @@ def progress_chart(
     grid = {"left": 0.055, "right": 0.975, "top": 0.95, "bottom": 0.14, "wspace": 0.14}
     loss_axes, score_axes = figure.subplots(1, 2, gridspec_kw=grid)
     for axes in (loss_axes, score_axes):
-        _restrain(axes, theme, ticks=7.5)
+        restrain(axes, theme, ticks=7.5)
         axes.set_xlim(begin, max(end, begin + 1))
         axes.locator_params(axis="x", nbins=5, integer=True)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -252,7 +275,7 @@ def progress_chart(
         score_axes.set_ylim(0.0, min(100.0, max(values) * 1.2 + 3.0))
     else:
         score_axes.set_yticks([])
-    return _png(figure, theme)
+    return png(figure, theme)
 
 
 NO_DATA_COLOUR = (64, 64, 64)
@@ -283,7 +306,7 @@ def data_picture(
         left=0.2 - 0.022 * columns, right=0.995, top=0.99, bottom=0.015, wspace=0.05, hspace=0.05,
     )  # fmt: skip
     bars = figure.add_subplot(grid[:, 0])
-    _restrain(bars, theme, ticks=8.5)
+    restrain(bars, theme, ticks=8.5)
     total = sum(pixels[1:]) or 1
     shares = [100.0 * count / total for count in pixels[1:]]
     colours = [tuple(value / 255 for value in colour) for colour in palette]
@@ -300,7 +323,7 @@ def data_picture(
             axes = figure.add_subplot(grid[row, column])
             axes.imshow(pixels_shown, interpolation="nearest")
             axes.set_axis_off()
-    return _png(figure, theme)
+    return png(figure, theme)
 
 
 def _thumbnail(path: Path) -> Any:
@@ -330,7 +353,7 @@ def _coloured(path: Path, palette: Sequence[tuple[int, int, int]]) -> Any:
 # -- parts of them
 
 
-def _restrain(axes: Axes, theme: Theme, *, ticks: float) -> None:
+def restrain(axes: Axes, theme: Theme, *, ticks: float) -> None:
     """Leave of the axes a faint grid, the base line and the numbers."""
     axes.set_facecolor(theme.paper)
     axes.set_axisbelow(True)
@@ -364,7 +387,7 @@ def _figure(
     )
     axes = [row[0] for row in grid]
     for item in axes:
-        _restrain(item, theme, ticks=8.5)
+        restrain(item, theme, ticks=8.5)
     if len(axes) > 1:
         axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     return figure, axes
@@ -404,6 +427,28 @@ def _mark_sessions(axes: Sequence[Axes], sessions: Sequence[Session], theme: The
             )
 
 
+@cache
+def cjk_families() -> tuple[str, ...]:
+    """Return the first installed font with Chinese letters; empty where there is none.
+
+    matplotlib takes from it what its own font lacks, letter by letter. Of a font collection it reads
+    the first face alone, which for Noto CJK is the Japanese one; it holds the simplified letters too.
+    """
+    from matplotlib.font_manager import fontManager
+
+    known = {font.name for font in fontManager.ttflist}
+    return tuple([name for name in CJK_FAMILIES if name in known][:1])
+
+
+def labels_in(words: Words) -> Say:
+    """Return what puts a figure's labels into a language: English where no font has its letters."""
+    return words.tell if words.language == "en" or cjk_families() else _as_it_is
+
+
+def _as_it_is(label: str) -> str:
+    return label
+
+
 def _top(values: Sequence[float]) -> float:
     """Return an upper limit that a few wild values do not push up."""
     ordered = sorted(values)
@@ -411,7 +456,13 @@ def _top(values: Sequence[float]) -> float:
     return max(usual * 1.12, 1e-9)
 
 
-def _png(figure: Any, theme: Theme) -> bytes:
+def png(figure: Figure, theme: Theme) -> bytes:
+    """Return a figure as PNG, its texts in fonts that have their letters."""
+    from matplotlib.text import Text
+
+    families = ["DejaVu Sans", *cjk_families()]
+    for text in figure.findobj(Text):
+        text.set_fontfamily(families)
     buffer = io.BytesIO()
     # No version in it: the same events give the same bytes.
     figure.savefig(buffer, format="png", facecolor=theme.paper, metadata={"Software": None})
