@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import torch
 
+from mapsage_kaggle.engine.deterministic import is_refusal, only_deterministic
 from mapsage_kaggle.engine.ranks import follow_rank_0, join, lost_peer
 from mapsage_kaggle.engine.safety import expect, install_safe_loading
 from mapsage_kaggle.engine.sampling import EVENTS_VARIABLE
@@ -72,7 +73,7 @@ def _train(spec: ChildSpec, session: TrainingSession, *, scratch: Path) -> None:
     if spec.checkpoint is not None and spec.checkpoint_sha256:
         expect(spec.checkpoint, spec.checkpoint_sha256)
     if spec.deterministic:
-        torch.use_deterministic_algorithms(True)
+        only_deterministic()
     runner = build_runner(cfg, session)
     session.attach(runner, cfg.pretty_text)
     runner.train()
@@ -97,7 +98,11 @@ def failure_kind(error: BaseException, *, has_trained: bool) -> str:
         return "memory"
     if lost_peer(error):
         return "peer"
-    is_mistake = isinstance(error, MapsageError) or (isinstance(error, _MISTAKES) and not has_trained)
+    is_mistake = (
+        isinstance(error, MapsageError)
+        or is_refusal(error)
+        or (isinstance(error, _MISTAKES) and not has_trained)
+    )
     return "refused" if is_mistake else "error"
 
 
@@ -127,6 +132,8 @@ def _message(error: BaseException) -> str:
     first = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
     if lost_peer(error):
         return f"Another rank has gone, and rank {os.environ['RANK']} missed it ({first})."
+    if is_refusal(error):
+        return f"{first} Train without --deterministic, or replace the layer or loss that needs it."
     return first
 
 
