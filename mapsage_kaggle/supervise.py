@@ -317,10 +317,12 @@ class _Watch:
 
     def outcome(self, code: int | None) -> Outcome:
         """Return the verdict: what the child recorded counts, torchrun's exit code does not."""
-        if self._stop is not None:
+        reason = str(self._stop.data.get("reason", "completed")) if self._stop is not None else ""
+        # Workers whose torchrun was killed take us for gone, and save; but here we are.
+        if self._stop is not None and (reason != "failed" or code == 0):
             return Outcome(
                 kind="done",
-                reason=str(self._stop.data.get("reason", "completed")),
+                reason=reason,
                 message=str(self._stop.data.get("message", "")),
                 iteration=self._stop.iteration,
                 proven=self.proven,
@@ -348,7 +350,9 @@ class _Watch:
             )
         return Outcome(
             kind="crashed",
-            message=f"The training process ended without a word (torchrun's exit code {code}).",
+            message=f"The training process ended without a word (torchrun's exit code {code})."
+            if self._stop is None
+            else f"torchrun ended before its workers (exit code {code}); they have saved.",
             iteration=self.iteration,
             proven=self.proven,
         )

@@ -995,7 +995,11 @@ class _Session:
         self.prepared = replace(prepared, facts=facts, patch=patch)
         sha256 = self._write_config()
         learned, exactness = self._learned(), self._exactness()
-        self.record = self.record.evolve(config_sha256=sha256, learned=learned, exactness=exactness)
+        self.record = self.record.evolve(
+            config_sha256=sha256, learned=learned, exactness=exactness,
+            # A child that took us for gone has closed the record.
+            stop_reason="running", exit_code=None, message="", ended_s=None,
+        )  # fmt: skip
         self.record.write(self.files.session)
         return spec
 

@@ -223,6 +223,15 @@ def test_the_child_s_own_word_counts_and_torchrun_s_exit_code_does_not(code: int
     assert outcome.data["timings_s"] == {"saving": 1.0}
 
 
+def test_workers_that_saved_because_torchrun_was_killed_are_a_crash_and_go_on() -> None:
+    orphaned = event("stop", 12, reason="failed", message="The supervising command is gone.")
+    outcome = watch(event("checkpoint", 12), orphaned).outcome(-9)
+    assert (outcome.kind, outcome.proven) == ("crashed", 12)
+    assert "torchrun ended before its workers" in outcome.message
+    # A machine whose workers followed the word of machine 0 ends as they did.
+    assert watch(orphaned).outcome(0).kind == "done"
+
+
 @pytest.mark.parametrize("code", [0, 1, -9])
 def test_a_child_that_said_nothing_has_crashed_whatever_its_exit_code(code: int) -> None:
     outcome = watch(event("start", pid=1), event("iteration", 3, iteration_s=0.1)).outcome(code)
