@@ -59,8 +59,8 @@ class TimeThem(Hook):
 '''
 
 
-def prepare(run: StandIn, config: Path) -> tuple[training._Session, Launch]:
-    options = training.Options(config=config, resume="never", threads=1, save_every_s=0.0)
+def prepare(run: StandIn, config: Path, threads: int = 1) -> tuple[training._Session, Launch]:
+    options = training.Options(config=config, resume="never", threads=threads, save_every_s=0.0)
     paths = KagglePaths.below(run.root)
     prepared = training.prepare(training.discover(options, paths=paths))
     session = training._Session(prepared, Supervisor(prepared.work_dir, prepared.clock))
