@@ -178,6 +178,15 @@ def test_a_file_that_lost_its_record_is_known_by_the_fingerprint_in_it(world: Wo
     assert world.headers == ["iter_8000.pth"]
 
 
+def test_a_file_that_lost_its_record_comes_next_where_those_above_it_are_damaged(world: World) -> None:
+    ours = world.output("ours", fingerprint=OURS)
+    world.add(ours, "iter_2000.pth")
+    world.add(ours, "iter_8000.pth", "rejected")
+    world.add(world.output("copied"), "iter_6000.pth", fingerprint=OURS)
+    assert taken(world.choose()) == "iter_6000.pth"
+    assert world.headers == ["iter_6000.pth"]
+
+
 def test_a_checkpoint_of_plain_mmengine_is_resumed_where_it_fits(world: World) -> None:
     world.add(world.output("stock"), "iter_8000.pth")
     choice = world.choose()

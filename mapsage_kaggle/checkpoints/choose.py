@@ -460,11 +460,12 @@ class _Ladder:
         """Read the headers that the order depends on.
 
         They are those of files whose names state no iteration, and those that would be passed over
-        for a lower iteration of this run: a checkpoint of this run may have lost its record.
+        for a lower iteration of this run, should the ones above it be damaged: a checkpoint of this
+        run may have lost its record.
         """
         known = [item.iteration or 0 for item in candidates if item.lineage == "this run"]
         for candidate in candidates:
-            doubtful = candidate.lineage == "unknown" and known and (candidate.iteration or 0) > max(known)
+            doubtful = candidate.lineage == "unknown" and known and (candidate.iteration or 0) > min(known)
             if candidate.iteration is not None and not doubtful:
                 continue
             header = self._read(candidate, self._inspect_file, full=False)
