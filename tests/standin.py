@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,34 @@ def workers_alive(work_dir: Path) -> list[int]:
                 continue
             found.append(pid)
     return found
+
+
+def processes_of(root: Path) -> list[int]:
+    """Return every process that was started for a stand-in: supervisor, torchrun, ranks, data workers.
+
+    Each has inherited the stand-in's root in its environment. One that has ended and is not yet
+    waited for has no environment any more.
+    """
+    wanted = f"MAPSAGE_KAGGLE_ROOT={root}".encode()
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and wanted in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except OSError:
+            continue  # ended meanwhile, or not ours
+    return sorted(found)
+
+
+def none_left(root: Path, timeout_s: float = 90.0) -> bool:
+    """Tell whether every process of a stand-in ends within some time."""
+    end = time.monotonic() + timeout_s
+    while left := processes_of(root):
+        if time.monotonic() > end:
+            print(f"still running: {left}")
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:

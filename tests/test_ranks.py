@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
+from memory_faults import TO_ROUNDING
 from standin import StandIn, differences
 
 from mapsage_kaggle.clock import Pace, boot_time_s
@@ -39,18 +40,6 @@ class OnOneRank(Hook):
             os.kill(os.getpid(), signal.SIGKILL)
         raise MemoryError("a fault that was planted")
 '''
-
-# The design's class of models that may be split to rounding: no draw in the model, norms per sample.
-TO_ROUNDING = """
-model = dict(
-    backbone=dict(drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.0, embed_dims=8),
-    decode_head=dict(
-        in_channels=[8, 16, 32, 48], channels=16, dropout_ratio=0.0,
-        norm_cfg=dict(type="GN", num_groups=4), loss_decode=dict(avg_non_ignore=True),
-    ),
-    data_preprocessor=dict(size=(64, 64)),
-)
-"""
 
 
 def harming(run: StandIn, *, rank: int, iteration: int, harm: str) -> str:

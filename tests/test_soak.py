@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from children import Children, DirectRun
-from standin import StandIn, differences, workers_alive
-
-pytestmark = pytest.mark.soak
+from memory_faults import FAULTY_CONFIG, TO_ROUNDING, plant, samples
+from ordeal import DAMAGES, WAYS, Fate, deal, endure
+from standin import StandIn, differences
 
 SEED = 20261123
-SESSIONS = 30
+SESSIONS = 32
 
 # Dies at the n-th file event in the work dir, counted from 1; the number comes from a file, once.
 KILLER = '''
@@ -51,6 +50,7 @@ if order.exists():
 '''
 
 
+@pytest.mark.soak
 def test_training_killed_at_every_file_event_of_its_saves_loses_nothing(tmp_path: Path) -> None:
     began = time.monotonic()
     extra = 'custom_imports["imports"].append("killer")\ndefault_hooks["checkpoint"]["interval"] = 3\n'
@@ -84,70 +84,129 @@ def test_training_killed_at_every_file_event_of_its_saves_loses_nothing(tmp_path
     assert lost == 0
 
 
-def damage_newest(folder: Path) -> str:
-    """Flip a byte in the middle of the newest checkpoint of an output; return its name."""
-    files = sorted(folder.rglob("iter_*.pth"), key=lambda path: int(path.stem[5:]))
-    newest = files[-1]
-    newest.chmod(0o644)
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 0x40
-    newest.write_bytes(content)
-    newest.chmod(0o444)
-    return newest.name
+# --- (a) one rank: bit for bit
 
 
-def one_session(run: StandIn, draw: random.Random, at: int) -> str:
-    """Run one session that ends about iteration ``at``, in a way that is drawn; return the way."""
-    way = draw.choices(("stop", "kill child", "kill supervisor", "sigterm"), (5, 5, 1, 1))[0]
-    workers = draw.choice((0, 1, 2, 3))
-    if way in ("stop", "kill child"):
-        planted: dict[str, int | str] = {"stop": at} if way == "stop" else {"kill": at, "stop": at + 1}
-        if way == "kill child":
-            planted["once"] = str(run.root / f"killed-{at}")
-        done = run.train(workers=workers, **planted)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return way
-    process = run.start(workers=workers)
-    end = time.monotonic() + 120
-    while time.monotonic() < end and process.poll() is None:
-        if any(event.iteration >= at for event in run.events("iteration")):
-            break
-        time.sleep(0.02)
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL if way == "kill supervisor" else signal.SIGTERM)
-    process.communicate(timeout=120)
-    while workers_alive(run.work_dir.path) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert workers_alive(run.work_dir.path) == []
-    return way
+def exact(root: Path, *, max_iters: int) -> StandIn:
+    """Return a run with dropout, drop path and the full augmentation pipeline."""
+    run = StandIn.with_scenes(root, max_iters=max_iters, val_interval=5)
+    run.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    return run
 
 
-def soak(run: StandIn) -> int:
-    """Run sessions of one run until it is complete; return how many there were."""
-    draw, began, told = random.Random(SEED), time.monotonic(), []
-    at, damaged = 0, False
-    for number in range(1, 4 * SESSIONS):
-        at += draw.randint(1, 4)
-        told.append(one_session(run, draw, at))
-        record = run.record()
-        assert bool(run.events("ladder")) == damaged
-        if record.end_iteration >= run.max_iters and record.owed_validation is None:
-            print(f"{number} sessions in {time.monotonic() - began:.0f} s: {sorted(told)}")
-            return number
-        at = max(at, record.end_iteration)
-        output = run.hand_over()
-        damaged = draw.random() < 0.2 and len(list(output.rglob("iter_*.pth"))) > 1
-        if damaged:
-            told.append(f"damaged {damage_newest(output)}")
-            at -= 4
-    raise AssertionError(f"not complete after {number} sessions: {told}")
-
-
-def test_thirty_random_sessions_equal_one(tmp_path: Path) -> None:
-    options = {"max_iters": 4 * SESSIONS, "val_interval": 20}
-    whole = StandIn.with_scenes(tmp_path / "whole", **options)
-    assert whole.train().returncode == 0
-    cut = StandIn.with_scenes(tmp_path / "cut", **options)
-    assert soak(cut) >= SESSIONS
-    last = options["max_iters"]
+def assert_equal_to_the_uninterrupted(whole: StandIn, cut: StandIn) -> None:
+    done = whole.train()
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = whole.max_iters
     assert differences(whole.checkpoint(last), cut.checkpoint(last)) == []
+
+
+@pytest.mark.soak
+def test_thirty_sessions_that_end_badly_equal_one_bit_for_bit(tmp_path: Path) -> None:
+    options = {"max_iters": 3 * SESSIONS}
+    cut = exact(tmp_path / "cut", **options)
+    endured = endure(cut, deal(SEED, SESSIONS))
+    print(endured)
+    seen = endured.seen
+    assert endured.sessions > SESSIONS
+    assert {what for what in WAYS if seen[what] < 2} == set()
+    assert {kind for kind in DAMAGES if seen[f"damaged newest: {kind}"] < 2} == set()
+    # Every damaged checkpoint was told of by the session that met it.
+    assert seen["ladder: at the start"] >= sum(seen[f"damaged newest: {kind}"] for kind in DAMAGES)
+    assert seen["ladder: at a restart"] > 0
+    for workers in ("1 worker(s)", "3 worker(s)"):
+        assert seen[f"{workers}, persistent"] > 0
+        assert seen[f"{workers}, not persistent"] > 0
+    assert min(seen["0 worker(s)"], seen["in the same work dir"], seen["handed over"]) > 0
+    assert_equal_to_the_uninterrupted(exact(tmp_path / "whole", **options), cut)
+
+
+@pytest.mark.slow
+def test_five_sessions_that_end_badly_equal_one_bit_for_bit(tmp_path: Path) -> None:
+    fates = [
+        Fate(way="deadline", iterations=4, damage="truncated"),
+        Fate(way="kill all", iterations=3, workers=1, persistent=True, damage="bit-flipped"),
+        Fate(way="kill supervisor", iterations=3, workers=3, stays=True, damage="half-written"),
+        Fate(way="kill rank, damage", iterations=4, workers=3, persistent=True),
+    ]
+    cut = exact(tmp_path / "cut", max_iters=17)
+    endured = endure(cut, fates)
+    print(endured)
+    seen = endured.seen
+    assert [seen[fate.way] for fate in fates] == [1] * 4
+    assert [seen[f"damaged newest: {kind}"] for kind in DAMAGES] == [1] * 3
+    assert (seen["ladder: at the start"], seen["ladder: at a restart"]) == (3, 1)
+    assert_equal_to_the_uninterrupted(exact(tmp_path / "whole", max_iters=17), cut)
+
+
+# --- (b) one and two ranks, and memory that runs out: to rounding
+
+PHASES = ("forward", "backward", "step", "validation")
+BOUND = 1e-4
+"""How far the weights may be apart at the end, relative to their length."""
+
+
+def to_rounding(root: Path, *, max_iters: int) -> StandIn:
+    """Return a run of the *to rounding* class that can be made to run out of memory."""
+    run = StandIn.with_scenes(
+        root, size=96, max_iters=max_iters, val_interval=5, extra=TO_ROUNDING + FAULTY_CONFIG
+    )
+    run.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    plant(run)
+    return run
+
+
+def assert_equal_to_rounding(whole: StandIn, cut: StandIn) -> None:
+    """Compare what was trained on, exactly, and what came of it, to rounding."""
+    done = whole.train()
+    assert done.returncode == 0, done.stdout + done.stderr
+    # The images of each iteration, as augmented; which rank saw which first is of no matter.
+    seen = [
+        {iteration: sorted(map(tuple, images)) for iteration, images in samples(run).items()}
+        for run in (whole, cut)
+    ]
+    assert seen[0] == seen[1]
+    states = [run.checkpoint(run.max_iters) for run in (whole, cut)]
+    assert states[0]["param_schedulers"] == states[1]["param_schedulers"]
+    weights = [_flat(state["state_dict"]) for state in states]
+    difference = float((weights[0] - weights[1]).norm() / weights[0].norm())
+    print(f"weights {difference:.1e} apart after {whole.max_iters} iterations")
+    assert difference < BOUND
+
+
+def _flat(state: dict[str, Any]) -> Any:
+    import torch
+
+    return torch.cat([state[name].double().reshape(-1) for name in sorted(state)])
+
+
+@pytest.mark.soak
+def test_thirty_sessions_without_memory_on_one_and_two_ranks_equal_one_to_rounding(tmp_path: Path) -> None:
+    options = {"max_iters": 3 * SESSIONS}
+    cut = to_rounding(tmp_path / "cut", **options)
+    endured = endure(cut, deal(SEED, SESSIONS, phases=PHASES, ranks=(1, 2)))
+    print(endured)
+    seen = endured.seen
+    assert endured.sessions > SESSIONS
+    assert {what for what in WAYS if not seen[what]} == set()
+    assert {phase for phase in PHASES if not seen[f"memory: {phase}"]} == set()
+    assert {kind for kind in DAMAGES if not seen[f"damaged newest: {kind}"]} == set()
+    assert seen["memory: ladder"] >= 10
+    assert min(seen["1 rank(s)"], seen["2 rank(s)"]) >= 10
+    assert_equal_to_rounding(to_rounding(tmp_path / "whole", **options), cut)
+
+
+@pytest.mark.slow
+def test_five_sessions_without_memory_on_one_and_two_ranks_equal_one_to_rounding(tmp_path: Path) -> None:
+    fates = [
+        Fate(way="stop", iterations=3, memory="forward"),
+        Fate(way="deadline", iterations=3, memory="backward", ranks=2, damage="bit-flipped"),
+        Fate(way="kill all", iterations=3, memory="validation", workers=1, loses_record=True),
+        Fate(way="stop", iterations=3, memory="step", ranks=2),
+    ]
+    cut = to_rounding(tmp_path / "cut", max_iters=17)
+    endured = endure(cut, fates)
+    print(endured)
+    assert endured.seen["memory: ladder"] >= 3
+    assert endured.seen["2 rank(s)"] == 2
+    assert_equal_to_rounding(to_rounding(tmp_path / "whole", max_iters=17), cut)
