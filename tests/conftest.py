@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,22 @@ def loveda() -> Path:
     if not (folder / "images_png" / "0.png").is_file():
         pytest.skip(f"the two real LoveDA tiles are not at {folder}")
     return folder
+
+
+@pytest.fixture
+def only_deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let only deterministic algorithms run, as in a child with ``--deterministic``, for one test."""
+    import torch
+
+    from mapsage_kaggle.engine import deterministic
+
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    for name in ("cross_entropy", "adaptive_avg_pool2d"):
+        monkeypatch.setattr(torch.nn.functional, name, getattr(torch.nn.functional, name))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    deterministic.only_deterministic()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,16 +22,6 @@ REFUSED = {
     "kthvalue", "median", "grid_sampler_2d_backward", "upsample_bicubic2d_backward", "bincount.weights",
     "reflection_pad2d_backward", "adaptive_max_pool2d_backward", "avg_pool3d_backward",
 }  # fmt: skip
-
-
-@pytest.fixture
-def only_deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(functional, "cross_entropy", functional.cross_entropy)
-    monkeypatch.setattr(functional, "adaptive_avg_pool2d", functional.adaptive_avg_pool2d)
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
-    deterministic.only_deterministic()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def with_gradient(function: Any, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

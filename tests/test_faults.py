@@ -6,9 +6,11 @@ import os
 import signal
 import time
 from pathlib import Path
+from subprocess import Popen
+from typing import Any
 
 import pytest
-from standin import StandIn, differences, kill_group, workers_alive
+from standin import StandIn, differences, none_left, processes_of, workers_alive
 
 from mapsage_kaggle.events import Event
 
@@ -51,23 +53,67 @@ def test_sigterm_ends_in_good_order_with_0(tmp_path: Path) -> None:
     assert run.record().stop_reason == "user"
 
 
-def test_when_the_supervisor_is_killed_the_workers_save_and_end(tmp_path: Path) -> None:
+def children_of(parents: set[int], found: list[int]) -> set[int]:
+    """Return the processes among ``found`` that one of ``parents`` has started."""
+    stat = {pid: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in found}
+    return {pid for pid, fields in stat.items() if int(fields[1]) in parents}
+
+
+def running_with_data_workers(tmp_path: Path, *, ranks: int) -> tuple[StandIn, Popen[str], set[int]]:
+    """Return a run whose ranks have a data worker each, its supervisor, and the ranks' processes."""
     run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=4000, val_interval=4000)
-    process = run.start(workers=1)
+    process = run.start("--cpu-ranks", str(ranks), workers=1)
     wait_for_event(run, "iteration", at_least=3)
-    kill_group(process)
-    end = time.monotonic() + 60
-    while workers_alive(run.work_dir.path) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert workers_alive(run.work_dir.path) == []
+    pids = {int(event.data["pid"]) for event in run.events("start")}
+    found = processes_of(run.root)
+    assert len(pids) == ranks
+    assert {process.pid, *pids} < set(found)
+    assert len(children_of(pids, found)) >= ranks, "each rank has a data worker"
+    return run, process, pids
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_when_the_supervisor_is_killed_all_ranks_save_and_end_with_their_data_workers(
+    tmp_path: Path, ranks: int
+) -> None:
+    run, process, _ = running_with_data_workers(tmp_path, ranks=ranks)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert none_left(run.root)
     record = run.record()
     assert (record.stop_reason, record.exit_code) == ("failed", 5)
     assert record.checkpoint is not None
     saved = record.checkpoint.iteration
+    assert saved >= 3
     run.hand_over()
     done = run.train("--resume", "require", "--expect-iteration", str(saved), stop=saved + 2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert run.record().start_iteration == saved
+
+
+def test_data_workers_end_where_all_others_were_killed_at_once(tmp_path: Path) -> None:
+    run, process, pids = running_with_data_workers(tmp_path, ranks=2)
+    found = processes_of(run.root)
+    workers = children_of(pids, found)
+    for pid in sorted(set(found) - workers):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    assert none_left(run.root)
+
+
+def test_where_torchrun_is_killed_its_workers_save_and_training_goes_on(tmp_path: Path) -> None:
+    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=60, val_interval=60)
+    process = run.start()
+    wait_for_event(run, "iteration", at_least=3)
+    found = processes_of(run.root)
+    (torchrun,) = children_of({process.pid}, found)
+    os.killpg(torchrun, signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert [event.data["kind"] for event in run.events("restart")] == ["crashed"]
+    record = run.record()
+    assert (record.stop_reason, record.end_iteration) == ("completed", 60)
+    assert run.events("resume")[0].iteration >= 3
 
 
 def test_out_of_memory_goes_on_with_half_the_micro_batch_and_the_next_session_starts_there(
@@ -149,26 +195,34 @@ def test_a_damaged_image_is_skipped_where_that_is_asked_for(with_a_damaged_image
     assert differences(first, with_a_damaged_image.checkpoint(6)) == []
 
 
-def test_extending_a_finished_run_lays_the_schedule_out_anew(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def uncut_schedules(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return the schedulers at the end of a run that was to have 20 iterations from the start."""
+    whole = StandIn.with_scenes(tmp_path_factory.mktemp("whole") / "kaggle", max_iters=20, val_interval=10)
+    assert whole.train().returncode == 0
+    return whole.checkpoint(20)["param_schedulers"]
+
+
+@pytest.mark.parametrize("cut", [None, 7], ids=["finished", "running"])
+def test_extending_a_run_lays_the_schedule_out_anew(
+    tmp_path: Path, uncut_schedules: Any, cut: int | None
+) -> None:
     run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=10, val_interval=10)
-    assert run.train().returncode == 0
+    assert run.train(stop=cut).returncode == 0
     run.hand_over()
-    run.max_iters = 20
-    refused = run.train()
-    assert refused.returncode == 2
-    assert "--extend-to 20" in refused.stderr
-    run.max_iters = 10
+    if cut is None:
+        run.max_iters = 20
+        refused = run.train()
+        assert refused.returncode == 2
+        assert "--extend-to 20" in refused.stderr
+        run.max_iters = 10
     done = run.train("--extend-to", "20")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert run.record().end_iteration == 20
-    extended = run.checkpoint(20)
-
-    whole = StandIn.with_scenes(tmp_path / "whole", max_iters=20, val_interval=10)
-    assert whole.train().returncode == 0
-    uncut = whole.checkpoint(20)
-    assert extended["param_schedulers"] == uncut["param_schedulers"]
-    rates = [event.data["lr"] for event in run.events("iteration")]
-    assert rates[0] > 0
+    assert (run.record().start_iteration, run.record().end_iteration) == (cut or 10, 20)
+    assert run.checkpoint(20)["param_schedulers"] == uncut_schedules
+    first = run.events("iteration")[0]
+    # Warm-up until 5, then mmengine's straight line, which is at 0 in its last step.
+    assert first.data["lr"] == pytest.approx(3e-3 * (1 - (first.iteration - 5) / (20 - 5 - 1)))
 
 
 def test_ema_and_its_state_survive_the_cut(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from standin import StandIn, differences
+from standin import StandIn
 
 from mapsage_kaggle.dataset import EARTHVQA_CLASSES, EARTHVQA_PALETTE
 
@@ -206,42 +206,3 @@ def test_a_best_file_alone_gives_its_weights_where_that_is_allowed_and_says_so(
     assert "Weights only from" in told
     steps = {int(state["step"]) for state in run.checkpoint(2)["optimizer"]["state"].values()}
     assert steps == {2}
-
-
-SCALED = '''
-"""Mixed precision with a loss scaler, as AmpOptimWrapper has it, on a CPU."""
-import torch
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
-
-@OPTIM_WRAPPERS.register_module()
-class ScaledOnCPU(AmpOptimWrapper):
-    def __init__(self, **options):
-        OptimWrapper.__init__(self, **options)  # AmpOptimWrapper's own asks for a GPU
-        self._scale_update_param = None
-        self.cast_dtype = torch.bfloat16
-        self.loss_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
-'''
-AMP = """
-custom_imports["imports"].append("scaled")
-optim_wrapper = dict(type="ScaledOnCPU")
-"""
-
-
-def test_the_loss_scaler_goes_on_where_it_was(tmp_path: Path) -> None:
-    runs = []
-    for name, stops in (("whole", (None,)), ("cut", (5, None))):
-        run = StandIn.with_scenes(tmp_path / name, max_iters=8, val_interval=8, extra=AMP)
-        config = run.config()
-        (config.parent / "scaled.py").write_text(SCALED)
-        for stop in stops:
-            done = run.train(stop=stop)
-            assert done.returncode == 0, done.stdout + done.stderr
-            if stop:
-                # Between two growths: the scale has grown, and the count towards the next has begun.
-                scaler = run.checkpoint(stop)["optimizer"]["loss_scaler"]
-                assert (scaler["scale"], scaler["_growth_tracker"]) == (2.0**11, 2)
-                run.hand_over()
-        runs.append(run.checkpoint(8))
-    assert runs[0]["optimizer"]["loss_scaler"]["scale"] == 2.0**12
-    assert differences(*runs) == []

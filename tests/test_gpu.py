@@ -1,0 +1,275 @@
+"""What only a GPU can prove: ``make gpu``. Much of it runs on the CPU too, as far as it means a thing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from memory_faults import TO_ROUNDING
+from mmengine.optim import OptimWrapper
+from standin import StandIn, differences
+from test_accumulate import MEAN, VALID, WEIGHTED, build, images
+from torch.nn import functional
+
+from mapsage_kaggle.checkpoints.load import load_checkpoint
+from mapsage_kaggle.engine import deterministic
+
+NUM_GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
+WITH_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(NUM_GPUS < 1, reason="no CUDA device: torch.cuda.is_available() is False"),
+]
+WITH_TWO = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(NUM_GPUS < 2, reason=f"needs two CUDA devices, and there are {NUM_GPUS}"),
+]
+ON_EITHER = pytest.mark.parametrize(
+    "gpus", [pytest.param(0, marks=pytest.mark.slow, id="cpu"), pytest.param(1, marks=WITH_GPU, id="cuda")]
+)
+ON_CUDA = pytest.mark.parametrize("gpus", [pytest.param(1, marks=WITH_GPU, id="cuda")])
+DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=WITH_GPU)])
+
+
+def train(run: StandIn, gpus: int, *arguments: str, **faults: Any) -> StandIn:
+    done = run.train("--gpus", str(gpus), *arguments, **faults)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run
+
+
+def whole_and_cut(
+    root: Path, gpus: int, *arguments: str, cut: int, **options: Any
+) -> tuple[StandIn, StandIn]:
+    """Return a run in one session, and one in two."""
+    whole = train(StandIn.with_scenes(root / "whole", **options), gpus, *arguments)
+    parts = StandIn.with_scenes(root / "cut", **options)
+    train(parts, gpus, *arguments, stop=cut)
+    parts.hand_over()
+    return whole, train(parts, gpus, *arguments, workers=1)
+
+
+def apart(first: StandIn, second: StandIn) -> float:
+    """Return how far the last weights of two runs are apart, relative to their length."""
+    flat = []
+    for run in (first, second):
+        state = run.checkpoint(run.max_iters)["state_dict"]
+        flat.append(torch.cat([state[name].double().reshape(-1) for name in sorted(state)]))
+    return float((flat[0] - flat[1]).norm() / flat[0].norm())
+
+
+# --- exact -----------------------------------------------------------------------------------------------
+
+
+@ON_CUDA
+def test_with_deterministic_a_cut_run_equals_an_uncut_one_bit_for_bit(tmp_path: Path, gpus: int) -> None:
+    whole, cut = whole_and_cut(tmp_path, gpus, "--deterministic", cut=7, max_iters=12, val_interval=5)
+    assert differences(whole.checkpoint(12), cut.checkpoint(12)) == []
+    assert cut.record().exactness["bitwise"] is True
+    assert "randomness = dict(deterministic=True" in cut.work_dir.config.read_text()
+
+
+@ON_CUDA
+def test_in_fast_mode_the_difference_is_small_and_the_record_says_that_there_may_be_one(
+    tmp_path: Path, gpus: int
+) -> None:
+    whole, cut = whole_and_cut(tmp_path, gpus, cut=7, max_iters=12, val_interval=5)
+    difference = apart(whole, cut)
+    print(f"cut against uncut in fast mode on {torch.cuda.get_device_name()}: {difference:.2e} apart")
+    assert difference < 1e-2
+    exactness = cut.record().exactness
+    assert exactness["bitwise"] is False
+    assert "--deterministic" in " ".join(exactness["reasons"])
+
+
+def one_step(device: str, decode: Any) -> torch.Tensor:
+    """Return the weights after a training step."""
+    model = build(decode, MEAN).to(device)
+    model.train_step(images(0, 4), OptimWrapper(torch.optim.SGD(model.parameters(), lr=1.0)))
+    return torch.cat([parameter.detach().cpu().reshape(-1) for parameter in model.parameters()])
+
+
+@DEVICES
+@pytest.mark.filterwarnings("ignore:Default ``avg_non_ignore``:UserWarning")
+@pytest.mark.parametrize("decode", [MEAN, VALID, WEIGHTED], ids=["mean", "avg_non_ignore", "class_weight"])
+def test_a_training_step_runs_deterministically_and_gives_the_same_weights_again(
+    only_deterministic: None, device: str, decode: Any
+) -> None:
+    first = one_step(device, decode)
+    assert torch.equal(first, one_step(device, decode))
+    start = torch.cat([parameter.detach().reshape(-1) for parameter in build(decode, MEAN).parameters()])
+    assert not torch.equal(first, start)
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=WITH_GPU)])
+def test_torch_still_has_no_deterministic_kernels_for_what_is_replaced(device: str) -> None:
+    logits = torch.randn(1, 4, 8, 8, device=device, requires_grad=True)
+    labels = torch.zeros(1, 8, 8, dtype=torch.long, device=device)
+    torch.use_deterministic_algorithms(True)
+    try:
+        for refused in (
+            lambda: functional.cross_entropy(logits, labels),
+            lambda: functional.adaptive_avg_pool2d(logits, 3).sum().backward(),
+        ):
+            with pytest.raises(RuntimeError) as caught:
+                refused()
+            assert deterministic.is_refusal(caught.value)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+# --- mixed precision -------------------------------------------------------------------------------------
+
+# On a CPU AmpOptimWrapper refuses; the loss scaler itself and its place in the checkpoint are the same.
+SCALED_ON_CPU = '''
+"""Mixed precision with a loss scaler, as AmpOptimWrapper has it, on a CPU."""
+import torch
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
+
+@OPTIM_WRAPPERS.register_module()
+class ScaledOnCPU(AmpOptimWrapper):
+    def __init__(self, loss_scale, **options):
+        OptimWrapper.__init__(self, **options)  # AmpOptimWrapper's own asks for a GPU
+        self._scale_update_param = None
+        self.cast_dtype = torch.bfloat16
+        self.loss_scaler = torch.amp.GradScaler("cpu", **loss_scale)
+'''
+# So low that nothing overflows: then the scale doubles every three iterations.
+LOSS_SCALE = "loss_scale=dict(init_scale=16.0, growth_interval=3)"
+AMP = {
+    0: 'custom_imports["imports"].append("scaled")\n'
+    f'optim_wrapper = dict(type="ScaledOnCPU", {LOSS_SCALE})\n',
+    1: f'optim_wrapper = dict(type="AmpOptimWrapper", dtype="float16", {LOSS_SCALE})\n',
+}
+
+
+@ON_EITHER
+def test_the_loss_scaler_goes_on_where_it_was(tmp_path: Path, gpus: int) -> None:
+    for name in ("whole", "cut"):
+        code = tmp_path / name / "code"
+        code.mkdir(parents=True)
+        (code / "scaled.py").write_text(SCALED_ON_CPU)
+    options = {"max_iters": 8, "val_interval": 8, "extra": AMP[gpus]}
+    whole, cut = whole_and_cut(tmp_path, gpus, "--deterministic", cut=5, **options)
+    # Between two growths: the scale has grown, and the count towards the next has begun.
+    found = load_checkpoint(next((cut.root / "input").rglob("iter_5.pth")))["optimizer"]["loss_scaler"]
+    assert (found["scale"], found["_growth_tracker"]) == (32.0, 2)
+    assert whole.checkpoint(8)["optimizer"]["loss_scaler"]["scale"] == 64.0
+    assert differences(whole.checkpoint(8), cut.checkpoint(8)) == []
+    assert cut.record().exactness["bitwise"] is True
+
+
+# --- memory ----------------------------------------------------------------------------------------------
+
+MEMORY_HOOK = '''
+"""Limits what the allocator may take, and writes down the peaks: after loading, and at the end."""
+import json, resource
+from pathlib import Path
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+def peak_bytes():
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+@HOOKS.register_module()
+class Memory(Hook):
+    def __init__(self, file, limit_bytes=None):
+        self.file, self.limit_bytes, self.seen = Path(file), limit_bytes, {}
+
+    def before_train(self, runner):
+        self.seen["loaded"] = peak_bytes()
+        if self.limit_bytes is not None:
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, self.limit_bytes / total))
+
+    def after_train(self, runner):
+        self.seen["trained"] = peak_bytes()
+        self.file.write_text(json.dumps(self.seen))
+'''
+# Large enough that activations, and not the libraries, take the memory.
+LARGE = """
+model["backbone"]["embed_dims"] = 32
+model["decode_head"]["in_channels"] = [32, 64, 128, 192]
+model["data_preprocessor"]["size"] = ({crop}, {crop})
+train_dataloader["dataset"]["pipeline"][2]["scale"] = ({crop}, {crop})
+train_dataloader["dataset"]["pipeline"][3]["crop_size"] = ({crop}, {crop})
+custom_imports["imports"].append("memory_hook")
+custom_hooks.append(dict(type="Memory", file={file!r}, limit_bytes={limit_bytes}))
+"""
+
+
+def large(root: Path, *, crop: int, limit_bytes: int | None = None) -> StandIn:
+    """Return a run of the *to rounding* class that notes its peaks, and may be limited to so many bytes."""
+    extra = LARGE.format(crop=crop, file=str(root / "peaks.json"), limit_bytes=limit_bytes)
+    run = StandIn.with_scenes(root, size=crop, max_iters=6, val_interval=6, extra=TO_ROUNDING + extra)
+    (root / "code").mkdir()
+    (root / "code" / "memory_hook.py").write_text(MEMORY_HOOK)
+    return run
+
+
+def peaks(run: StandIn) -> dict[str, int]:
+    found: dict[str, int] = json.loads((run.root / "peaks.json").read_text())
+    return found
+
+
+@ON_EITHER
+def test_a_resume_takes_no_more_memory_than_training_did(tmp_path: Path, gpus: int) -> None:
+    run = large(tmp_path / "kaggle", crop=512 if gpus else 64)
+    train(run, gpus, stop=3)
+    first = peaks(run)
+    run.hand_over()
+    train(run, gpus)
+    second = peaks(run)
+    what = {name: f"{before / 1e6:.0f} then {second[name] / 1e6:.0f} MB" for name, before in first.items()}
+    print(f"peaks of a fresh start and of a resume: {what}")
+    if gpus:
+        # Loading goes by way of the CPU: what is on the card is the model and its optimizer's state, once.
+        assert second["loaded"] < 0.5 * first["trained"]
+    assert second["trained"] < 1.05 * first["trained"]
+
+
+@ON_CUDA
+def test_real_memory_that_runs_out_costs_a_rung_and_nothing_else(tmp_path: Path, gpus: int) -> None:
+    whole = train(large(tmp_path / "whole", crop=512), gpus)
+    # Too little for four images; two take somewhat more than half.
+    limit_bytes = int(0.8 * peaks(whole)["trained"])
+    run = train(large(tmp_path / "limited", crop=512, limit_bytes=limit_bytes), gpus)
+    restarts = [event.data["kind"] for event in run.events("restart")]
+    assert restarts
+    assert set(restarts) == {"memory"}
+    assert "CUDA out of memory" in run.events("failure")[0].data["message"]
+    record = run.record()
+    assert record.stop_reason == "completed"
+    assert record.learned["micro_batch"] in (1, 2)
+    assert peaks(run)["trained"] <= limit_bytes
+    assert apart(whole, run) < 1e-3
+
+
+# --- several GPUs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gpus", [pytest.param(2, marks=WITH_TWO, id="cuda")])
+def test_two_gpus_train_what_one_trains(tmp_path: Path, gpus: int) -> None:
+    options = {"max_iters": 12, "val_interval": 5, "extra": TO_ROUNDING}
+    whole = train(StandIn.with_scenes(tmp_path / "whole", **options), 1)
+    run = StandIn.with_scenes(tmp_path / "cut", **options)
+    for stop, ranks in ((4, 1), (8, gpus), (None, 1)):
+        train(run, ranks, stop=stop)
+        if stop:
+            run.hand_over(f"after-{stop}")
+    assert apart(whole, run) < 1e-3
+    assert {"per_class", "confusion"} <= run.events("validation")[0].data.keys()
+
+
+@ON_EITHER
+def test_more_gpus_than_there_are_is_refused_with_what_to_do(tmp_path: Path, gpus: int) -> None:
+    run = StandIn.with_scenes(tmp_path / "kaggle")
+    done = run.train("--gpus", str(NUM_GPUS + 1))
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert f"--gpus {NUM_GPUS + 1} was asked for" in done.stderr
+    assert "--gpus auto" in done.stderr
