@@ -133,6 +133,9 @@ CHINESE: Mapping[str, str] = {
     "{message} Starting again from the newest checkpoint in {wait} s (try {number} of {most}).": (
         "{message} {wait} 秒后从最新的检查点重新开始（第 {number} 次，最多 {most} 次）。"
     ),
+    "torchrun ended before its workers (exit code {code}); they have saved.": (
+        "torchrun 先于训练进程结束（退出码 {code}）；训练进程已保存。"
+    ),
     "The training process ended without a word (torchrun's exit code {code}).": (
         "训练进程无声无息地结束了（torchrun 退出码 {code}）。"
     ),
