@@ -233,13 +233,7 @@ def plan(cfg: Mapping[str, Any] | Config, source: Path, facts: Facts) -> ConfigP
     _plan_hooks(planner)
     if facts.extend_to is not None:
         max_iters = _plan_extension(planner, max_iters, facts.extend_to)
-    imports = _as_list(planner.get("custom_imports.imports", []))
-    if _ENGINE_IMPORT not in imports:
-        planner.set(
-            "custom_imports",
-            {"imports": [*imports, _ENGINE_IMPORT], "allow_failed_imports": False},
-            "registers the kit's loops and data sets",
-        )
+    _plan_imports(planner)
     checkpoint_hook = _mapping(_mapping(cfg.get("default_hooks")).get("checkpoint"))
     save_best = checkpoint_hook.get("save_best")
     rules = checkpoint_hook.get("rule")
@@ -268,8 +262,34 @@ def plan(cfg: Mapping[str, Any] | Config, source: Path, facts: Facts) -> ConfigP
 
 def apply(cfg: Config, patch: ConfigPatch) -> Config:
     """Return a copy of ``cfg`` with the patch applied."""
+    return _with(cfg, patch.changes)
+
+
+def for_inference(cfg: Config, data_roots: Mapping[str, Path]) -> Config:
+    """Return a copy of ``cfg`` whose model can be built, given weights and asked, on one device.
+
+    Unlike :func:`plan` it takes configs that train by epochs, and those without any training.
+
+    Args:
+        cfg: The config.
+        data_roots: The folder found for a ``data_root`` of the config.
+
+    Raises:
+        ConfigError: It has no model.
+    """
+    planner = _Planner(as_mapping(cfg))
+    if not isinstance(planner.get("model"), Mapping):
+        raise ConfigError(f"{cfg.filename} has no model.", "Give the config that the model was trained with.")
+    _plan_pretrained(planner, Facts(work_dir=Path(), action="resume"))
+    _plan_roots(planner, data_roots)
+    _plan_norms(planner)
+    _plan_imports(planner)
+    return _with(cfg, planner.changes)
+
+
+def _with(cfg: Config, changes: Sequence[Change]) -> Config:
     effective = copy.deepcopy(cfg)
-    for change in patch.changes:
+    for change in changes:
         *parents, last = change.key.split(".")
         node: Any = effective
         for name in parents:
@@ -647,11 +667,7 @@ def _plan_stock(planner: _Planner) -> None:
 
 
 def _plan_data(planner: _Planner, facts: Facts, source: Path) -> tuple[int, int]:
-    for name in _LOADERS:
-        for key, value in list(planner.find(f"{name}.dataset", "data_root")):
-            found = facts.data_roots.get(str(value))
-            if found is not None and str(found) != str(value):
-                planner.set(key, str(found), "the data set as it is mounted here")
+    _plan_roots(planner, facts.data_roots)
     loader = _mapping(planner.get("train_dataloader"))
     effective = _effective_batch(loader)
     share = -(-effective // facts.world_size)
@@ -693,6 +709,30 @@ def _plan_data(planner: _Planner, facts: Facts, source: Path) -> tuple[int, int]
     if facts.validation_rung and planner.get("val_dataloader.batch_size", 1) != 1:
         planner.set("val_dataloader.batch_size", 1, "validation ran out of memory with more images at a time")
     return effective, micro
+
+
+def _plan_roots(planner: _Planner, data_roots: Mapping[str, Path]) -> None:
+    for name in _LOADERS:
+        for key, value in list(planner.find(f"{name}.dataset", "data_root")):
+            found = data_roots.get(str(value))
+            if found is not None and str(found) != str(value):
+                planner.set(key, str(found), "the data set as it is mounted here")
+
+
+def _plan_imports(planner: _Planner) -> None:
+    imports = _as_list(planner.get("custom_imports.imports", []))
+    if _ENGINE_IMPORT not in imports:
+        planner.set(
+            "custom_imports",
+            {"imports": [*imports, _ENGINE_IMPORT], "allow_failed_imports": False},
+            "registers the kit's loops and data sets",
+        )
+
+
+def _plan_norms(planner: _Planner) -> None:
+    for key, value in list(planner.find("model", "type")):
+        if _type_name(value) in ("SyncBN", "MMSyncBN"):
+            planner.set(key, "BN", "SyncBN needs several GPUs; BN has the same parameters")
 
 
 def _plan_workers(planner: _Planner, name: str, facts: Facts) -> None:
@@ -741,9 +781,7 @@ def _plan_machine(planner: _Planner, facts: Facts) -> None:
     if backend != wanted:
         planner.set("env_cfg.dist_cfg.backend", wanted, "GPUs talk by NCCL, CPUs by gloo")
     if not facts.on_gpu or facts.world_size == 1:
-        for key, value in list(planner.find("model", "type")):
-            if _type_name(value) in ("SyncBN", "MMSyncBN"):
-                planner.set(key, "BN", "SyncBN needs several GPUs; BN has the same parameters")
+        _plan_norms(planner)
     if facts.deterministic:
         planner.set("randomness.deterministic", True, "--deterministic")
         planner.set("env_cfg.cudnn_benchmark", False, "--deterministic")

@@ -65,6 +65,12 @@ class TrainingError(MapsageError):
     exit_code = EXIT_TRAINING
 
 
+class JobError(MapsageError):
+    """Work after training (evaluating, predicting, exporting, averaging) started and failed."""
+
+    exit_code = EXIT_TRAINING
+
+
 class Interrupted(MapsageError):
     """Stopped by Ctrl-C, after saving."""
 

@@ -84,25 +84,51 @@ class Launch:
 
     def environment(self, environ: Mapping[str, str] | None = None) -> dict[str, str]:
         """Return the child's environment."""
-        env = dict(os.environ if environ is None else environ)
-        threads = str(self.threads)
-        env |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
-        paths = [str(path) for path in self.import_paths]
-        env["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [env.get("PYTHONPATH")])])
-        env["PYTHONUNBUFFERED"] = "1"
+        env = child_environment(
+            threads=self.threads,
+            import_paths=self.import_paths,
+            scratch=self.scratch,
+            gpus=self.gpus,
+            environ=environ,
+        )
         env[SUPERVISOR_VARIABLE] = str(os.getpid())
-        env["MPLBACKEND"] = "Agg"
-        env["MPLCONFIGDIR"] = str(self.scratch / "matplotlib")
-        env["TORCH_HOME"] = str(self.scratch / "torch")
-        env.setdefault("XDG_CACHE_HOME", str(self.scratch / "cache"))
         if not self.several_machines and Path("/sys/class/net/lo").exists():
             # Ranks of one machine need no network, and its own name may not resolve.
             env.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        if not self.gpus:
-            env["CUDA_VISIBLE_DEVICES"] = ""
         if self.deterministic:
             env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         return env
+
+
+def child_environment(
+    *,
+    threads: int,
+    import_paths: Sequence[Path],
+    scratch: Path,
+    gpus: bool,
+    environ: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Return the environment of a child that loads torch.
+
+    Args:
+        threads: Of its numerical libraries.
+        import_paths: Folders that must be importable, first ones first.
+        scratch: For what libraries cache, which must not go into the user's home.
+        gpus: Whether it may see them.
+        environ: What to start from; by default this process's own.
+    """
+    env = dict(os.environ if environ is None else environ)
+    env |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    paths = [str(path) for path in import_paths]
+    env["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [env.get("PYTHONPATH")])])
+    env["PYTHONUNBUFFERED"] = "1"
+    env["MPLBACKEND"] = "Agg"
+    env["MPLCONFIGDIR"] = str(scratch / "matplotlib")
+    env["TORCH_HOME"] = str(scratch / "torch")
+    env.setdefault("XDG_CACHE_HOME", str(scratch / "cache"))
+    if not gpus:
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    return env
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

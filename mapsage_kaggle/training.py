@@ -230,9 +230,7 @@ def discover(
     """
     check_options(options)
     paths = paths or KagglePaths.from_environment()
-    # What mmengine's config reader (by way of yapf) and matplotlib would write into the user's home.
-    os.environ.setdefault("XDG_CACHE_HOME", str(paths.temp / "cache"))
-    os.environ.setdefault("MPLCONFIGDIR", str(paths.temp / "matplotlib"))
+    keep_caches_in(paths.temp)
     cfg = configure.read_config(options.config, options.overrides)
     work_dir = (options.work_dir or paths.work_dir(options.config)).absolute()
     if options.node_rank > 0:
@@ -242,6 +240,12 @@ def discover(
         max_iters = configure.check_trainable(cfg, options.config)
         report, choice = _find_and_choose(options, paths, cfg, work_dir, max_iters, on_wait)
     return Discovery(options=options, paths=paths, cfg=cfg, report=report, choice=choice, work_dir=work_dir)
+
+
+def keep_caches_in(scratch: Path) -> None:
+    """Send there what mmengine's config reader (by way of yapf) and matplotlib would write into the home."""
+    os.environ.setdefault("XDG_CACHE_HOME", str(scratch / "cache"))
+    os.environ.setdefault("MPLCONFIGDIR", str(scratch / "matplotlib"))
 
 
 def _find_and_choose(

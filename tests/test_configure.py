@@ -262,6 +262,30 @@ def test_a_config_that_is_not_there_is_named(tmp_path: Path) -> None:
         configure.read_config(tmp_path / "nowhere.py")
 
 
+# --- for inference ---------------------------------------------------------------------------------------
+
+
+def test_a_config_that_trains_by_epochs_or_not_at_all_can_be_asked() -> None:
+    cfg = Config(small(train_cfg={"by_epoch": True, "max_epochs": 3}))
+
+    found = configure.for_inference(cfg, {"data/earthvqa": Path("/found")})
+
+    assert found.val_dataloader.dataset.data_root == "/found"
+    assert "mapsage_kaggle.engine.register" in found.custom_imports.imports
+    assert configure.for_inference(Config({"model": {"type": "EncoderDecoder"}}), {}).model.type
+
+
+def test_inference_needs_no_pretrained_weights_and_no_second_gpu() -> None:
+    backbone = {"type": "ResNet", "norm_cfg": {"type": "SyncBN"}, "init_cfg": {"type": "Pretrained"}}
+    source = {"model": {"type": "EncoderDecoder", "pretrained": "x.pth", "backbone": backbone}}
+
+    found = configure.for_inference(Config(copy.deepcopy(source)), {})
+
+    assert found.model.backbone.norm_cfg.type == "BN"
+    assert not found.model.backbone.get("init_cfg")
+    assert not found.model.get("pretrained")
+
+
 # --- the patch -------------------------------------------------------------------------------------------
 
 

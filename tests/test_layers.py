@@ -26,11 +26,12 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("checkpoints", "environment", "dataset"),
     ("scenes", "imagery", "packages", "wheels", "swaps"),
     # Layer 3.
-    ("configure", "engine", "display", "relay"),
+    ("configure",),
+    ("engine", "display", "relay"),
     # Layer 4.
     ("supervise", "follow", "upload"),
     ("training",),
-    ("knobs",),
+    ("knobs", "jobs"),
     # Layer 5.
     ("install", "notebook", "demo", "bundle"),
     ("cli",),

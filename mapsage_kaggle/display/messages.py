@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from functools import cache, lru_cache
 
 from mapsage_kaggle.display.messages_errors import CHINESE_ERRORS
+from mapsage_kaggle.display.messages_jobs import CHINESE_JOBS
 
 CHINESE: Mapping[str, str] = {
     **CHINESE_ERRORS,
+    **CHINESE_JOBS,
     # environment
     "Python {version}.": "Python {version}。",
     "Python {version}; the kit was tried with {least} to {most}. Choose an environment that has one of those.": (

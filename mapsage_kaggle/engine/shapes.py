@@ -28,7 +28,8 @@ def model_shapes(cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def dataset_classes(dataset: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Return the classes of a data set's config: its own, else those of its type; None where unknown."""
-    from mmengine.registry import DATASETS
+    # mmsegmentation's registry: mmengine's own, its parent, does not look into its children.
+    from mmseg.registry import DATASETS
 
     metainfo = dataset.get("metainfo") or {}
     if "classes" in metainfo:

@@ -1,0 +1,57 @@
+"""What work after training refuses, in simplified Chinese; looked up by ``messages.translate``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+CHINESE_JOBS: Mapping[str, str] = {
+    # configure
+    "{path} has no model.": "{path} 中没有 model。",
+    "Give the config that the model was trained with.": "请给出训练该模型时所用的配置。",
+    # jobs
+    "--threads {number} is too low.": "--threads {number} 太小。",
+    "Give 1 or more.": "请给 1 或更大的数。",
+    "There is no checkpoint at {path}.": "{path} 处没有检查点。",
+    "Give the path of a file such as best_mIoU_iter_8000.pth.": (
+        "请给出文件路径，例如 best_mIoU_iter_8000.pth。"
+    ),
+    "There is no checkpoint in {folder} and none below {inputs}.": "{folder} 中没有检查点，{inputs} 之下也没有。",
+    "Train first, attach a session's output, or name the file.": "请先训练、挂载某次会话的输出，或指定文件。",
+    "The child that was to {work} ended without a word (exit code {code}).{log}": (
+        "执行 {work} 的子进程未作说明就结束了（退出码 {code}）。{log}"
+    ),
+    "{work} failed: {problem}.": "{work} 失败：{problem}。",
+    "Interrupted.": "已中断。",
+    # engine.child
+    "The package {name} is missing.": "缺少软件包 {name}。",
+    "There was not enough memory.": "内存不足。",
+    "Look through windows (--window), through fewer at a time (--window-batch 1), or on the CPU (--device cpu).": (
+        "请改用滑动窗口（--window）、减少同时处理的窗口（--window-batch 1），或改用 CPU（--device cpu）。"
+    ),
+    "Check the disk and the path.": "请检查磁盘和路径。",
+    # engine.inference
+    "Windows of {size} pixels with a stride of {stride} leave pixels out.": (
+        "边长 {size} 像素、步长 {stride} 的窗口会漏掉像素。"
+    ),
+    "The stride must be above zero and no more than the window.": "步长必须大于零，且不超过窗口边长。",
+    "Scales must be above zero, not {scales}.": "缩放比例必须大于零，而不是 {scales}。",
+    "There is no view to look at.": "没有可看的视图。",
+    "The model's test_cfg has mode={mode}, crop_size={size}, stride={stride}.": (
+        "模型的 test_cfg 为 mode={mode}，crop_size={size}，stride={stride}。"
+    ),
+    "It must be whole, or slide with a crop_size and a stride of two numbers each.": (
+        "mode 必须是 whole，或是带有 crop_size 和 stride（各两个数）的 slide。"
+    ),
+    "The device {name} was asked for, but torch sees no GPU.": "要求使用设备 {name}，但 torch 看不到 GPU。",
+    "Use --device auto or cpu.": "请用 --device auto 或 cpu。",
+    "The model of {path} cannot be built: {kind}: {why}.": "无法构建 {path} 的模型：{kind}：{why}。",
+    "The model of {path} is a {kind}.": "{path} 的模型是 {kind}。",
+    "After training the kit works with mmsegmentation's EncoderDecoder and what derives from it.": (
+        "训练之后，本工具只支持 mmsegmentation 的 EncoderDecoder 及其派生类。"
+    ),
+    "{path} was trained on {trained} classes ({names}); the config has {count} ({others}).": (
+        "{path} 以 {trained} 个类别训练（{names}）；配置中有 {count} 个（{others}）。"
+    ),
+    "{path} does not fit the config's model: {problems}.": "{path} 与配置的模型不符：{problems}。",
+    "Give the config that it was trained with.": "请给出训练它时所用的配置。",
+}

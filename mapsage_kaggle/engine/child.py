@@ -1,0 +1,129 @@
+"""A child that does one piece of work after training: evaluating, predicting, exporting, averaging.
+
+    python -m mapsage_kaggle.engine.child evaluate job.json
+
+runs ``mapsage_kaggle.engine.evaluate.run(job, tell)`` with the JSON document of the file. Whatever it
+tells, and at last what it returns, is printed on standard output as one JSON object a line, each with
+``event``; everything else that is printed goes to standard error. Standard input is a pipe that the
+parent holds open: when the parent is gone, however it went, the child ends too. The parent's side is
+:func:`mapsage_kaggle.jobs.run_child`.
+
+Events: whatever the work tells, such as ``progress`` with ``done`` and ``total``, or ``warning`` with
+``message``; then either ``result`` with ``result``, or ``failed`` with ``kind`` (the name of a
+``MapsageError``), ``problem`` and ``remedy``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from mapsage_kaggle.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_TRAINING, MachineError, MapsageError
+
+Tell = Callable[..., None]
+"""``tell("progress", done=3, total=12)``; values as JSON takes them. Safe from any thread."""
+
+_GRACE_S = 10.0
+
+
+def main(arguments: list[str]) -> int:
+    """Do the work that the arguments name; return the exit code."""
+    entry, file = arguments
+    # Libraries greet on stdout, from C too: what they say goes where errors go.
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    tell = _teller(channel)
+    threading.Thread(target=_leave_with_parent, name="parent-pipe", daemon=True).start()
+    try:
+        job = json.loads(Path(file).read_bytes())
+        work = importlib.import_module(f"mapsage_kaggle.engine.{entry}")
+        tell("result", result=work.run(job, tell))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_INTERRUPTED  # the parent has gone
+    except MapsageError as error:
+        return _fail(tell, type(error).__name__, error.problem, error.remedy, error.exit_code)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent must learn of it
+        traceback.print_exc()
+        known = _known(error)
+        if known is not None:
+            return _fail(tell, type(known).__name__, known.problem, known.remedy, known.exit_code)
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        return _fail(tell, "JobError", f"{type(error).__name__}: {first}", "", EXIT_TRAINING)
+    return EXIT_DONE
+
+
+def _teller(channel: IO[str]) -> Tell:
+    lock = threading.Lock()
+
+    def tell(event: str, /, **data: Any) -> None:
+        with lock:
+            channel.write(json.dumps({"event": event, **data}, ensure_ascii=False) + "\n")
+            channel.flush()
+
+    return tell
+
+
+def _fail(tell: Tell, kind: str, problem: str, remedy: str, code: int) -> int:
+    tell("failed", kind=kind, problem=problem, remedy=remedy)
+    return code
+
+
+def _known(error: Exception) -> MapsageError | None:
+    """Return what a person can do about an error that is not ours, where that is known."""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _PACKAGES:
+        return MachineError(
+            f"The package {error.name} is missing.", _PACKAGES[str(error.name).partition(".")[0]]
+        )
+    from mapsage_kaggle.engine.worker import is_memory_fault
+
+    if is_memory_fault(error):
+        return MachineError(
+            "There was not enough memory.",
+            "Look through windows (--window), through fewer at a time (--window-batch 1), or on the CPU "
+            "(--device cpu).",
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return MachineError(f"{error.filename}: {error.strerror or error}.", "Check the disk and the path.")
+    return None
+
+
+_TRAIN = "Run the install cell first, or pip install 'mapsage-kaggle[train]'."
+_PACKAGES: Mapping[str, str] = {
+    **dict.fromkeys(("torch", "mmengine", "mmcv", "mmseg"), _TRAIN),
+    **dict.fromkeys(("rasterio", "pyogrio", "shapely"), "Install it: pip install 'mapsage-kaggle[geo]'."),
+    **dict.fromkeys(
+        ("safetensors", "onnx", "onnxscript", "onnxruntime"),
+        "Install it: pip install 'mapsage-kaggle[export]'.",
+    ),
+}
+
+
+def _leave_with_parent() -> None:
+    """End this process when the parent's end of the pipe is closed: interrupted first, then at once."""
+    try:
+        while os.read(0, 4096):
+            pass
+    except OSError:
+        return  # started by hand, without a pipe
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(_GRACE_S)
+    os._exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stderr.flush()
+    # Without other libraries' exit handlers: a teardown of CUDA or data workers that hangs must not
+    # keep the parent waiting.
+    os._exit(code)

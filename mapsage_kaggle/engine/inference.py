@@ -1,0 +1,427 @@
+"""A trained model and what it says about images: what evaluating, predicting and exporting share.
+
+    model = load_model(cfg, Path("best_mIoU_iter_8000.pth"))
+    logits = model.logits(images, windows=model.windows)      # (N, classes, H, W)
+    labels = model.labels(logits)                              # (N, H, W)
+
+Given the same input, ``logits`` are those of mmsegmentation's ``model.inference``: its ``test_cfg`` says
+whole images or windows, and windows lie, and are averaged, as there. Beyond that, windows go through the
+network several at a time, and an image may be looked at in several views (flipped, enlarged), whose
+logits are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmseg.models.segmentors import EncoderDecoder
+from mmseg.registry import DATASETS
+from mmseg.structures import SegDataSample
+
+import mapsage_kaggle.engine.register  # noqa: F401 - registers the kit's data sets
+from mapsage_kaggle import configure
+from mapsage_kaggle.checkpoints.load import load_checkpoint
+from mapsage_kaggle.engine.shapes import dataset_classes, json_like
+from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, UsageError
+
+Flip = Literal["", "horizontal", "vertical", "both"]
+_FLIPPED_AXES: Mapping[Flip, tuple[int, ...]] = {
+    "": (),
+    "horizontal": (3,),
+    "vertical": (2,),
+    "both": (2, 3),
+}
+_MAX_NAMED = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Windows:
+    """Windows that slide over an image, as mmsegmentation's ``test_cfg`` with ``mode="slide"`` has them.
+
+    Attributes:
+        size: Height and width in pixels. An image that is smaller makes them smaller.
+        stride: From one to the next, down and to the right, in pixels; at most ``size``.
+        batch: How many go through the network at once.
+    """
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    batch: int = 4
+
+    def __post_init__(self) -> None:
+        fits = all(0 < stride <= size for stride, size in zip(self.stride, self.size, strict=True))
+        if not fits or self.batch < 1:
+            raise UsageError(
+                f"Windows of {self.size} pixels with a stride of {self.stride} leave pixels out.",
+                "The stride must be above zero and no more than the window.",
+            )
+
+    def places(self, height: int, width: int) -> tuple[tuple[int, int, int, int], ...]:
+        """Return top, bottom, left and right of each window, row by row, all of one size."""
+        return tuple(
+            (top, bottom, left, right)
+            for top, bottom in _along(height, self.size[0], self.stride[0])
+            for left, right in _along(width, self.size[1], self.stride[1])
+        )
+
+
+def _along(length: int, size: int, stride: int) -> Iterator[tuple[int, int]]:
+    """Yield start and end of the windows along one axis; the last one is moved back to end with it."""
+    for index in range(max(length - size + stride - 1, 0) // stride + 1):
+        end = min(index * stride + size, length)
+        yield max(end - size, 0), end
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """One way to look at an image.
+
+    Attributes:
+        scale: By what height and width are multiplied before the network sees it.
+        flip: ``horizontal`` mirrors left and right, ``vertical`` top and bottom.
+    """
+
+    scale: float = 1.0
+    flip: Flip = ""
+
+
+PLAIN = (View(),)
+
+
+def views(*, flips: Sequence[Flip] = (), scales: Sequence[float] = (1.0,)) -> tuple[View, ...]:
+    """Return each scale unflipped and in each flip.
+
+    Raises:
+        UsageError: A scale is not above zero.
+    """
+    if not scales or any(scale <= 0 for scale in scales):
+        raise UsageError(f"Scales must be above zero, not {tuple(scales)}.")
+    every: tuple[Flip, ...] = ("", *(flip for flip in dict.fromkeys(flips) if flip))
+    return tuple(View(scale=scale, flip=flip) for scale in dict.fromkeys(scales) for flip in every)
+
+
+class TrainedModel:
+    """A segmentor with its weights, in evaluation mode, on one device.
+
+    Args:
+        net: mmsegmentation's segmentor.
+        classes: Names of what it tells apart, by index.
+        palette: Their colours, RGB.
+        device: Where it runs.
+        meta: What the checkpoint says of itself: mmengine's ``meta``.
+        mixed: The narrower type to compute in where that loses little, such as ``torch.float16``;
+            None for float32 throughout.
+
+    Attributes:
+        net: As given.
+        classes: As given.
+        palette: As given.
+        device: As given.
+        meta: As given.
+        windows: Those of the config's ``test_cfg``; None where it looks at whole images.
+    """
+
+    def __init__(
+        self,
+        net: EncoderDecoder,
+        *,
+        classes: tuple[str, ...],
+        palette: tuple[tuple[int, int, int], ...],
+        device: torch.device,
+        meta: Mapping[str, Any],
+        mixed: torch.dtype | None = None,
+    ) -> None:
+        self.net = net.eval().requires_grad_(False).to(device)
+        self.classes = classes
+        self.palette = palette
+        self.device = device
+        self.meta = meta
+        self.windows = windows_of(net.test_cfg or {})
+        self._mixed = mixed
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the logits: the classes, or 1 where the only class is told from its absence."""
+        return int(self.net.out_channels)
+
+    def logits(
+        self,
+        images: torch.Tensor,
+        *,
+        windows: Windows | None,
+        views: Sequence[View] = PLAIN,
+        keep_on: torch.device | str | None = None,
+    ) -> torch.Tensor:
+        """Return what the model says about images of one size.
+
+        Args:
+            images: uint8 or float in 0 to 255, of shape ``(N, 3, H, W)``; blue, green, red, as
+                mmsegmentation reads them. The config's ``data_preprocessor`` does the rest.
+            windows: What to slide over them; None to look at them whole.
+            views: What to average over.
+            keep_on: Where the logits are added up; by default where the model is.
+
+        Returns:
+            float32 of shape ``(N, channels, H, W)``.
+        """
+        samples = [SegDataSample(metainfo={"ori_shape": tuple(images.shape[2:])}) for _ in images]
+        found = self.net.data_preprocessor({"inputs": list(images), "data_samples": samples}, False)
+        logits = self.logits_of_inputs(found["inputs"], windows=windows, views=views, keep_on=keep_on)
+        # What the preprocessor pads, it pads at the bottom and on the right.
+        return logits[:, :, : images.shape[2], : images.shape[3]]
+
+    @torch.inference_mode()
+    def logits_of_inputs(
+        self,
+        inputs: torch.Tensor,
+        *,
+        windows: Windows | None,
+        views: Sequence[View] = PLAIN,
+        keep_on: torch.device | str | None = None,
+    ) -> torch.Tensor:
+        """Return the same for images that went through the ``data_preprocessor`` already.
+
+        Args:
+            inputs: Normalised float32, of shape ``(N, 3, H, W)``.
+            windows: As in :meth:`logits`.
+            views: As there.
+            keep_on: As there.
+        """
+        inputs = inputs.to(self.device)
+        keep_on = torch.device(keep_on) if keep_on is not None else self.device
+        total: torch.Tensor | None = None
+        for view in views:
+            logits = self._view(inputs, view, windows, keep_on)
+            total = logits if total is None else total.add_(logits)
+        if total is None:
+            raise UsageError("There is no view to look at.")
+        return total if len(views) == 1 else total.div_(len(views))
+
+    def labels(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the class of each pixel: int64 of shape ``(N, H, W)`` from ``(N, channels, H, W)``."""
+        if self.num_channels == 1:
+            return (logits.sigmoid() > self.net.decode_head.threshold).long().squeeze(1)
+        return logits.argmax(dim=1)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the classes' probabilities, of the logits' shape."""
+        return logits.sigmoid() if self.num_channels == 1 else logits.softmax(dim=1)
+
+    def _view(
+        self, inputs: torch.Tensor, view: View, windows: Windows | None, keep_on: torch.device
+    ) -> torch.Tensor:
+        size = inputs.shape[2:]
+        seen = inputs
+        if view.scale != 1.0:
+            scaled = [max(1, int(side * view.scale + 0.5)) for side in size]
+            seen = F.interpolate(seen, scaled, mode="bilinear", align_corners=False)
+        axes = _FLIPPED_AXES[view.flip]
+        if axes:
+            seen = seen.flip(axes)
+        logits = self._whole(seen, keep_on) if windows is None else self._slide(seen, windows, keep_on)
+        if axes:
+            logits = logits.flip(axes)
+        if logits.shape[2:] != size:
+            align_corners = bool(self.net.align_corners)
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
+        return logits
+
+    def _whole(self, inputs: torch.Tensor, keep_on: torch.device) -> torch.Tensor:
+        # A torch.Size here is how mmsegmentation's heads are told the size to enlarge to.
+        metas = [{"img_shape": inputs.shape[2:], "ori_shape": tuple(inputs.shape[2:])}] * len(inputs)
+        with torch.autocast(self.device.type, dtype=self._mixed, enabled=self._mixed is not None):
+            logits = self.net.encode_decode(inputs, metas)
+        return logits.to(keep_on, torch.float32)
+
+    def _slide(self, inputs: torch.Tensor, windows: Windows, keep_on: torch.device) -> torch.Tensor:
+        num, _, height, width = inputs.shape
+        total = torch.zeros(num, self.num_channels, height, width, device=keep_on)
+        count = torch.zeros(1, 1, height, width, device=keep_on)
+        places = windows.places(height, width)
+        for top, bottom, left, right in places:
+            count[:, :, top:bottom, left:right] += 1
+        todo = [(image, place) for place in places for image in range(num)]
+        for start in range(0, len(todo), windows.batch):
+            some = todo[start : start + windows.batch]
+            crops = torch.stack([inputs[image, :, t:b, x:r] for image, (t, b, x, r) in some])
+            for (image, (t, b, x, r)), logits in zip(some, self._whole(crops, keep_on), strict=True):
+                total[image, :, t:b, x:r] += logits
+        return total.div_(count)
+
+
+def windows_of(test_cfg: Mapping[str, Any], *, batch: int = 4) -> Windows | None:
+    """Return the windows that a config's ``test_cfg`` asks for; None for whole images.
+
+    Raises:
+        ConfigError: It asks for something else, or for windows without saying which.
+    """
+    mode = test_cfg.get("mode", "whole")
+    if mode == "whole":
+        return None
+    size, stride = test_cfg.get("crop_size"), test_cfg.get("stride")
+    if mode != "slide" or not size or not stride:
+        raise ConfigError(
+            f"The model's test_cfg has mode={mode!r}, crop_size={size!r}, stride={stride!r}.",
+            "It must be whole, or slide with a crop_size and a stride of two numbers each.",
+        )
+    return Windows(size=(int(size[0]), int(size[1])), stride=(int(stride[0]), int(stride[1])), batch=batch)
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device to run on: ``auto`` takes the first GPU there is, else the CPU.
+
+    Raises:
+        MachineError: A GPU was asked for, and torch sees none.
+    """
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    if name.startswith("cuda") and not available:
+        raise MachineError(
+            f"The device {name} was asked for, but torch sees no GPU.", "Use --device auto or cpu."
+        )
+    return torch.device(name)
+
+
+def build_model(cfg: Config) -> EncoderDecoder:
+    """Return the config's segmentor with random weights, on the CPU.
+
+    Raises:
+        ConfigError: It cannot be built, or is no segmentor that encodes and decodes.
+    """
+    init_default_scope(cfg.get("default_scope", "mmseg"))
+    try:
+        net = MODELS.build(json_like(cfg.model))
+    except (KeyError, TypeError, ValueError, AssertionError, AttributeError, ImportError) as error:
+        raise ConfigError(
+            f"The model of {cfg.filename} cannot be built: {type(error).__name__}: {error}.",
+            "Check the model and custom_imports.",
+        ) from error
+    if not isinstance(net, EncoderDecoder):
+        raise ConfigError(
+            f"The model of {cfg.filename} is a {type(net).__name__}.",
+            "After training the kit works with mmsegmentation's EncoderDecoder and what derives from it.",
+        )
+    return net
+
+
+def load_model(
+    cfg: Config,
+    checkpoint: Path,
+    *,
+    sha256: str | None = None,
+    device: torch.device | str = "auto",
+    mixed: torch.dtype | None = None,
+    fast: bool = False,
+) -> TrainedModel:
+    """Return a config's model with a checkpoint's weights, ready to be asked.
+
+    Where the training averaged its weights (mmengine's ``EMAHook``), the average is what is loaded:
+    the hook keeps it under ``state_dict``, and the weights that were being trained beside it.
+
+    Args:
+        cfg: The config as :func:`mapsage_kaggle.configure.for_inference` returns it.
+        checkpoint: The file: one to resume from, or of weights alone.
+        sha256: What the file's sha256 must be, as an inspection found it.
+        device: ``auto``, or a device as torch names it.
+        mixed: See :class:`TrainedModel`.
+        fast: Whether parts may be replaced by quicker ones that are equal to rounding, see
+            :mod:`mapsage_kaggle.engine.fast.inference`.
+
+    Raises:
+        ConfigError: The model cannot be built.
+        CheckpointError: The file is damaged, harmful, another than was verified, or of another model
+            or of other classes.
+        MachineError: There is no such device.
+    """
+    where = choose_device(device) if isinstance(device, str) else device
+    net = build_model(cfg)
+    found = load_checkpoint(checkpoint, sha256=sha256)
+    meta = found.get("meta") or {}
+    data = configure.dataset_of(cfg)
+    classes = dataset_classes(data) or tuple(f"class {index}" for index in range(int(net.num_classes)))
+    check_classes(checkpoint, meta, classes)
+    load_weights(net, found.get("state_dict", found), checkpoint)
+    if fast:
+        from mapsage_kaggle.engine.fast.inference import hasten
+
+        hasten(net)
+    palette = _palette(data, len(classes))
+    return TrainedModel(net, classes=classes, palette=palette, device=where, meta=meta, mixed=mixed)
+
+
+def check_classes(checkpoint: Path, meta: Mapping[str, Any], classes: Sequence[str]) -> None:
+    """Make sure that a checkpoint, where it names its classes, was trained on these.
+
+    Raises:
+        CheckpointError: It was trained on others.
+    """
+    trained = (meta.get("dataset_meta") or {}).get("classes")
+    if trained is not None and tuple(trained) != tuple(classes):
+        raise CheckpointError(
+            f"{checkpoint} was trained on {len(trained)} classes ({', '.join(trained)}); the config has "
+            f"{len(classes)} ({', '.join(classes)}).",
+            "Give the config that it was trained with.",
+        )
+
+
+def load_weights(net: torch.nn.Module, state: Mapping[str, Any], checkpoint: Path) -> None:
+    """Put a checkpoint's weights into a model; every one must be there and fit.
+
+    Heads that only training uses may be missing, or be there without being wanted.
+
+    Raises:
+        CheckpointError: The weights are of another model; the message names what differs.
+    """
+    wanted = net.state_dict()
+    given = {name.removeprefix("module."): value for name, value in state.items()}
+    given = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+    missing = [name for name in wanted if name not in given and not _is_optional(name)]
+    surplus = [name for name in given if name not in wanted and not _is_optional(name)]
+    unequal = [
+        f"{name} has {tuple(given[name].shape)}, the config's model {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in given and given[name].shape != value.shape
+    ]
+    problems = [
+        f"{_few(names)} {words}"
+        for names, words in ((missing, "not in it"), (surplus, "not in the config's model"), (unequal, ""))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{checkpoint} does not fit the config's model: {'; '.join(problems).strip()}.",
+            "Give the config that it was trained with.",
+        )
+    net.load_state_dict(given, strict=False)
+
+
+def _is_optional(name: str) -> bool:
+    """Tell what inference does not use: other heads, the loss's own weights, and BatchNorm's counter."""
+    return (
+        name.startswith("auxiliary_head.") or ".loss_decode." in name or name.endswith(".num_batches_tracked")
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
+
+
+def _palette(data: Mapping[str, Any], num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """Return the data set's colours, or made-up ones where it has none."""
+    kind = data.get("type")
+    cls = DATASETS.get(kind) if isinstance(kind, str) else kind
+    given = (data.get("metainfo") or {}).get("palette") or (getattr(cls, "METAINFO", None) or {}).get(
+        "palette"
+    )
+    if given and len(given) >= num_classes:
+        return tuple((int(red), int(green), int(blue)) for red, green, blue in given[:num_classes])
+    return tuple((37 * index % 256, 101 * index % 256, 173 * index % 256) for index in range(num_classes))
