@@ -6,7 +6,7 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,6 +89,20 @@ def build_parser() -> argparse.ArgumentParser:
     report = add("report", _report, "Draw the report of a run from its work dirs.")
     report.add_argument("folders", nargs="+", type=Path, metavar="DIR")
 
+    evaluator = add(
+        "evaluate",
+        _evaluate,
+        "Measure a trained model: scores by class, how sure they are, and a comparison.",
+    )
+    evaluator.add_argument("config", type=Path, metavar="CONFIG")
+    evaluator.add_argument(
+        "checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="(the run's best, else its newest)"
+    )
+    evaluator.add_argument("--against", type=Path, metavar="OTHER", help="compare with this checkpoint")
+    _looks(evaluator)
+    _overrides(evaluator)
+    _json(evaluator)
+
     bundler = add(
         "bundle", _bundle, "Pack the kit and the wheels that Kaggle lacks, to upload as a data set."
     )
@@ -116,6 +130,33 @@ def _resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-weights-only", action="store_true", help="weights alone, if need be")
     parser.add_argument("--expect-iteration", type=int, metavar="N", help="refuse any other iteration")
     parser.add_argument("--extend-to", type=int, metavar="N", help="a new, later end for the run")
+
+
+def _looks(parser: argparse.ArgumentParser) -> None:
+    """Add what says how an evaluation looks at images, and where it runs."""
+    parser.add_argument("--split", choices=("val", "test"), default="val", help="whose images (val)")
+    parser.add_argument("--whole", action="store_true", help="whole images (as the config's test_cfg)")
+    parser.add_argument("--window", type=int, metavar="N", help="slide windows of this side, in pixels")
+    parser.add_argument("--stride", type=int, metavar="N", help="from window to window (two thirds)")
+    parser.add_argument("--window-batch", type=int, default=4, metavar="N", help="windows at a time (4)")
+    parser.add_argument(
+        "--flips",
+        nargs="+",
+        default=(),
+        choices=("horizontal", "vertical", "both"),
+        help="mirrored views too",
+    )
+    parser.add_argument(
+        "--scales", nargs="+", type=float, default=(1.0,), metavar="X", help="average over sizes (1.0)"
+    )
+    parser.add_argument(
+        "--resamples", type=int, default=2000, metavar="N", help="draws of the bootstrap (2000)"
+    )
+    parser.add_argument("--work-dir", type=Path, metavar="DIR", help="where the run lies")
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (auto)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (all cores)")
 
 
 def _overrides(parser: argparse.ArgumentParser) -> None:
@@ -228,6 +269,32 @@ def _report(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from mapsage_kaggle.display.evaluated import evaluation_text
+    from mapsage_kaggle.evaluation import evaluate
+    from mapsage_kaggle.jobs import ModelOptions, open_subject
+
+    subject = open_subject(
+        ModelOptions(
+            config=arguments.config,
+            checkpoint=arguments.checkpoint,
+            work_dir=arguments.work_dir,
+            overrides=tuple(arguments.overrides),
+            device=arguments.device,
+            threads=arguments.threads,
+            needs_data=True,
+        )
+    )
+    found = evaluate(subject, _evaluation_options(arguments), against=arguments.against, on_event=_show)
+    document = found.to_json()
+    if arguments.json:
+        _print_json(document)
+    else:
+        print(evaluation_text(document))
+        print(found.file)
+    return EXIT_DONE
+
+
 def _bundle(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.bundle import OWNER_TO_FILL_IN, bundle
     from mapsage_kaggle.display.text import size
@@ -300,6 +367,35 @@ def _options(arguments: argparse.Namespace) -> Any:
         upload_to=given("upload_to", None),
         upload_every_s=parse_duration_s(given("upload_every", 3600.0)),
     )
+
+
+def _evaluation_options(arguments: argparse.Namespace) -> Any:
+    from mapsage_kaggle.evaluation import EvaluationOptions
+
+    return EvaluationOptions(
+        split=arguments.split,
+        whole=arguments.whole,
+        window=arguments.window,
+        stride=arguments.stride,
+        window_batch=arguments.window_batch,
+        flips=tuple(arguments.flips),
+        scales=tuple(arguments.scales),
+        resamples=arguments.resamples,
+    )
+
+
+def _show(event: Mapping[str, Any]) -> None:
+    """Say on standard error how far a child is, so that standard output holds results alone."""
+    if event["event"] == "progress":
+        done, total = event["done"], event["total"]
+        if sys.stderr.isatty():
+            print(
+                f"\r{done} of {total} images", end="\n" if done == total else "", file=sys.stderr, flush=True
+            )
+        elif done == total or done % max(1, total // 10) == 0:
+            print(f"{done} of {total} images", file=sys.stderr, flush=True)
+    else:
+        print(str(event.get("message", "")), file=sys.stderr, flush=True)
 
 
 def _print_json(document: Any) -> None:

@@ -220,6 +220,12 @@ def list_pairs(split: Split) -> tuple[Pair, ...]:
     return pairs
 
 
+def area_of(image: Path) -> str:
+    """Return ``Urban`` or ``Rural`` for an image of a layout that tells them apart, else nothing."""
+    name = image.parent.parent.name
+    return name.title() if name.casefold() in _AREAS else ""
+
+
 def _folders(path: Path) -> dict[str, Path]:
     """Return the folders in ``path`` by lower-case name; a folder that cannot be listed has none."""
     try:

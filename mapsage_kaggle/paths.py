@@ -87,6 +87,11 @@ class WorkDir:
         return self.path / "history"
 
     @property
+    def evaluation(self) -> Path:
+        """What evaluations counted and found."""
+        return self.path / "evaluation"
+
+    @property
     def report(self) -> Path:
         """The report that a person reads."""
         return self.path / "report.html"

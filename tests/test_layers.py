@@ -20,10 +20,10 @@ PACKAGE = ROOT / "mapsage_kaggle"
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     # Layer 1: the standard library only.
-    ("paths", "clock", "events", "walk"),
+    ("paths", "clock", "events", "walk", "tally"),
     ("records", "spec"),
     # Layer 2: no torch at import.
-    ("checkpoints", "environment", "dataset"),
+    ("checkpoints", "environment", "dataset", "measures"),
     ("scenes", "imagery", "packages", "wheels", "swaps"),
     # Layer 3.
     ("configure",),
@@ -32,6 +32,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("supervise", "follow", "upload"),
     ("training",),
     ("knobs", "jobs"),
+    ("evaluation",),
     # Layer 5.
     ("install", "notebook", "demo", "bundle"),
     ("cli",),

@@ -54,4 +54,28 @@ CHINESE_JOBS: Mapping[str, str] = {
     ),
     "{path} does not fit the config's model: {problems}.": "{path} 与配置的模型不符：{problems}。",
     "Give the config that it was trained with.": "请给出训练它时所用的配置。",
+    # engine.evaluate
+    "{path} has no data loader {loader}.": "{path} 中没有数据加载器 {loader}。",
+    "Attach the data set, or --set its data_root.": "请挂载数据集，或设置其 data_root（--set）。",
+    "{loader} has no image.": "{loader} 中没有图像。",
+    "Attach the whole data set.": "请挂载完整的数据集。",
+    "{path} has no mask to compare with.": "{path} 没有可比较的掩膜。",
+    "Evaluate on a split with masks: --split val.": "请在有掩膜的部分上评估：--split val。",
+    "The evaluation's pipeline flips images.": "评估的数据流程会翻转图像。",
+    "Take RandomFlip out of it.": "请从中去掉 RandomFlip。",
+    "{path} or its mask cannot be read: {kind}: {why}.": "无法读取 {path} 或其掩膜：{kind}：{why}。",
+    "Attach a complete copy of the data set.": "请挂载完整的数据集。",
+    # evaluation
+    "--whole and --window exclude each other.": "--whole 与 --window 不能同时使用。",
+    "Give one of them.": "请只给其中之一。",
+    "--stride needs --window.": "--stride 需要 --window。",
+    "Give the window's side as well.": "请同时给出窗口边长。",
+    "--window-batch and --resamples must be 1 or more.": "--window-batch 和 --resamples 必须不小于 1。",
+    "--scales {scales} must lie above 0, and not above 8.": "--scales {scales} 必须大于 0 且不超过 8。",
+    "{folder} cannot be written: {why}.": "无法写入 {folder}：{why}。",
+    "Give another --work-dir.": "请换一个 --work-dir。",
+    "The same command goes on where it was: what was counted is kept.": (
+        "再次运行同一命令即可接着评估：已统计的结果都保留。"
+    ),
+    "whole images": "整幅图像",
 }

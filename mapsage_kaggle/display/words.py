@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from mapsage_kaggle.display import words_notebook
+from mapsage_kaggle.display import words_evaluation, words_notebook
 from mapsage_kaggle.display.messages import NAMES, translate
 from mapsage_kaggle.errors import MapsageError, UsageError
 
@@ -121,8 +121,8 @@ _CHINESE: Mapping[str, str] = {
 }
 
 CATALOGUES: Mapping[str, Mapping[str, str]] = {
-    "en": {**_ENGLISH, **words_notebook.ENGLISH},
-    "zh": {**_CHINESE, **words_notebook.CHINESE},
+    "en": {**_ENGLISH, **words_notebook.ENGLISH, **words_evaluation.ENGLISH},
+    "zh": {**_CHINESE, **words_notebook.CHINESE, **words_evaluation.CHINESE},
 }
 
 

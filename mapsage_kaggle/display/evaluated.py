@@ -1,0 +1,142 @@
+"""An evaluation as a terminal, the notebook and the report show it, from its JSON document.
+
+The document is what :mod:`mapsage_kaggle.evaluation` writes into ``<work dir>/evaluation``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mapsage_kaggle.display.panels import Panel, Table, Tone
+from mapsage_kaggle.display.text import table
+from mapsage_kaggle.display.words import Words
+from mapsage_kaggle.paths import WorkDir
+
+Document = Mapping[str, Any]
+_COLUMNS = ("iou", "f1", "precision", "recall")
+_MOST_READ = 24
+
+
+def evaluation_text(document: Document, words: Words | None = None) -> str:
+    """Return scores by class, the whole's with its interval, each area's, and the comparison."""
+    words = words or Words("en")
+    header, rows = class_rows(document, words)
+    lines = [
+        headline(document, words),
+        table(rows, header),
+        *(f"{name}: {value}" for name, value in facts(document, words)),
+        *notes(document, words),
+    ]
+    return "\n".join(lines)
+
+
+def headline(document: Document, words: Words) -> str:
+    """Return which checkpoint was looked at, how, and on how much."""
+    return words(
+        "eval_headline",
+        file=Path(document["checkpoint"]).name,
+        count=document["num_images"],
+        split=document["split"],
+        looked=words.tell(document["looked"]),
+    )
+
+
+def class_rows(document: Document, words: Words) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the header and the rows of the table by class, in percent."""
+    header = (words("eval_class"), "IoU", "F1", *(words(f"eval_{name}") for name in _COLUMNS[2:]))
+    rows = [
+        (str(item["name"]), *(percent(item[name]) for name in _COLUMNS), _share(item, document))
+        for item in document["classes"]
+    ]
+    return (*header, words("eval_share")), rows
+
+
+def facts(document: Document, words: Words) -> list[tuple[str, str]]:
+    """Return name and value of what holds for all classes together."""
+    found = [("mIoU", _with_interval(document))]
+    found += [
+        (words(f"eval_{name}"), percent(document[name]))
+        for name in ("fwiou", "mean_f1", "mean_accuracy", "accuracy")
+    ]
+    for area, part in document["areas"].items():
+        images = words("eval_images", count=part["num_images"])
+        found.append((words(f"area_{area.lower()}"), f"mIoU {_with_interval(part)}, {images}"))
+    return found
+
+
+def notes(document: Document, words: Words) -> list[str]:
+    """Return how it compares with another checkpoint, and what makes the intervals weak."""
+    found = []
+    other = document["against"]
+    if other is not None and other["gain"] is not None:
+        gain = other["gain"]
+        kind = "noise" if not other["settled"] else "better" if gain["value"] > 0 else "worse"
+        found.append(
+            words(
+                f"eval_{kind}",
+                file=Path(document["checkpoint"]).name,
+                other=Path(other["checkpoint"]).name,
+                other_miou=percent(other["miou"]),
+                gain=signed(gain["value"]),
+                low=signed(gain["low"]),
+                high=signed(gain["high"]),
+            )
+        )
+    if document["too_few_images"]:
+        found.append(words("eval_few", count=document["num_images"]))
+    return found
+
+
+def read_evaluations(work_dir: Path) -> list[dict[str, Any]]:
+    """Return the evaluations that lie beside a run, newest first; what cannot be read is left out."""
+    folder = WorkDir(work_dir).evaluation
+    files = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    found = []
+    for file in files[:_MOST_READ]:
+        try:
+            document = json.loads(file.read_bytes())
+            evaluation_text(document)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        found.append(document)
+    return found
+
+
+def evaluation_panel(document: Document, words: Words, pictures: Sequence[Path] = ()) -> Panel:
+    """Return an evaluation for the notebook."""
+    header, rows = class_rows(document, words)
+    other = document["against"]
+    tone: Tone = "note" if other is not None and not other["settled"] else "good"
+    return Panel(
+        title=words("evaluation"),
+        tone=tone,
+        lead=headline(document, words),
+        facts=tuple(facts(document, words)),
+        table=Table(header=header, rows=tuple(rows), right=frozenset(range(1, len(header)))),
+        tail=tuple(notes(document, words)),
+        pictures=tuple(pictures),
+    )
+
+
+def percent(share: float | None) -> str:
+    """Return a fraction in percent with two decimals."""
+    return "–" if share is None else f"{100 * share:.2f}"
+
+
+def signed(share: float) -> str:
+    """Return a difference of fractions in percentage points, with its sign."""
+    return f"{100 * share:+.2f}"
+
+
+def _with_interval(part: Document) -> str:
+    interval = part["miou_interval"]
+    value = percent(part["miou"])
+    return value if interval is None else f"{value} [{percent(interval['low'])}, {percent(interval['high'])}]"
+
+
+def _share(item: Document, document: Document) -> str:
+    total = sum(other["num_pixels"] for other in document["classes"])
+    return percent(item["num_pixels"] / total) if total else "–"

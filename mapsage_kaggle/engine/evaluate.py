@@ -1,0 +1,188 @@
+"""Counting, in a child, what a trained model takes for what on each image of a data set.
+
+Every image's confusion matrix is added to a tally as soon as it is known. A child that is started again
+with the same tally goes on from there. What the counts mean is for
+:mod:`mapsage_kaggle.measures` to say.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmseg.registry import DATASETS
+
+from mapsage_kaggle.dataset import area_of
+from mapsage_kaggle.engine.child import Tell
+from mapsage_kaggle.engine.inference import TrainedModel, View, Windows, load_model, windows_of
+from mapsage_kaggle.engine.metric import confusion_matrix
+from mapsage_kaggle.engine.shapes import json_like
+from mapsage_kaggle.errors import ConfigError, DataError
+from mapsage_kaggle.tally import add, open_tally, read_tally
+
+_LOOK_AHEAD = 3
+"""Images that are decoded while the network is busy."""
+
+
+def run(job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+    """Count, and return ``{"classes", "palette", "images", "areas", "num_taken_over"}``.
+
+    Args:
+        job: ``config``, ``checkpoint``, ``sha256``, ``device``; ``split`` (``val`` or ``test``);
+            ``windows`` (None for the config's own, ``"whole"``, or ``{"size", "stride"}``),
+            ``window_batch``; ``views`` (pairs of scale and flip); ``tally`` (the file).
+        tell: Told ``progress`` with ``done`` and ``total``.
+
+    Raises:
+        DataError: There is nothing to compare with.
+        ConfigError: The config has no such data, or asks for another kind of metric.
+        CheckpointError: The checkpoint does not fit.
+    """
+    cfg = Config.fromfile(job["config"])
+    model = load_model(cfg, Path(job["checkpoint"]), sha256=job["sha256"], device=job["device"])
+    data = build_data(cfg, f"{job['split']}_dataloader")
+    windows = _windows(job, model)
+    views = tuple(View(scale=scale, flip=flip) for scale, flip in job["views"])
+    ignored = ignore_index_of(cfg, f"{job['split']}_evaluator")
+    images = [_identity(data.get_data_info(index)) for index in range(len(data))]
+    file = Path(job["tally"])
+    known = read_tally(file)
+    todo = [index for index, image in enumerate(images) if image not in known]
+    with open_tally(file) as tally:
+        done = len(data) - len(todo)
+        tell("progress", done=done, total=len(data))
+        for index, item in _ahead(data, todo):
+            counts = count(model, item, windows=windows, views=views, ignore_index=ignored)
+            add(tally, images[index], counts.tolist())
+            done += 1
+            tell("progress", done=done, total=len(data))
+    return {
+        "classes": list(model.classes),
+        "palette": [list(colour) for colour in model.palette],
+        "images": images,
+        "areas": [area_of(Path(data.get_data_info(index)["img_path"])) for index in range(len(data))],
+        "num_taken_over": len(data) - len(todo),
+    }
+
+
+def build_data(cfg: Config, loader: str) -> BaseDataset:
+    """Return the data set of a config's data loader.
+
+    Raises:
+        ConfigError: There is no such data loader.
+        DataError: Its files are missing, or it is empty.
+    """
+    settings = (cfg.get(loader) or {}).get("dataset")
+    if settings is None:
+        raise ConfigError(
+            f"{cfg.filename} has no data loader {loader}.", "Give the config that the model was trained with."
+        )
+    try:
+        data: BaseDataset = DATASETS.build(json_like(settings))
+    except FileNotFoundError as error:
+        raise DataError(f"{loader}: {error}.", "Attach the data set, or --set its data_root.") from error
+    if len(data) == 0:
+        raise DataError(f"{loader} has no image.", "Attach the whole data set.")
+    return data
+
+
+def count(
+    model: TrainedModel,
+    item: Mapping[str, Any],
+    *,
+    windows: Windows | None,
+    views: Sequence[View],
+    ignore_index: int,
+) -> torch.Tensor:
+    """Return one image's confusion matrix, int64 ``(C + 1, C + 1)``.
+
+    The logits are brought to the image's own size before the classes are told, as mmsegmentation does.
+
+    Args:
+        model: What is judged.
+        item: From a data set's pipeline: ``inputs`` and ``data_samples``.
+        windows: What to slide over the image; None for the whole.
+        views: What to average over.
+        ignore_index: The label that is left out.
+
+    Raises:
+        DataError: It has no mask.
+    """
+    sample = item["data_samples"]
+    if "gt_sem_seg" not in sample:
+        raise DataError(
+            f"{sample.metainfo.get('img_path')} has no mask to compare with.",
+            "Evaluate on a split with masks: --split val.",
+        )
+    label = sample.gt_sem_seg.data.squeeze(0)
+    logits = model.logits(item["inputs"].unsqueeze(0), windows=windows, views=views)
+    if sample.metainfo.get("flip"):
+        raise ConfigError("The evaluation's pipeline flips images.", "Take RandomFlip out of it.")
+    size = tuple(label.shape)
+    if tuple(logits.shape[2:]) != size:
+        logits = F.interpolate(logits, size, mode="bilinear", align_corners=bool(model.net.align_corners))
+    prediction = model.labels(logits)[0]
+    return confusion_matrix(prediction, label.to(prediction.device), len(model.classes), ignore_index)
+
+
+def ignore_index_of(cfg: Config, evaluator: str) -> int:
+    """Return the label that a config's evaluator leaves out; mmsegmentation's default is 255."""
+    settings = cfg.get(evaluator) or {}
+    first = settings[0] if isinstance(settings, (list, tuple)) and settings else settings
+    return int(first.get("ignore_index", 255)) if isinstance(first, Mapping) else 255
+
+
+def _windows(job: Mapping[str, Any], model: TrainedModel) -> Windows | None:
+    asked, batch = job["windows"], int(job["window_batch"])
+    if asked == "whole":
+        return None
+    if asked is None:
+        return windows_of(model.net.test_cfg or {}, batch=batch)
+    return Windows(size=tuple(asked["size"]), stride=tuple(asked["stride"]), batch=batch)
+
+
+def _ahead(data: BaseDataset, todo: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """Yield items in order, the next few being decoded in threads meanwhile."""
+    waiting: deque[tuple[int, Future[Any]]] = deque()
+    with ThreadPoolExecutor(_LOOK_AHEAD, thread_name_prefix="decode") as pool:
+        try:
+            for index in todo:
+                waiting.append((index, pool.submit(_item, data, index)))
+                if len(waiting) > _LOOK_AHEAD:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _item(data: BaseDataset, index: int) -> Any:
+    try:
+        return data[index]
+    except (OSError, ValueError, AttributeError, TypeError, cv2.error) as error:
+        info = data.get_data_info(index)
+        raise DataError(
+            f"{info.get('img_path')} or its mask cannot be read: {type(error).__name__}: {error}.",
+            "Attach a complete copy of the data set.",
+        ) from error
+
+
+def _identity(info: Mapping[str, Any]) -> str:
+    """Return what tells an image with its mask from others: names and sizes in bytes."""
+    parts = []
+    for key in ("img_path", "seg_map_path"):
+        path = Path(info[key]) if info.get(key) else None
+        if path is not None and path.is_file():
+            parts.append(f"{'/'.join(path.parts[-3:])} {path.stat().st_size}")
+    return " | ".join(parts)
