@@ -103,6 +103,20 @@ def build_parser() -> argparse.ArgumentParser:
     _overrides(evaluator)
     _json(evaluator)
 
+    averager = add(
+        "average", _average, "Average the weights of checkpoints of one run, and measure what it gave."
+    )
+    averager.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT")
+    averager.add_argument("--out", type=Path, required=True, metavar="FILE", help="such as averaged.pth")
+    averager.add_argument("--config", type=Path, metavar="CFG", help="(config.py beside the first)")
+    averager.add_argument(
+        "--batch-norm-images", type=int, default=256, metavar="N", help="training images for BatchNorm (256)"
+    )
+    averager.add_argument("--no-evaluate", action="store_true", help="write it and measure nothing")
+    _looks(averager)
+    _overrides(averager)
+    _json(averager)
+
     bundler = add(
         "bundle", _bundle, "Pack the kit and the wheels that Kaggle lacks, to upload as a data set."
     )
@@ -272,19 +286,9 @@ def _report(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.display.evaluated import evaluation_text
     from mapsage_kaggle.evaluation import evaluate
-    from mapsage_kaggle.jobs import ModelOptions, open_subject
+    from mapsage_kaggle.jobs import open_subject
 
-    subject = open_subject(
-        ModelOptions(
-            config=arguments.config,
-            checkpoint=arguments.checkpoint,
-            work_dir=arguments.work_dir,
-            overrides=tuple(arguments.overrides),
-            device=arguments.device,
-            threads=arguments.threads,
-            needs_data=True,
-        )
-    )
+    subject = open_subject(_model_with_data(arguments, arguments.config, arguments.checkpoint))
     found = evaluate(subject, _evaluation_options(arguments), against=arguments.against, on_event=_show)
     document = found.to_json()
     if arguments.json:
@@ -292,6 +296,47 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     else:
         print(evaluation_text(document))
         print(found.file)
+    return EXIT_DONE
+
+
+def _average(arguments: argparse.Namespace) -> int:
+    from mapsage_kaggle.averaging import average, beside_parents
+    from mapsage_kaggle.display.evaluated import family_text
+    from mapsage_kaggle.errors import UsageError
+    from mapsage_kaggle.jobs import open_subject
+    from mapsage_kaggle.paths import WorkDir
+
+    first, *others = arguments.checkpoints
+    config = arguments.config or WorkDir(first.parent).config
+    if not config.is_file():
+        raise UsageError(f"There is no config at {config}.", "Name the run's config with --config.")
+    subject = open_subject(_model_with_data(arguments, config, first))
+    found = average(
+        subject,
+        others,
+        out=arguments.out,
+        batch_norm_images=arguments.batch_norm_images,
+        on_event=_show,
+    )
+    options = _evaluation_options(arguments)
+    evaluated = () if arguments.no_evaluate else beside_parents(found, options, on_event=_show)
+    documents = [item.to_json() for item in evaluated]
+    if arguments.json:
+        _print_json(
+            {
+                "checkpoint": str(found.subject.checkpoint),
+                "sha256": found.subject.inspection.sha256,
+                "parents": [str(item.path) for item in found.parents],
+                "batch_norms": found.num_batch_norms,
+                "batch_norm_images": found.num_images,
+                "evaluations": documents,
+            }
+        )
+        return EXIT_DONE
+    print(f"{found.subject.checkpoint}: the mean of {len(found.parents)} checkpoints")
+    print(f"{found.num_batch_norms} BatchNorm layers gathered anew over {found.num_images} images")
+    if documents:
+        print(family_text(documents))
     return EXIT_DONE
 
 
@@ -366,6 +411,20 @@ def _options(arguments: argparse.Namespace) -> Any:
         rdzv_endpoint=given("rdzv_endpoint", ""),
         upload_to=given("upload_to", None),
         upload_every_s=parse_duration_s(given("upload_every", 3600.0)),
+    )
+
+
+def _model_with_data(arguments: argparse.Namespace, config: Path, checkpoint: Path | None) -> Any:
+    from mapsage_kaggle.jobs import ModelOptions
+
+    return ModelOptions(
+        config=config,
+        checkpoint=checkpoint,
+        work_dir=arguments.work_dir,
+        overrides=tuple(arguments.overrides),
+        device=arguments.device,
+        threads=arguments.threads,
+        needs_data=True,
     )
 
 

@@ -33,6 +33,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("knobs", "jobs"),
     ("evaluation",),
+    ("averaging",),
     # Layer 5.
     ("install", "notebook", "demo", "bundle"),
     ("cli",),

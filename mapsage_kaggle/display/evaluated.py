@@ -33,6 +33,22 @@ def evaluation_text(document: Document, words: Words | None = None) -> str:
     return "\n".join(lines)
 
 
+def family_text(documents: Sequence[Document]) -> str:
+    """Return an averaged model's scores above its parents', and whether it is better than the best."""
+    words = Words("en")
+    rows = [
+        (
+            Path(item["checkpoint"]).name,
+            _with_interval(item),
+            percent(item["fwiou"]),
+            percent(item["mean_f1"]),
+        )
+        for item in documents
+    ]
+    header = ("checkpoint", "mIoU, %", words("eval_fwiou"), words("eval_mean_f1"))
+    return "\n".join([table(rows, header), *notes(documents[0], words)])
+
+
 def headline(document: Document, words: Words) -> str:
     """Return which checkpoint was looked at, how, and on how much."""
     return words(

@@ -78,4 +78,18 @@ CHINESE_JOBS: Mapping[str, str] = {
         "再次运行同一命令即可接着评估：已统计的结果都保留。"
     ),
     "whole images": "整幅图像",
+    # averaging and engine.average
+    "{name} is no name for averaged weights: nothing can be resumed from them.": (
+        "{name} 不适合作为平均权重的文件名：不能从它恢复训练。"
+    ),
+    "Name it averaged.pth, for example.": "例如可命名为 averaged.pth。",
+    "--batch-norm-images {number} is too low.": "--batch-norm-images {number} 太小。",
+    "Give 0 or more.": "请给 0 或更大的数。",
+    "There are not two or more different checkpoints to average.": "没有两个或更多不同的检查点可供平均。",
+    "Name each of them once.": "请逐一列出，每个只列一次。",
+    "{path} is of another model than {other}: {name} differs, and {count} more.": (
+        "{path} 与 {other} 不是同一个模型：{name} 不同，另有 {count} 处不同。"
+    ),
+    "Average checkpoints of one run.": "请只平均同一训练任务的检查点。",
+    "Give another --out.": "请换一个 --out。",
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 from mapsage_kaggle.checkpoints.manifest import Manifest, iteration_of
 from mapsage_kaggle.clock import format_duration
-from mapsage_kaggle.display import plots
+from mapsage_kaggle.display import evaluated, plots
 from mapsage_kaggle.display.findings import class_scores, findings
 from mapsage_kaggle.display.history import Session, one_run, read_sessions, series
 from mapsage_kaggle.display.panels import Panel, Table, Tone, style, templates
@@ -99,6 +99,7 @@ def render(sessions: Sequence[Session], pictures: dict[str, tuple[bytes, bytes]]
             activities=list(plots.ACTIVITIES.values()),
             scores=_score_rows(sessions),
             classes=_class_table(sessions),
+            evaluations=_evaluations(sessions[-1].folder, words),
             checkpoints=_checkpoint_rows(sessions[-1]),
             changes=[
                 (item.record.session_index, item.record.changes) for item in sessions if item.record.changes
@@ -235,6 +236,23 @@ def _class_table(sessions: Sequence[Session], most: int = 8) -> dict[str, Any] |
             for name in names
         ],
     }
+
+
+def _evaluations(work_dir: Path, words: Words, most: int = 3) -> list[dict[str, Any]]:
+    """Return the newest evaluations of the run, as the page shows them."""
+    found = []
+    for document in evaluated.read_evaluations(work_dir)[:most]:
+        header, rows = evaluated.class_rows(document, words)
+        found.append(
+            {
+                "lead": evaluated.headline(document, words),
+                "header": header,
+                "rows": rows,
+                "facts": evaluated.facts(document, words),
+                "notes": evaluated.notes(document, words),
+            }
+        )
+    return found
 
 
 def _class_panel(work_dir: Path, words: Words) -> Table | None:
