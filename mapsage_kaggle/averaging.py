@@ -15,7 +15,7 @@ from typing import Any
 from mapsage_kaggle.checkpoints.inspect import Inspection
 from mapsage_kaggle.checkpoints.manifest import kind_of
 from mapsage_kaggle.errors import UsageError
-from mapsage_kaggle.evaluation import Evaluation, EvaluationOptions, evaluate
+from mapsage_kaggle.evaluation import Evaluation, EvaluationOptions, conclude, count
 from mapsage_kaggle.jobs import OnEvent, Subject, as_interrupted, judge, run_child
 
 BATCH_NORM_IMAGES = 256
@@ -103,12 +103,10 @@ def beside_parents(
         Interrupted: By Ctrl-C; what was counted is kept.
         MapsageError: As :func:`mapsage_kaggle.evaluation.evaluate`.
     """
-    parents = [
-        evaluate(replace(found.subject, inspection=parent), options, on_event=on_event)
-        for parent in found.parents
+    counted = [
+        count(replace(found.subject, inspection=item), options, on_event=on_event)
+        for item in (found.subject.inspection, *found.parents)
     ]
-    best = max(parents, key=lambda item: item.scores.miou or 0.0)
-    return (
-        evaluate(found.subject, options, against=best.checkpoint, on_event=on_event),
-        *parents,
-    )
+    parents = [conclude(item, options) for item in counted[1:]]
+    best = max(range(len(parents)), key=lambda index: parents[index].scores.miou or 0.0)
+    return (conclude(counted[0], options, against=counted[1 + best]), *parents)

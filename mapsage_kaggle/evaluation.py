@@ -204,48 +204,70 @@ def evaluate(
         JobError: The child failed in another way.
     """
     other = replace(subject, inspection=judge(against)) if against is not None else None
-    with as_interrupted("The same command goes on where it was: what was counted is kept."):
-        counted, file = _count(subject, options, on_event)
-        compared = counted if _same(subject, other) else None
-        if other is not None and compared is None:
-            compared = _count(other, options, on_event)[0]
+    counted = count(subject, options, on_event=on_event)
+    compared = None
+    if other is not None:
+        same = other.inspection.sha256 == subject.inspection.sha256
+        compared = replace(counted, subject=other) if same else count(other, options, on_event=on_event)
+    return conclude(counted, options, against=compared)
+
+
+def conclude(counted: Counted, options: EvaluationOptions, *, against: Counted | None = None) -> Evaluation:
+    """Return what counts say, and write it beside the run.
+
+    Args:
+        counted: Of the model in question.
+        options: How it was looked at.
+        against: Another model's, of the same images.
+
+    Raises:
+        OSError: The work dir cannot be written.
+    """
     comparison = None
-    if other is not None and compared is not None:
+    if against is not None:
+        gain = measures.paired_interval(counted.confusions, against.confusions, resamples=options.resamples)
         comparison = Comparison(
-            checkpoint=other.checkpoint,
-            iteration=other.inspection.iteration,
-            scores=compared.part(options).scores,
-            gain=measures.paired_interval(
-                counted.confusions, compared.confusions, resamples=options.resamples
-            ),
+            checkpoint=against.subject.checkpoint,
+            iteration=against.subject.inspection.iteration,
+            scores=against.part(options).scores,
+            gain=gain,
         )
     whole = counted.part(options)
     names = sorted(set(counted.areas) - {""})
     found = Evaluation(
-        checkpoint=subject.checkpoint,
-        sha256=str(subject.inspection.sha256),
-        iteration=subject.inspection.iteration,
+        checkpoint=counted.subject.checkpoint,
+        sha256=str(counted.subject.inspection.sha256),
+        iteration=counted.subject.inspection.iteration,
         split=options.split,
-        looked=_in_words(options, subject),
+        looked=_in_words(options, counted.subject),
         palette=counted.palette,
         scores=whole.scores,
         interval=whole.interval,
         areas={name: counted.part(options, area=name) for name in names} if len(names) > 1 else {},
         comparison=comparison,
         num_taken_over=counted.num_taken_over,
-        file=file,
+        file=counted.file,
     )
-    text = json.dumps(found.to_json(), indent=2, ensure_ascii=False)
-    replace_file(found.file, text + "\n")
+    replace_file(found.file, json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
     return found
 
 
-def _same(subject: Subject, other: Subject | None) -> bool:
-    return other is not None and other.inspection.sha256 == subject.inspection.sha256
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Counted:
+class Counted:
+    """One model's counts on every image of a split.
+
+    Attributes:
+        subject: The model.
+        file: What :func:`conclude` writes; the tally lies beside it.
+        classes: Their names.
+        palette: Their colours.
+        areas: ``Urban``, ``Rural`` or nothing, by image.
+        confusions: By image, ``(N, C + 1, C + 1)``.
+        num_taken_over: Images that had been counted before.
+    """
+
+    subject: Subject
+    file: Path
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     areas: tuple[str, ...]
@@ -263,8 +285,13 @@ class _Counted:
         )
 
 
-def _count(subject: Subject, options: EvaluationOptions, on_event: OnEvent | None) -> tuple[_Counted, Path]:
-    """Return the counts of every image, and the name of the file that is to say what they mean."""
+def count(subject: Subject, options: EvaluationOptions, *, on_event: OnEvent | None = None) -> Counted:
+    """Return a model's counts on every image, those from before among them.
+
+    Raises:
+        Interrupted: By Ctrl-C; what was counted is kept.
+        MapsageError: As :func:`evaluate`.
+    """
     import numpy as np
 
     folder = WorkDir(subject.work_dir).evaluation
@@ -285,15 +312,18 @@ def _count(subject: Subject, options: EvaluationOptions, on_event: OnEvent | Non
         "views": options.views(),
         "tally": str(tally),
     }
-    told = run_child("evaluate", job, subject, on_event)
+    with as_interrupted("The same command goes on where it was: what was counted is kept."):
+        told = run_child("evaluate", job, subject, on_event)
     counts = read_tally(tally)
-    return _Counted(
+    return Counted(
+        subject=subject,
+        file=file,
         classes=tuple(told["classes"]),
         palette=tuple((red, green, blue) for red, green, blue in told["palette"]),
         areas=tuple(told["areas"]),
         confusions=np.array([counts[image] for image in told["images"]], dtype=np.int64),
         num_taken_over=int(told["num_taken_over"]),
-    ), file
+    )
 
 
 def _key(subject: Subject, options: EvaluationOptions) -> str:
