@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +14,12 @@ import torch
 
 from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.clock import boot_time_s
+from mapsage_kaggle.engine.safety import load_ahead, load_local
 from mapsage_kaggle.engine.sampling import Draw, PositionalDataset
 from mapsage_kaggle.engine.session import MOST_OVERFLOWS, TrainingSession
 from mapsage_kaggle.engine.snapshot import keep_loadable
 from mapsage_kaggle.engine.worker import failure_kind
-from mapsage_kaggle.errors import TrainingError
+from mapsage_kaggle.errors import CheckpointError, TrainingError
 from mapsage_kaggle.spec import ChildSpec
 
 # --- memory faults ---------------------------------------------------------------------------------------
@@ -171,3 +173,24 @@ def test_what_it_does_not_know_is_taken_out_and_named(value: Any, tmp_path: Path
     assert sorted(keep_loadable(state)) == ["message_hub.note", "meta.dataset_meta", "mine"]
     torch.save(state, tmp_path / "iter_3.pth")
     assert load_checkpoint(tmp_path / "iter_3.pth")["other"] == {"kept": 1}
+
+
+# --- loading ahead ---------------------------------------------------------------------------------------
+
+
+def test_what_is_loaded_ahead_is_given_once_and_then_read_anew(tmp_path: Path) -> None:
+    file = tmp_path / "iter_1.pth"
+    torch.save({"meta": {"iter": 1}, "state_dict": {"weight": torch.ones(3)}}, file)
+    load_ahead(file, hashlib.sha256(file.read_bytes()).hexdigest())
+    first = load_local(str(file))
+    second = load_local(str(file))
+    assert first is not second
+    assert torch.equal(first["state_dict"]["weight"], second["state_dict"]["weight"])
+
+
+def test_what_goes_wrong_ahead_is_raised_where_it_is_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "iter_1.pth"
+    torch.save({"meta": {"iter": 1}, "state_dict": {}}, file)
+    load_ahead(file, "0" * 64)
+    with pytest.raises(CheckpointError, match="expected 0000"):
+        load_local(str(file))

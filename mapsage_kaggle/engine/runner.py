@@ -13,6 +13,7 @@ from mmengine.device import get_device
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from yapf.yapflib import yapf_api
 
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.ranks import broadcast_model
@@ -151,6 +152,24 @@ def _check_pretrained(model: torch.nn.Module) -> None:
                     "Attach mmsegmentation's own file (mit_b2_20220624-66e8bf70.pth for MiT-B2), or "
                     "convert this one with mmsegmentation's tools/model_converters/mit2mmseg.py.",
                 )
+
+
+def format_configs_once() -> None:
+    """Let yapf format each text once.
+
+    mmengine's Runner asks for the config's text five times while it starts, and formats it anew each
+    time, which together takes a second.
+    """
+    format_code = yapf_api.FormatCode
+    known: dict[str, Any] = {}
+
+    def format_once(text: str, **options: Any) -> Any:
+        key = f"{options}\n{text}"
+        if key not in known:
+            known[key] = format_code(text, **options)
+        return known[key]
+
+    yapf_api.FormatCode = format_once
 
 
 def build_runner(cfg: Config, session: TrainingSession) -> SessionRunner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,23 @@ from mmengine.runner import CheckpointLoader
 from mapsage_kaggle.checkpoints.load import load_checkpoint
 
 _expected_sha256: dict[Path, str] = {}
+_ahead: dict[Path, Future[dict[str, Any]]] = {}
 
 
 def expect(path: Path, sha256: str) -> None:
     """Refuse to load ``path`` with other content than the one that was verified."""
     _expected_sha256[path.resolve()] = sha256
+
+
+def load_ahead(path: Path, sha256: str) -> None:
+    """Begin to load a file in a thread, while the model that it is for is imported and built.
+
+    :func:`load_local` then gives what has been loaded, or raises what has been raised, once. mmengine
+    must have been imported, see :func:`mapsage_kaggle.checkpoints.load.load_checkpoint`.
+    """
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+    _ahead[path.resolve()] = executor.submit(load_checkpoint, path, sha256=sha256)
+    executor.shutdown(wait=False)  # its thread ends with the file
 
 
 def load_local(filename: str, map_location: Any = None) -> Any:
@@ -27,6 +40,9 @@ def load_local(filename: str, map_location: Any = None) -> Any:
         CheckpointError: The file is missing, not harmless, or not the one that was verified.
     """
     path = Path(filename).expanduser()
+    ahead = _ahead.pop(path.resolve(), None)
+    if ahead is not None:
+        return ahead.result()
     return load_checkpoint(path, sha256=_expected_sha256.get(path.resolve()))
 
 

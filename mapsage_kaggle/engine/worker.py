@@ -12,8 +12,8 @@ import cv2
 import torch
 
 from mapsage_kaggle.engine.deterministic import is_refusal, only_deterministic
-from mapsage_kaggle.engine.ranks import follow_rank_0, join, lost_peer
-from mapsage_kaggle.engine.safety import expect, install_safe_loading
+from mapsage_kaggle.engine.ranks import follow_rank_0, join, lost_peer, num_machines
+from mapsage_kaggle.engine.safety import expect, install_safe_loading, load_ahead
 from mapsage_kaggle.engine.sampling import EVENTS_VARIABLE
 from mapsage_kaggle.engine.session import TrainingSession, tell_failure
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_TRAINING, MapsageError
@@ -61,11 +61,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _train(spec: ChildSpec, session: TrainingSession, *, scratch: Path) -> None:
+    if spec.checkpoint is not None and spec.checkpoint_sha256 and num_machines() == 1:
+        load_ahead(spec.checkpoint, spec.checkpoint_sha256)
     # Imported here, so that an import that fails is told like any other failure.
     from mmengine.config import Config
 
-    from mapsage_kaggle.engine.runner import build_runner
+    from mapsage_kaggle.engine.runner import build_runner, format_configs_once
 
+    format_configs_once()
     install_safe_loading()
     cfg = Config.fromfile(spec.config)
     join(cfg)
