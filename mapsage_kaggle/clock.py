@@ -289,6 +289,11 @@ def quota_date_s(
     return saturday_s + weeks * _WEEK_S + (rest_s - weeks * quota_s)
 
 
+def decaying_maximum(before: float | None, measured: float) -> float:
+    """Return what to expect of a cost that is measured once a session: it rises at once and falls slowly."""
+    return measured if before is None else max(measured, 0.75 * before + 0.25 * measured)
+
+
 def week_start_s(now_s: float) -> float:
     """Return when the quota's present week began, in seconds since the epoch (UTC)."""
     return now_s - (now_s - _FIRST_SATURDAY_S) % _WEEK_S

@@ -144,6 +144,7 @@ class Outcome:
         iteration: Where it got to.
         proven: The iteration of the newest checkpoint that it proved, if any.
         data: What the last event said besides.
+        told_s: For ``done``: when the child said so, in seconds since the epoch; None where there was none.
     """
 
     kind: Kind
@@ -152,6 +153,7 @@ class Outcome:
     iteration: int = 0
     proven: int | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+    told_s: float | None = None
 
 
 class Supervisor:
@@ -353,6 +355,7 @@ class _Watch:
                 iteration=self._stop.iteration,
                 proven=self.proven,
                 data=self._stop.data,
+                told_s=self._stop.time_s,
             )
         if self._failure is not None:
             kind = self._failure.data.get("kind", "error")

@@ -21,7 +21,7 @@ from mapsage_kaggle.checkpoints.choose import Choice, choose
 from mapsage_kaggle.checkpoints.inspect import Inspection, inspect
 from mapsage_kaggle.checkpoints.scan import ScanReport, scan
 from mapsage_kaggle.checkpoints.store import CheckpointStore, SaveFailed, greater_is_better
-from mapsage_kaggle.clock import DEFAULT_LIMIT_S, DEFAULT_RESERVE_S, SessionClock
+from mapsage_kaggle.clock import DEFAULT_LIMIT_S, DEFAULT_RESERVE_S, SessionClock, decaying_maximum
 from mapsage_kaggle.environment import Machine, preflight, require, survey
 from mapsage_kaggle.errors import (
     EXIT_DONE,
@@ -1134,9 +1134,18 @@ class _Session:
         record.write(self.files.session)
         self._tell("end", record.end_iteration, reason=reason, exit_code=code, message=record.message)
         self._write_report()
+        if outcome.told_s is not None:
+            # What the next session must leave for all this.
+            self._measure_finish(time.time() - outcome.told_s)
+            record = record.evolve(learned=self._learned())
+            record.write(self.files.session)
         if code == EXIT_TRAINING and record.end_iteration <= record.start_iteration:
             raise TrainingError(record.message, f"The whole log is in {self.files.log}.")
         return record
+
+    def _measure_finish(self, seconds: float) -> None:
+        expected_s = decaying_maximum(self.pace.get("finish_s"), seconds)
+        self.pace = {**self.pace, "finish_s": round(expected_s, 3)}
 
     def _write_report(self) -> None:
         """Draw the report. A picture that fails must not cost a session its good end."""

@@ -20,6 +20,7 @@ from mapsage_kaggle.clock import (
     Pace,
     Samples,
     SessionClock,
+    decaying_maximum,
     format_duration,
     parse_duration_s,
     process_start_s,
@@ -597,6 +598,15 @@ def test_the_simulation_does_what_the_training_loop_does(tmp_path: Path) -> None
     assert seen == {"save", "validation", "left", "end", "deadline", "completed"}
 
 
+def test_what_a_session_needs_at_its_end_rises_at_once_and_falls_slowly() -> None:
+    expected: float | None = None
+    for measured, told in ((4.0, 4.0), (10.0, 10.0), (2.0, 8.0), (2.0, 6.5)):
+        expected = decaying_maximum(expected, measured)
+        assert expected == told
+    assert Pace(expected={"finish_s": 6.5}).finish_s(at(100.0)) == 6.5
+    assert Pace(expected={"finish_s": 6.5}).learned()["finish_s"] == 6.5
+
+
 @pytest.mark.slow
 def test_a_real_session_ends_by_the_clock_with_everything_saved(tmp_path: Path) -> None:
     from standin import StandIn
@@ -611,7 +621,7 @@ def test_a_real_session_ends_by_the_clock_with_everything_saved(tmp_path: Path) 
     assert record.checkpoint is not None
     assert record.checkpoint.iteration == record.end_iteration > 0
     assert real.events("iteration")[-1].data["plan"]["sessions_left"] > 0
-    assert record.learned["pace"].keys() >= {"iteration_s", "save_s", "copy_s"}
+    assert record.learned["pace"].keys() >= {"iteration_s", "save_s", "copy_s", "finish_s"}
 
 
 # -- single decisions
