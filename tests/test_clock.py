@@ -261,7 +261,7 @@ class SimulatedSession:
         else:
             self.pace.guess(iteration_s=seconds)
 
-    def save_due(self, iteration: int) -> bool:
+    def save_due(self, iteration: int, *, since: int) -> bool:
         return self.now_s - self.saved_at_s >= self.save_every_s
 
     def save(self, iteration: int, *, owed_validation: int | None = None) -> None:
@@ -395,7 +395,8 @@ def run(session: SimulatedSession, *, iteration: int = 0, max_iters: int = 10**9
         session.run_iteration(iteration)
         iteration += 1
         due = iteration % session.val_interval == 0 or iteration == max_iters
-        decision = control.decide(validation_due=due, save_due=session.save_due(iteration))
+        save_due = session.save_due(iteration, since=iteration - 1)
+        decision = control.decide(validation_due=due, save_due=save_due)
         stop = decision.stop
         if due:
             session.save(iteration, owed_validation=iteration)
@@ -565,7 +566,7 @@ def test_the_simulation_does_what_the_training_loop_does(tmp_path: Path) -> None
                 session=session,
                 val_loop=SimpleNamespace(run=lambda: session.validate(ValidationAborted)),
                 call_hook=lambda *_args, **_data: None,
-                optim_wrapper=None,
+                optim_wrapper=SimpleNamespace(_accumulative_counts=1),
                 model=torch.nn.Identity(),
             )
 

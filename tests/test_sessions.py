@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from standin import StandIn
+from standin import StandIn, differences
 
 from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.checkpoints.scan import scan
@@ -358,3 +358,23 @@ def test_a_work_dir_that_another_process_uses_is_left_alone(
     assert str(os.getpid()) in done.stderr
     assert str(work_dir.path) in done.stderr
     assert [path.name for path in work_dir.path.iterdir()] == ["work_dir.lock"]
+
+
+def test_what_falls_due_within_a_gradient_accumulation_waits_for_its_end(tmp_path: Path) -> None:
+    accumulated = "optim_wrapper = dict(accumulative_counts=3)"
+    records = []
+    for name, stop in (("whole", None), ("cut", 7)):
+        run = StandIn.with_scenes(tmp_path / name, max_iters=13, val_interval=4, extra=accumulated)
+        done = run.train(stop=stop)
+        assert done.returncode == 0, done.stdout + done.stderr
+        if stop is not None:
+            # Asked for at 7, a stop comes at the end of the accumulation, and the validation at 8 with it.
+            assert run.record().end_iteration == 9
+            run.hand_over()
+            done = run.train()
+            assert done.returncode == 0, done.stdout + done.stderr
+        records.append(run.record())
+        validated = [event.iteration for event in run.events("validation")]
+        assert validated == ([6, 9, 12, 13] if stop is None else [9, 12, 13])
+    assert differences(*(StandIn(root=tmp_path / name).checkpoint(13) for name in ("whole", "cut"))) == []
+    assert [record.stop_reason for record in records] == ["completed", "completed"]

@@ -108,12 +108,14 @@ class SessionTrainLoop(IterBasedTrainLoop):
         """Save, validate and decide after an iteration; return why to stop, empty to go on."""
         session = self.session
         self._decide_current_val_interval()
-        due = self.runner.val_loop is not None and self._validation_due(self._iter)
         accumulation = getattr(self.runner.optim_wrapper, "_accumulative_counts", 1)
         may_stop = self._iter % accumulation == 0 or self._iter == self._max_iters
+        # Inside a gradient accumulation nothing can be saved: what falls due there waits for its end.
+        since = self._iter - (self._iter % accumulation or accumulation)
+        due = self.runner.val_loop is not None and may_stop and self._validation_due(since)
         decision = session.control.decide(
             validation_due=due,
-            save_due=may_stop and session.save_due(self._iter),
+            save_due=may_stop and session.save_due(self._iter, since=since),
             may_stop=may_stop,
             stride=accumulation,
         )
@@ -127,10 +129,12 @@ class SessionTrainLoop(IterBasedTrainLoop):
             session.save(self._iter)
         return decision.stop
 
-    def _validation_due(self, iteration: int) -> bool:
-        return iteration >= self.val_begin and (
-            iteration % self.val_interval == 0 or iteration == self._max_iters
-        )
+    def _validation_due(self, since: int) -> bool:
+        """Tell whether a validation falls between ``since``, excluded, and now."""
+        if self._iter == self._max_iters:
+            return bool(self._iter >= self.val_begin)
+        latest = self._iter - self._iter % self.val_interval
+        return bool(latest > since and latest >= self.val_begin)
 
     def _run_owed_validation(self) -> str:
         owed = self.session.owed_validation

@@ -313,11 +313,12 @@ class TrainingSession:
     def _metric(self) -> str | None:
         return self.spec.save_best[0] if self.spec.save_best else None
 
-    def save_due(self, iteration: int) -> bool:
-        """Tell whether the schedule, by iterations or by the clock, asks for a checkpoint."""
+    def save_due(self, iteration: int, *, since: int) -> bool:
+        """Tell whether the schedule asks for a checkpoint: by the clock, or after iteration ``since``."""
         if self.rank != 0:
             return False
-        by_iteration = self.spec.save_interval > 0 and iteration % self.spec.save_interval == 0
+        interval = self.spec.save_interval
+        by_iteration = interval > 0 and iteration // interval > since // interval
         return by_iteration or (self.schedule is not None and self.schedule.due())
 
     def save(self, iteration: int, *, owed_validation: int | None = None) -> None:
