@@ -235,10 +235,12 @@ class Verdict:
     Attributes:
         stop: Training ends here.
         validate: A validation that is due is run; without it, where one is due, it is owed.
+        skip: A validation that is due is left out for good: no session is long enough for it.
     """
 
     stop: bool
     validate: bool
+    skip: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -352,7 +354,7 @@ class Pace:
 
     def left_validation(self, seconds: float) -> None:
         """Take note that a validation was left after so many seconds: it takes longer than that."""
-        if seconds > self.validation_s():
+        if not self.knows_validation or seconds > self.validation_s():
             self.expected = {**self.expected, "validation_s": seconds}
 
     def write_begins(self, now_s: float, *, best: bool = False) -> None:
@@ -400,6 +402,11 @@ class Pace:
             return self.validation_iterations * self.iteration.median(self.expected.get("iteration_s", 0.0))
         now_s = self.iteration.median()
         return seconds * now_s / then_s if now_s > noise_s > 0 else seconds
+
+    @property
+    def knows_validation(self) -> bool:
+        """Whether a validation's length has been measured, here or in an earlier session."""
+        return bool(self.validation) or "validation_s" in self.expected
 
     def save_s(self) -> float:
         """Return what writing a resumable checkpoint costs when it is slow."""
@@ -495,8 +502,13 @@ class Pace:
         saved: bool = False,
         may_stop: bool = True,
         stride: int = 1,
+        whole_s: float = math.inf,
     ) -> Verdict:
         """Return what the time that is left allows at an iteration boundary.
+
+        A validation for which not even a whole session is long enough would end every session
+        where it is due. So it is left out if its length has been measured. If it is only guessed it
+        is tried: that measures it.
 
         Args:
             clock: The session's time.
@@ -505,13 +517,18 @@ class Pace:
             saved: The present state is saved already.
             may_stop: False inside a gradient accumulation.
             stride: Iterations until training may stop again.
+            whole_s: The most that is ever left for a validation, at the start of a session.
         """
-        left_s = clock.left_s()
+        left_s, skip = clock.left_s(), False
         if validation_due:
-            validate = left_s >= self.validation_needs_s(clock, saved=saved)
-            return Verdict(stop=not validate, validate=validate)
-        fits = left_s >= self.iteration_needs_s(clock, save_due=save_due, saved=saved, stride=stride)
-        return Verdict(stop=may_stop and not fits, validate=False)
+            needs_s = self.validation_needs_s(clock, saved=saved)
+            too_long = needs_s > whole_s
+            validate = left_s >= needs_s or (too_long and not self.knows_validation)
+            skip = too_long and not validate
+            if not skip:
+                return Verdict(stop=not validate, validate=validate)
+        fits = left_s >= self.iteration_needs_s(clock, save_due=save_due or skip, saved=saved, stride=stride)
+        return Verdict(stop=may_stop and not fits, validate=False, skip=skip)
 
     def must_leave_validation(self, clock: SessionClock) -> bool:
         """Tell whether a validation that is running is so late that it must be left, and owed.

@@ -67,6 +67,7 @@ class SessionRecord:
         checkpoint: The newest proven checkpoint.
         best: The best checkpoint by validation score.
         owed_validation: The iteration whose validation did not fit, if any.
+        skipped_validations: The iterations whose validation was left out, as longer than any session.
         config_sha256: Of the effective config.
         changes: What differs from the session before, one line each.
         learned: What this machine taught: micro-batch, ladder steps.
@@ -89,6 +90,7 @@ class SessionRecord:
     checkpoint: CheckpointRef | None = None
     best: CheckpointRef | None = None
     owed_validation: int | None = None
+    skipped_validations: tuple[int, ...] = ()
     config_sha256: str = ""
     changes: tuple[str, ...] = ()
     learned: Mapping[str, Any] = field(default_factory=dict)
@@ -130,7 +132,7 @@ class SessionRecord:
             for key in ("checkpoint", "best"):
                 if values.get(key) is not None:
                     values[key] = CheckpointRef.from_json(values[key])
-            for key in ("changes", "previous"):
+            for key in ("skipped_validations", "changes", "previous"):
                 values[key] = tuple(values.get(key) or ())
             record = cls(**values)
         except (TypeError, AttributeError) as error:

@@ -42,6 +42,7 @@ class ChildSpec:
         extend: The schedulers are to be rebuilt for a new end.
         validation_rung: How far validation goes to save memory, see
             :data:`mapsage_kaggle.supervise.VALIDATION_RUNGS`.
+        restarted: Another child has trained, or tried to, in this session before.
         pace: What an earlier session measured, by the names of :meth:`mapsage_kaggle.clock.Pace.learned`.
     """
 
@@ -65,6 +66,7 @@ class ChildSpec:
     deterministic: bool = False
     extend: bool = False
     validation_rung: int = 0
+    restarted: bool = False
     pace: Mapping[str, float] = field(default_factory=dict)
 
     def clock(self) -> SessionClock:

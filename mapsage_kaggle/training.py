@@ -777,6 +777,7 @@ class _Session:
             validation_rung=prepared.facts.validation_rung,
         )
         self.steps: list[str] = []
+        self.restarts = 0
         choice = prepared.discovery.choice
         self.pace: Mapping[str, float] = choice.record.learned.get("pace", {}) if choice.record else {}
         self.record = SessionRecord(run_id="", fingerprint="")
@@ -967,6 +968,7 @@ class _Session:
             self._tell("restart", outcome.iteration, message=step.message, kind=outcome.kind)
             self.steps.append(step.message)
             self.ladder = step.ladder
+            self.restarts += 1
             _wait(step.wait_s, self.supervisor)
             spec = self._next_spec()
 
@@ -1050,6 +1052,7 @@ class _Session:
             "pace": dict(self.pace),
             "extend": options.extend_to is not None,
             "validation_rung": self.ladder.validation_rung,
+            "restarted": self.restarts > 0,
         }
 
     def _launch(self, spec: Mapping[str, Any]) -> Launch:

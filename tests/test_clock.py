@@ -215,6 +215,8 @@ class SimulatedSession:
     kept: int = 0
     stall_at_s: list[float] = field(default_factory=list)
     decided_s: float = 0.0
+    start_up_s: float = 0.0
+    has_trained: bool = False
     stalled_s: float = 0.0
     slowest_s: dict[str, float] = field(default_factory=dict)
     trace: list[tuple[Any, ...]] = field(default_factory=list)
@@ -253,8 +255,10 @@ class SimulatedSession:
 
     def training_begins(self, iteration: int, max_iters: int, *, next_position: int) -> None:
         self.saved_iteration = iteration
+        self.start_up_s = self.now_s
 
     def run_iteration(self, iteration: int) -> None:
+        self.has_trained = True
         seconds = self.spend("iteration", self.machine.iteration_s)
         if len(self.pace.iteration) or "iteration_s" in self.pace.expected:
             self.pace.iteration.add(seconds)
@@ -316,6 +320,15 @@ class SimulatedSession:
             self.submit("best", 0.3 * self.machine.write_s)
         self.save(iteration)
 
+    def whole_s(self) -> float:
+        if not self.has_trained:
+            return self.clock.left_s()
+        return self.clock.limit_s - self.clock.reserve_s - self.start_up_s
+
+    def skip_validation(self, iteration: int) -> None:
+        self.trace.append(("skip", iteration, round(self.now_s, 6)))
+        self.save(iteration)
+
     def owed_does_not_fit(self) -> None:
         self.trace.append(("does not fit", round(self.now_s, 6)))
 
@@ -352,6 +365,7 @@ class SimulatedControl:
         may_stop: bool = True,
         saved: bool = False,
         stride: int = 1,
+        whole_s: float = math.inf,
     ) -> SimpleNamespace:
         verdict = self.session.pace.decide(
             self.session.clock,
@@ -360,11 +374,12 @@ class SimulatedControl:
             may_stop=may_stop,
             saved=saved,
             stride=stride,
+            whole_s=whole_s,
         )
         stop = "deadline" if verdict.stop else ""
         if not stop:
             self.session.decided_s, self.session.stalled_s = self.session.now_s, 0.0
-        return SimpleNamespace(stop=stop, save=save_due, validate=verdict.validate)
+        return SimpleNamespace(stop=stop, save=save_due, validate=verdict.validate, skip=verdict.skip)
 
 
 def run(session: SimulatedSession, *, iteration: int = 0, max_iters: int = 10**9) -> tuple[int, str]:
@@ -387,18 +402,26 @@ def run(session: SimulatedSession, *, iteration: int = 0, max_iters: int = 10**9
     session.training_begins(iteration, max_iters, next_position=0)
     stop = ""
     if session.owed_validation is not None:
-        decision = control.decide(validation_due=True, save_due=False, saved=True)
-        if decision.stop == "deadline":
+        whole_s = session.whole_s()
+        decision = control.decide(validation_due=True, save_due=False, saved=True, whole_s=whole_s)
+        if decision.skip:
+            session.skip_validation(iteration)
+        elif decision.stop == "deadline":
             session.owed_does_not_fit()
         stop = (validate() or decide_saved()) if decision.validate else decision.stop
     while not stop and iteration < max_iters:
         session.run_iteration(iteration)
         iteration += 1
         due = iteration % session.val_interval == 0 or iteration == max_iters
-        save_due = session.save_due(iteration, since=iteration - 1)
-        decision = control.decide(validation_due=due, save_due=save_due)
+        decision = control.decide(
+            validation_due=due,
+            save_due=session.save_due(iteration, since=iteration - 1),
+            whole_s=session.whole_s(),
+        )
         stop = decision.stop
-        if due:
+        if due and decision.skip:
+            session.skip_validation(iteration)
+        elif due:
             session.save(iteration, owed_validation=iteration)
             if decision.validate:
                 stop = validate() or decide_saved()
@@ -597,6 +620,73 @@ def test_the_simulation_does_what_the_training_loop_does(tmp_path: Path) -> None
         assert real.trace == ours.trace, f"{name}, seed {seed}"
         seen |= {item[0] for item in real.trace} | {item[2] for item in real.trace if item[0] == "end"}
     assert seen == {"save", "validation", "left", "end", "deadline", "completed"}
+
+
+def too_long(*, known: bool) -> SimulatedSession:
+    """Return a session in which a validation takes three times as long as the session lives."""
+    session = simulated(1, known=True)
+    session.machine.iteration_s, session.machine.validation_s = 10.0, 2000.0
+    session.machine.write_s = session.machine.copy_s = 1.0
+    session.val_interval, session.owed_validation = 10, None
+    expected = {"iteration_s": 10.0, "save_s": 1.0, "best_s": 0.3, "copy_s": 1.0, "finish_s": 8.0}
+    session.pace.expected = {**expected, **({"validation_s": 2000.0} if known else {})}
+    session.pace.validation_iterations = 300.0  # guessed as longer still
+    return session
+
+
+def kinds(session: SimulatedSession) -> list[str]:
+    return [item[0] for item in session.trace]
+
+
+@pytest.mark.parametrize("owed", [None, 0])
+def test_a_validation_measured_as_longer_than_any_session_is_left_out_and_training_goes_on(
+    owed: int | None,
+) -> None:
+    session = too_long(known=True)
+    session.owed_validation = owed
+    iteration, stop = run(session)
+    assert stop == "deadline"
+    assert iteration > 3 * session.val_interval
+    skipped = [item[1] for item in session.trace if item[0] == "skip"]
+    assert skipped == [*([0] if owed is not None else []), *range(10, iteration + 1, 10)]
+    assert "validation" not in kinds(session)
+    assert session.owed_validation is None
+    assert session.saved_iteration == iteration
+
+
+def test_a_validation_only_guessed_to_be_longer_than_any_session_is_tried_and_then_left_out() -> None:
+    first = too_long(known=False)
+    iteration, stop = run(first)
+    assert (iteration, stop) == (10, "deadline")
+    assert kinds(first).count("validation") == kinds(first).count("left") == 1
+    assert first.owed_validation == 10
+    assert first.now_s <= first.clock.limit_s
+
+    # It had iterations to do before: a session that begins with the validation may be long enough.
+    second = too_long(known=False)
+    second.pace.expected = first.pace.learned()  # by way of the record
+    second.owed_validation = 10
+    run(second, iteration=iteration)
+
+    third = too_long(known=False)
+    third.pace.expected = second.pace.learned()
+    third.owed_validation = second.owed_validation
+    run(third, iteration=iteration)
+    tries = [kinds(session).count("validation") for session in (second, third)]
+    assert tries == [1, 0]
+    assert third.trace[0][0] == "skip"
+    assert third.trace[-1][1] > iteration + 3 * third.val_interval
+
+
+def test_a_validation_that_a_whole_session_can_hold_is_owed_and_not_left_out() -> None:
+    whole_s = 800.0
+    pace = known(validation_s=700.0)
+    verdict = pace.decide(at(300.0), validation_due=True, whole_s=whole_s)
+    assert (verdict.stop, verdict.validate, verdict.skip) == (True, False, False)
+    verdict = known(validation_s=900.0).decide(at(300.0), validation_due=True, whole_s=whole_s)
+    assert (verdict.stop, verdict.validate, verdict.skip) == (False, False, True)
+    # Left out or not, the next iteration must fit.
+    assert known(validation_s=900.0).decide(at(20.0), validation_due=True, whole_s=whole_s).stop
 
 
 def test_what_a_session_needs_at_its_end_rises_at_once_and_falls_slowly() -> None:

@@ -53,7 +53,7 @@ class TimeIsUp(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter + 1 == self.at:
             control = runner.session.control
-            control.clock = replace(control.clock, limit_s=1.0, reserve_s=0.0)
+            control.clock = replace(control.clock, started_s=control.clock.started_s - 3600.0)
 '''
 EXTRA = f"""
 custom_imports["imports"].append("planted")

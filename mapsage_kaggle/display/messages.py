@@ -125,6 +125,10 @@ CHINESE: Mapping[str, str] = {
     "The validation at {iteration} was left unfinished; it is owed.": (
         "第 {iteration} 次迭代的验证没有做完，留待下次补做。"
     ),
+    "The validation at {iteration} takes about {takes}, which is more than a whole session has: it is left out. "
+    "Validate fewer or smaller images, or give sessions a longer limit.": (
+        "第 {iteration} 次迭代的验证约需 {takes}，超过整个会话的时间，因此略去。请减少或缩小验证图像，或延长会话时限。"
+    ),
     "Out of memory: going on with {count} image(s) per forward pass and more of them; the batch that the "
     "optimizer sees stays the same.": (
         "内存或显存不足：改为每次前向 {count} 张图像并增加次数，优化器所见的批大小不变，训练继续。"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -28,11 +29,13 @@ class Decision:
         stop: Why to end here, empty to go on.
         save: Whether to write a checkpoint now.
         validate: Whether a validation that is due is run now.
+        skip: Whether a validation that is due is left out for good, since no session is long enough.
     """
 
     stop: Stop
     save: bool
     validate: bool
+    skip: bool = False
 
 
 class PipeWatch:
@@ -122,6 +125,7 @@ class Control:
         may_stop: bool = True,
         saved: bool = False,
         stride: int = 1,
+        whole_s: float = math.inf,
     ) -> Decision:
         """Return what happens at this boundary. Collective: every rank must call it.
 
@@ -131,11 +135,12 @@ class Control:
             may_stop: False inside a gradient accumulation, which a checkpoint cannot hold.
             saved: The present state is saved already.
             stride: Iterations until training may stop again.
+            whole_s: The most that is ever left for a validation, at the start of a session.
         """
         code = 0
         stop, save = self._asked_anywhere() if may_stop else ("", False)
         if _rank() == 0:
-            validate = False
+            validate = skip = False
             if not stop:
                 verdict = self.pace.decide(
                     self.clock,
@@ -144,11 +149,14 @@ class Control:
                     saved=saved,
                     may_stop=may_stop,
                     stride=stride,
+                    whole_s=whole_s,
                 )
-                stop, validate = "deadline" if verdict.stop else "", verdict.validate
-            code = _STOPS.index(stop) << 2 | int(save or save_due) << 1 | int(validate)
+                stop, validate, skip = "deadline" if verdict.stop else "", verdict.validate, verdict.skip
+            code = _STOPS.index(stop) << 3 | int(skip) << 2 | int(save or save_due) << 1 | int(validate)
         code = _agree(code)
-        return Decision(stop=_STOPS[code >> 2], save=bool(code & 2), validate=bool(code & 1))
+        return Decision(
+            stop=_STOPS[code >> 3], save=bool(code & 2), validate=bool(code & 1), skip=bool(code & 4)
+        )
 
 
 def _is_pipe(descriptor: int) -> bool:

@@ -118,7 +118,11 @@ class SessionTrainLoop(IterBasedTrainLoop):
             save_due=may_stop and session.save_due(self._iter, since=since),
             may_stop=may_stop,
             stride=accumulation,
+            whole_s=session.whole_s(),
         )
+        if due and decision.skip:
+            session.skip_validation(self._iter)
+            return decision.stop
         if due:
             # Saved before it is validated, and noted as owed: whatever happens now, nothing is lost.
             session.save(self._iter, owed_validation=self._iter)
@@ -147,7 +151,12 @@ class SessionTrainLoop(IterBasedTrainLoop):
                 "it is left out.",
             )
             return ""
-        decision = self.session.control.decide(validation_due=True, save_due=False, saved=True)
+        decision = self.session.control.decide(
+            validation_due=True, save_due=False, saved=True, whole_s=self.session.whole_s()
+        )
+        if decision.skip:
+            self.session.skip_validation(self._iter)
+            return decision.stop
         if decision.stop == "deadline":
             self.session.owed_does_not_fit()
         return self._validate() or self._decide_saved() if decision.validate else decision.stop

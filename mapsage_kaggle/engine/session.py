@@ -83,6 +83,8 @@ class TrainingSession:
         self._losses: dict[str, list[float]] = {}
         self._record: SessionRecord | None = None
         self._start_up_s = 0.0
+        self._begins_session = False
+        self._skipped: tuple[int, ...] = ()
         self._gpu_used_s = 0.0
         self._overflow_began: int | None = None
         self._unloadable: set[str] = set()
@@ -98,6 +100,7 @@ class TrainingSession:
         if self.rank != 0:
             return
         self._record = SessionRecord.read(self.files.session)
+        self._skipped = self._record.skipped_validations
         rule = next(iter(self.spec.best_rules.values()), None)
         self.store = CheckpointStore(
             self.spec.work_dir,
@@ -195,7 +198,8 @@ class TrainingSession:
             self.tell("training", iteration, max_iters=max_iters, start_up_s=round(seconds, 2))
             # What came before the child is part of a session's start, but not what an earlier child did.
             assert self._record is not None
-            first = iteration == self._record.start_iteration
+            first = iteration == self._record.start_iteration and not self.spec.restarted
+            self._begins_session = first
             self._start_up_s = self.control.clock.elapsed_s() if first else seconds
             self._gpu_used_s = _gpu_s_this_week(self._record, time.time())
             self._foresee(runner)
@@ -274,6 +278,24 @@ class TrainingSession:
             images = len(loader) * (getattr(loader, "batch_size", None) or 1)
             per_iteration = runner.train_dataloader.batch_sampler.effective_batch / self.world_size
             self.pace.validation_iterations = 1.5 * images / per_iteration
+
+    def whole_s(self) -> float:
+        """Return the most that is ever left for a validation: at the start of a session, before training."""
+        clock = self.control.clock
+        if self._begins_session and not self.has_trained:
+            return clock.left_s()
+        return clock.limit_s - clock.reserve_s - self._start_up_s
+
+    def skip_validation(self, iteration: int) -> None:
+        """Leave a validation out for good, say so, and keep that it is not owed. Collective."""
+        takes = format_duration(self.pace.validation_s())
+        self.warn(
+            iteration,
+            f"The validation at {iteration} takes about {takes}, which is more than a whole session has: it "
+            "is left out. Validate fewer or smaller images, or give sessions a longer limit.",
+        )
+        self._skipped = (*self._skipped, iteration)
+        self.save(iteration)
 
     def owed_does_not_fit(self) -> None:
         """Say that this session is too short for the validation that it owes."""
@@ -396,6 +418,7 @@ class TrainingSession:
         changes: dict[str, Any] = {
             "best": self.store.best(),
             "timings_s": self._rounded_timings(),
+            "skipped_validations": self._skipped,
             "learned": {**self._record.learned, "pace": self.pace.learned()},
         }
         if ref.metric is None:
