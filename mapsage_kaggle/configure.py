@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import difflib
 import hashlib
@@ -28,6 +29,8 @@ _KNOWN_SAMPLERS = ("InfiniteSampler", "DefaultSampler", "MapsageOrder")
 _WRAPPERS = ("MapsagePositional",)
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
+_WHERE = frozenset({"data_root", "work_dir", "cache_dir", "load_from", "resume", "launcher", "init_cfg"})
+"""Keys that say where things lie, and what a resume leaves out: no change that a person has made."""
 _FINGERPRINT_VERSION = 1
 _NOT_IN_FINGERPRINT = frozenset(
     {
@@ -322,9 +325,73 @@ def write(cfg: Config, patch: ConfigPatch, work_dir: Path) -> str:
 
 
 def changes_between(before: str, after: str) -> tuple[str, ...]:
-    """Return the lines that differ between two configs, each with ``-`` or ``+``."""
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
-    return tuple(line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---"))
+    """Return what differs between two configs as they were written, by dotted key.
+
+    Where they lie and how they were launched is no difference: mounts move from session to session.
+
+    Args:
+        before: The text of an earlier session's ``config.py``. It is read, never run.
+        after: The same of this session.
+
+    Returns:
+        Lines ``-key = value`` for what has gone and ``+key = value`` for what has come; lines of the
+        texts where one of them holds more than values.
+    """
+    try:
+        old, new = dict(_values_in(_literal_config(before))), dict(_values_in(_literal_config(after)))
+    except (SyntaxError, ValueError):
+        lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
+        return tuple(line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---"))
+    told: list[str] = []
+    for key in dict.fromkeys([*old, *new]):
+        if _WHERE & set(key.split(".")) or old.get(key, _MISSING) == new.get(key, _MISSING):
+            continue
+        told += [f"-{_line(key, old[key])}"] if key in old else []
+        told += [f"+{_line(key, new[key])}"] if key in new else []
+    return tuple(told)
+
+
+def _literal_config(text: str) -> dict[str, Any]:
+    """Read a config that only assigns values, ``dict(…)`` among them.
+
+    Raises:
+        SyntaxError: It is not Python.
+        ValueError: It holds anything else.
+    """
+    found: dict[str, Any] = {}
+    for statement in ast.parse(text).body:
+        if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
+            raise ValueError(f"line {statement.lineno} is no assignment to a name")
+        found[statement.targets[0].id] = _literal(statement.value)
+    return found
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+        return {str(item.arg): _literal(item.value) for item in node.keywords}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_literal(item) for item in node.elts]
+    if isinstance(node, ast.Dict):
+        if None in node.keys:
+            raise ValueError(f"line {node.lineno} takes a dict apart")
+        return {
+            str(ast.literal_eval(key)): _literal(value)
+            for key, value in zip(node.keys, node.values, strict=True)
+            if key is not None
+        }
+    return ast.literal_eval(node)
+
+
+def _values_in(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and value of all that holds no mapping."""
+    if isinstance(node, Mapping) and node:
+        for name, value in node.items():
+            yield from _values_in(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list) and any(isinstance(item, (Mapping, list)) for item in node):
+        for index, value in enumerate(node):
+            yield from _values_in(value, f"{key}.{index}")
+    else:
+        yield key, node
 
 
 # -- the fingerprint

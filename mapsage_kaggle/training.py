@@ -890,7 +890,7 @@ class _Session:
         return configure.write(effective, self.prepared.patch, self.files.path)
 
     def _changes(self, before: Path | None) -> tuple[str, ...]:
-        """Return what differs from the config of the session before, paths of the session aside."""
+        """Return what differs from the config of the session before."""
         if before is None:
             return ()
         index = self.prepared.discovery.choice.record
@@ -899,8 +899,7 @@ class _Session:
             if name and file.is_file() and file != self.files.config:
                 old = file.read_text(encoding="utf-8", errors="replace")
                 lines = configure.changes_between(old, self.files.config.read_text(encoding="utf-8"))
-                told = [line for line in lines if not _says_where(line)]
-                return tuple(told[:_MAX_CHANGES])
+                return lines[:_MAX_CHANGES]
         return ()
 
     def _learned(self) -> dict[str, Any]:
@@ -1186,10 +1185,6 @@ def _wait(seconds: float, supervisor: Supervisor) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end and not supervisor.stopping:
         time.sleep(0.1)
-
-
-def _says_where(line: str) -> bool:
-    return any(name in line for name in ("work_dir", "load_from", "data_root", "resume =", "cache_dir"))
 
 
 def _read_record(path: Path) -> SessionRecord | None:

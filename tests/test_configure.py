@@ -289,6 +289,41 @@ def test_inference_needs_no_pretrained_weights_and_no_second_gpu() -> None:
 # --- the patch -------------------------------------------------------------------------------------------
 
 
+def test_what_changed_since_the_session_before_is_told_by_key_and_not_where_things_lie() -> None:
+    def effective(mounted: str, **changes: Any) -> str:
+        cfg = patched(
+            small(launcher="none", **changes),
+            data_roots={"data/earthvqa": Path(mounted)},
+            checkpoint=Path(mounted, "iter_8.pth"),
+            action="resume",
+        )
+        text: str = cfg.pretty_text
+        return text
+
+    roots = {"data_root": ["/kaggle/input/earthvqa/a-long-name-that-fills-the-line", "/kaggle/input/more"]}
+    before = effective("/kaggle/input/earthvqa", val_dataloader__dataset=roots)
+    moved = {"data_root": ["/kaggle/input/datasets/someone/earthvqa", "/kaggle/input/datasets/someone/more"]}
+    after = effective("/kaggle/input/datasets/someone/earthvqa", val_dataloader__dataset=moved)
+    assert before != after
+    assert configure.changes_between(before, after.replace("launcher = 'none'", "launcher = 'pytorch'")) == ()
+    other = effective(
+        "/kaggle/input/datasets/someone/earthvqa", val_dataloader__dataset=moved,
+        optim_wrapper__optimizer__lr=1e-4, model__decode_head__dropout_ratio=0.1,
+    )  # fmt: skip
+    assert configure.changes_between(before, other) == (
+        "-model.decode_head.dropout_ratio = 0.0",
+        "+model.decode_head.dropout_ratio = 0.1",
+        "-optim_wrapper.optimizer.lr = 6e-05",
+        "+optim_wrapper.optimizer.lr = 0.0001",
+    )
+
+
+@pytest.mark.parametrize("text", ["import os\na = os.getpid()\n", "a = inf\n", "a = dict(\n", "a = [*b]\n"])
+def test_a_config_of_an_earlier_session_is_read_and_never_run(text: str) -> None:
+    lines = [f"-{line}" for line in text.splitlines()]
+    assert configure.changes_between(text, "b = 1\n") == (*lines, "+b = 1")
+
+
 def test_the_source_config_is_left_as_it_is() -> None:
     source = small()
     before = copy.deepcopy(source)
