@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -132,6 +132,11 @@ class EventTail:
 def read_events(path: Path) -> list[Event]:
     """Return all events of a file; a missing file has none, and broken lines are left out."""
     return EventTail(path).read_new()
+
+
+def last_word_s(events: Sequence[Event]) -> float | None:
+    """Return when the last of some events happened, in seconds since the epoch; None where there is none."""
+    return max((event.time_s for event in events), default=None)
 
 
 def _parse(lines: Iterable[bytes]) -> Iterable[Event]:

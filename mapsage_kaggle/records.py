@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mapsage_kaggle.errors import EXIT_TRAINING
 from mapsage_kaggle.events import finite
 from mapsage_kaggle.paths import replace_file
 
 SCHEMA = 1
 STOP_REASONS = ("running", "completed", "deadline", "user", "failed", "refused")
+CUT_OFF = "No end is recorded: the session was cut off. What was proven until then is safe."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,6 +188,24 @@ class SessionRecord:
         own = self.to_json()
         own["previous"] = []
         return (*self.previous, own)
+
+    def closed(self, last_word_s: float | None) -> SessionRecord:
+        """Return the record of a session that is over, even where nobody lived to finish it.
+
+        Args:
+            last_word_s: When the last of its events happened, in seconds since the epoch; None where
+                there is none.
+        """
+        if self.stop_reason != "running":
+            return self
+        ended_s = max(last_word_s or 0.0, self.started_s)
+        return self.evolve(
+            stop_reason="failed",
+            exit_code=EXIT_TRAINING,
+            message=CUT_OFF,
+            ended_s=ended_s,
+            timings_s={**self.timings_s, "session": round(ended_s - self.started_s, 2)},
+        )
 
     def evolve(self, **changes: Any) -> SessionRecord:
         """Return a copy with some fields changed."""

@@ -345,12 +345,11 @@ class _Watch:
 
     def outcome(self, code: int | None) -> Outcome:
         """Return the verdict: what the child recorded counts, torchrun's exit code does not."""
-        reason = str(self._stop.data.get("reason", "completed")) if self._stop is not None else ""
         # Workers whose torchrun was killed take us for gone, and save; but here we are.
-        if self._stop is not None and (reason != "failed" or code == 0):
+        if self._stop is not None and (not self._stop.data.get("orphaned") or code == 0):
             return Outcome(
                 kind="done",
-                reason=reason,
+                reason=str(self._stop.data.get("reason", "completed")),
                 message=str(self._stop.data.get("message", "")),
                 iteration=self._stop.iteration,
                 proven=self.proven,

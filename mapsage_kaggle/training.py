@@ -35,7 +35,7 @@ from mapsage_kaggle.errors import (
     TrainingError,
     UsageError,
 )
-from mapsage_kaggle.events import Event, EventLog, ProgressSink
+from mapsage_kaggle.events import Event, EventLog, ProgressSink, last_word_s, read_events
 from mapsage_kaggle.paths import KagglePaths, WorkDir
 from mapsage_kaggle.records import CheckpointRef, SessionRecord, new_run_id
 from mapsage_kaggle.supervise import Ladder, Launch, Outcome, Supervisor, decide_next
@@ -795,12 +795,14 @@ class _Session:
                 "Choose another one with --work-dir.",
             ) from error
         with self._store() as store:
-            here = _read_record(self.files.session)
-            before = choice.record if choice.record is not None else None
+            here, before = _read_closed(self.files), choice.record
             same_place = choice.checkpoint is not None and choice.checkpoint.target.parent == self.files.path
             source = (
                 choice.checkpoint.target.parent if choice.checkpoint is not None and not same_place else None
             )
+            if before is not None and choice.checkpoint is not None:
+                events = read_events(WorkDir(choice.checkpoint.target.parent).events)
+                before = before.closed(last_word_s(events))
             self._carry_history(source, here)
             if same_place or here is not None:
                 store.start_at(prepared.start_iteration)
@@ -853,7 +855,8 @@ class _Session:
         """Copy an earlier output's history, or put this work dir's own last session into it."""
         history = self.files.history
         if here is not None:
-            _archive(self.files.path, history, here.session_index, move=True)
+            here.write(self.files.session)  # closed, before the events that tell its end are put away
+            _archive(self.files.path, history, here, move_events=True)
         else:
             self.files.events.unlink(missing_ok=True)
         if source is None:
@@ -864,9 +867,9 @@ class _Session:
             for file in sorted(origin.history.iterdir()):
                 if file.is_file():
                     _copy(file, history / file.name)
-        record = _read_record(origin.session)
+        record = _read_closed(origin)
         if record is not None:
-            _archive(source, history, record.session_index, move=False)
+            _archive(source, history, record, move_events=False)
 
     def _carry_best(self, store: CheckpointStore, record: SessionRecord, source: Path) -> None:
         best = record.best
@@ -1194,20 +1197,28 @@ def _read_record(path: Path) -> SessionRecord | None:
         return None
 
 
-def _archive(folder: Path, history: Path, index: int, *, move: bool) -> None:
-    """Put a session's record, events and config into the history, under its number."""
+def _read_closed(files: WorkDir) -> SessionRecord | None:
+    """Return the record of the session that ended in a folder; None where there is none to be read."""
+    record = _read_record(files.session)
+    return record.closed(last_word_s(read_events(files.events))) if record is not None else None
+
+
+def _archive(folder: Path, history: Path, record: SessionRecord, *, move_events: bool) -> None:
+    """Put a session's record, config and events into the history, under its number.
+
+    The record stays where it is, too: it is replaced by the next one's, and never absent.
+    """
     history.mkdir(exist_ok=True)
-    files = WorkDir(folder)
-    for file, name in (
-        (files.session, f"session_{index:03d}.json"),
-        (files.events, f"events_{index:03d}.jsonl"),
-        (files.config, f"config_{index:03d}.py"),
-    ):
-        if file.is_file():
-            if move:
-                file.replace(history / name)
-            else:
-                _copy(file, history / name)
+    files, index = WorkDir(folder), record.session_index
+    record.write(history / f"session_{index:03d}.json")
+    if files.config.is_file():
+        _copy(files.config, history / f"config_{index:03d}.py")
+    if files.events.is_file():
+        target = history / f"events_{index:03d}.jsonl"
+        if move_events:
+            files.events.replace(target)
+        else:
+            _copy(files.events, target)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -1240,7 +1251,7 @@ def _write_refusal(work_dir: Path, cfg: Config, options: Options, error: Mapsage
             started_s=now,
         )
         if here is not None:
-            _archive(work_dir, files.history, here.session_index, move=False)
+            _archive(work_dir, files.history, here, move_events=False)
         base.evolve(
             stop_reason="refused",
             exit_code=error.exit_code,

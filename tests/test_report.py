@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,42 @@ def page(drawn: Path) -> str:
 def test_the_last_output_alone_knows_all_sessions(output: Path) -> None:
     assert [item.session_index for item in sessions_of([output])] == [1, 2, 3]
     assert all(item.events for item in read_sessions([output]))
+
+
+def test_a_session_that_was_cut_off_lasted_until_its_last_word(tmp_path: Path) -> None:
+    begin_s = 1_790_000_000.0
+    cut = record(
+        1, 0, 100, stop_reason="running", exit_code=None, timings_s={}, started_s=begin_s, ended_s=None
+    )
+    events = [told("training", 0, max_iters=300), told("iteration", 90), told("checkpoint", 100)]
+    write(tmp_path / "cut", "session.json", "events.jsonl", cut, events)
+    (item,) = read_sessions([tmp_path / "cut"])
+    assert (item.record.stop_reason, item.record.exit_code) == ("failed", 5)
+    assert item.record.timings_s["session"] == 100.0
+    assert item.record.ended_s == begin_s + 100.0
+    assert "cut off" in item.record.message
+    page = write_report([tmp_path / "cut"]).read_text(encoding="utf-8")
+    assert "1m 40s" in page
+    # So it is in what later sessions carry along.
+    write(tmp_path / "next" / "history", "session_001.json", "events_001.jsonl", cut, events)
+    write(tmp_path / "next", "session.json", "events.jsonl", record(2, 100, 300), training(100, 300))
+    first, _ = read_sessions([tmp_path / "next"])
+    assert first.record == item.record
+
+
+def test_a_session_that_is_under_way_is_not_taken_for_cut_off(tmp_path: Path) -> None:
+    goes_on = record(1, 0, 100, stop_reason="running", exit_code=None, ended_s=None)
+    write(tmp_path / "silent", "session.json", "events.jsonl", goes_on, training(0, 100))
+    lock = (tmp_path / "silent" / "work_dir.lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    spoke = Event(event="iteration", iteration=5)
+    write(tmp_path / "speaks", "session.json", "events.jsonl", goes_on, [spoke])
+    for name in ("silent", "speaks"):
+        (item,) = read_sessions([tmp_path / name])
+        assert item.record.stop_reason == "running"
+    lock.close()
+    (item,) = read_sessions([tmp_path / "silent"])
+    assert item.record.stop_reason == "failed"
 
 
 def test_a_session_that_several_outputs_know_counts_once(output: Path, tmp_path: Path) -> None:
@@ -263,10 +301,20 @@ def test_what_others_wrote_cannot_become_markup(page: str) -> None:
     assert "&lt;script&gt;alert(1)" in page
 
 
-@pytest.mark.parametrize("events", [[], [told("start", 0, pid=1)]], ids=["no events", "only a start"])
+@pytest.mark.parametrize(
+    "events", [[], [Event(event="start", iteration=0, data={"pid": 1})]], ids=["no events", "only a start"]
+)
 def test_a_session_that_has_hardly_begun_has_a_report(tmp_path: Path, events: list[Event]) -> None:
     begun = record(
-        1, 0, 0, stop_reason="running", exit_code=None, checkpoint=None, timings_s={}, ended_s=None
+        1,
+        0,
+        0,
+        stop_reason="running",
+        exit_code=None,
+        checkpoint=None,
+        timings_s={},
+        started_s=time.time(),
+        ended_s=None,
     )
     write(tmp_path, "session.json", "events.jsonl", begun, events)
     assert "running" in write_report([tmp_path]).read_text(encoding="utf-8")

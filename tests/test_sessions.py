@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from standin import StandIn, differences
 
+from mapsage_kaggle import training
 from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.checkpoints.scan import scan
-from mapsage_kaggle.events import Event, read_events
-from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.events import Event, EventLog, read_events
+from mapsage_kaggle.paths import KagglePaths, WorkDir
 from mapsage_kaggle.records import SessionRecord
+from mapsage_kaggle.supervise import Supervisor
 
 pytestmark = pytest.mark.slow
 
@@ -378,3 +380,33 @@ def test_what_falls_due_within_a_gradient_accumulation_waits_for_its_end(tmp_pat
         assert validated == ([6, 9, 12, 13] if stop is None else [9, 12, 13])
     assert differences(*(StandIn(root=tmp_path / name).checkpoint(13) for name in ("whole", "cut"))) == []
     assert [record.stop_reason for record in records] == ["completed", "completed"]
+
+
+def test_a_session_that_is_cut_off_as_it_begins_leaves_the_record_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = StandIn.with_scenes(tmp_path)
+    options = training.Options(config=run.config(), resume="never", threads=1)
+    paths = KagglePaths.below(run.root)
+
+    def begin() -> None:
+        prepared = training.prepare(training.discover(options, paths=paths))
+        training._Session(prepared, Supervisor(prepared.work_dir, prepared.clock)).begin()
+
+    def cut_off(_session: object) -> None:
+        raise SystemExit
+
+    begin()
+    started_s = run.record().started_s
+    last = Event(event="iteration", iteration=7, time_s=started_s + 60.0)
+    EventLog(run.work_dir.events).append(last)
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(training._Session, "_write_config", cut_off)
+            begin()
+        before = run.record()
+        assert (before.stop_reason, before.ended_s) == ("failed", pytest.approx(last.time_s))
+    begin()
+    assert run.record().stop_reason == "running"
+    assert SessionRecord.read(run.work_dir.history / "session_001.json") == before
+    assert [event.iteration for event in read_events(run.work_dir.history / "events_001.jsonl")] == [7]

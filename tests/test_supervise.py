@@ -224,7 +224,7 @@ def test_the_child_s_own_word_counts_and_torchrun_s_exit_code_does_not(code: int
 
 
 def test_workers_that_saved_because_torchrun_was_killed_are_a_crash_and_go_on() -> None:
-    orphaned = event("stop", 12, reason="failed", message="The supervising command is gone.")
+    orphaned = event("stop", 12, reason="user", orphaned=True, message="The supervising command is gone.")
     outcome = watch(event("checkpoint", 12), orphaned).outcome(-9)
     assert (outcome.kind, outcome.proven) == ("crashed", 12)
     assert "torchrun ended before its workers" in outcome.message

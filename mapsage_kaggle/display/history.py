@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mapsage_kaggle.events import Event, read_events
+from mapsage_kaggle.checkpoints.store import holder_of
+from mapsage_kaggle.events import Event, last_word_s, read_events
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import SessionRecord
 from mapsage_kaggle.walk import walk
+
+SILENT_S = 90.0
+"""Between two training processes of a session nobody holds the work dir, or says a word, for this long."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +52,9 @@ def read_sessions(folders: Sequence[Path]) -> list[Session]:
         known = found.get(key)
         if known is None or _weight(session) > _weight(known):
             found[key] = session
-    return sorted(found.values(), key=_order)
+    ordered = sorted(found.values(), key=_order)
+    newest = {session.record.run_id: session for session in ordered}.values()
+    return [session if session in newest and _goes_on(session) else _closed(session) for session in ordered]
 
 
 def sessions_of(folders: Sequence[Path]) -> list[SessionRecord]:
@@ -139,6 +146,16 @@ def _all_sessions(folders: Sequence[Path]) -> Iterator[Session]:
             earlier = _parse(document)
             if earlier is not None:
                 yield Session(record=earlier, events=(), folder=folder)
+
+
+def _goes_on(session: Session) -> bool:
+    """Tell whether a session that has recorded no end may still be under way."""
+    silent_s = time.time() - (last_word_s(session.events) or session.record.started_s)
+    return silent_s < SILENT_S or holder_of(session.folder) is not None
+
+
+def _closed(session: Session) -> Session:
+    return replace(session, record=session.record.closed(last_word_s(session.events)))
 
 
 def work_dirs_below(folder: Path) -> list[Path]:

@@ -118,6 +118,9 @@ CHINESE: Mapping[str, str] = {
     "All iterations are done.": "全部迭代已完成。",
     "The session's time is up; everything is saved.": "会话时间已到，所有内容都已保存。",
     "Stopped on request; everything is saved.": "已按要求停止，所有内容都已保存。",
+    "No end is recorded: the session was cut off. What was proven until then is safe.": (
+        "没有结束记录：会话中途被切断。此前已验证的内容都安全。"
+    ),
     "The supervising notebook or command is gone; everything is saved.": (
         "监管训练的 Notebook 或命令已不在，所有内容都已保存。"
     ),

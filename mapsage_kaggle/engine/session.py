@@ -20,7 +20,7 @@ from mapsage_kaggle.clock import Pace, SessionPlan, format_duration, week_start_
 from mapsage_kaggle.engine.control import Control
 from mapsage_kaggle.engine.ranks import speaks
 from mapsage_kaggle.engine.snapshot import check_resumed, first_poisoned, keep_loadable, snapshot
-from mapsage_kaggle.errors import TrainingError
+from mapsage_kaggle.errors import EXIT_DONE, TrainingError
 from mapsage_kaggle.events import Event, EventLog
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import CheckpointRef, SessionRecord
@@ -538,30 +538,38 @@ class TrainingSession:
 
     def finish(self, iteration: int, stop: str) -> None:
         """Wait until everything is proven, then say that training ended in good order."""
+        # Without a supervisor it ends in good order all the same, though nobody is there to be told.
+        orphaned = stop == "orphaned"
+        reason = "user" if orphaned else stop
         if self.rank != 0:
             if speaks():
-                reason = "failed" if stop == "orphaned" else stop
-                self.tell("stop", iteration, reason=reason, message="Machine 0 keeps what was saved.")
+                message = "Machine 0 keeps what was saved."
+                self.tell("stop", iteration, reason=reason, orphaned=orphaned, message=message)
             return
         assert self.saver is not None
         begin = time.monotonic()
         self.saver.wait()
         self.timings_s["saving"] += time.monotonic() - begin
-        reason = "failed" if stop == "orphaned" else stop
         self.tell(
             "stop",
             iteration,
             reason=reason,
             message=STOP_MESSAGES.get(stop, ""),
+            orphaned=orphaned,
             owed=self.owed_validation,
             timings_s=self._rounded_timings(),
             pace=self.pace.learned(),
         )
-        if stop == "orphaned":
+        if orphaned:
             # Nobody else is left to finish the record.
             assert self._record is not None
+            session_s = round(self.control.clock.elapsed_s(), 2)
             self._record = self._record.evolve(
-                stop_reason=reason, exit_code=5, message=STOP_MESSAGES[stop], ended_s=time.time()
+                stop_reason=reason,
+                exit_code=EXIT_DONE,
+                message=STOP_MESSAGES[stop],
+                timings_s={**self._rounded_timings(), "session": session_s},
+                ended_s=time.time(),
             )
             self._record.write(self.files.session)
 
