@@ -10,7 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mapsage_kaggle.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_INTERRUPTED, EXIT_MACHINE, MapsageError
+from mapsage_kaggle.errors import (
+    EXIT_CHECKPOINT,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_MACHINE,
+    EXIT_USAGE,
+    MapsageError,
+)
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -117,6 +124,28 @@ def build_parser() -> argparse.ArgumentParser:
     _overrides(averager)
     _json(averager)
 
+    predict = add("predict", _predict, "Make maps from images, folders of images and large scenes.")
+    _model(predict)
+    predict.add_argument("images", nargs="*", type=Path, metavar="IMAGES", help="images, folders of images")
+    predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write below")
+    predict.add_argument(
+        "--submission", action="store_true", help="EarthVQA's test split, packed and checked"
+    )
+    predict.add_argument("--overlay", action="store_true", help="also the image with its classes in colour")
+    predict.add_argument("--probabilities", action="store_true", help="also a band for each class (GeoTIFF)")
+    predict.add_argument("--polygons", action="store_true", help="also polygons (GeoPackage)")
+    predict.add_argument(
+        "--window",
+        type=int,
+        metavar="N",
+        help="side of the windows over larger images (1024, above 2048 x 2048)",
+    )
+    predict.add_argument("--overlap", type=int, metavar="N", help="of windows, in pixels (a quarter)")
+    predict.add_argument("--bands", metavar="R,G,B", help="which bands are red, green and blue, from 1")
+    predict.add_argument(
+        "--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="what becomes 0 and 255"
+    )
+
     bundler = add(
         "bundle", _bundle, "Pack the kit and the wheels that Kaggle lacks, to upload as a data set."
     )
@@ -167,6 +196,18 @@ def _looks(parser: argparse.ArgumentParser) -> None:
         "--resamples", type=int, default=2000, metavar="N", help="draws of the bootstrap (2000)"
     )
     parser.add_argument("--work-dir", type=Path, metavar="DIR", help="where the run lies")
+    _machine(parser)
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    _machine(parser)
+    parser.add_argument("--no-fast", action="store_true", help="no quicker parts in place of stock ones")
+    _overrides(parser)
+
+
+def _machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (auto)"
     )
@@ -340,6 +381,34 @@ def _average(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _predict(arguments: argparse.Namespace) -> int:
+    from mapsage_kaggle.display.jobs import JobProgress, prediction_text
+    from mapsage_kaggle.errors import UsageError
+    from mapsage_kaggle.predict import PredictOptions, predict
+
+    try:
+        bands = tuple(int(band) for band in arguments.bands.split(",")) if arguments.bands else None
+    except ValueError:
+        raise UsageError(f"--bands {arguments.bands} is no list of numbers.", "Such as 3,2,1.") from None
+    options = PredictOptions(
+        out=arguments.out,
+        images=tuple(arguments.images),
+        submission=arguments.submission,
+        overlay=arguments.overlay,
+        probabilities=arguments.probabilities,
+        polygons=arguments.polygons,
+        window=arguments.window,
+        overlap=arguments.overlap,
+        bands=bands,
+        value_range=tuple(arguments.value_range) if arguments.value_range else None,
+        fast=not arguments.no_fast,
+    )
+    with JobProgress("images") as progress:
+        found = predict(_model_options(arguments), options, progress.take)
+    print(prediction_text(found))
+    return EXIT_USAGE if found.refused else EXIT_DONE
+
+
 def _bundle(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.bundle import OWNER_TO_FILL_IN, bundle
     from mapsage_kaggle.display.text import size
@@ -455,6 +524,18 @@ def _show(event: Mapping[str, Any]) -> None:
             print(f"{done} of {total} images", file=sys.stderr, flush=True)
     else:
         print(str(event.get("message", "")), file=sys.stderr, flush=True)
+
+
+def _model_options(arguments: argparse.Namespace) -> Any:
+    from mapsage_kaggle.jobs import ModelOptions
+
+    return ModelOptions(
+        config=arguments.config,
+        checkpoint=arguments.checkpoint,
+        overrides=tuple(arguments.overrides),
+        device=arguments.device,
+        threads=arguments.threads,
+    )
 
 
 def _print_json(document: Any) -> None:

@@ -33,7 +33,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("knobs", "jobs"),
     ("evaluation",),
-    ("averaging",),
+    ("averaging", "predict"),
     # Layer 5.
     ("install", "notebook", "demo", "bundle"),
     ("cli",),

@@ -92,4 +92,31 @@ CHINESE_JOBS: Mapping[str, str] = {
     ),
     "Average checkpoints of one run.": "请只平均同一训练任务的检查点。",
     "Give another --out.": "请换一个 --out。",
+    # engine.predict
+    "The test pipeline of {path} is not one that loads an image and packs it: {steps}.": (
+        "{path} 的测试数据流程不是“读入一张图像并打包”：{steps}。"
+    ),
+    "It must begin with LoadImageFromFile and make one input of one image.": (
+        "它必须以 LoadImageFromFile 开头，一张图像只产生一份输入。"
+    ),
+    # predict
+    "Give images to predict, or --submission for the data set's test split; one of the two.": (
+        "请给出要预测的图像，或用 --submission 预测数据集的测试部分，二者取一。"
+    ),
+    "See mapsage-kaggle predict --help.": "参见 mapsage-kaggle predict --help。",
+    "Windows of {size} pixels are too small.": "{size} 像素的窗口太小。",
+    "Give --window 32 or more.": "--window 请给 32 或更大的数。",
+    "An overlap of {overlap} pixels makes no sense.": "重叠 {overlap} 像素没有意义。",
+    "Windows of {size} pixels cannot overlap by {overlap}.": "{size} 像素的窗口不能重叠 {overlap} 像素。",
+    "Take an overlap of at most half of the window.": "重叠最多为窗口的一半。",
+    "--bands {bands} does not name three bands.": "--bands {bands} 没有指定三个波段。",
+    "Give red, green and blue, counted from 1, such as 3,2,1; or one band for grey.": (
+        "请按红、绿、蓝的顺序给出波段号（从 1 数起），例如 3,2,1；灰度图像给一个波段即可。"
+    ),
+    "--value-range {low} {high} is empty.": "--value-range {low} {high} 是空区间。",
+    "Give the lower value first.": "请先给较小的值。",
+    "{path} reads {kinds}.": "{path} 使用的数据集是 {kinds}。",
+    "--submission is for EarthVQA; for another data set, predict its folder of images.": (
+        "--submission 只用于 EarthVQA；其他数据集请直接预测其图像文件夹。"
+    ),
 }

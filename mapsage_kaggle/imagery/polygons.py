@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,12 @@ def write_polygons(
                 continue
             names = np.array([labels.classes[value - labels.first] for value in values], dtype=object)
             fields: dict[str, Any] = {"value": values, "class": names, "pixels": pixels, "area": areas}
-            pyogrio.raw.write(
-                temporary, shapely.to_wkb(shapes), list(fields.values()), list(fields), layer=LAYER,
-                driver="GPKG", geometry_type="Polygon", crs=crs, append=total > 0,
-            )  # fmt: skip
+            with warnings.catch_warnings():
+                # Of a picture without a georeference, where it is true and meant.
+                warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)
+                pyogrio.raw.write(
+                    temporary, shapely.to_wkb(shapes), list(fields.values()), list(fields), layer=LAYER,
+                    driver="GPKG", geometry_type="Polygon", crs=crs, append=total > 0,
+                )  # fmt: skip
             total += len(shapes)
     return total

@@ -149,12 +149,12 @@ def write_tiff(
                 target.set_band_description(band, description)
             top = 0
             # Whole rows of blocks: a block that is written twice takes its place in the file twice.
-            for strip in _aligned(strips, _BLOCK):
+            for strip in aligned(strips, _BLOCK):
                 target.write(strip, window=Window(0, top, width, strip.shape[1]))
                 top += strip.shape[1]
 
 
-def _aligned(strips: Iterable[NDArray[Any]], lines: int) -> Iterator[NDArray[Any]]:
+def aligned(strips: Iterable[NDArray[Any]], lines: int) -> Iterator[NDArray[Any]]:
     """Regroup strips into ones of ``lines`` lines; the last may be shorter."""
     held: list[NDArray[Any]] = []
     count = 0

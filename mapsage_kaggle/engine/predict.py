@@ -1,0 +1,662 @@
+"""Maps from images: decoding, computing and writing side by side, in bounded memory.
+
+An image of ordinary size goes through the config's test pipeline and comes out as mmsegmentation would
+have it. A larger one is looked at through windows at its own resolution, see
+:mod:`mapsage_kaggle.imagery.windows`: a row of windows after the other is read, judged, blended and put
+away, so that memory depends on the scene's width and not on its height.
+
+What is written, below the folder that was given:
+
+    masks/<name>.png or .tif            the data set's own label values; GeoTIFF where the image is a TIFF
+    overlays/<name>.png or .tif         the image with each class's colour laid over it
+    probabilities/<name>.tif            a band for each class, 0 to 255
+    polygons/<name>.gpkg                an area for each connected piece of a class
+    predictions.jsonl                   a line for each image that is done
+    unfinished/<name>/                  what is done of a large scene, see :mod:`mapsage_kaggle.imagery.parts`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import resource
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmseg.models.utils import resize
+from mmseg.registry import DATASETS
+
+from mapsage_kaggle import configure
+from mapsage_kaggle.engine.child import Tell
+from mapsage_kaggle.engine.inference import TrainedModel, load_model
+from mapsage_kaggle.engine.shapes import json_like
+from mapsage_kaggle.errors import ConfigError, DataError, MachineError
+from mapsage_kaggle.imagery.journal import Journal, Stamp
+from mapsage_kaggle.imagery.parts import UNFINISHED, Parts
+from mapsage_kaggle.imagery.reading import (
+    HOLD_AT_MOST_PIXELS,
+    Bytes,
+    Georeference,
+    Picture,
+    Pixels,
+    ReadOptions,
+    Source,
+    open_picture,
+)
+from mapsage_kaggle.imagery.windows import Axis, Blender, plan_axis
+from mapsage_kaggle.imagery.writing import Labels, aligned, overlay, write_png, write_tiff
+
+WHOLE_SIDE = 2048
+"""An image of at most so many pixels squared is looked at whole, unless windows are asked for."""
+WINDOW = 1024
+READERS = 2
+WRITERS = 2
+LOOK_AHEAD = 4
+"""Images that are read, and results that are written, while the model is at work."""
+WINDOW_BATCH_ON_GPU = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """What is to be made of the images: the child's document, typed.
+
+    Attributes:
+        out: The folder that everything is written below.
+        sources: The images.
+        read: How to read what does not say it itself.
+        overlay: Whether to write overlays.
+        probabilities: Whether to write probability maps.
+        polygons: Whether to write polygons.
+        window: Side of the windows in pixels. None: the windows of the config's ``test_cfg``, else 1024.
+        overlap: Of neighbouring windows, in pixels. None: a quarter of the window.
+        fast: Whether quicker parts, equal to rounding, may stand in for the model's own.
+    """
+
+    out: Path
+    sources: tuple[Source, ...]
+    read: ReadOptions = field(default_factory=ReadOptions)
+    overlay: bool = False
+    probabilities: bool = False
+    polygons: bool = False
+    window: int | None = None
+    overlap: int | None = None
+    fast: bool = True
+
+    @classmethod
+    def from_job(cls, job: Mapping[str, Any]) -> Task:
+        """Read the document that the parent wrote."""
+        bands, value_range = job["bands"], job["value_range"]
+        return cls(
+            out=Path(job["out"]),
+            sources=tuple(Source(path=Path(item["path"]), name=item["name"]) for item in job["images"]),
+            read=ReadOptions(
+                bands=tuple(bands) if bands else None,
+                value_range=(value_range[0], value_range[1]) if value_range else None,
+            ),
+            **{
+                key: job[key] for key in ("overlay", "probabilities", "polygons", "window", "overlap", "fast")
+            },
+        )
+
+    def digest(self, cfg: Config) -> str:
+        """Return a digest of all that decides about the content of a file that is written."""
+        options = [
+            self.read.bands, self.read.value_range, self.overlay, self.probabilities, self.polygons,
+            self.window, self.overlap, self.fast, json_like(cfg.model), _pipeline_of(cfg),
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def run(job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+    """Predict every image; what is refused is told of and does not stop the others.
+
+    Returns:
+        ``num_done``, ``num_before`` (done by an earlier run), ``refused`` (``path`` and ``problem`` of
+        each), ``files`` (masks by name), ``labels``, ``seconds`` and ``peak_memory_bytes``.
+
+    Raises:
+        ConfigError: The config has no test pipeline for single images.
+    """
+    cfg = Config.fromfile(job["config"])
+    task = Task.from_job(job)
+    model = load_model(
+        cfg, Path(job["checkpoint"]), sha256=job["sha256"], device=job["device"], fast=task.fast
+    )
+    tell("ready", device=str(model.device), total=len(task.sources))
+    return Predictor(cfg, model, task, str(job["sha256"]), tell).run()
+
+
+class Predictor:
+    """Predicts a task's images with one model.
+
+    Args:
+        cfg: The config; its test pipeline is followed.
+        model: The model.
+        task: What is to be done.
+        checkpoint_sha256: Of the model's weights.
+        tell: Told of progress and refusals.
+    """
+
+    def __init__(
+        self, cfg: Config, model: TrainedModel, task: Task, checkpoint_sha256: str, tell: Tell
+    ) -> None:
+        self._model, self._task, self._tell = model, task, tell
+        self._prepare = TestPipeline(cfg)
+        self._labels = labels_of(cfg, model)
+        task.out.mkdir(parents=True, exist_ok=True)
+        self._journal = Journal(task.out)
+        self._stamp_by = {"checkpoint_sha256": checkpoint_sha256, "options": task.digest(cfg)}
+        self._lock = threading.Lock()
+        self._num_done = self._num_before = 0
+        self._files: dict[str, str] = {}
+        self._refused: list[dict[str, str]] = []
+
+    def run(self) -> dict[str, Any]:
+        """Predict everything; see :func:`run`."""
+        begin_s = time.monotonic()
+        with (
+            ThreadPoolExecutor(READERS, thread_name_prefix="read") as readers,
+            ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as writers,
+        ):
+            written = _Bounded(writers, LOOK_AHEAD)
+            try:
+                for source, future in _ahead(readers, self._read, self._to_do(), LOOK_AHEAD):
+                    self._predict(source, future, written)
+                written.wait()
+            except BaseException:
+                readers.shutdown(wait=False, cancel_futures=True)
+                writers.shutdown(wait=False, cancel_futures=True)
+                raise
+        return {
+            "num_done": self._num_done,
+            "num_before": self._num_before,
+            "refused": self._refused,
+            "files": self._files,
+            "labels": {name: self._labels.first + index for index, name in enumerate(self._labels.classes)},
+            "seconds": time.monotonic() - begin_s,
+            "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        }
+
+    def _to_do(self) -> Iterator[Source]:
+        for source in self._task.sources:
+            try:
+                line = self._journal.finished(source, self._stamp(source))
+            except OSError as error:
+                self._refuse(source, DataError(f"{source.path} cannot be read: {error.strerror or error}."))
+                continue
+            if line is None:
+                yield source
+            else:
+                self._num_before += 1
+                self._files[source.name] = line["files"][0]
+
+    def _stamp(self, source: Source) -> Stamp:
+        return Stamp.of(source.path, **self._stamp_by)
+
+    def _refuse(self, source: Source, error: DataError | MachineError) -> None:
+        self._refused.append({"path": str(source.path), "problem": str(error)})
+        self._tell("refused", path=str(source.path), problem=str(error))
+        self._progress()
+
+    def _progress(self, part: float = 0.0, name: str = "") -> None:
+        done = self._num_done + self._num_before + len(self._refused) + part
+        self._tell("progress", done=done, total=len(self._task.sources), name=name)
+
+    # -- one image
+
+    def _read(self, source: Source) -> _Read:
+        """Open an image, and read and prepare it where it is of ordinary size."""
+        stamp = self._stamp(source)
+        with open_picture(source.path, self._task.read) as picture:
+            shape = _Shape.of(picture)
+            side = self._task.window or WHOLE_SIDE
+            if picture.height * picture.width > side * side:
+                return _Read(stamp=stamp, shape=shape, pixels=None, prepared=None)
+            pixels = picture.read(0, picture.height)
+        return _Read(stamp=stamp, shape=shape, pixels=pixels, prepared=self._prepare(pixels.rgb))
+
+    def _predict(self, source: Source, future: Future[_Read], written: _Bounded) -> None:
+        try:
+            found = future.result()
+            if found.pixels is None:
+                self._scene(source, found, written)
+            else:
+                self._image(source, found, found.pixels, written)
+        except (DataError, MachineError) as error:
+            self._refuse(source, error)
+        except OSError as error:
+            if error.filename is None or Path(error.filename) != source.path:
+                raise
+            self._refuse(source, DataError(f"{source.path} cannot be read: {error.strerror or error}."))
+
+    def _finish(self, source: Source, write: Callable[..., None], *arguments: Any) -> None:
+        """Write what came of an image, in a thread; where that fails, it is that image's failure."""
+        try:
+            write(source, *arguments)
+        except (DataError, MachineError) as error:
+            self._refuse(source, error)
+        else:
+            with self._lock:
+                self._num_done += 1
+            self._progress()
+
+    def _image(self, source: Source, found: _Read, pixels: Pixels, written: _Bounded) -> None:
+        assert found.prepared is not None
+        logits = self._whole(*found.prepared)
+        mask = self._labels.values(self._classes(logits[0]), pixels.valid)
+        bands = self._bands(logits[0], pixels.valid) if self._task.probabilities else None
+        written.submit(self._finish, source, self._write_image, found, pixels, mask, bands)
+
+    def _whole(self, inputs: torch.Tensor, sample: Any) -> torch.Tensor:
+        """Return one image's logits at its own size, as mmsegmentation's ``postprocess_result`` has them."""
+        net = self._model.net
+        found = net.data_preprocessor({"inputs": [inputs], "data_samples": [sample]}, False)
+        logits = self._model.logits_of_inputs(found["inputs"], windows=self._model.windows)
+        meta = sample.metainfo
+        left, right, top, bottom = meta.get("img_padding_size", meta.get("padding_size", (0, 0, 0, 0)))
+        logits = logits[:, :, top : logits.shape[2] - bottom, left : logits.shape[3] - right]
+        if tuple(logits.shape[2:]) != tuple(meta["ori_shape"]):
+            logits = resize(
+                logits,
+                size=meta["ori_shape"],
+                mode="bilinear",
+                align_corners=net.align_corners,
+                warning=False,
+            )
+        return logits
+
+    def _classes(self, logits: torch.Tensor) -> Bytes:
+        """Return the class of each pixel, of shape ``(lines, columns)``."""
+        if logits.device.type == "cpu" and len(logits) > 1:
+            found: Bytes = logits.numpy().argmax(0).astype(np.uint8)  # in a fifth of torch's time
+            return found
+        return _as_bytes(self._model.labels(logits[None])[0])
+
+    def _bands(self, logits: torch.Tensor, valid: np.ndarray[Any, Any] | None) -> Bytes:
+        """Return probabilities, 0 to 255, of shape ``(classes, lines, columns)``; 0 without data."""
+        found = _as_bytes(self._model.probabilities(logits[None])[0].mul_(255).round_())
+        if valid is not None:
+            found[:, ~valid] = 0
+        return found
+
+    def _write_image(
+        self, source: Source, found: _Read, pixels: Pixels, mask: Bytes, bands: Bytes | None
+    ) -> None:
+        shape = found.shape
+        write = self._writer(source, shape)
+        write.mask(iter([mask]))
+        if self._task.overlay:
+            write.picture(iter([overlay(pixels.rgb, mask, self._labels)]))
+        if bands is not None:
+            write.probabilities(iter([bands]))
+        if self._task.polygons:
+            write.polygons(iter([(0, mask)]))
+        self._note(source, found, write.files, np.bincount(mask.ravel(), minlength=256))
+
+    # -- one scene
+
+    def _scene(self, source: Source, found: _Read, written: _Bounded) -> None:
+        shape = found.shape
+        rows, columns = self._axes(shape)
+        num_bands = self._model.num_channels if self._task.probabilities else 0
+        parts = Parts(
+            self._task.out / UNFINISHED / source.name,
+            rows,
+            width=shape.width,
+            num_probabilities=num_bands,
+            stamp=found.stamp.to_json(),
+        )
+        missing = parts.num_done()
+        try:
+            if missing < len(rows.starts):
+                self._rows(source, parts, rows, columns, missing, written)
+            written.wait()
+        except DataError:
+            written.wait()  # rows that are being written would bring the folder back
+            parts.remove()  # the image is damaged further down: nothing will go on from here
+            raise
+        written.submit(self._finish, source, self._assemble, found, parts, rows)
+
+    def _axes(self, shape: _Shape) -> tuple[Axis, Axis]:
+        slide = self._model.windows
+        size = self._task.window or (min(slide.size) if slide is not None else WINDOW)
+        overlap = self._task.overlap if self._task.overlap is not None else size // 4
+        return plan_axis(shape.height, size, overlap), plan_axis(shape.width, size, overlap)
+
+    def _rows(
+        self, source: Source, parts: Parts, rows: Axis, columns: Axis, missing: int, written: _Bounded
+    ) -> None:
+        """Compute the rows of windows from the first one on that is missing."""
+        blender = Blender(rows, columns, self._model.num_channels)
+        begin = rows.first_reaching(missing)
+        strips = self._strips(source, rows, begin)
+        with ThreadPoolExecutor(1, thread_name_prefix="strips") as reader:
+            try:
+                coming = reader.submit(next, strips)
+                for index in range(begin, len(rows.starts)):
+                    strip: Pixels = coming.result()
+                    if index + 1 < len(rows.starts):
+                        coming = reader.submit(next, strips)
+                    mask, bands = self._row(blender, index, strip, rows, columns)
+                    if index >= missing:
+                        written.submit(parts.write, index, mask, bands)
+                    self._progress((index + 1) / len(rows.starts), source.name)
+            finally:
+                # In the thread that opened the image: GDAL's environment belongs to a thread.
+                reader.submit(strips.close)
+
+    def _strips(self, source: Source, rows: Axis, begin: int) -> Generator[Pixels, None, None]:
+        """Yield the lines of each row of windows; those shared with the row before are not read again."""
+        with open_picture(source.path, self._task.read) as picture:
+            bottom, held = rows.starts[begin], None
+            for start in rows.starts[begin:]:
+                new = picture.read(bottom, start + rows.size)
+                held = new if held is None else _below(held, new, rows.size)
+                bottom = start + rows.size
+                yield held
+
+    def _row(
+        self, blender: Blender, index: int, strip: Pixels, rows: Axis, columns: Axis
+    ) -> tuple[Bytes, Bytes | None]:
+        """Return what a row of windows settles: the mask, and the probabilities where they are wanted."""
+        top, bottom = rows.settled(index)
+        valid = strip.valid[: bottom - top] if strip.valid is not None else None
+        classes = np.zeros((bottom - top, columns.length), np.uint8)
+        bands = None
+        if self._task.probabilities:
+            bands = np.zeros((self._model.num_channels, *classes.shape), np.uint8)
+        single = self._model.num_channels == 1
+        for left, right, summed in blender.row(index, self._windows(strip, columns)):
+            # Which class is highest does not change with division by the weights; a threshold does.
+            if single or bands is not None:
+                summed = blender.mean(index, left, right, summed)
+            logits = torch.from_numpy(summed)
+            classes[:, left:right] = self._classes(logits)
+            if bands is not None:
+                here = valid[:, left:right] if valid is not None else None
+                bands[:, :, left:right] = self._bands(logits, here)
+        return self._labels.values(classes, valid), bands
+
+    def _windows(self, strip: Pixels, columns: Axis) -> Iterator[np.ndarray[Any, Any] | None]:
+        """Yield each window's logits, or None where it has no data."""
+        batch = WINDOW_BATCH_ON_GPU if self._model.device.type == "cuda" else 1
+        for begin in range(0, len(columns.starts), batch):
+            places = [slice(start, start + columns.size) for start in columns.starts[begin : begin + batch]]
+            seen = [strip.valid is None or bool(strip.valid[:, place].any()) for place in places]
+            crops = [
+                torch.from_numpy(np.ascontiguousarray(strip.rgb[:, place, ::-1].transpose(2, 0, 1)))
+                for place, has_data in zip(places, seen, strict=True)
+                if has_data
+            ]
+            found = iter(())
+            if crops:
+                logits = self._model.logits(torch.stack(crops), windows=None)
+                found = iter(logits.cpu().numpy())
+            for has_data in seen:
+                yield next(found) if has_data else None
+
+    def _assemble(self, source: Source, found: _Read, parts: Parts, rows: Axis) -> None:
+        """Write a scene's files from its rows."""
+        indices = range(len(rows.starts))
+        counts = np.zeros(256, np.int64)
+
+        def masks() -> Iterator[Bytes]:
+            for index in indices:
+                yield parts.mask(index)
+
+        def counted() -> Iterator[Bytes]:
+            for mask in masks():
+                counts.__iadd__(np.bincount(mask.ravel(), minlength=256))
+                yield mask
+
+        def blocks() -> Iterator[tuple[int, Bytes]]:
+            from mapsage_kaggle.imagery.polygons import BLOCK_LINES
+
+            top = 0
+            for block in aligned((mask[None] for mask in masks()), BLOCK_LINES):
+                yield top, block[0]
+                top += block.shape[1]
+
+        write = self._writer(source, found.shape)
+        write.mask(counted())
+        if self._task.overlay:
+            with open_picture(source.path, self._task.read) as picture:
+                write.picture(self._overlays(picture, rows, masks()))
+        if self._task.probabilities:
+            write.probabilities(parts.probabilities(index) for index in indices)
+        if self._task.polygons:
+            write.polygons(blocks())
+        self._note(source, found, write.files, counts)
+        parts.remove()
+
+    def _overlays(self, picture: Picture, rows: Axis, masks: Iterator[Bytes]) -> Iterator[Bytes]:
+        for index, mask in enumerate(masks):
+            yield overlay(picture.read(*rows.settled(index)).rgb, mask, self._labels)
+
+    # -- what is written
+
+    def _writer(self, source: Source, shape: _Shape) -> _Writer:
+        return _Writer(self._task.out, source.name, shape, self._labels)
+
+    def _note(
+        self, source: Source, found: _Read, files: Sequence[Path], counts: np.ndarray[Any, Any]
+    ) -> None:
+        pixels = {
+            name: int(counts[self._labels.first + index]) for index, name in enumerate(self._labels.classes)
+        }
+        told = {"width": found.shape.width, "height": found.shape.height, "pixels": pixels}
+        self._journal.add(source, found.stamp, list(files), told)
+        self._files[source.name] = files[0].relative_to(self._task.out).as_posix()
+
+
+class TestPipeline:
+    """The transforms that a config's test data go through once an image is decoded.
+
+    Raises:
+        ConfigError: There is no such pipeline, or it makes several images of one.
+    """
+
+    __test__ = False  # no test class, whatever pytest takes its name for
+
+    def __init__(self, cfg: Config) -> None:
+        pipeline = _pipeline_of(cfg)
+        loading = [item for item in pipeline if _type_of(item) == "LoadImageFromFile"]
+        left = [item for item in pipeline if not _type_of(item).startswith("Load")]
+        if not loading or any(_type_of(item) in ("TestTimeAug", "MultiScaleFlipAug") for item in left):
+            raise ConfigError(
+                f"The test pipeline of {cfg.filename} is not one that loads an image and packs it: "
+                f"{', '.join(map(_type_of, pipeline)) or 'it has none'}.",
+                "It must begin with LoadImageFromFile and make one input of one image.",
+            )
+        self._as_float = bool(loading[0].get("to_float32", False))
+        self._transforms = Compose(left)
+
+    def __call__(self, rgb: Bytes) -> tuple[torch.Tensor, Any]:
+        """Return the input, of shape ``(3, H, W)``, blue first, and the sample that knows its shape."""
+        image: Any = np.ascontiguousarray(rgb[..., ::-1])
+        if self._as_float:
+            image = image.astype(np.float32)
+        shape = image.shape[:2]
+        found = self._transforms({"img": image, "img_shape": shape, "ori_shape": shape})
+        return found["inputs"], found["data_samples"]
+
+
+def labels_of(cfg: Config, model: TrainedModel) -> Labels:
+    """Return how the config's data set writes its classes into masks.
+
+    Where it reduces the zero label, as LoveDA, EarthVQA and ADE20K do, the first class is 1 and 0 means
+    *no data*; else the first class is 0, and 255 means *no data*.
+    """
+    data = configure.dataset_of(cfg)
+    kind = data.get("type")
+    cls = DATASETS.get(kind) if isinstance(kind, str) else kind
+    reduces = data.get("reduce_zero_label")
+    if reduces is None and cls is not None:
+        found = inspect.signature(cls).parameters.get("reduce_zero_label")
+        reduces = found is not None and found.default is True
+    return Labels(
+        classes=model.classes, palette=model.palette, first=1 if reduces else 0, no_data=0 if reduces else 255
+    )
+
+
+def _pipeline_of(cfg: Config) -> list[dict[str, Any]]:
+    """Return the pipeline of the test data, else of the validation, else ``test_pipeline``."""
+    for name in ("test_dataloader", "val_dataloader"):
+        loader = cfg.get(name) or {}
+        if loader.get("dataset"):
+            *_, dataset = configure.datasets_of(loader["dataset"])
+            if dataset.get("pipeline"):
+                return [dict(json_like(item)) for item in dataset["pipeline"]]
+    return [dict(json_like(item)) for item in cfg.get("test_pipeline") or []]
+
+
+def _type_of(transform: Mapping[str, Any]) -> str:
+    kind = transform.get("type", "")
+    return str(kind if isinstance(kind, str) else getattr(kind, "__name__", kind)).rpartition(".")[2]
+
+
+def _as_bytes(values: torch.Tensor) -> Bytes:
+    found: Bytes = values.to(torch.uint8).cpu().numpy()
+    return found
+
+
+def _below(held: Pixels, new: Pixels, lines: int) -> Pixels:
+    """Return the last ``lines`` lines of two pieces of an image, one below the other."""
+    kept = lines - len(new.rgb)
+    rgb = np.concatenate([held.rgb[len(held.rgb) - kept :], new.rgb])
+    if held.valid is None and new.valid is None:
+        return Pixels(rgb=rgb, valid=None)
+    valids = [
+        piece.valid if piece.valid is not None else np.ones(piece.rgb.shape[:2], bool)
+        for piece in (held, new)
+    ]
+    return Pixels(rgb=rgb, valid=np.concatenate([valids[0][len(held.rgb) - kept :], valids[1]]))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shape:
+    """What must be known of an image to write what belongs to it."""
+
+    width: int
+    height: int
+    is_tiff: bool
+    georeference: Georeference | None
+
+    @classmethod
+    def of(cls, picture: Picture) -> _Shape:
+        return cls(
+            width=picture.width,
+            height=picture.height,
+            # A PNG is written from the whole map in memory.
+            is_tiff=picture.is_tiff or picture.height * picture.width > HOLD_AT_MOST_PIXELS,
+            georeference=picture.georeference,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Read:
+    """An image as it was found; ``pixels`` and ``prepared`` are None for a scene."""
+
+    stamp: Stamp
+    shape: _Shape
+    pixels: Pixels | None
+    prepared: tuple[torch.Tensor, Any] | None
+
+
+class _Writer:
+    """Writes what comes of one image, from top to bottom, and knows the files."""
+
+    def __init__(self, out: Path, name: str, shape: _Shape, labels: Labels) -> None:
+        self._out, self._name, self._shape, self._labels = out, name, shape, labels
+        self.files: list[Path] = []
+
+    def mask(self, strips: Iterator[Bytes]) -> None:
+        """Write the mask, of strips ``(lines, width)``."""
+        if not self._shape.is_tiff:
+            write_png(self._file("masks", ".png"), np.concatenate(list(strips)))
+            return
+        self._tiff(
+            self._file("masks", ".tif"),
+            (strip[None] for strip in strips),
+            num_bands=1,
+            no_data=self._labels.no_data,
+            palette=self._labels.colours(),
+        )
+
+    def picture(self, strips: Iterator[Bytes]) -> None:
+        """Write the overlay, of strips ``(lines, width, 3)``."""
+        if self._shape.is_tiff:
+            moved = (np.moveaxis(strip, -1, 0) for strip in strips)
+            self._tiff(self._file("overlays", ".tif"), moved, num_bands=3)
+        else:
+            write_png(self._file("overlays", ".png"), np.concatenate(list(strips)))
+
+    def probabilities(self, strips: Iterator[Bytes]) -> None:
+        """Write the probability map, of strips ``(classes, lines, width)``."""
+        first = next(strips)
+        names = self._labels.classes if len(first) == len(self._labels.classes) else ()
+
+        def every() -> Iterator[Bytes]:
+            yield first
+            yield from strips
+
+        file = self._file("probabilities", ".tif")
+        self._tiff(file, every(), num_bands=len(first), descriptions=names)
+
+    def polygons(self, blocks: Iterator[tuple[int, Bytes]]) -> None:
+        """Write the polygons, of first line and mask of each block."""
+        from mapsage_kaggle.imagery.polygons import write_polygons
+
+        write_polygons(self._file("polygons", ".gpkg"), blocks, self._labels, self._shape.georeference)
+
+    def _tiff(self, file: Path, strips: Iterator[Bytes], **options: Any) -> None:
+        shape = self._shape
+        write_tiff(
+            file, strips, height=shape.height, width=shape.width, georeference=shape.georeference, **options
+        )
+
+    def _file(self, kind: str, suffix: str) -> Path:
+        file = self._out / kind / f"{self._name}{suffix}"
+        self.files.append(file)
+        return file
+
+
+class _Bounded:
+    """A pool that makes whoever submits wait while too much is under way, and raises what went wrong."""
+
+    def __init__(self, pool: ThreadPoolExecutor, limit: int) -> None:
+        self._pool, self._limit = pool, limit
+        self._under_way: deque[Future[None]] = deque()
+
+    def submit(self, work: Callable[..., None], *arguments: Any) -> None:
+        while len(self._under_way) >= self._limit:
+            self._under_way.popleft().result()
+        self._under_way.append(self._pool.submit(work, *arguments))
+
+    def wait(self) -> None:
+        while self._under_way:
+            self._under_way.popleft().result()
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Source], _Read], sources: Iterator[Source], limit: int
+) -> Iterator[tuple[Source, Future[_Read]]]:
+    """Yield each source with its work, of which up to ``limit`` are under way ahead of the one yielded."""
+    coming: deque[tuple[Source, Future[_Read]]] = deque()
+    for source in sources:
+        coming.append((source, pool.submit(work, source)))
+        if len(coming) > limit:
+            yield coming.popleft()
+    while coming:
+        yield coming.popleft()

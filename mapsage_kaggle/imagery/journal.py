@@ -1,0 +1,106 @@
+"""What has been predicted already, so that a run that was cut off goes on where it stopped.
+
+One line is appended for each image whose files are all in place. A line counts for an image again as long
+as model, options and the image are what they were, and the files are still there.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mapsage_kaggle.imagery.reading import Source
+
+JOURNAL = "predictions.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stamp:
+    """What decides about the files that come of an image.
+
+    Attributes:
+        checkpoint_sha256: Of the weights.
+        options: A digest of the model's config and of all options that change a file's content.
+        size_bytes: Of the image's file.
+        modified_ns: When the image's file was last written.
+    """
+
+    checkpoint_sha256: str
+    options: str
+    size_bytes: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, source: Path, *, checkpoint_sha256: str, options: str) -> Stamp:
+        """Return the stamp of an image as it lies on the disk now.
+
+        Raises:
+            OSError: It cannot be looked at.
+        """
+        found = source.stat()
+        return cls(
+            checkpoint_sha256=checkpoint_sha256,
+            options=options,
+            size_bytes=found.st_size,
+            modified_ns=found.st_mtime_ns,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return asdict(self)
+
+
+class Journal:
+    """The lines of a folder's ``predictions.jsonl``.
+
+    Args:
+        folder: Where the predictions go. It must exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file = folder / JOURNAL
+        self._lock = threading.Lock()
+        self._lines = {str(line["name"]): line for line in self._read()}
+        content = self._file.read_bytes() if self._file.is_file() else b""
+        self._ends_torn = bool(content) and not content.endswith(b"\n")
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        if not self._file.is_file():
+            return
+        for text in self._file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue  # cut off while it was written
+            if isinstance(line, dict) and isinstance(line.get("files"), list) and "name" in line:
+                yield line
+
+    def finished(self, source: Source, stamp: Stamp) -> Mapping[str, Any] | None:
+        """Return the line of an image that need not be predicted again, else None."""
+        line = self._lines.get(source.name)
+        if line is None or any(line.get(key) != value for key, value in stamp.to_json().items()):
+            return None
+        return line if all((self._folder / name).is_file() for name in line["files"]) else None
+
+    def add(self, source: Source, stamp: Stamp, files: list[Path], found: Mapping[str, Any]) -> None:
+        """Note that an image's files are in place. Safe from any thread.
+
+        Args:
+            source: The image.
+            stamp: As it was when it was read.
+            files: What came of it, below the folder.
+            found: What else is worth knowing: sizes, pixels by class.
+        """
+        names = [file.relative_to(self._folder).as_posix() for file in files]
+        line = {"name": source.name, "image": str(source.path), "files": names, **found, **stamp.to_json()}
+        with self._lock, self._file.open("a", encoding="utf-8") as stream:
+            if self._ends_torn:
+                stream.write("\n")
+                self._ends_torn = False
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._lines[source.name] = line

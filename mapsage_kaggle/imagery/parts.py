@@ -1,0 +1,96 @@
+"""The rows of a large scene that are done, kept on the disk until the scene is whole.
+
+    OUT/unfinished/<name>/plan.json                what they belong to
+    OUT/unfinished/<name>/row_0003.mask            uint8, deflated, of shape (settled lines, width)
+    OUT/unfinished/<name>/row_0003.probabilities   uint8, deflated, of shape (classes, settled lines, width)
+
+A row is what one row of windows settles, see :meth:`mapsage_kaggle.imagery.windows.Axis.settled`. Each file
+has its final name only when it is whole, and deflate has a checksum of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mapsage_kaggle.imagery.reading import Bytes
+from mapsage_kaggle.imagery.windows import Axis
+from mapsage_kaggle.imagery.writing import replacing
+
+UNFINISHED = "unfinished"
+_FAST_DEFLATE = 1
+
+
+class Parts:
+    """What is done of one scene. Rows of another plan are removed.
+
+    Args:
+        folder: The scene's own.
+        rows: Windows from top to bottom.
+        width: Of the scene.
+        num_probabilities: Bands of the probability map; 0 for none.
+        stamp: What the rows depend on besides.
+    """
+
+    def __init__(
+        self, folder: Path, rows: Axis, *, width: int, num_probabilities: int, stamp: Mapping[str, Any]
+    ) -> None:
+        self._folder, self._rows, self._width, self._num_bands = folder, rows, width, num_probabilities
+        plan = json.dumps(
+            {**stamp, "starts": rows.starts, "window": rows.size, "height": rows.length, "width": width}
+        )
+        file = folder / "plan.json"
+        if not file.is_file() or file.read_text(encoding="utf-8") != plan:
+            shutil.rmtree(folder, ignore_errors=True)
+            with replacing(file) as temporary:
+                temporary.write_text(plan, encoding="utf-8")
+
+    def num_done(self) -> int:
+        """Return how many rows are done, from the top on without a gap."""
+        for index in range(len(self._rows.starts)):
+            if not all(file.is_file() for file in self._files(index)):
+                return index
+        return len(self._rows.starts)
+
+    def write(self, index: int, mask: Bytes, probabilities: Bytes | None) -> None:
+        """Keep a row."""
+        bands = [mask] if probabilities is None else [mask, probabilities]
+        # The mask last: where it is, the row is done.
+        for file, values in reversed(list(zip(self._files(index), bands, strict=True))):
+            with replacing(file) as temporary:
+                temporary.write_bytes(zlib.compress(np.ascontiguousarray(values).data, _FAST_DEFLATE))
+
+    def mask(self, index: int) -> Bytes:
+        """Return a row's mask, of shape ``(lines, width)``."""
+        mask: Bytes = self._load(self._files(index)[0], 1, index)[0]
+        return mask
+
+    def probabilities(self, index: int) -> Bytes:
+        """Return a row's probabilities, of shape ``(classes, lines, width)``."""
+        return self._load(self._files(index)[1], self._num_bands, index)
+
+    def remove(self) -> None:
+        """Remove everything that was kept of the scene, and folders above it that are empty then."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        for folder in self._folder.parents:
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+            if folder.name == UNFINISHED:
+                return
+
+    def _files(self, index: int) -> list[Path]:
+        kinds = ["mask", "probabilities"] if self._num_bands else ["mask"]
+        return [self._folder / f"row_{index:04d}.{kind}" for kind in kinds]
+
+    def _load(self, file: Path, num_bands: int, index: int) -> Bytes:
+        top, bottom = self._rows.settled(index)
+        content = zlib.decompress(file.read_bytes(), bufsize=num_bands * (bottom - top) * self._width)
+        return np.frombuffer(content, np.uint8).reshape(num_bands, bottom - top, self._width)

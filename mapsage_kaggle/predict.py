@@ -1,0 +1,212 @@
+"""Maps from images: what is asked, checked here; what is done, in a child (:mod:`.engine.predict`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mapsage_kaggle import configure, dataset
+from mapsage_kaggle.errors import ConfigError, DataError, UsageError
+from mapsage_kaggle.imagery.reading import Source, find_images, missing_extra
+from mapsage_kaggle.imagery.submission import check_submission, write_submission
+from mapsage_kaggle.imagery.writing import Labels
+from mapsage_kaggle.jobs import ModelOptions, OnEvent, Subject, as_interrupted, open_subject, run_child
+
+SUBMISSION = "submission.zip"
+_SUBMISSION_LABELS = Labels(
+    classes=dataset.EARTHVQA_CLASSES, palette=dataset.EARTHVQA_PALETTE, first=1, no_data=dataset.NO_DATA
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictOptions:
+    """What to make of which images.
+
+    Attributes:
+        out: The folder to write below.
+        images: Images and folders of images. Empty for a submission.
+        submission: Whether to predict the data set's test split and pack it for the benchmark.
+        overlay: Whether to write the image with each class's colour laid over it, too.
+        probabilities: Whether to write a GeoTIFF with a band for each class, 0 to 255.
+        polygons: Whether to write a GeoPackage.
+        window: Side of the windows over images that are larger; by default 1024 over images of more than
+            2048 x 2048 pixels.
+        overlap: Of neighbouring windows, in pixels; by default a quarter of the window.
+        bands: Which bands are red, green and blue, counted from 1.
+        value_range: The values that become 0 and 255, for more than 8 bits.
+        fast: Whether quicker parts, equal to rounding, may stand in for the model's own.
+    """
+
+    out: Path
+    images: tuple[Path, ...] = ()
+    submission: bool = False
+    overlay: bool = False
+    probabilities: bool = False
+    polygons: bool = False
+    window: int | None = None
+    overlap: int | None = None
+    bands: tuple[int, ...] | None = None
+    value_range: tuple[float, float] | None = None
+    fast: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """What came of it.
+
+    Attributes:
+        out: The folder.
+        num_done: Images that were predicted now.
+        num_before: Images that an earlier run had predicted.
+        refused: Path and reason of each image that was not.
+        files: Each image's mask, by the image's name.
+        seconds: What it took, without loading the model.
+        peak_memory_bytes: Of the child.
+        archive: The submission.
+    """
+
+    out: Path
+    num_done: int
+    num_before: int
+    refused: tuple[tuple[Path, str], ...]
+    files: Mapping[str, Path]
+    seconds: float
+    peak_memory_bytes: int
+    archive: Path | None = None
+
+
+def predict(model: ModelOptions, options: PredictOptions, on_event: OnEvent | None = None) -> Prediction:
+    """Predict images; go on where an earlier run with the same options stopped.
+
+    Args:
+        model: Which model, and where to run it.
+        options: What to make of which images.
+        on_event: Told of ``progress`` (``done`` of ``total`` images, ``name`` of a scene under way) and
+            ``refused`` (``path``, ``problem``).
+
+    Raises:
+        UsageError: The options do not fit each other.
+        ConfigError: A submission of other classes than the benchmark's is asked for.
+        DataError: There is no image, or a submission would not be complete.
+        MachineError: A package is missing.
+        CheckpointError: The checkpoint is damaged, harmful, or of another model.
+        Interrupted: By Ctrl-C. The same command goes on.
+    """
+    check_options(options)
+    sources = find_images(options.images) if not options.submission else ()
+    with as_interrupted("The same command goes on where it stopped."):
+        subject = open_subject(replace(model, needs_data=options.submission))
+        if options.submission:
+            sources = images_of_test_split(subject)
+        found = run_child("predict", {**subject.job(), **_document(options, sources)}, subject, on_event)
+    out = options.out.absolute()
+    prediction = Prediction(
+        out=out,
+        num_done=found["num_done"],
+        num_before=found["num_before"],
+        refused=tuple((Path(item["path"]), item["problem"]) for item in found["refused"]),
+        files={name: out / file for name, file in found["files"].items()},
+        seconds=found["seconds"],
+        peak_memory_bytes=found["peak_memory_bytes"],
+    )
+    return replace(prediction, archive=_pack(prediction, sources)) if options.submission else prediction
+
+
+def check_options(options: PredictOptions) -> None:
+    """Refuse what cannot be meant, before anything is loaded.
+
+    Raises:
+        UsageError: The options do not fit each other.
+        MachineError: A package is missing.
+    """
+    if options.submission == bool(options.images):
+        raise UsageError(
+            "Give images to predict, or --submission for the data set's test split; one of the two.",
+            "See mapsage-kaggle predict --help.",
+        )
+    if options.window is not None and options.window < 32:
+        raise UsageError(f"Windows of {options.window} pixels are too small.", "Give --window 32 or more.")
+    if options.overlap is not None and options.overlap < 0:
+        raise UsageError(f"An overlap of {options.overlap} pixels makes no sense.", "Give 0 or more.")
+    if options.overlap is not None and options.window and options.overlap > options.window // 2:
+        raise UsageError(
+            f"Windows of {options.window} pixels cannot overlap by {options.overlap}.",
+            "Take an overlap of at most half of the window.",
+        )
+    if options.bands is not None and (len(options.bands) not in (1, 3) or min(options.bands) < 1):
+        raise UsageError(
+            f"--bands {','.join(map(str, options.bands))} does not name three bands.",
+            "Give red, green and blue, counted from 1, such as 3,2,1; or one band for grey.",
+        )
+    if options.value_range is not None and not options.value_range[0] < options.value_range[1]:
+        low, high = options.value_range
+        raise UsageError(f"--value-range {low:g} {high:g} is empty.", "Give the lower value first.")
+    needed = ["rasterio"] if options.probabilities or options.polygons else []
+    for package in [*needed, *(["shapely", "pyogrio"] if options.polygons else [])]:
+        if find_spec(package) is None:
+            raise missing_extra("geo", package, "to write probability maps and polygons")
+
+
+def images_of_test_split(subject: Subject) -> tuple[Source, ...]:
+    """Return the test split of the config's data set.
+
+    Raises:
+        ConfigError: The data set is not EarthVQA.
+        DataError: There is no test split.
+    """
+    kinds = configure.data_roots_of(subject.cfg)
+    roots = [Path(path) for path, kind in kinds.items() if kind == "EarthVQADataset"]
+    if not roots:
+        raise ConfigError(
+            f"{subject.options.config} reads {', '.join(sorted(set(kinds.values()))) or 'no data set'}.",
+            "--submission is for EarthVQA; for another data set, predict its folder of images.",
+        )
+    pairs = dataset.list_pairs(dataset.read_data_root(roots[0]).split("Test"))
+    return tuple(Source(path=pair.image, name=pair.image.stem) for pair in pairs)
+
+
+def _pack(prediction: Prediction, sources: Sequence[Source]) -> Path:
+    """Zip the masks of a test split, and check the archive before it gets its name.
+
+    Raises:
+        DataError: It is not complete.
+    """
+    archive = prediction.out / SUBMISSION
+    archive.unlink(missing_ok=True)  # that of an earlier model must not be taken for this one's
+    unchecked = archive.with_name("submission.unchecked.zip")
+    refused = {path for path, _ in prediction.refused}
+    expected = {}
+    for source in sources:
+        size = (0, 0)
+        if source.path not in refused:
+            with Image.open(source.path) as picture:
+                size = picture.size
+        expected[f"{source.name}.png"] = size
+    try:
+        write_submission(unchecked, {f"{name}.png": file for name, file in prediction.files.items()})
+        check_submission(unchecked, expected, _SUBMISSION_LABELS)
+        unchecked.replace(archive)
+    except DataError as error:
+        reasons = "".join(f"\n  {problem}" for _, problem in prediction.refused[:5])
+        raise DataError(error.problem.replace(unchecked.name, SUBMISSION) + reasons, error.remedy) from error
+    finally:
+        unchecked.unlink(missing_ok=True)
+    return archive
+
+
+def _document(options: PredictOptions, sources: Sequence[Source]) -> dict[str, Any]:
+    return {
+        "out": str(options.out.absolute()),
+        "images": [{"path": str(source.path.absolute()), "name": source.name} for source in sources],
+        "bands": options.bands,
+        "value_range": options.value_range,
+        **{
+            name: getattr(options, name)
+            for name in ("overlay", "probabilities", "polygons", "window", "overlap", "fast")
+        },
+    }
