@@ -493,6 +493,43 @@ def _ram_bytes() -> int:
     return ram
 
 
+def oom_kills(root: Path = Path("/")) -> int | None:
+    """Return how many processes the kernel has killed so far because memory had run out.
+
+    Of this process's memory cgroup, which is the container's on Kaggle; where that does not count, of
+    the machine. None where neither is to be read.
+
+    Source: ``oom_kill`` in ``memory.events`` (Linux, admin-guide/cgroup-v2), in ``memory.oom_control``
+    (cgroup-v1/memory), and in ``/proc/vmstat``.
+    """
+    for file in (*_memory_accounts(root), root / "proc/vmstat"):
+        try:
+            found = re.search(r"^oom_kill (\d+)$", file.read_text(encoding="ascii"), re.MULTILINE)
+        except OSError:
+            continue
+        if found is not None:
+            return int(found[1])
+    return None
+
+
+def _memory_accounts(root: Path) -> Iterator[Path]:
+    """Yield the files that may count for this process's cgroup, and for the one that is mounted on top."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        if controllers == "":
+            mount, name = root / "sys/fs/cgroup", "memory.events"
+        elif "memory" in controllers.split(","):
+            mount, name = root / "sys/fs/cgroup/memory", "memory.oom_control"
+        else:
+            continue
+        yield mount / place.lstrip("/") / name
+        yield mount / name  # in a container the mount may be its own cgroup
+
+
 def preflight(
     paths: KagglePaths,
     machine: Machine,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mapsage_kaggle.clock import OUTPUT_S_PER_BYTE, SessionClock
+from mapsage_kaggle.environment import oom_kills
 from mapsage_kaggle.events import Event, EventTail, ProgressSink
 from mapsage_kaggle.paths import WorkDir, replace_file
 from mapsage_kaggle.spec import SUPERVISOR_VARIABLE
@@ -219,7 +220,7 @@ class Supervisor:
     def run(self, launch: Launch) -> Outcome:
         """Start a child and stay with it until it has ended, workers included."""
         self._files.stop_request.unlink(missing_ok=True)
-        watch = _Watch(self.iteration, self._hang_after_s)
+        watch, killed_before = _Watch(self.iteration, self._hang_after_s), oom_kills() or 0
         with self._files.log.open("ab") as log:
             process = subprocess.Popen(
                 launch.command(),
@@ -236,7 +237,7 @@ class Supervisor:
         self._files.stop_request.unlink(missing_ok=True)
         self._read_events(watch)
         self.iteration = max(self.iteration, watch.iteration)
-        return watch.outcome(process.returncode)
+        return watch.outcome(process.returncode, out_of_memory=(oom_kills() or 0) > killed_before)
 
     def _stay_with(self, process: subprocess.Popen[bytes], watch: _Watch) -> None:
         asked_at: float | None = None
@@ -314,6 +315,7 @@ class _Watch:
         self._last_s = time.monotonic()
         self._iteration_s = 0.0
         self._is_starting = True
+        self._stage = "training"
 
     def see(self, event: Event) -> None:
         """Take one event of the child; what the supervisor's side wrote is no sign of life."""
@@ -326,6 +328,9 @@ class _Watch:
         elif event.event == "iteration":
             self._iteration_s = float(event.data.get("iteration_s") or 0.0)
             self._is_starting = False
+            self._stage = "training"
+        elif event.event == "validation_start":
+            self._stage = "validation"
         elif event.event == "checkpoint":
             self.proven = event.iteration
         elif event.event == "stop":
@@ -343,8 +348,14 @@ class _Watch:
         usual = max(self._hang_after_s, HANG_FACTOR * self._iteration_s)
         return usual * 2 if self._is_starting else usual
 
-    def outcome(self, code: int | None) -> Outcome:
-        """Return the verdict: what the child recorded counts, torchrun's exit code does not."""
+    def outcome(self, code: int | None, *, out_of_memory: bool = False) -> Outcome:
+        """Return the verdict: what the child recorded counts, torchrun's exit code does not.
+
+        Args:
+            code: That exit code.
+            out_of_memory: The kernel has killed a process for want of memory while the child ran. A
+                child that it killed could say nothing.
+        """
         # Workers whose torchrun was killed take us for gone, and save; but here we are.
         if self._stop is not None and (not self._stop.data.get("orphaned") or code == 0):
             return Outcome(
@@ -375,6 +386,14 @@ class _Watch:
                 message=words[self.ended_by_us],
                 iteration=self.iteration,
                 proven=self.proven,
+            )
+        if out_of_memory and self._stop is None:
+            return Outcome(
+                kind="memory",
+                message="The machine's memory ran out, and the kernel killed a process for it.",
+                iteration=self.iteration,
+                proven=self.proven,
+                data={"kind": "memory", "stage": self._stage},
             )
         return Outcome(
             kind="crashed",

@@ -22,6 +22,7 @@ from mapsage_kaggle.environment import (
     has_kernels_for,
     installed_stack,
     on_kaggle,
+    oom_kills,
     parse_driver,
     preflight,
     require,
@@ -388,3 +389,42 @@ def test_no_secret_of_the_environment_is_told(tmp_path: Path) -> None:
 
     assert secret not in repr(machine)
     assert secret not in json.dumps(to_json(preflight(paths, machine)))
+
+
+# --- memory ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"proc/vmstat": "pgfault 7\noom_kill 2\n"}, 2),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/b/memory.events": "oom 4\noom_kill 3\noom_group_kill 0\n",
+                "sys/fs/cgroup/memory.events": "oom_kill 9\n",
+                "proc/vmstat": "oom_kill 8\n",
+            },
+            3,
+        ),
+        ({"proc/self/cgroup": "0::/host/c\n", "sys/fs/cgroup/memory.events": "oom_kill 1\n"}, 1),
+        (
+            {
+                "proc/self/cgroup": "9:name=systemd:/\n4:memory,hugetlb:/m\n0::/\n",
+                "sys/fs/cgroup/memory/m/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 5\n",
+            },
+            5,
+        ),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.events": "low 0\n", "proc/vmstat": ""}, None),
+    ],
+    ids=["nothing", "machine", "cgroup 2", "cgroup 2 in a container", "cgroup 1", "not counted"],
+)
+def test_what_the_kernel_has_killed_for_memory_is_counted(
+    files: dict[str, str], expected: int | None, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert oom_kills(tmp_path) == expected

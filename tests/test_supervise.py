@@ -241,6 +241,30 @@ def test_a_child_that_said_nothing_has_crashed_whatever_its_exit_code(code: int)
 
 
 @pytest.mark.parametrize(
+    ("events", "stage"),
+    [
+        ([event("iteration", 3)], "training"),
+        ([event("iteration", 3), event("validation_start", 3)], "validation"),
+        ([event("validation_start", 3), event("iteration", 4)], "training"),
+    ],
+)
+def test_a_child_that_the_kernel_killed_for_memory_has_run_out_of_it(events: list[Event], stage: str) -> None:
+    assert watch(*events).outcome(1).kind == "crashed"
+    outcome = watch(*events).outcome(1, out_of_memory=True)
+    assert (outcome.kind, outcome.data["stage"]) == ("memory", stage)
+    followed = decide_next(Ladder(micro_batch=4), outcome, can_recompute=True, time_left_s=HOUR_S)
+    assert followed.ladder == (
+        Ladder(micro_batch=4, validation_rung=1) if stage == "validation" else Ladder(micro_batch=2)
+    )
+
+
+def test_what_the_child_said_counts_more_than_that_the_kernel_killed_something() -> None:
+    failure, stop = event("failure", 5, kind="error", message="Bang."), event("stop", 5, reason="deadline")
+    assert watch(failure).outcome(1, out_of_memory=True).kind == "error"
+    assert watch(stop).outcome(0, out_of_memory=True).kind == "done"
+
+
+@pytest.mark.parametrize(
     ("told", "kind"), [("memory", "memory"), ("refused", "refused"), ("error", "error"), ("novel", "error")]
 )
 def test_a_failure_that_the_child_told_of_has_its_kind(told: str, kind: str) -> None:

@@ -148,6 +148,9 @@ CHINESE: Mapping[str, str] = {
     "The training process ended without a word (torchrun's exit code {code}).": (
         "训练进程无声无息地结束了（torchrun 退出码 {code}）。"
     ),
+    "The machine's memory ran out, and the kernel killed a process for it.": (
+        "机器内存耗尽，内核为此终止了一个进程。"
+    ),
     "The training process said nothing for {seconds} s.": "训练进程已有 {seconds} 秒没有动静。",
     "Pretrained weights {name} are not attached: the backbone starts from scratch, which costs accuracy. "
     "Attach a data set that holds the file, under any folder, and start again.": (
