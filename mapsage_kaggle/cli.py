@@ -88,6 +88,10 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--deterministic", action="store_true", help="only deterministic algorithms on a GPU")
     train.add_argument("--no-fast", action="store_true", help="no faster parts in place of stock ones")
     train.add_argument("--on-bad-image", choices=("skip", "fail"), default="fail", help="damaged images")
+    train.add_argument(
+        "--on-memory", choices=("adapt", "fail"), default="adapt",
+        help="where memory runs out, go on with smaller micro-batches, or end",
+    )  # fmt: skip
     train.add_argument("--save-every", default="5m", metavar="TIME", help="between checkpoints; 0 for none")
     train.add_argument("--upload-to", metavar="OWNER/SLUG", help="also upload the newest to this data set")
     train.add_argument("--upload-every", default="1h", metavar="TIME", help="between uploads (1h)")
@@ -472,6 +476,7 @@ def _options(arguments: argparse.Namespace) -> Any:
         deterministic=given("deterministic", False),
         fast=not given("no_fast", False),
         on_bad_image=given("on_bad_image", "fail"),
+        on_memory=given("on_memory", "adapt"),
         overrides=tuple(arguments.overrides),
         save_every_s=parse_duration_s(given("save_every", 300.0)),
         hang_after_s=parse_duration_s(given("hang_after", 600.0)),

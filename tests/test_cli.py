@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mapsage_kaggle.bundle import BundleReport
-from mapsage_kaggle.cli import build_parser, main
+from mapsage_kaggle.cli import _options, build_parser, main
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = sorted(
@@ -198,3 +198,8 @@ def test_bundle_says_how_to_upload_what_it_made_and_what_is_still_to_fill_in(
     main(["bundle", "--out", str(tmp_path), "--owner", "me"])
     assert asked["owner"] == "me"
     assert "INSERT_OWNER_HERE" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("given", "policy"), [([], "adapt"), (["--on-memory", "fail"], "fail")])
+def test_what_to_do_where_memory_runs_out_is_an_option_of_train(given: list[str], policy: str) -> None:
+    assert _options(build_parser().parse_args(["train", "small.py", *given])).on_memory == policy
