@@ -266,31 +266,29 @@ def test_labels_of_another_size_than_their_image_run_through_the_stock_transform
     assert_same_samples([*LOAD, RESIZE, {**CROP, "crop_size": 16}, PACK], [info], range(3), tmp_path / "c")
 
 
+REAL_RESIZE, REAL_CROP = {**RESIZE, "scale": (1024, 1024)}, {**CROP, "crop_size": (512, 512)}
+REAL_WHOLE = [*LOAD, REAL_RESIZE, REAL_CROP, FLIP, DISTORT, PACK]
+
+
 def test_real_tiles_are_the_same_bit_for_bit(loveda: Path, tmp_path: Path) -> None:
-    pipeline = [
-        *LOAD,
-        {**RESIZE, "scale": (1024, 1024)},
-        {**CROP, "crop_size": (512, 512)},
-        FLIP,
-        DISTORT,
-        PACK,
-    ]
     infos = [entry(loveda, name) for name in ("0", "1")]
-    assert_same_samples(pipeline, infos, range(10), tmp_path)
+    assert_same_samples(REAL_WHOLE, infos, range(10), tmp_path)
 
 
 @pytest.mark.slow
-def test_real_tiles_are_the_same_over_many_seeds(loveda: Path, tmp_path: Path) -> None:
-    pipeline = [
-        *LOAD,
-        {**RESIZE, "scale": (1024, 1024)},
-        {**CROP, "crop_size": (512, 512)},
-        FLIP,
-        DISTORT,
-        PACK,
-    ]
+@pytest.mark.parametrize(
+    ("pipeline", "num_seeds"),
+    [
+        (LOAD, 1), ([*LOAD, REAL_RESIZE], 20), ([*LOAD, REAL_CROP], 30), ([*LOAD, FLIP], 10),
+        ([*LOAD, DISTORT], 30), ([*LOAD, PACK], 1), (REAL_WHOLE, 100),
+    ],
+    ids=["loading", "resize", "crop", "flip", "distortion", "packing", "whole"],
+)  # fmt: skip
+def test_real_tiles_are_the_same_over_many_seeds(
+    pipeline: list[dict[str, Any]], num_seeds: int, loveda: Path, tmp_path: Path
+) -> None:
     infos = [entry(loveda, name) for name in ("0", "1")]
-    assert_same_samples(pipeline, infos, range(1000, 1150), tmp_path)
+    assert_same_samples(pipeline, infos, range(1000, 1000 + num_seeds), tmp_path)
 
 
 # --- resizing a window -------------------------------------------------------------------------------------
