@@ -26,6 +26,7 @@ _MISSING = object()
 _EPOCH_LOOPS = ("EpochBasedTrainLoop",)
 _ITERATION_LOOPS = ("IterBasedTrainLoop", "MapsageTrainLoop")
 _KNOWN_SAMPLERS = ("InfiniteSampler", "DefaultSampler", "MapsageOrder")
+_VAL_LOOP = "MapsageValLoop"
 _WRAPPERS = ("MapsagePositional",)
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
@@ -611,8 +612,8 @@ def _plan_loops(planner: _Planner, facts: Facts) -> None:
     planner.remove("train_cfg.by_epoch", "the loop counts iterations")
     planner.remove("train_cfg.fast_forward_on_resume", "nothing is fast-forwarded: positions are computed")
     val = planner.get("val_cfg")
-    if isinstance(val, Mapping) and _type_name(val.get("type")) in ("", "ValLoop", "MapsageValLoop"):
-        planner.set("val_cfg.type", "MapsageValLoop", "can be left between two images")
+    if isinstance(val, Mapping) and _type_name(val.get("type")) in ("", "ValLoop", _VAL_LOOP):
+        planner.set("val_cfg.type", _VAL_LOOP, "can be left between two images")
 
 
 def _plan_metrics(planner: _Planner, facts: Facts) -> None:
@@ -707,6 +708,8 @@ def _plan_fast(planner: _Planner, facts: Facts) -> None:
         and not any(key in optimizer for key in _HOW_IT_STEPS)
     ):
         planner.set("optim_wrapper.optimizer.fused", True, f"{_FAST} to rounding")
+    if _type_name(planner.get("val_cfg.type")) == _VAL_LOOP:
+        planner.set("val_cfg.fast", True, "the same classes from the same logits in less time")
     _plan_precision(planner, facts)
 
 
@@ -726,6 +729,7 @@ def _plan_precision(planner: _Planner, facts: Facts) -> None:
 
 
 def _plan_stock(planner: _Planner) -> None:
+    planner.remove("val_cfg.fast", "--no-fast")
     for name in ("train_dataloader", "val_dataloader"):
         for key, value in list(planner.find(f"{name}.dataset", "pipeline")):
             planner.set(key, swaps.stock(value), "--no-fast")

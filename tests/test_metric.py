@@ -94,6 +94,31 @@ def test_the_matrix_has_labels_in_rows_and_what_is_no_class_last() -> None:
     assert confusion_matrix(prediction, label, 2, 255).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+@pytest.mark.parametrize("ignore_index", [255, 1, -100, 300])
+@pytest.mark.parametrize("values", [(0, 4), (0, 256), (-2, 300)])
+def test_every_pair_is_counted_in_its_place(
+    values: tuple[int, int], ignore_index: int, dtype: torch.dtype
+) -> None:
+    draws = torch.Generator().manual_seed(0)
+    lowest, end = (max(values[0], 0), min(values[1], 256)) if dtype == torch.uint8 else values
+    label, prediction = (
+        torch.randint(lowest, end, (23, 31), generator=draws).to(dtype)[:, 1:] for _ in range(2)
+    )
+    expected = torch.zeros(6, 6, dtype=torch.int64)
+    for row, column in zip(label.flatten().tolist(), prediction.flatten().tolist(), strict=True):
+        if row != ignore_index:
+            expected[row if 0 <= row < 5 else 5, column if 0 <= column < 5 else 5] += 1
+    assert torch.equal(confusion_matrix(prediction, label, 5, ignore_index), expected)
+
+
+def test_an_image_of_more_pixels_than_float32_counts_is_counted_exactly() -> None:
+    label = torch.zeros(4097, 4097, dtype=torch.uint8)
+    label[0, 0] = 1
+    matrix = confusion_matrix(label, label, 2, 255)
+    assert matrix.tolist() == [[4097 * 4097 - 1, 0, 0], [0, 1, 0], [0, 0, 0]]
+
+
 @pytest.mark.parametrize(
     ("evaluator", "key"),
     [

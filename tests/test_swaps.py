@@ -60,13 +60,14 @@ def test_a_shipped_config_trains_with_the_faster_parts() -> None:
     assert cfg.model.backbone.type == "MapsageMixVisionTransformer"
     assert cfg.model.decode_head.type == "MapsageSegformerHead"
     assert cfg.optim_wrapper.optimizer.fused is True
+    assert cfg.val_cfg.fast is True
 
 
 def test_the_diff_shows_each_swap_with_its_reason() -> None:
     lines = planned(config()).diff().splitlines()
     for key in (
         "train_dataloader.dataset.pipeline", "val_dataloader.dataset.pipeline", "model.backbone.type",
-        "model.decode_head.type", "optim_wrapper.optimizer.fused",
+        "model.decode_head.type", "optim_wrapper.optimizer.fused", "val_cfg.fast",
     ):  # fmt: skip
         assert any(line.startswith(f"@@ {key}: ") for line in lines), key
 
@@ -78,6 +79,7 @@ def test_without_fast_nothing_is_swapped() -> None:
     ]
     assert "Mapsage" not in cfg.model.backbone.type + cfg.model.decode_head.type
     assert "fused" not in cfg.optim_wrapper.optimizer
+    assert "fast" not in cfg.val_cfg
 
 
 def test_fast_and_stock_are_the_same_run() -> None:
@@ -94,6 +96,7 @@ def test_a_patched_config_is_left_as_it_is_and_goes_back_without_fast() -> None:
     assert back["model"] == never["model"]
     assert back["train_dataloader"] == never["train_dataloader"]
     assert back["val_dataloader"] == never["val_dataloader"]
+    assert back["val_cfg"] == never["val_cfg"]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +120,12 @@ def test_as_many_transforms_are_swapped_as_are_known_in_order(
     pipeline: list[Any], expected: list[str]
 ) -> None:
     assert swapped(pipeline) == expected
+
+
+def test_a_validation_loop_of_one_s_own_is_left_alone() -> None:
+    cfg = config()
+    cfg.val_cfg = {"type": "OwnValLoop"}
+    assert patched(cfg).val_cfg == {"type": "OwnValLoop"}
 
 
 def test_parts_of_another_scope_are_left_alone() -> None:

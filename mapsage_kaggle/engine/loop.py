@@ -13,6 +13,7 @@ from mmengine.runner import IterBasedTrainLoop, ValLoop
 
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.accumulate import accumulated_step
+from mapsage_kaggle.engine.fast.prediction import quick_prediction
 from mapsage_kaggle.engine.frugal import less_memory
 from mapsage_kaggle.engine.sampling import PositionBatches
 from mapsage_kaggle.errors import TrainingError
@@ -182,7 +183,27 @@ class SessionTrainLoop(IterBasedTrainLoop):
 
 @LOOPS.register_module(name="MapsageValLoop")
 class SessionValLoop(ValLoop):
-    """A validation loop that can be left between two images; the validation is then owed."""
+    """A validation loop that can be left between two images; the validation is then owed.
+
+    Args:
+        *args: Of ``ValLoop``.
+        fast: Whether logits become classes in less time, see :mod:`mapsage_kaggle.engine.fast.prediction`.
+        **options: Of ``ValLoop``.
+    """
+
+    def __init__(self, *args: Any, fast: bool = False, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.fast = fast
+
+    def run(self) -> dict[str, float]:
+        """Validate, and return the metrics."""
+        if not self.fast:
+            return super().run()
+        session = getattr(self.runner, "session", None)
+        saves_memory = session is not None and session.spec.validation_rung > 0
+        at_once = {"windows_at_once": 1} if saves_memory else {}
+        with quick_prediction(core_model(self.runner.model), **at_once):
+            return super().run()
 
     @torch.no_grad()
     def run_iter(self, idx: int, data_batch: Sequence[dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import torch
 import torch.distributed
 from mmengine.registry import METRICS
@@ -12,6 +13,10 @@ from mmseg.evaluation import IoUMetric
 
 _MAX_TOLD_CLASSES = 32
 """Beyond this a confusion matrix is too long for a line of the event log."""
+
+
+_EXACT_IN_FLOAT32 = 2**24
+"""Pixels that OpenCV, which counts in single precision, counts exactly."""
 
 
 @METRICS.register_module(name="MapsageIoUMetric")
@@ -101,13 +106,43 @@ def confusion_matrix(
         num_classes: ``C``. Values outside of ``[0, C)`` count in the last row or column.
         ignore_index: The label that is left out.
     """
-    kept = label != ignore_index
-    label, prediction = label[kept].long(), prediction[kept].long()
-    label = torch.where((label >= 0) & (label < num_classes), label, num_classes)
-    prediction = torch.where((prediction >= 0) & (prediction < num_classes), prediction, num_classes)
     length = num_classes + 1
-    counts = torch.bincount(label * length + prediction, minlength=length * length)
+    if label.device.type == "cpu" and num_classes < 256:
+        counts = _counted_as_bytes(prediction, label)
+        if counts is not None:
+            if 0 <= ignore_index < 256:
+                counts[ignore_index] = 0
+            return _without_others(_without_others(counts, num_classes).T, num_classes).T.contiguous()
+    kept = label != ignore_index
+    label = torch.where((label >= 0) & (label < num_classes), label, num_classes).long()
+    prediction = torch.where((prediction >= 0) & (prediction < num_classes), prediction, num_classes).long()
+    # What is ignored is counted beyond the end: selecting what is kept would wait for the device.
+    places = torch.where(kept, label * length + prediction, length * length)
+    counts = torch.bincount(places.flatten(), minlength=length * length + 1)[:-1]
     return counts.view(length, length).cpu()
+
+
+def _counted_as_bytes(prediction: torch.Tensor, label: torch.Tensor) -> torch.Tensor | None:
+    """Return int64 ``(256, 256)`` counts of all pairs; None where some value is no byte."""
+    as_bytes = []
+    for item in (label, prediction):
+        if item.dtype != torch.uint8:
+            if item.is_floating_point() or not item.numel():
+                return None
+            lowest, highest = (int(value) for value in item.aminmax())
+            if lowest < 0 or highest > 255:
+                return None
+        as_bytes.append(item.to(torch.uint8).contiguous().view(-1).numpy())
+    total = torch.zeros(256, 256, dtype=torch.int64)
+    for begin in range(0, len(as_bytes[0]), _EXACT_IN_FLOAT32):
+        parts = [item[begin : begin + _EXACT_IN_FLOAT32] for item in as_bytes]
+        total += torch.from_numpy(cv2.calcHist(parts, [0, 1], None, [256, 256], [0, 256, 0, 256])).long()
+    return total
+
+
+def _without_others(counts: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Return the first rows, and the sum of all others as one more."""
+    return torch.cat([counts[:num_classes], counts[num_classes:].sum(dim=0, keepdim=True)])
 
 
 def areas(confusion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
