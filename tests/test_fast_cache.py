@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mapsage_kaggle.display.messages import translate
 from mapsage_kaggle.engine.fast import cache as cache_module
 from mapsage_kaggle.engine.fast.cache import DecodedCache
 from mapsage_kaggle.engine.sampling import EVENTS_VARIABLE
@@ -278,6 +279,7 @@ def test_a_disk_without_room_is_left_alone(
     assert entries(folder) == []
     (message,) = warnings()
     assert "GB left" in message
+    assert translate(message, "zh").startswith(f"{folder} 中的影像解码缓存不再写入：磁盘剩余 ")
 
 
 def test_a_disk_that_fills_up_while_it_writes_leaves_nothing_behind(

@@ -369,6 +369,23 @@ CHINESE_ERRORS: Mapping[str, str] = {
         "每次一张图像，其 logits 在 CPU 上拼合并放大"
     ),
     # engine: told by the training process
+    "The cache of decoded images in {folder} takes no more: {why}. What it lacks is decoded each time, "
+    "which is slower and changes nothing else.": (
+        "{folder} 中的影像解码缓存不再写入：{why}。缓存里没有的影像每次都要解码，只是慢一些，其他都不变。"
+    ),
+    "its disk has {free} GB left, of which {reserve} stay free": (
+        "磁盘剩余 {free} GB，其中要留出 {reserve} GB"
+    ),
+    "it lies in memory, of which {available} GB are left and {reserve} stay free": (
+        "它位于内存中，内存剩余 {available} GB，其中要留出 {reserve} GB"
+    ),
+    "The faster pipeline does not know these transforms and runs them as they are: {names}.": (
+        "快速流水线不认识以下数据变换，按原样运行：{names}。"
+    ),
+    "OpenCV {version} resizes part of an image otherwise than the whole: images are resized whole, which is "
+    "slower and changes nothing else.": (
+        "OpenCV {version} 缩放局部影像的结果与缩放整幅时不同：改为整幅缩放，只是慢一些，其他都不变。"
+    ),
     "Another rank has gone, and rank {rank} missed it ({why}).": (
         "另一个进程已退出，第 {rank} 号进程等不到它（{why}）。"
     ),
