@@ -69,6 +69,7 @@ class Side:
     @torch.no_grad()
     def validate(self, infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Return the metrics, after all that a validation does."""
+        self.metric.results.clear()
         for info in infos:
             batch = pseudo_collate(self.images([info]))
             self.count(self.model.val_step(batch))
