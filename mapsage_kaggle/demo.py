@@ -295,7 +295,9 @@ def _calibrate(kaggle: Kaggle) -> Speed:
     session = _session(work_dir)
     [stop] = session.of("stop")
     pace = stop.data["pace"]
-    trained_s = sum(session.record.timings_s.get(name, 0.0) for name in ("training_step", "validation"))
+    trained_s = sum(
+        session.record.timings_s.get(name, 0.0) for name in ("forward_backward", "optimizer", "validation")
+    )
     # A notebook's session has more around its training than the command has: a kernel, the proof of the
     # installation, the look at the data set, the inspection of a checkpoint.
     overhead_s = 2.2 * (wall_s - trained_s) + 5.0

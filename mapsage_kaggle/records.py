@@ -15,6 +15,8 @@ from mapsage_kaggle.events import finite
 from mapsage_kaggle.paths import replace_file
 
 SCHEMA = 1
+ACTIVITIES = ("start_up", "waiting_for_data", "forward_backward", "optimizer", "saving", "validation")
+"""What is timed of a session; the rest of its wall time is ``other``."""
 STOP_REASONS = ("running", "completed", "deadline", "user", "failed", "refused")
 CUT_OFF = "No end is recorded: the session was cut off. What was proven until then is safe."
 
@@ -74,7 +76,8 @@ class SessionRecord:
         changes: What differs from the session before, one line each.
         learned: What this machine taught: micro-batch, ladder steps.
         exactness: In which sense a resume from here equals an uninterrupted run, and why not more.
-        timings_s: Where the seconds went, by activity.
+        timings_s: Where the seconds went: ``ACTIVITIES``, which do not overlap, and ``other`` add up to
+            ``session``, the whole of it. ``saving`` is what training was held up by.
         previous: The records of earlier sessions, oldest first, each without its own ``previous``.
         message: One sentence for a person: why it ended as it did.
         started_s: Start, in seconds since the epoch (UTC).
@@ -210,6 +213,32 @@ class SessionRecord:
     def evolve(self, **changes: Any) -> SessionRecord:
         """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+
+def complete_timings(timings_s: Mapping[str, float], session_s: float) -> dict[str, float]:
+    """Return a session's timings with its whole time, and with what nobody timed as ``other``.
+
+    Args:
+        timings_s: Seconds by activity.
+        session_s: The session's wall time.
+    """
+    timed = {name: round(float(timings_s.get(name) or 0.0), 2) for name in ACTIVITIES}
+    other = max(0.0, session_s - sum(timed.values()))
+    return {**timed, "other": round(other, 2), "session": round(session_s, 2)}
+
+
+def share_of_steps(timings_s: Mapping[str, float]) -> float | None:
+    """Return which part of the time outside validation went into training steps, 0 to 1.
+
+    None where nothing but validation was timed, or the session has not ended.
+    """
+    seconds = {name: float(value or 0.0) for name, value in timings_s.items()}
+    outside_s = seconds.get("session", 0.0) - seconds.get("validation", 0.0)
+    if outside_s <= 0.0:
+        return None
+    # Records of version 0.1 timed a step as a whole.
+    names = ("forward_backward", "optimizer", "training_step")
+    return min(1.0, sum(seconds.get(name, 0.0) for name in names) / outside_s)
 
 
 def new_run_id() -> str:

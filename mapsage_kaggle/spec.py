@@ -43,6 +43,7 @@ class ChildSpec:
         validation_rung: How far validation goes to save memory, see
             :data:`mapsage_kaggle.supervise.VALIDATION_RUNGS`.
         restarted: Another child has trained, or tried to, in this session before.
+        launched_s: How old the session was when the child was launched; None where nobody says.
         pace: What an earlier session measured, by the names of :meth:`mapsage_kaggle.clock.Pace.learned`.
     """
 
@@ -67,6 +68,7 @@ class ChildSpec:
     extend: bool = False
     validation_rung: int = 0
     restarted: bool = False
+    launched_s: float | None = None
     pace: Mapping[str, float] = field(default_factory=dict)
 
     def clock(self) -> SessionClock:

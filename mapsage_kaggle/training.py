@@ -37,7 +37,7 @@ from mapsage_kaggle.errors import (
 )
 from mapsage_kaggle.events import Event, EventLog, ProgressSink, last_word_s, read_events
 from mapsage_kaggle.paths import KagglePaths, WorkDir
-from mapsage_kaggle.records import CheckpointRef, SessionRecord, new_run_id
+from mapsage_kaggle.records import CheckpointRef, SessionRecord, complete_timings, new_run_id
 from mapsage_kaggle.supervise import Ladder, Launch, Outcome, Supervisor, decide_next
 from mapsage_kaggle.upload import LAST_LIMIT_S, Uploader, check_handle
 
@@ -953,10 +953,16 @@ class _Session:
                 Outcome(kind="done", reason="completed", iteration=prepared.start_iteration),
                 f"The run was complete already, at iteration {prepared.start_iteration}.",
             )
+        # Whatever came before the first child is part of starting.
+        before = {"start_up": round(prepared.clock.elapsed_s(), 2)}
+        self.record = self.record.evolve(timings_s=before)
+        self.record.write(self.files.session)
         spec = self._first_spec()
         while True:
             outcome = self.supervisor.run(self._launch(spec))
             self.record = _read_record(self.files.session) or self.record
+            timings = outcome.data.get("timings_s") or self.record.timings_s
+            self.record = self.record.evolve(timings_s=timings)
             self.pace = outcome.data.get("pace") or self.pace
             step = decide_next(
                 self.ladder,
@@ -1055,6 +1061,7 @@ class _Session:
             "extend": options.extend_to is not None,
             "validation_rung": self.ladder.validation_rung,
             "restarted": self.restarts > 0,
+            "launched_s": prepared.clock.elapsed_s(),
         }
 
     def _launch(self, spec: Mapping[str, Any]) -> Launch:
@@ -1124,15 +1131,14 @@ class _Session:
         reason, code = outcome.reason, EXIT_DONE
         if outcome.kind != "done":
             reason, code = ("user", EXIT_DONE) if outcome.kind == "killed" else ("failed", EXIT_TRAINING)
-        timings = {**record.timings_s, **(outcome.data.get("timings_s") or {})}
-        timings["session"] = round(self.prepared.clock.elapsed_s(), 2)
+        timings = outcome.data.get("timings_s") or record.timings_s
         newest = record.checkpoint
         record = record.evolve(
             stop_reason=reason,
             exit_code=code,
             end_iteration=newest.iteration if newest is not None else outcome.iteration,
             learned=self._learned(),
-            timings_s=timings,
+            timings_s=complete_timings(timings, self.prepared.clock.elapsed_s()),
             message=message or outcome.message,
             ended_s=time.time(),
         )

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from standin import StandIn, differences
 
+from mapsage_kaggle.records import ACTIVITIES
+
 pytestmark = pytest.mark.slow
 
 
@@ -64,3 +66,19 @@ def test_a_run_that_began_with_stock_parts_goes_on_with_faster_ones(
     # Dropout of the attention is on here and drawn otherwise by the stock part, so losses are only near.
     ends = [each.events("iteration")[-1].data["loss"] for each in (run, uninterrupted)]
     assert abs(ends[0] - ends[1]) < 0.25 * ends[1]
+
+
+def test_the_times_of_a_session_add_up_to_its_wall_time(uninterrupted: StandIn) -> None:
+    record = uninterrupted.record()
+    times = record.timings_s
+    assert set(times) == {*ACTIVITIES, "other", "session"}
+    assert all(times[name] > 0.0 for name in times)
+    # Had a second been counted twice, there would be more of them than the session had.
+    assert sum(times[name] for name in (*ACTIVITIES, "other")) == pytest.approx(times["session"], abs=0.01)
+    assert record.ended_s is not None
+    assert times["session"] == pytest.approx(record.ended_s - record.started_s, abs=0.5)
+    began, stopped = uninterrupted.events("training")[0].time_s, uninterrupted.events("stop")[0].time_s
+    assert times["start_up"] >= began - record.started_s - 0.5  # and the data workers' start
+    steps = times["forward_backward"] + times["optimizer"]
+    told = sum(times[name] for name in ("waiting_for_data", "saving", "validation")) + steps
+    assert told <= stopped - began + 0.5

@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mapsage_kaggle.paths import replace_file
-from mapsage_kaggle.records import STOP_REASONS, CheckpointRef, SessionRecord, new_run_id, record_beside
+from mapsage_kaggle.records import (
+    ACTIVITIES,
+    STOP_REASONS,
+    CheckpointRef,
+    SessionRecord,
+    complete_timings,
+    new_run_id,
+    record_beside,
+    share_of_steps,
+)
 
 CONTRACT = {
     "schema",
@@ -228,3 +238,34 @@ def test_a_record_without_an_end_is_closed_by_the_last_word_and_others_are_left(
     assert closed.timings_s == {"saving": 2.0, "session": 600.0}
     assert cut.closed(None).timings_s["session"] == 0.0
     assert closed.closed(9999.0) is closed
+
+
+# --- where the time went -----------------------------------------------------------------------------------
+
+
+def test_a_session_s_times_add_up_to_the_whole() -> None:
+    timed = {
+        "start_up": 10.0,
+        "forward_backward": 70.0,
+        "optimizer": 5.0,
+        "saving": 1.0,
+        "training_step": 9.0,
+    }
+    found = complete_timings(timed, 100.0)
+    assert found["other"] == 14.0
+    assert found["session"] == sum(found[name] for name in (*ACTIVITIES, "other")) == 100.0
+
+
+@pytest.mark.parametrize(
+    ("timings_s", "share"),
+    [
+        ({"session": 120.0, "validation": 20.0, "forward_backward": 90.0, "optimizer": 5.0}, 0.95),
+        ({"session": 120.0, "validation": 20.0, "training_step": 80.0}, 0.8),
+        ({"session": 20.0, "validation": 20.0}, None),
+        ({"session": None, "forward_backward": 3.0}, None),
+        ({}, None),
+    ],
+    ids=["a session", "one of version 0.1", "validation only", "a damaged record", "one that runs"],
+)
+def test_the_share_of_steps_leaves_validation_aside(timings_s: dict[str, Any], share: float | None) -> None:
+    assert share_of_steps(timings_s) == share

@@ -14,8 +14,10 @@ import pytest
 
 from mapsage_kaggle.display.findings import findings
 from mapsage_kaggle.display.history import Series, Session, read_sessions, series, sessions_of
+from mapsage_kaggle.display.plots import time_split
 from mapsage_kaggle.display.report import CURVES, TIME, write_report
-from mapsage_kaggle.display.text import run_text, table
+from mapsage_kaggle.display.text import outcome_text, run_text, table, times_text
+from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.events import Event, EventLog
 from mapsage_kaggle.records import CheckpointRef, SessionRecord
@@ -37,7 +39,14 @@ def record(index: int, start: int, end: int, **changes: Any) -> SessionRecord:
         "checkpoint": CheckpointRef(
             file=f"iter_{end}.pth", iteration=end, sha256="ab" * 32, size_bytes=297_000_000
         ),
-        "timings_s": {"training_step": 60.0, "waiting_for_data": 5.0, "validation": 9.0, "session": 90.0},
+        "timings_s": {
+            "forward_backward": 55.0,
+            "optimizer": 5.0,
+            "waiting_for_data": 5.0,
+            "validation": 9.0,
+            "other": 16.0,
+            "session": 90.0,
+        },
         "started_s": 1_790_000_000.0 + 50_000 * index,
         "ended_s": 1_790_000_090.0 + 50_000 * index,
         "exactness": {"bitwise": True, "reasons": []},
@@ -343,3 +352,18 @@ def test_numbers_stand_to_the_right_in_a_table() -> None:
 
 def test_the_text_of_a_run_has_one_line_a_session(output: Path) -> None:
     assert len(run_text([output]).splitlines()) == 2 + 3
+
+
+def test_a_session_says_what_its_time_went_into_the_most_first(tmp_path: Path) -> None:
+    item = record(1, 0, 100)
+    told = "forward and backward 61 %, all else 18 %, validating 10 %, optimizer 6 %, waiting for data 6 %"
+    assert times_text(item) == told
+    assert f"Time: 1m 30s: {told}" in outcome_text(item, tmp_path).splitlines()
+    assert times_text(item, Words("zh")).startswith("前向与反向 61 %，")
+    assert times_text(record(1, 0, 100, timings_s={"start_up": 3.0})) == ""
+
+
+def test_a_record_that_timed_steps_as_a_whole_is_still_drawn() -> None:
+    old = session(1, 0, 100, [], timings_s={"training_step": 60.0, "validation": 9.0, "session": 90.0})
+    split = time_split(old)
+    assert (split["forward_backward"], split["other"], sum(split.values())) == (60.0, 21.0, 90.0)

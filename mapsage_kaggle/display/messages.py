@@ -245,7 +245,9 @@ CHINESE: Mapping[str, str] = {
     "Drawn by mapsage-kaggle from session.json and events.jsonl of %s session(s); this file needs no other.": (
         "由 mapsage-kaggle 根据 %s 次会话的 session.json 和 events.jsonl 绘制；本文件不依赖其他文件。"
     ),
-    "training": "训练", "waiting for data": "等待数据", "validating": "验证", "saving": "保存",
+    "forward and backward": "前向与反向", "optimizer step": "优化器更新",
+    "waiting for data": "等待数据", "validating": "验证", "saving": "保存",
+    "in training steps": "用于训练步", "of the last session, validation aside": "占最近一次会话，不计验证",
     "starting": "启动", "everything else": "其他",
     # its figures
     "no class": "非任何类别", "truth": "真值", "prediction": "预测",

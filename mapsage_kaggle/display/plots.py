@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mapsage_kaggle.display.history import Series, Session, series
+from mapsage_kaggle.records import complete_timings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +65,7 @@ LIGHT = Theme(
     rate="#8a6d00",
     score="#009e73",
     other="#d55e00",
-    parts=("#0072b2", "#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#b8bcc2"),
+    parts=("#0072b2", "#7a5195", "#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#b8bcc2"),
 )
 DARK = Theme(
     paper="#16181c",
@@ -75,7 +76,7 @@ DARK = Theme(
     rate="#e0c040",
     score="#2ec4a0",
     other="#ff8c42",
-    parts=("#3a8fd0", "#e69f00", "#7cc8f0", "#2ec4a0", "#d890b8", "#5a6068"),
+    parts=("#3a8fd0", "#a884c8", "#e69f00", "#7cc8f0", "#2ec4a0", "#d890b8", "#5a6068"),
 )
 
 ON_ANY = Theme(
@@ -92,22 +93,24 @@ ON_ANY = Theme(
 """For a picture without a background of its own, which a notebook shows in its light or its dark theme."""
 
 ACTIVITIES: Mapping[str, str] = {
-    "training_step": "training",
+    "forward_backward": "forward and backward",
+    "optimizer": "optimizer step",
     "waiting_for_data": "waiting for data",
     "validation": "validating",
     "saving": "saving",
     "start_up": "starting",
-    "rest": "everything else",
+    "other": "everything else",
 }
 """What a session's time goes into, by its name in the record; in the order in which it is drawn."""
 
 
 def time_split(session: Session) -> dict[str, float]:
-    """Return a session's seconds by activity; what nobody counted is ``rest``."""
-    timings = session.record.timings_s
-    split = {name: float(timings.get(name, 0.0)) for name in ACTIVITIES if name != "rest"}
-    split["rest"] = max(0.0, float(timings.get("session", 0.0)) - sum(split.values()))
-    return split
+    """Return a session's seconds by activity; what nobody timed is ``other``."""
+    timings = {name: float(value or 0.0) for name, value in session.record.timings_s.items()}
+    # Records of version 0.1 timed a step as a whole.
+    timings.setdefault("forward_backward", timings.get("training_step", 0.0))
+    split = complete_timings(timings, timings.get("session", 0.0))
+    return {name: split[name] for name in ACTIVITIES}
 
 
 def curves(sessions: Sequence[Session], theme: Theme = LIGHT) -> bytes:

@@ -14,11 +14,11 @@ from mapsage_kaggle.display import evaluated, plots
 from mapsage_kaggle.display.findings import class_scores, findings
 from mapsage_kaggle.display.history import Session, one_run, read_sessions, series
 from mapsage_kaggle.display.panels import Panel, Table, Tone, style, templates
-from mapsage_kaggle.display.text import next_text, score_text, size
+from mapsage_kaggle.display.text import next_text, score_text, size, times_text
 from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.paths import WorkDir, replace_file
-from mapsage_kaggle.records import CheckpointRef, SessionRecord
+from mapsage_kaggle.records import CheckpointRef, SessionRecord, share_of_steps
 
 CURVES, TIME = "report_curves.png", "report_time.png"
 _TONES: dict[str, Tone] = {
@@ -122,6 +122,9 @@ def outcome_panel(record: SessionRecord, work_dir: Path, words: Words) -> Panel:
     if record.best is not None and record.best.value is not None:
         value = words("at_iteration", value=score_text(record.best), iteration=record.best.iteration)
         facts.append((words("best", metric=record.best.metric or ""), value))
+    spent = times_text(record, words)
+    if spent:
+        facts.append((words("time_spent"), spent))
     picture = work_dir / CURVES
     return Panel(
         title=f"{words('session', index=record.session_index)}: {words(record.stop_reason)}",
@@ -154,6 +157,11 @@ def _key_numbers(sessions: Sequence[Session]) -> list[tuple[str, str, str]]:
     if last.best is not None and last.best.value is not None:
         rows.append(
             (f"best {last.best.metric}", score_text(last.best), f"at iteration {last.best.iteration:,}")
+        )
+    share_of_last = share_of_steps(last.timings_s)
+    if share_of_last is not None:
+        rows.append(
+            ("in training steps", f"{100 * share_of_last:.0f} %", "of the last session, validation aside")
         )
     loss = series(sessions, "iteration", "loss")
     if len(loss) > 1:

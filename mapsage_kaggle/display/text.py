@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.events import Event
-from mapsage_kaggle.records import CheckpointRef, SessionRecord
+from mapsage_kaggle.records import ACTIVITIES, CheckpointRef, SessionRecord, share_of_steps
 
 if TYPE_CHECKING:
     from mapsage_kaggle.checkpoints.choose import Choice
@@ -175,8 +175,24 @@ def outcome_text(record: SessionRecord, work_dir: Path) -> str:
         lines.append(f"Newest checkpoint: {record.checkpoint.file} ({size(record.checkpoint.size_bytes)})")
     if record.best is not None and record.best.value is not None:
         lines.append(f"Best {record.best.metric}: {score_text(record.best)} at {record.best.iteration}")
+    spent = times_text(record)
+    if spent:
+        lines.append(f"Time: {format_duration(record.timings_s['session'])}: {spent}")
     lines.append(next_text(record, work_dir))
     return "\n".join(lines)
+
+
+def times_text(record: SessionRecord, words: Words | None = None) -> str:
+    """Return what a session's time went into, the most first; empty where it was not timed to its end."""
+    words, times = words or Words(), record.timings_s
+    whole_s = float(times.get("session") or 0.0)
+    if whole_s <= 0.0:
+        return ""
+    shares = {name: float(times.get(name) or 0.0) / whole_s for name in (*ACTIVITIES, "other")}
+    ordered = sorted(shares.items(), key=lambda item: -item[1])
+    # What makes less than half a percent is left out.
+    parts = [f"{words(f'time_{name}')} {100 * share:.0f} %" for name, share in ordered if share >= 0.005]
+    return words("list_mark").join(parts)
 
 
 def next_text(record: SessionRecord, work_dir: Path, words: Words | None = None) -> str:
@@ -289,7 +305,10 @@ def progress_text(event: Event, max_iters: int, words: Words | None = None) -> s
 
 
 def run_text(folders: Sequence[Path]) -> str:
-    """Return a table of all sessions found in the given work dirs."""
+    """Return a table of all sessions found in the given work dirs.
+
+    *In steps* is the share of the time outside validation that went into training steps.
+    """
     from mapsage_kaggle.display.history import sessions_of
 
     rows = [
@@ -302,7 +321,8 @@ def run_text(folders: Sequence[Path]) -> str:
             if record.best is not None and record.best.value is not None
             else None,
             format_duration(record.timings_s.get("session", 0.0)),
+            None if (share := share_of_steps(record.timings_s)) is None else f"{100 * share:.0f} %",
         )
         for record in sessions_of(folders)
     ]
-    return table(rows, ("session", "from", "to", "stopped", "best", "time"))
+    return table(rows, ("session", "from", "to", "stopped", "best", "time", "in steps"))

@@ -66,6 +66,16 @@ _ENGLISH: Mapping[str, str] = {
     'it must resume at iteration {iteration:,}. To be sure of that, set RESUME = "require" and '
     "EXPECT_ITERATION = {iteration}.",
     "report_at": "The whole report is {path}",
+    # What a session's time went into.
+    "time_spent": "time went into",
+    "time_start_up": "starting",
+    "time_waiting_for_data": "waiting for data",
+    "time_forward_backward": "forward and backward",
+    "time_optimizer": "optimizer",
+    "time_saving": "saving",
+    "time_validation": "validating",
+    "time_other": "all else",
+    "list_mark": ", ",
 }
 
 _CHINESE: Mapping[str, str] = {
@@ -118,6 +128,15 @@ _CHINESE: Mapping[str, str] = {
     "next_go_on": "要继续训练，请把本次会话的输出挂载为输入，再运行同一个 Notebook：它应从第 {iteration:,} "
     '次迭代接着训练。若要确保如此，请设 RESUME = "require" 和 EXPECT_ITERATION = {iteration}。',
     "report_at": "完整报告：{path}",
+    "time_spent": "时间用于",
+    "time_start_up": "启动",
+    "time_waiting_for_data": "等待数据",
+    "time_forward_backward": "前向与反向",
+    "time_optimizer": "优化器",
+    "time_saving": "保存",
+    "time_validation": "验证",
+    "time_other": "其他",
+    "list_mark": "，",
 }
 
 CATALOGUES: Mapping[str, Mapping[str, str]] = {

@@ -16,6 +16,7 @@ from mapsage_kaggle.engine.accumulate import accumulated_step
 from mapsage_kaggle.engine.fast.prediction import quick_prediction
 from mapsage_kaggle.engine.frugal import less_memory
 from mapsage_kaggle.engine.sampling import PositionBatches
+from mapsage_kaggle.engine.steptime import OptimizerClock
 from mapsage_kaggle.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -36,11 +37,14 @@ class SessionTrainLoop(IterBasedTrainLoop):
     """
 
     session: TrainingSession
+    optimizer_clock: OptimizerClock
 
     def run(self) -> torch.nn.Module:
         """Train until ``max_iters`` or until the session has to end."""
         session = self.session = self.runner.session
         batches = self._batch_sampler()
+        device = next(self.runner.model.parameters()).device
+        self.optimizer_clock = OptimizerClock(self.runner.optim_wrapper, device)
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         batches.start_iteration = self._iter
@@ -83,12 +87,23 @@ class SessionTrainLoop(IterBasedTrainLoop):
         loaded = time.monotonic()
         runner.model.train()
         runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=data[0])
+        self.optimizer_clock.begin()
+        stepping = time.monotonic()
         outputs = self._step(data, batches)
+        losses = _scalars(outputs)
+        compute_s = time.monotonic() - stepping
+        optimizer_s = self.optimizer_clock.end(compute_s)
         runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=data[0], outputs=outputs)
         self._iter += 1
-        losses = _scalars(outputs)
         session.check_losses(self._iter, losses, runner.optim_wrapper)
-        session.iteration_done(self._iter, losses, data_s=loaded - begin, step_s=time.monotonic() - loaded)
+        session.iteration_done(
+            self._iter,
+            losses,
+            data_s=loaded - begin,
+            compute_s=compute_s,
+            optimizer_s=optimizer_s,
+            hooks_s=time.monotonic() - loaded - compute_s,
+        )
 
     def _step(self, data: Sequence[Any], batches: PositionBatches) -> Mapping[str, Any]:
         runner = self.runner

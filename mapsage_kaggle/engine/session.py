@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import torch
@@ -23,7 +22,7 @@ from mapsage_kaggle.engine.snapshot import check_resumed, first_poisoned, keep_l
 from mapsage_kaggle.errors import EXIT_DONE, TrainingError
 from mapsage_kaggle.events import Event, EventLog
 from mapsage_kaggle.paths import WorkDir
-from mapsage_kaggle.records import CheckpointRef, SessionRecord
+from mapsage_kaggle.records import ACTIVITIES, CheckpointRef, SessionRecord, complete_timings
 from mapsage_kaggle.spec import ChildSpec
 
 if TYPE_CHECKING:
@@ -68,9 +67,7 @@ class TrainingSession:
         self.store: CheckpointStore | None = None
         self.saver: BackgroundSaver | None = None
         self.schedule: SaveSchedule | None = None
-        self.timings_s: dict[str, float] = dict.fromkeys(
-            ("start_up", "waiting_for_data", "training_step", "saving", "validation"), 0.0
-        )
+        self.timings_s: dict[str, float] = dict.fromkeys(ACTIVITIES, 0.0)
         self._host_copy = HostCopy()
         self._runner: SessionRunner | None = None
         self._config_text = ""
@@ -101,6 +98,8 @@ class TrainingSession:
             return
         self._record = SessionRecord.read(self.files.session)
         self._skipped = self._record.skipped_validations
+        for name in ACTIVITIES:  # what the supervisor, and children before this one, have taken
+            self.timings_s[name] += float(self._record.timings_s.get(name) or 0.0)
         rule = next(iter(self.spec.best_rules.values()), None)
         self.store = CheckpointStore(
             self.spec.work_dir,
@@ -131,6 +130,11 @@ class TrainingSession:
         self._runner = runner
         self._config_text = config_text
         self._measure_output()
+
+    @property
+    def iteration(self) -> int:
+        """Iterations done."""
+        return self._iteration
 
     @property
     def has_trained(self) -> bool:
@@ -194,7 +198,8 @@ class TrainingSession:
                 self.tell("resume", iteration, verdict=verdict, lines=lines, owed=self.owed_validation)
         runner.loaded_checkpoint = None
         if self.rank == 0:
-            seconds = self._lap("start_up")
+            seconds = self._since_launch()
+            self.timings_s["start_up"] += seconds
             self.tell("training", iteration, max_iters=max_iters, start_up_s=round(seconds, 2))
             # What came before the child is part of a session's start, but not what an earlier child did.
             assert self._record is not None
@@ -206,13 +211,31 @@ class TrainingSession:
         self._stage_began = time.monotonic()
 
     def iteration_done(
-        self, iteration: int, losses: Mapping[str, float], *, data_s: float, step_s: float
+        self,
+        iteration: int,
+        losses: Mapping[str, float],
+        *,
+        data_s: float,
+        compute_s: float,
+        optimizer_s: float,
+        hooks_s: float,
     ) -> None:
-        """Take note of an iteration; tell of it now and then."""
+        """Take note of an iteration; tell of it now and then.
+
+        Args:
+            iteration: How many are done.
+            losses: Their values.
+            data_s: Seconds in which it waited for data.
+            compute_s: Seconds of forward, backward and optimizer step.
+            optimizer_s: Those of them that the optimizer took.
+            hooks_s: Seconds of everything else in it.
+        """
+        step_s = compute_s + hooks_s
         first, self._is_first = self._is_first, False
         self._iteration = iteration
         self.timings_s["waiting_for_data"] += data_s
-        self.timings_s["training_step"] += step_s
+        self.timings_s["forward_backward"] += compute_s - optimizer_s
+        self.timings_s["optimizer"] += optimizer_s
         if first:
             # The first one pays for the start of the data workers and for lazy initialisation.
             self.timings_s["start_up"] += data_s
@@ -417,8 +440,8 @@ class TrainingSession:
         assert self._record is not None and self.store is not None
         changes: dict[str, Any] = {
             "best": self.store.best(),
-            "timings_s": self._rounded_timings(),
             "skipped_validations": self._skipped,
+            "timings_s": self.rounded_timings(),
             "learned": {**self._record.learned, "pace": self.pace.learned()},
         }
         if ref.metric is None:
@@ -557,23 +580,27 @@ class TrainingSession:
             message=STOP_MESSAGES.get(stop, ""),
             orphaned=orphaned,
             owed=self.owed_validation,
-            timings_s=self._rounded_timings(),
+            timings_s=self.rounded_timings(),
             pace=self.pace.learned(),
         )
         if orphaned:
             # Nobody else is left to finish the record.
             assert self._record is not None
-            session_s = round(self.control.clock.elapsed_s(), 2)
             self._record = self._record.evolve(
                 stop_reason=reason,
                 exit_code=EXIT_DONE,
                 message=STOP_MESSAGES[stop],
-                timings_s={**self._rounded_timings(), "session": session_s},
+                timings_s=complete_timings(self.rounded_timings(), self.control.clock.elapsed_s()),
                 ended_s=time.time(),
             )
             self._record.write(self.files.session)
 
     # -- small things
+
+    def _since_launch(self) -> float:
+        if self.spec.launched_s is None:
+            return time.monotonic() - self._began
+        return max(0.0, self.control.clock.elapsed_s() - self.spec.launched_s)
 
     def _lap(self, stage: str) -> float:
         now = time.monotonic()
@@ -582,7 +609,8 @@ class TrainingSession:
         self._stage_began = now
         return seconds
 
-    def _rounded_timings(self) -> dict[str, float]:
+    def rounded_timings(self) -> dict[str, float]:
+        """Return the session's seconds by activity so far."""
         return {name: round(seconds, 2) for name, seconds in self.timings_s.items()}
 
     def _require_runner(self) -> SessionRunner:
@@ -600,21 +628,22 @@ def _gpu_s_this_week(record: SessionRecord, now_s: float) -> float:
     return used_s
 
 
-def tell_failure(
-    spec: ChildSpec, *, rank: int, iteration: int, kind: str, message: str, stage: str, trace: str
-) -> None:
+def tell_failure(session: TrainingSession, *, kind: str, message: str, trace: str) -> None:
     """Append the event by which the supervisor learns why a worker failed."""
-    EventLog(Path(spec.work_dir) / "events.jsonl").append(
+    # Of the ranks, only the first one's times are the session's.
+    times = {"timings_s": session.rounded_timings()} if session.rank == 0 else {}
+    session.events.append(
         Event(
             event="failure",
-            iteration=iteration,
+            iteration=session.iteration,
             data={
                 "kind": kind,
-                "stage": stage,
+                "stage": session.stage,
                 "message": message,
                 "trace": trace,
-                "rank": rank,
+                "rank": session.rank,
                 "pid": os.getpid(),
+                **times,
             },
         )
     )

@@ -46,12 +46,9 @@ def main(arguments: list[str]) -> int:
         trace = traceback.format_exc()
         print(trace, file=sys.stderr, flush=True)
         tell_failure(
-            spec,
-            rank=rank,
-            iteration=session._iteration,
+            session,
             kind=failure_kind(error, has_trained=session.has_trained),
             message=_message(error),
-            stage=session.stage,
             trace=trace[-4000:],
         )
         return error.exit_code if isinstance(error, MapsageError) else EXIT_TRAINING
