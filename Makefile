@@ -22,7 +22,7 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest --color=no -q
 # By files, so that what a file sets up once is set up once.
 SIDE_BY_SIDE := -n $(JOBS) --dist loadfile
 
-.PHONY: help demo test slow soak gpu check format bench notebook clean
+.PHONY: help demo test slow soak gpu check format bench bench-gpu notebook clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make test      the quick tests            make slow   the slow ones"
 	@echo "make check     ruff and mypy              make soak   those that take very long"
 	@echo "make bench     every benchmark            make gpu    those that need a CUDA device"
+	@echo "make bench-gpu the training step on a GPU; on all of them together where there are several"
 	@echo "make notebook  the .ipynb from its .py    make format, make clean"
 
 # torch goes first and by itself, so that the choice of its build stays with TORCH.
@@ -71,6 +72,15 @@ bench: $(STAMP)
 		test -e "$$file" || { echo "no benchmarks in tests/benchmarks"; break; }; \
 		echo "== $$file"; OMP_NUM_THREADS=1 $(BIN)/python "$$file"; \
 	done
+
+# Memory formats and compiling are measured beside it: they are off, and this says where they would pay.
+bench-gpu: $(STAMP)
+	@num=$$($(BIN)/python -c "import torch; print(torch.cuda.device_count())"); \
+	test "$$num" -gt 0 || { echo "torch sees no GPU here"; exit 1; }; set -ex; \
+	$(BIN)/python tests/benchmarks/bench_step.py --profile; \
+	$(BIN)/python tests/benchmarks/bench_step.py --variants; \
+	test "$$num" -lt 2 || $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node "$$num" \
+		tests/benchmarks/bench_step.py
 
 notebook: $(STAMP)
 	@$(BIN)/python notebooks/generate.py

@@ -356,7 +356,7 @@ def test_the_text_of_a_run_has_one_line_a_session(output: Path) -> None:
 
 def test_a_session_says_what_its_time_went_into_the_most_first(tmp_path: Path) -> None:
     item = record(1, 0, 100)
-    told = "forward and backward 61 %, all else 18 %, validating 10 %, optimizer 6 %, waiting for data 6 %"
+    told = "forward and backward 61 %, all else 18 %, validating 10 %, waiting for data 6 %, optimizer 6 %"
     assert times_text(item) == told
     assert f"Time: 1m 30s: {told}" in outcome_text(item, tmp_path).splitlines()
     assert times_text(item, Words("zh")).startswith("前向与反向 61 %，")

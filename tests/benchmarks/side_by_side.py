@@ -59,16 +59,19 @@ class Row:
         }
 
 
-def by_turns(stock: Measure, ours: Measure, *, turns: int) -> tuple[list[float], list[float]]:
-    """Measure both sides as often as said, once more beforehand to warm up, and return their figures.
+def by_turns(
+    stock: Measure, ours: Measure, *, turns: int, warm_up: int = 1
+) -> tuple[list[float], list[float]]:
+    """Measure both sides as often as said, after some turns to warm up, and return their figures.
 
     Args:
         stock: Does the work once and returns its figure.
         ours: Does the same work.
         turns: How often each is measured.
+        warm_up: How often before that, uncounted.
     """
     found: tuple[list[float], list[float]] = ([], [])
-    for turn in range(-1, turns):
+    for turn in range(-warm_up, turns):
         for side in (0, 1) if turn % 2 else (1, 0):
             figure = (stock, ours)[side]()
             if turn >= 0:
