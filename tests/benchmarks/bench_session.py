@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def lay_out(folder: Path, source: Path | None, num_images: int) -> None:
                 shutil.copyfile(source / name / images[index % len(images)].name, target / f"{index:05d}.png")
 
 
-def train_with_kit(root: Path, limit_s: float) -> dict[str, float]:
+def train_with_kit(root: Path, limit_s: float, overrides: Sequence[str]) -> dict[str, float]:
     """Train by the command for as long; return the record's time split."""
     for name in ("working", "temp"):
         shutil.rmtree(root / name, ignore_errors=True)
@@ -60,6 +61,7 @@ def train_with_kit(root: Path, limit_s: float) -> dict[str, float]:
     command = [
         sys.executable, "-W", "ignore", "-m", "mapsage_kaggle", "train", str(CONFIG), "--resume", "never",
         "--session-limit", f"{limit_s:.0f}s", "--reserve", "5s",
+        *(part for override in overrides for part in ("--set", override)),
     ]  # fmt: skip
     environment = {**os.environ, ROOT_VARIABLE: str(root)}
     done = subprocess.run(
@@ -71,19 +73,19 @@ def train_with_kit(root: Path, limit_s: float) -> dict[str, float]:
     return {**record.timings_s, "iterations": record.end_iteration}
 
 
-def train_with_stock(root: Path, limit_s: float) -> dict[str, float]:
+def train_with_stock(root: Path, limit_s: float, overrides: Sequence[str]) -> dict[str, float]:
     """Train by mmengine's own runner for as long, in a process of its own; return its time split."""
     work_dir = root / "stock"
     shutil.rmtree(work_dir, ignore_errors=True)
     command = [sys.executable, "-W", "ignore", __file__, "--stock", str(time.time()), "--minutes",
-               str(limit_s / 60), "--folder", str(root)]  # fmt: skip
+               str(limit_s / 60), "--folder", str(root), "--set", *overrides]  # fmt: skip
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         raise SystemExit(done.stdout[-4000:])
     return json.loads((work_dir / "times.json").read_text())  # type: ignore[no-any-return]
 
 
-def stock(root: Path, began_s: float, limit_s: float) -> None:
+def stock(root: Path, began_s: float, limit_s: float, overrides: Sequence[str]) -> None:
     """Train with the config's stock parts until the time is up, and write down where it went."""
     import torch
     from mmengine.hooks import Hook
@@ -129,7 +131,7 @@ def stock(root: Path, began_s: float, limit_s: float) -> None:
                 runner.train_loop.stop_training = True
 
     data_root = str(root / "input" / "scenes")
-    cfg = configure.read_config(CONFIG, [f"work_dir={work_dir}"])
+    cfg = configure.read_config(CONFIG, [f"work_dir={work_dir}", *overrides])
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.data_root = data_root
     cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
@@ -145,11 +147,12 @@ def main() -> None:
     options.add_argument("--images", type=int, default=200)
     options.add_argument("--data", type=Path, help="a folder with images_png and masks_png")
     options.add_argument("--folder", type=Path, help="scratch space; a temporary folder otherwise")
+    options.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the config")
     options.add_argument("--stock", type=float, help="for the benchmark's own use")
     arguments = options.parse_args()
     limit_s = 60 * arguments.minutes
     if arguments.stock is not None:
-        stock(arguments.folder, arguments.stock, limit_s)
+        stock(arguments.folder, arguments.stock, limit_s, arguments.set)
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         root = Path(name)
@@ -157,7 +160,7 @@ def main() -> None:
         splits: dict[str, list[dict[str, float]]] = {"stock": [], "kit": []}
 
         def measure(side: str, train: Any) -> float:
-            splits[side].append(train(root, limit_s))
+            splits[side].append(train(root, limit_s, arguments.set))
             return share_of_steps(splits[side][-1]) or 0.0
 
         sides = [
@@ -180,7 +183,7 @@ def main() -> None:
     title = (
         f"A session of {arguments.minutes:g} minutes, SegFormer-B2 of the shipped config (goal {GOAL:.0%})"
     )
-    show(title, rows, file=arguments.json, splits=splits)
+    show(title, rows, file=arguments.json, splits=splits, overrides=arguments.set)
 
 
 if __name__ == "__main__":
