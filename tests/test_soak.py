@@ -14,7 +14,7 @@ from ordeal import DAMAGES, WAYS, Fate, deal, endure
 from standin import StandIn, differences
 
 SEED = 20261123
-SESSIONS = 32
+SESSIONS = 30
 
 # Dies at the n-th file event in the work dir, counted from 1; the number comes from a file, once.
 KILLER = '''
