@@ -71,7 +71,8 @@ class Ordeal(Hook):
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.way in FROM_OUTSIDE:
             end = time.monotonic() + 60  # wait here for what comes from outside
-            while self.marker.exists() and time.monotonic() < end:
+            over = self.marker.with_suffix(".over")
+            while not over.exists() and time.monotonic() < end:
                 time.sleep(0.01)
 '''
 HOOK_CONFIG = """
@@ -275,8 +276,9 @@ def _one_session(
 
 def _strike(run: StandIn, fate: Fate, process: subprocess.Popen[str], moment: Path) -> bool:
     """Do from outside what the fate says; return whether there was still somebody to do it to."""
+    over = moment.with_suffix(".over")
     if fate.way == "kill all":
-        moment.unlink(missing_ok=True)  # training goes on meanwhile, so that it may strike anywhere
+        over.touch()  # training goes on meanwhile, so that it may strike anywhere
         time.sleep(fate.delay_s)
         hit = process.poll() is None
         while left := processes_of(run.root):
@@ -292,7 +294,7 @@ def _strike(run: StandIn, fate: Fate, process: subprocess.Popen[str], moment: Pa
         number = signal.SIGKILL if fate.way == "kill supervisor" else signal.SIGTERM
         os.kill(process.pid, number)
         hit = True
-    moment.unlink(missing_ok=True)
+    over.touch()
     return hit
 
 
