@@ -196,7 +196,7 @@ def test_thirty_sessions_without_memory_on_one_and_two_ranks_equal_one_to_roundi
     assert_equal_to_rounding(to_rounding(tmp_path / "whole", **options), cut)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_five_sessions_without_memory_on_one_and_two_ranks_equal_one_to_rounding(tmp_path: Path) -> None:
     fates = [
         Fate(way="stop", iterations=3, memory="forward"),
