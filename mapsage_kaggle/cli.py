@@ -99,6 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = add("report", _report, "Draw the report of a run from its work dirs.")
     report.add_argument("folders", nargs="+", type=Path, metavar="DIR")
+    report.add_argument("--language", default="en", metavar="en|zh", help="of its words (en)")
+    report.add_argument("--out", type=Path, metavar="FOLDER", help="where to (the newest work dir)")
 
     evaluator = add(
         "evaluate",
@@ -323,8 +325,9 @@ def _report(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.display.report import write_report
     from mapsage_kaggle.display.text import run_text
 
-    print(run_text(arguments.folders))
-    print(write_report(arguments.folders))
+    page = write_report(arguments.folders, out=arguments.out, language=arguments.language)
+    print(run_text(arguments.folders, language=arguments.language))
+    print(page)
     return EXIT_DONE
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mapsage_kaggle.errors import MachineError
 
@@ -92,6 +94,11 @@ class WorkDir:
         return self.path / "evaluation"
 
     @property
+    def predictions(self) -> Path:
+        """Small pictures of a few validation images, with truth and predictions."""
+        return self.path / "predictions"
+
+    @property
     def report(self) -> Path:
         """The report that a person reads."""
         return self.path / "report.html"
@@ -110,6 +117,53 @@ class WorkDir:
     def lock(self) -> Path:
         """Held with ``flock`` by whoever may write here."""
         return self.path / "work_dir.lock"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictionFiles:
+    """The pictures of one validation image.
+
+    Attributes:
+        name: Of the image.
+        image: What the model sees; None where it is no picture of three colours.
+        truth: Its classes.
+        predictions: What the model took them for, by iteration.
+    """
+
+    name: str
+    image: Path | None
+    truth: Path | None
+    predictions: Mapping[int, Path]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them."""
+        return tuple(path for path in (self.image, self.truth, *self.predictions.values()) if path)
+
+
+def prediction_file(name: str, part: Literal["image", "truth"] | int) -> str:
+    """Return a picture's file name: of the image, of its truth, or of a prediction by iteration."""
+    return f"{name}_{part}.png" if isinstance(part, str) else f"{name}_iter_{part}.png"
+
+
+def predictions_below(folder: Path) -> list[PredictionFiles]:
+    """Return the pictures in a folder by image, in the order of their names; other files are passed over."""
+    found: dict[str, dict[str, Path]] = {}
+    for path in sorted(folder.glob("*.png")):
+        match = re.fullmatch(r"(.+)_(image|truth|iter_\d+)", path.stem)
+        if match:
+            found.setdefault(match[1], {})[match[2]] = path
+    return [
+        PredictionFiles(
+            name=name,
+            image=parts.get("image"),
+            truth=parts.get("truth"),
+            predictions={
+                int(part[5:]): path for part, path in parts.items() if part not in ("image", "truth")
+            },
+        )
+        for name, parts in found.items()
+    ]
 
 
 def bundled(name: str) -> Path:

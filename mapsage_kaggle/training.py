@@ -862,11 +862,13 @@ class _Session:
         if source is None:
             return
         origin = WorkDir(source)
-        if origin.history.is_dir():
-            history.mkdir(exist_ok=True)
-            for file in sorted(origin.history.iterdir()):
+        for old, new in ((origin.history, history), (origin.predictions, self.files.predictions)):
+            if not old.is_dir():
+                continue
+            new.mkdir(exist_ok=True)
+            for file in sorted(old.iterdir()):
                 if file.is_file():
-                    _copy(file, history / file.name)
+                    _copy(file, new / file.name)
         record = _read_closed(origin)
         if record is not None:
             _archive(source, history, record, move_events=False)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import pytest
 
 from mapsage_kaggle.display.findings import findings
 from mapsage_kaggle.display.history import Series, Session, read_sessions, series, sessions_of
-from mapsage_kaggle.display.plots import time_split
-from mapsage_kaggle.display.report import CURVES, TIME, write_report
+from mapsage_kaggle.display.plots import time_split, timeline
+from mapsage_kaggle.display.report import CLASSES, CONFUSION, CURVES, TIME, write_report
 from mapsage_kaggle.display.text import outcome_text, run_text, table, times_text
 from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.errors import UsageError
@@ -287,7 +288,10 @@ def test_a_failed_session_comes_first() -> None:
 def test_the_page_fetches_nothing_and_runs_nothing(page: str) -> None:
     assert not re.search(r"https?:|<script|<link|@import|url\(", page)
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', page))
-    assert page.count("data:image/png") == 4  # two pictures, in light and dark
+    pictures = page.count("<picture")
+    assert page.count("data:image/png") == 2 * pictures  # in light and in dark
+    assert pictures == 3
+    assert page.count('<img alt="') == len(re.findall(r"<img", page))
 
 
 def test_the_page_tells_of_every_session_and_every_checkpoint(page: str) -> None:
@@ -295,6 +299,56 @@ def test_the_page_tells_of_every_session_and_every_checkpoint(page: str) -> None
     assert "ab" * 32 in page
     assert "297.0 MB" in page
     assert "+batch_size = 8" in page
+
+
+def test_classes_confusion_and_predictions_are_shown_where_they_were_told(tmp_path: Path) -> None:
+    told_by_class = {"road": {"IoU": 0.6}, "water": {"IoU": 0.5}}
+    events = [
+        told("training", 0, max_iters=300, palette={"road": [255, 255, 0], "water": [0, 0, 255]}),
+        *(
+            told(
+                "validation", at, metrics={"mIoU": 30.0}, per_class=told_by_class, confusion=[[3, 1], [0, 4]]
+            )
+            for at in (50, 100)
+        ),
+    ]
+    write(tmp_path, "session.json", "events.jsonl", record(1, 0, 100), events)
+    pictures = tmp_path / "predictions"
+    pictures.mkdir()
+    for name in ("a_image", "a_truth", "a_iter_50", "a_iter_100"):
+        (pictures / f"{name}.png").write_bytes(PNG)
+
+    text = write_report([tmp_path]).read_text(encoding="utf-8")
+
+    assert (tmp_path / CONFUSION).read_bytes().startswith(PNG)
+    assert (tmp_path / CLASSES).read_bytes().startswith(PNG)
+    assert "background:rgb(255,255,0)" in text
+    assert "Its classes as predicted at iteration 50" in text
+    assert text.count("base64,iVBORw0KGgo=") == 4
+
+
+def test_a_report_in_chinese_leaves_no_label_of_its_own_in_english(output: Path) -> None:
+    text = write_report([output], language="zh").read_text(encoding="utf-8")
+    for hidden in (r"<style>.*?</style>", r"<footer.*?</footer>", r"<pre.*?</pre>", r"<code.*?</code>"):
+        text = re.sub(hidden, "", text, flags=re.S)
+    shown = re.sub(r'<(?!img)[^>]*>|src="[^"]*"', " ", text)
+    allowed = {"img", "alt", "mIoU", "IoU", "mAcc", "aAcc", "UTC", "pth", "iter", "sha", "ab" * 32}
+    assert set(re.findall(r"[A-Za-z]{3,}", shown)) <= allowed
+
+
+def test_a_timeline_has_no_gap_and_knows_a_fault_and_the_end() -> None:
+    start_s = record(1, 0, 100).started_s
+    steps = (
+        (10.0, "training"), (30.0, "validation_start"), (35.0, "validation"), (50.0, "failure"),
+        (60.0, "training"), (80.0, "stop"),
+    )  # fmt: skip
+    events = [Event(event=kind, iteration=1, time_s=start_s + at_s) for at_s, kind in steps]
+    spans = timeline(session(1, 0, 100, events, ended_s=start_s + 90.0))
+    assert [(span.phase, round(span.end_s)) for span in spans] == [
+        ("starting", 10), ("training", 30), ("validating", 35), ("training", 50), ("starting again", 60),
+        ("training", 80), ("ending", 90),
+    ]  # fmt: skip
+    assert all(one.end_s == other.begin_s for one, other in pairwise(spans))
 
 
 def test_the_pictures_lie_beside_the_page(drawn: Path) -> None:
@@ -351,7 +405,10 @@ def test_numbers_stand_to_the_right_in_a_table() -> None:
 
 
 def test_the_text_of_a_run_has_one_line_a_session(output: Path) -> None:
-    assert len(run_text([output]).splitlines()) == 2 + 3
+    lines = run_text([output]).splitlines()
+    assert len(lines) == 2 + 3 + 1
+    assert "The run is finished." in lines[-1]
+    assert "训练任务已完成" in run_text([output], language="zh")
 
 
 def test_a_session_says_what_its_time_went_into_the_most_first(tmp_path: Path) -> None:

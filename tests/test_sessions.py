@@ -15,8 +15,9 @@ from standin import StandIn, differences
 from mapsage_kaggle import training
 from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.checkpoints.scan import scan
+from mapsage_kaggle.dataset import EARTHVQA_CLASSES, EARTHVQA_PALETTE
 from mapsage_kaggle.events import Event, EventLog, read_events
-from mapsage_kaggle.paths import KagglePaths, WorkDir
+from mapsage_kaggle.paths import KagglePaths, WorkDir, predictions_below
 from mapsage_kaggle.records import SessionRecord
 from mapsage_kaggle.supervise import Supervisor
 
@@ -148,6 +149,18 @@ def test_the_records_are_one_run_with_all_of_its_past(chain: Chain) -> None:
     assert [path.name for path in history if path.suffix == ".jsonl"] == [
         f"events_00{n}.jsonl" for n in (1, 2, 3)
     ]
+
+
+def test_pictures_of_the_first_and_the_newest_validation_travel_along(chain: Chain) -> None:
+    scored = [event.iteration for item in chain.sessions for event in item.of("validation")]
+    found = predictions_below(scan_history(chain)[0].parent.with_name("predictions"))
+    assert len(found) == 2  # as many as there are to validate
+    assert all(sorted(item.predictions) == [min(scored), max(scored)] for item in found)
+    assert all(item.image and item.truth for item in found)
+    palette = chain.sessions[0].of("training")[0].data["palette"]
+    assert palette == {
+        name: list(colour) for name, colour in zip(EARTHVQA_CLASSES, EARTHVQA_PALETTE, strict=True)
+    }
 
 
 def scan_history(chain: Chain) -> list[Path]:

@@ -124,6 +124,24 @@ def class_scores(sessions: Sequence[Session]) -> list[tuple[int, dict[str, float
     return sorted(told.items())
 
 
+def last_confusion(sessions: Sequence[Session]) -> tuple[int, list[str], list[list[int]]] | None:
+    """Return the newest confusion matrix with its iteration and the names of its classes, if one was told."""
+    for event in (event for session in reversed(sessions) for event in reversed(session.of("validation"))):
+        counts, names = event.data.get("confusion"), list(event.data.get("per_class") or ())
+        if counts and len(counts) - len(names) in (0, 1) and all(len(row) == len(counts) for row in counts):
+            return event.iteration, [str(name) for name in names], counts
+    return None
+
+
+def palette_of(sessions: Sequence[Session]) -> dict[str, Sequence[int]]:
+    """Return the colours of the classes by name, as the newest session that states them does."""
+    for event in (event for session in reversed(sessions) for event in session.of("training")):
+        palette = event.data.get("palette")
+        if isinstance(palette, Mapping) and palette:
+            return {str(name): colour for name, colour in palette.items() if len(colour) == 3}
+    return {}
+
+
 def _inexact(sessions: Sequence[Session]) -> list[Finding]:
     reasons = {
         str(reason)

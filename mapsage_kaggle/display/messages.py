@@ -226,7 +226,7 @@ CHINESE: Mapping[str, str] = {
     "started (UTC)": "开始（UTC）",
     "from": "起", "to": "止",
     "iterations": "迭代次数", "iteration": "迭代",
-    "ended": "结束原因", "time": "用时", "s/iteration": "秒/迭代", "last loss": "最后损失",
+    "ended": "结束原因", "best": "最佳", "time": "用时", "s/iteration": "秒/迭代", "last loss": "最后损失",
     "best mIoU, %": "最佳 mIoU，%", "in all": "合计", "class": "类别", "session": "会话", "time, s": "用时，秒",
     "file": "文件", "size": "大小",
     "sessions": "会话次数", "loss": "损失",
@@ -250,6 +250,34 @@ CHINESE: Mapping[str, str] = {
     "in training steps": "用于训练步", "of the last session, validation aside": "占最近一次会话，不计验证",
     "starting": "启动", "everything else": "其他",
     # its figures
+    "thin: as told, thick: running mean": "细线：原始值，粗线：滑动平均", "learning rate": "学习率",
+    "best {value} % at iteration {iteration}": "最佳 {value} %，第 {iteration} 次迭代",
+    "no validation yet": "尚无验证", "time, {unit}": "用时，{unit}", "h": "小时", "min": "分", "s": "秒",
+    "time since the session's start, {unit}": "自会话开始起，{unit}",
+    "starting again after a fault": "故障后重新启动", "ending": "收尾",
+    "a checkpoint proven": "检查点已校验", "a restart": "重新启动",
+    "The predictions for the report could not be written: {why}.": "无法写出报告所用的预测图：{why}。",
+    "Labels in the figures are in English: no font with Chinese letters is installed here.": (
+        "图中标注为英文：本机没有安装中文字体。"
+    ),
+    "Loss, learning rate and mIoU over the iterations of all sessions": "历次会话的损失、学习率和 mIoU 曲线",
+    "What each session went through, from its start to its end": "各次会话从开始到结束的经过",
+    "Each session's time by activity": "各次会话的时间分配",
+    "Iterations by session": "各次会话的迭代",
+    "IoU of each class over the iterations": "各类 IoU 随迭代的变化",
+    "Confusion matrix, normalised by truth": "按真值归一化的混淆矩阵",
+    "What is taken for what": "混淆矩阵",
+    "At iteration %s: of each true class (row), the share that was predicted as each class (column).": (
+        "第 %s 次迭代：各真值类别（行）被预测为各类别（列）的比例。"
+    ),
+    "Predictions, early and late": "早期与近期的预测",
+    "image": "图像", "iteration %s": "第 %s 次迭代", "no data": "无数据",
+    "Validation image %s": "验证图像 %s", "Its true classes": "其真值类别",
+    "Its classes as predicted at iteration %s": "第 %s 次迭代预测的类别",
+    "an iteration, s": "每次迭代，秒", "a save, s": "保存，秒", "a save of the best, s": "保存最佳检查点，秒",
+    "a validation, s": "验证，秒", "copying for a save, s": "为保存而复制，秒",
+    "images per forward pass": "每次前向的图像数", "blocks recomputed in the backward pass": "反向时重算各模块",
+    "steps taken to save memory in validation": "验证时采取的省内存步骤数",
     "no class": "非任何类别", "truth": "真值", "prediction": "预测",
     "share of each true class, %": "占各真值类别的比例，%", "of all pixels": "占全部像素",
     # what the report finds

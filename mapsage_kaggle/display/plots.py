@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,11 +114,17 @@ def time_split(session: Session) -> dict[str, float]:
     return {name: split[name] for name in ACTIVITIES}
 
 
-def curves(sessions: Sequence[Session], theme: Theme = LIGHT) -> bytes:
+def curves(sessions: Sequence[Session], theme: Theme = LIGHT, say: Say | None = None) -> bytes:
     """Draw loss, learning rate and mIoU over all sessions, as PNG.
 
     Bands tell the sessions apart, and a dotted line stands where one took over from the other.
+
+    Args:
+        sessions: Of one run, oldest first.
+        theme: Of the picture.
+        say: Puts the labels into a language.
     """
+    say = say or _as_it_is
     figure, axes = _figure(theme, heights=(3.0, 1.2, 2.4), width=10.0, height=6.8)
     loss_axes, rate_axes, score_axes = axes
     loss = series(sessions, "iteration", "loss")
@@ -127,21 +134,22 @@ def curves(sessions: Sequence[Session], theme: Theme = LIGHT) -> bytes:
         smooth = loss.smoothed().thinned()
         loss_axes.plot(smooth.iterations, smooth.values, color=theme.loss, linewidth=1.8)
         loss_axes.set_ylim(bottom=0.0, top=_top(loss.values))
-    _name(loss_axes, "loss", "thin: as told, thick: running mean", theme)
+    _name(loss_axes, say("loss"), say("thin: as told, thick: running mean"), theme)
     rate = series(sessions, "iteration", "lr").thinned()
     if len(rate):
         rate_axes.plot(rate.iterations, rate.values, color=theme.rate, linewidth=1.6)
         rate_axes.set_ylim(bottom=0.0)
         rate_axes.locator_params(axis="y", nbins=3)
         rate_axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    _name(rate_axes, "learning rate", "", theme)
-    _draw_scores(score_axes, series(sessions, "validation", "metrics", "mIoU"), theme)
-    _mark_sessions(axes, sessions, theme)
-    score_axes.set_xlabel("iteration", color=theme.faint, fontsize=9)
+    _name(rate_axes, say("learning rate"), "", theme)
+    _draw_scores(score_axes, series(sessions, "validation", "metrics", "mIoU"), theme, say)
+    _mark_sessions(axes, sessions, theme, say)
+    score_axes.set_xlabel(say("iteration"), color=theme.faint, fontsize=9)
     return png(figure, theme)
 
 
-def _draw_scores(axes: Axes, scores: Series, theme: Theme) -> None:
+def _draw_scores(axes: Axes, scores: Series, theme: Theme, say: Say) -> None:
+    aside = ""
     if len(scores):
         axes.plot(
             scores.iterations, scores.values, color=theme.score, linewidth=1.6, marker="o", markersize=4.5
@@ -158,22 +166,13 @@ def _draw_scores(axes: Axes, scores: Series, theme: Theme) -> None:
             markeredgewidth=0.8,
             zorder=5,
         )
-        left = best > 0.7 * len(scores)
-        axes.annotate(
-            f"best {spot[1]:.1f} % at {spot[0]:,}",
-            spot,
-            xytext=(-9 if left else 9, 5),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            color=theme.ink,
-            fontsize=9,
-        )
+        aside = say(f"best {spot[1]:.2f} % at iteration {spot[0]:,}")
         axes.set_ylim(0.0, min(100.0, max(scores.values) * 1.2 + 3.0))
     else:
         axes.text(
             0.5,
             0.5,
-            "no validation yet",
+            say("no validation yet"),
             transform=axes.transAxes,
             ha="center",
             va="center",
@@ -181,22 +180,30 @@ def _draw_scores(axes: Axes, scores: Series, theme: Theme) -> None:
             fontsize=9,
         )
         axes.set_yticks([])
-    _name(axes, "mIoU, %", "on the validation images", theme)
+    _name(axes, "mIoU, %", aside, theme)
 
 
-def time_bars(sessions: Sequence[Session], theme: Theme = LIGHT) -> bytes:
-    """Draw what each session's time went into, one bar a session, as PNG."""
+def time_bars(sessions: Sequence[Session], theme: Theme = LIGHT, say: Say | None = None) -> bytes:
+    """Draw what each session's time went into, one bar a session, as PNG.
+
+    Args:
+        sessions: Of one run, oldest first.
+        theme: Of the picture.
+        say: Puts the labels into a language.
+    """
     from mapsage_kaggle.clock import format_duration
+
+    say = say or _as_it_is
 
     height = 0.9 + 0.32 * len(sessions)
     figure, [axes] = _figure(theme, heights=(1.0,), width=10.0, height=height, bottom=0.5 / height)
     splits = [time_split(session) for session in sessions]
     longest = max((sum(split.values()) for split in splits), default=1.0) or 1.0
-    unit, unit_s = ("h", 3600.0) if longest >= 5400 else ("min", 60.0) if longest >= 90 else ("s", 1.0)
+    unit, unit_s = _unit_of(longest)
     for row, split in enumerate(splits):
         begin = 0.0
-        for (name, label), colour in zip(ACTIVITIES.items(), theme.parts, strict=True):
-            width = split[name] / unit_s
+        for (name, label), colour in zip(ACTIVITIES.items(), cycle(theme.parts), strict=False):
+            width = split.get(name, 0.0) / unit_s
             axes.barh(
                 row,
                 width,
@@ -205,7 +212,7 @@ def time_bars(sessions: Sequence[Session], theme: Theme = LIGHT) -> bytes:
                 color=colour,
                 edgecolor=theme.paper,
                 linewidth=0.8,
-                label=label if row == 0 else None,
+                label=say(label) if row == 0 else None,
             )
             begin += width
         axes.text(
@@ -216,15 +223,131 @@ def time_bars(sessions: Sequence[Session], theme: Theme = LIGHT) -> bytes:
             color=theme.faint,
             fontsize=8.5,
         )
-    axes.set_yticks(range(len(sessions)), [f"session {item.record.session_index}" for item in sessions])
-    axes.set_ylim(len(sessions) - 0.5, -0.5)
     axes.set_xlim(0.0, 1.09 * longest / unit_s)
-    axes.set_xlabel(f"time, {unit}", color=theme.faint, fontsize=9)
+    _name_rows(axes, sessions, say(f"time, {unit}"), theme, say)
+    _legend(axes, len(ACTIVITIES), theme)
+    return png(figure, theme)
+
+
+PHASES: Mapping[str, tuple[str, int]] = {
+    "training": ("training", 0),
+    "validating": ("validating", 3),
+    "starting": ("starting", 5),
+    "starting again": ("starting again after a fault", 2),
+    "ending": ("ending", 6),
+}
+"""What a session goes through, with its label and its colour among a theme's parts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """A stretch of a session: one of ``PHASES``, in seconds since the session's start."""
+
+    phase: str
+    begin_s: float
+    end_s: float
+
+
+def timeline(session: Session) -> list[Span]:
+    """Return what a session went through, in order and without gaps, as far as its events tell."""
+    record = session.record
+    spans: list[Span] = []
+    phase, since_s = "starting", 0.0
+
+    def turn(to: str, at_s: float) -> None:
+        nonlocal phase, since_s
+        at_s = max(at_s, since_s)
+        if to != phase:
+            if at_s > since_s:
+                spans.append(Span(phase=phase, begin_s=since_s, end_s=at_s))
+            phase, since_s = to, at_s
+
+    turns = {
+        "training": "training", "validation_start": "validating", "validation": "training",
+        "failure": "starting again", "restart": "starting again", "stop": "ending", "end": "ending",
+    }  # fmt: skip
+    last_s = 0.0
+    for event in session.events:
+        at_s = event.time_s - record.started_s
+        last_s = max(last_s, at_s)
+        if event.event in turns:
+            turn(turns[event.event], at_s)
+        elif event.event == "iteration" and phase == "validating":
+            turn("training", at_s)  # that validation was left
+    end_s = record.ended_s - record.started_s if record.ended_s is not None else last_s
+    if end_s > since_s:
+        spans.append(Span(phase=phase, begin_s=since_s, end_s=end_s))
+    return spans
+
+
+def timelines(sessions: Sequence[Session], theme: Theme = LIGHT, say: Say | None = None) -> bytes:
+    """Draw what each session went through, one row a session, with its checkpoints, as PNG.
+
+    Args:
+        sessions: Of one run, oldest first.
+        theme: Of the picture.
+        say: Puts the labels into a language.
+    """
+    say = say or _as_it_is
+    height = 0.9 + 0.4 * len(sessions)
+    figure, [axes] = _figure(theme, heights=(1.0,), width=10.0, height=height, bottom=0.5 / height)
+    told = [timeline(session) for session in sessions]
+    unit, unit_s = _unit_of(max((spans[-1].end_s for spans in told if spans), default=1.0))
+    labelled: set[str] = set()
+    for row, (session, spans) in enumerate(zip(sessions, told, strict=True)):
+        for phase, (label, colour) in PHASES.items():
+            bars = [
+                (span.begin_s / unit_s, (span.end_s - span.begin_s) / unit_s)
+                for span in spans
+                if span.phase == phase
+            ]
+            if bars:
+                new = phase not in labelled
+                labelled.add(phase)
+                axes.broken_barh(
+                    bars, (row - 0.3, 0.44), color=theme.parts[colour], linewidth=0,
+                    label=say(label) if new else None,
+                )  # fmt: skip
+        marks = {
+            "checkpoint": ("|", theme.ink, "a checkpoint proven"),
+            "restart": ("X", theme.other, "a restart"),
+        }
+        for kind, (marker, colour_of_mark, label) in marks.items():
+            at = [(event.time_s - session.record.started_s) / unit_s for event in session.of(kind)]
+            if at:
+                new = kind not in labelled
+                labelled.add(kind)
+                axes.plot(
+                    at, [row + 0.29] * len(at), linestyle="none", marker=marker, markersize=5.5,
+                    color=colour_of_mark, label=say(label) if new else None,
+                )  # fmt: skip
+    axes.set_xlim(left=0.0)
+    _name_rows(axes, sessions, say(f"time since the session's start, {unit}"), theme, say)
+    _legend(axes, max(1, len(labelled)), theme)
+    return png(figure, theme)
+
+
+def _unit_of(longest_s: float) -> tuple[str, float]:
+    """Return the unit that durations up to a longest one are told in, and its seconds."""
+    return ("h", 3600.0) if longest_s >= 5400 else ("min", 60.0) if longest_s >= 90 else ("s", 1.0)
+
+
+def _name_rows(axes: Axes, sessions: Sequence[Session], unit: str, theme: Theme, say: Say) -> None:
+    names = [say(f"session {item.record.session_index}") for item in sessions]
+    axes.set_yticks(range(len(sessions)), names)
+    axes.set_ylim(len(sessions) - 0.5, -0.5)
+    axes.set_xlabel(unit, color=theme.faint, fontsize=9)
     axes.grid(axis="y", visible=False)
+
+
+def _legend(axes: Axes, columns: int, theme: Theme) -> None:
+    """Put the legend above the axes, in a row."""
+    if not axes.get_legend_handles_labels()[0]:
+        return
     legend = axes.legend(
         loc="lower left",
         bbox_to_anchor=(0.0, 1.0),
-        ncols=len(ACTIVITIES),
+        ncols=columns,
         frameon=False,
         fontsize=8.5,
         handlelength=1.0,
@@ -233,7 +356,6 @@ def time_bars(sessions: Sequence[Session], theme: Theme = LIGHT) -> bytes:
     )
     for text in legend.get_texts():
         text.set_color(theme.ink)
-    return png(figure, theme)
 
 
 def progress_chart(
@@ -402,7 +524,7 @@ def _name(axes: Axes, name: str, aside: str, theme: Theme) -> None:
         axes.set_title(aside, loc="right", color=theme.faint, fontsize=8.5, pad=5)
 
 
-def _mark_sessions(axes: Sequence[Axes], sessions: Sequence[Session], theme: Theme) -> None:
+def _mark_sessions(axes: Sequence[Axes], sessions: Sequence[Session], theme: Theme, say: Say) -> None:
     last = sessions[-1].record
     end = max([last.max_iters, *(item.record.end_iteration for item in sessions)], default=1) or 1
     for item in axes:
@@ -422,7 +544,7 @@ def _mark_sessions(axes: Sequence[Axes], sessions: Sequence[Session], theme: The
             axes[0].text(
                 record.start_iteration + 0.006 * end,
                 0.97,
-                f"session {record.session_index}" if len(sessions) < 9 else str(record.session_index),
+                say(f"session {record.session_index}") if len(sessions) < 9 else str(record.session_index),
                 transform=axes[0].get_xaxis_transform(),
                 va="top",
                 color=theme.faint,

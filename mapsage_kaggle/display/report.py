@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mapsage_kaggle.checkpoints.manifest import Manifest, iteration_of
 from mapsage_kaggle.clock import format_duration
-from mapsage_kaggle.display import evaluated, plots
-from mapsage_kaggle.display.findings import class_scores, findings
+from mapsage_kaggle.display import class_plots, evaluated, plots
+from mapsage_kaggle.display.findings import class_scores, findings, last_confusion, palette_of
 from mapsage_kaggle.display.history import Session, one_run, read_sessions, series
-from mapsage_kaggle.display.panels import Panel, Table, Tone, style, templates
+from mapsage_kaggle.display.panels import Panel, Table, Tone, data_uri, style, templates
 from mapsage_kaggle.display.text import next_text, score_text, size, times_text
 from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.errors import UsageError
-from mapsage_kaggle.paths import WorkDir, replace_file
+from mapsage_kaggle.paths import WorkDir, predictions_below, replace_file
 from mapsage_kaggle.records import CheckpointRef, SessionRecord, share_of_steps
 
 CURVES, TIME = "report_curves.png", "report_time.png"
+TIMELINE, CONFUSION, CLASSES = "report_timeline.png", "report_confusion.png", "report_classes.png"
+_MOST_CLASSES_DRAWN = 32
+_MOST_PREDICTIONS = 6
 _TONES: dict[str, Tone] = {
     "completed": "good",
     "deadline": "good",
@@ -58,15 +61,40 @@ def write_report(folders: Sequence[Path], *, out: Path | None = None, language: 
     if out is None:
         out = newest if os.access(newest, os.W_OK) else Path.cwd()
     out.mkdir(parents=True, exist_ok=True)
-    pictures = {
-        "curves": (plots.curves(sessions), plots.curves(sessions, plots.DARK)),
-        "time": (plots.time_bars(sessions), plots.time_bars(sessions, plots.DARK)),
-    }
-    replace_file(out / CURVES, pictures["curves"][0])
-    replace_file(out / TIME, pictures["time"][0])
+    pictures = draw(sessions, words)
+    for name, (light, _) in pictures.items():
+        replace_file(out / name, light)
     page = out / WorkDir(out).report.name
     replace_file(page, render(sessions, pictures, words))
     return page
+
+
+def draw(sessions: Sequence[Session], words: Words) -> dict[str, tuple[bytes, bytes]]:
+    """Return the figures by file name, each for light and for dark; those without data are left out."""
+    say = plots.labels_in(words)
+    scored, confusion, palette = class_scores(sessions), last_confusion(sessions), palette_of(sessions)
+
+    def pair(figure: Callable[[plots.Theme], bytes]) -> tuple[bytes, bytes]:
+        return figure(plots.LIGHT), figure(plots.DARK)
+
+    pictures = {
+        CURVES: pair(lambda theme: plots.curves(sessions, theme, say)),
+        TIME: pair(lambda theme: plots.time_bars(sessions, theme, say)),
+    }
+    if any(item.events for item in sessions):
+        pictures[TIMELINE] = pair(lambda theme: plots.timelines(sessions, theme, say))
+    if len(scored) > 1 and len(scored[-1][1]) <= _MOST_CLASSES_DRAWN:
+        starts = [item.record.start_iteration for item in sessions if item.record.start_iteration]
+        pictures[CLASSES] = pair(
+            lambda theme: class_plots.iou_picture(scored, palette, theme, say, boundaries=starts)
+        )
+    if confusion is not None:
+        _, names, counts = confusion
+        colours = [palette[name] for name in names] if all(name in palette for name in names) else None
+        pictures[CONFUSION] = pair(
+            lambda theme: class_plots.confusion_picture(counts, names, colours, theme, say)
+        )
+    return pictures
 
 
 def render(sessions: Sequence[Session], pictures: dict[str, tuple[bytes, bytes]], words: Words) -> str:
@@ -74,7 +102,7 @@ def render(sessions: Sequence[Session], pictures: dict[str, tuple[bytes, bytes]]
 
     Args:
         sessions: Of one run, oldest first.
-        pictures: By name, a PNG for light and one for dark.
+        pictures: By file name, a PNG for light and one for dark.
         words: The language.
     """
     last = sessions[-1].record
@@ -93,7 +121,14 @@ def render(sessions: Sequence[Session], pictures: dict[str, tuple[bytes, bytes]]
             key_numbers=_key_numbers(sessions),
             strips=[_strip(item.record, last.max_iters) for item in counted],
             findings=findings(sessions),
-            pictures={name: tuple(map(_uri, pair)) for name, pair in pictures.items()},
+            pictures={
+                Path(name).stem.removeprefix("report_"): tuple(map(data_uri, pair))
+                for name, pair in pictures.items()
+            },
+            english_figures=words.language != "en" and not plots.cjk_families(),
+            confused_at=(last_confusion(sessions) or (None,))[0],
+            palette=palette_of(sessions),
+            predictions=_predictions(sessions[-1].folder),
             sessions=[_session_row(item, words) for item in sessions],
             splits=_split_rows(sessions),
             activities=list(plots.ACTIVITIES.values()),
@@ -105,7 +140,7 @@ def render(sessions: Sequence[Session], pictures: dict[str, tuple[bytes, bytes]]
                 (item.record.session_index, item.record.changes) for item in sessions if item.record.changes
             ],
             exactness=last.exactness,
-            learned={name: value for name, value in last.learned.items() if value},
+            learned=_learned_rows(last),
             written=_moment(last.ended_s or time.time()),
         )
     )
@@ -199,12 +234,54 @@ def _session_row(session: Session, words: Words) -> dict[str, Any]:
     }
 
 
+def _predictions(folder: Path) -> dict[str, Any]:
+    """Return the pictures of validation images as the page shows them, a row an image."""
+    found = predictions_below(WorkDir(folder).predictions)
+    iterations = sorted({at for item in found for at in item.predictions})
+    rows = [
+        {
+            "name": item.name,
+            "image": data_uri(item.image) if item.image else None,
+            "truth": data_uri(item.truth) if item.truth else None,
+            "told": [data_uri(item.predictions[at]) if at in item.predictions else None for at in iterations],
+        }
+        for item in found[:_MOST_PREDICTIONS]
+    ]
+    return {"iterations": [f"{at:,}" for at in iterations], "rows": rows}
+
+
+LEARNED: Mapping[str, str] = {
+    "pace iteration_s": "an iteration, s",
+    "pace save_s": "a save, s",
+    "pace best_s": "a save of the best, s",
+    "pace validation_s": "a validation, s",
+    "pace copy_s": "copying for a save, s",
+    "micro_batch": "images per forward pass",
+    "with_cp": "blocks recomputed in the backward pass",
+    "validation_rung": "steps taken to save memory in validation",
+}
+"""How the report calls what a record says of its machine."""
+
+
+def _learned_rows(record: SessionRecord) -> list[tuple[str, str]]:
+    """Return what the machine taught, by name, each as one text."""
+    rows: list[tuple[str, str]] = []
+    for name, value in record.learned.items():
+        if isinstance(value, Mapping):
+            told = ((f"{name} {part}", number) for part, number in value.items())
+            rows += [(part, f"{number:.4g}") for part, number in told if isinstance(number, (int, float))]
+        elif value:
+            several = isinstance(value, (list, tuple))
+            rows.append((name, "; ".join(map(str, value)) if several else str(value)))
+    return [(LEARNED.get(name, name.replace("_", " ")), value) for name, value in rows]
+
+
 def _split_rows(sessions: Sequence[Session]) -> list[tuple[int, list[str], str]]:
     rows = []
     for session in sessions:
         split = plots.time_split(session)
         total = sum(split.values())
-        cells = [f"{format_duration(value)}" for value in split.values()]
+        cells = [format_duration(split.get(name, 0.0)) for name in plots.ACTIVITIES]
         rows.append((session.record.session_index, cells, format_duration(total)))
     return rows
 
@@ -307,9 +384,3 @@ def _checkpoint_row(ref: CheckpointRef, record: SessionRecord) -> dict[str, str]
 
 def _moment(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
-
-
-def _uri(png: bytes) -> str:
-    import base64
-
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

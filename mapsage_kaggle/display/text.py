@@ -304,25 +304,32 @@ def progress_text(event: Event, max_iters: int, words: Words | None = None) -> s
     return "  ".join(parts)
 
 
-def run_text(folders: Sequence[Path]) -> str:
-    """Return a table of all sessions found in the given work dirs.
+def run_text(folders: Sequence[Path], *, language: str = "en") -> str:
+    """Return the newest run of some work dirs for a terminal: its sessions, findings and what to do next.
 
-    *In steps* is the share of the time outside validation that went into training steps.
+    *In training steps* is the share of the time outside validation.
     """
-    from mapsage_kaggle.display.history import sessions_of
+    from mapsage_kaggle.display.findings import findings
+    from mapsage_kaggle.display.history import one_run, read_sessions
 
+    words = Words(language)
+    sessions = one_run(read_sessions(folders))
     rows = [
         (
             record.session_index,
             record.start_iteration,
             record.end_iteration,
-            record.stop_reason,
-            round(record.best.value, 2)
-            if record.best is not None and record.best.value is not None
-            else None,
+            words(record.stop_reason),
+            score_text(record.best) if record.best is not None else None,
             format_duration(record.timings_s.get("session", 0.0)),
             None if (share := share_of_steps(record.timings_s)) is None else f"{100 * share:.0f} %",
         )
-        for record in sessions_of(folders)
+        for record in (item.record for item in sessions)
     ]
-    return table(rows, ("session", "from", "to", "stopped", "best", "time", "in steps"))
+    header = ("session", "from", "to", "ended", "best", "time", "in training steps")
+    lines = [table(rows, tuple(map(words.tell, header)))]
+    for item in findings(sessions):
+        lines.append(f"{item.mark} {words.tell(item.name)}: {words.tell(item.message)}")
+    if sessions:
+        lines.append(next_text(sessions[-1].record, sessions[-1].folder, words))
+    return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +20,7 @@ from mapsage_kaggle.clock import Pace, SessionPlan, format_duration, week_start_
 from mapsage_kaggle.engine.control import Control
 from mapsage_kaggle.engine.ranks import speaks
 from mapsage_kaggle.engine.snapshot import check_resumed, first_poisoned, keep_loadable, snapshot
+from mapsage_kaggle.engine.tiles import PredictionTiles
 from mapsage_kaggle.errors import EXIT_DONE, TrainingError
 from mapsage_kaggle.events import Event, EventLog
 from mapsage_kaggle.paths import WorkDir
@@ -85,6 +87,7 @@ class TrainingSession:
         self._gpu_used_s = 0.0
         self._overflow_began: int | None = None
         self._unloadable: set[str] = set()
+        self._tiles: PredictionTiles | None = None
 
     # -- the life of the child
 
@@ -130,6 +133,22 @@ class TrainingSession:
         self._runner = runner
         self._config_text = config_text
         self._measure_output()
+
+    def _keep_predictions(self, runner: SessionRunner) -> None:
+        """Have validation's predictions on a few images kept, where the data set has colours for them."""
+        if runner.val_loop is None:
+            return
+        if self.spec.action != "resume":
+            shutil.rmtree(self.files.predictions, ignore_errors=True)  # of another run
+        classes, palette = _classes_and_palette(runner)
+        if classes and len(palette) == len(classes):
+            self._tiles = PredictionTiles(
+                self.files.predictions,
+                classes=len(classes),
+                palette=palette,
+                num_batches=len(runner.val_dataloader),
+            )
+            runner.register_hook(self._tiles)
 
     @property
     def iteration(self) -> int:
@@ -200,7 +219,15 @@ class TrainingSession:
         if self.rank == 0:
             seconds = self._since_launch()
             self.timings_s["start_up"] += seconds
-            self.tell("training", iteration, max_iters=max_iters, start_up_s=round(seconds, 2))
+            self._keep_predictions(runner)
+            classes, palette = _classes_and_palette(runner)
+            self.tell(
+                "training",
+                iteration,
+                max_iters=max_iters,
+                start_up_s=round(seconds, 2),
+                palette=dict(zip(classes, palette, strict=False)),
+            )
             # What came before the child is part of a session's start, but not what an earlier child did.
             assert self._record is not None
             first = iteration == self._record.start_iteration and not self.spec.restarted
@@ -520,6 +547,15 @@ class TrainingSession:
             self.tell(
                 "validation", iteration, metrics=numbers, seconds=round(seconds, 2), best=is_best, **by_class
             )
+            self._write_predictions(iteration)
+
+    def _write_predictions(self, iteration: int) -> None:
+        """Write the pictures for the report; that they cannot be written must not end a training."""
+        try:
+            if self._tiles is not None:
+                self._tiles.write(iteration)
+        except OSError as error:
+            self.warn(iteration, f"The predictions for the report could not be written: {error.strerror}.")
 
     @property
     def _metric_name(self) -> str:
@@ -616,6 +652,14 @@ class TrainingSession:
     def _require_runner(self) -> SessionRunner:
         assert self._runner is not None, "the runner is attached before training starts"
         return self._runner
+
+
+def _classes_and_palette(runner: SessionRunner) -> tuple[list[str], list[list[int]]]:
+    """Return the names and colours of the classes, as far as the data set states them."""
+    loader = runner.train_dataloader
+    meta = getattr(getattr(loader, "dataset", None), "metainfo", None) or {}
+    classes = [str(name) for name in meta.get("classes") or ()]
+    return classes, [[int(value) for value in colour] for colour in meta.get("palette") or ()]
 
 
 def _gpu_s_this_week(record: SessionRecord, now_s: float) -> float:

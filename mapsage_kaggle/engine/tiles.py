@@ -1,0 +1,107 @@
+"""Predictions beside the truth on a few validation images, kept as small PNGs for the report."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from PIL import Image
+
+from mapsage_kaggle.paths import prediction_file, predictions_below, replace_file
+
+MOST_IMAGES = 3
+SIDE_PX = 256
+"""The longer side of a tile. With these bounds all tiles of a run take less than 2 MB, in 12 files."""
+
+NO_DATA_COLOUR = (64, 64, 64)
+
+
+class PredictionTiles(Hook):
+    """Keeps what the model says of the same validation images at the first and the newest validation.
+
+    It only reads what validation gives and draws no random number, so training does not depend on it.
+    The images lie evenly over those that this rank validates; rank 0 alone should have one of these.
+
+    Args:
+        folder: Where the tiles go; made where it is missing.
+        classes: How many.
+        palette: Their colours.
+        num_batches: Of a validation, on this rank.
+    """
+
+    def __init__(self, folder: Path, *, classes: int, palette: Sequence[Sequence[int]], num_batches: int):
+        self._folder = folder
+        colours = np.full((256, 3), NO_DATA_COLOUR, dtype=np.uint8)
+        colours[:classes] = np.asarray(palette, dtype=np.uint8)[:classes]
+        self._colours = colours.tobytes()
+        self._batches = {num_batches * index // MOST_IMAGES for index in range(MOST_IMAGES)}
+        self._taken: dict[str, dict[str, Image.Image]] = {}
+
+    def before_val(self, runner: Any) -> None:
+        """Forget what an unfinished validation has left."""
+        self._taken.clear()
+
+    def after_val_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Take the first image of a chosen batch."""
+        if batch_idx in self._batches and outputs and data_batch:
+            self._take(data_batch["inputs"][0], outputs[0])
+
+    def _take(self, image: torch.Tensor, sample: Any) -> None:
+        if "gt_sem_seg" not in sample or "pred_sem_seg" not in sample:
+            return
+        name = re.sub(r"[^A-Za-z0-9-]+", "-", Path(str(sample.get("img_path", "image"))).stem)[-40:]
+        truth = self._mask(sample.gt_sem_seg.data)
+        tiles = {"truth": truth, "prediction": self._mask(sample.pred_sem_seg.data)}
+        if image.dtype == torch.uint8 and image.shape[0] == 3:
+            # Validation's images come as OpenCV reads them, blue first.
+            pixels = np.ascontiguousarray(image.flip(0).permute(1, 2, 0).cpu().numpy())
+            tiles["image"] = Image.fromarray(pixels).resize(truth.size, Image.Resampling.BOX)
+        self._taken.setdefault(name, tiles)
+
+    def _mask(self, labels: torch.Tensor) -> Image.Image:
+        """Return a map of classes, C = 1 x H x W or H x W, made small, in the classes' colours."""
+        labels = labels.reshape(labels.shape[-2:])
+        step = max(1, -(-max(labels.shape) // SIDE_PX))
+        small = labels[::step, ::step].clamp(0, 255).to(torch.uint8).cpu().numpy()
+        tile = Image.frombytes("P", (small.shape[1], small.shape[0]), np.ascontiguousarray(small).tobytes())
+        tile.putpalette(self._colours)
+        return tile
+
+    def write(self, iteration: int) -> None:
+        """Write what the last validation gave; of the earlier ones the first stays.
+
+        Raises:
+            OSError: The folder cannot be written to.
+        """
+        self._folder.mkdir(exist_ok=True)
+        for name, tiles in self._taken.items():
+            for part in ("image", "truth"):
+                path = self._folder / prediction_file(name, part)
+                if part in tiles and not path.is_file():
+                    replace_file(path, _png(tiles[part]))
+            replace_file(self._folder / prediction_file(name, iteration), _png(tiles["prediction"]))
+        for path in self._outdated(iteration):
+            path.unlink(missing_ok=True)
+        self._taken.clear()
+
+    def _outdated(self, iteration: int) -> Iterator[Path]:
+        """Yield what is neither of the first validation nor of this one, and images that are no more used."""
+        for found in predictions_below(self._folder):
+            kept = {min(found.predictions, default=iteration), iteration}
+            yield from (path for at, path in found.predictions.items() if at not in kept or at > iteration)
+            if found.name not in self._taken and iteration not in found.predictions:
+                yield from found.files
+
+
+def _png(tile: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    tile.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
