@@ -1,0 +1,225 @@
+"""What is pushed: the notebook with this session's parameters, and the metadata beside it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.relay.decide import Push
+from mapsage_kaggle.relay.journal import TRANSPORTS, Attempt
+
+CODE_FILE = "mapsage_train.ipynb"
+NUM_GPUS: Mapping[str, int] = {"NvidiaTeslaT4": 2}
+"""How many GPUs a machine of Kaggle's has, where that is known; the session insists on them."""
+RETIRED: Mapping[str, str] = {
+    "NvidiaTeslaP100": "torch on Kaggle has no kernels for it any more",
+    "Tpu1VmV38": "the kit trains on GPUs",
+    "TpuV38": "the kit trains on GPUs",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What is trained, and on what.
+
+    Attributes:
+        config: As the notebook's ``CONFIG`` wants it: a name of the kit's own, or a path on Kaggle.
+        notebook: The notebook to push.
+        machine: Kaggle's name of the machine; None for one without GPU.
+        internet: Whether sessions get Internet.
+        reserve: The notebook's ``RESERVE``.
+        overrides: The notebook's ``OVERRIDES``.
+        upload_to: The notebook's ``UPLOAD_TO``: a data set that sessions upload to while they train.
+    """
+
+    config: str
+    notebook: Path
+    machine: str | None = "NvidiaTeslaT4"
+    internet: bool = True
+    reserve: str = "10m"
+    overrides: tuple[str, ...] = ()
+    upload_to: str | None = None
+
+    @property
+    def stem(self) -> str:
+        """The config's name without its ending, which is its work dir's."""
+        return Path(self.config).stem
+
+
+def parameters(push: Push, job: Job) -> dict[str, Any]:
+    """Return the values of the notebook's parameters for one session."""
+    values: dict[str, Any] = {
+        "CONFIG": job.config,
+        "RESUME": "auto" if push.expect_iteration is None else "require",
+        "EXPECT_ITERATION": push.expect_iteration,
+        "SESSION_LIMIT": f"{push.limit_s:.0f}s",
+        "RESERVE": job.reserve,
+        "GPUS": 0 if job.machine is None else NUM_GPUS.get(job.machine, "auto"),
+        "OVERRIDES": list(job.overrides),
+        "UPLOAD_TO": job.upload_to,
+    }
+    return values
+
+
+def with_parameters(notebook: Mapping[str, Any], values: Mapping[str, Any], note: str) -> dict[str, Any]:
+    """Return a notebook in which a cell after the one tagged ``parameters`` sets these values.
+
+    Raises:
+        UsageError: There is no such cell, or it does not have one of the names.
+    """
+    cells = list(notebook.get("cells", ()))
+    tagged = [
+        index for index, cell in enumerate(cells) if "parameters" in cell.get("metadata", {}).get("tags", ())
+    ]
+    if not tagged:
+        raise UsageError(
+            "The notebook has no cell tagged 'parameters'.", "Take the kit's own notebook, or a copy of it."
+        )
+    index = tagged[0]
+    cell = cells[index]
+    source = cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
+    unknown = sorted(set(values) - _assigned(source))
+    if unknown:
+        raise UsageError(
+            f"The notebook's parameters cell does not have {', '.join(unknown)}.",
+            "Take the notebook of this version of the kit.",
+        )
+    lines = [f"# {note}", *(f"{name} = {value!r}" for name, value in values.items())]
+    injected: dict[str, Any] = {
+        "cell_type": "code",
+        "execution_count": None,
+        "id": "relay-parameters",
+        "metadata": {"tags": ["injected-parameters"]},
+        "outputs": [],
+        "source": "\n".join(lines),
+    }
+    return {**notebook, "cells": [*cells[: index + 1], injected, *cells[index + 1 :]]}
+
+
+def _assigned(source: str) -> set[str]:
+    return {
+        target.id
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+def metadata(push: Push, job: Job, owner: str) -> dict[str, Any]:
+    """Return the content of ``kernel-metadata.json``."""
+    return {
+        "id": f"{owner}/{push.slug}",
+        "title": title_of(push.slug),
+        "code_file": CODE_FILE,
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": job.machine is not None,
+        "enable_tpu": False,
+        "enable_internet": job.internet,
+        "dataset_sources": list(push.dataset_sources),
+        "kernel_sources": list(push.kernel_sources),
+        "competition_sources": [],
+        "model_sources": [],
+        # The same image for every session of a run, while Kaggle has it.
+        "docker_image_pinning_type": "original",
+    }
+
+
+def title_of(slug: str) -> str:
+    """Return a title that Kaggle makes the same slug of."""
+    return slug.replace("-", " ")
+
+
+def mark(attempt: Attempt) -> str:
+    """Return the line by which a push is known again, and all that it was, in the text of a version."""
+    way = attempt.transport or "nothing"
+    return (
+        f"Set by mapsage-kaggle relay: push {attempt.token} at {attempt.intended_s:.0f}, handed on by {way}, "
+        f"for {attempt.limit_s:.0f} s, from iteration {attempt.expect_iteration or 0}"
+    )
+
+
+_MARK = re.compile(
+    r"Set by mapsage-kaggle relay: push (\w+) at (\d+), handed on by (\w+), for (\d+) s, from iteration (\d+)"
+)
+
+
+def attempt_of(source: str, slug: str, version: int) -> Attempt:
+    """Return what a version's text says of its push; its number only, where it says nothing."""
+    found = _MARK.search(source)
+    if found is None:
+        return Attempt(slug=slug, version=version, landed=True)
+    token, at, way, limit_s, iteration = found.groups()
+    transport = next((name for name in TRANSPORTS if name == way), None)
+    return Attempt(
+        slug=slug,
+        version=version,
+        token=token,
+        transport=transport,
+        expect_iteration=int(iteration) if transport else None,
+        limit_s=float(limit_s),
+        intended_s=float(at),
+        landed=True,
+    )
+
+
+def write_kernel(folder: Path, push: Push, job: Job, *, owner: str, attempt: Attempt) -> None:
+    """Write what is pushed into ``folder``, in place of what was there.
+
+    Raises:
+        UsageError: The notebook cannot take the parameters.
+    """
+    try:
+        notebook = json.loads(job.notebook.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{job.notebook} is no readable notebook: {error}.") from error
+    document = with_parameters(notebook, parameters(push, job), mark(attempt))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / CODE_FILE).write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
+    text = json.dumps(metadata(push, job, owner), indent=2)
+    (folder / "kernel-metadata.json").write_text(text + "\n", encoding="utf-8")
+
+
+def check_names(owner: str, slug: str, datasets: tuple[str, ...], checkpoint_dataset: str) -> None:
+    """Look at what can be told of the names without asking Kaggle.
+
+    Raises:
+        UsageError: One cannot be; the message says why.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", owner):
+        raise UsageError(
+            f"--owner {owner!r} is no user name.", "It is what follows kaggle.com/ on your page."
+        )
+    # Kaggle makes the slug from the title; one that no title gives would end up as another notebook.
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug) or not 5 <= len(slug) <= 48:
+        fitting = re.sub(r"[^a-z0-9]+", "-", slug.lower()).strip("-")[:48]
+        raise UsageError(
+            f"--slug {slug!r} is no slug that Kaggle makes of a title: 5 to 48 small letters, digits and "
+            "single dashes.",
+            f"Try --slug {fitting}." if len(fitting) >= 5 else "Choose a longer one.",
+        )
+    for ref in (*datasets, *((checkpoint_dataset,) if checkpoint_dataset else ())):
+        if not re.fullmatch(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+", ref):
+            raise UsageError(
+                f"{ref!r} is no data set.", "Write it as OWNER/SLUG, the end of its address on kaggle.com."
+            )
+    if checkpoint_dataset and not 6 <= len(checkpoint_dataset.partition("/")[2]) <= 50:
+        raise UsageError(
+            f"The checkpoint data set {checkpoint_dataset!r} must have a slug of 6 to 50 characters.",
+            "Give another --checkpoint-dataset.",
+        )
+    if checkpoint_dataset and checkpoint_dataset.partition("/")[0].lower() != owner.lower():
+        raise UsageError(
+            f"The checkpoint data set {checkpoint_dataset!r} is not {owner}'s.",
+            "The relay writes into it: name one of your own, which it creates.",
+        )
