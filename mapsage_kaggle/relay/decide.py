@@ -80,6 +80,7 @@ class Observation:
         missing: Sources that every session needs and that are not there.
         quota_left_s: GPU time left this week; None where it is not known, or none is used.
         quota_renews: When it is renewed, for people.
+        busy_since_s: Since when a version that the relay did not push has been seen to be going on.
     """
 
     now_s: float
@@ -89,6 +90,7 @@ class Observation:
     missing: tuple[str, ...] = ()
     quota_left_s: float | None = None
     quota_renews: str = ""
+    busy_since_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -259,15 +261,19 @@ def _whether_over(journal: Journal, settings: Settings) -> Stop | None:
                 remedy="Mend that, then run the relay with --again.",
                 exit_code=code,
             )
-    if settings.max_sessions is not None and len(journal.attempts) >= settings.max_sessions:
-        return Stop(reason=f"{len(journal.attempts)} session(s) were asked for, and are done.")
+    if settings.max_sessions is not None and journal.num_sessions >= settings.max_sessions:
+        return Stop(reason=f"{journal.num_sessions} session(s) were asked for, and are done.")
     return None
 
 
-def _whether_to_wait(journal: Journal, seen: Observation, settings: Settings) -> Wait | None:
+def _whether_to_wait(journal: Journal, seen: Observation, settings: Settings) -> Wait | Stop | None:
     for (slug, version), status in sorted(seen.statuses.items()):
         if status in ACTIVE:
             reason = f"{journal.owner}/{slug} version {version}, which the relay did not push, is {status}"
+            most_s = QUEUE_S + settings.session_limit_s + SAVING_S
+            if seen.busy_since_s is not None and seen.now_s > seen.busy_since_s + most_s:
+                remedy = "Cancel it on its page on kaggle.com, then run the relay again."
+                return Stop(reason=f"{reason} for too long.", remedy=remedy, exit_code=EXIT_MACHINE)
             return Wait(seconds=settings.poll_s, reason=reason)
     if seen.now_s < journal.retry_s:
         seconds = min(settings.poll_s, journal.retry_s - seen.now_s)

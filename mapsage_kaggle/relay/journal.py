@@ -127,6 +127,7 @@ class Journal:
         slug: The notebook; with ``pingpong`` there is a second one beside it.
         config: The config that is trained.
         attempts: The sessions, oldest first; only the last may be open.
+        earlier: Sessions before those, where the journal was rebuilt.
         hand_over: The newest good checkpoint.
         refused: Transports that Kaggle has been seen to refuse.
         stored_iteration: The iteration that the checkpoint data set is known to hold.
@@ -142,6 +143,7 @@ class Journal:
     slug: str
     config: str
     attempts: tuple[Attempt, ...] = ()
+    earlier: int = 0
     hand_over: HandOver | None = None
     refused: tuple[Transport, ...] = ()
     stored_iteration: int | None = None
@@ -168,6 +170,11 @@ class Journal:
         """The last session that has its verdict."""
         ended = [attempt for attempt in self.attempts if attempt.verdict is not None]
         return ended[-1] if ended else None
+
+    @property
+    def num_sessions(self) -> int:
+        """How many sessions have been pushed in all."""
+        return self.earlier + len(self.attempts)
 
     @property
     def completed(self) -> bool:
