@@ -162,6 +162,35 @@ def build_parser() -> argparse.ArgumentParser:
         "--python-version", default="3.12", metavar="X.Y", help="the Python of Kaggle's image (3.12)"
     )
 
+    relay = add("relay", _relay, "Run the chain of sessions on Kaggle from here, until the run is complete.")
+    relay.add_argument("config", metavar="CONFIG", help="one of the kit's own, or its path on Kaggle")
+    relay.add_argument("--owner", required=True, metavar="OWNER", help="your user name on Kaggle")
+    relay.add_argument("--slug", required=True, metavar="SLUG", help="the notebook, as in its address")
+    relay.add_argument(
+        "--dataset", action="append", default=[], dest="datasets", metavar="OWNER/SLUG",
+        help="a data set for every session: the kit's, the images'; may be repeated",
+    )  # fmt: skip
+    relay.add_argument(
+        "--checkpoint-dataset", metavar="OWNER/SLUG|none",
+        help="your data set for checkpoints (OWNER/SLUG-checkpoints)",
+    )  # fmt: skip
+    relay.add_argument(
+        "--transport", default="auto", choices=("auto", "self", "pingpong", "dataset"),
+        help="how checkpoints are handed on (auto: the cheapest that works)",
+    )  # fmt: skip
+    relay.add_argument("--machine", default="NvidiaTeslaT4", metavar="NAME|none", help="Kaggle's name of it")
+    relay.add_argument("--no-internet", action="store_true", help="sessions without Internet")
+    relay.add_argument("--until", type=int, metavar="N", help="stop the relay at this iteration")
+    relay.add_argument("--max-sessions", type=int, metavar="N", help="push no more sessions than this")
+    relay.add_argument("--session-limit", default="12h", metavar="TIME", help="a session's life (12h)")
+    relay.add_argument("--reserve", default="10m", metavar="TIME", help="what is kept free at its end (10m)")
+    relay.add_argument("--state", type=Path, metavar="DIR", help="where the journal lies (./relay/SLUG)")
+    relay.add_argument("--poll", default="1m", metavar="TIME", help="between two looks (1m)")
+    relay.add_argument("--once", action="store_true", help="one step, then end; for schedulers")
+    relay.add_argument("--again", action="store_true", help="forget the failures so far")
+    relay.add_argument("--dry-run", action="store_true", help="print the plan; push nothing, write nothing")
+    _overrides(relay)
+
     demo = add("demo", _demo, "Run the whole chain on this machine: generated scenes, three short sessions.")
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where to (./demo)")
     return parser
@@ -438,6 +467,32 @@ def _bundle(arguments: argparse.Namespace) -> int:
     print("and every time after that with:")
     print(f"  kaggle datasets version -p {report.folder} --dir-mode zip -m {report.commit[:12]}")
     return EXIT_DONE
+
+
+def _relay(arguments: argparse.Namespace) -> int:
+    from mapsage_kaggle import chain
+
+    asked = chain.read(
+        arguments.config,
+        owner=arguments.owner,
+        slug=arguments.slug,
+        datasets=arguments.datasets,
+        checkpoint_dataset=arguments.checkpoint_dataset,
+        transport=arguments.transport,
+        machine=arguments.machine,
+        internet=not arguments.no_internet,
+        until=arguments.until,
+        max_sessions=arguments.max_sessions,
+        session_limit=arguments.session_limit,
+        reserve=arguments.reserve,
+        state=arguments.state,
+        poll=arguments.poll,
+        overrides=arguments.overrides,
+    )
+    if arguments.dry_run:
+        print(chain.plan_text(asked))
+        return EXIT_DONE
+    return chain.run(asked, lambda line: print(line, flush=True), once=arguments.once, again=arguments.again)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -36,6 +36,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("averaging", "predict"),
     # Layer 5.
     ("install", "notebook", "demo", "bundle"),
+    ("chain",),
     ("cli",),
     ("__main__",),
 )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mapsage_kaggle import errors
 from mapsage_kaggle.cli import build_parser
@@ -132,6 +134,18 @@ def test_commands_in_examples_exist(readme: str, parsers: dict[str, argparse.Arg
 
     assert named
     assert set(named) <= set(parsers)
+
+
+def test_the_scheduled_example_is_a_workflow_whose_commands_parse(readme: str) -> None:
+    [workflow] = (yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```$", readme, re.M | re.S))
+    steps = workflow["jobs"]["relay"]["steps"]
+    runs = [shlex.split(step["run"]) for step in steps if "run" in step]
+    [asked] = (build_parser().parse_args(run[1:]) for run in runs if run[0] == "mapsage-kaggle")
+
+    assert asked.once
+    assert (asked.owner, asked.datasets) == ("YOU", ["YOU/mapsage-kaggle", "YOU/earthvqa"])
+    assert ["pip", "install", ".[relay]"] in runs
+    assert steps[-1]["env"] == {"KAGGLE_API_TOKEN": "${{ secrets.KAGGLE_API_TOKEN }}"}
 
 
 def test_every_exit_code_is_explained(readme: str, parsers: dict[str, argparse.ArgumentParser]) -> None:

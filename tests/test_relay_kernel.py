@@ -1,0 +1,174 @@
+"""What is pushed, and what a relay that is asked for is checked for before Kaggle is."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mapsage_kaggle import chain
+from mapsage_kaggle.errors import MapsageError, UsageError
+from mapsage_kaggle.paths import bundled
+from mapsage_kaggle.relay.decide import Push
+from mapsage_kaggle.relay.harvest import plain_log, refusal_in
+from mapsage_kaggle.relay.journal import Attempt
+from mapsage_kaggle.relay.kernel import CODE_FILE, Job, attempt_of, mark, write_kernel
+from mapsage_kaggle.relay.plan import plan, plan_text
+
+NOTEBOOK = bundled("notebooks") / CODE_FILE
+JOB = Job(config="demo.py", notebook=NOTEBOOK, overrides=("a.b='c'",), upload_to="alice/saved")
+PUSH = Push(
+    slug="mapsage-train", version=3, transport="self", expect_iteration=800, limit_s=43_140.0,
+    kernel_sources=("alice/mapsage-train",), dataset_sources=("alice/kit",),
+)  # fmt: skip
+ATTEMPT = Attempt(
+    slug="mapsage-train", version=3, token="0123456789abcdef", transport="self", expect_iteration=800,
+    limit_s=43_140.0, intended_s=1_795_697_080.0, landed=True,
+)  # fmt: skip
+
+
+def assigned(source: str) -> dict[str, Any]:
+    return {
+        node.targets[0].id: ast.literal_eval(node.value)  # type: ignore[attr-defined]
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign)
+    }
+
+
+def test_a_session_is_told_its_parameters_after_the_notebooks_own(tmp_path: Path) -> None:
+    write_kernel(tmp_path / "kernel", PUSH, JOB, owner="alice", attempt=ATTEMPT)
+    cells = json.loads((tmp_path / "kernel" / CODE_FILE).read_text())["cells"]
+    tags = [cell["metadata"].get("tags", []) for cell in cells]
+    index = tags.index(["parameters"])
+    assert tags[index + 1] == ["injected-parameters"]
+    assert assigned(cells[index + 1]["source"]) == {
+        "CONFIG": "demo.py", "RESUME": "require", "EXPECT_ITERATION": 800, "SESSION_LIMIT": "43140s",
+        "RESERVE": "10m", "GPUS": 2, "OVERRIDES": ["a.b='c'"], "UPLOAD_TO": "alice/saved",
+    }  # fmt: skip
+    own = json.loads(NOTEBOOK.read_text())["cells"]
+    assert [*cells[: index + 1], *cells[index + 2 :]] == own
+
+
+def test_a_push_is_known_again_by_the_notebooks_text_and_a_persons_is_not(tmp_path: Path) -> None:
+    write_kernel(tmp_path / "kernel", PUSH, JOB, owner="alice", attempt=ATTEMPT)
+    text = (tmp_path / "kernel" / CODE_FILE).read_text()
+    assert attempt_of(text, "mapsage-train", 3) == ATTEMPT
+    assert attempt_of(NOTEBOOK.read_text(), "mapsage-train", 3) == Attempt(
+        slug="mapsage-train", version=3, landed=True
+    )
+    fresh = Attempt(slug="mapsage-train", version=1, token="ff", limit_s=60.0, intended_s=5.0, landed=True)
+    assert attempt_of(mark(fresh), "mapsage-train", 1) == fresh
+
+
+def test_a_notebook_that_cannot_take_the_parameters_is_refused(tmp_path: Path) -> None:
+    for name, text, says in (
+        ("torn", "{", "no readable notebook"),
+        ("other", '{"cells": []}', "no cell tagged"),
+        ("old", '{"cells": [{"metadata": {"tags": ["parameters"]}, "source": "CONFIG = 1"}]}', "not have"),
+    ):
+        path = tmp_path / f"{name}.ipynb"
+        path.write_text(text)
+        with pytest.raises(UsageError, match=says):
+            write_kernel(tmp_path / "k", PUSH, Job(config="d.py", notebook=path), owner="a", attempt=ATTEMPT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"owner": "Alice Smith"}, "is no user name"),
+        ({"slug": "Mapsage Train"}, "Try --slug mapsage-train"),
+        ({"slug": "abc"}, "Choose a longer one"),
+        ({"slug": "two--dashes"}, "Try --slug two-dashes"),
+        ({"datasets": ["kit"]}, "Write it as OWNER/SLUG"),
+        ({"checkpoint_dataset": "bob/saved-here"}, "is not alice's"),
+        ({"checkpoint_dataset": "alice/abc"}, "6 to 50 characters"),
+        ({"checkpoint_dataset": "none", "transport": "dataset"}, "needs a --checkpoint-dataset"),
+        ({"until": 0}, "--until 0 is too low"),
+        ({"max_sessions": -1}, "--max-sessions -1 is too low"),
+        ({"session_limit": "13h"}, "ends every session at 12h"),
+        ({"session_limit": "5m"}, "leaves nothing"),
+        ({"session_limit": "soon"}, "is not a duration"),
+        ({"poll": "0"}, "without a pause"),
+        ({"machine": "NvidiaTeslaP100"}, "no kernels for it"),
+        ({"config": "nothing.py"}, "There is no config nothing.py"),
+        ({"overrides": ["nonsense"]}, "nonsense"),
+    ],
+)
+def test_what_makes_no_sense_is_told_in_one_sentence_before_kaggle_is_asked(
+    changes: dict[str, Any], says: str
+) -> None:
+    asked: dict[str, Any] = {"config": "demo.py", "owner": "alice", "slug": "mapsage-train", **changes}
+    with pytest.raises(MapsageError, match=says) as caught:
+        chain.read(asked.pop("config"), **asked)
+    assert caught.value.exit_code == 2
+
+
+def test_a_config_that_only_this_machine_has_is_refused_and_one_on_kaggle_taken(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text("max_iters = 3")
+    with pytest.raises(UsageError, match="sessions on Kaggle do not have it"):
+        chain.read(str(own), owner="alice", slug="mapsage-train")
+    asked = chain.read("/kaggle/input/own/own.py", owner="alice", slug="mapsage-train")
+    assert (asked.job.config, asked.job.stem, asked.max_iters) == ("/kaggle/input/own/own.py", "own", None)
+    with pytest.raises(UsageError, match="Give --until N"):
+        chain.plan_text(asked)
+
+
+def test_sessions_without_internet_are_not_told_to_upload() -> None:
+    asked = chain.read("demo.py", owner="alice", slug="mapsage-train", internet=False)
+    assert asked.job.upload_to is None
+    assert asked.settings.checkpoint_dataset == "alice/mapsage-train-checkpoints"
+
+
+# -- the plan
+
+
+def test_the_plan_fits_every_session_into_its_limit_and_reaches_the_end() -> None:
+    found = plan(
+        start=1_000, end=40_000, session_limit_s=12 * 3600, reserve_s=600, now_s=0.0, val_interval=4_000,
+        learned={"pace": {"iteration_s": 2.0, "validation_s": 900.0}}, quota_s=30 * 3600.0,
+        quota_left_s=30 * 3600.0,
+    )  # fmt: skip
+    assert found.reaches_end
+    assert found.legs[0].start == 1_000
+    assert found.legs[-1].end == 40_000
+    for leg, after in zip(found.legs, found.legs[1:], strict=False):
+        assert leg.end == after.start
+        assert leg.seconds <= 12 * 3600 - 600
+    assert found.needed_s == pytest.approx(39_000 * 2 + 10 * 900 + 600 * len(found.legs), rel=0.01)
+    assert "an iteration" not in found.assumed
+    assert found.finish_s == pytest.approx(found.needed_s)
+
+
+def test_the_plan_says_where_it_does_not_reach_the_end_or_where_nothing_fits() -> None:
+    few = plan(
+        start=0, end=40_000, session_limit_s=3600, reserve_s=600, now_s=0.0, learned={}, most_sessions=2
+    )
+    assert (len(few.legs), few.reaches_end) == (2, False)
+    assert "iteration 40,000 is not reached" in plan_text(few, end=40_000, quota_left_s=None)
+    none = plan(start=0, end=40_000, session_limit_s=700, reserve_s=600, now_s=0.0, learned={})
+    assert "no iteration fits" in plan_text(none, end=40_000, quota_left_s=None)
+    done = plan(start=9, end=9, session_limit_s=3600, reserve_s=600, now_s=0.0, learned={})
+    assert "nothing to do" in plan_text(done, end=9, quota_left_s=7200.0)
+
+
+# -- the log
+
+
+def test_the_kits_own_refusal_is_found_in_a_log_as_kaggle_keeps_it() -> None:
+    pieces = [
+        {"stream_name": "stdout", "time": 1.0, "data": "[10/400] loss\n"},
+        {
+            "stream_name": "stderr",
+            "data": "\x1b[31mmapsage_kaggle.errors.DataError\x1b[0m: No images. Add them.\n",
+        },
+    ]
+    assert refusal_in(plain_log(json.dumps(pieces))) == ("No images. Add them.", 2)
+    assert refusal_in("ValueError: something else") == ("", 0)
+    assert plain_log("no json") == "no json"
+    told, code = refusal_in("MachineError: --gpus 2 was asked for, but this machine has 0.")
+    assert code == 4
+    assert "phone number is not verified" in told
