@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import threading
 import time
 import urllib.parse
@@ -85,6 +86,16 @@ class Fault:
     times: int = 1
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(
+            sys.exc_info()[1], ConnectionError
+        ):  # clients are killed in the middle of a request
+            super().handle_error(request, client_address)
+
+
 class KaggleServer:
     """One account on a Kaggle of its own; a context that serves while it is open."""
 
@@ -101,6 +112,7 @@ class KaggleServer:
         self.refused_sources: set[str] = set()
         self.refuse_own_output = False
         self.push_error = ""
+        self.files_under = ""
         self.readable = True
         self.user = OWNER
         self.quota_s: float | None = 108_000.0
@@ -114,8 +126,7 @@ class KaggleServer:
         self.bodies: list[str] = []
         self.lock = threading.RLock()
         self._threads: list[threading.Thread] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
 
     def __enter__(self) -> KaggleServer:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
@@ -197,15 +208,15 @@ class KaggleServer:
         return 200, {"active": True, "username": self.user, "userId": 1}
 
     def _save_kernel(self, body: dict[str, Any]) -> tuple[int, Any]:
-        owner, _, slug = body["slug"].partition("/")
+        owner = body["slug"].partition("/")[0]
         if self.push_error:
             return 200, {"error": self.push_error}
         active = [version for version in self.all_versions if version.status in ACTIVE]
         if len(active) >= self.most_sessions:
             return 200, {"error": f"Maximum batch GPU session count of {self.most_sessions} reached."}
         assert body["sessionTimeoutSeconds"] > 0
-        if re.sub(r"[^a-z0-9]+", "-", body["newTitle"].lower()).strip("-") != slug:
-            slug = re.sub(r"[^a-z0-9]+", "-", body["newTitle"].lower()).strip("-")
+        # Kaggle makes the slug of the title, whatever else it was told.
+        slug = self.files_under or re.sub(r"[^a-z0-9]+", "-", body["newTitle"].lower()).strip("-")
         self.overlaps += [f"{slug} beside {other.slug} version {other.number}" for other in active]
         versions = self.versions.setdefault(slug, [])
         version = Version(

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kaggle_server import OWNER, Fault, KaggleServer, ScriptedNotebook
+from kaggle_server import OWNER, SIGNATURE, TOKEN, Fault, KaggleServer, ScriptedNotebook, checkpoint_bytes
 from relay_process import Ended, Relays
 
-from mapsage_kaggle.errors import (
-    EXIT_DONE,
-    EXIT_MACHINE,
-    EXIT_TRAINING,
-)
+from mapsage_kaggle.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_TRAINING, EXIT_USAGE
 
 SLUG = "mapsage-train"
 FOUR = [(0, 100, "ok"), (100, 200, "ok"), (200, 300, "ok"), (300, 400, "ok")]
@@ -71,6 +70,14 @@ class Rig:
     def pushed(self) -> list[tuple[str, int]]:
         return [(version.slug, version.number) for version in self.server.all_versions]
 
+    def begin_again(self) -> None:
+        """Forget the run here and on the server, and its faults."""
+        self.server.wait_until_idle()
+        shutil.rmtree(self.state, ignore_errors=True)
+        shutil.rmtree(self.server.folder / "sessions", ignore_errors=True)
+        self.server.versions.clear()
+        self.notebook.done.clear()
+
     def check_nothing_was_pushed_twice(self) -> None:
         assert self.server.overlaps == []
         trained = [(start, end) for start, end, _ in self.notebook.done]
@@ -80,6 +87,7 @@ class Rig:
 @pytest.fixture(scope="module")
 def relays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relays]:
     folder = tmp_path_factory.mktemp("relays")
+    checkpoint_bytes(10)  # imports torch, which takes long enough to be taken for a server that is gone
     # Only the import talks to this one.
     with KaggleServer(folder / "kaggle", ScriptedNotebook()) as server:
         started = Relays(server.environment(folder / "home"), folder)
@@ -327,3 +335,246 @@ def test_the_next_transport_is_taken_where_kaggle_refuses_one(rig: Rig, refused:
     assert len(refusals) == len(refused.split(" and "))
     assert rig.journal["refused"] == refused.split(" and ")
     assert rig.journal["attempts"][-1]["transport"] == way
+
+
+# -- killed and started again
+
+
+def start_and_kill(rig: Rig, *more: str, at: int, when: str) -> Ended:
+    """Start a relay and kill it before or after its request of that number is answered; or let it end."""
+    first, known, pid = rig.server.num_requests, threading.Event(), 0
+
+    def kill(number: int, method: str, now: str) -> None:
+        if (number - first, now) == (at, when):
+            known.wait(10)
+            os.kill(pid, signal.SIGKILL)
+
+    rig.server.on_request = kill
+    pid = rig.relays.start(rig.arguments(*more), rig.environ)
+    known.set()
+    ended = rig.relays.wait()
+    rig.server.on_request = lambda number, method, now: None
+    time.sleep(0.05)  # what was under way when it was killed is done
+    return ended
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_relay_killed_at_any_request_and_started_again_pushes_nothing_twice(rig: Rig, when: str) -> None:
+    for at in range(2, 60, 4):
+        ended = start_and_kill(rig, at=at, when=when)
+        if ended.code == EXIT_DONE:
+            break
+        assert ended.code == -signal.SIGKILL, ended.output
+        ended = rig.run()
+        assert ended.code == EXIT_DONE, ended.output
+        assert rig.notebook.done == FOUR, f"killed at request {at}"
+        rig.check_nothing_was_pushed_twice()
+        rig.begin_again()
+    else:
+        raise AssertionError("the relay never came to its end")
+    assert at > 20
+
+
+def endure(rig: Rig, seed: int) -> None:
+    """Kill a relay at random moments until it ends, now and then without its journal, and check the run."""
+    draw = random.Random(seed)
+    rig.notebook.takes_s = draw.choice([0.0, 0.1])
+    for _ in range(5):
+        if draw.random() < 0.5:
+            ended = start_and_kill(rig, at=draw.randrange(1, 24), when=draw.choice(["before", "after"]))
+        else:
+            pid = rig.relays.start(rig.arguments(), rig.environ)
+            timer = threading.Timer(draw.uniform(0.0, 1.0), os.kill, (pid, signal.SIGKILL))
+            timer.start()
+            ended = rig.relays.wait()
+            timer.cancel()
+            time.sleep(0.05)
+        if ended.code == EXIT_DONE:
+            break
+        assert ended.code == -signal.SIGKILL, ended.output
+        if draw.random() < 0.3:
+            shutil.rmtree(rig.state, ignore_errors=True)
+    else:
+        ended = rig.run()
+    assert ended.code == EXIT_DONE, ended.output
+    assert rig.notebook.done == FOUR
+    rig.check_nothing_was_pushed_twice()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_relay_killed_at_random_moments_pushes_nothing_twice(rig: Rig, seed: int) -> None:
+    endure(rig, seed)
+
+
+@pytest.mark.slow
+def test_many_relays_killed_at_random_moments_push_nothing_twice(rig: Rig) -> None:
+    for seed in range(100, 112):
+        endure(rig, seed)
+        rig.begin_again()
+
+
+def test_ctrl_c_ends_the_relay_and_not_the_session(rig: Rig) -> None:
+    rig.notebook.takes_s = 1.0
+    pid = rig.relays.start(rig.arguments(), rig.environ)
+    while not rig.server.all_versions:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    os.kill(pid, signal.SIGINT)
+    ended = rig.relays.wait()
+    assert (ended.code, "interrupted" in ended.output) == (EXIT_INTERRUPTED, True), ended.output
+    rig.notebook.takes_s = 0.0
+    assert rig.run().code == EXIT_DONE
+    assert rig.notebook.done == FOUR
+
+
+@pytest.mark.parametrize("transport", ["pingpong", "dataset"])
+@pytest.mark.parametrize("script", [[], ["ok", "killed"], ["failed after progress"]], ids=str)
+def test_a_lost_journal_is_rebuilt_from_the_versions_and_their_records(
+    rig: Rig, transport: str, script: list[str]
+) -> None:
+    rig.notebook.script = list(script)
+    way = "auto" if script and transport == "pingpong" else transport
+    for _ in range(40):
+        ended = rig.run("--once", "--transport", way)
+        assert ended.code == EXIT_DONE, ended.output
+        shutil.rmtree(rig.state)
+        rig.server.wait_until_idle()
+        if "The run is complete" in ended.output:
+            break
+    assert [item[:2] for item in rig.notebook.done] == [item[:2] for item in FOUR]
+    rig.check_nothing_was_pushed_twice()
+
+
+def test_a_journal_of_another_run_and_a_second_relay_are_refused(rig: Rig) -> None:
+    assert rig.run("--max-sessions", "1").code == EXIT_DONE
+    ended = rig.run(slug="another-run")
+    assert (ended.code, "Give another --state folder" in ended.output) == (EXIT_USAGE, True)
+    (rig.state / "journal.json").write_text("{")
+    ended = rig.run()
+    assert (ended.code, "Move it away" in ended.output) == (EXIT_USAGE, True)
+    assert len(rig.pushed) == 1
+
+
+# -- what is wrong on the other side
+
+
+def one_sentence(output: str) -> str:
+    """Return what the command said of its failure, which is the last line and the only one of its kind."""
+    told = [line for line in output.splitlines() if line.startswith("mapsage-kaggle: ")]
+    assert len(told) == 1, output
+    assert output.splitlines()[-1] == told[0], output
+    assert "Traceback" not in output
+    return told[0]
+
+
+def test_credentials_of_another_account_are_told(rig: Rig) -> None:
+    ended = rig.run(owner="bob")
+    assert ended.code == EXIT_USAGE
+    assert "The credentials here are alice's, not bob's. Give --owner alice" in one_sentence(ended.output)
+
+
+@pytest.mark.slow
+def test_missing_and_expired_credentials_are_told(rig: Rig) -> None:
+    without = {key: value for key, value in rig.environ.items() if key != "KAGGLE_API_TOKEN"}
+    for environ in (without, {**rig.environ, "KAGGLE_API_TOKEN": "KGAT_expired"}):
+        ended = rig.run_cold(environ=environ)
+        assert ended.code == EXIT_MACHINE, ended.output
+        assert "Create a token on kaggle.com" in one_sentence(ended.output)
+        assert "KGAT_expired" not in ended.output
+
+
+def test_no_network_at_all_is_told(rig: Rig) -> None:
+    ended = rig.run_cold("--once", environ={**rig.environ, "http_proxy": "http://127.0.0.1:9"})
+    assert ended.code == EXIT_MACHINE, ended.output
+    one_sentence(ended.output)
+
+
+def test_a_data_set_that_is_not_there_is_told_before_anything_is_pushed(rig: Rig) -> None:
+    ended = rig.run("--dataset", f"{OWNER}/no-such-images")
+    assert ended.code == EXIT_USAGE
+    assert f"There is no data set {OWNER}/no-such-images" in one_sentence(ended.output)
+    assert rig.pushed == []
+
+
+def test_a_token_without_rights_is_told(rig: Rig) -> None:
+    rig.server.faults = [Fault(method="SaveKernel", kind="403", times=9)]
+    ended = rig.run()
+    assert ended.code == EXIT_MACHINE
+    assert "Create a token with rights to notebooks" in one_sentence(ended.output)
+    assert rig.pushed == []
+    rig.server.faults = []
+    assert rig.run("--max-sessions", "1").code == EXIT_DONE
+    rig.server.readable = False
+    ended = rig.run()
+    assert ended.code == EXIT_MACHINE
+    assert "do not allow to read alice/mapsage-train" in one_sentence(ended.output)
+
+
+def test_a_notebook_filed_under_another_slug_is_told(rig: Rig) -> None:
+    rig.server.files_under = "mapsage-train-v2"
+    ended = rig.run()
+    assert ended.code == EXIT_USAGE
+    assert "filed under mapsage-train-v2, whose title does not match the slug" in one_sentence(ended.output)
+    assert len(rig.pushed) == 1
+
+
+def test_a_refusal_in_kaggles_own_words_is_handed_on(rig: Rig) -> None:
+    rig.server.push_error = "Your account must be phone verified to use a GPU."
+    ended = rig.run()
+    assert ended.code == EXIT_USAGE
+    told = one_sentence(ended.output)
+    assert "Your account must be phone verified" in told
+    assert "Check owner, slug, data sets and machine" in told
+    assert rig.server.calls["SaveKernel"] == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "says"),
+    [("no gpu", "phone number is not verified"), ("no internet", "No Internet and no wheels")],
+)
+def test_a_session_that_cannot_work_is_told_and_not_repeated(rig: Rig, mode: str, says: str) -> None:
+    rig.notebook.script = [mode] * 9
+    ended = rig.run()
+    assert ended.code == EXIT_MACHINE
+    assert says in one_sentence(ended.output)
+    assert len(rig.pushed) == 1
+
+
+def test_quota_that_is_used_up_is_told_and_a_rest_of_it_used(rig: Rig) -> None:
+    rig.server.quota_used_s = 108_000.0 - 2 * 3600 - 30
+    assert rig.run("--max-sessions", "1").code == EXIT_DONE
+    assert rig.server.all_versions[0].request["sessionTimeoutSeconds"] == 2 * 3600
+    assert rig.server.all_versions[0].parameters["SESSION_LIMIT"] == "7200s"
+    rig.server.quota_used_s = 108_000.0 - 600
+    ended = rig.run()
+    assert ended.code == EXIT_MACHINE
+    assert "of this week's GPU quota is left" in one_sentence(ended.output)
+    assert "It is renewed 2026-11-28 00:00 UTC" in ended.output
+    assert len(rig.pushed) == 1
+
+
+# -- secrets
+
+
+@pytest.mark.slow
+def test_no_secret_gets_into_notebook_journal_output_or_any_request_but_its_header(rig: Rig) -> None:
+    rig.server.faults = [
+        Fault(method="SaveKernel", kind="lost 502"), Fault(method="GetKernel", kind="drop", first=4),
+        Fault(method="ListKernelSessionOutput", kind="html"), Fault(method="download", kind="403", first=2),
+        Fault(method="StartBlobUpload", kind="500"),
+    ]  # fmt: skip
+    rig.notebook.script = ["ok", "killed", "no progress"]
+    outputs = [rig.run_cold("--dry-run").output, rig.run_cold("--transport", "dataset").output]
+    outputs.append(rig.run_cold(owner="bob").output)
+    rig.server.faults = [Fault(method="GetKernel", kind="401", first=rig.server.calls["GetKernel"] + 1)]
+    outputs.append(rig.run_cold(slug="another-run", environ=rig.environ).output)
+    told = [body for body in rig.server.bodies if "IntrospectToken" not in body]
+    kept = [path.read_bytes().decode("latin-1") for path in rig.state.rglob("*") if path.is_file()]
+    assert len(kept) > 5
+    assert len(told) > 20
+    for text in (*outputs, *told, *kept):
+        assert TOKEN not in text
+        assert TOKEN.removeprefix("KGAT_") not in text
+        assert SIGNATURE not in text
