@@ -130,6 +130,7 @@ class Evaluation:
         comparison: With another checkpoint, where one was given.
         num_taken_over: Images whose counts were there already.
         file: Where this was written, as JSON.
+        examples: Pictures of a few images: image, mask, prediction.
     """
 
     checkpoint: Path
@@ -144,6 +145,7 @@ class Evaluation:
     comparison: Comparison | None
     num_taken_over: int
     file: Path
+    examples: tuple[Path, ...] = ()
 
     @property
     def too_few(self) -> bool:
@@ -165,6 +167,7 @@ class Evaluation:
             "palette": [list(colour) for colour in self.palette],
             **self.scores.to_json(),
             "miou_interval": _interval_json(self.interval),
+            "examples": [picture.name for picture in self.examples],
             "areas": {
                 name: {**part.scores.to_json(), "miou_interval": _interval_json(part.interval)}
                 for name, part in self.areas.items()
@@ -247,6 +250,7 @@ def conclude(counted: Counted, options: EvaluationOptions, *, against: Counted |
         comparison=comparison,
         num_taken_over=counted.num_taken_over,
         file=counted.file,
+        examples=tuple(sorted(counted.file.parent.glob(f"{counted.file.stem}-*.png"))),
     )
     replace_file(found.file, json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
     return found

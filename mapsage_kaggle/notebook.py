@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -20,6 +20,7 @@ from mapsage_kaggle.display.panels import Finding, Panel, Table, Tone, say, show
 from mapsage_kaggle.display.text import TextSink
 from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.errors import ConfigError, MapsageError, TrainingError, UsageError
+from mapsage_kaggle.events import read_events
 from mapsage_kaggle.follow import Follower
 from mapsage_kaggle.paths import KagglePaths, WorkDir, bundled
 from mapsage_kaggle.supervise import STOP_GRACE_S
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from mapsage_kaggle import knobs, training
     from mapsage_kaggle.display.widgets import FormState
     from mapsage_kaggle.environment import Check, Machine
+    from mapsage_kaggle.evaluation import Evaluation
     from mapsage_kaggle.records import SessionRecord
 
 R = TypeVar("R")
@@ -40,6 +42,10 @@ PALETTES = {"EarthVQADataset": EARTHVQA_PALETTE, "LoveDASplitDataset": LOVEDA_PA
 
 NUM_SAMPLES = 3
 """How many images the preflight shows with their masks."""
+
+EVALUATION_START_S = 60.0
+UNKNOWN_EVALUATION_S = 3600.0
+"""What an evaluation may need beyond its images, and in all where no validation has been timed."""
 
 PROGRESS_LINES = 300
 """About how many progress lines a batch session prints, however long it is."""
@@ -136,6 +142,10 @@ def preflight(
         if data_error is not None:
             raise data_error
         return session
+
+
+class _OutOfTimeError(Exception):
+    """An evaluation has used up the session's time."""
 
 
 def _cell(method: Callable[[Session], R]) -> Callable[[Session], R]:
@@ -326,6 +336,80 @@ class Session:
         if self.handle is None:
             raise TrainingError("Nothing is being trained.", "Run the cells from the top.")
         return self.handle.wait()
+
+    def evaluate(self, enabled: bool = True) -> None:
+        """Evaluate the run's best checkpoint and show its scores, its confusions and a few predictions.
+
+        It never costs the run anything: it is left out where the session's time is short, ends before
+        that is used up, and a failure of it is shown, not raised. What was counted is kept, and gone on
+        from by the next evaluation.
+
+        Args:
+            enabled: False leaves it out.
+        """
+        from mapsage_kaggle.display.evaluated import confusion_of, evaluation_panel
+        from mapsage_kaggle.display.report import write_report
+
+        words = self._words
+        reason = words("eval_off") if not enabled else self._reason_not_to_evaluate()
+        if reason:
+            show(Panel(title=words("evaluation"), lead=reason))
+            return
+        try:
+            found = self._evaluation()
+        except _OutOfTimeError:
+            show(Panel(title=words("evaluation"), tone="note", lead=words("eval_cut")))
+            return
+        except (MapsageError, OSError) as error:
+            told = words.refusal(error) if isinstance(error, MapsageError) else str(error)
+            show(Panel(title=words("evaluation"), tone="note", lead=words("eval_failed", message=told)))
+            return
+        document = found.to_json()
+        show(evaluation_panel(document, words, [confusion_of(document, words), *found.examples]))
+        write_report([self.work_dir], language=words.language)
+
+    def _reason_not_to_evaluate(self) -> str:
+        """Return why the evaluation is left out, in words; nothing where it may begin."""
+        words = self._words
+        if self.handle is None or self.handle.running:
+            return words("eval_later")
+        if self.handle.wait().best is None:
+            return words("eval_nothing")
+        needed_s, left_s = self._evaluation_needs_s(), self.clock.left_s()
+        if needed_s > left_s:
+            left, needed = format_duration(max(0.0, left_s)), format_duration(needed_s)
+            return words("eval_no_time", left=left, needed=needed, config=self.options.config)
+        return ""
+
+    def _evaluation_needs_s(self) -> float:
+        """Return a generous guess from what validations took, which look at the same images."""
+        seconds = [
+            float(event.data["seconds"])
+            for event in read_events(WorkDir(self.work_dir).events)
+            if event.event == "validation" and event.data.get("seconds")
+        ]
+        return EVALUATION_START_S + 2.0 * seconds[-1] if seconds else UNKNOWN_EVALUATION_S
+
+    def _evaluation(self) -> Evaluation:
+        from mapsage_kaggle.evaluation import EvaluationOptions, evaluate
+        from mapsage_kaggle.jobs import ModelOptions, open_subject
+
+        subject = open_subject(
+            ModelOptions(
+                config=self.options.config,
+                work_dir=self.work_dir,
+                overrides=self.options.overrides,
+                device="cpu" if self.options.gpus == 0 else "auto",
+                needs_data=True,
+            ),
+            paths=self.paths,
+        )
+
+        def in_time(event: Mapping[str, Any]) -> None:
+            if self.clock.left_s() <= 0:
+                raise _OutOfTimeError
+
+        return evaluate(subject, EvaluationOptions(), on_event=in_time)
 
     @_cell
     def what_next(self) -> None:

@@ -36,6 +36,7 @@ ON_MEMORY = "adapt"  # smaller micro-batches where memory runs out; "fail" ends 
 OVERRIDES = []  # such as "train_dataloader.batch_size=2"
 UPLOAD_TO = None  # "you/slug": upload the newest checkpoint to this data set as well, with your credentials
 UPLOAD_EVERY = "1h"  # from one upload to the next
+EVALUATE = True  # evaluate the best checkpoint afterwards, if the session's time allows
 LANGUAGE = "en"  # or "zh"
 
 # %% [markdown]
@@ -123,6 +124,14 @@ session.configure()
 
 # %%
 session.train()
+
+# %% [markdown]
+# ## Evaluate
+# Scores of the best checkpoint by class, with an interval that says how sure they are, and a few predictions:
+# image, mask, prediction. It is left out where time is short; the run loses nothing by it.
+
+# %%
+session.evaluate(EVALUATE)
 
 # %% [markdown]
 # ## What next

@@ -18,8 +18,9 @@ from test_inference import balance, fill
 from mapsage_kaggle import configure
 from mapsage_kaggle.display.evaluated import evaluation_panel, evaluation_text, read_evaluations
 from mapsage_kaggle.display.words import Words
-from mapsage_kaggle.engine.evaluate import build_data, count
+from mapsage_kaggle.engine.evaluate import build_data, example, look
 from mapsage_kaggle.engine.inference import PLAIN, build_model, load_model, windows_of
+from mapsage_kaggle.engine.metric import confusion_matrix
 from mapsage_kaggle.errors import ConfigError, UsageError
 from mapsage_kaggle.evaluation import EvaluationOptions
 from mapsage_kaggle.scenes import generate_scenes
@@ -74,9 +75,8 @@ def test_the_counts_are_those_of_mmsegmentations_own_test_loop_and_metric(
         with torch.inference_mode():
             samples = model.net.test_step(pseudo_collate([data[index]]))
         metric.process({}, [sample.to_dict() for sample in samples])
-        found += count(
-            model, data[index], windows=windows_of(test_cfg, batch=1), views=PLAIN, ignore_index=255
-        )
+        pair = look(model, data[index], windows=windows_of(test_cfg, batch=1), views=PLAIN)
+        found += confusion_matrix(*pair, 8, 255)
 
     intersect, union, predicted, labelled = (sum(column) for column in zip(*metric.results, strict=True))
     assert torch.equal(found.diagonal()[:-1], intersect.long())
@@ -102,14 +102,34 @@ def test_the_scores_are_mmsegmentations_to_its_two_decimals(scenes: Path, tmp_pa
     metric.process({}, [{"pred_sem_seg": {"data": prediction}, "gt_sem_seg": {"data": label}}])
     expected = metric.evaluate(1)
 
-    from mapsage_kaggle.engine.metric import confusion_matrix
-
     counts = confusion_matrix(prediction[0], label[0], 8, 255).numpy()
     found = score(counts, metric.dataset_meta["classes"], num_images=1)
 
     ours = [found.miou, found.mean_accuracy, found.accuracy, found.mean_f1]
     theirs = [expected[name] for name in ("mIoU", "mAcc", "aAcc", "mFscore")]
     assert np.round([100 * value for value in ours if value is not None], 2).tolist() == pytest.approx(theirs)
+
+
+def test_an_example_shows_the_image_its_mask_and_the_prediction_in_the_classes_colours() -> None:
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    red_image = torch.zeros(3, 20, 30)
+    red_image[2] = 200.0
+    label = torch.full((20, 30), 255)
+    label[:10] = 1
+    prediction = torch.zeros(20, 30, dtype=torch.int64)
+
+    found = example({"inputs": red_image}, prediction, label, [(9, 8, 7), (1, 2, 3)])
+
+    pixels = np.asarray(Image.open(io.BytesIO(found)))
+    assert pixels.shape == (20, 3 * 30 + 2 * 4, 3)
+    assert pixels[0, 0].tolist() == [200, 0, 0]
+    assert pixels[0, 34].tolist() == [1, 2, 3]
+    assert pixels[19, 34].tolist() == [64, 64, 64]
+    assert pixels[0, 68].tolist() == [9, 8, 7]
 
 
 # -- what is refused

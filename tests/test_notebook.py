@@ -28,11 +28,11 @@ from mapsage_kaggle.display.progress import Progress
 from mapsage_kaggle.display.text import TextSink
 from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.environment import parse_load
-from mapsage_kaggle.errors import ConfigError, DataError, UsageError
+from mapsage_kaggle.errors import CheckpointError, ConfigError, DataError, UsageError
 from mapsage_kaggle.events import Event, read_events
 from mapsage_kaggle.notebook import find_config, preflight
 from mapsage_kaggle.paths import WorkDir
-from mapsage_kaggle.records import SessionRecord
+from mapsage_kaggle.records import CheckpointRef, SessionRecord
 from mapsage_kaggle.scenes import generate_scenes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -233,6 +233,77 @@ def test_a_cell_refuses_in_the_language_of_the_notebook(able: Path, monkeypatch:
         session.configure()
 
 
+# -- the evaluation
+
+
+class Ended:
+    """A training that is over."""
+
+    running = False
+
+    def __init__(self, record: SessionRecord) -> None:
+        self.record = record
+
+    def wait(self) -> SessionRecord:
+        return self.record
+
+
+def evaluated_in(
+    able: Path, monkeypatch: pytest.MonkeyPatch, *, limit: str, seconds: float | None, enabled: bool = True
+) -> tuple[list[Panel], list[str]]:
+    """Return the panels of an evaluate cell, and what it ran, in a session with so long a life."""
+    shown: list[Panel] = []
+    ran: list[str] = []
+    monkeypatch.setattr("mapsage_kaggle.notebook.show", shown.append)
+    session = preflight("demo", session_limit=limit, reserve="0m")
+    best = CheckpointRef(file="best_mIoU_iter_8.pth", iteration=8, sha256="0" * 64, size_bytes=1)
+    work_dir = WorkDir(session.work_dir)
+    work_dir.path.mkdir(parents=True, exist_ok=True)
+    record = SessionRecord(run_id="x", fingerprint="y", best=best)
+    session.handle = Ended(record)  # type: ignore[assignment]
+    if seconds is not None:
+        line = {"event": "validation", "time_s": 1.0, "iteration": 8, "seconds": seconds}
+        work_dir.events.write_text(json.dumps(line) + "\n")
+
+    def fail() -> None:
+        ran.append("evaluation")
+        raise CheckpointError("It is gone.", "Look for it.")
+
+    monkeypatch.setattr(session, "_evaluation", fail)
+    session.evaluate(enabled)
+    return shown[1:], ran
+
+
+def test_no_evaluation_begins_that_the_session_has_no_time_for(
+    able: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The machine has been up for less than 240 h, and validations took an hour of them each.
+    [panel], ran = evaluated_in(able, monkeypatch, limit="2400h", seconds=1e8)
+    assert "No evaluation" in panel.lead
+    assert ran == []
+
+
+def test_without_a_timed_validation_an_evaluation_needs_an_hour_left(
+    able: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, ran = evaluated_in(able, monkeypatch, limit="2400h", seconds=None)
+    assert ran == ["evaluation"]
+
+
+def test_an_evaluation_that_fails_is_shown_and_not_raised(
+    able: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [panel], ran = evaluated_in(able, monkeypatch, limit="2400h", seconds=5.0)
+    assert ran == ["evaluation"]
+    assert "are not touched by that. It is gone." in panel.lead
+
+
+def test_the_evaluation_can_be_switched_off(able: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [panel], ran = evaluated_in(able, monkeypatch, limit="2400h", seconds=5.0, enabled=False)
+    assert "EVALUATE is False" in panel.lead
+    assert ran == []
+
+
 # -- the views of training
 
 
@@ -404,7 +475,10 @@ def kernel_environment(kaggle: Path, run_type: str) -> dict[str, str]:
 def papermill(kaggle: Path, **parameters: Any) -> tuple[int, Any, str]:
     """Run the notebook as Kaggle does; return the exit code, the saved notebook and the log."""
     saved = kaggle / "working" / "__notebook__.ipynb"
-    defaults = {"CONFIG": "demo.py", "OVERRIDES": SMALL, "SESSION_LIMIT": "10m", "RESERVE": "10s", "GPUS": 0}
+    defaults = {
+        "CONFIG": "demo.py", "OVERRIDES": SMALL, "SESSION_LIMIT": "10m", "RESERVE": "10s", "GPUS": 0,
+        "EVALUATE": False,
+    }  # fmt: skip
     yaml = kaggle / "parameters.yaml"
     yaml.write_text(json.dumps({**defaults, **parameters}))
     done = subprocess.run(
@@ -424,7 +498,7 @@ def outputs_of(notebook: Any) -> list[Any]:
 
 @pytest.mark.slow
 def test_a_batch_run_trains_and_saves_a_notebook_with_pictures_and_without_widgets(kaggle: Path) -> None:
-    code, saved, log = papermill(kaggle)
+    code, saved, log = papermill(kaggle, EVALUATE=True)
     assert code == 0, log
     outputs = outputs_of(saved)
     assert not [
@@ -435,10 +509,13 @@ def test_a_batch_run_trains_and_saves_a_notebook_with_pictures_and_without_widge
     assert "data:image/png;base64," in pages
     assert "12 / 12" in pages
     assert "IoU by class, %" in pages
+    assert "frequency-weighted IoU" in pages
+    assert "on 2 images of val" in pages
     assert (kaggle / "working" / "__notebook__.ipynb").stat().st_size < 5_000_000
     work_dir = kaggle / "working" / "work_dirs" / "demo"
     assert SessionRecord.read(work_dir / "session.json").stop_reason == "completed"
-    assert WorkDir(work_dir).report.is_file()
+    assert "frequency-weighted IoU" in WorkDir(work_dir).report.read_text()
+    assert len(list(WorkDir(work_dir).evaluation.glob("*.png"))) == 2
 
 
 @pytest.mark.slow

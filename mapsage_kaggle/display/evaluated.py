@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mapsage_kaggle.display.class_plots import confusion_picture
 from mapsage_kaggle.display.panels import Panel, Table, Tone
+from mapsage_kaggle.display.plots import LIGHT, Theme, labels_in
 from mapsage_kaggle.display.text import table
 from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.paths import WorkDir
@@ -121,7 +123,7 @@ def read_evaluations(work_dir: Path) -> list[dict[str, Any]]:
     return found
 
 
-def evaluation_panel(document: Document, words: Words, pictures: Sequence[Path] = ()) -> Panel:
+def evaluation_panel(document: Document, words: Words, pictures: Sequence[Path | bytes] = ()) -> Panel:
     """Return an evaluation for the notebook."""
     header, rows = class_rows(document, words)
     other = document["against"]
@@ -134,6 +136,17 @@ def evaluation_panel(document: Document, words: Words, pictures: Sequence[Path] 
         table=Table(header=header, rows=tuple(rows), right=frozenset(range(1, len(header)))),
         tail=tuple(notes(document, words)),
         pictures=tuple(pictures),
+    )
+
+
+def confusion_of(document: Document, words: Words, theme: Theme = LIGHT) -> bytes:
+    """Draw an evaluation's confusion matrix, as PNG."""
+    return confusion_picture(
+        document["confusion"],
+        [item["name"] for item in document["classes"]],
+        document["palette"],
+        theme,
+        labels_in(words),
     )
 
 

@@ -335,6 +335,10 @@ def _evaluations(work_dir: Path, words: Words, most: int = 3) -> list[dict[str, 
                 "rows": rows,
                 "facts": evaluated.facts(document, words),
                 "notes": evaluated.notes(document, words),
+                "confusion": tuple(
+                    _uri(evaluated.confusion_of(document, words, theme))
+                    for theme in (plots.LIGHT, plots.DARK)
+                ),
             }
         )
     return found

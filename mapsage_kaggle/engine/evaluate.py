@@ -7,6 +7,7 @@ with the same tally goes on from there. What the counts mean is for
 
 from __future__ import annotations
 
+import io
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmseg.registry import DATASETS
+from PIL import Image
 
 from mapsage_kaggle.dataset import area_of
 from mapsage_kaggle.engine.child import Tell
@@ -30,6 +32,10 @@ from mapsage_kaggle.tally import add, open_tally, read_tally
 
 _LOOK_AHEAD = 3
 """Images that are decoded while the network is busy."""
+_NUM_EXAMPLES = 3
+_EXAMPLE_PX = 320
+_EXAMPLE_GAP_PX = 4
+_IGNORED_GREY = 64
 
 
 def run(job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
@@ -55,12 +61,17 @@ def run(job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     images = [_identity(data.get_data_info(index)) for index in range(len(data))]
     file = Path(job["tally"])
     known = read_tally(file)
+    shown = set(range(0, len(data), -(-len(data) // _NUM_EXAMPLES)))
     todo = [index for index, image in enumerate(images) if image not in known]
     with open_tally(file) as tally:
         done = len(data) - len(todo)
         tell("progress", done=done, total=len(data))
         for index, item in _ahead(data, todo):
-            counts = count(model, item, windows=windows, views=views, ignore_index=ignored)
+            prediction, label = look(model, item, windows=windows, views=views)
+            if index in shown:
+                picture = file.with_name(f"{file.stem}-{index}.png")
+                picture.write_bytes(example(item, prediction, label, model.palette))
+            counts = confusion_matrix(prediction, label, len(model.classes), ignored)
             add(tally, images[index], counts.tolist())
             done += 1
             tell("progress", done=done, total=len(data))
@@ -94,15 +105,14 @@ def build_data(cfg: Config, loader: str) -> BaseDataset:
     return data
 
 
-def count(
+def look(
     model: TrainedModel,
     item: Mapping[str, Any],
     *,
     windows: Windows | None,
     views: Sequence[View],
-    ignore_index: int,
-) -> torch.Tensor:
-    """Return one image's confusion matrix, int64 ``(C + 1, C + 1)``.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the class that a model gives each pixel of an image, and the label, both ``(H, W)``.
 
     The logits are brought to the image's own size before the classes are told, as mmsegmentation does.
 
@@ -111,10 +121,10 @@ def count(
         item: From a data set's pipeline: ``inputs`` and ``data_samples``.
         windows: What to slide over the image; None for the whole.
         views: What to average over.
-        ignore_index: The label that is left out.
 
     Raises:
         DataError: It has no mask.
+        ConfigError: The pipeline flips.
     """
     sample = item["data_samples"]
     if "gt_sem_seg" not in sample:
@@ -122,15 +132,35 @@ def count(
             f"{sample.metainfo.get('img_path')} has no mask to compare with.",
             "Evaluate on a split with masks: --split val.",
         )
-    label = sample.gt_sem_seg.data.squeeze(0)
-    logits = model.logits(item["inputs"].unsqueeze(0), windows=windows, views=views)
     if sample.metainfo.get("flip"):
         raise ConfigError("The evaluation's pipeline flips images.", "Take RandomFlip out of it.")
+    label = sample.gt_sem_seg.data.squeeze(0)
+    logits = model.logits(item["inputs"].unsqueeze(0), windows=windows, views=views)
     size = tuple(label.shape)
     if tuple(logits.shape[2:]) != size:
         logits = F.interpolate(logits, size, mode="bilinear", align_corners=bool(model.net.align_corners))
     prediction = model.labels(logits)[0]
-    return confusion_matrix(prediction, label.to(prediction.device), len(model.classes), ignore_index)
+    return prediction, label.to(prediction.device)
+
+
+def example(
+    item: Mapping[str, Any], prediction: torch.Tensor, label: torch.Tensor, palette: Sequence[Sequence[int]]
+) -> bytes:
+    """Return an image, its mask and the prediction side by side, as PNG; what is ignored is grey."""
+    height, width = label.shape
+    step = max(1, -(-max(height, width) // _EXAMPLE_PX))
+    image = item["inputs"].flip(0).float().unsqueeze(0)  # the pipeline has blue, green, red
+    image = F.interpolate(image, (height, width), mode="bilinear", align_corners=False)[0]
+    colours = torch.full((256, 3), _IGNORED_GREY, dtype=torch.uint8)
+    colours[: len(palette)] = torch.tensor([list(colour) for colour in palette], dtype=torch.uint8)
+    parts = [image.round().clamp(0, 255).byte().permute(1, 2, 0)]
+    parts += [colours[classes.cpu().long().clamp(0, 255)] for classes in (label, prediction)]
+    gap = torch.full((-(-height // step), _EXAMPLE_GAP_PX, 3), 255, dtype=torch.uint8)
+    first, *others = (part[::step, ::step] for part in parts)
+    joined = torch.cat([first, *(piece for other in others for piece in (gap, other))], dim=1)
+    content = io.BytesIO()
+    Image.fromarray(joined.numpy()).save(content, format="PNG", optimize=True)
+    return content.getvalue()
 
 
 def ignore_index_of(cfg: Config, evaluator: str) -> int:
