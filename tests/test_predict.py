@@ -32,6 +32,7 @@ from mapsage_kaggle.engine import predict as engine
 from mapsage_kaggle.engine.inference import TrainedModel, build_model, load_model
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_USAGE, ConfigError
 from mapsage_kaggle.imagery.journal import JOURNAL
+from mapsage_kaggle.imagery.parts import Parts
 from mapsage_kaggle.imagery.reading import find_images
 from mapsage_kaggle.imagery.writing import Labels
 from mapsage_kaggle.scenes import draw_scene, generate_scenes
@@ -267,6 +268,34 @@ def test_windows_without_data_are_not_computed(
     predict(model, tmp_path / "out", image, window=96, overlap=0)
 
     assert sum(asked) == 1
+
+
+def test_no_more_than_one_row_waits_to_be_written(
+    tmp_path: Path, model: TrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = save_tiff(tmp_path / "scene.tif", scene(500, 100))
+    lock, waiting, most = threading.Lock(), 0, 0
+    write, blend = Parts.write, engine.Blender.row
+
+    def computing(blender: Any, index: int, logits: Any) -> Any:
+        nonlocal waiting, most
+        yield from blend(blender, index, logits)
+        with lock:
+            waiting += 1
+            most = max(most, waiting)
+
+    def writing(*arguments: Any) -> None:
+        nonlocal waiting
+        time.sleep(0.1)  # slower than the model
+        write(*arguments)
+        with lock:
+            waiting -= 1
+
+    monkeypatch.setattr(engine.Blender, "row", computing)
+    monkeypatch.setattr(Parts, "write", writing)
+    predict(model, tmp_path / "out", image, window=64)
+
+    assert most <= 2  # the one that is written, and the one that is next
 
 
 def test_a_large_plain_image_becomes_a_png_of_its_size(tmp_path: Path, model: TrainedModel) -> None:

@@ -350,6 +350,7 @@ class Predictor:
                         coming = reader.submit(next, strips)
                     mask, bands = self._row(blender, index, strip, rows, columns)
                     if index >= missing:
+                        written.wait()  # a wide row with its probabilities is large: at most one waits
                         written.submit(parts.write, index, mask, bands)
                     self._progress((index + 1) / len(rows.starts), source.name)
             finally:

@@ -60,15 +60,15 @@ def write_polygons(
     with replacing(path) as temporary:
         temporary.unlink(missing_ok=True)
         for top, mask in blocks:
-            found = list(
-                rasterio.features.shapes(
-                    mask,
-                    mask=mask != labels.no_data,
-                    transform=rasterio.windows.transform(Window(0, top, *mask.shape[::-1]), transform),
-                )
+            found = rasterio.features.shapes(
+                mask,
+                mask=mask != labels.no_data,
+                transform=rasterio.windows.transform(Window(0, top, *mask.shape[::-1]), transform),
             )
-            shapes = np.array([shapely.geometry.shape(shape) for shape, _ in found], dtype=object)
-            values = np.array([int(value) for _, value in found], dtype=np.int32)
+            # One by one: as the dictionaries that they come as, all of a block would take far more memory.
+            pairs = [(shapely.geometry.shape(shape), int(value)) for shape, value in found]
+            shapes = np.array([shape for shape, _ in pairs], dtype=object)
+            values = np.array([value for _, value in pairs], dtype=np.int32)
             areas = shapely.area(shapes) if len(shapes) else np.zeros(0)
             pixels = np.rint(areas / pixel_area).astype(np.int64)
             kept = pixels >= least_pixels
