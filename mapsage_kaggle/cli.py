@@ -152,6 +152,36 @@ def build_parser() -> argparse.ArgumentParser:
         "--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="what becomes 0 and 255"
     )
 
+    exporter = add(
+        "export", _export, "Hand a model on: safetensors, ONNX, torch.export and a card, each form compared."
+    )
+    exporter.add_argument("config", type=Path, metavar="CONFIG")
+    exporter.add_argument(
+        "checkpoint",
+        nargs="?",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="by default the run's best, else its newest",
+    )
+    exporter.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
+    exporter.add_argument("--work-dir", type=Path, metavar="DIR", help="where the run lies")
+    exporter.add_argument(
+        "--form",
+        action="append",
+        choices=("safetensors", "onnx", "torch"),
+        help="only these; safetensors always (all)",
+    )
+    exporter.add_argument(
+        "--images", nargs="+", default=[], type=Path, metavar="FILE", help="compare on these (validation set)"
+    )
+    exporter.add_argument("--licence", default="Other", metavar="NAME", help="as Kaggle names it (Other)")
+    exporter.add_argument("--owner", metavar="OWNER", help="your Kaggle user name, for the upload")
+    exporter.add_argument(
+        "--slug", default="mapsage-segformer", metavar="SLUG", help="the model's name on Kaggle"
+    )
+    exporter.add_argument("--threads", type=int, metavar="N", help="CPU threads (all cores)")
+    _overrides(exporter)
+
     bundler = add(
         "bundle", _bundle, "Pack the kit and the wheels that Kaggle lacks, to upload as a data set."
     )
@@ -443,6 +473,47 @@ def _predict(arguments: argparse.Namespace) -> int:
         found = predict(_model_options(arguments), options, progress.take)
     print(prediction_text(found))
     return EXIT_USAGE if found.refused else EXIT_DONE
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from mapsage_kaggle.display.card import export_text
+    from mapsage_kaggle.display.jobs import JobProgress
+    from mapsage_kaggle.export import (
+        FORMS,
+        INSTANCE_METADATA,
+        MODEL_METADATA,
+        OWNER_TO_FILL_IN,
+        ExportOptions,
+        export,
+    )
+    from mapsage_kaggle.jobs import ModelOptions
+
+    model = ModelOptions(
+        config=arguments.config,
+        checkpoint=arguments.checkpoint,
+        work_dir=arguments.work_dir,
+        overrides=tuple(arguments.overrides),
+        threads=arguments.threads,
+    )
+    options = ExportOptions(
+        out=arguments.out,
+        forms=tuple(arguments.form or FORMS),
+        images=tuple(arguments.images),
+        licence=arguments.licence,
+        owner=arguments.owner,
+        slug=arguments.slug,
+    )
+    with JobProgress("forms") as progress:
+        found = export(model, options, progress.take)
+    print(export_text(found))
+    if arguments.owner is None:
+        print(
+            f"Put your user name in place of {OWNER_TO_FILL_IN} in {MODEL_METADATA} and {INSTANCE_METADATA}."
+        )
+    print("Upload it, the first time with:")
+    print(f"  kaggle models create -p {found.out}")
+    print(f"  kaggle models instances create -p {found.out}")
+    return EXIT_DONE
 
 
 def _bundle(arguments: argparse.Namespace) -> int:

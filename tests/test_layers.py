@@ -35,7 +35,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("averaging", "predict"),
     # Layer 5.
-    ("install", "notebook", "demo", "bundle"),
+    ("install", "notebook", "demo", "bundle", "export"),
     ("chain",),
     ("cli",),
     ("__main__",),

@@ -119,4 +119,31 @@ CHINESE_JOBS: Mapping[str, str] = {
     "--submission is for EarthVQA; for another data set, predict its folder of images.": (
         "--submission 只用于 EarthVQA；其他数据集请直接预测其图像文件夹。"
     ),
+    # export
+    "{path} is there already.": "{path} 已存在。",
+    "Name a new folder with --out.": "请用 --out 指定一个新文件夹。",
+    "{names} is no form to export.": "{names} 不是可导出的格式。",
+    "Choose of {names}.": "请从 {names} 中选择。",
+    "--slug {slug} is no name that Kaggle takes.": "--slug {slug} 不是 Kaggle 接受的名称。",
+    "Use a-z, 0-9 and single hyphens between.": "请只用 a-z、0-9，以及其间的单个连字符。",
+    "The licence is empty.": "许可证为空。",
+    "Such as --licence 'CC BY-NC-SA 4.0'.": "例如 --licence 'CC BY-NC-SA 4.0'。",
+    "There is no image at {path}.": "{path} 处没有图像。",
+    "Check the path.": "请检查路径。",
+    "Nothing was written. Run the same command again.": "没有写入任何内容。请重新运行同一命令。",
+    "The config's data_preprocessor is a {kind}.": "配置的 data_preprocessor 是 {kind}。",
+    "Export knows mmsegmentation's SegDataPreProcessor.": "导出只支持 mmsegmentation 的 SegDataPreProcessor。",
+    "{names}: too small to compare on; {least} pixels a side are needed.": (
+        "{names}：太小，无法用来比较；每边至少需要 {least} 像素。"
+    ),
+    "Give larger images (--images).": "请给更大的图像（--images）。",
+    "no form of the model could be written: {why}": "模型的任何格式都无法写出：{why}",
+    "it gives {found} instead of {expected}": "它给出 {found}，而不是 {expected}",
+    "its logits differ by up to {difference} from the original's": "其 logits 与原模型最多相差 {difference}",
+    "{name} does not read back as it was written": "{name} 读回的内容与写入的不一致",
+    "{name} lacks {names}": "{name} 缺少 {names}",
+    "No data set and no image is at hand: the forms are compared on noise, not on images.": (
+        "手头没有数据集也没有图像：各格式以噪声而非图像进行比较。"
+    ),
+    "{name} is not written: {kind}: {why}": "未写出 {name}：{kind}：{why}",
 }

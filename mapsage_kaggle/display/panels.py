@@ -180,6 +180,16 @@ def templates() -> Environment:
 
 
 @cache
+def text_templates() -> Environment:
+    """Return the templates of this room that make plain text or Markdown: nothing is escaped."""
+    from jinja2 import Environment, FileSystemLoader
+
+    return Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=False, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+@cache
 def style() -> Any:
     """Return the style sheet, marked as safe to stand in HTML as it is."""
     from markupsafe import Markup

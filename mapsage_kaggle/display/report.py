@@ -336,7 +336,7 @@ def _evaluations(work_dir: Path, words: Words, most: int = 3) -> list[dict[str, 
                 "facts": evaluated.facts(document, words),
                 "notes": evaluated.notes(document, words),
                 "confusion": tuple(
-                    _uri(evaluated.confusion_of(document, words, theme))
+                    data_uri(evaluated.confusion_of(document, words, theme))
                     for theme in (plots.LIGHT, plots.DARK)
                 ),
             }

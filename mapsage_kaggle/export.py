@@ -1,0 +1,261 @@
+"""Hand a trained model on: weights without a pickle, ONNX, ``torch.export``, a card, Kaggle's metadata.
+
+    export(ModelOptions(config=config), ExportOptions(out=Path("export")))
+
+The work is done by :mod:`mapsage_kaggle.engine.export` in a child; here the folder is made whole: it
+appears under its name only when everything in it was written, run again and compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mapsage_kaggle import configure
+from mapsage_kaggle.checkpoints.manifest import file_sha256
+from mapsage_kaggle.display.card import Card, card_text
+from mapsage_kaggle.display.history import one_run, read_sessions
+from mapsage_kaggle.errors import DataError, UsageError
+from mapsage_kaggle.jobs import ModelOptions, OnEvent, Subject, as_interrupted, open_subject, run_child
+from mapsage_kaggle.paths import KagglePaths
+
+FORMS = ("safetensors", "onnx", "torch")
+OWNER_TO_FILL_IN = "INSERT_OWNER_SLUG_HERE"
+"""The official client refuses to upload while this stands in the metadata."""
+
+CARD, SUMS = "README.md", "SHA256SUMS"
+MODEL_METADATA, INSTANCE_METADATA = "model-metadata.json", "model-instance-metadata.json"
+
+_TITLE_LENGTH = (5, 50)
+_SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportOptions:
+    """What to write, and what to say of it.
+
+    Attributes:
+        out: The folder to make. It must not exist, or be empty.
+        forms: Of ``FORMS``; the weights are always among them.
+        images: Images to compare the forms on; none for the validation set's.
+        licence: Of the model, as Kaggle names it, such as ``CC BY-NC-SA 4.0``. It must agree with those
+            of the data and of pretrained weights.
+        owner: Kaggle user name, for the upload; None to leave it to be filled in.
+        slug: The model's name on Kaggle.
+    """
+
+    out: Path
+    forms: tuple[str, ...] = FORMS
+    images: tuple[Path, ...] = ()
+    licence: str = "Other"
+    owner: str | None = None
+    slug: str = "mapsage-segformer"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportedFile:
+    """One form of the model.
+
+    Attributes:
+        name: Of the file.
+        size_bytes: Its size.
+        sha256: Of its bytes.
+        max_difference: The furthest that any of its logits was from the original's.
+        agreement: Share of the pixels that got the same class.
+        sizes: What it was run at: height and width, or a batch and these.
+    """
+
+    name: str
+    size_bytes: int
+    sha256: str
+    max_difference: float
+    agreement: float
+    sizes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Export:
+    """What came of an export.
+
+    Attributes:
+        out: The folder.
+        files: The forms that hold.
+        failed: Names of those that do not, each with the reason.
+        compared_on: The images, or ``noise``.
+    """
+
+    out: Path
+    files: tuple[ExportedFile, ...]
+    failed: tuple[tuple[str, str], ...]
+    compared_on: tuple[str, ...]
+
+
+def export(
+    model: ModelOptions,
+    options: ExportOptions,
+    on_event: OnEvent | None = None,
+    *,
+    paths: KagglePaths | None = None,
+) -> Export:
+    """Write a trained model in forms that need neither this kit nor a pickle.
+
+    Each form is run again after writing and compared with the original; one that does not hold is left
+    out, and named.
+
+    Args:
+        model: Which one. It is exported on the CPU, whatever the device.
+        options: What to write.
+        on_event: Told of progress and of warnings.
+        paths: Kaggle's folders.
+
+    Raises:
+        UsageError: The folder has something in it, or an option makes no sense.
+        CheckpointError: There is no checkpoint, or it is rejected, or of another model.
+        DataError: An image to compare on cannot be read.
+        Interrupted: By Ctrl-C; nothing is left behind.
+        JobError: No form could be made.
+    """
+    _check(options)
+    subject = _open(model, options, paths)
+    unfinished = options.out.with_name(options.out.name + ".unfinished")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        with as_interrupted("Nothing was written. Run the same command again."):
+            forms = [form for form in FORMS if form == FORMS[0] or form in options.forms]
+            job = {
+                **subject.job(),
+                "out": str(unfinished.absolute()),
+                "forms": forms,
+                "images": [str(file.absolute()) for file in options.images],
+            }
+            found = run_child("export", job, subject, on_event)
+            _describe(unfinished, found, subject, options)
+            if options.out.is_dir():
+                options.out.rmdir()
+            unfinished.replace(options.out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return Export(
+        out=options.out,
+        files=_files(found),
+        failed=tuple((item["name"], item["reason"]) for item in found["failed"]),
+        compared_on=tuple(found["compared_on"]),
+    )
+
+
+def _check(options: ExportOptions) -> None:
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise UsageError(f"{options.out} is there already.", "Name a new folder with --out.")
+    unknown = [form for form in options.forms if form not in FORMS]
+    if unknown:
+        raise UsageError(f"{', '.join(unknown)} is no form to export.", f"Choose of {', '.join(FORMS)}.")
+    if not _SLUG.fullmatch(options.slug):
+        raise UsageError(
+            f"--slug {options.slug} is no name that Kaggle takes.", "Use a-z, 0-9 and single hyphens between."
+        )
+    if not options.licence.strip():
+        raise UsageError("The licence is empty.", "Such as --licence 'CC BY-NC-SA 4.0'.")
+    for file in options.images:
+        if not file.is_file():
+            raise DataError(f"There is no image at {file}.", "Check the path.")
+
+
+def _open(model: ModelOptions, options: ExportOptions, paths: KagglePaths | None) -> Subject:
+    """Open the model, with its data set where that is wanted and there."""
+    if not options.images:
+        try:
+            return open_subject(_with_data(model, True), paths=paths)
+        except DataError:
+            pass  # compared on noise then; the child says so
+    return open_subject(_with_data(model, False), paths=paths)
+
+
+def _with_data(model: ModelOptions, needs_data: bool) -> ModelOptions:
+    return dataclasses.replace(model, device="cpu", needs_data=needs_data)
+
+
+def _files(found: Mapping[str, Any]) -> tuple[ExportedFile, ...]:
+    return tuple(
+        ExportedFile(**{**item, "sizes": tuple(tuple(size) for size in item["sizes"])})
+        for item in found["files"]
+    )
+
+
+def _describe(folder: Path, found: Mapping[str, Any], subject: Subject, options: ExportOptions) -> None:
+    """Write the card, the sums, and what the official client reads to upload the folder."""
+    classes = json.loads((folder / "classes.json").read_bytes())
+    card = Card(
+        title=_title(options.slug),
+        licence=options.licence,
+        config=subject.options.config.name,
+        checkpoint=subject.checkpoint.name,
+        checkpoint_sha256=subject.inspection.sha256 or "",
+        iteration=subject.inspection.iteration,
+        num_weights=int(found["num_weights"]),
+        classes=classes,
+        files=_files(found),
+        failed=tuple((item["name"], item["reason"]) for item in found["failed"]),
+        compared_on=tuple(found["compared_on"]),
+        divisor=int(found["divisor"]),
+        sessions=tuple(one_run(read_sessions([subject.checkpoint.parent]))),
+        data=str(_data_name(subject)),
+    )
+    text = card_text(card)
+    (folder / CARD).write_text(text, encoding="utf-8")
+    _write_json(
+        folder / MODEL_METADATA,
+        {
+            "ownerSlug": options.owner or OWNER_TO_FILL_IN,
+            "title": _title(options.slug),
+            "slug": options.slug,
+            "subtitle": f"{len(classes['classes'])} classes, iteration {subject.inspection.iteration}",
+            "isPrivate": True,
+            "description": text,
+            "publishTime": "",
+            "provenanceSources": "",
+        },
+    )
+    _write_json(
+        folder / INSTANCE_METADATA,
+        {
+            "ownerSlug": options.owner or OWNER_TO_FILL_IN,
+            "modelSlug": options.slug,
+            "instanceSlug": "default",
+            "framework": "pyTorch",
+            "overview": f"{subject.options.config.stem}, {subject.checkpoint.name}",
+            "usage": text,
+            "licenseName": options.licence,
+            "fineTunable": True,
+            "trainingData": [],
+            "modelInstanceType": "Unspecified",
+            "baseModelInstanceId": 0,
+            "externalBaseModelUrl": "",
+        },
+    )
+    sums = {item["name"]: item["sha256"] for item in found["files"]}
+    for file in sorted(folder.iterdir()):
+        sums.setdefault(file.name, file_sha256(file))
+    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(sums.items()))
+    (folder / SUMS).write_text(lines, encoding="utf-8")
+
+
+def _title(slug: str) -> str:
+    least, most = _TITLE_LENGTH
+    return slug.replace("-", " ").capitalize()[:most].strip().ljust(least, ".")
+
+
+def _data_name(subject: Subject) -> str:
+    kind = configure.dataset_of(subject.cfg).get("type", "")
+    return kind if isinstance(kind, str) else getattr(kind, "__name__", "")
+
+
+def _write_json(file: Path, document: Mapping[str, Any] | Sequence[Any]) -> None:
+    file.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

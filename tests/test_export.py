@@ -1,0 +1,248 @@
+"""A model that is handed on gives, in every form and without this kit, what its checkpoint gives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from numpy.typing import NDArray
+from PIL import Image
+from test_inference import balance, fill
+
+from mapsage_kaggle import cli, configure
+from mapsage_kaggle.engine.inference import TrainedModel, build_model, load_model
+from mapsage_kaggle.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_USAGE
+from mapsage_kaggle.records import SessionRecord
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = (
+    "model.backbone.embed_dims=8",
+    "model.decode_head.in_channels=[8,16,32,48]",
+    "model.decode_head.channels=16",
+    "model.decode_head.loss_decode.avg_non_ignore=True",
+)
+TOLERANCE = 1e-4
+
+
+def small_config() -> Config:
+    return configure.for_inference(configure.read_config(ROOT / "configs" / "demo.py", list(SMALL)), {})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work dir as a session leaves it: weights, a record, and an image to look at."""
+    folder = tmp_path_factory.mktemp("run")
+    net = build_model(small_config())
+    fill(net)
+    balance(net)
+    torch.save(
+        {"meta": {"iter": 8}, "state_dict": net.state_dict(), "message_hub": {}},
+        folder / "best_mIoU_iter_8.pth",
+    )
+    SessionRecord(
+        run_id="abc123", fingerprint="f00d", end_iteration=8, max_iters=8, stop_reason="completed"
+    ).write(folder / "session.json")
+    noise = np.random.RandomState(1).randint(0, 256, (5, 4, 3)).astype(np.uint8)
+    Image.fromarray(noise).resize((165, 203), Image.Resampling.BICUBIC).save(folder / "tile.png")
+    return folder
+
+
+def export(run: Path, out: Path, *more: str) -> int:
+    sets = [word for item in SMALL for word in ("--set", item)]
+    arguments = ["export", str(ROOT / "configs" / "demo.py"), str(run / "best_mIoU_iter_8.pth")]
+    return cli.main([*arguments, "--out", str(out), "--threads", "1", *sets, *more])
+
+
+@pytest.fixture(scope="module")
+def out(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one whole export by the command."""
+    out = tmp_path_factory.mktemp("hand-over") / "export"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MAPSAGE_KAGGLE_ROOT", str(run / "kaggle"))
+        more = ("--images", str(run / "tile.png"), "--licence", "CC BY-NC-SA 4.0", "--owner", "alice")
+        assert export(run, out, *more) == EXIT_DONE
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> TrainedModel:
+    return load_model(small_config(), run / "best_mIoU_iter_8.pth", device="cpu")
+
+
+def picture(height: int, width: int, seed: int = 2) -> NDArray[np.uint8]:
+    return np.random.RandomState(seed).randint(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def expected(model: TrainedModel, rgb: NDArray[np.uint8]) -> torch.Tensor:
+    """Return the checkpoint's logits, from the image as mmsegmentation reads it: blue first."""
+    bgr = np.ascontiguousarray(rgb[..., ::-1].transpose(2, 0, 1))
+    return model.logits(torch.from_numpy(bgr)[None], windows=None)
+
+
+def as_input(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(rgb.transpose(2, 0, 1)[None], dtype=np.float32)
+
+
+def distance(found: Any, logits: torch.Tensor) -> float:
+    return float((torch.as_tensor(found) - logits).abs().max() / logits.abs().max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(64, 64), (203, 165), (77, 256)])
+def test_onnx_gives_the_checkpoints_logits_at_any_size_under_onnxruntime(
+    out: Path, model: TrainedModel, size: tuple[int, int]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(out / "model.onnx"), providers=["CPUExecutionProvider"])
+    two = [picture(*size, seed=seed) for seed in (2, 3)]
+
+    found = session.run(["logits"], {"image": np.concatenate([as_input(rgb) for rgb in two])})[0]
+
+    for logits, rgb in zip(found, two, strict=True):
+        assert distance(logits[None], expected(model, rgb)) < TOLERANCE
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    assert len(np.unique(found.argmax(1))) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(64, 64), (203, 165)])
+def test_the_exported_program_gives_the_checkpoints_logits_at_any_size(
+    out: Path, model: TrainedModel, size: tuple[int, int]
+) -> None:
+    rgb = picture(*size)
+    with torch.no_grad():
+        found = torch.export.load(out / "model.pt2").module()(torch.from_numpy(as_input(rgb)))
+
+    assert distance(found, expected(model, rgb)) < TOLERANCE
+
+
+@pytest.mark.slow
+def test_the_weights_and_the_config_make_the_model_without_the_kit(out: Path, model: TrainedModel) -> None:
+    from mmseg.registry import MODELS
+    from safetensors.torch import load_file
+
+    net = MODELS.build(Config.fromfile(out / "config.py").model).eval()
+    weights = load_file(out / "model.safetensors")
+    net.load_state_dict(weights, strict=False)
+
+    assert all(torch.equal(weights[name], value) for name, value in model.net.state_dict().items())
+    assert all(torch.equal(weights[name], value) for name, value in net.state_dict().items())
+    assert not any(str(path) in (out / "config.py").read_text() for path in (ROOT, Path.home()))
+
+
+@pytest.mark.slow
+def test_the_sums_cover_every_file(out: Path) -> None:
+    checked = subprocess.run(
+        ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=out, capture_output=True, text=True
+    )
+
+    assert checked.returncode == 0, checked.stdout
+    named = {line.split()[1] for line in (out / "SHA256SUMS").read_text().splitlines()}
+    assert named | {"SHA256SUMS"} == {file.name for file in out.iterdir()}
+
+
+@pytest.mark.slow
+def test_the_card_tells_how_near_each_form_is_and_where_the_model_comes_from(out: Path, run: Path) -> None:
+    text = (out / "README.md").read_text()
+
+    for name in ("model.safetensors", "model.onnx", "model.pt2"):
+        assert f"| `{name}` |" in text
+    for word in ("CC BY-NC-SA 4.0", "abc123", "tile.png", "203 × 165", "playground", "completed"):
+        assert word in text
+    assert str(run) not in text
+
+
+@pytest.mark.slow
+def test_kaggles_own_client_takes_the_metadata(out: Path) -> None:
+    enums = pytest.importorskip("kagglesdk.models.types.model_enums")
+    model = json.loads((out / "model-metadata.json").read_text())
+    instance = json.loads((out / "model-instance-metadata.json").read_text())
+
+    assert model["ownerSlug"] == instance["ownerSlug"] == "alice"
+    assert model["slug"] == instance["modelSlug"]
+    assert model["isPrivate"] is True and model["title"] and model["description"]
+    assert instance["licenseName"] == "CC BY-NC-SA 4.0"
+    names = {name.rpartition("FRAMEWORK_")[2].replace("_", "") for name in enums.ModelFramework.__members__}
+    assert instance["framework"].upper() in names
+
+
+def test_a_folder_with_something_in_it_is_left_alone(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MAPSAGE_KAGGLE_ROOT", str(tmp_path / "kaggle"))
+    (tmp_path / "mine.txt").write_text("mine")
+
+    assert export(run, tmp_path) == EXIT_USAGE
+    assert f"{tmp_path} is there already" in capsys.readouterr().err
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--slug", "My Model"), "no name that Kaggle takes"),
+        (("--images", "gone.png"), "There is no image at gone.png"),
+        (("--licence", " "), "The licence is empty"),
+    ],
+)
+def test_a_wrong_option_is_told_before_anything_runs(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    told: str,
+) -> None:
+    monkeypatch.setenv("MAPSAGE_KAGGLE_ROOT", str(tmp_path / "kaggle"))
+
+    assert export(run, tmp_path / "out", *more) == EXIT_USAGE
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_harmful_checkpoint_is_not_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MAPSAGE_KAGGLE_ROOT", str(tmp_path / "kaggle"))
+    (tmp_path / "best_mIoU_iter_8.pth").write_bytes(b"not a checkpoint")
+
+    assert export(tmp_path, tmp_path / "out") == EXIT_CHECKPOINT
+    assert "rejected" in capsys.readouterr().err
+    assert list(tmp_path.glob("out*")) == []
+
+
+def test_a_form_that_strays_from_the_original_is_left_out_and_named(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mapsage_kaggle.engine import export as forms
+
+    def stray(portable: torch.nn.Module, file: Path) -> forms.Logits:
+        file.write_bytes(b"a program")
+        return lambda image: portable(image) + 0.01
+
+    monkeypatch.setattr(forms, "_program", stray)
+    told: list[tuple[str, dict[str, Any]]] = []
+    config = tmp_path / "config.py"
+    config.write_text(small_config().pretty_text)
+    job = {
+        "config": str(config),
+        "checkpoint": str(run / "best_mIoU_iter_8.pth"),
+        "sha256": None,
+        "out": str(tmp_path),
+        "forms": ["safetensors", "torch"],
+        "images": [str(run / "tile.png")],
+    }
+
+    found = forms.run(job, lambda event, **data: told.append((event, data)))
+
+    assert [file["name"] for file in found["files"]] == ["model.safetensors"]
+    assert [item["name"] for item in found["failed"]] == ["model.pt2"]
+    assert "differ" in found["failed"][0]["reason"]
+    assert not (tmp_path / "model.pt2").exists()
+    assert any(event == "warning" and "model.pt2" in data["problem"] for event, data in told)
