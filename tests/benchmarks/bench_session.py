@@ -180,9 +180,8 @@ def main() -> None:
             for side in ("stock", "kit")
         ]
         rows.append(Row(what=what, unit=unit, stock=figures[0], ours=figures[1], more_is_better=not name))
-    title = (
-        f"A session of {arguments.minutes:g} minutes, SegFormer-B2 of the shipped config (goal {GOAL:.0%})"
-    )
+    model = "SegFormer-B2 of the shipped config" + (", changed by --set" if arguments.set else "")
+    title = f"A session of {arguments.minutes:g} minutes, {model} (goal {GOAL:.0%})"
     show(title, rows, file=arguments.json, splits=splits, overrides=arguments.set)
 
 

@@ -73,7 +73,7 @@ class Side:
     def step(self) -> None:
         seeding.seed_step(0, len(self.losses), 0, 0)
         outputs = self.model.train_step(self.data, optim_wrapper=self.optim_wrapper)
-        self.losses.append(outputs["loss"])
+        self.losses.append(outputs["loss"].detach())
 
     def leave_gradients(self) -> None:
         """Run forward and backward only."""
