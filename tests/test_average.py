@@ -123,11 +123,13 @@ def test_the_command_writes_weights_only_with_their_origin_and_measures_them_bes
 ) -> None:
     stand = StandIn.with_scenes(tmp_path / "kaggle", train=4, val=3, size=96)
     cfg = demo(stand.root / "input" / "scenes")
+    patched = stand.run("patch", DEMO, "--out", stand.root / "config.py")  # as a session writes it
+    assert patched.returncode == 0, patched.stderr
     parents = [write_model(cfg, stand.root / f"parent_{seed}.pth", seed) for seed in (1, 2)]
     out = stand.root / "working" / "averaged.pth"
 
     done = stand.run(
-        "average", *parents, "--out", out, "--config", DEMO, "--batch-norm-images", "4", "--json",
+        "average", *parents, "--out", out, "--batch-norm-images", "4", "--json",
         "--threads", "1", "--device", "cpu", "--resamples", "200",
     )  # fmt: skip
 

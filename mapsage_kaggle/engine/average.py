@@ -126,10 +126,14 @@ def gather_statistics(model: TrainedModel, cfg: Config, num_images: int, seed: i
     """
     net: EncoderDecoder = model.net
     layers = batch_norms(net)
-    data = PositionalDataset(build_data(cfg, "train_dataloader"))
+    found = build_data(cfg, "train_dataloader")
+    # The config that a session ran, config.py, has it already.
+    data = found if isinstance(found, PositionalDataset) else PositionalDataset(found)
     num_images = min(num_images, len(data))
     # A batch of one may be too few to have a variance.
-    size = min(num_images, max(2, int(cfg.train_dataloader.get("batch_size") or 2)))
+    loader = cfg.train_dataloader
+    batch = loader.get("batch_size") or (loader.get("batch_sampler") or {}).get("batch_size")
+    size = min(num_images, max(2, int(batch or 2)))
     batches = PositionBatches(PositionOrder(data, seed=seed), size, size, rank=0, world_size=1)
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
