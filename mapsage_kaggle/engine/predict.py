@@ -422,10 +422,10 @@ class Predictor:
                 yield mask
 
         def blocks() -> Iterator[tuple[int, Bytes]]:
-            from mapsage_kaggle.imagery.polygons import BLOCK_LINES
+            from mapsage_kaggle.imagery.polygons import block_lines
 
             top = 0
-            for block in aligned((mask[None] for mask in masks()), BLOCK_LINES):
+            for block in aligned((mask[None] for mask in masks()), block_lines(found.shape.width)):
                 yield top, block[0]
                 top += block.shape[1]
 

@@ -12,11 +12,16 @@ import numpy as np
 from mapsage_kaggle.imagery.reading import Bytes, Georeference, missing_extra
 from mapsage_kaggle.imagery.writing import Labels, replacing
 
-BLOCK_LINES = 4096
-"""How many lines are turned at a time. Polygons that cross from one block to the next are cut there: whole
-ones would need the whole scene in memory."""
+BLOCK_PIXELS = 4096 * 4096
+"""How many pixels are turned at a time, at most. Polygons that cross from one block of lines to the next
+are cut there: whole ones would need the whole scene in memory."""
 
 LAYER = "classes"
+
+
+def block_lines(width: int) -> int:
+    """Return how many lines of a map are turned at a time."""
+    return max(1, BLOCK_PIXELS // width)
 
 
 def write_polygons(
