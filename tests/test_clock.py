@@ -589,8 +589,10 @@ def test_the_simulation_does_what_the_training_loop_does(tmp_path: Path) -> None
                 session=session,
                 val_loop=SimpleNamespace(run=lambda: session.validate(ValidationAborted)),
                 call_hook=lambda *_args, **_data: None,
-                optim_wrapper=SimpleNamespace(_accumulative_counts=1),
-                model=torch.nn.Identity(),
+                optim_wrapper=SimpleNamespace(
+                    _accumulative_counts=1, step=lambda: None, zero_grad=lambda: None
+                ),
+                model=torch.nn.Linear(1, 1),
             )
 
         def _decide_current_val_interval(self) -> None:
