@@ -6,7 +6,7 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -392,11 +392,14 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.display.evaluated import evaluation_text
+    from mapsage_kaggle.display.jobs import JobProgress
     from mapsage_kaggle.evaluation import evaluate
     from mapsage_kaggle.jobs import open_subject
 
     subject = open_subject(_model_with_data(arguments, arguments.config, arguments.checkpoint))
-    found = evaluate(subject, _evaluation_options(arguments), against=arguments.against, on_event=_show)
+    options = _evaluation_options(arguments)
+    with JobProgress("images") as progress:
+        found = evaluate(subject, options, against=arguments.against, on_event=progress.take)
     document = found.to_json()
     if arguments.json:
         _print_json(document)
@@ -409,6 +412,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _average(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.averaging import average, beside_parents
     from mapsage_kaggle.display.evaluated import family_text
+    from mapsage_kaggle.display.jobs import JobProgress
     from mapsage_kaggle.errors import UsageError
     from mapsage_kaggle.jobs import open_subject
     from mapsage_kaggle.paths import WorkDir
@@ -418,16 +422,17 @@ def _average(arguments: argparse.Namespace) -> int:
     if not config.is_file():
         raise UsageError(f"There is no config at {config}.", "Name the run's config with --config.")
     subject = open_subject(_model_with_data(arguments, config, first))
-    found = average(
-        subject,
-        others,
-        out=arguments.out,
-        batch_norm_images=arguments.batch_norm_images,
-        on_event=_show,
-    )
     options = _evaluation_options(arguments)
-    evaluated = () if arguments.no_evaluate else beside_parents(found, options, on_event=_show)
-    documents = [item.to_json() for item in evaluated]
+    with JobProgress("images") as progress:
+        found = average(
+            subject,
+            others,
+            out=arguments.out,
+            batch_norm_images=arguments.batch_norm_images,
+            on_event=progress.take,
+        )
+        measured = () if arguments.no_evaluate else beside_parents(found, options, on_event=progress.take)
+    documents = [item.to_json() for item in measured]
     if arguments.json:
         _print_json(
             {
@@ -644,20 +649,6 @@ def _evaluation_options(arguments: argparse.Namespace) -> Any:
         scales=tuple(arguments.scales),
         resamples=arguments.resamples,
     )
-
-
-def _show(event: Mapping[str, Any]) -> None:
-    """Say on standard error how far a child is, so that standard output holds results alone."""
-    if event["event"] == "progress":
-        done, total = event["done"], event["total"]
-        if sys.stderr.isatty():
-            print(
-                f"\r{done} of {total} images", end="\n" if done == total else "", file=sys.stderr, flush=True
-            )
-        elif done == total or done % max(1, total // 10) == 0:
-            print(f"{done} of {total} images", file=sys.stderr, flush=True)
-    else:
-        print(str(event.get("message", "")), file=sys.stderr, flush=True)
 
 
 def _model_options(arguments: argparse.Namespace) -> Any:

@@ -52,16 +52,16 @@ class JobProgress:
             self._bar.stop()
 
     def take(self, event: Mapping[str, Any]) -> None:
-        """Show an event: ``progress`` with ``done`` and ``total``, or one that carries a ``problem``."""
+        """Show ``progress`` with ``done`` and ``total``, or an event with a ``problem`` or ``message``."""
         if event["event"] == "progress":
             self._progress(float(event["done"]), int(event["total"]), str(event.get("name", "")))
-        elif "problem" in event:
-            self._say(str(event["problem"]))
+        elif said := event.get("problem") or event.get("message"):
+            self._say(str(said))
 
     def _progress(self, done: float, total: int, name: str) -> None:
         if self._bar is not None:
             task = self._bar.task_ids[0] if self._bar.task_ids else self._bar.add_task(name, total=total)
-            self._bar.update(task, completed=done, description=name)
+            self._bar.update(task, completed=done, total=total, description=name)
         elif time.monotonic() - self._last_s >= _LINE_EVERY_S or done >= total:
             self._last_s = time.monotonic()
             count = f"{done:.1f}".removesuffix(".0")
