@@ -111,18 +111,17 @@ def run(job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     (out / CLASSES).write_text(json.dumps(_classes(cfg, model), indent=2) + "\n", encoding="utf-8")
 
     portable = Portable(model.net).eval()
-    makers: Mapping[str, tuple[str, Callable[[Path], tuple[Logits, bool]]]] = {
-        "safetensors": (WEIGHTS, lambda file: (_safetensors(model.net, cfg, file), True)),
-        "onnx": (ONNX, lambda file: _onnx(portable, cfg, model, file)),
-        "torch": (PROGRAM, lambda file: (_program(portable, file), False)),
+    makers: Mapping[str, tuple[str, Callable[[Path], Logits]]] = {
+        "safetensors": (WEIGHTS, lambda file: _safetensors(model.net, cfg, file)),
+        "onnx": (ONNX, lambda file: _onnx(portable, model.classes, file)),
+        "torch": (PROGRAM, lambda file: _program(portable, file)),
     }
     files, failed = [], []
     for done, form in enumerate(job["forms"]):
         name, make = makers[form]
         tell("progress", done=done, total=len(job["forms"]), name=name)
         try:
-            again, batches = make(out / name)
-            found = _compare(again, tiles, expected, batches)
+            found = _compare(make(out / name), tiles, expected, takes_batches=form != "torch")
         except (ImportError, MemoryError, OSError):
             raise
         except Exception as error:  # exporters raise whatever they run into
@@ -239,7 +238,7 @@ def _divisor(net: Any) -> int:
 
 
 def _compare(
-    again: Logits, tiles: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], batches: bool
+    again: Logits, tiles: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], *, takes_batches: bool
 ) -> dict[str, Any]:
     """Run what was written, and return how far it is from the original.
 
@@ -258,7 +257,7 @@ def _compare(
         same += int((_labels(found) == _labels(logits)).sum())
         pixels += found.shape[2] * found.shape[3]
         sizes.append(list(tile.shape[2:]))
-    if batches:
+    if takes_batches:
         several = again(tiles[-1].float().expand(3, -1, -1, -1).contiguous())
         furthest = max(furthest, float((several - expected[-1]).abs().max()))
         sizes.append([3, *tiles[-1].shape[2:]])
@@ -325,7 +324,7 @@ def _program(portable: Portable, file: Path) -> Logits:
     return _in_inference(torch.export.load(file).module())
 
 
-def _onnx(portable: Portable, cfg: Config, model: TrainedModel, file: Path) -> tuple[Logits, bool]:
+def _onnx(portable: Portable, classes: Sequence[str], file: Path) -> Logits:
     """Write ONNX; return it as onnxruntime runs it on the CPU."""
     import onnx
     import onnxruntime
@@ -341,7 +340,7 @@ def _onnx(portable: Portable, cfg: Config, model: TrainedModel, file: Path) -> t
     axes = dict(zip((0, 2, 3), ("batch", "height", "width"), strict=True))
     shape = proto.graph.input[0].type.tensor_type.shape.dim
     _rename_sizes(proto, {shape[at].dim_param: name for at, name in axes.items() if shape[at].dim_param})
-    told = {"classes": json.dumps(list(model.classes), ensure_ascii=False), "channels": "RGB, 0 to 255"}
+    told = {"classes": json.dumps(list(classes), ensure_ascii=False), "channels": "RGB, 0 to 255"}
     for key, value in told.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
@@ -354,7 +353,7 @@ def _onnx(portable: Portable, cfg: Config, model: TrainedModel, file: Path) -> t
     def logits(image: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(session.run(["logits"], {"image": image.numpy()})[0])
 
-    return logits, True
+    return logits
 
 
 def _rename_sizes(proto: Any, names: Mapping[str, str]) -> None:
