@@ -207,7 +207,7 @@ class SessionRecord:
             exit_code=EXIT_TRAINING,
             message=CUT_OFF,
             ended_s=ended_s,
-            timings_s={**self.timings_s, "session": round(ended_s - self.started_s, 2)},
+            timings_s=complete_timings(self.timings_s, ended_s - self.started_s),
         )
 
     def evolve(self, **changes: Any) -> SessionRecord:
