@@ -214,6 +214,37 @@ def test_preflight_shows_classes_images_and_masks_and_that_no_checkpoint_is_ther
     assert len(panel.html) < 600_000
 
 
+def test_a_picked_file_gives_its_weights_alone_where_that_was_chosen(
+    able: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import torch
+
+    from mapsage_kaggle import configure
+    from mapsage_kaggle.display.widgets import CheckpointPicker
+    from mapsage_kaggle.engine.inference import build_model
+
+    cfg = configure.read_config(
+        ROOT / "configs" / "demo.py", ["model.decode_head.loss_decode.avg_non_ignore=True"]
+    )
+    weights = tmp_path / "best_mIoU_iter_8.pth"
+    state = build_model(configure.for_inference(cfg, {})).state_dict()
+    torch.save({"meta": {"iter": 8}, "state_dict": state, "message_hub": {}}, weights)
+    monkeypatch.setattr("mapsage_kaggle.notebook.show", lambda panel: None)
+    session = preflight("demo", session_limit="2400h")
+    picker = CheckpointPicker(session._words, [weights], on_choice=session._pick)
+
+    picker._how.value = True
+    picker._use.click()
+    assert session.discovery is None  # not before it is confirmed
+    picker._sure.click()
+
+    assert session.discovery is not None
+    choice = session.discovery.choice
+    assert choice.action == "weights-only"
+    assert choice.checkpoint is not None
+    assert choice.checkpoint.target == weights
+
+
 def test_a_data_set_that_is_missing_makes_preflight_red_and_ends_the_run(
     able: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
