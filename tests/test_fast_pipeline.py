@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import TRANSFORMS, DefaultScope
+from mmseg.datasets.transforms import RandomCrop
 from PIL import Image
 
 import mapsage_kaggle.engine.register  # noqa: F401
@@ -27,7 +28,7 @@ from mapsage_kaggle.engine.fast.resize import (
     resize_window,
     window_resize_is_exact,
 )
-from mapsage_kaggle.engine.fast.transforms import MapsageFastPipeline, count_values
+from mapsage_kaggle.engine.fast.transforms import MapsageFastPipeline, count_values, is_varied
 from mapsage_kaggle.scenes import generate_scenes
 
 LOAD: list[dict[str, Any]] = [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations"}]
@@ -343,3 +344,41 @@ def test_counting_is_exact_for_any_size(shape: tuple[int, int]) -> None:
     assert found.shape == (256,)
     assert found[values].tolist() == counts.tolist()
     assert found.sum() == labels.size
+
+
+def _few_pixels(draw: random.Random) -> np.ndarray:
+    """Return labels of few classes in very unequal shares, by blocks, by pixels, or with one odd pixel."""
+    height, width = draw.choice([(1, 1), (3, 5), (64, 64), (100, 37)])
+    values = draw.sample([0, 1, 2, 3, 7, 200, 255], draw.randint(1, 5))
+    weights = np.array([draw.random() ** 4 + 1e-9 for _ in values])
+    pixels = np.random.RandomState(draw.randrange(1 << 30))
+    labels = pixels.choice(values, (height, width), p=weights / weights.sum()).astype(np.uint8)
+    if draw.random() < 0.5:
+        labels.sort(axis=draw.randrange(2))
+    if draw.random() < 0.3:
+        labels[:] = values[0]
+        labels[-1, -1] = values[-1]
+    return labels
+
+
+@pytest.mark.parametrize("ignore_index", [255, 0, 7, 1000, -1])
+def test_a_crop_is_as_varied_as_the_stock_transform_finds_it(ignore_index: int) -> None:
+    draw, verdicts = random.Random(0), set()
+    for ratio in (0.75, 0.5, 1 / 3, 0.01, 0.999):
+        crop = RandomCrop(crop_size=8, cat_max_ratio=ratio, ignore_index=ignore_index)
+        for _ in range(200):
+            labels = _few_pixels(draw)
+            values, counts = np.unique(labels, return_counts=True)
+            counts = counts[values != ignore_index]
+            expected = len(counts) > 1 and counts.max() / counts.sum() < ratio
+            assert is_varied(labels, crop) == expected, (labels, ratio)
+            verdicts.add(expected)
+    assert verdicts == {True, False}
+
+
+def test_a_share_of_exactly_the_limit_is_too_large() -> None:
+    labels = np.zeros((64, 64), np.uint8)
+    labels[:16] = 1
+    assert not is_varied(labels, RandomCrop(crop_size=8, cat_max_ratio=0.75))
+    labels[16, 0] = 1
+    assert is_varied(labels, RandomCrop(crop_size=8, cat_max_ratio=0.75))

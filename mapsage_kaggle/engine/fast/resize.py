@@ -92,9 +92,11 @@ class NearestWindows:
         rows, columns = self._rows[box.top : box.bottom], self._columns[box.left : box.right]
         # Both the rows and the columns ascend: the part that is read is small, and so is what is taken.
         part = self.labels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        rows, columns = rows - rows[0], columns - columns[0]
+        # Whole rows are taken much faster than single pixels of each; twice on its side costs less.
         if len(rows) < part.shape[0]:
-            return part.take(rows - rows[0], axis=0).take(columns - columns[0], axis=1)
-        return part.take(columns - columns[0], axis=1).take(rows - rows[0], axis=0)
+            return cv2.transpose(cv2.transpose(part.take(rows, axis=0)).take(columns, axis=0))
+        return cv2.transpose(cv2.transpose(part).take(columns, axis=0)).take(rows, axis=0)
 
 
 def _nearest(size: int, length: int) -> np.ndarray:

@@ -34,6 +34,7 @@ from mapsage_kaggle.engine.fast.loading import (
 from mapsage_kaggle.engine.fast.resize import Box, NearestWindows, resize_window, window_resize_is_exact
 
 _CROP_TRIES = 10
+_STRIDE = 32
 
 
 @dataclass(kw_only=True, slots=True)
@@ -201,7 +202,7 @@ def _draw_crop(crop: RandomCrop, windows: NearestWindows, size: tuple[int, int])
     labels = windows.window(box)
     if crop.cat_max_ratio < 1.0:
         for _ in range(_CROP_TRIES):
-            if _is_varied(labels, crop):
+            if is_varied(labels, crop):
                 break
             box = _draw_box(crop, size)
             labels = windows.window(box)
@@ -215,7 +216,27 @@ def _draw_box(crop: RandomCrop, size: tuple[int, int]) -> Box:
     return Box(top, top + height, left, left + width).within(size)
 
 
-def _is_varied(labels: np.ndarray, crop: RandomCrop) -> bool:
+def is_varied(labels: np.ndarray, crop: RandomCrop) -> bool:
+    """Return whether there are two classes at least, none of which has too large a share.
+
+    The classes that a few pixels show to be large are counted first: once what is left is too small to
+    matter, the others need not be counted.
+    """
+    ignored = np.count_nonzero(labels == crop.ignore_index) if 0 <= crop.ignore_index < 256 else 0
+    num_valid = labels.size - ignored
+    left = num_valid
+    few = np.bincount(labels[::_STRIDE, ::_STRIDE].ravel(), minlength=256)
+    for value in np.argsort(-few, kind="stable").tolist():
+        if num_valid == 0 or few[value] == 0:
+            break
+        if value == crop.ignore_index:
+            continue
+        count = int(np.count_nonzero(labels == value))
+        if count / num_valid >= crop.cat_max_ratio:
+            return False
+        left -= count
+        if left / num_valid < crop.cat_max_ratio:
+            return True
     counts = count_values(labels)
     if 0 <= crop.ignore_index < len(counts):
         counts[crop.ignore_index] = 0
@@ -280,8 +301,9 @@ def _pack(
 ) -> dict[str, Any]:
     """``PackSegInputs``, which itself packs all but the image."""
     planes = np.empty((image.shape[2], *image.shape[:2]), np.uint8)
-    for channel, plane in enumerate(planes):
-        cv2.extractChannel(image, channel, dst=plane)
+    for plane, channel in zip(planes, cv2.split(image, list(planes)), strict=True):
+        if not np.may_share_memory(channel, plane):
+            plane[:] = channel  # this OpenCV has put it elsewhere
     results["gt_seg_map"] = labels
     packed = pack.transform({key: value for key, value in results.items() if key != "img"})
     return {"inputs": torch.from_numpy(planes), **packed}
