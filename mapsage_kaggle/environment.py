@@ -285,7 +285,7 @@ def survey(
         torch_problem=torch_problem,
         gpus=gpus,
         num_cpus=len(os.sched_getaffinity(0)),
-        ram_bytes=_ram_bytes(),
+        ram_bytes=ram_bytes(),
         internet=names.resolved(timeout_s=3.0),
         working_free_bytes=_free_bytes(output),
         temp_free_bytes=_free_bytes(paths.temp),
@@ -481,7 +481,7 @@ def _contents(folder: Path) -> tuple[int, int]:
     return used_bytes, num_files
 
 
-def _ram_bytes() -> int:
+def ram_bytes() -> int:
     """Return the memory that this process may use: the machine's, or its container's if less."""
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for name in ("memory.max", "memory/memory.limit_in_bytes"):

@@ -373,6 +373,13 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "which is slower and changes nothing else.": (
         "{folder} 中的影像解码缓存不再写入：{why}。缓存里没有的影像每次都要解码，只是慢一些，其他都不变。"
     ),
+    "Decoded, the images take {needed}; {folder} may hold {room}, as the {what} allows: {percent} % are "
+    "decoded once, the others each time, which is slower and changes nothing else.": (
+        "影像解码后共占 {needed}；受{what}限制，{folder} 可存放 {room}：{percent}% 的影像只解码一次，"
+        "其余每次都要解码，只是慢一些，其他都不变。"
+    ),
+    "disk": "磁盘",
+    "memory": "内存",
     "its disk has {free} GB left, of which {reserve} stay free": (
         "磁盘剩余 {free} GB，其中要留出 {reserve} GB"
     ),

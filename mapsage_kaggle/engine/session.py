@@ -18,6 +18,7 @@ from mapsage_kaggle.checkpoints.snapshot import HostCopy
 from mapsage_kaggle.checkpoints.store import BackgroundSaver, CheckpointStore, SaveFailed, greater_is_better
 from mapsage_kaggle.clock import Pace, SessionPlan, format_duration, week_start_s
 from mapsage_kaggle.engine.control import Control
+from mapsage_kaggle.engine.fast.plan import plan_cache
 from mapsage_kaggle.engine.ranks import speaks
 from mapsage_kaggle.engine.snapshot import check_resumed, first_poisoned, keep_loadable, snapshot
 from mapsage_kaggle.engine.tiles import PredictionTiles
@@ -216,6 +217,7 @@ class TrainingSession:
                 ]
                 self.tell("resume", iteration, verdict=verdict, lines=lines, owed=self.owed_validation)
         runner.loaded_checkpoint = None
+        self._plan_cache(runner)
         if self.rank == 0:
             seconds = self._since_launch()
             self.timings_s["start_up"] += seconds
@@ -236,6 +238,17 @@ class TrainingSession:
             self._gpu_used_s = _gpu_s_this_week(self._record, time.time())
             self._foresee(runner)
         self._stage_began = time.monotonic()
+
+    def _plan_cache(self, runner: SessionRunner) -> None:
+        """Settle how many decoded images are kept, before the data workers start."""
+        loaders = [runner.train_dataloader]
+        if runner.val_loop is not None:
+            loaders.append(runner.val_dataloader)
+        plan = plan_cache(loader.dataset for loader in loaders)
+        if plan is not None:
+            runner.logger.info(str(plan))
+            if plan.share < 1.0:
+                self.warn(self._iteration, str(plan))
 
     def iteration_done(
         self,

@@ -23,6 +23,7 @@ import numpy as np
 import torch.utils.data
 
 from mapsage_kaggle.engine.sampling import EVENTS_VARIABLE
+from mapsage_kaggle.environment import ram_bytes
 from mapsage_kaggle.events import Event, EventLog
 
 VERSION = 1
@@ -72,12 +73,17 @@ class DecodedCache:
         folder: Where the entries lie, below scratch space, which is there. It is made when the first one
             is written.
         reserve_bytes: What stays free on that disk, and of the memory where it is a disk in memory.
+
+    Attributes:
+        share: Of how many of the files entries are written, from 0 to 1. Which ones follows from their
+            names.
     """
 
     def __init__(self, folder: Path, *, reserve_bytes: int = RESERVE_BYTES) -> None:
         self.folder = folder
         self.reserve_bytes = reserve_bytes
         self.stores = True
+        self.share = 1.0
         self._proven: dict[Path, tuple[int, int, int]] = {}
         self._is_open = False
         self._in_memory = False
@@ -105,9 +111,33 @@ class DecodedCache:
             return found
         image = decode()
         # A file that changed while it was read is nobody's state.
-        if self.stores and _cacheable(image) and _state(source) == before:
+        wanted = self.stores and int(path.stem[:8], 16) < self.share * (1 << 32)
+        if wanted and _cacheable(image) and _state(source) == before:
             self._write(path, identity, image)
         return image
+
+    def room(self) -> tuple[int, str]:
+        """Return how many bytes all entries may take, those there are included, and what sets that limit.
+
+        On a disk, what does not stay in memory would be read again page by page: the limit is the
+        lesser of what the disk has free and what the memory holds.
+
+        Returns:
+            The bytes, and ``disk`` or ``memory``; 0 where the folder's parent is missing.
+        """
+        parent = self.folder.parent
+        if not parent.is_dir():
+            return 0, "disk"
+        held_bytes = sum(_size(path) for path in self.folder.glob("*/*.raw"))
+        on_disk = shutil.disk_usage(parent).free + held_bytes - self.reserve_bytes
+        available = _available_memory_bytes()
+        if available is not None:
+            in_memory = max(available - self.reserve_bytes, available // 2)
+            # Files of a disk in memory are not available memory any more; a disk's cached pages are.
+            in_memory += held_bytes if _file_system(parent) in _IN_MEMORY else 0
+            if in_memory < on_disk:
+                return in_memory, "memory"
+        return max(0, on_disk), "disk"
 
     def _path(self, source: Path, manner: str) -> Path:
         name = hashlib.blake2b(f"{source}\0{manner}".encode(), digest_size=16).hexdigest()
@@ -237,14 +267,22 @@ def _file_system(folder: Path) -> str:
     return kind
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # another process was faster
+        return 0
+
+
 def _available_memory_bytes() -> int | None:
+    """Return the memory that programs can still have, of the machine's or the container's if less."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
     for line in lines:
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+            return min(int(line.split()[1]) * 1024, ram_bytes())
     return None
 
 
