@@ -27,7 +27,7 @@ _EPOCH_LOOPS = ("EpochBasedTrainLoop",)
 _ITERATION_LOOPS = ("IterBasedTrainLoop", "MapsageTrainLoop")
 _KNOWN_SAMPLERS = ("InfiniteSampler", "DefaultSampler", "MapsageOrder")
 _VAL_LOOP = "MapsageValLoop"
-_WRAPPERS = ("MapsagePositional",)
+_WRAPPERS = ("MapsagePositional", "MapsageReadable")
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 _WHERE = frozenset({"data_root", "work_dir", "cache_dir", "load_from", "resume", "launcher", "init_cfg"})
@@ -771,15 +771,33 @@ def _plan_data(planner: _Planner, facts: Facts, source: Path) -> tuple[int, int]
     if _type_name(_mapping(dataset).get("type")) not in _WRAPPERS:
         planner.set(
             "train_dataloader.dataset",
-            {"type": "MapsagePositional", "dataset": _plain_config(_with_changes(planner, dataset)),
+            {"type": "MapsagePositional", "dataset": _with_changes(planner, "train_dataloader.dataset"),
              "on_bad_image": facts.on_bad_image},
             "each sample's random draws are seeded from its position",
         )  # fmt: skip
+    _plan_readable(planner, facts)
     for name in _LOADERS:
         _plan_workers(planner, name, facts)
     if facts.validation_rung and planner.get("val_dataloader.batch_size", 1) != 1:
         planner.set("val_dataloader.batch_size", 1, "validation ran out of memory with more images at a time")
     return effective, micro
+
+
+def _plan_readable(planner: _Planner, facts: Facts) -> None:
+    """Have damaged validation images told by name, or left out."""
+    dataset = planner.get("val_dataloader.dataset")
+    if not isinstance(dataset, Mapping) or _type_name(dataset.get("type")) in _WRAPPERS:
+        return
+    evaluators = _as_list(planner.get("val_evaluator"))
+    ignored = next(
+        (item["ignore_index"] for item in map(_mapping, evaluators) if "ignore_index" in item), 255
+    )
+    planner.set(
+        "val_dataloader.dataset",
+        {"type": "MapsageReadable", "dataset": _with_changes(planner, "val_dataloader.dataset"),
+         "on_bad_image": facts.on_bad_image, "ignore_index": ignored},
+        "an image that cannot be loaded is told by its name, or left out where that is asked for",
+    )  # fmt: skip
 
 
 def _plan_roots(planner: _Planner, data_roots: Mapping[str, Path]) -> None:
@@ -828,10 +846,10 @@ def _effective_batch(loader: Mapping[str, Any]) -> int:
     return int(batches.get("effective_batch") or loader.get("batch_size", 1))
 
 
-def _with_changes(planner: _Planner, dataset: Any) -> Any:
-    """Return the training data set's config with the changes planned below it, which move into it."""
-    prefix = "train_dataloader.dataset."
-    inner = _plain_config(dataset)
+def _with_changes(planner: _Planner, key: str) -> Any:
+    """Return a data set's config with the changes planned below it, which move into it."""
+    prefix = f"{key}."
+    inner = _plain_config(planner.get(key))
     for change in [item for item in planner.changes if item.key.startswith(prefix)]:
         *parents, last = change.key[len(prefix) :].split(".")
         node = inner

@@ -15,7 +15,7 @@ import pytest
 from mapsage_kaggle.display.messages import translate
 from mapsage_kaggle.engine.fast import cache as cache_module
 from mapsage_kaggle.engine.fast.cache import DecodedCache
-from mapsage_kaggle.engine.sampling import EVENTS_VARIABLE
+from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
 
 
 def picture(seed: int, shape: tuple[int, ...] = (13, 17, 3)) -> np.ndarray:

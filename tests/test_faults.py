@@ -197,6 +197,17 @@ def test_a_damaged_image_is_skipped_where_that_is_asked_for(with_a_damaged_image
     assert differences(first, with_a_damaged_image.checkpoint(6)) == []
 
 
+def test_a_damaged_validation_image_is_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=6, val_interval=6)
+    image = sorted((run.root / "input" / "scenes" / "Val" / "images_png").iterdir())[0]
+    image.write_bytes(image.read_bytes()[:300])
+    done = run.train("--on-bad-image", "skip", workers=1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [event.iteration for event in run.events("validation")] == [6]
+    told = {event.data["file"] for event in run.events("warning") if event.data.get("kind") == "bad_image"}
+    assert told == {str(image)}
+
+
 @pytest.fixture(scope="module")
 def uncut_schedules(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return the schedulers at the end of a run that was to have 20 iterations from the start."""

@@ -373,6 +373,8 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "which is slower and changes nothing else.": (
         "{folder} 中的影像解码缓存不再写入：{why}。缓存里没有的影像每次都要解码，只是慢一些，其他都不变。"
     ),
+    "{name} could not be read ({problem}); it is tried again.": "{name} 读取失败（{problem}），将重试。",
+    "{name} could not be read in {tries} tries: {problem}.": "{name} 尝试 {tries} 次仍无法读取：{problem}。",
     "Decoded, the images take {needed}; {folder} may hold {room}, as the {what} allows: {percent} % are "
     "decoded once, the others each time, which is slower and changes nothing else.": (
         "影像解码后共占 {needed}；受{what}限制，{folder} 可存放 {room}：{percent}% 的影像只解码一次，"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mapsage_kaggle.engine import data, loop, metric, sampling
+from mapsage_kaggle.engine import data, loop, metric, reading, sampling
 from mapsage_kaggle.engine.fast import head, loading, mit, transforms
 
-__all__ = ["data", "head", "loading", "loop", "metric", "mit", "sampling", "transforms"]
+__all__ = ["data", "head", "loading", "loop", "metric", "mit", "reading", "sampling", "transforms"]

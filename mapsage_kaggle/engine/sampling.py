@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sized
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,13 +13,16 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import Dataset, Sampler
 
 from mapsage_kaggle.engine import seeding
+from mapsage_kaggle.engine.reading import (
+    MAX_SUBSTITUTES,
+    StorageError,
+    cannot_be_loaded,
+    first_line,
+    name_of,
+    read_patiently,
+    tell,
+)
 from mapsage_kaggle.errors import TrainingError
-from mapsage_kaggle.events import Event, EventLog
-
-EVENTS_VARIABLE = "MAPSAGE_EVENTS"
-"""Names the event file to data workers, which hold no reference to the runner."""
-
-_MAX_SUBSTITUTES = 16
 
 
 class Draw(NamedTuple):
@@ -185,40 +188,19 @@ class PositionalDataset(Dataset[Any]):
 
     def _load(self, draw: Draw) -> Any:
         index = draw.sample
-        for attempt in range(_MAX_SUBSTITUTES):
-            seeding.seed_sample(draw.seed)
+        for attempt in range(MAX_SUBSTITUTES):
             try:
-                return self.dataset[index]
-            except MemoryError:
+                return read_patiently(self.dataset, index, partial(seeding.seed_sample, draw.seed))
+            except (MemoryError, StorageError):
                 # The machine's fault and not the file's: the same sample must come in the next try.
                 raise
             except Exception as error:  # a pipeline may raise anything on a damaged file
-                problem = f"Sample {index} ({self._name(index)}) cannot be loaded: {_first_line(error)}."
+                name = name_of(self.dataset, index)
                 if self.on_bad_image != "skip":
-                    raise TrainingError(
-                        problem, "Replace the file, or train with --on-bad-image skip to leave it out."
-                    ) from error
-                _tell("bad_image", draw.position, file=self._name(index), problem=_first_line(error))
+                    raise cannot_be_loaded(index, name, error) from error
+                tell("bad_image", position=draw.position, file=name, problem=first_line(error))
             index = seeding.derive(seeding.SUBSTITUTE, draw.seed, attempt) % len(self.dataset)
         raise TrainingError(
-            f"{_MAX_SUBSTITUTES} samples in a row cannot be loaded, the last one {self._name(index)}.",
+            f"{MAX_SUBSTITUTES} samples in a row cannot be loaded, the last one {name}.",
             "Check the data set: this is not a single damaged file.",
-        )
-
-    def _name(self, index: int) -> str:
-        if hasattr(self.dataset, "get_data_info"):
-            return str(self.dataset.get_data_info(index).get("img_path", index))
-        return f"index {index}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _tell(kind: str, position: int, **data: Any) -> None:
-    """Append a warning from a data worker, with the position as it does not know the iteration."""
-    path = os.environ.get(EVENTS_VARIABLE)
-    if path:
-        EventLog(Path(path)).append(
-            Event(event="warning", iteration=0, data={"kind": kind, "position": position, **data})
         )

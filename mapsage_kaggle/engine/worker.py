@@ -13,8 +13,8 @@ import torch
 
 from mapsage_kaggle.engine.deterministic import is_refusal, only_deterministic
 from mapsage_kaggle.engine.ranks import follow_rank_0, join, lost_peer, num_machines
+from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
 from mapsage_kaggle.engine.safety import expect, install_safe_loading, load_ahead
-from mapsage_kaggle.engine.sampling import EVENTS_VARIABLE
 from mapsage_kaggle.engine.session import TrainingSession, tell_failure
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_TRAINING, MapsageError
 from mapsage_kaggle.spec import SUPERVISOR_VARIABLE, ChildSpec
@@ -130,6 +130,8 @@ def _message(error: BaseException) -> str:
         # A data worker's error arrives with its whole trace; what it says comes last.
         return text.splitlines()[-1].partition("TrainingError: ")[2] if text.startswith("Caught") else text
     first = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+    if text.startswith("Caught"):
+        first = text.splitlines()[-1]
     if lost_peer(error):
         return f"Another rank has gone, and rank {os.environ['RANK']} missed it ({first})."
     if is_refusal(error):

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch.utils.data
 
-from mapsage_kaggle.engine.sampling import EVENTS_VARIABLE
+from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
 from mapsage_kaggle.environment import ram_bytes
 from mapsage_kaggle.events import Event, EventLog
 

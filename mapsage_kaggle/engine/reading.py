@@ -1,0 +1,152 @@
+"""Reading samples from storage that may not answer at once, and from files that may be damaged."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmengine.registry import DATASETS
+from torch.utils.data import Dataset
+
+from mapsage_kaggle.errors import TrainingError
+from mapsage_kaggle.events import Event, EventLog
+
+EVENTS_VARIABLE = "MAPSAGE_EVENTS"
+"""Names the event file to data workers, which hold no reference to the runner."""
+
+MAX_SUBSTITUTES = 16
+PATIENCE_S = (0.5, 2.0, 8.0)
+"""How long to wait before each further try to read from storage that does not answer."""
+
+_NOT_ANSWERING = frozenset(
+    {
+        errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET,
+        errno.ECONNABORTED, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EMFILE, errno.ENFILE,
+    }
+)  # fmt: skip
+
+
+class StorageError(OSError):
+    """Storage did not answer for so long that the process had better begin again.
+
+    It is no :class:`~mapsage_kaggle.errors.MapsageError`: another try may well succeed.
+    """
+
+
+def read_patiently(dataset: Any, index: int, prepare: Callable[[], None] = lambda: None) -> Any:
+    """Return ``dataset[index]``, tried again where it fails for the storage's sake, not the file's.
+
+    Network mounts fail for a moment now and then. To take that for a damaged file would end a training,
+    or put another sample in the file's place, which the next run would not do.
+
+    Args:
+        dataset: What to read from. What it raises otherwise, this raises.
+        index: Which sample.
+        prepare: Called before each try.
+
+    Raises:
+        StorageError: It failed each time.
+    """
+    for wait_s in (*PATIENCE_S, None):
+        prepare()
+        try:
+            return dataset[index]
+        except OSError as error:
+            if error.errno not in _NOT_ANSWERING:
+                raise
+            name, problem = name_of(dataset, index), os.strerror(error.errno)
+            if wait_s is None:
+                tries = len(PATIENCE_S) + 1
+                raise StorageError(f"{name} could not be read in {tries} tries: {problem}.") from error
+            tell("storage", message=f"{name} could not be read ({problem}); it is tried again.")
+            time.sleep(wait_s)
+    raise AssertionError("the last try returns or raises")
+
+
+def name_of(dataset: Any, index: int) -> str:
+    """Return the file of a sample, or its index where the data set does not tell."""
+    if hasattr(dataset, "get_data_info"):
+        return str(dataset.get_data_info(index).get("img_path", index))
+    return f"index {index}"
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its type's name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def tell(kind: str, **data: Any) -> None:
+    """Append a warning from a data worker, which does not know the iteration."""
+    path = os.environ.get(EVENTS_VARIABLE)
+    if path:
+        EventLog(Path(path)).append(Event(event="warning", iteration=0, data={"kind": kind, **data}))
+
+
+def cannot_be_loaded(index: int, name: str, error: Exception) -> TrainingError:
+    """Return the error that ends a training for a damaged file."""
+    return TrainingError(
+        f"Sample {index} ({name}) cannot be loaded: {first_line(error)}.",
+        "Replace the file, or train with --on-bad-image skip to leave it out.",
+    )
+
+
+@DATASETS.register_module(name="MapsageReadable")
+class ReadableDataset(Dataset[Any]):
+    """A data set to validate on, of which samples that cannot be loaded count for nothing.
+
+    In place of such a sample comes the next one that can be loaded, with all its labels ignored: there
+    are as many samples as before, and the metric counts no pixel of it.
+
+    Args:
+        dataset: The data set, or the config to build it from.
+        on_bad_image: ``fail`` ends training with the sample's name instead; ``skip`` does the above.
+        ignore_index: The label that the metric leaves out.
+    """
+
+    def __init__(self, dataset: Any, on_bad_image: str = "fail", ignore_index: int = 255) -> None:
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        self.on_bad_image = on_bad_image
+        self.ignore_index = ignore_index
+
+    def full_init(self) -> None:
+        """Load the data set's index, where it is loaded lazily."""
+        if hasattr(self.dataset, "full_init"):
+            self.dataset.full_init()
+
+    @property
+    def metainfo(self) -> Any:
+        """The classes and the palette, as the data set has them."""
+        return self.dataset.metainfo
+
+    def get_data_info(self, index: int) -> Any:
+        """Return what the data set says of a sample before loading it."""
+        return self.dataset.get_data_info(index)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        length = len(self.dataset)
+        for substitute in range(index, index + min(length, MAX_SUBSTITUTES)):
+            at = substitute % length
+            try:
+                sample = read_patiently(self.dataset, at)
+            except (MemoryError, StorageError):
+                raise
+            except Exception as error:  # a pipeline may raise anything on a damaged file
+                name = name_of(self.dataset, at)
+                if self.on_bad_image != "skip":
+                    raise cannot_be_loaded(at, name, error) from error
+                tell("bad_image", file=name, problem=first_line(error))
+                continue
+            if at != index:
+                sample["data_samples"].gt_sem_seg.data.fill_(self.ignore_index)
+            return sample
+        raise TrainingError(
+            f"{MAX_SUBSTITUTES} samples in a row cannot be loaded, the last one {name}.",
+            "Check the data set: this is not a single damaged file.",
+        )

@@ -1,0 +1,126 @@
+"""Samples that cannot be read: storage that does not answer, and damaged files."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from mapsage_kaggle.display.messages import translate
+from mapsage_kaggle.engine import reading
+from mapsage_kaggle.engine.reading import EVENTS_VARIABLE, ReadableDataset, StorageError, name_of
+from mapsage_kaggle.engine.sampling import Draw, PositionalDataset
+from mapsage_kaggle.engine.worker import _message, failure_kind
+from mapsage_kaggle.errors import TrainingError
+
+
+class Shelf:
+    """Four samples, of which some fail: with an error each time, or as often as is said."""
+
+    def __init__(self, failures: dict[int, list[BaseException]]) -> None:
+        self.failures = failures
+        self.metainfo = {"classes": ("a",)}
+
+    def __len__(self) -> int:
+        return 4
+
+    def get_data_info(self, index: int) -> dict[str, Any]:
+        return {"img_path": f"{index}.png"}
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        draw = np.random.randint(1 << 30)
+        if self.failures.get(index):
+            error = self.failures[index]
+            raise error.pop(0)
+        labels = torch.full((1, 2, 2), index)
+        return {"inputs": draw, "data_samples": SimpleNamespace(gt_sem_seg=SimpleNamespace(data=labels))}
+
+
+def stale(times: int) -> list[BaseException]:
+    return [OSError(errno.ESTALE, "Stale file handle") for _ in range(times)]
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    waited: list[float] = []
+    monkeypatch.setattr(reading.time, "sleep", waited.append)
+    return waited
+
+
+@pytest.fixture
+def warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[dict[str, Any]]]:
+    events = tmp_path / "events.jsonl"
+    monkeypatch.setenv(EVENTS_VARIABLE, str(events))
+    return lambda: [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
+
+
+@pytest.mark.parametrize("choice", ["skip", "fail"])
+def test_a_moment_without_an_answer_changes_no_sample(
+    choice: str, waits: list[float], warnings: Callable[[], list[dict[str, Any]]]
+) -> None:
+    whole = PositionalDataset(Shelf({}), on_bad_image=choice)[Draw(9, 2, 77)]
+    found = PositionalDataset(Shelf({2: stale(3)}), on_bad_image=choice)[Draw(9, 2, 77)]
+    assert found["inputs"] == whole["inputs"]
+    assert waits == [0.5, 2.0, 8.0]
+    messages = [warning["message"] for warning in warnings()]
+    assert messages == ["2.png could not be read (Stale file handle); it is tried again."] * 3
+    assert translate(messages[0], "zh") == "2.png 读取失败（Stale file handle），将重试。"
+
+
+@pytest.mark.parametrize("choice", ["skip", "fail"])
+@pytest.mark.parametrize("wrapper", [PositionalDataset, ReadableDataset])
+def test_storage_that_stays_away_is_no_damaged_image(wrapper: Any, choice: str, waits: list[float]) -> None:
+    data = wrapper(Shelf({2: stale(9)}), on_bad_image=choice)
+    with pytest.raises(StorageError, match=r"2.png could not be read in 4 tries") as caught:
+        data[Draw(9, 2, 77) if wrapper is PositionalDataset else 2]
+    # The supervisor starts again after an ``error``; after ``refused`` it would not.
+    assert failure_kind(caught.value, has_trained=False) == "error"
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(2, "No such file"), OSError("truncated"), ValueError("x")]
+)
+def test_what_is_the_file_s_fault_is_not_tried_again(error: Exception, waits: list[float]) -> None:
+    with pytest.raises(TrainingError, match=r"Sample 2 \(2.png\) cannot be loaded"):
+        PositionalDataset(Shelf({2: [error]}))[Draw(9, 2, 77)]
+    assert waits == []
+
+
+def test_a_data_worker_s_error_names_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "PATIENCE_S", ())
+    loader = DataLoader(ReadableDataset(Shelf({0: stale(9)})), num_workers=1, collate_fn=list)  # type: ignore[arg-type]
+    with pytest.raises(OSError, match=r"0.png") as caught:
+        next(iter(loader))
+    assert failure_kind(caught.value, has_trained=True) == "error"
+    assert _message(caught.value).endswith("0.png could not be read in 1 tries: Stale file handle.")
+    assert "\n" not in _message(caught.value)
+
+
+def test_a_damaged_validation_image_is_told_by_its_name() -> None:
+    with pytest.raises(TrainingError, match=r"Sample 1 \(1.png\) cannot be loaded: broken"):
+        ReadableDataset(Shelf({1: [ValueError("broken")]}))[1]
+
+
+def test_a_damaged_validation_image_counts_for_nothing_where_that_is_asked_for(
+    warnings: Callable[[], list[dict[str, Any]]],
+) -> None:
+    shelf = Shelf({3: [ValueError("broken")] * 9, 0: [ValueError("broken too")] * 9})
+    data = ReadableDataset(shelf, on_bad_image="skip", ignore_index=7)
+    labels = [data[index]["data_samples"].gt_sem_seg.data.unique().tolist() for index in range(4)]
+    assert labels == [[7], [1], [2], [7]]
+    assert [warning["file"] for warning in warnings()] == ["0.png", "3.png", "0.png"]
+    assert (len(data), data.metainfo, name_of(data, 2)) == (4, {"classes": ("a",)}, "2.png")
+
+
+def test_a_data_set_of_damaged_images_only_is_no_data_set() -> None:
+    shelf = Shelf({index: [ValueError("broken")] * 9 for index in range(4)})
+    with pytest.raises(TrainingError, match="samples in a row cannot be loaded"):
+        ReadableDataset(shelf, on_bad_image="skip")[0]
