@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 _RESERVED = ("event", "time_s", "iteration")
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+_MOST_KEPT = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,23 +80,47 @@ class ProgressSink(Protocol):
 
 
 class EventLog:
-    """Appends events to a file, each in a single write, so that no reader sees half of one."""
+    """Appends events to a file, each in a single write, so that no reader sees half of one.
+
+    A disk that is full for a while ends nobody: what cannot be written is kept, as far as it is little,
+    and goes in front of the next event.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._kept: list[bytes] = []
 
     def append(self, event: Event) -> None:
-        """Add one event.
+        """Add one event, after those that could not be written before.
 
         Raises:
-            OSError: The file cannot be written.
+            OSError: The file cannot be opened, for another reason than a full disk.
         """
-        line = event.to_line().encode("utf-8")
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._kept.append(event.to_line().encode("utf-8"))
         try:
-            os.write(descriptor, line)
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        except OSError as error:
+            if error.errno not in _FULL:
+                self._kept.clear()
+                raise
+            del self._kept[:-_MOST_KEPT]
+            return
+        try:
+            while self._kept:
+                num_written = os.write(descriptor, self._kept[0])
+                if num_written < len(self._kept[0]):
+                    # The beginning of a line without its end: the next line must not be joined to it.
+                    self._kept[0] = b"\n" + self._kept[0].removeprefix(b"\n")
+                    if os.write(descriptor, self._kept[0]) < len(self._kept[0]):
+                        break
+                del self._kept[0]
+        except OSError as error:
+            if error.errno not in _FULL:
+                self._kept.clear()
+                raise
         finally:
             os.close(descriptor)
+            del self._kept[:-_MOST_KEPT]
 
 
 class EventTail:

@@ -781,6 +781,7 @@ class _Session:
         choice = prepared.discovery.choice
         self.pace: Mapping[str, float] = choice.record.learned.get("pace", {}) if choice.record else {}
         self.record = SessionRecord(run_id="", fingerprint="")
+        self._log = EventLog(self.files.events)
 
     # -- before
 
@@ -831,7 +832,7 @@ class _Session:
             started_s=time.time() - prepared.clock.elapsed_s(),
         )
         self.record.write(self.files.session)
-        log = EventLog(self.files.events)
+        log = self._log
         for line in choice.steps_down:
             log.append(Event(event="ladder", iteration=prepared.start_iteration, data={"message": line}))
         warnings = prepared.patch.warnings
@@ -1118,7 +1119,7 @@ class _Session:
         )  # fmt: skip
 
     def _tell(self, event: str, iteration: int, /, **data: Any) -> None:
-        EventLog(self.files.events).append(Event(event=event, iteration=iteration, data=data))
+        self._log.append(Event(event=event, iteration=iteration, data=data))
 
     # -- after
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -123,6 +124,50 @@ def test_a_line_that_a_killed_process_left_unfinished_costs_the_next_line_only(t
     log.append(event(1))
     log.append(event(2))
     assert read_events(path) == [event(0), event(2)]
+
+
+def test_what_a_full_disk_did_not_take_comes_before_the_next_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "events.jsonl"
+    log, write = EventLog(path), os.write
+    log.append(event(0))
+    room = 0
+
+    def full(descriptor: int, data: bytes) -> int:
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data)
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "write", full)
+        log.append(event(1))
+        log.append(event(2))
+        assert read_events(path) == [event(0)]
+        room = 1
+        log.append(event(3))
+    assert read_events(path) == [event(0), event(1), event(2), event(3)]
+
+
+@pytest.mark.parametrize("tries", [1, 2])
+def test_a_line_of_which_the_disk_took_a_part_is_written_whole_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tries: int
+) -> None:
+    path = tmp_path / "events.jsonl"
+    log, write, left = EventLog(path), os.write, [10] * tries
+    with monkeypatch.context() as context:
+        context.setattr(
+            os, "write", lambda descriptor, data: write(descriptor, data[: left.pop()] if left else data)
+        )
+        log.append(event(1))
+        log.append(event(2))
+    assert read_events(path) == [event(1), event(2)]
+
+
+def test_another_failure_than_a_full_disk_is_told(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "missing" / "events.jsonl")
+    with pytest.raises(FileNotFoundError):
+        log.append(event(1))
 
 
 def test_a_tail_from_the_end_leaves_out_what_was_there(tmp_path: Path) -> None:

@@ -115,3 +115,17 @@ def test_what_is_no_picture_of_three_colours_is_shown_by_its_classes_alone(tmp_p
 def test_other_files_are_no_predictions(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"")
     assert predictions_below(tmp_path) == []
+
+
+def test_what_no_picture_can_be_made_of_does_not_end_a_validation(tmp_path: Path) -> None:
+    tiles = tiles_in(tmp_path / "predictions")
+    tiles.before_val(None)
+    sample = SegDataSample(metainfo={"img_path": "a.png"})
+    sample.gt_sem_seg = PixelData(data=torch.zeros(1, 8, 8, dtype=torch.int64))
+    sample.pred_sem_seg = PixelData(data=torch.zeros(2, 8, 8, dtype=torch.int64))  # one map a class
+    tiles.after_val_iter(None, 0, {"inputs": [torch.zeros(3, 8, 8, dtype=torch.uint8)]}, [sample])
+    assert isinstance(tiles.problem, RuntimeError)
+    tiles.write(100)
+
+    validate(tiles, predicted=1)
+    assert tiles.problem is None

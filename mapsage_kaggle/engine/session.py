@@ -555,7 +555,9 @@ class TrainingSession:
         # Written again, with the score and without the debt; the old file stays until this is proven.
         self.save(iteration)
         if self.rank == 0:
-            numbers = {name: float(value) for name, value in metrics.items() if hasattr(value, "__float__")}
+            numbers = {
+                name: number for name, value in metrics.items() if (number := _number(value)) is not None
+            }
             by_class = told(runner.val_loop.evaluator.metrics)
             self.tell(
                 "validation", iteration, metrics=numbers, seconds=round(seconds, 2), best=is_best, **by_class
@@ -564,11 +566,16 @@ class TrainingSession:
 
     def _write_predictions(self, iteration: int) -> None:
         """Write the pictures for the report; that they cannot be written must not end a training."""
+        if self._tiles is None:
+            return
         try:
-            if self._tiles is not None:
-                self._tiles.write(iteration)
-        except OSError as error:
-            self.warn(iteration, f"The predictions for the report could not be written: {error.strerror}.")
+            self._tiles.write(iteration)
+            problem = self._tiles.problem
+        except Exception as error:  # noqa: BLE001 - a picture for the report is worth no training
+            problem = error
+        if problem is not None:
+            told = getattr(problem, "strerror", None) or f"{type(problem).__name__}: {problem}"
+            self.warn(iteration, f"The predictions for the report could not be written: {told}.")
 
     @property
     def _metric_name(self) -> str:
@@ -584,7 +591,7 @@ class TrainingSession:
                 f"The config asks to keep the best {name}, but validation gives {', '.join(metrics)} only.",
             )
             return None
-        return float(metrics[name])
+        return _number(metrics[name])
 
     def _is_best(self, score: float) -> bool:
         """Tell whether a score beats the one in the message hub, which every rank holds."""
@@ -665,6 +672,14 @@ class TrainingSession:
     def _require_runner(self) -> SessionRunner:
         assert self._runner is not None, "the runner is attached before training starts"
         return self._runner
+
+
+def _number(value: Any) -> float | None:
+    """Return a metric's value; None where it is not one number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _classes_and_palette(runner: SessionRunner) -> tuple[list[str], list[list[int]]]:

@@ -25,7 +25,8 @@ NO_DATA_COLOUR = (64, 64, 64)
 class PredictionTiles(Hook):
     """Keeps what the model says of the same validation images at the first and the newest validation.
 
-    It only reads what validation gives and draws no random number, so training does not depend on it.
+    It only reads what validation gives and draws no random number, so training does not depend on it; nor
+    does validation end where a data set gives something of which no picture can be made.
     The images lie evenly over those that this rank validates; rank 0 alone should have one of these.
 
     Args:
@@ -33,6 +34,9 @@ class PredictionTiles(Hook):
         classes: How many.
         palette: Their colours.
         num_batches: Of a validation, on this rank.
+
+    Attributes:
+        problem: Why the last validation's images could not be taken, if so.
     """
 
     def __init__(self, folder: Path, *, classes: int, palette: Sequence[Sequence[int]], num_batches: int):
@@ -42,17 +46,23 @@ class PredictionTiles(Hook):
         self._colours = colours.tobytes()
         self._batches = {num_batches * index // MOST_IMAGES for index in range(MOST_IMAGES)}
         self._taken: dict[str, dict[str, Image.Image]] = {}
+        self.problem: Exception | None = None
 
     def before_val(self, runner: Any) -> None:
         """Forget what an unfinished validation has left."""
         self._taken.clear()
+        self.problem = None
 
     def after_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Take the first image of a chosen batch."""
-        if batch_idx in self._batches and outputs and data_batch:
+        if batch_idx not in self._batches or not outputs or not data_batch:
+            return
+        try:
             self._take(data_batch["inputs"][0], outputs[0])
+        except Exception as error:  # noqa: BLE001 - whatever a person's data set or model gives
+            self.problem = error
 
     def _take(self, image: torch.Tensor, sample: Any) -> None:
         if "gt_sem_seg" not in sample or "pred_sem_seg" not in sample:
