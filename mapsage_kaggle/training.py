@@ -1178,15 +1178,13 @@ class _Session:
             return
         source, iteration = choice.checkpoint.target, choice.inspection.iteration or 0
         with self._store() as store:
-            if store.newest() is None and source.parent != self.files.path:
-                with source.open("rb") as stream:
-                    ref = store.save(
-                        f"iter_{iteration}.pth",
-                        lambda target: shutil.copyfileobj(stream, target, 1 << 20),
-                        iteration=iteration,
-                    )
-            else:
-                ref = store.newest()  # type: ignore[assignment]
+            ref = store.newest()
+            if ref is None and source.parent != self.files.path:
+                try:
+                    ref = store.hand_on(source, iteration=iteration, sha256=choice.inspection.sha256)
+                except SaveFailed as error:
+                    # The record comes all the same; what was resumed is still attached.
+                    self.steps.append(f"The checkpoint that was resumed could not be handed on: {error}")
             best = store.best()
         record = _read_record(self.files.session) or self.record
         if ref is not None:

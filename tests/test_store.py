@@ -257,6 +257,31 @@ def test_a_full_disk_costs_the_second_newest_and_the_save_is_retried(
     assert "The disk is full: deleted iter_10.pth to save iter_30.pth." in events[3][2]["message"]
 
 
+def test_what_is_handed_on_is_whole_where_the_disk_was_full_at_first(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
+    attached = tmp_path / "attached" / "iter_30.pth"
+    attached.parent.mkdir()
+    attached.write_bytes(os.urandom(3_000_000))
+    with store:
+        save_iter(store, 10)
+        save_iter(store, 20)
+        fill_disk_for(store, "iter_30.pth")
+        ref = store.hand_on(attached, iteration=30, sha256=file_sha256(attached))
+        assert (ref.iteration, store.newest()) == (30, ref)
+    assert (store.path / "iter_30.pth").read_bytes() == attached.read_bytes()
+    assert_agrees(store.path)
+
+
+def test_another_file_than_was_resumed_is_not_handed_on(store: CheckpointStore, tmp_path: Path) -> None:
+    attached = tmp_path / "iter_30.pth"
+    attached.write_bytes(b"changed meanwhile")
+    with store:
+        with pytest.raises(SaveFailed, match="it is not the file that was recorded"):
+            store.hand_on(attached, iteration=30, sha256="0" * 64)
+        assert store.newest() is None
+
+
 def test_a_full_disk_that_the_writer_hides_is_still_told_as_full(store: CheckpointStore) -> None:
     """Torch's zip writer may answer the disk's error with a RuntimeError about a position."""
 

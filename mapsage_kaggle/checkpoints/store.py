@@ -28,6 +28,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, cast
@@ -333,24 +334,24 @@ class CheckpointStore:
             held = self.best()
             if held is not None and held.value is not None and not self._is_better(value, held.value):
                 return None
-            expected = sha256 or manifest_sha256(source)
-
-            def write(stream: BinaryIO) -> None:
-                digest = hashlib.sha256()
-                with source.open("rb") as original:
-                    while chunk := original.read(CHUNK_BYTES):
-                        digest.update(chunk)
-                        stream.write(chunk)
-                if expected is not None and digest.hexdigest() != expected:
-                    raise SaveFailed(
-                        f"{source} has sha256 {digest.hexdigest()}, its record says {expected}: it is not "
-                        "the file that was recorded, and was not carried over.",
-                        "Attach the output of the session that wrote it again.",
-                    )
-
+            write = partial(_copy_proven, source, sha256 or manifest_sha256(source))
             return self.save(
                 source.name, write, iteration=iteration, metric=metric, value=value, make_last=False
             )
+
+    def hand_on(self, source: Path, *, iteration: int, sha256: str | None = None) -> CheckpointRef:
+        """Copy the checkpoint that was resumed into this work dir, as its newest.
+
+        Args:
+            source: The file.
+            iteration: Iterations done in it.
+            sha256: Of the file, as it was when it was resumed.
+
+        Raises:
+            SaveFailed: As for :meth:`carry_over`.
+        """
+        write = partial(_copy_proven, source, sha256 or manifest_sha256(source))
+        return self.save(f"iter_{iteration}.pth", write, iteration=iteration)
 
     def adopt(self, ref: CheckpointRef) -> None:
         """List a file of this folder that has been verified by other means, such as ``inspect``.
@@ -584,6 +585,25 @@ class CheckpointStore:
             # fail for being told of.
             with contextlib.suppress(OSError):
                 self._on_event(kind, iteration, data)
+
+
+def _copy_proven(source: Path, expected: str | None, stream: BinaryIO) -> None:
+    """Write what is in ``source``, from its beginning.
+
+    Raises:
+        SaveFailed: It is not the file of that sha256.
+    """
+    digest = hashlib.sha256()
+    with source.open("rb") as original:
+        while chunk := original.read(CHUNK_BYTES):
+            digest.update(chunk)
+            stream.write(chunk)
+    if expected is not None and digest.hexdigest() != expected:
+        raise SaveFailed(
+            f"{source} has sha256 {digest.hexdigest()}, its record says {expected}: it is not the file that "
+            "was recorded, and was not carried over.",
+            "Attach the output of the session that wrote it again.",
+        )
 
 
 def prove(path: Path) -> CheckpointRef | None:
