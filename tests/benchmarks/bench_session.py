@@ -144,6 +144,7 @@ def stock(root: Path, began_s: float, limit_s: float, overrides: Sequence[str]) 
 def main() -> None:
     options = parser(__doc__, turns=1)
     options.add_argument("--minutes", type=float, default=30.0, help="how long each side trains")
+    options.add_argument("--stock-minutes", type=float, help="how long the stock side trains, if not as long")
     options.add_argument("--images", type=int, default=200)
     options.add_argument("--data", type=Path, help="a folder with images_png and masks_png")
     options.add_argument("--folder", type=Path, help="scratch space; a temporary folder otherwise")
@@ -151,6 +152,7 @@ def main() -> None:
     options.add_argument("--stock", type=float, help="for the benchmark's own use")
     arguments = options.parse_args()
     limit_s = 60 * arguments.minutes
+    stock_limit_s = 60 * (arguments.stock_minutes or arguments.minutes)
     if arguments.stock is not None:
         stock(arguments.folder, arguments.stock, limit_s, arguments.set)
         return
@@ -159,14 +161,14 @@ def main() -> None:
         lay_out(root, arguments.data, arguments.images)
         splits: dict[str, list[dict[str, float]]] = {"stock": [], "kit": []}
 
-        def measure(side: str, train: Any) -> float:
-            splits[side].append(train(root, limit_s, arguments.set))
+        def measure(side: str, train: Any, side_limit_s: float) -> float:
+            splits[side].append(train(root, side_limit_s, arguments.set))
             return share_of_steps(splits[side][-1]) or 0.0
 
-        sides = [
-            partial(measure, name, train)
-            for name, train in (("stock", train_with_stock), ("kit", train_with_kit))
-        ]
+        sides = (
+            partial(measure, "stock", train_with_stock, stock_limit_s),
+            partial(measure, "kit", train_with_kit, limit_s),
+        )
         shares = by_turns(*sides, turns=arguments.turns, warm_up=0)
     percent = [[100 * share for share in found] for found in shares]
     what = "share of steps in the time outside validation"
@@ -182,6 +184,7 @@ def main() -> None:
         rows.append(Row(what=what, unit=unit, stock=figures[0], ours=figures[1], more_is_better=not name))
     model = "SegFormer-B2 of the shipped config" + (", changed by --set" if arguments.set else "")
     title = f"A session of {arguments.minutes:g} minutes, {model} (goal {GOAL:.0%})"
+    title += f", stock {arguments.stock_minutes:g} minutes" if arguments.stock_minutes else ""
     show(title, rows, file=arguments.json, splits=splits, overrides=arguments.set)
 
 
