@@ -55,7 +55,7 @@ def test_a_shipped_config_trains_with_the_faster_parts() -> None:
     assert training.type == "MapsageFastPipeline"
     assert [item.type for item in training.transforms] == [item["type"] for item in STOCK]
     assert training.cache_dir == str(CACHE)
-    kinds = [item.type for item in cfg.val_dataloader.dataset.pipeline]
+    kinds = [item.type for item in cfg.val_dataloader.dataset.dataset.pipeline]
     assert kinds == ["MapsageLoadImage", "Resize", "MapsageLoadLabels", "PackSegInputs"]
     assert cfg.model.backbone.type == "MapsageMixVisionTransformer"
     assert cfg.model.decode_head.type == "MapsageSegformerHead"

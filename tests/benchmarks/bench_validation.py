@@ -48,7 +48,7 @@ class Side:
         cfg = configure.read_config(CONFIG)
         patched = configure.apply(cfg, configure.plan(cfg, CONFIG, facts))
         self.fast = fast
-        self.load = [TRANSFORMS.build(item) for item in patched.val_dataloader.dataset.pipeline]
+        self.load = [TRANSFORMS.build(item) for item in patched.val_dataloader.dataset.dataset.pipeline]
         model = copy.deepcopy(patched.model)
         model.backbone.init_cfg = None
         torch.manual_seed(0)
