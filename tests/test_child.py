@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.clock import boot_time_s
+from mapsage_kaggle.engine.loop import ValidationAborted, ValidationPulse
 from mapsage_kaggle.engine.safety import load_ahead, load_local
 from mapsage_kaggle.engine.sampling import Draw, PositionalDataset
 from mapsage_kaggle.engine.session import MOST_OVERFLOWS, TrainingSession
@@ -194,3 +196,34 @@ def test_what_goes_wrong_ahead_is_raised_where_it_is_asked_for(tmp_path: Path) -
     load_ahead(file, "0" * 64)
     with pytest.raises(CheckpointError, match="expected 0000"):
         load_local(str(file))
+
+
+# --- validation loops of a person's own ------------------------------------------------------------------
+
+
+def test_a_validation_in_any_loop_tells_that_it_goes_on_and_can_be_left(session: TrainingSession) -> None:
+    from mmengine.evaluator import Evaluator
+    from mmengine.runner import ValLoop
+
+    class OwnLoop(ValLoop):
+        def run(self) -> Any:
+            for index in range(len(self.dataloader)):
+                self.runner.call_hook("before_val_iter", batch_idx=index, data_batch=None)
+                seen.append(index)
+                self.runner.call_hook("after_val_iter", batch_idx=index, data_batch=None, outputs=None)
+
+    seen: list[int] = []
+    pulse, told, stop_at = ValidationPulse(session), [], [99]
+    session.validating = told.append  # type: ignore[method-assign]
+    session.control.stop_asked = lambda: len(seen) >= stop_at[0]  # type: ignore[method-assign]
+    runner = SimpleNamespace(
+        call_hook=lambda name, **what: getattr(pulse, name)(runner, **what), logger=None, val_evaluator=None
+    )
+    loader = DataLoader(range(3), collate_fn=list)  # type: ignore[arg-type]
+    loop = OwnLoop(runner, loader, Evaluator([]))
+    loop.run()
+    assert (seen, told) == ([0, 1, 2], [1, 2, 3])
+    stop_at[0] = 4
+    with pytest.raises(ValidationAborted):
+        loop.run()
+    assert seen == [0, 1, 2, 0]

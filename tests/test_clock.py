@@ -297,7 +297,7 @@ class SimulatedSession:
         return seconds
 
     def validate(self, abort: type[Exception]) -> None:
-        """Validate in parts, and leave it where the control says so, as ``SessionValLoop`` does."""
+        """Validate in parts, and leave it where the control says so, as ``ValidationPulse`` does."""
         begin_s, parts = self.now_s, 24
         for _ in range(parts):
             if self.control.stop_asked():
@@ -589,6 +589,7 @@ def test_the_simulation_does_what_the_training_loop_does(tmp_path: Path) -> None
                 session=session,
                 val_loop=SimpleNamespace(run=lambda: session.validate(ValidationAborted)),
                 call_hook=lambda *_args, **_data: None,
+                register_hook=lambda _hook: None,
                 optim_wrapper=SimpleNamespace(
                     _accumulative_counts=1, step=lambda: None, zero_grad=lambda: None
                 ),
