@@ -101,6 +101,14 @@ def test_a_view_that_is_not_contiguous_is_kept_as_it_looks(folder: Path, source:
         assert np.array_equal(found, picture(3)[:, ::-1, ::-1])
 
 
+def test_a_file_whose_name_is_not_text_is_kept_too(folder: Path, tmp_path: Path) -> None:
+    name = os.fsdecode("影像.png".encode("gbk"))  # as a zip file of an older Windows unpacks
+    source = Source(tmp_path / name, 4)
+    for _ in range(2):
+        look(open_cache(folder), source)
+    assert source.decoded == 1
+
+
 def test_what_is_not_uint8_is_not_kept(folder: Path, source: Source) -> None:
     cache = open_cache(folder)
     for _ in range(2):

@@ -140,7 +140,9 @@ class DecodedCache:
         return max(0, on_disk), "disk"
 
     def _path(self, source: Path, manner: str) -> Path:
-        name = hashlib.blake2b(f"{source}\0{manner}".encode(), digest_size=16).hexdigest()
+        # As the file system spells it: a name need not be text.
+        key = os.fsencode(source) + b"\0" + manner.encode()
+        name = hashlib.blake2b(key, digest_size=16).hexdigest()
         return self.folder / name[:2] / f"{name}.raw"
 
     # -- reading
