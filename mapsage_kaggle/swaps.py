@@ -1,7 +1,7 @@
 """Which of a config's stock parts the kit has faster ones for, and the way back.
 
-All by name: what a name stands for is looked at again where it is built (``engine.fast``), and a part that
-turns out not to be mmsegmentation's own runs as it is.
+All by name, since a config is read without the libraries: what a name stands for is looked at again where
+it is built (``engine.fast.stock``), and a part that turns out not to be mmsegmentation's own runs as it is.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ FUSED_OPTIMIZERS = frozenset({"Adam", "AdamW", "SGD"})
 """Those of which every device that the kit trains on has a fused kind, in each torch it runs with."""
 
 _STOCK_NAMES = {faster: stock for stock, faster in {**FASTER_MODULES, **FASTER_LOADERS}.items()}
+_FROM_MMCV = frozenset({"LoadImageFromFile", "RandomResize"})
 _DECODERS = ("cv2", "pillow")
 _ORDER: Mapping[str, Mapping[str, Any]] = {
     # Each transform that the faster pipeline knows, in its order, with what options it may have: a
@@ -52,7 +53,9 @@ def stock_name(kind: Any, scope: str) -> str:
         before, separator, name = kind.replace("::", ".").rpartition(".")
         return name if before == "mmseg" or (not separator and scope == "mmseg") else ""
     package = str(getattr(kind, "__module__", "")).partition(".")[0]
-    return str(getattr(kind, "__name__", "")) if package in ("mmseg", "mmcv") else ""
+    name = str(getattr(kind, "__name__", ""))
+    # mmcv has classes of the same names that are others.
+    return name if package == "mmseg" or (package == "mmcv" and name in _FROM_MMCV) else ""
 
 
 def faster_pipeline(

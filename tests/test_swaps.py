@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmengine.config import Config
 from mmseg.models.backbones import MixVisionTransformer
 
@@ -142,6 +143,11 @@ def test_a_backbone_named_by_its_class_is_swapped_and_one_of_the_same_name_is_no
     Own.__name__ = "MixVisionTransformer"
     assert swaps.stock_name(MixVisionTransformer, "mmseg") == "MixVisionTransformer"
     assert swaps.stock_name(Own, "mmseg") == ""
+
+
+def test_mmcv_s_class_of_the_name_of_another_of_mmsegmentation_s_is_left_alone() -> None:
+    assert swaps.stock_name(LoadAnnotations, "mmseg") == ""
+    assert swaps.stock_name(LoadImageFromFile, "mmseg") == "LoadImageFromFile"
 
 
 @pytest.mark.parametrize("kind", ["RepeatDataset", "ConcatDataset"])

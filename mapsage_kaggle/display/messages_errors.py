@@ -389,6 +389,9 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "The faster pipeline does not know these transforms and runs them as they are: {names}.": (
         "快速流水线不认识以下数据变换，按原样运行：{names}。"
     ),
+    "{name} is {kind} here, not mmsegmentation's own, and runs as it is.": (
+        "此处的 {name} 是 {kind}，不是 mmsegmentation 自带的，按原样运行。"
+    ),
     "OpenCV {version} resizes part of an image otherwise than the whole: images are resized whole, which is "
     "slower and changes nothing else.": (
         "OpenCV {version} 缩放局部影像的结果与缩放整幅时不同：改为整幅缩放，只是慢一些，其他都不变。"

@@ -13,6 +13,7 @@ from mmengine.registry import TRANSFORMS
 from mmseg.datasets.transforms import LoadAnnotations
 
 from mapsage_kaggle.engine.fast.cache import DecodedCache
+from mapsage_kaggle.engine.fast.stock import stands_in_for
 
 _DECODERS = ("cv2", "pillow")
 # Another version of a decoder may give other pixels for the same file.
@@ -63,7 +64,7 @@ def load_labels(cache: DecodedCache | None, loader: LoadAnnotations, results: di
     return cache.get(Path(results["seg_map_path"]), manner, decode)
 
 
-@TRANSFORMS.register_module()
+@stands_in_for(LoadImageFromFile, TRANSFORMS, own_options=("cache_dir",))
 class MapsageLoadImage(LoadImageFromFile):
     """mmcv's ``LoadImageFromFile`` that decodes each file once.
 
@@ -87,7 +88,7 @@ class MapsageLoadImage(LoadImageFromFile):
         return results
 
 
-@TRANSFORMS.register_module()
+@stands_in_for(LoadAnnotations, TRANSFORMS, own_options=("cache_dir",))
 class MapsageLoadLabels(LoadAnnotations):
     """mmsegmentation's ``LoadAnnotations`` that decodes each file once.
 
