@@ -352,6 +352,18 @@ def changes_between(before: str, after: str) -> tuple[str, ...]:
     return tuple(told)
 
 
+def written_value(text: str, key: str) -> Any:
+    """Return the value of a dotted key in a config as it was written, which is read and never run.
+
+    Returns:
+        The value, ``dict(…)`` as a dict; None where there is none, or the text holds more than values.
+    """
+    try:
+        return value_at(_literal_config(text), key)
+    except (SyntaxError, ValueError):
+        return None
+
+
 def _literal_config(text: str) -> dict[str, Any]:
     """Read a config that only assigns values, ``dict(…)`` among them.
 

@@ -369,6 +369,10 @@ CHINESE_ERRORS: Mapping[str, str] = {
         "每次一张图像，其 logits 在 CPU 上拼合并放大"
     ),
     # engine: told by the training process
+    "The checkpoint's loss scale of {before} is of training that needed none or was fixed; for float16 it "
+    "begins anew at {scale}.": (
+        "检查点中的损失缩放系数 {before} 来自无需缩放或系数固定的训练；在 float16 下重新从 {scale} 开始。"
+    ),
     "The cache of decoded images in {folder} takes no more: {why}. What it lacks is decoded each time, "
     "which is slower and changes nothing else.": (
         "{folder} 中的影像解码缓存不再写入：{why}。缓存里没有的影像每次都要解码，只是慢一些，其他都不变。"
