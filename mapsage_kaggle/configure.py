@@ -716,7 +716,7 @@ def _plan_fast(planner: _Planner, facts: Facts) -> None:
     optimizer = planner.get("optim_wrapper.optimizer")
     if (
         isinstance(optimizer, Mapping)
-        and _type_name(optimizer.get("type")) in swaps.FUSED_OPTIMIZERS
+        and swaps.has_fused_kind(optimizer.get("type"))
         and not any(key in optimizer for key in _HOW_IT_STEPS)
     ):
         planner.set("optim_wrapper.optimizer.fused", True, f"{_FAST} to rounding")

@@ -58,6 +58,21 @@ def stock_name(kind: Any, scope: str) -> str:
     return name if package == "mmseg" or (package == "mmcv" and name in _FROM_MMCV) else ""
 
 
+def has_fused_kind(optimizer: Any) -> bool:
+    """Return whether a ``type`` means one of torch's optimizers that have a fused kind.
+
+    A bare name may still be another class's by the time that it is built, see ``engine.runner``.
+
+    Args:
+        optimizer: A string, with or without a scope, or a class.
+    """
+    if isinstance(optimizer, str):
+        before, _, name = optimizer.replace("::", ".").rpartition(".")
+        return before in ("", "mmengine", "mmseg", "torch.optim") and name in FUSED_OPTIMIZERS
+    module = str(getattr(optimizer, "__module__", ""))
+    return module.startswith("torch.optim.") and getattr(optimizer, "__name__", "") in FUSED_OPTIMIZERS
+
+
 def faster_pipeline(
     pipeline: Sequence[Any], *, cache_dir: str | None, scope: str
 ) -> tuple[list[Any], str] | None:

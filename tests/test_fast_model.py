@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from mmengine.registry import DefaultScope
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIMIZERS, DefaultScope
 from mmseg.registry import MODELS
 
 import mapsage_kaggle.engine.register  # noqa: F401
-from mapsage_kaggle.engine.runner import keep_way_of_stepping
+from mapsage_kaggle.display.messages import translate
+from mapsage_kaggle.engine.runner import SessionRunner, keep_way_of_stepping
 
 OUTPUT_TOLERANCE = 2e-5
 GRADIENT_TOLERANCE = 1e-4
@@ -243,3 +246,71 @@ def test_a_loaded_optimizer_goes_on_in_its_own_way(fused: bool | None) -> None:
 
     assert mine.param_groups[0]["fused"] == fused
     assert torch.allclose(resumed, uncut, rtol=1e-5, atol=1e-7)
+
+
+class Runs(SessionRunner):
+    """A runner as far as it builds an optimizer."""
+
+    def __init__(self, weight: torch.nn.Parameter) -> None:
+        self.model = torch.nn.ParameterList([weight])
+        self.told: list[str] = []
+        self.session: Any = SimpleNamespace(iteration=0, warn=lambda _, message: self.told.append(message))
+
+
+def wrapper(kind: Any, **options: Any) -> dict[str, Any]:
+    return {"type": "OptimWrapper", "optimizer": {"type": kind, "lr": 0.1, **options}}
+
+
+def weights(dtype: torch.dtype = torch.float32) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.ones(3, dtype=dtype))
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "torch.optim.AdamW", torch.optim.AdamW])
+def test_torch_s_own_optimizer_is_fused(kind: Any) -> None:
+    runner = Runs(weights())
+    assert runner.build_optim_wrapper(wrapper(kind, fused=True)).optimizer.defaults["fused"] is True
+    assert runner.told == []
+
+
+def test_an_optimizer_of_one_s_own_under_torch_s_name_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(torch.optim.AdamW):
+        pass
+
+    monkeypatch.setitem(OPTIMIZERS.module_dict, "AdamW", Own)
+    runner = Runs(weights())
+    cfg = wrapper("AdamW", fused=True)
+    built = runner.build_optim_wrapper(cfg).optimizer
+    assert type(built) is Own
+    assert not built.defaults["fused"]
+    assert cfg == wrapper("AdamW", fused=True)
+    (told,) = runner.told
+    assert told.endswith("Own is none of torch's own.")
+    assert translate(told, "zh").startswith("优化器不使用融合（fused）内核，其他都不变：")
+    assert translate(told, "zh").endswith(" 不是 torch 自带的优化器。")
+
+
+def test_weights_that_torch_cannot_step_fused_are_stepped_without() -> None:
+    runner = Runs(weights(torch.complex64))
+    assert not runner.build_optim_wrapper(wrapper("AdamW", fused=True)).optimizer.defaults["fused"]
+    (told,) = runner.told
+    assert told.endswith("kernels, which changes nothing else: 0 does not hold real numbers.")
+
+
+def test_options_with_which_torch_refuses_to_be_fused_are_kept() -> None:
+    runner = Runs(weights())
+    built = runner.build_optim_wrapper(wrapper("AdamW", fused=True, differentiable=True)).optimizer
+    assert built.defaults["differentiable"]
+    assert not built.defaults["fused"]
+    (told,) = runner.told
+    assert "differentiable" in told
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}])
+def test_another_error_of_an_optimizer_is_raised(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="no_such_option"):
+        Runs(weights()).build_optim_wrapper(wrapper("AdamW", no_such_option=1, **options))
+
+
+def test_an_optimizer_s_wrapper_that_is_built_already_is_taken() -> None:
+    built = OptimWrapper(torch.optim.AdamW([weights()]))
+    assert Runs(weights()).build_optim_wrapper(built) is built

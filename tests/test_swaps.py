@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmengine.config import Config
 from mmseg.models.backbones import MixVisionTransformer
@@ -172,6 +173,26 @@ def test_an_optimizer_that_says_how_it_steps_or_has_no_fused_kind_is_left_alone(
     assert configure.fingerprint(config("optim_wrapper.optimizer.fused=False")) == configure.fingerprint(
         config()
     )
+
+
+class AdamW:
+    """Of a person's own."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("AdamW", True), ("mmengine.AdamW", True), ("mmseg::SGD", True), ("torch.optim.Adam", True),
+        (torch.optim.AdamW, True), ("apex.AdamW", False), ("bitsandbytes.optim.AdamW", False),
+        (AdamW, False), ("RMSprop", False), (torch.optim.RMSprop, False), (None, False),
+    ],
+)  # fmt: skip
+def test_only_torch_s_own_optimizers_are_told_to_be_fused(kind: Any, expected: bool) -> None:
+    assert swaps.has_fused_kind(kind) is expected
+    cfg = config().to_dict()
+    cfg["optim_wrapper"]["optimizer"]["type"] = kind
+    changed = {item.key for item in planned(Config(cfg)).changes}
+    assert ("optim_wrapper.optimizer.fused" in changed) is expected
 
 
 @pytest.mark.parametrize(

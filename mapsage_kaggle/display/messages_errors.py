@@ -373,6 +373,11 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "begins anew at {scale}.": (
         "检查点中的损失缩放系数 {before} 来自无需缩放或系数固定的训练；在 float16 下重新从 {scale} 开始。"
     ),
+    "The optimizer takes its steps without fused kernels, which changes nothing else: {why}": (
+        "优化器不使用融合（fused）内核，其他都不变：{why}"
+    ),
+    "{name} is none of torch's own.": "{name} 不是 torch 自带的优化器。",
+    "{name} does not hold real numbers.": "{name} 不是实数。",
     "The cache of decoded images in {folder} takes no more: {why}. What it lacks is decoded each time, "
     "which is slower and changes nothing else.": (
         "{folder} 中的影像解码缓存不再写入：{why}。缓存里没有的影像每次都要解码，只是慢一些，其他都不变。"

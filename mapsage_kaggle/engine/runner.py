@@ -11,7 +11,8 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
-from mmengine.registry import RUNNERS
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner
 from yapf.yapflib import yapf_api
 
@@ -77,6 +78,24 @@ class SessionRunner(Runner):
                 self.session.warn(int(checkpoint["meta"]["iter"]), told)
         return checkpoint
 
+    def build_optim_wrapper(self, optim_wrapper: Any) -> OptimWrapper:
+        """Build the optimizer's wrapper; a fused optimizer where it is torch's own and takes the weights."""
+        refused = why_not_fused(optim_wrapper, self.model)
+        if not refused:
+            try:
+                return super().build_optim_wrapper(optim_wrapper)
+            except (RuntimeError, TypeError) as error:
+                if not _optimizer_of(optim_wrapper).get("fused"):
+                    raise
+                refused = str(error)
+        optimizer = {key: value for key, value in optim_wrapper["optimizer"].items() if key != "fused"}
+        built = super().build_optim_wrapper({**optim_wrapper, "optimizer": optimizer})
+        self.session.warn(
+            self.session.iteration,
+            f"The optimizer takes its steps without fused kernels, which changes nothing else: {refused}",
+        )
+        return built
+
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: torch.nn.Module) -> torch.nn.Module:
         """Wrap the model for several ranks; mmengine's way needs a GPU per rank, this one does not."""
         if self.distributed and model_wrapper_cfg is None and get_device() == "cpu":
@@ -108,6 +127,35 @@ class SessionRunner(Runner):
         if isinstance(schedulers, dict):
             return [scheduler for group in schedulers.values() for scheduler in group]
         return list(schedulers)
+
+
+def why_not_fused(optim_wrapper: Any, model: torch.nn.Module) -> str:
+    """Return why an optimizer that is told to be fused may not be, in a sentence; empty where it may.
+
+    An optimizer of a person's own, even one that extends torch's, may take its steps in another way, and
+    a loss scaler would leave it to a fused one to divide the gradients by the scale.
+
+    Args:
+        optim_wrapper: The wrapper's config, or the wrapper.
+        model: Whose weights it takes.
+    """
+    optimizer = _optimizer_of(optim_wrapper)
+    if not optimizer.get("fused"):
+        return ""
+    kind = optimizer.get("type")
+    if isinstance(kind, str):
+        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    if str(getattr(kind, "__module__", "")).startswith("torch.optim."):
+        complex_ones = [name for name, item in model.named_parameters() if not item.is_floating_point()]
+        return f"{complex_ones[0]} does not hold real numbers." if complex_ones else ""
+    name = f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', kind)}"
+    return f"{name} is none of torch's own."
+
+
+def _optimizer_of(optim_wrapper: Any) -> Mapping[str, Any]:
+    found = optim_wrapper.get("optimizer") if isinstance(optim_wrapper, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 _WAYS_OF_STEPPING = ("fused", "foreach", "capturable")
