@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,17 @@ class Source:
     def decode(self) -> np.ndarray:
         self.decoded += 1
         return picture(int(self.path.read_text()))
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Have files that a test has just written be a minute old; return what sets another age."""
+
+    def set_age(age_s: float) -> None:
+        monkeypatch.setattr(cache_module, "now_s", lambda: time.time() + age_s)
+
+    set_age(60.0)
+    return set_age
 
 
 @pytest.fixture
@@ -143,6 +155,33 @@ def test_so_is_one_of_the_same_size_with_its_times_set_back(folder: Path, source
     assert source.path.stat().st_size == before.st_size
     look(cache, source)
     assert source.decoded == 2
+
+
+def test_an_image_that_has_only_just_changed_is_not_kept(
+    folder: Path, source: Source, clock: Callable[[float], None]
+) -> None:
+    """A file system that tells time by the second would not show one more change."""
+    cache = open_cache(folder)
+    for age_s, decoded in ((0.0, 1), (1.0, 2), (3.0, 3), (0.0, 3)):
+        clock(age_s)
+        look(cache, source)
+        assert source.decoded == decoded
+    clock(0.0)
+    os.utime(source.path, (1, 1))  # does not make the inode's time older
+    look(cache, source)
+    assert source.decoded == 4
+    look(cache, source)
+    assert source.decoded == 5
+
+
+def test_times_are_compared_where_a_file_system_tells_one_of_them_only() -> None:
+    settled = cache_module._is_settled
+    second = 10**9
+    assert settled((1, 2, 3, 50 * second, 98 * second), 100.0)
+    assert not settled((1, 2, 3, 50 * second, 99 * second), 100.0)
+    assert not settled((1, 2, 3, 99 * second, 50 * second), 100.0)
+    assert not settled((1, 2, 3, 50 * second, 150 * second), 100.0)  # by another clock
+    assert settled((1, 2, 3, 150 * second, 50 * second), 100.0)
 
 
 def test_an_image_that_changes_while_it_is_decoded_is_not_kept(folder: Path, source: Source) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 import mapsage_kaggle.engine.register  # noqa: F401
 from mapsage_kaggle import swaps
 from mapsage_kaggle.engine import seeding
+from mapsage_kaggle.engine.fast import cache as cache_module
 from mapsage_kaggle.engine.fast import resize as resize_module
 from mapsage_kaggle.engine.fast.loading import MapsageLoadImage, MapsageLoadLabels
 from mapsage_kaggle.engine.fast.resize import (
@@ -85,7 +87,9 @@ NOT_FORESEEN: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.fixture(autouse=True)
-def _scope() -> Iterator[None]:
+def _scope(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # Scenes that have just been generated would not be kept.
+    monkeypatch.setattr(cache_module, "now_s", lambda: time.time() + 60.0)
     with DefaultScope.overwrite_default_scope("mmseg"):
         yield
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,7 @@ def test_images_that_cannot_be_read_do_not_end_the_plan(scenes: Path, tmp_path: 
 def test_a_share_is_kept_where_not_all_fit_and_every_sample_is_right(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cache_module, "now_s", lambda: time.time() + 60.0)  # scenes are kept at once
     limit(monkeypatch, disk=cache_module.RESERVE_BYTES + 2 * PIXELS)
     train = data_set(scenes, tmp_path / "decoded")
     plan = plan_cache([RepeatDataset(train, 2)])

@@ -37,6 +37,8 @@ _HEADER = struct.Struct("<8sI32sIIIIQ")
 _HEADER_CHECK = struct.Struct("<I")
 _OFFSET = 128
 _ABANDONED_S = 3600.0
+_SETTLED_S = 2.0
+"""The coarsest that file systems tell a file's times: what is written twice within it may look the same."""
 _IN_MEMORY = ("tmpfs", "ramfs")
 
 
@@ -67,7 +69,8 @@ class DecodedCache:
     """Decoded uint8 images by source file.
 
     An entry stands for a source's path, size and times and for how it was decoded. The source is
-    looked at each time, so that a file replaced under the same name is noticed at once.
+    looked at each time, so that a file replaced under the same name is noticed at once. Of a file that
+    has changed within the last two seconds none is kept: one more change might not show in its times.
 
     Args:
         folder: Where the entries lie, below scratch space, which is there. It is made when the first one
@@ -102,6 +105,7 @@ class DecodedCache:
         before = _state(source)
         if before is None:
             return decode()
+        is_settled = _is_settled(before, now_s())
         path = self._path(source, manner)
         identity = hashlib.blake2b(
             repr((VERSION, str(source), manner, before)).encode(), digest_size=32
@@ -111,7 +115,7 @@ class DecodedCache:
             return found
         image = decode()
         # A file that changed while it was read is nobody's state.
-        wanted = self.stores and int(path.stem[:8], 16) < self.share * (1 << 32)
+        wanted = self.stores and int(path.stem[:8], 16) < self.share * (1 << 32) and is_settled
         if wanted and _cacheable(image) and _state(source) == before:
             self._write(path, identity, image)
         return image
@@ -204,7 +208,7 @@ class DecodedCache:
             return
         # Not its parents: a config that has come from another machine names no scratch space of this one.
         self.folder.mkdir(exist_ok=True)
-        now = time.time()
+        now = now_s()
         for leftover in self.folder.glob("*/*.tmp"):
             try:
                 if now - leftover.stat().st_mtime > _ABANDONED_S:
@@ -251,6 +255,18 @@ def _state(source: Path) -> tuple[int, ...] | None:
         return None
     # The time of the inode's change cannot be set back, as that of the content's can.
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _is_settled(state: tuple[int, ...], now: float) -> bool:
+    """Return whether a file that is changed from now on has other times than in this state of it."""
+    *_, content_s, inode_s = (time_ns / 1e9 for time_ns in state)
+    # A content's time may be set far ahead, as by an archive from another time zone; that tells nothing.
+    return now - inode_s >= _SETTLED_S and not 0 <= now - content_s < _SETTLED_S
+
+
+def now_s() -> float:
+    """Return the time in seconds since the epoch, by which files are dated."""
+    return time.time()
 
 
 def _file_system(folder: Path) -> str:
