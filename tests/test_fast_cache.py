@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -353,6 +355,74 @@ def test_what_a_killed_process_left_is_swept_out_when_it_is_old(folder: Path, so
     look(open_cache(folder), source)
     assert not old.exists()
     assert new.exists()  # perhaps being written
+
+
+def test_what_is_left_of_another_user_s_process_is_in_nobody_s_way(
+    folder: Path, source: Source, warnings: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "ab").mkdir(parents=True)
+    for name in ("x", "y"):
+        (folder / "ab" / f"{name}.1.2.tmp").write_bytes(b"half")
+        os.utime(folder / "ab" / f"{name}.1.2.tmp", (1, 1))
+    unlink = Path.unlink
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        if self.name.startswith("x."):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    cache = open_cache(folder)
+    for _ in range(2):
+        look(cache, source)
+    assert source.decoded == 1
+    assert not (folder / "ab" / "y.1.2.tmp").exists()
+    assert warnings() == []
+
+
+def test_a_folder_that_is_deleted_while_it_is_used_is_made_again(
+    folder: Path, tmp_path: Path, source: Source, warnings: Callable[[], list[str]]
+) -> None:
+    cache = open_cache(folder)
+    look(cache, source)
+    for number in range(3):
+        shutil.rmtree(folder)
+        other = Source(tmp_path / f"{number}.png", number)
+        for _ in range(2):
+            look(cache, other)
+        assert other.decoded == 1
+    look(cache, source)
+    assert source.decoded == 2
+    assert warnings() == []
+
+
+def test_scratch_space_that_is_deleted_while_it_is_used_is_told_once(
+    folder: Path, tmp_path: Path, source: Source, warnings: Callable[[], list[str]]
+) -> None:
+    cache = open_cache(folder)
+    look(cache, source)
+    shutil.rmtree(folder.parent)
+    for number in range(2):
+        look(cache, Source(tmp_path / f"{number}.png", number))
+    assert not folder.parent.exists()
+    (message,) = warnings()
+    assert "No such file or directory" in message
+
+
+def test_too_many_open_files_cost_one_entry_and_no_more(
+    folder: Path, source: Source, warnings: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    cache = open_cache(folder)
+    with monkeypatch.context() as context:
+        context.setattr(Path, "open", refuse)
+        cache.get(source.path, "image", lambda: picture(0))
+    for _ in range(2):
+        look(cache, source)
+    assert source.decoded == 1
+    assert warnings() == []
 
 
 def _fill(folder: Path, path: Path, ready: multiprocessing.synchronize.Event) -> None:

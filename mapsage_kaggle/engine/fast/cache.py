@@ -8,6 +8,8 @@ decoded each time, and one line says so.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import mmap
 import os
@@ -39,6 +41,8 @@ _OFFSET = 128
 _ABANDONED_S = 3600.0
 _SETTLED_S = 2.0
 """The coarsest that file systems tell a file's times: what is written twice within it may look the same."""
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EINTR})
+"""Errors that say nothing of the next image: of these, one is not kept, and that is all."""
 _IN_MEMORY = ("tmpfs", "ramfs")
 
 
@@ -182,25 +186,38 @@ class DecodedCache:
 
     def _write(self, path: Path, identity: bytes, image: np.ndarray) -> None:
         data = np.ascontiguousarray(image)
+        for has_gone in (False, True):
+            try:
+                self._put(path, identity, data)
+            except FileNotFoundError as error:
+                # Somebody has tidied up: the folder is made again. Where it cannot be, that is all.
+                self._is_open = False
+                if has_gone:
+                    self._stop(f"{error.strerror or error}")
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    self._stop(f"{error.strerror or error}")
+                return
+            else:
+                return
+
+    def _put(self, path: Path, identity: bytes, data: np.ndarray) -> None:
+        self._open()
+        short = self._lacks(data.nbytes)
+        if short:
+            self._stop(short)
+            return
+        path.parent.mkdir(exist_ok=True)
+        entry = _Entry(identity=identity, shape=data.shape, checksum=zlib.crc32(data.data))
         temporary = path.with_name(f"{path.stem}.{os.getpid()}.{time.monotonic_ns()}.tmp")
         try:
-            self._open()
-            short = self._lacks(data.nbytes)
-            if short:
-                self._stop(short)
-                return
-            path.parent.mkdir(exist_ok=True)
-            entry = _Entry(identity=identity, shape=data.shape, checksum=zlib.crc32(data.data))
-            try:
-                with temporary.open("xb") as stream:
-                    stream.write(entry.header())
-                    stream.write(data.data)
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            self._stop(f"{error.strerror or error}")
+            with temporary.open("xb") as stream:
+                stream.write(entry.header())
+                stream.write(data.data)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def _open(self) -> None:
         """Make the folder, and sweep out what killed processes have left half written."""
@@ -210,11 +227,10 @@ class DecodedCache:
         self.folder.mkdir(exist_ok=True)
         now = now_s()
         for leftover in self.folder.glob("*/*.tmp"):
-            try:
+            # Another process may be faster, or be another user's.
+            with contextlib.suppress(OSError):
                 if now - leftover.stat().st_mtime > _ABANDONED_S:
                     leftover.unlink()
-            except FileNotFoundError:  # another process was faster
-                continue
         self._in_memory = _file_system(self.folder) in _IN_MEMORY
         self._is_open = True
 
