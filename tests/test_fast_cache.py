@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,15 +261,86 @@ def test_zeros_where_a_disk_lost_its_blocks_are_noticed(folder: Path, source: So
     assert source.decoded == 2
 
 
-def test_an_entry_of_another_version_is_made_anew(
-    folder: Path, source: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def made_with(monkeypatch: pytest.MonkeyPatch, folder: Path, **other: Any) -> DecodedCache:
+    """Return a cache as another version of the kit, or of the libraries, opens it."""
     with monkeypatch.context() as context:
-        context.setattr(cache_module, "VERSION", cache_module.VERSION + 1)
-        look(open_cache(folder), source)
+        for name, value in other.items():
+            context.setattr(cache_module, name, value)
+        return open_cache(folder)
+
+
+@pytest.mark.parametrize("other", [{"VERSION": 99}, {"_LIBRARIES": "cv2 5.0"}], ids=["format", "libraries"])
+def test_entries_of_another_version_are_made_anew_and_removed(
+    folder: Path, source: Source, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
+) -> None:
+    look(made_with(monkeypatch, folder, **other), source)
+    (old,) = entries(folder)
     look(open_cache(folder), source)
     assert source.decoded == 2
     assert len(entries(folder)) == 1
+    assert not old.parent.parent.exists()
+
+
+def test_what_is_none_of_the_cache_s_stays(folder: Path, source: Source, tmp_path: Path) -> None:
+    kept = [
+        folder / "notes" / "ab" / "x.raw", folder / "v1-short" / "ab" / "x.raw", folder / "x.raw",
+        folder / "v1-00000000000000aa" / "ab" / "mine.txt", tmp_path / "elsewhere" / "x.raw",
+    ]  # fmt: skip
+    for path in kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"mine")
+    gone = folder / "v1-00000000000000aa" / "ab" / "x.raw"
+    gone.write_bytes(b"entry")
+    (folder / "v1-00000000000000bb").symlink_to(tmp_path / "elsewhere")
+    (folder / "v1-00000000000000aa" / "cd").symlink_to(tmp_path / "elsewhere")
+    look(open_cache(folder), source)
+    assert all(path.exists() for path in kept)
+    assert not gone.exists()
+
+
+def test_entries_that_another_version_s_process_is_using_stay(
+    folder: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = made_with(monkeypatch, folder, VERSION=99)
+    look(other, source)
+    ours = open_cache(folder)
+    for _ in range(2):
+        look(ours, source)
+        look(other, source)
+    assert source.decoded == 2
+    del other
+    look(open_cache(folder), Source(source.path.with_name("other.png"), 1))
+    assert [path.parent.parent for path in entries(folder)] == [ours.entries] * 2
+
+
+def test_whoever_has_opened_a_cache_holds_the_entries(folder: Path, source: Source) -> None:
+    cache = open_cache(folder)
+    look(cache, source)
+    shutil.rmtree(folder)
+    look(cache, source)  # made again
+    copies = [copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))]
+    for number, item in enumerate(copies):
+        look(item, source, f"image {number}")
+    held = [Path(f"/proc/self/fd/{item._held}") for item in (cache, *copies)]
+    assert len(set(held)) == 3
+    assert all(path.samefile(cache.entries) for path in held)
+    del item, cache, copies
+    assert not any(path.exists() for path in held)
+
+
+def test_entries_removed_by_another_version_while_they_are_only_read_are_made_anew(
+    folder: Path, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look(open_cache(folder), source)
+    reading = open_cache(folder)
+    look(reading, source)  # it has written nothing, and holds nothing
+    writing = made_with(monkeypatch, folder, VERSION=99)
+    look(writing, Source(tmp_path / "other.png", 1))
+    assert not reading.entries.exists()
+    for _ in range(2):
+        look(reading, source)
+    assert source.decoded == 2
+    assert len(entries(folder)) == 2
 
 
 def test_a_folder_that_cannot_be_written_is_told_once_and_bypassed(
@@ -347,8 +421,9 @@ def test_a_disk_that_fills_up_while_it_writes_leaves_nothing_behind(
 
 
 def test_what_a_killed_process_left_is_swept_out_when_it_is_old(folder: Path, source: Source) -> None:
-    (folder / "ab").mkdir(parents=True)
-    old, new = folder / "ab" / "x.1.2.tmp", folder / "ab" / "y.3.4.tmp"
+    part = open_cache(folder).entries / "ab"
+    part.mkdir(parents=True)
+    old, new = part / "x.1.2.tmp", part / "y.3.4.tmp"
     for leftover in (old, new):
         leftover.write_bytes(b"half")
     os.utime(old, (1, 1))
@@ -360,10 +435,11 @@ def test_what_a_killed_process_left_is_swept_out_when_it_is_old(folder: Path, so
 def test_what_is_left_of_another_user_s_process_is_in_nobody_s_way(
     folder: Path, source: Source, warnings: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "ab").mkdir(parents=True)
+    part = open_cache(folder).entries / "ab"
+    part.mkdir(parents=True)
     for name in ("x", "y"):
-        (folder / "ab" / f"{name}.1.2.tmp").write_bytes(b"half")
-        os.utime(folder / "ab" / f"{name}.1.2.tmp", (1, 1))
+        (part / f"{name}.1.2.tmp").write_bytes(b"half")
+        os.utime(part / f"{name}.1.2.tmp", (1, 1))
     unlink = Path.unlink
 
     def refuse(self: Path, missing_ok: bool = False) -> None:
@@ -376,7 +452,7 @@ def test_what_is_left_of_another_user_s_process_is_in_nobody_s_way(
     for _ in range(2):
         look(cache, source)
     assert source.decoded == 1
-    assert not (folder / "ab" / "y.1.2.tmp").exists()
+    assert not (part / "y.1.2.tmp").exists()
     assert warnings() == []
 
 

@@ -4,24 +4,35 @@ Each source file has one entry, a file of its own. It is written under another n
 is whole, it carries a checksum that every process proves once, and it names the state of the source
 file that it was made from. What does not match is made anew; where nothing can be kept, images are
 decoded each time, and one line says so.
+
+Entries lie in a folder that stands for what they were made by: this format and the versions of the
+decoding libraries, another of which may give other pixels. The folders of others are removed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import mmap
 import os
+import re
 import shutil
 import struct
 import time
+import weakref
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import cv2
+import mmcv
+import mmseg
 import numpy as np
+import PIL
 import torch.utils.data
 
 from mapsage_kaggle.engine.sampling import EVENTS_VARIABLE
@@ -34,6 +45,10 @@ VERSION = 1
 RESERVE_BYTES = 4_000_000_000
 """What the cache leaves free on its disk: checkpoints, logs and other programs need some."""
 
+_LIBRARIES = (
+    f"cv2 {cv2.__version__} pillow {PIL.__version__} mmcv {mmcv.__version__} mmseg {mmseg.__version__}"
+)
+_FOLDER_NAME = re.compile(r"v\d+-[0-9a-f]{16}")
 _MAGIC = b"MAPSAGEd"
 _HEADER = struct.Struct("<8sI32sIIIIQ")
 _HEADER_CHECK = struct.Struct("<I")
@@ -77,23 +92,31 @@ class DecodedCache:
     has changed within the last two seconds none is kept: one more change might not show in its times.
 
     Args:
-        folder: Where the entries lie, below scratch space, which is there. It is made when the first one
+        folder: Where the cache lies, below scratch space, which is there. It is made when the first entry
             is written.
         reserve_bytes: What stays free on that disk, and of the memory where it is a disk in memory.
 
     Attributes:
+        entries: Below ``folder``, where the entries of this version lie.
         share: Of how many of the files entries are written, from 0 to 1. Which ones follows from their
             names.
     """
 
     def __init__(self, folder: Path, *, reserve_bytes: int = RESERVE_BYTES) -> None:
+        made_by = hashlib.blake2b(_LIBRARIES.encode(), digest_size=8).hexdigest()
         self.folder = folder
+        self.entries = folder / f"v{VERSION}-{made_by}"
         self.reserve_bytes = reserve_bytes
         self.stores = True
         self.share = 1.0
         self._proven: dict[Path, tuple[int, int, int]] = {}
         self._is_open = False
         self._in_memory = False
+        self._held: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, or a process that it is sent to, opens the folder itself.
+        return {**vars(self), "_is_open": False, "_held": None}
 
     def get(self, source: Path, manner: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
         """Return what ``decode`` gives for ``source``, from the cache where it holds it.
@@ -127,8 +150,9 @@ class DecodedCache:
     def room(self) -> tuple[int, str]:
         """Return how many bytes all entries may take, those there are included, and what sets that limit.
 
-        On a disk, what does not stay in memory would be read again page by page: the limit is the
-        lesser of what the disk has free and what the memory holds.
+        What other versions have left is removed first. On a disk, what does not stay in memory would be
+        read again page by page: the limit is the lesser of what the disk has free and what the memory
+        holds.
 
         Returns:
             The bytes, and ``disk`` or ``memory``; 0 where the folder's parent is missing.
@@ -136,7 +160,8 @@ class DecodedCache:
         parent = self.folder.parent
         if not parent.is_dir():
             return 0, "disk"
-        held_bytes = sum(_size(path) for path in self.folder.glob("*/*.raw"))
+        self._remove_others()
+        held_bytes = sum(_size(path) for path in self.entries.glob("*/*.raw"))
         on_disk = shutil.disk_usage(parent).free + held_bytes - self.reserve_bytes
         available = _available_memory_bytes()
         if available is not None:
@@ -151,7 +176,7 @@ class DecodedCache:
         # As the file system spells it: a name need not be text.
         key = os.fsencode(source) + b"\0" + manner.encode()
         name = hashlib.blake2b(key, digest_size=16).hexdigest()
-        return self.folder / name[:2] / f"{name}.raw"
+        return self.entries / name[:2] / f"{name}.raw"
 
     # -- reading
 
@@ -220,19 +245,48 @@ class DecodedCache:
             raise
 
     def _open(self) -> None:
-        """Make the folder, and sweep out what killed processes have left half written."""
+        """Make the folders, and sweep out other versions and what killed processes have left half written."""
         if self._is_open:
             return
         # Not its parents: a config that has come from another machine names no scratch space of this one.
         self.folder.mkdir(exist_ok=True)
+        self.entries.mkdir(exist_ok=True)
+        self._hold()
+        self._remove_others()
         now = now_s()
-        for leftover in self.folder.glob("*/*.tmp"):
+        for leftover in self.entries.glob("*/*.tmp"):
             # Another process may be faster, or be another user's.
             with contextlib.suppress(OSError):
                 if now - leftover.stat().st_mtime > _ABANDONED_S:
                     leftover.unlink()
         self._in_memory = _file_system(self.folder) in _IN_MEMORY
         self._is_open = True
+
+    def _hold(self) -> None:
+        """Keep other versions from removing this one's entries, for as long as this object lives."""
+        descriptor = os.open(self.entries, os.O_RDONLY | os.O_DIRECTORY)
+        if self._held is None:
+            self._held = descriptor
+            weakref.finalize(self, os.close, descriptor)
+        else:  # the folder has been made again
+            os.dup2(descriptor, self._held, inheritable=False)
+            os.close(descriptor)
+        # Where it cannot be locked, it may be removed while it is in use: entries are then made anew.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def _remove_others(self) -> None:
+        """Remove other versions' folders, but for those that a process holds."""
+        with contextlib.suppress(OSError), os.scandir(self.folder) as found:
+            others = [
+                Path(item.path)
+                for item in found
+                if _FOLDER_NAME.fullmatch(item.name)
+                and item.name != self.entries.name
+                and item.is_dir(follow_symlinks=False)
+            ]
+            for other in others:
+                _remove(other)
 
     def _lacks(self, size_bytes: int) -> str:
         """Return why an entry of this size does not fit; empty where it does."""
@@ -255,6 +309,25 @@ class DecodedCache:
             f"The cache of decoded images in {self.folder} takes no more: {reason}. What it lacks is decoded "
             "each time, which is slower and changes nothing else."
         )
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of entries that no process holds, and nothing in it that is none of the cache's."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for part in [*folder.iterdir()]:
+                if part.is_symlink():
+                    continue
+                for entry in (*part.glob("*.raw"), *part.glob("*.tmp")):
+                    with contextlib.suppress(OSError):
+                        entry.unlink()
+                with contextlib.suppress(OSError):
+                    part.rmdir()
+            folder.rmdir()
+        finally:
+            os.close(descriptor)
 
 
 def _cacheable(image: np.ndarray) -> bool:
