@@ -71,7 +71,6 @@ def warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
     """Return what was told, one message each."""
     events = tmp_path / "events.jsonl"
     monkeypatch.setenv(EVENTS_VARIABLE, str(events))
-    monkeypatch.setattr(cache_module, "_told", set())
 
     def told() -> list[str]:
         lines = events.read_text().splitlines() if events.exists() else []

@@ -19,7 +19,6 @@ from mmseg.registry import MODELS, TRANSFORMS
 import mapsage_kaggle.engine.register  # noqa: F401
 from mapsage_kaggle import swaps
 from mapsage_kaggle.display.messages import translate
-from mapsage_kaggle.engine.fast import cache as cache_module
 from mapsage_kaggle.engine.fast.transforms import MapsageFastPipeline
 from mapsage_kaggle.engine.sampling import EVENTS_VARIABLE
 
@@ -48,7 +47,6 @@ def warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
     """Return what was told, one message each."""
     events = tmp_path / "events.jsonl"
     monkeypatch.setenv(EVENTS_VARIABLE, str(events))
-    monkeypatch.setattr(cache_module, "_told", set())
 
     def told() -> list[str]:
         lines = events.read_text().splitlines() if events.exists() else []

@@ -33,11 +33,9 @@ import mmcv
 import mmseg
 import numpy as np
 import PIL
-import torch.utils.data
 
-from mapsage_kaggle.engine.sampling import EVENTS_VARIABLE
+from mapsage_kaggle.engine.fast.telling import tell_once
 from mapsage_kaggle.environment import ram_bytes
-from mapsage_kaggle.events import Event, EventLog
 
 VERSION = 1
 """Of the entries' format and of what they hold; entries of another version are made anew."""
@@ -306,8 +304,9 @@ class DecodedCache:
     def _stop(self, reason: str) -> None:
         self.stores = False
         tell_once(
+            f"cache {self.folder}",
             f"The cache of decoded images in {self.folder} takes no more: {reason}. What it lacks is decoded "
-            "each time, which is slower and changes nothing else."
+            "each time, which is slower and changes nothing else.",
         )
 
 
@@ -391,17 +390,3 @@ def _available_memory_bytes() -> int | None:
         if line.startswith("MemAvailable:"):
             return min(int(line.split()[1]) * 1024, ram_bytes())
     return None
-
-
-_told: set[str] = set()
-
-
-def tell_once(message: str) -> None:
-    """Append a warning to the events, from the first data worker of the first rank and only once."""
-    worker = torch.utils.data.get_worker_info()
-    is_first = (worker is None or worker.id == 0) and int(os.environ.get("RANK", 0)) == 0
-    path = os.environ.get(EVENTS_VARIABLE)
-    if not is_first or message in _told or not path:
-        return
-    _told.add(message)
-    EventLog(Path(path)).append(Event(event="warning", iteration=0, data={"message": message}))

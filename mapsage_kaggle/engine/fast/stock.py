@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from mmengine.registry import Registry
 
-from mapsage_kaggle.engine.fast.cache import tell_once
+from mapsage_kaggle.engine.fast.telling import tell_once
 
 _Kind = TypeVar("_Kind", bound=type)
 
@@ -33,7 +33,10 @@ def stands_in_for(
             if meant is stock:
                 return kind(*args, **options)
             what = f"{getattr(meant, '__module__', '')}.{getattr(meant, '__qualname__', meant)}"
-            tell_once(f"{stock.__name__} is {what} here, not mmsegmentation's own, and runs as it is.")
+            tell_once(
+                f"stock {stock.__name__}",
+                f"{stock.__name__} is {what} here, not mmsegmentation's own, and runs as it is.",
+            )
             return meant(*args, **{key: value for key, value in options.items() if key not in own_options})
 
         registry.register_module(name=name or kind.__name__, module=build)

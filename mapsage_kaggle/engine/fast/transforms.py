@@ -24,7 +24,7 @@ from mmengine.registry import TRANSFORMS
 from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs, PhotoMetricDistortion, RandomCrop
 from mmseg.datasets.transforms.transforms import RandomFlip, Resize
 
-from mapsage_kaggle.engine.fast.cache import DecodedCache, tell_once
+from mapsage_kaggle.engine.fast.cache import DecodedCache
 from mapsage_kaggle.engine.fast.loading import (
     is_plain_image_loader,
     is_plain_label_loader,
@@ -32,6 +32,7 @@ from mapsage_kaggle.engine.fast.loading import (
     load_labels,
 )
 from mapsage_kaggle.engine.fast.resize import Box, NearestWindows, resize_window, window_resize_is_exact
+from mapsage_kaggle.engine.fast.telling import tell_once
 
 _CROP_TRIES = 10
 _STRIDE = 32
@@ -72,12 +73,14 @@ class MapsageFastPipeline(BaseTransform):
         if self._steps is None:
             names = ", ".join(type(item).__name__ for item in self.transforms)
             tell_once(
-                f"The faster pipeline does not know these transforms and runs them as they are: {names}."
+                f"transforms {names}",
+                f"The faster pipeline does not know these transforms and runs them as they are: {names}.",
             )
         elif self._steps.resize is not None and not window_resize_is_exact():
             tell_once(
+                "resize",
                 f"OpenCV {cv2.__version__} resizes part of an image otherwise than the whole: images are "
-                "resized whole, which is slower and changes nothing else."
+                "resized whole, which is slower and changes nothing else.",
             )
 
     def __repr__(self) -> str:
