@@ -711,8 +711,7 @@ def _plan_fast(planner: _Planner, facts: Facts) -> None:
     for key, value in list(planner.find("model", "type")):
         name = swaps.stock_name(value, scope)
         if name in swaps.FASTER_MODULES:
-            prefix = "" if scope == "mmseg" else "mmseg."
-            planner.set(key, prefix + swaps.FASTER_MODULES[name], f"{_FAST} to rounding")
+            planner.set(key, swaps.faster_name(name, scope), f"{_FAST} to rounding")
     optimizer = planner.get("optim_wrapper.optimizer")
     if (
         isinstance(optimizer, Mapping)
@@ -741,12 +740,19 @@ def _plan_precision(planner: _Planner, facts: Facts) -> None:
 
 
 def _plan_stock(planner: _Planner) -> None:
+    """Take out the faster parts of a config that was patched before.
+
+    Mixed precision stays: that may be the person's own, and nothing tells.
+    """
+    num_before = len(planner.changes)
     planner.remove("val_cfg.fast", "--no-fast")
     for name in ("train_dataloader", "val_dataloader"):
         for key, value in list(planner.find(f"{name}.dataset", "pipeline")):
             planner.set(key, swaps.stock(value), "--no-fast")
     for key, value in list(planner.find("model", "type")):
         planner.set(key, swaps.stock({"type": value})["type"], "--no-fast")
+    if len(planner.changes) > num_before and planner.get("optim_wrapper.optimizer.fused") is True:
+        planner.remove("optim_wrapper.optimizer.fused", "--no-fast")
 
 
 def _plan_data(planner: _Planner, facts: Facts, source: Path) -> tuple[int, int]:

@@ -58,6 +58,16 @@ def stock_name(kind: Any, scope: str) -> str:
     return name if package == "mmseg" or (package == "mmcv" and name in _FROM_MMCV) else ""
 
 
+def faster_name(name: str, scope: str) -> str:
+    """Return the ``type`` of the faster part for a stock one.
+
+    Args:
+        name: The stock part's bare name.
+        scope: The config's ``default_scope``, within which a bare name is looked up.
+    """
+    return ("" if scope == "mmseg" else "mmseg.") + {**FASTER_MODULES, **FASTER_LOADERS}[name]
+
+
 def has_fused_kind(optimizer: Any) -> bool:
     """Return whether a ``type`` means one of torch's optimizers that have a fused kind.
 
@@ -93,7 +103,7 @@ def faster_pipeline(
     if cache_dir is None or not any(name in FASTER_LOADERS for name in names):
         return None
     loaders = [
-        {**item, "type": FASTER_LOADERS[name], "cache_dir": cache_dir} if name in FASTER_LOADERS else item
+        {**item, "type": faster_name(name, scope), "cache_dir": cache_dir} if name in FASTER_LOADERS else item
         for name, item in zip(names, pipeline, strict=True)
     ]
     return loaders, "images and masks are decoded once"
@@ -128,13 +138,16 @@ def _recognised(names: Sequence[str]) -> int:
 
 
 def stock(value: Any) -> Any:
-    """Return a part of a config with the kit's faster parts replaced by the stock ones, nested ones too."""
+    """Return a part of a config with the kit's faster parts replaced by the stock ones, nested ones too.
+
+    A scope before a name is kept.
+    """
     if isinstance(value, Mapping):
         kind = value.get("type")
         name = kind.replace("::", ".").rpartition(".")[2] if isinstance(kind, str) else ""
         plain = {key: stock(item) for key, item in value.items()}
         if name in _STOCK_NAMES:
-            plain["type"] = _STOCK_NAMES[name]
+            plain["type"] = str(kind).removesuffix(name) + _STOCK_NAMES[name]
             plain.pop("cache_dir", None)
         return plain
     if isinstance(value, (list, tuple)):

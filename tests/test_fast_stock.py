@@ -98,7 +98,11 @@ def test_another_scope_s_class_of_the_same_name_does_not_matter(warnings: Callab
     other = Registry("transform", parent=ALL_TRANSFORMS, scope="other_for_this_test")
     try:
         other.register_module(name="LoadImageFromFile", module=dict)
-        built = other.build({"type": "MapsageLoadImage"})
+        with DefaultScope.overwrite_default_scope("other_for_this_test"):
+            for kind in (LoadImageFromFile, LoadAnnotations):
+                name = swaps.faster_name(kind.__name__, "other_for_this_test")
+                assert isinstance(other.build({"type": name}), kind)
+            built = other.build({"type": "MapsageLoadImage"})
     finally:
         ALL_TRANSFORMS.children.pop("other_for_this_test")
     assert isinstance(built, LoadImageFromFile)

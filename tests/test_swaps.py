@@ -99,6 +99,44 @@ def test_a_patched_config_is_left_as_it_is_and_goes_back_without_fast() -> None:
     assert back["train_dataloader"] == never["train_dataloader"]
     assert back["val_dataloader"] == never["val_dataloader"]
     assert back["val_cfg"] == never["val_cfg"]
+    assert back["optim_wrapper"] == never["optim_wrapper"]
+
+
+def test_a_fused_optimizer_of_the_person_s_own_stays_without_fast() -> None:
+    cfg = config("optim_wrapper.optimizer.fused=True")
+    assert patched(cfg, fast=False).optim_wrapper.optimizer.fused is True
+
+
+def test_mixed_precision_stays_without_fast() -> None:
+    once = patched(config(), on_gpu=True, precision="bfloat16")
+    wrapper = patched(once, fast=False, on_gpu=True).optim_wrapper
+    assert (wrapper.type, wrapper.dtype, wrapper.loss_scale) == ("AmpOptimWrapper", "bfloat16", 1.0)
+
+
+def test_under_another_scope_parts_keep_mmsegmentation_s_there_and_back() -> None:
+    cfg = config()
+    cfg.default_scope = "mmpretrain"
+    cfg.model.backbone.type = "mmseg.MixVisionTransformer"
+    cfg.model.decode_head.type = "mmseg::SegformerHead"
+    for item in cfg.val_dataloader.dataset.pipeline:
+        item.type = f"mmseg.{item.type}"
+    once = patched(cfg)
+    assert once.model.backbone.type == "mmseg.MapsageMixVisionTransformer"
+    assert [item.type for item in once.val_dataloader.dataset.pipeline] == [
+        "mmseg.MapsageLoadImage", "mmseg.Resize", "mmseg.MapsageLoadLabels", "mmseg.PackSegInputs"
+    ]  # fmt: skip
+    assert planned(cfg).fingerprint == planned(once).fingerprint
+    back = patched(once, fast=False)
+    assert back.model.backbone.type == "mmseg.MixVisionTransformer"
+    assert back.model.decode_head.type == "mmseg.SegformerHead"
+    assert back.val_dataloader.dataset.pipeline == cfg.val_dataloader.dataset.pipeline
+
+
+@pytest.mark.parametrize("kind", ["MapsageLoadImage", "mmseg.MapsageLoadImage", "mmseg::MapsageLoadImage"])
+def test_a_scope_before_a_faster_part_is_kept(kind: str) -> None:
+    assert swaps.stock([{"type": kind, "cache_dir": "/scratch"}]) == [
+        {"type": kind.replace("MapsageLoadImage", "LoadImageFromFile")}
+    ]
 
 
 @pytest.mark.parametrize(
