@@ -378,6 +378,10 @@ CHINESE_ERRORS: Mapping[str, str] = {
     ),
     "{name} is none of torch's own.": "{name} 不是 torch 自带的优化器。",
     "{name} does not hold real numbers.": "{name} 不是实数。",
+    "Sliding windows of {size} at a stride of {stride} leave pixels out. Choose a stride that is no larger "
+    "than the window.": (
+        "大小为 {size}、步长为 {stride} 的滑动窗口会漏掉部分像素。请把步长设为不大于窗口的值。"
+    ),
     "The cache of decoded images in {folder} takes no more: {why}. What it lacks is decoded each time, "
     "which is slower and changes nothing else.": (
         "{folder} 中的影像解码缓存不再写入：{why}。缓存里没有的影像每次都要解码，只是慢一些，其他都不变。"
