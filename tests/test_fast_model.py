@@ -217,6 +217,60 @@ def test_logits_gradients_and_statistics_are_the_stock_head_s_to_rounding(option
             assert_close(one, other, tolerance)
 
 
+# --- mixed precision ---------------------------------------------------------------------------------------
+
+FURTHER = 1.5
+"""How many times as far from float32 as the stock module's, in the mean, a result in bfloat16 may be."""
+
+
+def in_bfloat16(model: torch.nn.Module, inputs: Any, *, enabled: bool = True) -> list[list[torch.Tensor]]:
+    """Return outputs, and gradients of a weighted sum of them, under autocast on the CPU."""
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        found = model(inputs)
+    outputs = [item.float() for item in (found if isinstance(found, (list, tuple)) else [found])]
+    draws = torch.Generator().manual_seed(2)
+    sum((item * torch.randn(item.shape, generator=draws)).sum() for item in outputs).backward()
+    assert all(item.dtype == torch.float32 for item in gradients(model))
+    return [[item.detach() for item in outputs], [item.clone() for item in gradients(model)]]
+
+
+def apart(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """Return how far two lists are apart, relative to the length of what is expected."""
+    pairs = list(zip(found, expected, strict=True))
+    difference = sum(float(((one - other) ** 2).sum()) for one, other in pairs)
+    return float((difference / sum(float((other**2).sum()) for _, other in pairs)) ** 0.5)
+
+
+def assert_as_near_to_float32(ours: torch.nn.Module, stock: torch.nn.Module, inputs: Any) -> None:
+    exact = in_bfloat16(stock, inputs, enabled=False)
+    for found, expected, reference in zip(
+        in_bfloat16(ours, inputs), in_bfloat16(stock, inputs), exact, strict=True
+    ):
+        assert 0.0 < apart(expected, reference) < 0.1
+        assert apart(found, reference) <= FURTHER * apart(expected, reference)
+
+
+@pytest.mark.parametrize("options", [{}, {"qkv_bias": False}, {"sr_ratios": [1, 1, 1, 1]}])
+def test_in_mixed_precision_the_encoder_is_as_near_to_float32_as_the_stock_one(
+    options: dict[str, Any],
+) -> None:
+    stock, fused = both(**options)
+    assert_as_near_to_float32(fused, stock, torch.randn(2, 3, 64, 96, generator=seeded(1)))
+
+
+@pytest.mark.parametrize("norm", [{"type": "BN"}, {"type": "GN", "num_groups": 4}, None])
+def test_in_mixed_precision_the_head_is_as_near_to_float32_as_the_stock_one(norm: Any) -> None:
+    stock, folded = (head(kind, norm_cfg=norm) for kind in ("SegformerHead", "MapsageSegformerHead"))
+    sizes = ((8, 32, 24), (16, 16, 12), (32, 8, 6), (48, 4, 3))
+    draws = seeded(1)
+    assert_as_near_to_float32(folded, stock, [torch.randn(2, *size, generator=draws) for size in sizes])
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 # --- the optimizer -----------------------------------------------------------------------------------------
 
 
