@@ -352,6 +352,18 @@ def changes_between(before: str, after: str) -> tuple[str, ...]:
     return tuple(told)
 
 
+def written_value(text: str, key: str) -> Any:
+    """Return the value of a dotted key in a config as it was written, which is read and never run.
+
+    Returns:
+        The value, ``dict(…)`` as a dict; None where there is none, or the text holds more than values.
+    """
+    try:
+        return value_at(_literal_config(text), key)
+    except (SyntaxError, ValueError):
+        return None
+
+
 def _literal_config(text: str) -> dict[str, Any]:
     """Read a config that only assigns values, ``dict(…)`` among them.
 
@@ -699,12 +711,11 @@ def _plan_fast(planner: _Planner, facts: Facts) -> None:
     for key, value in list(planner.find("model", "type")):
         name = swaps.stock_name(value, scope)
         if name in swaps.FASTER_MODULES:
-            prefix = "" if scope == "mmseg" else "mmseg."
-            planner.set(key, prefix + swaps.FASTER_MODULES[name], f"{_FAST} to rounding")
+            planner.set(key, swaps.faster_name(name, scope), f"{_FAST} to rounding")
     optimizer = planner.get("optim_wrapper.optimizer")
     if (
         isinstance(optimizer, Mapping)
-        and _type_name(optimizer.get("type")) in swaps.FUSED_OPTIMIZERS
+        and swaps.has_fused_kind(optimizer.get("type"))
         and not any(key in optimizer for key in _HOW_IT_STEPS)
     ):
         planner.set("optim_wrapper.optimizer.fused", True, f"{_FAST} to rounding")
@@ -729,12 +740,19 @@ def _plan_precision(planner: _Planner, facts: Facts) -> None:
 
 
 def _plan_stock(planner: _Planner) -> None:
+    """Take out the faster parts of a config that was patched before.
+
+    Mixed precision stays: that may be the person's own, and nothing tells.
+    """
+    num_before = len(planner.changes)
     planner.remove("val_cfg.fast", "--no-fast")
     for name in ("train_dataloader", "val_dataloader"):
         for key, value in list(planner.find(f"{name}.dataset", "pipeline")):
             planner.set(key, swaps.stock(value), "--no-fast")
     for key, value in list(planner.find("model", "type")):
         planner.set(key, swaps.stock({"type": value})["type"], "--no-fast")
+    if len(planner.changes) > num_before and planner.get("optim_wrapper.optimizer.fused") is True:
+        planner.remove("optim_wrapper.optimizer.fused", "--no-fast")
 
 
 def _plan_data(planner: _Planner, facts: Facts, source: Path) -> tuple[int, int]:

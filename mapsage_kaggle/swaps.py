@@ -1,7 +1,7 @@
 """Which of a config's stock parts the kit has faster ones for, and the way back.
 
-All by name: what a name stands for is looked at again where it is built (``engine.fast``), and a part that
-turns out not to be mmsegmentation's own runs as it is.
+All by name, since a config is read without the libraries: what a name stands for is looked at again where
+it is built (``engine.fast.stock``), and a part that turns out not to be mmsegmentation's own runs as it is.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ FUSED_OPTIMIZERS = frozenset({"Adam", "AdamW", "SGD"})
 """Those of which every device that the kit trains on has a fused kind, in each torch it runs with."""
 
 _STOCK_NAMES = {faster: stock for stock, faster in {**FASTER_MODULES, **FASTER_LOADERS}.items()}
+_FROM_MMCV = frozenset({"LoadImageFromFile", "RandomResize"})
 _DECODERS = ("cv2", "pillow")
 _ORDER: Mapping[str, Mapping[str, Any]] = {
     # Each transform that the faster pipeline knows, in its order, with what options it may have: a
@@ -52,7 +53,34 @@ def stock_name(kind: Any, scope: str) -> str:
         before, separator, name = kind.replace("::", ".").rpartition(".")
         return name if before == "mmseg" or (not separator and scope == "mmseg") else ""
     package = str(getattr(kind, "__module__", "")).partition(".")[0]
-    return str(getattr(kind, "__name__", "")) if package in ("mmseg", "mmcv") else ""
+    name = str(getattr(kind, "__name__", ""))
+    # mmcv has classes of the same names that are others.
+    return name if package == "mmseg" or (package == "mmcv" and name in _FROM_MMCV) else ""
+
+
+def faster_name(name: str, scope: str) -> str:
+    """Return the ``type`` of the faster part for a stock one.
+
+    Args:
+        name: The stock part's bare name.
+        scope: The config's ``default_scope``, within which a bare name is looked up.
+    """
+    return ("" if scope == "mmseg" else "mmseg.") + {**FASTER_MODULES, **FASTER_LOADERS}[name]
+
+
+def has_fused_kind(optimizer: Any) -> bool:
+    """Return whether a ``type`` means one of torch's optimizers that have a fused kind.
+
+    A bare name may still be another class's by the time that it is built, see ``engine.runner``.
+
+    Args:
+        optimizer: A string, with or without a scope, or a class.
+    """
+    if isinstance(optimizer, str):
+        before, _, name = optimizer.replace("::", ".").rpartition(".")
+        return before in ("", "mmengine", "mmseg", "torch.optim") and name in FUSED_OPTIMIZERS
+    module = str(getattr(optimizer, "__module__", ""))
+    return module.startswith("torch.optim.") and getattr(optimizer, "__name__", "") in FUSED_OPTIMIZERS
 
 
 def faster_pipeline(
@@ -75,7 +103,7 @@ def faster_pipeline(
     if cache_dir is None or not any(name in FASTER_LOADERS for name in names):
         return None
     loaders = [
-        {**item, "type": FASTER_LOADERS[name], "cache_dir": cache_dir} if name in FASTER_LOADERS else item
+        {**item, "type": faster_name(name, scope), "cache_dir": cache_dir} if name in FASTER_LOADERS else item
         for name, item in zip(names, pipeline, strict=True)
     ]
     return loaders, "images and masks are decoded once"
@@ -110,13 +138,16 @@ def _recognised(names: Sequence[str]) -> int:
 
 
 def stock(value: Any) -> Any:
-    """Return a part of a config with the kit's faster parts replaced by the stock ones, nested ones too."""
+    """Return a part of a config with the kit's faster parts replaced by the stock ones, nested ones too.
+
+    A scope before a name is kept.
+    """
     if isinstance(value, Mapping):
         kind = value.get("type")
         name = kind.replace("::", ".").rpartition(".")[2] if isinstance(kind, str) else ""
         plain = {key: stock(item) for key, item in value.items()}
         if name in _STOCK_NAMES:
-            plain["type"] = _STOCK_NAMES[name]
+            plain["type"] = str(kind).removesuffix(name) + _STOCK_NAMES[name]
             plain.pop("cache_dir", None)
         return plain
     if isinstance(value, (list, tuple)):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import json
 import multiprocessing
 import os
+import pickle
+import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +44,17 @@ class Source:
         return picture(int(self.path.read_text()))
 
 
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Have files that a test has just written be a minute old; return what sets another age."""
+
+    def set_age(age_s: float) -> None:
+        monkeypatch.setattr(cache_module, "now_s", lambda: time.time() + age_s)
+
+    set_age(60.0)
+    return set_age
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Source:
     return Source(tmp_path / "image.png")
@@ -54,7 +71,6 @@ def warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
     """Return what was told, one message each."""
     events = tmp_path / "events.jsonl"
     monkeypatch.setenv(EVENTS_VARIABLE, str(events))
-    monkeypatch.setattr(cache_module, "_told", set())
 
     def told() -> list[str]:
         lines = events.read_text().splitlines() if events.exists() else []
@@ -101,6 +117,14 @@ def test_a_view_that_is_not_contiguous_is_kept_as_it_looks(folder: Path, source:
         assert np.array_equal(found, picture(3)[:, ::-1, ::-1])
 
 
+def test_a_file_whose_name_is_not_text_is_kept_too(folder: Path, tmp_path: Path) -> None:
+    name = os.fsdecode("影像.png".encode("gbk"))  # as a zip file of an older Windows unpacks
+    source = Source(tmp_path / name, 4)
+    for _ in range(2):
+        look(open_cache(folder), source)
+    assert source.decoded == 1
+
+
 def test_what_is_not_uint8_is_not_kept(folder: Path, source: Source) -> None:
     cache = open_cache(folder)
     for _ in range(2):
@@ -135,6 +159,33 @@ def test_so_is_one_of_the_same_size_with_its_times_set_back(folder: Path, source
     assert source.path.stat().st_size == before.st_size
     look(cache, source)
     assert source.decoded == 2
+
+
+def test_an_image_that_has_only_just_changed_is_not_kept(
+    folder: Path, source: Source, clock: Callable[[float], None]
+) -> None:
+    """A file system that tells time by the second would not show one more change."""
+    cache = open_cache(folder)
+    for age_s, decoded in ((0.0, 1), (1.0, 2), (3.0, 3), (0.0, 3)):
+        clock(age_s)
+        look(cache, source)
+        assert source.decoded == decoded
+    clock(0.0)
+    os.utime(source.path, (1, 1))  # does not make the inode's time older
+    look(cache, source)
+    assert source.decoded == 4
+    look(cache, source)
+    assert source.decoded == 5
+
+
+def test_times_are_compared_where_a_file_system_tells_one_of_them_only() -> None:
+    settled = cache_module._is_settled
+    second = 10**9
+    assert settled((1, 2, 3, 50 * second, 98 * second), 100.0)
+    assert not settled((1, 2, 3, 50 * second, 99 * second), 100.0)
+    assert not settled((1, 2, 3, 99 * second, 50 * second), 100.0)
+    assert not settled((1, 2, 3, 50 * second, 150 * second), 100.0)  # by another clock
+    assert settled((1, 2, 3, 150 * second, 50 * second), 100.0)
 
 
 def test_an_image_that_changes_while_it_is_decoded_is_not_kept(folder: Path, source: Source) -> None:
@@ -209,15 +260,86 @@ def test_zeros_where_a_disk_lost_its_blocks_are_noticed(folder: Path, source: So
     assert source.decoded == 2
 
 
-def test_an_entry_of_another_version_is_made_anew(
-    folder: Path, source: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def made_with(monkeypatch: pytest.MonkeyPatch, folder: Path, **other: Any) -> DecodedCache:
+    """Return a cache as another version of the kit, or of the libraries, opens it."""
     with monkeypatch.context() as context:
-        context.setattr(cache_module, "VERSION", cache_module.VERSION + 1)
-        look(open_cache(folder), source)
+        for name, value in other.items():
+            context.setattr(cache_module, name, value)
+        return open_cache(folder)
+
+
+@pytest.mark.parametrize("other", [{"VERSION": 99}, {"_LIBRARIES": "cv2 5.0"}], ids=["format", "libraries"])
+def test_entries_of_another_version_are_made_anew_and_removed(
+    folder: Path, source: Source, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
+) -> None:
+    look(made_with(monkeypatch, folder, **other), source)
+    (old,) = entries(folder)
     look(open_cache(folder), source)
     assert source.decoded == 2
     assert len(entries(folder)) == 1
+    assert not old.parent.parent.exists()
+
+
+def test_what_is_none_of_the_cache_s_stays(folder: Path, source: Source, tmp_path: Path) -> None:
+    kept = [
+        folder / "notes" / "ab" / "x.raw", folder / "v1-short" / "ab" / "x.raw", folder / "x.raw",
+        folder / "v1-00000000000000aa" / "ab" / "mine.txt", tmp_path / "elsewhere" / "x.raw",
+    ]  # fmt: skip
+    for path in kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"mine")
+    gone = folder / "v1-00000000000000aa" / "ab" / "x.raw"
+    gone.write_bytes(b"entry")
+    (folder / "v1-00000000000000bb").symlink_to(tmp_path / "elsewhere")
+    (folder / "v1-00000000000000aa" / "cd").symlink_to(tmp_path / "elsewhere")
+    look(open_cache(folder), source)
+    assert all(path.exists() for path in kept)
+    assert not gone.exists()
+
+
+def test_entries_that_another_version_s_process_is_using_stay(
+    folder: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = made_with(monkeypatch, folder, VERSION=99)
+    look(other, source)
+    ours = open_cache(folder)
+    for _ in range(2):
+        look(ours, source)
+        look(other, source)
+    assert source.decoded == 2
+    del other
+    look(open_cache(folder), Source(source.path.with_name("other.png"), 1))
+    assert [path.parent.parent for path in entries(folder)] == [ours.entries] * 2
+
+
+def test_whoever_has_opened_a_cache_holds_the_entries(folder: Path, source: Source) -> None:
+    cache = open_cache(folder)
+    look(cache, source)
+    shutil.rmtree(folder)
+    look(cache, source)  # made again
+    copies = [copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))]
+    for number, item in enumerate(copies):
+        look(item, source, f"image {number}")
+    held = [Path(f"/proc/self/fd/{item._held}") for item in (cache, *copies)]
+    assert len(set(held)) == 3
+    assert all(path.samefile(cache.entries) for path in held)
+    del item, cache, copies
+    assert not any(path.exists() for path in held)
+
+
+def test_entries_removed_by_another_version_while_they_are_only_read_are_made_anew(
+    folder: Path, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look(open_cache(folder), source)
+    reading = open_cache(folder)
+    look(reading, source)  # it has written nothing, and holds nothing
+    writing = made_with(monkeypatch, folder, VERSION=99)
+    look(writing, Source(tmp_path / "other.png", 1))
+    assert not reading.entries.exists()
+    for _ in range(2):
+        look(reading, source)
+    assert source.decoded == 2
+    assert len(entries(folder)) == 2
 
 
 def test_a_folder_that_cannot_be_written_is_told_once_and_bypassed(
@@ -298,14 +420,84 @@ def test_a_disk_that_fills_up_while_it_writes_leaves_nothing_behind(
 
 
 def test_what_a_killed_process_left_is_swept_out_when_it_is_old(folder: Path, source: Source) -> None:
-    (folder / "ab").mkdir(parents=True)
-    old, new = folder / "ab" / "x.1.2.tmp", folder / "ab" / "y.3.4.tmp"
+    part = open_cache(folder).entries / "ab"
+    part.mkdir(parents=True)
+    old, new = part / "x.1.2.tmp", part / "y.3.4.tmp"
     for leftover in (old, new):
         leftover.write_bytes(b"half")
     os.utime(old, (1, 1))
     look(open_cache(folder), source)
     assert not old.exists()
     assert new.exists()  # perhaps being written
+
+
+def test_what_is_left_of_another_user_s_process_is_in_nobody_s_way(
+    folder: Path, source: Source, warnings: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = open_cache(folder).entries / "ab"
+    part.mkdir(parents=True)
+    for name in ("x", "y"):
+        (part / f"{name}.1.2.tmp").write_bytes(b"half")
+        os.utime(part / f"{name}.1.2.tmp", (1, 1))
+    unlink = Path.unlink
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        if self.name.startswith("x."):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    cache = open_cache(folder)
+    for _ in range(2):
+        look(cache, source)
+    assert source.decoded == 1
+    assert not (part / "y.1.2.tmp").exists()
+    assert warnings() == []
+
+
+def test_a_folder_that_is_deleted_while_it_is_used_is_made_again(
+    folder: Path, tmp_path: Path, source: Source, warnings: Callable[[], list[str]]
+) -> None:
+    cache = open_cache(folder)
+    look(cache, source)
+    for number in range(3):
+        shutil.rmtree(folder)
+        other = Source(tmp_path / f"{number}.png", number)
+        for _ in range(2):
+            look(cache, other)
+        assert other.decoded == 1
+    look(cache, source)
+    assert source.decoded == 2
+    assert warnings() == []
+
+
+def test_scratch_space_that_is_deleted_while_it_is_used_is_told_once(
+    folder: Path, tmp_path: Path, source: Source, warnings: Callable[[], list[str]]
+) -> None:
+    cache = open_cache(folder)
+    look(cache, source)
+    shutil.rmtree(folder.parent)
+    for number in range(2):
+        look(cache, Source(tmp_path / f"{number}.png", number))
+    assert not folder.parent.exists()
+    (message,) = warnings()
+    assert "No such file or directory" in message
+
+
+def test_too_many_open_files_cost_one_entry_and_no_more(
+    folder: Path, source: Source, warnings: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    cache = open_cache(folder)
+    with monkeypatch.context() as context:
+        context.setattr(Path, "open", refuse)
+        cache.get(source.path, "image", lambda: picture(0))
+    for _ in range(2):
+        look(cache, source)
+    assert source.decoded == 1
+    assert warnings() == []
 
 
 def _fill(folder: Path, path: Path, ready: multiprocessing.synchronize.Event) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from mmengine.registry import DefaultScope
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIMIZERS, DefaultScope
 from mmseg.registry import MODELS
 
 import mapsage_kaggle.engine.register  # noqa: F401
-from mapsage_kaggle.engine.runner import keep_way_of_stepping
+from mapsage_kaggle.display.messages import translate
+from mapsage_kaggle.engine.runner import SessionRunner, keep_way_of_stepping
 
 OUTPUT_TOLERANCE = 2e-5
 GRADIENT_TOLERANCE = 1e-4
@@ -214,6 +217,60 @@ def test_logits_gradients_and_statistics_are_the_stock_head_s_to_rounding(option
             assert_close(one, other, tolerance)
 
 
+# --- mixed precision ---------------------------------------------------------------------------------------
+
+FURTHER = 1.5
+"""How many times as far from float32 as the stock module's, in the mean, a result in bfloat16 may be."""
+
+
+def in_bfloat16(model: torch.nn.Module, inputs: Any, *, enabled: bool = True) -> list[list[torch.Tensor]]:
+    """Return outputs, and gradients of a weighted sum of them, under autocast on the CPU."""
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        found = model(inputs)
+    outputs = [item.float() for item in (found if isinstance(found, (list, tuple)) else [found])]
+    draws = torch.Generator().manual_seed(2)
+    sum((item * torch.randn(item.shape, generator=draws)).sum() for item in outputs).backward()
+    assert all(item.dtype == torch.float32 for item in gradients(model))
+    return [[item.detach() for item in outputs], [item.clone() for item in gradients(model)]]
+
+
+def apart(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """Return how far two lists are apart, relative to the length of what is expected."""
+    pairs = list(zip(found, expected, strict=True))
+    difference = sum(float(((one - other) ** 2).sum()) for one, other in pairs)
+    return float((difference / sum(float((other**2).sum()) for _, other in pairs)) ** 0.5)
+
+
+def assert_as_near_to_float32(ours: torch.nn.Module, stock: torch.nn.Module, inputs: Any) -> None:
+    exact = in_bfloat16(stock, inputs, enabled=False)
+    for found, expected, reference in zip(
+        in_bfloat16(ours, inputs), in_bfloat16(stock, inputs), exact, strict=True
+    ):
+        assert 0.0 < apart(expected, reference) < 0.1
+        assert apart(found, reference) <= FURTHER * apart(expected, reference)
+
+
+@pytest.mark.parametrize("options", [{}, {"qkv_bias": False}, {"sr_ratios": [1, 1, 1, 1]}])
+def test_in_mixed_precision_the_encoder_is_as_near_to_float32_as_the_stock_one(
+    options: dict[str, Any],
+) -> None:
+    stock, fused = both(**options)
+    assert_as_near_to_float32(fused, stock, torch.randn(2, 3, 64, 96, generator=seeded(1)))
+
+
+@pytest.mark.parametrize("norm", [{"type": "BN"}, {"type": "GN", "num_groups": 4}, None])
+def test_in_mixed_precision_the_head_is_as_near_to_float32_as_the_stock_one(norm: Any) -> None:
+    stock, folded = (head(kind, norm_cfg=norm) for kind in ("SegformerHead", "MapsageSegformerHead"))
+    sizes = ((8, 32, 24), (16, 16, 12), (32, 8, 6), (48, 4, 3))
+    draws = seeded(1)
+    assert_as_near_to_float32(folded, stock, [torch.randn(2, *size, generator=draws) for size in sizes])
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 # --- the optimizer -----------------------------------------------------------------------------------------
 
 
@@ -243,3 +300,71 @@ def test_a_loaded_optimizer_goes_on_in_its_own_way(fused: bool | None) -> None:
 
     assert mine.param_groups[0]["fused"] == fused
     assert torch.allclose(resumed, uncut, rtol=1e-5, atol=1e-7)
+
+
+class Runs(SessionRunner):
+    """A runner as far as it builds an optimizer."""
+
+    def __init__(self, weight: torch.nn.Parameter) -> None:
+        self.model = torch.nn.ParameterList([weight])
+        self.told: list[str] = []
+        self.session: Any = SimpleNamespace(iteration=0, warn=lambda _, message: self.told.append(message))
+
+
+def wrapper(kind: Any, **options: Any) -> dict[str, Any]:
+    return {"type": "OptimWrapper", "optimizer": {"type": kind, "lr": 0.1, **options}}
+
+
+def weights(dtype: torch.dtype = torch.float32) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.ones(3, dtype=dtype))
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "torch.optim.AdamW", torch.optim.AdamW])
+def test_torch_s_own_optimizer_is_fused(kind: Any) -> None:
+    runner = Runs(weights())
+    assert runner.build_optim_wrapper(wrapper(kind, fused=True)).optimizer.defaults["fused"] is True
+    assert runner.told == []
+
+
+def test_an_optimizer_of_one_s_own_under_torch_s_name_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(torch.optim.AdamW):
+        pass
+
+    monkeypatch.setitem(OPTIMIZERS.module_dict, "AdamW", Own)
+    runner = Runs(weights())
+    cfg = wrapper("AdamW", fused=True)
+    built = runner.build_optim_wrapper(cfg).optimizer
+    assert type(built) is Own
+    assert not built.defaults["fused"]
+    assert cfg == wrapper("AdamW", fused=True)
+    (told,) = runner.told
+    assert told.endswith("Own is none of torch's own.")
+    assert translate(told, "zh").startswith("优化器不使用融合（fused）内核，其他都不变：")
+    assert translate(told, "zh").endswith(" 不是 torch 自带的优化器。")
+
+
+def test_weights_that_torch_cannot_step_fused_are_stepped_without() -> None:
+    runner = Runs(weights(torch.complex64))
+    assert not runner.build_optim_wrapper(wrapper("AdamW", fused=True)).optimizer.defaults["fused"]
+    (told,) = runner.told
+    assert told.endswith("kernels, which changes nothing else: 0 does not hold real numbers.")
+
+
+def test_options_with_which_torch_refuses_to_be_fused_are_kept() -> None:
+    runner = Runs(weights())
+    built = runner.build_optim_wrapper(wrapper("AdamW", fused=True, differentiable=True)).optimizer
+    assert built.defaults["differentiable"]
+    assert not built.defaults["fused"]
+    (told,) = runner.told
+    assert "differentiable" in told
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}])
+def test_another_error_of_an_optimizer_is_raised(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="no_such_option"):
+        Runs(weights()).build_optim_wrapper(wrapper("AdamW", no_such_option=1, **options))
+
+
+def test_an_optimizer_s_wrapper_that_is_built_already_is_taken() -> None:
+    built = OptimWrapper(torch.optim.AdamW([weights()]))
+    assert Runs(weights()).build_optim_wrapper(built) is built

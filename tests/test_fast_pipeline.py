@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 import mapsage_kaggle.engine.register  # noqa: F401
 from mapsage_kaggle import swaps
 from mapsage_kaggle.engine import seeding
+from mapsage_kaggle.engine.fast import cache as cache_module
 from mapsage_kaggle.engine.fast import resize as resize_module
 from mapsage_kaggle.engine.fast.loading import MapsageLoadImage, MapsageLoadLabels
 from mapsage_kaggle.engine.fast.resize import (
@@ -85,7 +87,9 @@ NOT_FORESEEN: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.fixture(autouse=True)
-def _scope() -> Iterator[None]:
+def _scope(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # Scenes that have just been generated would not be kept.
+    monkeypatch.setattr(cache_module, "now_s", lambda: time.time() + 60.0)
     with DefaultScope.overwrite_default_scope("mmseg"):
         yield
 
@@ -267,6 +271,31 @@ def test_labels_of_another_size_than_their_image_run_through_the_stock_transform
     assert_same_samples([*LOAD, RESIZE, {**CROP, "crop_size": 16}, PACK], [info], range(3), tmp_path / "c")
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"gt_bboxes": np.array([[3.0, 5.0, 40.0, 60.0]], np.float32)},
+        {"gt_keypoints": np.array([[[3.0, 5.0, 1.0]]], np.float32)},
+        {"seg_fields": ["depth"], "depth": np.arange(96 * 96, dtype=np.float32).reshape(96, 96)},
+    ],
+    ids=["boxes", "points", "another map"],
+)
+@pytest.mark.parametrize("pipeline", [WHOLE[:-2], [*LOAD, FLIP]], ids=["whole", "flip"])
+def test_what_goes_with_an_image_is_transformed_along_with_it(
+    pipeline: list[dict[str, Any]], more: dict[str, Any], scenes: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    assert_same_samples(pipeline, [{**info, **more} for info in scenes], range(4), tmp_path)
+
+
+@pytest.mark.parametrize("ignore_index", [None, 255.0, 0.0, True])
+def test_whatever_a_crop_ignores_is_ignored(
+    ignore_index: Any, scenes: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    for ratio in (0.75, 0.4):
+        crop = {**CROP, "cat_max_ratio": ratio, "ignore_index": ignore_index}
+        assert_same_samples([*LOAD, crop], scenes, range(6), tmp_path)
+
+
 REAL_RESIZE, REAL_CROP = {**RESIZE, "scale": (1024, 1024)}, {**CROP, "crop_size": (512, 512)}
 REAL_WHOLE = [*LOAD, REAL_RESIZE, REAL_CROP, FLIP, DISTORT, PACK]
 
@@ -361,8 +390,8 @@ def _few_pixels(draw: random.Random) -> np.ndarray:
     return labels
 
 
-@pytest.mark.parametrize("ignore_index", [255, 0, 7, 1000, -1])
-def test_a_crop_is_as_varied_as_the_stock_transform_finds_it(ignore_index: int) -> None:
+@pytest.mark.parametrize("ignore_index", [255, 0, 7, 1000, -1, None])
+def test_a_crop_is_as_varied_as_the_stock_transform_finds_it(ignore_index: int | None) -> None:
     draw, verdicts = random.Random(0), set()
     for ratio in (0.75, 0.5, 1 / 3, 0.01, 0.999):
         crop = RandomCrop(crop_size=8, cat_max_ratio=ratio, ignore_index=ignore_index)

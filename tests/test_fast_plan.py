@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,23 @@ def test_the_room_is_what_disk_and_memory_both_have(
 def test_what_the_cache_holds_counts_as_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, memory: str
 ) -> None:
-    (tmp_path / "decoded" / "ab").mkdir(parents=True)
-    (tmp_path / "decoded" / "ab" / "cd.raw").write_bytes(bytes(5000))
+    held = DecodedCache(tmp_path / "decoded").entries / "ab" / "cd.raw"
+    held.parent.mkdir(parents=True)
+    held.write_bytes(bytes(5000))
     limit(monkeypatch, disk=10 * GB, kind=kind)
     assert DecodedCache(tmp_path / "decoded").room() == (6 * GB + 5000, "disk")
     limit(monkeypatch, disk=100 * GB, memory=10 * GB, kind=kind)
     # Pages of a file on a disk are given back when programs need them; a disk in memory does not do that.
     assert DecodedCache(tmp_path / "decoded").room() == (6 * GB + 5000 * (kind == "tmpfs"), memory)
+
+
+def test_what_another_version_has_left_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / "decoded" / "v1-0123456789abcdef" / "ab" / "cd.raw"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(5000))
+    limit(monkeypatch, disk=10 * GB)
+    assert DecodedCache(tmp_path / "decoded").room() == (6 * GB, "disk")
+    assert list((tmp_path / "decoded").iterdir()) == []
 
 
 def test_without_scratch_space_there_is_no_room(tmp_path: Path) -> None:
@@ -130,6 +141,7 @@ def test_images_that_cannot_be_read_do_not_end_the_plan(scenes: Path, tmp_path: 
 def test_a_share_is_kept_where_not_all_fit_and_every_sample_is_right(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cache_module, "now_s", lambda: time.time() + 60.0)  # scenes are kept at once
     limit(monkeypatch, disk=cache_module.RESERVE_BYTES + 2 * PIXELS)
     train = data_set(scenes, tmp_path / "decoded")
     plan = plan_cache([RepeatDataset(train, 2)])

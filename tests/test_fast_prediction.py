@@ -14,6 +14,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
+from mapsage_kaggle.display.messages import translate
 from mapsage_kaggle.engine.fast.prediction import highest, quick_prediction
 from mapsage_kaggle.engine.metric import IntegerIoUMetric, areas, confusion_matrix
 
@@ -111,6 +112,27 @@ def test_sliding_windows_add_up_to_the_same_logits(size: tuple[int, int], stride
         with quick_prediction(model):
             found = model.inference(images, [dict(item) for item in metas])
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("stride", [(65, 64), (64, 96)])
+def test_windows_that_leave_pixels_out_fail_as_in_the_stock_segmentor(stride: tuple[int, int]) -> None:
+    model = segmentor(test_cfg={"mode": "slide", "crop_size": (64, 64), "stride": stride})
+    images, metas = torch.randn(1, 3, 200, 200), [{"ori_shape": (200, 200), "img_shape": (200, 200)}]
+    with torch.inference_mode():
+        with pytest.raises(AssertionError):
+            model.inference(images, [dict(item) for item in metas])
+        with quick_prediction(model), pytest.raises(AssertionError, match="leave pixels out") as caught:
+            model.inference(images, [dict(item) for item in metas])
+    assert translate(str(caught.value), "zh").startswith("大小为 (64, 64)、步长为 ")
+
+
+def test_a_stride_larger_than_the_window_is_fine_where_nothing_is_left_out() -> None:
+    model = segmentor(test_cfg={"mode": "slide", "crop_size": (64, 64), "stride": (80, 80)})
+    images, metas = torch.randn(1, 3, 64, 100), [{"ori_shape": (64, 100), "img_shape": (64, 100)}]
+    with torch.inference_mode():
+        expected = model.inference(images, [dict(item) for item in metas])
+        with quick_prediction(model):
+            assert torch.equal(model.inference(images, [dict(item) for item in metas]), expected)
 
 
 def test_afterwards_and_after_an_error_the_model_is_as_it_was() -> None:

@@ -146,6 +146,8 @@ def said_in(tree: ast.AST) -> list[tuple[int, str]]:
             told += node.args
         elif name in ("warn", "_refusal", "_turn_off"):
             told += node.args[-2:]
+        elif name == "tell_once":
+            told += node.args[-1:]
         elif name == "filterwarnings":
             continue
         found += [(node.lineno, text) for item in told for text in texts_of(item)]

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmengine.config import Config
 from mmseg.models.backbones import MixVisionTransformer
 
@@ -97,6 +99,44 @@ def test_a_patched_config_is_left_as_it_is_and_goes_back_without_fast() -> None:
     assert back["train_dataloader"] == never["train_dataloader"]
     assert back["val_dataloader"] == never["val_dataloader"]
     assert back["val_cfg"] == never["val_cfg"]
+    assert back["optim_wrapper"] == never["optim_wrapper"]
+
+
+def test_a_fused_optimizer_of_the_person_s_own_stays_without_fast() -> None:
+    cfg = config("optim_wrapper.optimizer.fused=True")
+    assert patched(cfg, fast=False).optim_wrapper.optimizer.fused is True
+
+
+def test_mixed_precision_stays_without_fast() -> None:
+    once = patched(config(), on_gpu=True, precision="bfloat16")
+    wrapper = patched(once, fast=False, on_gpu=True).optim_wrapper
+    assert (wrapper.type, wrapper.dtype, wrapper.loss_scale) == ("AmpOptimWrapper", "bfloat16", 1.0)
+
+
+def test_under_another_scope_parts_keep_mmsegmentation_s_there_and_back() -> None:
+    cfg = config()
+    cfg.default_scope = "mmpretrain"
+    cfg.model.backbone.type = "mmseg.MixVisionTransformer"
+    cfg.model.decode_head.type = "mmseg::SegformerHead"
+    for item in cfg.val_dataloader.dataset.pipeline:
+        item.type = f"mmseg.{item.type}"
+    once = patched(cfg)
+    assert once.model.backbone.type == "mmseg.MapsageMixVisionTransformer"
+    assert [item.type for item in once.val_dataloader.dataset.dataset.pipeline] == [
+        "mmseg.MapsageLoadImage", "mmseg.Resize", "mmseg.MapsageLoadLabels", "mmseg.PackSegInputs"
+    ]  # fmt: skip
+    assert planned(cfg).fingerprint == planned(once).fingerprint
+    back = patched(once, fast=False)
+    assert back.model.backbone.type == "mmseg.MixVisionTransformer"
+    assert back.model.decode_head.type == "mmseg.SegformerHead"
+    assert back.val_dataloader.dataset.dataset.pipeline == cfg.val_dataloader.dataset.pipeline
+
+
+@pytest.mark.parametrize("kind", ["MapsageLoadImage", "mmseg.MapsageLoadImage", "mmseg::MapsageLoadImage"])
+def test_a_scope_before_a_faster_part_is_kept(kind: str) -> None:
+    assert swaps.stock([{"type": kind, "cache_dir": "/scratch"}]) == [
+        {"type": kind.replace("MapsageLoadImage", "LoadImageFromFile")}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +184,11 @@ def test_a_backbone_named_by_its_class_is_swapped_and_one_of_the_same_name_is_no
     assert swaps.stock_name(Own, "mmseg") == ""
 
 
+def test_mmcv_s_class_of_the_name_of_another_of_mmsegmentation_s_is_left_alone() -> None:
+    assert swaps.stock_name(LoadAnnotations, "mmseg") == ""
+    assert swaps.stock_name(LoadImageFromFile, "mmseg") == "LoadImageFromFile"
+
+
 @pytest.mark.parametrize("kind", ["RepeatDataset", "ConcatDataset"])
 def test_pipelines_within_wrappers_are_swapped(kind: str) -> None:
     cfg = config().to_dict()
@@ -166,6 +211,26 @@ def test_an_optimizer_that_says_how_it_steps_or_has_no_fused_kind_is_left_alone(
     assert configure.fingerprint(config("optim_wrapper.optimizer.fused=False")) == configure.fingerprint(
         config()
     )
+
+
+class AdamW:
+    """Of a person's own."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("AdamW", True), ("mmengine.AdamW", True), ("mmseg::SGD", True), ("torch.optim.Adam", True),
+        (torch.optim.AdamW, True), ("apex.AdamW", False), ("bitsandbytes.optim.AdamW", False),
+        (AdamW, False), ("RMSprop", False), (torch.optim.RMSprop, False), (None, False),
+    ],
+)  # fmt: skip
+def test_only_torch_s_own_optimizers_are_told_to_be_fused(kind: Any, expected: bool) -> None:
+    assert swaps.has_fused_kind(kind) is expected
+    cfg = config().to_dict()
+    cfg["optim_wrapper"]["optimizer"]["type"] = kind
+    changed = {item.key for item in planned(Config(cfg)).changes}
+    assert ("optim_wrapper.optimizer.fused" in changed) is expected
 
 
 @pytest.mark.parametrize(

@@ -369,6 +369,19 @@ CHINESE_ERRORS: Mapping[str, str] = {
         "每次一张图像，其 logits 在 CPU 上拼合并放大"
     ),
     # engine: told by the training process
+    "The checkpoint's loss scale of {before} is of training that needed none or was fixed; for float16 it "
+    "begins anew at {scale}.": (
+        "检查点中的损失缩放系数 {before} 来自无需缩放或系数固定的训练；在 float16 下重新从 {scale} 开始。"
+    ),
+    "The optimizer takes its steps without fused kernels, which changes nothing else: {why}": (
+        "优化器不使用融合（fused）内核，其他都不变：{why}"
+    ),
+    "{name} is none of torch's own.": "{name} 不是 torch 自带的优化器。",
+    "{name} does not hold real numbers.": "{name} 不是实数。",
+    "Sliding windows of {size} at a stride of {stride} leave pixels out. Choose a stride that is no larger "
+    "than the window.": (
+        "大小为 {size}、步长为 {stride} 的滑动窗口会漏掉部分像素。请把步长设为不大于窗口的值。"
+    ),
     "The cache of decoded images in {folder} takes no more: {why}. What it lacks is decoded each time, "
     "which is slower and changes nothing else.": (
         "{folder} 中的影像解码缓存不再写入：{why}。缓存里没有的影像每次都要解码，只是慢一些，其他都不变。"
@@ -390,6 +403,9 @@ CHINESE_ERRORS: Mapping[str, str] = {
     ),
     "The faster pipeline does not know these transforms and runs them as they are: {names}.": (
         "快速流水线不认识以下数据变换，按原样运行：{names}。"
+    ),
+    "{name} is {kind} here, not mmsegmentation's own, and runs as it is.": (
+        "此处的 {name} 是 {kind}，不是 mmsegmentation 自带的，按原样运行。"
     ),
     "OpenCV {version} resizes part of an image otherwise than the whole: images are resized whole, which is "
     "slower and changes nothing else.": (

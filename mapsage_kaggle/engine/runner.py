@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
-from mmengine.registry import RUNNERS
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner
 from yapf.yapflib import yapf_api
 
+from mapsage_kaggle import configure
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.ranks import broadcast_model
 from mapsage_kaggle.engine.safety import load_local
@@ -69,7 +71,30 @@ class SessionRunner(Runner):
             filename, map_location, strict or self._resume, revise_keys or [(r"^module\.", "")]
         )
         self.loaded_checkpoint = checkpoint
+        if self._resume:
+            told = begin_scaling_anew(checkpoint, self.optim_wrapper)
+            if told:
+                self.logger.info(told)
+                self.session.warn(int(checkpoint["meta"]["iter"]), told)
         return checkpoint
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> OptimWrapper:
+        """Build the optimizer's wrapper; a fused optimizer where it is torch's own and takes the weights."""
+        refused = why_not_fused(optim_wrapper, self.model)
+        if not refused:
+            try:
+                return super().build_optim_wrapper(optim_wrapper)
+            except (RuntimeError, TypeError) as error:
+                if not _optimizer_of(optim_wrapper).get("fused"):
+                    raise
+                refused = str(error)
+        optimizer = {key: value for key, value in optim_wrapper["optimizer"].items() if key != "fused"}
+        built = super().build_optim_wrapper({**optim_wrapper, "optimizer": optimizer})
+        self.session.warn(
+            self.session.iteration,
+            f"The optimizer takes its steps without fused kernels, which changes nothing else: {refused}",
+        )
+        return built
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: torch.nn.Module) -> torch.nn.Module:
         """Wrap the model for several ranks; mmengine's way needs a GPU per rank, this one does not."""
@@ -104,6 +129,35 @@ class SessionRunner(Runner):
         return list(schedulers)
 
 
+def why_not_fused(optim_wrapper: Any, model: torch.nn.Module) -> str:
+    """Return why an optimizer that is told to be fused may not be, in a sentence; empty where it may.
+
+    An optimizer of a person's own, even one that extends torch's, may take its steps in another way, and
+    a loss scaler would leave it to a fused one to divide the gradients by the scale.
+
+    Args:
+        optim_wrapper: The wrapper's config, or the wrapper.
+        model: Whose weights it takes.
+    """
+    optimizer = _optimizer_of(optim_wrapper)
+    if not optimizer.get("fused"):
+        return ""
+    kind = optimizer.get("type")
+    if isinstance(kind, str):
+        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    if str(getattr(kind, "__module__", "")).startswith("torch.optim."):
+        complex_ones = [name for name, item in model.named_parameters() if not item.is_floating_point()]
+        return f"{complex_ones[0]} does not hold real numbers." if complex_ones else ""
+    name = f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', kind)}"
+    return f"{name} is none of torch's own."
+
+
+def _optimizer_of(optim_wrapper: Any) -> Mapping[str, Any]:
+    found = optim_wrapper.get("optimizer") if isinstance(optim_wrapper, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
 _WAYS_OF_STEPPING = ("fused", "foreach", "capturable")
 
 
@@ -124,6 +178,44 @@ def keep_way_of_stepping(optimizer: torch.optim.Optimizer) -> None:
             if isinstance(step, torch.Tensor):
                 wanted = parameter.device if on_device else torch.device("cpu")
                 optimizer.state[parameter]["step"] = step.to(wanted)
+
+
+def begin_scaling_anew(checkpoint: dict[str, Any], optim_wrapper: Any) -> str:
+    """Take a loss scaler's state out of a checkpoint where it means nothing in float16.
+
+    bfloat16 needs no scale, so that the kit fixes it at 1.0 there. A session on a GPU without bfloat16
+    would go on from that: its scale doubles every 2,000 iterations, and small gradients would be zero
+    for tens of thousands.
+
+    Args:
+        checkpoint: What is about to be resumed; changed in place.
+        optim_wrapper: What will load its state.
+
+    Returns:
+        What was done, in a sentence; empty where the state is left.
+    """
+    state = checkpoint.get("optimizer") or {}
+    scaler, saved = getattr(optim_wrapper, "loss_scaler", None), state.get("loss_scaler")
+    is_dynamic = getattr(optim_wrapper, "_scale_update_param", None) is None
+    # None is what autocast computes in by default on a GPU, which is float16.
+    in_float16 = getattr(optim_wrapper, "cast_dtype", None) in (None, torch.float16)
+    if scaler is None or not scaler.is_enabled() or not saved or not (is_dynamic and in_float16):
+        return ""
+    text = checkpoint["meta"].get("cfg")
+    before = configure.written_value(text, "optim_wrapper") if isinstance(text, str) else None
+    if isinstance(before, Mapping):
+        was_dynamic = not isinstance(before.get("loss_scale"), float)
+        is_of_float16 = was_dynamic and before.get("dtype") in (None, "float16")
+    else:
+        # Nothing moves the count towards the next growth of a scale that is fixed.
+        is_of_float16 = saved.get("scale") != 1.0 or saved.get("_growth_tracker") != 0
+    if is_of_float16:
+        return ""
+    del state["loss_scaler"]
+    return (
+        f"The checkpoint's loss scale of {saved.get('scale')} is of training that needed none or was fixed; "
+        f"for float16 it begins anew at {scaler.get_scale()}."
+    )
 
 
 def _check_pretrained(model: torch.nn.Module) -> None:

@@ -11,6 +11,7 @@ import copy
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -71,6 +72,7 @@ def main() -> None:
         folder, scratch = arguments.data, Path(name)
         if folder is None:
             generate_scenes(scratch, train=4, val=1, size=1024, seed=0)
+            time.sleep(2.1)  # what has only just been written is not kept
             folder = scratch / "Train"
         infos = entries(folder)
         seeds = range(arguments.samples)

@@ -12,6 +12,7 @@ import copy
 import io
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -109,6 +110,7 @@ def main() -> None:
         folder, scratch = arguments.data, Path(name)
         if folder is None:
             generate_scenes(scratch, train=1, val=2, size=1024, seed=0)
+            time.sleep(2.1)  # what has only just been written is not kept
             folder = scratch / "Val"
         infos = entries(folder)
         stock, ours = Side(scratch, fast=False), Side(scratch, fast=True)

@@ -4,27 +4,38 @@ Each source file has one entry, a file of its own. It is written under another n
 is whole, it carries a checksum that every process proves once, and it names the state of the source
 file that it was made from. What does not match is made anew; where nothing can be kept, images are
 decoded each time, and one line says so.
+
+Entries lie in a folder that stands for what they were made by: this format and the versions of the
+decoding libraries, another of which may give other pixels. The folders of others are removed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import mmap
 import os
+import re
 import shutil
 import struct
 import time
+import weakref
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import cv2
+import mmcv
+import mmseg
 import numpy as np
-import torch.utils.data
+import PIL
 
-from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
+from mapsage_kaggle.engine.fast.telling import tell_once
 from mapsage_kaggle.environment import ram_bytes
-from mapsage_kaggle.events import Event, EventLog
 
 VERSION = 1
 """Of the entries' format and of what they hold; entries of another version are made anew."""
@@ -32,11 +43,19 @@ VERSION = 1
 RESERVE_BYTES = 4_000_000_000
 """What the cache leaves free on its disk: checkpoints, logs and other programs need some."""
 
+_LIBRARIES = (
+    f"cv2 {cv2.__version__} pillow {PIL.__version__} mmcv {mmcv.__version__} mmseg {mmseg.__version__}"
+)
+_FOLDER_NAME = re.compile(r"v\d+-[0-9a-f]{16}")
 _MAGIC = b"MAPSAGEd"
 _HEADER = struct.Struct("<8sI32sIIIIQ")
 _HEADER_CHECK = struct.Struct("<I")
 _OFFSET = 128
 _ABANDONED_S = 3600.0
+_SETTLED_S = 2.0
+"""The coarsest that file systems tell a file's times: what is written twice within it may look the same."""
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EINTR})
+"""Errors that say nothing of the next image: of these, one is not kept, and that is all."""
 _IN_MEMORY = ("tmpfs", "ramfs")
 
 
@@ -67,26 +86,35 @@ class DecodedCache:
     """Decoded uint8 images by source file.
 
     An entry stands for a source's path, size and times and for how it was decoded. The source is
-    looked at each time, so that a file replaced under the same name is noticed at once.
+    looked at each time, so that a file replaced under the same name is noticed at once. Of a file that
+    has changed within the last two seconds none is kept: one more change might not show in its times.
 
     Args:
-        folder: Where the entries lie, below scratch space, which is there. It is made when the first one
+        folder: Where the cache lies, below scratch space, which is there. It is made when the first entry
             is written.
         reserve_bytes: What stays free on that disk, and of the memory where it is a disk in memory.
 
     Attributes:
+        entries: Below ``folder``, where the entries of this version lie.
         share: Of how many of the files entries are written, from 0 to 1. Which ones follows from their
             names.
     """
 
     def __init__(self, folder: Path, *, reserve_bytes: int = RESERVE_BYTES) -> None:
+        made_by = hashlib.blake2b(_LIBRARIES.encode(), digest_size=8).hexdigest()
         self.folder = folder
+        self.entries = folder / f"v{VERSION}-{made_by}"
         self.reserve_bytes = reserve_bytes
         self.stores = True
         self.share = 1.0
         self._proven: dict[Path, tuple[int, int, int]] = {}
         self._is_open = False
         self._in_memory = False
+        self._held: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, or a process that it is sent to, opens the folder itself.
+        return {**vars(self), "_is_open": False, "_held": None}
 
     def get(self, source: Path, manner: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
         """Return what ``decode`` gives for ``source``, from the cache where it holds it.
@@ -102,6 +130,7 @@ class DecodedCache:
         before = _state(source)
         if before is None:
             return decode()
+        is_settled = _is_settled(before, now_s())
         path = self._path(source, manner)
         identity = hashlib.blake2b(
             repr((VERSION, str(source), manner, before)).encode(), digest_size=32
@@ -111,7 +140,7 @@ class DecodedCache:
             return found
         image = decode()
         # A file that changed while it was read is nobody's state.
-        wanted = self.stores and int(path.stem[:8], 16) < self.share * (1 << 32)
+        wanted = self.stores and int(path.stem[:8], 16) < self.share * (1 << 32) and is_settled
         if wanted and _cacheable(image) and _state(source) == before:
             self._write(path, identity, image)
         return image
@@ -119,8 +148,9 @@ class DecodedCache:
     def room(self) -> tuple[int, str]:
         """Return how many bytes all entries may take, those there are included, and what sets that limit.
 
-        On a disk, what does not stay in memory would be read again page by page: the limit is the
-        lesser of what the disk has free and what the memory holds.
+        What other versions have left is removed first. On a disk, what does not stay in memory would be
+        read again page by page: the limit is the lesser of what the disk has free and what the memory
+        holds.
 
         Returns:
             The bytes, and ``disk`` or ``memory``; 0 where the folder's parent is missing.
@@ -128,7 +158,8 @@ class DecodedCache:
         parent = self.folder.parent
         if not parent.is_dir():
             return 0, "disk"
-        held_bytes = sum(_size(path) for path in self.folder.glob("*/*.raw"))
+        self._remove_others()
+        held_bytes = sum(_size(path) for path in self.entries.glob("*/*.raw"))
         on_disk = shutil.disk_usage(parent).free + held_bytes - self.reserve_bytes
         available = _available_memory_bytes()
         if available is not None:
@@ -140,8 +171,10 @@ class DecodedCache:
         return max(0, on_disk), "disk"
 
     def _path(self, source: Path, manner: str) -> Path:
-        name = hashlib.blake2b(f"{source}\0{manner}".encode(), digest_size=16).hexdigest()
-        return self.folder / name[:2] / f"{name}.raw"
+        # As the file system spells it: a name need not be text.
+        key = os.fsencode(source) + b"\0" + manner.encode()
+        name = hashlib.blake2b(key, digest_size=16).hexdigest()
+        return self.entries / name[:2] / f"{name}.raw"
 
     # -- reading
 
@@ -176,41 +209,82 @@ class DecodedCache:
 
     def _write(self, path: Path, identity: bytes, image: np.ndarray) -> None:
         data = np.ascontiguousarray(image)
+        for has_gone in (False, True):
+            try:
+                self._put(path, identity, data)
+            except FileNotFoundError as error:
+                # Somebody has tidied up: the folder is made again. Where it cannot be, that is all.
+                self._is_open = False
+                if has_gone:
+                    self._stop(f"{error.strerror or error}")
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    self._stop(f"{error.strerror or error}")
+                return
+            else:
+                return
+
+    def _put(self, path: Path, identity: bytes, data: np.ndarray) -> None:
+        self._open()
+        short = self._lacks(data.nbytes)
+        if short:
+            self._stop(short)
+            return
+        path.parent.mkdir(exist_ok=True)
+        entry = _Entry(identity=identity, shape=data.shape, checksum=zlib.crc32(data.data))
         temporary = path.with_name(f"{path.stem}.{os.getpid()}.{time.monotonic_ns()}.tmp")
         try:
-            self._open()
-            short = self._lacks(data.nbytes)
-            if short:
-                self._stop(short)
-                return
-            path.parent.mkdir(exist_ok=True)
-            entry = _Entry(identity=identity, shape=data.shape, checksum=zlib.crc32(data.data))
-            try:
-                with temporary.open("xb") as stream:
-                    stream.write(entry.header())
-                    stream.write(data.data)
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            self._stop(f"{error.strerror or error}")
+            with temporary.open("xb") as stream:
+                stream.write(entry.header())
+                stream.write(data.data)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def _open(self) -> None:
-        """Make the folder, and sweep out what killed processes have left half written."""
+        """Make the folders, and sweep out other versions and what killed processes have left half written."""
         if self._is_open:
             return
         # Not its parents: a config that has come from another machine names no scratch space of this one.
         self.folder.mkdir(exist_ok=True)
-        now = time.time()
-        for leftover in self.folder.glob("*/*.tmp"):
-            try:
+        self.entries.mkdir(exist_ok=True)
+        self._hold()
+        self._remove_others()
+        now = now_s()
+        for leftover in self.entries.glob("*/*.tmp"):
+            # Another process may be faster, or be another user's.
+            with contextlib.suppress(OSError):
                 if now - leftover.stat().st_mtime > _ABANDONED_S:
                     leftover.unlink()
-            except FileNotFoundError:  # another process was faster
-                continue
         self._in_memory = _file_system(self.folder) in _IN_MEMORY
         self._is_open = True
+
+    def _hold(self) -> None:
+        """Keep other versions from removing this one's entries, for as long as this object lives."""
+        descriptor = os.open(self.entries, os.O_RDONLY | os.O_DIRECTORY)
+        if self._held is None:
+            self._held = descriptor
+            weakref.finalize(self, os.close, descriptor)
+        else:  # the folder has been made again
+            os.dup2(descriptor, self._held, inheritable=False)
+            os.close(descriptor)
+        # Where it cannot be locked, it may be removed while it is in use: entries are then made anew.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def _remove_others(self) -> None:
+        """Remove other versions' folders, but for those that a process holds."""
+        with contextlib.suppress(OSError), os.scandir(self.folder) as found:
+            others = [
+                Path(item.path)
+                for item in found
+                if _FOLDER_NAME.fullmatch(item.name)
+                and item.name != self.entries.name
+                and item.is_dir(follow_symlinks=False)
+            ]
+            for other in others:
+                _remove(other)
 
     def _lacks(self, size_bytes: int) -> str:
         """Return why an entry of this size does not fit; empty where it does."""
@@ -230,9 +304,29 @@ class DecodedCache:
     def _stop(self, reason: str) -> None:
         self.stores = False
         tell_once(
+            f"cache {self.folder}",
             f"The cache of decoded images in {self.folder} takes no more: {reason}. What it lacks is decoded "
-            "each time, which is slower and changes nothing else."
+            "each time, which is slower and changes nothing else.",
         )
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of entries that no process holds, and nothing in it that is none of the cache's."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for part in [*folder.iterdir()]:
+                if part.is_symlink():
+                    continue
+                for entry in (*part.glob("*.raw"), *part.glob("*.tmp")):
+                    with contextlib.suppress(OSError):
+                        entry.unlink()
+                with contextlib.suppress(OSError):
+                    part.rmdir()
+            folder.rmdir()
+        finally:
+            os.close(descriptor)
 
 
 def _cacheable(image: np.ndarray) -> bool:
@@ -249,6 +343,18 @@ def _state(source: Path) -> tuple[int, ...] | None:
         return None
     # The time of the inode's change cannot be set back, as that of the content's can.
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _is_settled(state: tuple[int, ...], now: float) -> bool:
+    """Return whether a file that is changed from now on has other times than in this state of it."""
+    *_, content_s, inode_s = (time_ns / 1e9 for time_ns in state)
+    # A content's time may be set far ahead, as by an archive from another time zone; that tells nothing.
+    return now - inode_s >= _SETTLED_S and not 0 <= now - content_s < _SETTLED_S
+
+
+def now_s() -> float:
+    """Return the time in seconds since the epoch, by which files are dated."""
+    return time.time()
 
 
 def _file_system(folder: Path) -> str:
@@ -284,17 +390,3 @@ def _available_memory_bytes() -> int | None:
         if line.startswith("MemAvailable:"):
             return min(int(line.split()[1]) * 1024, ram_bytes())
     return None
-
-
-_told: set[str] = set()
-
-
-def tell_once(message: str) -> None:
-    """Append a warning to the events, from the first data worker of the first rank and only once."""
-    worker = torch.utils.data.get_worker_info()
-    is_first = (worker is None or worker.id == 0) and int(os.environ.get("RANK", 0)) == 0
-    path = os.environ.get(EVENTS_VARIABLE)
-    if not is_first or message in _told or not path:
-        return
-    _told.add(message)
-    EventLog(Path(path)).append(Event(event="warning", iteration=0, data={"message": message}))

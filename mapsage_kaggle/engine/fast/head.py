@@ -14,8 +14,10 @@ from mmseg.models.decode_heads import SegformerHead
 from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 
+from mapsage_kaggle.engine.fast.stock import stands_in_for
 
-@MODELS.register_module(name="MapsageSegformerHead")
+
+@stands_in_for(SegformerHead, MODELS, name="MapsageSegformerHead")
 class FoldedHead(SegformerHead):
     """mmsegmentation's ``SegformerHead`` that fuses each stage at its own size.
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import PIL
 from mmcv.transforms import LoadImageFromFile
 from mmengine.registry import TRANSFORMS
 from mmseg.datasets.transforms import LoadAnnotations
 
 from mapsage_kaggle.engine.fast.cache import DecodedCache
+from mapsage_kaggle.engine.fast.stock import stands_in_for
 
 _DECODERS = ("cv2", "pillow")
-# Another version of a decoder may give other pixels for the same file.
-_VERSIONS = f"cv2 {cv2.__version__} pillow {PIL.__version__}"
 
 
 def is_plain_image_loader(loader: LoadImageFromFile) -> bool:
@@ -43,7 +40,7 @@ def load_image(cache: DecodedCache | None, loader: LoadImageFromFile, results: d
 
     if cache is None:
         return decode()
-    manner = f"image {loader.color_type} {loader.imdecode_backend} {_VERSIONS}"
+    manner = f"image {loader.color_type} {loader.imdecode_backend}"
     return cache.get(Path(results["img_path"]), manner, decode)
 
 
@@ -59,11 +56,11 @@ def load_labels(cache: DecodedCache | None, loader: LoadAnnotations, results: di
         return decode()
     label_map = results.get("label_map")
     mapping = sorted(label_map.items()) if label_map is not None else None
-    manner = f"labels {reduce} {mapping} {loader.imdecode_backend} {_VERSIONS}"
+    manner = f"labels {reduce} {mapping} {loader.imdecode_backend}"
     return cache.get(Path(results["seg_map_path"]), manner, decode)
 
 
-@TRANSFORMS.register_module()
+@stands_in_for(LoadImageFromFile, TRANSFORMS, own_options=("cache_dir",))
 class MapsageLoadImage(LoadImageFromFile):
     """mmcv's ``LoadImageFromFile`` that decodes each file once.
 
@@ -87,7 +84,7 @@ class MapsageLoadImage(LoadImageFromFile):
         return results
 
 
-@TRANSFORMS.register_module()
+@stands_in_for(LoadAnnotations, TRANSFORMS, own_options=("cache_dir",))
 class MapsageLoadLabels(LoadAnnotations):
     """mmsegmentation's ``LoadAnnotations`` that decodes each file once.
 

@@ -17,6 +17,8 @@ from mmseg.models.backbones.mit import EfficientMultiheadAttention, MixFFN, MixV
 from mmseg.registry import MODELS
 from torch import nn
 
+from mapsage_kaggle.engine.fast.stock import stands_in_for
+
 
 class FusedAttention(EfficientMultiheadAttention):
     """Attention over a reduced number of tokens, by ``scaled_dot_product_attention``.
@@ -116,7 +118,7 @@ def fuse(model: nn.Module) -> tuple[str, ...]:
     return tuple(sorted(done))
 
 
-@MODELS.register_module()
+@stands_in_for(MixVisionTransformer, MODELS)
 class MapsageMixVisionTransformer(MixVisionTransformer):
     """mmsegmentation's ``MixVisionTransformer``, with :class:`FusedAttention` and :class:`TokenFFN`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -112,7 +113,11 @@ class _Slide:
 
 
 def _windows(test_cfg: Any, height: int, width: int) -> Iterator[tuple[slice, slice, slice, slice]]:
-    """Return the places of sliding windows, row by row; those that would stick out are moved inwards."""
+    """Yield the places of sliding windows, row by row; those that would stick out are moved inwards.
+
+    Raises:
+        AssertionError: They leave pixels out, which mmsegmentation asserts that they do not.
+    """
     sides = [
         [
             max(min(start * stride + crop, length) - crop, 0)
@@ -120,6 +125,12 @@ def _windows(test_cfg: Any, height: int, width: int) -> Iterator[tuple[slice, sl
         ]
         for length, crop, stride in zip((height, width), test_cfg.crop_size, test_cfg.stride, strict=True)
     ]
+    for starts, crop in zip(sides, test_cfg.crop_size, strict=True):
+        if any(after - before > crop for before, after in pairwise(starts)):
+            raise AssertionError(
+                f"Sliding windows of {tuple(test_cfg.crop_size)} at a stride of {tuple(test_cfg.stride)} "
+                "leave pixels out. Choose a stride that is no larger than the window."
+            )
     every = slice(None)
     for top in sides[0]:
         for left in sides[1]:

@@ -24,7 +24,7 @@ from mmengine.registry import TRANSFORMS
 from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs, PhotoMetricDistortion, RandomCrop
 from mmseg.datasets.transforms.transforms import RandomFlip, Resize
 
-from mapsage_kaggle.engine.fast.cache import DecodedCache, tell_once
+from mapsage_kaggle.engine.fast.cache import DecodedCache
 from mapsage_kaggle.engine.fast.loading import (
     is_plain_image_loader,
     is_plain_label_loader,
@@ -32,9 +32,11 @@ from mapsage_kaggle.engine.fast.loading import (
     load_labels,
 )
 from mapsage_kaggle.engine.fast.resize import Box, NearestWindows, resize_window, window_resize_is_exact
+from mapsage_kaggle.engine.fast.telling import tell_once
 
 _CROP_TRIES = 10
 _STRIDE = 32
+_ALONG = ("gt_bboxes", "gt_keypoints")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,7 +58,8 @@ class MapsageFastPipeline(BaseTransform):
 
     A transform that is not exactly mmsegmentation's own, or has an option that is not foreseen
     here, makes it run the transforms one after another, as they are. So does an image that is not
-    uint8 with three channels, or has labels of another size.
+    uint8 with three channels, or has labels of another size, and a sample with more that must be
+    transformed along with it, such as boxes.
 
     Args:
         transforms: The transforms' configs, in this order, the last five each where there is one:
@@ -72,12 +75,14 @@ class MapsageFastPipeline(BaseTransform):
         if self._steps is None:
             names = ", ".join(type(item).__name__ for item in self.transforms)
             tell_once(
-                f"The faster pipeline does not know these transforms and runs them as they are: {names}."
+                f"transforms {names}",
+                f"The faster pipeline does not know these transforms and runs them as they are: {names}.",
             )
         elif self._steps.resize is not None and not window_resize_is_exact():
             tell_once(
+                "resize",
                 f"OpenCV {cv2.__version__} resizes part of an image otherwise than the whole: images are "
-                "resized whole, which is slower and changes nothing else."
+                "resized whole, which is slower and changes nothing else.",
             )
 
     def __repr__(self) -> str:
@@ -87,7 +92,7 @@ class MapsageFastPipeline(BaseTransform):
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
         """Return what the transforms, one after another, would return."""
         steps = self._steps
-        if steps is None or "img_path" not in results or "seg_map_path" not in results:
+        if steps is None or not _is_known(results):
             return _one_by_one(self.transforms, results)
         image, labels = self._load(results, steps)
         if not _is_plain(image, labels):
@@ -147,7 +152,7 @@ def _recognise(transforms: Sequence[Any]) -> _Steps | None:
         distort=found.get(PhotoMetricDistortion),
         pack=found.get(PackSegInputs),
     )
-    image, labels, resize, flip = steps.image, steps.labels, steps.resize, steps.flip
+    image, labels, resize, crop, flip = steps.image, steps.labels, steps.resize, steps.crop, steps.flip
     is_known = (
         is_plain_image_loader(image)
         and is_plain_label_loader(labels)
@@ -159,6 +164,7 @@ def _recognise(transforms: Sequence[Any]) -> _Steps | None:
                 and resize.resize.interpolation == "bilinear"
             )
         )
+        and (crop is None or crop.ignore_index is None or type(crop.ignore_index) is int)
         and (flip is None or flip.swap_seg_labels is None)
     )
     return steps if is_known else None
@@ -170,6 +176,16 @@ def _one_by_one(transforms: Sequence[Any], results: dict[str, Any] | None) -> di
             return None
         results = item(results)
     return results
+
+
+def _is_known(results: Mapping[str, Any]) -> bool:
+    """Return whether the data set gives files of an image and its labels, and no more that is transformed."""
+    return (
+        "img_path" in results
+        and "seg_map_path" in results
+        and not results.get("seg_fields")
+        and all(results.get(key) is None for key in _ALONG)
+    )
 
 
 def _is_plain(image: np.ndarray, labels: np.ndarray) -> bool:
@@ -222,14 +238,15 @@ def is_varied(labels: np.ndarray, crop: RandomCrop) -> bool:
     The classes that a few pixels show to be large are counted first: once what is left is too small to
     matter, the others need not be counted.
     """
-    ignored = np.count_nonzero(labels == crop.ignore_index) if 0 <= crop.ignore_index < 256 else 0
+    ignore = -1 if crop.ignore_index is None else crop.ignore_index
+    ignored = np.count_nonzero(labels == ignore) if 0 <= ignore < 256 else 0
     num_valid = labels.size - ignored
     left = num_valid
     few = np.bincount(labels[::_STRIDE, ::_STRIDE].ravel(), minlength=256)
     for value in np.argsort(-few, kind="stable").tolist():
         if num_valid == 0 or few[value] == 0:
             break
-        if value == crop.ignore_index:
+        if value == ignore:
             continue
         count = int(np.count_nonzero(labels == value))
         if count / num_valid >= crop.cat_max_ratio:
@@ -238,8 +255,8 @@ def is_varied(labels: np.ndarray, crop: RandomCrop) -> bool:
         if left / num_valid < crop.cat_max_ratio:
             return True
     counts = count_values(labels)
-    if 0 <= crop.ignore_index < len(counts):
-        counts[crop.ignore_index] = 0
+    if 0 <= ignore < len(counts):
+        counts[ignore] = 0
     return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < crop.cat_max_ratio)
 
 

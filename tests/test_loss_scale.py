@@ -1,0 +1,133 @@
+"""A chain that moves between GPUs of different half precision: where the loss scale goes on from."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.runner import Runner
+
+from mapsage_kaggle.configure import written_value
+from mapsage_kaggle.display.messages import translate
+from mapsage_kaggle.engine.runner import SessionRunner, begin_scaling_anew
+
+FIRST_SCALE = 2.0**16
+
+
+class OnCPU(AmpOptimWrapper):
+    """mmengine's mixed precision with its loss scaler, on a CPU."""
+
+    def __init__(self, dtype: torch.dtype | None, loss_scale: float | None = None) -> None:
+        weight = torch.nn.Parameter(torch.ones(3))
+        OptimWrapper.__init__(self, torch.optim.AdamW([weight], lr=0.1))  # AmpOptimWrapper's asks for a GPU
+        self.weight = weight
+        self._scale_update_param = loss_scale
+        self.cast_dtype = dtype
+        self.loss_scaler = torch.amp.GradScaler("cpu", init_scale=loss_scale or FIRST_SCALE)
+
+    def train(self, iterations: int) -> None:
+        for _ in range(iterations):
+            self.update_params((self.weight**2).sum())
+
+
+def config_text(**options: Any) -> str:
+    return str(Config({"optim_wrapper": {"type": "AmpOptimWrapper", **options}, "max": 1}).pretty_text)
+
+
+def checkpoint(wrapper: OnCPU, cfg: str | None) -> dict[str, Any]:
+    return {"meta": {"iter": 7, "cfg": cfg}, "optimizer": wrapper.state_dict()}
+
+
+BFLOAT16 = config_text(dtype="bfloat16", loss_scale=1.0)
+FLOAT16 = config_text(dtype="float16")
+UNREADABLE = "import os"
+
+
+@pytest.mark.parametrize("cfg", [BFLOAT16, None, UNREADABLE])
+@pytest.mark.parametrize("dtype", [torch.float16, None])
+def test_from_bfloat16_to_float16_the_scale_begins_anew(cfg: str | None, dtype: torch.dtype | None) -> None:
+    before, after = OnCPU(torch.bfloat16, loss_scale=1.0), OnCPU(dtype)
+    before.train(3)
+    saved = checkpoint(before, cfg)
+    told = begin_scaling_anew(saved, after)
+    after.load_state_dict(saved["optimizer"])
+    assert after.loss_scaler.get_scale() == FIRST_SCALE
+    assert told == (
+        "The checkpoint's loss scale of 1.0 is of training that needed none or was fixed; for float16 it "
+        "begins anew at 65536.0."
+    )
+    assert translate(told, "zh") == (
+        "检查点中的损失缩放系数 1.0 来自无需缩放或系数固定的训练；在 float16 下重新从 65536.0 开始。"
+    )
+    after.train(1)
+    assert torch.isfinite(after.weight).all()
+
+
+@pytest.mark.parametrize("cfg", [FLOAT16, config_text(), None, UNREADABLE])
+def test_within_float16_it_goes_on_where_it_was(cfg: str | None) -> None:
+    before, after = OnCPU(torch.float16), OnCPU(torch.float16)
+    before.train(3)
+    before.loss_scaler.load_state_dict({**before.loss_scaler.state_dict(), "scale": 512.0})
+    saved = checkpoint(before, cfg)
+    assert begin_scaling_anew(saved, after) == ""
+    after.load_state_dict(saved["optimizer"])
+    assert after.loss_scaler.get_scale() == 512.0
+    assert after.loss_scaler.state_dict()["_growth_tracker"] == 3
+
+
+def test_a_scale_that_overflows_have_brought_down_to_one_goes_on() -> None:
+    before, after = OnCPU(torch.float16), OnCPU(torch.float16)
+    before.loss_scaler.load_state_dict({**before.loss_scaler.state_dict(), "scale": 1.0})
+    assert begin_scaling_anew(checkpoint(before, FLOAT16), after) == ""
+
+
+def test_a_scale_that_grew_in_bfloat16_is_not_taken_over() -> None:
+    before, after = OnCPU(torch.bfloat16), OnCPU(torch.float16)
+    before.loss_scaler.load_state_dict({**before.loss_scaler.state_dict(), "scale": 2.0**90})
+    assert begin_scaling_anew(checkpoint(before, config_text(dtype="bfloat16")), after) != ""
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        OnCPU(torch.bfloat16, loss_scale=1.0), OnCPU(torch.bfloat16), OnCPU(torch.float16, loss_scale=8.0),
+        OptimWrapper(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)),
+    ],
+    ids=["fixed in bfloat16", "dynamic in bfloat16", "fixed in float16", "float32"],
+)  # fmt: skip
+def test_elsewhere_the_state_is_left(after: Any) -> None:
+    saved = checkpoint(OnCPU(torch.bfloat16, loss_scale=1.0), BFLOAT16)
+    assert begin_scaling_anew(saved, after) == ""
+    assert saved["optimizer"]["loss_scaler"]["scale"] == 1.0
+
+
+def test_a_checkpoint_of_float32_has_none_to_go_on_from() -> None:
+    saved = {"meta": {"iter": 7}, "optimizer": {"state": {}, "param_groups": []}}
+    assert begin_scaling_anew(saved, OnCPU(torch.float16)) == ""
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_resume_asks_for_it_and_tells_it(resume: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = checkpoint(OnCPU(torch.bfloat16, loss_scale=1.0), BFLOAT16)
+    monkeypatch.setattr(Runner, "load_checkpoint", lambda *_: saved)
+    told: list[tuple[int, str]] = []
+    runner = SessionRunner.__new__(SessionRunner)
+    monkeypatch.setattr(
+        SessionRunner, "session", SimpleNamespace(warn=lambda *item: told.append(item)), raising=False
+    )
+    runner.logger = SimpleNamespace(info=lambda _: None)
+    runner._resume, runner.optim_wrapper = resume, OnCPU(torch.float16)
+    runner.load_checkpoint("iter_7.pth")
+    assert ("loss_scaler" in saved["optimizer"]) != resume
+    assert [iteration for iteration, _ in told] == [7] * resume
+
+
+def test_a_written_config_is_read_and_never_run() -> None:
+    assert written_value("a = dict(b=dict(c=[1, 2]))", "a.b.c") == [1, 2]
+    assert written_value("a = dict(b=1)", "a.c") is None
+    assert written_value("a = print(1)", "a") is None
+    assert written_value("a = (", "a") is None
