@@ -140,7 +140,8 @@ class Outcome:
         kind: ``done`` in good order; ``memory`` ran out of it; ``refused`` will fail again the
             same way; ``error`` an exception; ``crashed`` without a word; ``hung``; ``killed`` by us
             after a stop request it did not follow.
-        reason: For ``done``: ``completed``, ``deadline`` or ``user``.
+        reason: For ``done``: ``completed``, ``deadline`` or ``user``. For ``hung``: ``deadline`` where
+            it was still there when the session's time was up.
         message: What it said last.
         iteration: Where it got to.
         proven: The iteration of the newest checkpoint that it proved, if any.
@@ -237,7 +238,11 @@ class Supervisor:
         self._files.stop_request.unlink(missing_ok=True)
         self._read_events(watch)
         self.iteration = max(self.iteration, watch.iteration)
-        return watch.outcome(process.returncode, out_of_memory=(oom_kills() or 0) > killed_before)
+        return watch.outcome(
+            process.returncode,
+            out_of_memory=(oom_kills() or 0) > killed_before,
+            stop_asked=self.stopping,
+        )
 
     def _stay_with(self, process: subprocess.Popen[bytes], watch: _Watch) -> None:
         asked_at: float | None = None
@@ -255,10 +260,11 @@ class Supervisor:
                 return
             if self.left_to_hand_over_s() < 0:
                 # The child should have stopped by itself long ago; half the reserve is left to us.
-                watch.ended_by_us = "hung"
+                watch.ended_by_us = "late"
                 return
             if watch.silent_s(now) > watch.patience_s():
                 watch.ended_by_us = "hung"
+                watch.was_silent_s = watch.silent_s(now)
                 return
             time.sleep(POLL_S)
 
@@ -296,7 +302,7 @@ class Supervisor:
                 process.wait()
         if process.stdin is not None:
             process.stdin.close()  # workers that outlived torchrun see the end of the pipe, save and end
-        patience_s = 0.0 if self._kill.is_set() or watch.ended_by_us == "hung" else 60.0
+        patience_s = 0.0 if self._kill.is_set() or watch.ended_by_us in ("hung", "late") else 60.0
         for pid in watch.workers:
             _outlive(pid, patience_s)
 
@@ -309,7 +315,8 @@ class _Watch:
         self._hang_after_s = hang_after_s
         self.proven: int | None = None
         self.workers: set[int] = set()
-        self.ended_by_us: Literal["", "hung", "killed"] = ""
+        self.ended_by_us: Literal["", "hung", "late", "killed"] = ""
+        self.was_silent_s = 0.0
         self._stop: Event | None = None
         self._failure: Event | None = None
         self._last_s = time.monotonic()
@@ -348,20 +355,31 @@ class _Watch:
         usual = max(self._hang_after_s, HANG_FACTOR * self._iteration_s)
         return usual * 2 if self._is_starting else usual
 
-    def outcome(self, code: int | None, *, out_of_memory: bool = False) -> Outcome:
+    def outcome(self, code: int | None, *, out_of_memory: bool = False, stop_asked: bool = False) -> Outcome:
         """Return the verdict: what the child recorded counts, torchrun's exit code does not.
+
+        A child takes our SIGTERM for a request like any other. So its word that it was stopped on
+        request is not believed where we sent one and nobody had asked.
 
         Args:
             code: That exit code.
             out_of_memory: The kernel has killed a process for want of memory while the child ran. A
                 child that it killed could say nothing.
+            stop_asked: Somebody has asked for a stop.
         """
+        ours = self._stop is not None and self._stop.data.get("reason") == "user" and not stop_asked
+        if self.ended_by_us == "hung" and ours:
+            return self._ended_outcome()
+        late = self.ended_by_us == "late"
         # Workers whose torchrun was killed take us for gone, and save; but here we are.
-        if self._stop is not None and (not self._stop.data.get("orphaned") or code == 0):
+        if self._stop is not None and (not self._stop.data.get("orphaned") or code == 0 or late):
+            reason, message = self._stop.data.get("reason", "completed"), self._stop.data.get("message", "")
+            if late and ours:
+                reason, message = "deadline", _TOLD_TO_STOP
             return Outcome(
                 kind="done",
-                reason=str(self._stop.data.get("reason", "completed")),
-                message=str(self._stop.data.get("message", "")),
+                reason=str(reason),
+                message=str(message),
                 iteration=self._stop.iteration,
                 proven=self.proven,
                 data=self._stop.data,
@@ -377,16 +395,7 @@ class _Watch:
                 data=self._failure.data,
             )
         if self.ended_by_us:
-            words = {
-                "hung": f"The training process said nothing for {self.silent_s(time.monotonic()):.0f} s.",
-                "killed": "The training process was ended before it had saved.",
-            }
-            return Outcome(
-                kind=self.ended_by_us,
-                message=words[self.ended_by_us],
-                iteration=self.iteration,
-                proven=self.proven,
-            )
+            return self._ended_outcome()
         if out_of_memory and self._stop is None:
             return Outcome(
                 kind="memory",
@@ -403,6 +412,27 @@ class _Watch:
             iteration=self.iteration,
             proven=self.proven,
         )
+
+    def _ended_outcome(self) -> Outcome:
+        """Return the verdict on a child that we ended."""
+        messages = {
+            "hung": f"The training process said nothing for {self.was_silent_s:.0f} s.",
+            "late": "The session's time was up, and the training process was ended before it had saved.",
+            "killed": "The training process was ended before it had saved.",
+        }
+        return Outcome(
+            kind="killed" if self.ended_by_us == "killed" else "hung",
+            reason="deadline" if self.ended_by_us == "late" else "",
+            message=messages[self.ended_by_us],
+            iteration=self.iteration,
+            proven=self.proven,
+            data=self._stop.data if self._stop is not None else {},
+        )
+
+
+_TOLD_TO_STOP = (
+    "The session's time was up and training had not ended by itself: it was told to, and everything is saved."
+)
 
 
 # -- what to do after a child has ended
@@ -466,7 +496,7 @@ def decide_next(
         time_left_s: Of the session.
         adapt: Whether running out of memory is answered at all, instead of ending there.
     """
-    if outcome.kind in ("done", "killed"):
+    if outcome.kind in ("done", "killed") or outcome.reason == "deadline":
         return Next(ladder=None, message=outcome.message)
     if outcome.kind == "refused":
         return Next(ladder=None, message=outcome.message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mapsage_kaggle.clock import SessionClock, boot_time_s
 from mapsage_kaggle.events import Event
 from mapsage_kaggle.supervise import (
     HANG_FACTOR,
@@ -22,6 +24,7 @@ from mapsage_kaggle.supervise import (
     Launch,
     Next,
     Outcome,
+    Supervisor,
     _Watch,
     decide_next,
 )
@@ -288,12 +291,52 @@ def test_a_child_that_ended_in_order_although_we_were_ending_it_is_done() -> Non
 
 
 def test_a_child_that_we_ended_is_told_as_such() -> None:
-    for kind, words in (("hung", "said nothing"), ("killed", "before it had saved")):
+    for ended, kind, words in (
+        ("hung", "hung", "said nothing"),
+        ("killed", "killed", "before it had saved"),
+        ("late", "hung", "time was up"),
+    ):
         found = watch(event("iteration", 7, iteration_s=0.1))
-        found.ended_by_us = kind  # type: ignore[assignment]
+        found.ended_by_us = ended  # type: ignore[assignment]
         outcome = found.outcome(-9)
         assert (outcome.kind, outcome.iteration) == (kind, 7)
         assert words in outcome.message
+
+
+def test_a_child_that_saved_only_because_we_ended_it_as_hung_has_hung_and_is_started_again() -> None:
+    found = watch(event("checkpoint", 9), event("stop", 9, reason="user"))
+    found.ended_by_us = "hung"
+    outcome = found.outcome(0)
+    assert (outcome.kind, outcome.reason, outcome.proven) == ("hung", "", 9)
+    followed = decide_next(Ladder(micro_batch=4), outcome, can_recompute=True, time_left_s=HOUR_S)
+    assert followed.ladder == Ladder(micro_batch=4, crashes=1)
+    asked = found.outcome(0, stop_asked=True)
+    assert (asked.kind, asked.reason) == ("done", "user")
+
+
+@pytest.mark.parametrize("reason", ["completed", "deadline"])
+def test_a_child_that_ended_by_itself_while_we_took_it_for_hung_is_done(reason: str) -> None:
+    found = watch(event("stop", 9, reason=reason))
+    found.ended_by_us = "hung"
+    assert (found.outcome(0).kind, found.outcome(0).reason) == ("done", reason)
+
+
+def test_a_child_that_had_to_be_told_that_time_was_up_ends_at_the_deadline() -> None:
+    found = watch(event("checkpoint", 9), event("stop", 9, reason="user", message="On request."))
+    found.ended_by_us = "late"
+    outcome = found.outcome(0)
+    assert (outcome.kind, outcome.reason) == ("done", "deadline")
+    assert "time was up" in outcome.message
+    assert found.outcome(0, stop_asked=True).reason == "user"
+
+
+def test_a_child_that_did_not_save_when_time_was_up_is_not_started_again() -> None:
+    found = watch(event("iteration", 7, iteration_s=0.1))
+    found.ended_by_us = "late"
+    outcome = found.outcome(-9)
+    assert outcome.reason == "deadline"
+    followed = decide_next(Ladder(micro_batch=4), outcome, can_recompute=True, time_left_s=HOUR_S)
+    assert followed == Next(ladder=None, message=outcome.message)
 
 
 def test_workers_are_known_by_their_start() -> None:
@@ -324,3 +367,56 @@ def test_every_event_ends_the_silence() -> None:
     assert found.silent_s(now + 30.0) >= 30.0
     found.see(event("warning"))
     assert found.silent_s(time.monotonic()) < found.silent_s(now + 30.0)
+
+
+# --- a supervisor and a child that is a few lines of Python -------------------------------------------------
+
+CHILD = """
+import json, os, signal, sys, time
+
+def tell(event, iteration=0, **data):
+    line = json.dumps({"event": event, "time_s": time.time(), "iteration": iteration, **data})
+    with open("events.jsonl", "a") as log:
+        log.write(line + "\\n")
+
+def end(*_):
+    tell("stop", 5, reason="user")
+    os._exit(0)
+
+signal.signal(signal.SIGTERM, end)
+tell("start", pid=os.getpid())
+tell("iteration", 5, iteration_s=0.01)
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pretence(Launch):
+    """A launch of a few lines instead of torchrun."""
+
+    lines: str
+
+    def command(self) -> list[str]:
+        code = f"import os; os.chdir({str(self.work_dir)!r})\n{CHILD}\n{self.lines}"
+        return [sys.executable, "-c", code]
+
+
+def pretence(folder: Path, lines: str) -> Pretence:
+    return Pretence(spec=folder / "spec.json", work_dir=folder, scratch=folder, lines=lines)
+
+
+def clock(limit_s: float = HOUR_S, **options: Any) -> SessionClock:
+    return SessionClock(started_s=boot_time_s(), limit_s=limit_s, reserve_s=0.0, **options)
+
+
+HANGS = "time.sleep(60)"
+
+
+def test_a_child_that_hangs_and_saves_when_it_is_ended_has_hung(tmp_path: Path) -> None:
+    outcome = Supervisor(tmp_path, clock(), hang_after_s=0.5).run(pretence(tmp_path, HANGS))
+    assert (outcome.kind, outcome.iteration) == ("hung", 5)
+    assert "said nothing for" in outcome.message
+
+
+def test_a_child_that_goes_on_past_the_limit_is_ended_at_the_deadline(tmp_path: Path) -> None:
+    outcome = Supervisor(tmp_path, clock(limit_s=1.0)).run(pretence(tmp_path, HANGS))
+    assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "deadline", 5)
