@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -18,8 +17,8 @@ from typing import Any, Literal
 from mapsage_kaggle.clock import OUTPUT_S_PER_BYTE, SessionClock
 from mapsage_kaggle.environment import oom_kills
 from mapsage_kaggle.events import Event, EventTail, ProgressSink
-from mapsage_kaggle.paths import WorkDir, replace_file
-from mapsage_kaggle.spec import SUPERVISOR_VARIABLE
+from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.spec import SUPERVISOR_VARIABLE, ask_save, ask_stop
 
 POLL_S = 0.1
 STOP_GRACE_S = 180.0
@@ -199,7 +198,7 @@ class Supervisor:
 
     def request_save(self) -> None:
         """Ask the child for a checkpoint now."""
-        replace_file(self._files.stop_request, json.dumps({"action": "save"}))
+        ask_save(self._files)
 
     def kill(self) -> None:
         """End the child at once; what is proven stays."""
@@ -208,8 +207,8 @@ class Supervisor:
 
     @property
     def stopping(self) -> bool:
-        """Whether a stop was asked for."""
-        return self._stop.is_set()
+        """Whether a stop was asked for, here or by the file in the work dir."""
+        return self._stop.is_set() or self._files.stop_request.exists()
 
     @property
     def killed(self) -> bool:
@@ -220,7 +219,6 @@ class Supervisor:
 
     def run(self, launch: Launch) -> Outcome:
         """Start a child and stay with it until it has ended, workers included."""
-        self._files.stop_request.unlink(missing_ok=True)
         watch, killed_before = _Watch(self.iteration, self._hang_after_s), oom_kills() or 0
         with self._files.log.open("ab") as log:
             process = subprocess.Popen(
@@ -235,7 +233,6 @@ class Supervisor:
             self._stay_with(process, watch)
         finally:
             self._end(process, watch)
-        self._files.stop_request.unlink(missing_ok=True)
         self._read_events(watch)
         self.iteration = max(self.iteration, watch.iteration)
         return watch.outcome(
@@ -252,8 +249,8 @@ class Supervisor:
             if self._kill.is_set():
                 watch.ended_by_us = "killed"
                 return
-            if self._stop.is_set() and asked_at is None:
-                replace_file(self._files.stop_request, json.dumps({"action": "stop"}))
+            if asked_at is None and self.stopping:
+                ask_stop(self._files)
                 asked_at = now
             if asked_at is not None and now - asked_at > STOP_GRACE_S:
                 watch.ended_by_us = "killed"

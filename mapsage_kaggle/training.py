@@ -38,6 +38,7 @@ from mapsage_kaggle.errors import (
 from mapsage_kaggle.events import Event, EventLog, ProgressSink, last_word_s, read_events
 from mapsage_kaggle.paths import KagglePaths, WorkDir
 from mapsage_kaggle.records import CheckpointRef, SessionRecord, complete_timings, new_run_id
+from mapsage_kaggle.spec import drop_requests
 from mapsage_kaggle.supervise import Ladder, Launch, Outcome, Supervisor, decide_next
 from mapsage_kaggle.upload import LAST_LIMIT_S, Uploader, check_handle
 
@@ -795,6 +796,7 @@ class _Session:
                 "Choose another one with --work-dir.",
             ) from error
         with self._store() as store:
+            drop_requests(self.files)  # of a session that is over; from now on none is lost
             here, before = _read_closed(self.files), choice.record
             same_place = choice.checkpoint is not None and choice.checkpoint.target.parent == self.files.path
             source = (
@@ -1145,6 +1147,7 @@ class _Session:
             ended_s=time.time(),
         )
         record.write(self.files.session)
+        drop_requests(self.files)
         self._tell("end", record.end_iteration, reason=reason, exit_code=code, message=record.message)
         self._write_report()
         if outcome.told_s is not None:

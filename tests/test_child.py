@@ -20,7 +20,7 @@ from mapsage_kaggle.engine.session import MOST_OVERFLOWS, TrainingSession
 from mapsage_kaggle.engine.snapshot import keep_loadable
 from mapsage_kaggle.engine.worker import failure_kind
 from mapsage_kaggle.errors import CheckpointError, TrainingError
-from mapsage_kaggle.spec import ChildSpec
+from mapsage_kaggle.spec import ChildSpec, ask_save, ask_stop
 
 # --- memory faults ---------------------------------------------------------------------------------------
 
@@ -194,3 +194,22 @@ def test_what_goes_wrong_ahead_is_raised_where_it_is_asked_for(tmp_path: Path) -
     load_ahead(file, "0" * 64)
     with pytest.raises(CheckpointError, match="expected 0000"):
         load_local(str(file))
+
+
+# --- requests --------------------------------------------------------------------------------------------
+
+
+def test_a_save_is_made_once_and_a_stop_stays_until_the_session_ends(session: TrainingSession) -> None:
+    def decide() -> tuple[str, bool]:
+        decision = session.control.decide(validation_due=False, save_due=False)
+        return decision.stop, decision.save
+
+    assert decide() == ("", False)
+    ask_save(session.files)
+    assert decide() == ("", True)
+    assert decide() == ("", False)
+    ask_save(session.files)
+    ask_stop(session.files)
+    assert [decide()[0] for _ in range(2)] == ["user", "user"]
+    session.files.stop_request.write_text("")  # as ``touch`` makes it
+    assert decide()[0] == "user"

@@ -13,8 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mapsage_kaggle import supervise
 from mapsage_kaggle.clock import SessionClock, boot_time_s
 from mapsage_kaggle.events import Event
+from mapsage_kaggle.follow import Follower
+from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.spec import ask_stop, drop_requests
 from mapsage_kaggle.supervise import (
     HANG_FACTOR,
     MAX_CRASHES,
@@ -420,3 +424,52 @@ def test_a_child_that_hangs_and_saves_when_it_is_ended_has_hung(tmp_path: Path) 
 def test_a_child_that_goes_on_past_the_limit_is_ended_at_the_deadline(tmp_path: Path) -> None:
     outcome = Supervisor(tmp_path, clock(limit_s=1.0)).run(pretence(tmp_path, HANGS))
     assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "deadline", 5)
+
+
+# --- requests --------------------------------------------------------------------------------------------
+
+CRASHES = "os._exit(1)"
+OBEYS = """
+while not os.path.exists("stop_request.json"):
+    time.sleep(0.01)
+end()
+"""
+
+
+def test_a_stop_asked_for_before_a_child_that_crashes_is_there_for_the_next(tmp_path: Path) -> None:
+    supervisor, files = Supervisor(tmp_path, clock()), WorkDir(tmp_path)
+    assert not supervisor.stopping
+    ask_stop(files)
+    assert supervisor.stopping
+    assert supervisor.run(pretence(tmp_path, CRASHES)).kind == "crashed"
+    assert supervisor.stopping
+    outcome = supervisor.run(pretence(tmp_path, OBEYS))
+    assert (outcome.kind, outcome.reason) == ("done", "user")
+
+
+def test_a_stop_that_is_asked_for_here_reaches_each_child(tmp_path: Path) -> None:
+    supervisor = Supervisor(tmp_path, clock())
+    supervisor.request_stop()
+    for _ in range(2):
+        assert supervisor.run(pretence(tmp_path, OBEYS)).reason == "user"
+
+
+def test_a_child_that_does_not_follow_the_stop_file_of_a_person_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "STOP_GRACE_S", 0.3)
+    WorkDir(tmp_path).stop_request.touch()
+    outcome = Supervisor(tmp_path, clock()).run(pretence(tmp_path, HANGS))
+    assert outcome.kind == "killed"
+
+
+def test_a_save_request_leaves_a_stop_request_as_it_is(tmp_path: Path) -> None:
+    supervisor, follower, files = Supervisor(tmp_path, clock()), Follower(tmp_path), WorkDir(tmp_path)
+    for ask_for_save in (supervisor.request_save, follower.save):
+        ask_for_save()
+        assert not supervisor.stopping
+        follower.stop()
+        ask_for_save()
+        assert supervisor.stopping
+        drop_requests(files)
+        assert [file.name for file in tmp_path.iterdir()] == []

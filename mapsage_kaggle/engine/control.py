@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -66,16 +65,25 @@ class Control:
     Args:
         clock: The session's time.
         pace: What things cost here.
-        stop_request: The file by which the supervisor asks.
+        stop_request: The file by which the supervisor, or anyone, asks for a stop. It stays: another
+            child of the session must see it too.
+        save_request: The file by which a checkpoint is asked for.
         watch_pipe: Whether standard input is the supervisor's pipe.
     """
 
     def __init__(
-        self, *, clock: SessionClock, pace: Pace, stop_request: Path, watch_pipe: bool = True
+        self,
+        *,
+        clock: SessionClock,
+        pace: Pace,
+        stop_request: Path,
+        save_request: Path | None = None,
+        watch_pipe: bool = True,
     ) -> None:
         self.clock = clock
         self.pace = pace
-        self._request = stop_request
+        self._stop_request = stop_request
+        self._save_request = save_request
         self._pipe = PipeWatch() if watch_pipe and _is_pipe(0) else None
         self._terminated = threading.Event()
 
@@ -88,18 +96,18 @@ class Control:
         """Return the reason to stop, and whether a checkpoint was asked for, on this machine."""
         if self._pipe is not None and self._pipe.closed.is_set():
             return "orphaned", False
-        if self._terminated.is_set():
+        if self._terminated.is_set() or self._stop_request.exists():
             return "user", False
+        return "", self._take_save_request()
+
+    def _take_save_request(self) -> bool:
+        if self._save_request is None:
+            return False
         try:
-            action = json.loads(self._request.read_bytes()).get("action", "stop")
+            self._save_request.unlink()
         except FileNotFoundError:
-            return "", False
-        except (ValueError, AttributeError):
-            action = "stop"  # an empty file made with `touch` is a request too
-        if action == "save":
-            self._request.unlink(missing_ok=True)
-            return "", True
-        return "user", False
+            return False
+        return True
 
     def _asked_anywhere(self) -> tuple[Stop, bool]:
         """Return what rank 0 must know: what was asked on any machine. Collective with several."""
