@@ -961,9 +961,11 @@ class _Session:
         before = {"start_up": round(prepared.clock.elapsed_s(), 2)}
         self.record = self.record.evolve(timings_s=before)
         self.record.write(self.files.session)
-        spec = self._first_spec()
+        spec, last = self._first_spec(), None
         while True:
-            outcome = self.supervisor.run(self._launch(spec))
+            if self._stop_asked():
+                return self._stopped_before_a_child(last)
+            outcome = last = self.supervisor.run(self._launch(spec))
             self.record = _read_record(self.files.session) or self.record
             timings = outcome.data.get("timings_s") or self.record.timings_s
             self.record = self.record.evolve(timings_s=timings)
@@ -975,14 +977,38 @@ class _Session:
                 time_left_s=prepared.clock.left_s(),
                 adapt=prepared.options.on_memory == "adapt",
             )
-            if step.ladder is None or self.supervisor.stopping:
+            if step.ladder is None:
                 return outcome, step.message
+            if self._stop_asked():
+                return outcome, outcome.message
             self._tell("restart", outcome.iteration, message=step.message, kind=outcome.kind)
             self.steps.append(step.message)
             self.ladder = step.ladder
             self.restarts += 1
             _wait(step.wait_s, self.supervisor)
+            if self._stop_asked():
+                return self._stopped_before_a_child(outcome)
             spec = self._next_spec()
+
+    def _stop_asked(self) -> bool:
+        return self.supervisor.stopping
+
+    def _stopped_before_a_child(self, last: Outcome | None) -> tuple[Outcome, str]:
+        """Return the end that a person asked for where no child was running; ``last`` was the one before."""
+        message = "Stopped on request before training began."
+        if last is not None:
+            message = f"{last.message} Stopped on request before it was tried again."
+        return self._end_without_a_child("user", last), message
+
+    def _end_without_a_child(self, reason: str, last: Outcome | None) -> Outcome:
+        proven = last.proven if last is not None else None
+        return Outcome(
+            kind="done",
+            reason=reason,
+            iteration=self.prepared.start_iteration if proven is None else proven,
+            proven=proven,
+            data={"timings_s": self.record.timings_s},
+        )
 
     def _first_spec(self) -> dict[str, Any]:
         prepared, choice = self.prepared, self.prepared.discovery.choice

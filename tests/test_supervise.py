@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mapsage_kaggle import supervise
+from mapsage_kaggle import supervise, training
 from mapsage_kaggle.clock import SessionClock, boot_time_s
 from mapsage_kaggle.events import Event
 from mapsage_kaggle.follow import Follower
 from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.records import SessionRecord
 from mapsage_kaggle.spec import ask_stop, drop_requests
 from mapsage_kaggle.supervise import (
     HANG_FACTOR,
@@ -473,3 +476,90 @@ def test_a_save_request_leaves_a_stop_request_as_it_is(tmp_path: Path) -> None:
         assert supervisor.stopping
         drop_requests(files)
         assert [file.name for file in tmp_path.iterdir()] == []
+
+
+# --- one child after another -----------------------------------------------------------------------------
+
+
+class Told(Supervisor):
+    """A supervisor whose children end as it was told."""
+
+    def __init__(self, folder: Path, clock: SessionClock, *outcomes: Outcome) -> None:
+        super().__init__(folder, clock)
+        self.outcomes = list(outcomes)
+
+    def run(self, launch: Launch) -> Outcome:
+        return self.outcomes.pop(0)
+
+
+def session_of(supervisor: Supervisor, folder: Path, clock: SessionClock) -> Any:
+    """Return a session that only starts children and waits between them."""
+    session: Any = object.__new__(training._Session)
+    session.prepared = SimpleNamespace(
+        start_iteration=0,
+        patch=SimpleNamespace(max_iters=100),
+        discovery=SimpleNamespace(choice=SimpleNamespace(inspection=None)),
+        options=SimpleNamespace(on_memory="adapt"),
+        clock=clock,
+    )
+    session.supervisor, session.files = supervisor, WorkDir(folder)
+    session.record = SessionRecord(run_id="r", fingerprint="f")
+    session.ladder, session.steps, session.restarts, session.pace = Ladder(micro_batch=4), [], 0, {}
+    session._first_spec = session._next_spec = dict
+    session._launch = lambda spec: launch()
+    session._can_recompute = lambda: True
+    return session
+
+
+CRASH = Outcome(kind="crashed", message="Bang.", iteration=9, proven=8)
+DONE = Outcome(kind="done", reason="completed", iteration=100)
+
+
+def test_after_a_crash_another_child_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_wait", lambda seconds, supervisor: None)
+    supervisor = Told(tmp_path, clock(), CRASH, DONE)
+    assert session_of(supervisor, tmp_path, clock()).run_children()[0] == DONE
+
+
+@pytest.mark.parametrize("how", ["button", "file", "twice Ctrl-C"])
+def test_a_stop_that_is_asked_for_between_two_children_ends_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    supervisor = Told(tmp_path, clock(), CRASH)
+    ask = {
+        "button": supervisor.request_stop,
+        "file": lambda: ask_stop(WorkDir(tmp_path)),
+        "twice Ctrl-C": supervisor.kill,
+    }[how]
+    monkeypatch.setattr(training, "_wait", lambda seconds, supervisor: ask())
+    outcome, message = session_of(supervisor, tmp_path, clock()).run_children()
+    assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "user", 8)
+    assert message == "Bang. Stopped on request before it was tried again."
+
+
+def test_a_stop_ends_the_wait_between_two_children(tmp_path: Path) -> None:
+    supervisor, begin = Supervisor(tmp_path, clock()), time.monotonic()
+    threading.Timer(0.2, ask_stop, [WorkDir(tmp_path)]).start()
+    training._wait(60.0, supervisor)
+    assert time.monotonic() - begin < 30.0
+
+
+def test_a_stop_that_is_asked_for_before_the_first_child_starts_none(tmp_path: Path) -> None:
+    supervisor = Told(tmp_path, clock())
+    supervisor.request_stop()
+    outcome, message = session_of(supervisor, tmp_path, clock()).run_children()
+    assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "user", 0)
+    assert "before training began" in message
+
+
+def test_a_child_that_crashes_although_it_was_to_stop_has_failed_and_no_other_is_promised(
+    tmp_path: Path,
+) -> None:
+    supervisor = Told(tmp_path, clock())
+
+    def crash(launch: Launch) -> Outcome:
+        supervisor.request_stop()
+        return CRASH
+
+    supervisor.run = crash  # type: ignore[method-assign]
+    assert session_of(supervisor, tmp_path, clock()).run_children() == (CRASH, "Bang.")
