@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mapsage_kaggle.clock import OUTPUT_S_PER_BYTE, SessionClock
 from mapsage_kaggle.environment import oom_kills
-from mapsage_kaggle.events import Event, EventTail, ProgressSink
+from mapsage_kaggle.events import Event, EventLog, EventTail, ProgressSink
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.spec import SUPERVISOR_VARIABLE, ask_save, ask_stop
 
@@ -164,7 +165,7 @@ class Supervisor:
         work_dir: Where the child writes.
         clock: The session's time; a child that ignores it is ended at the limit.
         hang_after_s: How long a child may say nothing, at least, before it is taken for hung.
-        sinks: Told of every event, from the supervising thread.
+        sinks: Told of every event, from the supervising thread. One that raises is told no more.
     """
 
     def __init__(
@@ -272,8 +273,20 @@ class Supervisor:
     def pass_on(self, kinds: Collection[str]) -> None:
         """Tell the sinks of events of some kinds that were written after the last child had ended."""
         for event in self._tail.read_new():
-            for sink in self._sinks if event.event in kinds else ():
+            if event.event in kinds:
+                self._tell_sinks(event)
+
+    def _tell_sinks(self, event: Event) -> None:
+        """Tell all sinks; one that fails is told no more: a closed terminal must not end a training."""
+        for sink in tuple(self._sinks):
+            try:
                 sink.handle(event)
+            except Exception as error:  # noqa: BLE001 - whatever it writes to raises what it likes
+                self._sinks.remove(sink)
+                message = f"Progress is no longer shown ({type(error).__name__}: {error}); training goes on."
+                warning = Event(event="warning", iteration=event.iteration, data={"message": message})
+                with suppress(OSError, ValueError):  # nor must a full disk
+                    EventLog(self._files.events).append(warning)
 
     def _output_s(self, now: float) -> float:
         """Return how long Kaggle will need to save the work dir; measured every half minute."""
@@ -285,8 +298,7 @@ class Supervisor:
     def _read_events(self, watch: _Watch) -> None:
         for event in self._tail.read_new():
             watch.see(event)
-            for sink in self._sinks:
-                sink.handle(event)
+            self._tell_sinks(event)
 
     def _end(self, process: subprocess.Popen[bytes], watch: _Watch) -> None:
         """Make sure that nothing of the child is left: torchrun, its workers, their data workers."""

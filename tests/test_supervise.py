@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mapsage_kaggle import supervise, training
 from mapsage_kaggle.clock import SessionClock, boot_time_s
-from mapsage_kaggle.events import Event
+from mapsage_kaggle.events import Event, read_events
 from mapsage_kaggle.follow import Follower
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import SessionRecord
@@ -563,3 +563,43 @@ def test_a_child_that_crashes_although_it_was_to_stop_has_failed_and_no_other_is
 
     supervisor.run = crash  # type: ignore[method-assign]
     assert session_of(supervisor, tmp_path, clock()).run_children() == (CRASH, "Bang.")
+
+
+# --- sinks -----------------------------------------------------------------------------------------------
+
+
+class Sink:
+    """Keeps what it was told, or fails from the second event on as what it writes to does."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.events: list[Event] = []
+        self.error = error
+
+    def handle(self, event: Event) -> None:
+        self.events.append(event)
+        if self.error is not None and len(self.events) > 1:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(5, "Input/output error"),
+        BrokenPipeError(32, "Broken pipe"),
+        UnicodeEncodeError("ascii", "…", 0, 1, "ordinal not in range"),
+        ValueError("I/O operation on closed file."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_sink_that_fails_is_told_no_more_and_training_goes_on(tmp_path: Path, error: Exception) -> None:
+    broken, whole = Sink(error), Sink()
+    supervisor = Supervisor(tmp_path, clock(), [broken, whole])
+    outcome = supervisor.run(pretence(tmp_path, "tell('iteration', 6); time.sleep(0.5); end()"))
+    assert (outcome.kind, outcome.iteration) == ("done", 5)
+    assert [event.event for event in broken.events] == ["start", "iteration"]
+    kinds = [event.event for event in whole.events]
+    assert sorted(kinds) == ["iteration", "iteration", "start", "stop", "warning"]
+    (warning,) = [event for event in read_events(WorkDir(tmp_path).events) if event.event == "warning"]
+    assert type(error).__name__ in warning.data["message"]
+    supervisor.pass_on(("warning",))
+    assert len(broken.events) == 2

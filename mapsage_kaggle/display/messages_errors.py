@@ -359,6 +359,9 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "backbone.": "每次前向一张图像仍内存或显存不足。{message}请减小裁剪（crop_size）或换更小的主干网络。",
     "{message} It was tried {count} times again without progress.": "{message}已重试 {count} 次，没有进展。",
     "{message} There is no time left to try again.": "{message}没有时间再试了。",
+    "Progress is no longer shown ({name}: {why}); training goes on.": (
+        "进度不再显示（{name}: {why}），训练继续。"
+    ),
     "{message} Stopped on request before it was tried again.": "{message}在重试之前已按要求停止。",
     "Stopped on request before training began.": "在训练开始之前已按要求停止。",
     "Out of memory in validation: going on with {measure}.": (
