@@ -24,6 +24,10 @@ from mapsage_kaggle.spec import SUPERVISOR_VARIABLE, ask_save, ask_stop
 POLL_S = 0.1
 STOP_GRACE_S = 180.0
 """How long a child that was asked to stop may take to save before it is killed."""
+TERMINATION_S = 20.0
+"""How long torchrun may take to end its workers when we end it."""
+UNKNOWN_GRACE_S = 10.0
+"""How long a process that has not said that it is a worker may live on: it has nothing to save."""
 HANG_FACTOR = 20.0
 HANG_LEAST_S = 600.0
 """A child is taken for hung after this long without an event, or longer where iterations are slow."""
@@ -302,18 +306,25 @@ class Supervisor:
 
     def _end(self, process: subprocess.Popen[bytes], watch: _Watch) -> None:
         """Make sure that nothing of the child is left: torchrun, its workers, their data workers."""
+        # Workers have sessions of their own, and one that has only just been started has not said so yet.
+        left = set[int]()
+        if process.poll() is None and watch.ended_by_us != "killed":
+            left |= _descendants(process.pid)
+            _signal_group(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=TERMINATION_S)
         if process.poll() is None:
-            _signal_group(process.pid, signal.SIGTERM if watch.ended_by_us != "killed" else signal.SIGKILL)
-            try:
-                process.wait(timeout=20.0)
-            except subprocess.TimeoutExpired:
-                _signal_group(process.pid, signal.SIGKILL)
-                process.wait()
+            _signal_group(process.pid, signal.SIGSTOP)  # so that it starts nothing more meanwhile
+            left |= _descendants(process.pid)
+            _signal_group(process.pid, signal.SIGKILL)
+            process.wait()
         if process.stdin is not None:
             process.stdin.close()  # workers that outlived torchrun see the end of the pipe, save and end
         patience_s = 0.0 if self._kill.is_set() or watch.ended_by_us in ("hung", "late") else 60.0
         for pid in watch.workers:
             _outlive(pid, patience_s)
+        for pid in left - watch.workers:
+            _outlive(pid, min(patience_s, UNKNOWN_GRACE_S))
 
 
 class _Watch:
@@ -588,6 +599,25 @@ def _outlive(pid: int, patience_s: float) -> None:
                 return
             time.sleep(POLL_S)
         _signal_group(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)  # it need not lead a group
+
+
+def _descendants(pid: int) -> set[int]:
+    """Return the processes that a process has started, and those that they have."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
+        except (OSError, IndexError):
+            continue  # it has ended meanwhile
+        children.setdefault(int(parent), []).append(int(folder.name))
+    found, waiting = set[int](), [pid]
+    while waiting:
+        started = children.get(waiting.pop(), [])
+        found.update(started)
+        waiting += started
+    return found
 
 
 def _alive(pid: int) -> bool:

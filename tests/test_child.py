@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -213,3 +216,34 @@ def test_a_save_is_made_once_and_a_stop_stays_until_the_session_ends(session: Tr
     assert [decide()[0] for _ in range(2)] == ["user", "user"]
     session.files.stop_request.write_text("")  # as ``touch`` makes it
     assert decide()[0] == "user"
+
+
+# --- without a supervisor --------------------------------------------------------------------------------
+
+HANGING_WORKER = """
+import time
+from pathlib import Path
+from mapsage_kaggle.clock import Pace, SessionClock
+from mapsage_kaggle.engine.control import Control
+
+clock = SessionClock(started_s=0.0, limit_s=1.0, reserve_s=0.0)
+Control(clock=clock, pace=Pace(), stop_request=Path("none")).end_with_supervisor(0.5)
+print("ready", flush=True)
+time.sleep(50)  # a collective whose other ranks are gone
+"""
+
+
+def test_a_worker_that_hangs_ends_some_time_after_its_supervisor() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGING_WORKER],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(1.0)
+    assert process.poll() is None, "as long as its supervisor is there it may take any time"
+    begin = time.monotonic()
+    _, trace = process.communicate(timeout=40)  # closes its standard input
+    assert time.monotonic() - begin < 30.0
+    assert process.returncode == 1
+    assert "Timeout" in trace

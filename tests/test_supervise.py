@@ -32,6 +32,7 @@ from mapsage_kaggle.supervise import (
     Next,
     Outcome,
     Supervisor,
+    _alive,
     _Watch,
     decide_next,
 )
@@ -603,3 +604,44 @@ def test_a_sink_that_fails_is_told_no_more_and_training_goes_on(tmp_path: Path, 
     assert type(error).__name__ in warning.data["message"]
     supervisor.pass_on(("warning",))
     assert len(broken.events) == 2
+
+
+# --- processes that are left -----------------------------------------------------------------------------
+
+STARTS_A_WORKER = """
+import subprocess
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+with open("pids.tmp", "w") as file:
+    file.write(f"{worker.pid} {helper.pid}")
+os.rename("pids.tmp", "pids")
+"""
+
+
+@pytest.mark.parametrize(
+    "rest", ["time.sleep(60)", "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"]
+)
+@pytest.mark.parametrize("how", ["killed", "late"])
+def test_a_worker_that_has_not_said_that_it_is_there_is_ended_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, rest: str
+) -> None:
+    monkeypatch.setattr(supervise, "TERMINATION_S", 1.0)
+    pids = tmp_path / "pids"
+    now = [boot_time_s()]
+    supervisor = Supervisor(
+        tmp_path, SessionClock(started_s=now[0], limit_s=HOUR_S, reserve_s=0.0, now=lambda: now[0])
+    )
+
+    def end() -> None:
+        while not pids.exists():
+            time.sleep(0.02)
+        if how == "killed":
+            supervisor.kill()
+        else:
+            now[0] += 2 * HOUR_S
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    supervisor.run(pretence(tmp_path, STARTS_A_WORKER + rest))
+    thread.join()
+    assert [pid for pid in map(int, pids.read_text().split()) if _alive(pid)] == []

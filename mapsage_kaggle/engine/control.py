@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import math
 import os
 import signal
@@ -17,6 +18,8 @@ from mapsage_kaggle.clock import Pace, SessionClock
 from mapsage_kaggle.engine.ranks import num_machines, speaks
 
 Stop = Literal["", "deadline", "user", "orphaned"]
+ORPHAN_GRACE_S = 600.0
+"""How long a worker whose supervisor is gone may take to save and end."""
 _STOPS: tuple[Stop, ...] = ("", "deadline", "user", "orphaned")
 
 
@@ -48,6 +51,16 @@ class PipeWatch:
         self.closed = threading.Event()
         self._descriptor = descriptor
         threading.Thread(target=self._watch, name="supervisor-pipe", daemon=True).start()
+
+    def exit_after(self, grace_s: float) -> None:
+        """Have this process exited so long after the supervisor has gone, if it has not ended by then."""
+
+        def arm() -> None:
+            self.closed.wait()
+            # Its timer needs no Python to run: a library that hangs may hold the interpreter's lock.
+            faulthandler.dump_traceback_later(grace_s, exit=True)
+
+        threading.Thread(target=arm, name="orphan-limit", daemon=True).start()
 
     def _watch(self) -> None:
         try:
@@ -91,6 +104,15 @@ class Control:
         """Turn SIGTERM into a stop request; leave Ctrl-C to the supervisor."""
         signal.signal(signal.SIGTERM, lambda *_: self._terminated.set())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end_with_supervisor(self, grace_s: float = ORPHAN_GRACE_S) -> None:
+        """End this process for certain some time after its supervisor has gone.
+
+        A worker that hangs then, in a collective or on a disk, comes to no boundary where it could
+        stop, and nobody else is left to end it. Where it hung goes to standard error.
+        """
+        if self._pipe is not None:
+            self._pipe.exit_after(grace_s)
 
     def _asked(self) -> tuple[Stop, bool]:
         """Return the reason to stop, and whether a checkpoint was asked for, on this machine."""
