@@ -414,6 +414,14 @@ class _Watch:
                 proven=self.proven,
                 data=self._failure.data,
             )
+        if late and self._is_starting:
+            return Outcome(
+                kind="done",
+                reason="deadline",
+                message="The session's time was up before training began.",
+                iteration=self.iteration,
+                proven=self.proven,
+            )
         if self.ended_by_us:
             return self._ended_outcome()
         if out_of_memory and self._stop is None:

@@ -965,6 +965,8 @@ class _Session:
         while True:
             if self._stop_asked():
                 return self._stopped_before_a_child(last)
+            if prepared.clock.left_s() <= 0 or self.supervisor.left_to_hand_over_s() < 0:
+                return self._late_for_a_child(last)
             outcome = last = self.supervisor.run(self._launch(spec))
             self.record = _read_record(self.files.session) or self.record
             timings = outcome.data.get("timings_s") or self.record.timings_s
@@ -999,6 +1001,13 @@ class _Session:
         if last is not None:
             message = f"{last.message} Stopped on request before it was tried again."
         return self._end_without_a_child("user", last), message
+
+    def _late_for_a_child(self, last: Outcome | None) -> tuple[Outcome, str]:
+        """Return the end of a session whose time was up where no child was running."""
+        message = "The session's time was up before training began."
+        if last is not None:
+            message = f"{last.message} The session's time was up before it was tried again."
+        return self._end_without_a_child("deadline", last), message
 
     def _end_without_a_child(self, reason: str, last: Outcome | None) -> Outcome:
         proven = last.proven if last is not None else None

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -338,6 +339,14 @@ def test_a_child_that_had_to_be_told_that_time_was_up_ends_at_the_deadline() -> 
     assert found.outcome(0, stop_asked=True).reason == "user"
 
 
+def test_a_child_that_has_not_begun_to_train_when_time_is_up_has_lost_nothing() -> None:
+    found = watch(event("start", pid=1))
+    found.ended_by_us = "late"
+    outcome = found.outcome(-9)
+    assert (outcome.kind, outcome.reason) == ("done", "deadline")
+    assert outcome.message == "The session's time was up before training began."
+
+
 def test_a_child_that_did_not_save_when_time_was_up_is_not_started_again() -> None:
     found = watch(event("iteration", 7, iteration_s=0.1))
     found.ended_by_us = "late"
@@ -412,8 +421,31 @@ def pretence(folder: Path, lines: str) -> Pretence:
     return Pretence(spec=folder / "spec.json", work_dir=folder, scratch=folder, lines=lines)
 
 
-def clock(limit_s: float = HOUR_S, **options: Any) -> SessionClock:
-    return SessionClock(started_s=boot_time_s(), limit_s=limit_s, reserve_s=0.0, **options)
+def clock() -> SessionClock:
+    return SessionClock(started_s=boot_time_s(), limit_s=HOUR_S, reserve_s=0.0)
+
+
+class Time:
+    """A session's time that stands still until it is set to be over, at once or when a file is there."""
+
+    def __init__(self) -> None:
+        self._now_s = 1000.0
+        self.clock = SessionClock(started_s=1000.0, limit_s=HOUR_S, reserve_s=0.0, now=lambda: self._now_s)
+
+    def is_over(self) -> None:
+        self._now_s += 2 * HOUR_S
+
+
+def when_there(file: Path, do: Callable[[], None]) -> None:
+    """Do something as soon as a file is there, in a thread."""
+
+    def wait() -> None:
+        end = time.monotonic() + 60.0
+        while not file.exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        do()
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 HANGS = "time.sleep(60)"
@@ -426,7 +458,9 @@ def test_a_child_that_hangs_and_saves_when_it_is_ended_has_hung(tmp_path: Path) 
 
 
 def test_a_child_that_goes_on_past_the_limit_is_ended_at_the_deadline(tmp_path: Path) -> None:
-    outcome = Supervisor(tmp_path, clock(limit_s=1.0)).run(pretence(tmp_path, HANGS))
+    time_s = Time()
+    when_there(tmp_path / "ready", time_s.is_over)
+    outcome = Supervisor(tmp_path, time_s.clock).run(pretence(tmp_path, f"open('ready', 'w'); {HANGS}"))
     assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "deadline", 5)
 
 
@@ -566,6 +600,27 @@ def test_a_child_that_crashes_although_it_was_to_stop_has_failed_and_no_other_is
     assert session_of(supervisor, tmp_path, clock()).run_children() == (CRASH, "Bang.")
 
 
+def test_a_session_whose_time_is_up_starts_no_child_and_ends_at_the_deadline(tmp_path: Path) -> None:
+    over = SessionClock(started_s=boot_time_s() - 2 * HOUR_S, limit_s=HOUR_S, reserve_s=0.0)
+    outcome, message = session_of(Told(tmp_path, over), tmp_path, over).run_children()
+    assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "deadline", 0)
+    assert message == "The session's time was up before training began."
+
+
+def test_out_of_memory_when_time_is_up_ends_at_the_deadline(tmp_path: Path) -> None:
+    time_s = Time()
+    supervisor = Told(tmp_path, time_s.clock)
+
+    def run_out(launch: Launch) -> Outcome:
+        time_s.is_over()
+        return Outcome(kind="memory", message="Out.", iteration=9, proven=8)
+
+    supervisor.run = run_out  # type: ignore[method-assign]
+    outcome, message = session_of(supervisor, tmp_path, time_s.clock).run_children()
+    assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "deadline", 8)
+    assert message == "Out. The session's time was up before it was tried again."
+
+
 # --- sinks -----------------------------------------------------------------------------------------------
 
 
@@ -626,22 +681,8 @@ def test_a_worker_that_has_not_said_that_it_is_there_is_ended_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, rest: str
 ) -> None:
     monkeypatch.setattr(supervise, "TERMINATION_S", 1.0)
-    pids = tmp_path / "pids"
-    now = [boot_time_s()]
-    supervisor = Supervisor(
-        tmp_path, SessionClock(started_s=now[0], limit_s=HOUR_S, reserve_s=0.0, now=lambda: now[0])
-    )
-
-    def end() -> None:
-        while not pids.exists():
-            time.sleep(0.02)
-        if how == "killed":
-            supervisor.kill()
-        else:
-            now[0] += 2 * HOUR_S
-
-    thread = threading.Thread(target=end)
-    thread.start()
+    pids, time_s = tmp_path / "pids", Time()
+    supervisor = Supervisor(tmp_path, time_s.clock)
+    when_there(pids, supervisor.kill if how == "killed" else time_s.is_over)
     supervisor.run(pretence(tmp_path, STARTS_A_WORKER + rest))
-    thread.join()
     assert [pid for pid in map(int, pids.read_text().split()) if _alive(pid)] == []

@@ -364,6 +364,8 @@ CHINESE_ERRORS: Mapping[str, str] = {
     ),
     "{message} Stopped on request before it was tried again.": "{message}在重试之前已按要求停止。",
     "Stopped on request before training began.": "在训练开始之前已按要求停止。",
+    "{message} The session's time was up before it was tried again.": "{message}在重试之前会话时间已到。",
+    "The session's time was up before training began.": "训练开始之前会话时间已到。",
     "Out of memory in validation: going on with {measure}.": (
         "验证时内存或显存不足：改为{measure}，训练继续。"
     ),
