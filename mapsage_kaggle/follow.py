@@ -7,7 +7,6 @@ asks for a stop or a save.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Sequence
@@ -15,8 +14,9 @@ from pathlib import Path
 
 from mapsage_kaggle.checkpoints.store import holder_of
 from mapsage_kaggle.events import Event, EventTail, ProgressSink
-from mapsage_kaggle.paths import WorkDir, replace_file
+from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import SessionRecord
+from mapsage_kaggle.spec import ask_save, ask_stop
 
 POLL_S = 0.25
 LOOK_S = 2.0
@@ -65,11 +65,11 @@ class Follower:
 
     def stop(self) -> None:
         """Ask the training to save and stop."""
-        replace_file(self.files.stop_request, json.dumps({"action": "stop"}))
+        ask_stop(self.files)
 
     def save(self) -> None:
         """Ask the training for a checkpoint now."""
-        replace_file(self.files.stop_request, json.dumps({"action": "save"}))
+        ask_save(self.files)
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until nothing is trained in the work dir any more; tell whether that is so."""

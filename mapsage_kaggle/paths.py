@@ -110,8 +110,13 @@ class WorkDir:
 
     @property
     def stop_request(self) -> Path:
-        """Written by the supervisor, or by anyone, to end training in good order."""
+        """Written by the supervisor, or by anyone, to end training in good order; that it is there counts."""
         return self.path / "stop_request.json"
+
+    @property
+    def save_request(self) -> Path:
+        """The same to have a checkpoint made; training takes it away. It never replaces a stop request."""
+        return self.path / "save_request.json"
 
     @property
     def lock(self) -> Path:

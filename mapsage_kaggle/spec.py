@@ -1,4 +1,4 @@
-"""What the supervisor tells a training child: one JSON file in scratch space."""
+"""What the supervisor tells a training child: a JSON file in scratch space, and requests in the work dir."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mapsage_kaggle.clock import SessionClock
-from mapsage_kaggle.paths import replace_file
+from mapsage_kaggle.paths import WorkDir, replace_file
 
 SUPERVISOR_VARIABLE = "MAPSAGE_SUPERVISOR_PID"
 """The environment variable by which a training process learns who supervises it, and tells others."""
@@ -91,3 +91,19 @@ class ChildSpec:
             document[key] = Path(document[key]) if document[key] else None
         document["save_best"] = tuple(document["save_best"])
         return cls(**document)
+
+
+def ask_stop(files: WorkDir) -> None:
+    """Ask whatever trains in a work dir, now or in a moment, to save and end."""
+    replace_file(files.stop_request, json.dumps({"action": "stop"}))
+
+
+def ask_save(files: WorkDir) -> None:
+    """Ask the training in a work dir for a checkpoint now."""
+    replace_file(files.save_request, json.dumps({"action": "save"}))
+
+
+def drop_requests(files: WorkDir) -> None:
+    """Take requests away; only where a session begins or has ended, so that none is lost."""
+    files.stop_request.unlink(missing_ok=True)
+    files.save_request.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -11,19 +10,24 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mapsage_kaggle.clock import OUTPUT_S_PER_BYTE, SessionClock
 from mapsage_kaggle.environment import oom_kills
-from mapsage_kaggle.events import Event, EventTail, ProgressSink
-from mapsage_kaggle.paths import WorkDir, replace_file
-from mapsage_kaggle.spec import SUPERVISOR_VARIABLE
+from mapsage_kaggle.events import Event, EventLog, EventTail, ProgressSink
+from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.spec import SUPERVISOR_VARIABLE, ask_save, ask_stop
 
 POLL_S = 0.1
 STOP_GRACE_S = 180.0
 """How long a child that was asked to stop may take to save before it is killed."""
+TERMINATION_S = 20.0
+"""How long torchrun may take to end its workers when we end it."""
+UNKNOWN_GRACE_S = 10.0
+"""How long a process that has not said that it is a worker may live on: it has nothing to save."""
 HANG_FACTOR = 20.0
 HANG_LEAST_S = 600.0
 """A child is taken for hung after this long without an event, or longer where iterations are slow."""
@@ -140,7 +144,8 @@ class Outcome:
         kind: ``done`` in good order; ``memory`` ran out of it; ``refused`` will fail again the
             same way; ``error`` an exception; ``crashed`` without a word; ``hung``; ``killed`` by us
             after a stop request it did not follow.
-        reason: For ``done``: ``completed``, ``deadline`` or ``user``.
+        reason: For ``done``: ``completed``, ``deadline`` or ``user``. For ``hung``: ``deadline`` where
+            it was still there when the session's time was up.
         message: What it said last.
         iteration: Where it got to.
         proven: The iteration of the newest checkpoint that it proved, if any.
@@ -164,7 +169,7 @@ class Supervisor:
         work_dir: Where the child writes.
         clock: The session's time; a child that ignores it is ended at the limit.
         hang_after_s: How long a child may say nothing, at least, before it is taken for hung.
-        sinks: Told of every event, from the supervising thread.
+        sinks: Told of every event, from the supervising thread. One that raises is told no more.
     """
 
     def __init__(
@@ -198,7 +203,7 @@ class Supervisor:
 
     def request_save(self) -> None:
         """Ask the child for a checkpoint now."""
-        replace_file(self._files.stop_request, json.dumps({"action": "save"}))
+        ask_save(self._files)
 
     def kill(self) -> None:
         """End the child at once; what is proven stays."""
@@ -207,8 +212,8 @@ class Supervisor:
 
     @property
     def stopping(self) -> bool:
-        """Whether a stop was asked for."""
-        return self._stop.is_set()
+        """Whether a stop was asked for, here or by the file in the work dir."""
+        return self._stop.is_set() or self._files.stop_request.exists()
 
     @property
     def killed(self) -> bool:
@@ -219,7 +224,6 @@ class Supervisor:
 
     def run(self, launch: Launch) -> Outcome:
         """Start a child and stay with it until it has ended, workers included."""
-        self._files.stop_request.unlink(missing_ok=True)
         watch, killed_before = _Watch(self.iteration, self._hang_after_s), oom_kills() or 0
         with self._files.log.open("ab") as log:
             process = subprocess.Popen(
@@ -234,10 +238,13 @@ class Supervisor:
             self._stay_with(process, watch)
         finally:
             self._end(process, watch)
-        self._files.stop_request.unlink(missing_ok=True)
         self._read_events(watch)
         self.iteration = max(self.iteration, watch.iteration)
-        return watch.outcome(process.returncode, out_of_memory=(oom_kills() or 0) > killed_before)
+        return watch.outcome(
+            process.returncode,
+            out_of_memory=(oom_kills() or 0) > killed_before,
+            stop_asked=self.stopping,
+        )
 
     def _stay_with(self, process: subprocess.Popen[bytes], watch: _Watch) -> None:
         asked_at: float | None = None
@@ -247,18 +254,19 @@ class Supervisor:
             if self._kill.is_set():
                 watch.ended_by_us = "killed"
                 return
-            if self._stop.is_set() and asked_at is None:
-                replace_file(self._files.stop_request, json.dumps({"action": "stop"}))
+            if asked_at is None and self.stopping:
+                ask_stop(self._files)
                 asked_at = now
             if asked_at is not None and now - asked_at > STOP_GRACE_S:
                 watch.ended_by_us = "killed"
                 return
             if self.left_to_hand_over_s() < 0:
                 # The child should have stopped by itself long ago; half the reserve is left to us.
-                watch.ended_by_us = "hung"
+                watch.ended_by_us = "late"
                 return
             if watch.silent_s(now) > watch.patience_s():
                 watch.ended_by_us = "hung"
+                watch.was_silent_s = watch.silent_s(now)
                 return
             time.sleep(POLL_S)
 
@@ -269,8 +277,20 @@ class Supervisor:
     def pass_on(self, kinds: Collection[str]) -> None:
         """Tell the sinks of events of some kinds that were written after the last child had ended."""
         for event in self._tail.read_new():
-            for sink in self._sinks if event.event in kinds else ():
+            if event.event in kinds:
+                self._tell_sinks(event)
+
+    def _tell_sinks(self, event: Event) -> None:
+        """Tell all sinks; one that fails is told no more: a closed terminal must not end a training."""
+        for sink in tuple(self._sinks):
+            try:
                 sink.handle(event)
+            except Exception as error:  # noqa: BLE001 - whatever it writes to raises what it likes
+                self._sinks.remove(sink)
+                message = f"Progress is no longer shown ({type(error).__name__}: {error}); training goes on."
+                warning = Event(event="warning", iteration=event.iteration, data={"message": message})
+                with suppress(OSError, ValueError):  # nor must a full disk
+                    EventLog(self._files.events).append(warning)
 
     def _output_s(self, now: float) -> float:
         """Return how long Kaggle will need to save the work dir; measured every half minute."""
@@ -282,23 +302,29 @@ class Supervisor:
     def _read_events(self, watch: _Watch) -> None:
         for event in self._tail.read_new():
             watch.see(event)
-            for sink in self._sinks:
-                sink.handle(event)
+            self._tell_sinks(event)
 
     def _end(self, process: subprocess.Popen[bytes], watch: _Watch) -> None:
         """Make sure that nothing of the child is left: torchrun, its workers, their data workers."""
+        # Workers have sessions of their own, and one that has only just been started has not said so yet.
+        left = set[int]()
+        if process.poll() is None and watch.ended_by_us != "killed":
+            left |= _descendants(process.pid)
+            _signal_group(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=TERMINATION_S)
         if process.poll() is None:
-            _signal_group(process.pid, signal.SIGTERM if watch.ended_by_us != "killed" else signal.SIGKILL)
-            try:
-                process.wait(timeout=20.0)
-            except subprocess.TimeoutExpired:
-                _signal_group(process.pid, signal.SIGKILL)
-                process.wait()
+            _signal_group(process.pid, signal.SIGSTOP)  # so that it starts nothing more meanwhile
+            left |= _descendants(process.pid)
+            _signal_group(process.pid, signal.SIGKILL)
+            process.wait()
         if process.stdin is not None:
             process.stdin.close()  # workers that outlived torchrun see the end of the pipe, save and end
-        patience_s = 0.0 if self._kill.is_set() or watch.ended_by_us == "hung" else 60.0
+        patience_s = 0.0 if self._kill.is_set() or watch.ended_by_us in ("hung", "late") else 60.0
         for pid in watch.workers:
             _outlive(pid, patience_s)
+        for pid in left - watch.workers:
+            _outlive(pid, min(patience_s, UNKNOWN_GRACE_S))
 
 
 class _Watch:
@@ -309,7 +335,8 @@ class _Watch:
         self._hang_after_s = hang_after_s
         self.proven: int | None = None
         self.workers: set[int] = set()
-        self.ended_by_us: Literal["", "hung", "killed"] = ""
+        self.ended_by_us: Literal["", "hung", "late", "killed"] = ""
+        self.was_silent_s = 0.0
         self._stop: Event | None = None
         self._failure: Event | None = None
         self._last_s = time.monotonic()
@@ -348,20 +375,31 @@ class _Watch:
         usual = max(self._hang_after_s, HANG_FACTOR * self._iteration_s)
         return usual * 2 if self._is_starting else usual
 
-    def outcome(self, code: int | None, *, out_of_memory: bool = False) -> Outcome:
+    def outcome(self, code: int | None, *, out_of_memory: bool = False, stop_asked: bool = False) -> Outcome:
         """Return the verdict: what the child recorded counts, torchrun's exit code does not.
+
+        A child takes our SIGTERM for a request like any other. So its word that it was stopped on
+        request is not believed where we sent one and nobody had asked.
 
         Args:
             code: That exit code.
             out_of_memory: The kernel has killed a process for want of memory while the child ran. A
                 child that it killed could say nothing.
+            stop_asked: Somebody has asked for a stop.
         """
+        ours = self._stop is not None and self._stop.data.get("reason") == "user" and not stop_asked
+        if self.ended_by_us == "hung" and ours:
+            return self._ended_outcome()
+        late = self.ended_by_us == "late"
         # Workers whose torchrun was killed take us for gone, and save; but here we are.
-        if self._stop is not None and (not self._stop.data.get("orphaned") or code == 0):
+        if self._stop is not None and (not self._stop.data.get("orphaned") or code == 0 or late):
+            reason, message = self._stop.data.get("reason", "completed"), self._stop.data.get("message", "")
+            if late and ours:
+                reason, message = "deadline", _TOLD_TO_STOP
             return Outcome(
                 kind="done",
-                reason=str(self._stop.data.get("reason", "completed")),
-                message=str(self._stop.data.get("message", "")),
+                reason=str(reason),
+                message=str(message),
                 iteration=self._stop.iteration,
                 proven=self.proven,
                 data=self._stop.data,
@@ -376,17 +414,16 @@ class _Watch:
                 proven=self.proven,
                 data=self._failure.data,
             )
-        if self.ended_by_us:
-            words = {
-                "hung": f"The training process said nothing for {self.silent_s(time.monotonic()):.0f} s.",
-                "killed": "The training process was ended before it had saved.",
-            }
+        if late and self._is_starting:
             return Outcome(
-                kind=self.ended_by_us,
-                message=words[self.ended_by_us],
+                kind="done",
+                reason="deadline",
+                message="The session's time was up before training began.",
                 iteration=self.iteration,
                 proven=self.proven,
             )
+        if self.ended_by_us:
+            return self._ended_outcome()
         if out_of_memory and self._stop is None:
             return Outcome(
                 kind="memory",
@@ -403,6 +440,27 @@ class _Watch:
             iteration=self.iteration,
             proven=self.proven,
         )
+
+    def _ended_outcome(self) -> Outcome:
+        """Return the verdict on a child that we ended."""
+        messages = {
+            "hung": f"The training process said nothing for {self.was_silent_s:.0f} s.",
+            "late": "The session's time was up, and the training process was ended before it had saved.",
+            "killed": "The training process was ended before it had saved.",
+        }
+        return Outcome(
+            kind="killed" if self.ended_by_us == "killed" else "hung",
+            reason="deadline" if self.ended_by_us == "late" else "",
+            message=messages[self.ended_by_us],
+            iteration=self.iteration,
+            proven=self.proven,
+            data=self._stop.data if self._stop is not None else {},
+        )
+
+
+_TOLD_TO_STOP = (
+    "The session's time was up and training had not ended by itself: it was told to, and everything is saved."
+)
 
 
 # -- what to do after a child has ended
@@ -466,7 +524,7 @@ def decide_next(
         time_left_s: Of the session.
         adapt: Whether running out of memory is answered at all, instead of ending there.
     """
-    if outcome.kind in ("done", "killed"):
+    if outcome.kind in ("done", "killed") or outcome.reason == "deadline":
         return Next(ladder=None, message=outcome.message)
     if outcome.kind == "refused":
         return Next(ladder=None, message=outcome.message)
@@ -549,6 +607,25 @@ def _outlive(pid: int, patience_s: float) -> None:
                 return
             time.sleep(POLL_S)
         _signal_group(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)  # it need not lead a group
+
+
+def _descendants(pid: int) -> set[int]:
+    """Return the processes that a process has started, and those that they have."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
+        except (OSError, IndexError):
+            continue  # it has ended meanwhile
+        children.setdefault(int(parent), []).append(int(folder.name))
+    found, waiting = set[int](), [pid]
+    while waiting:
+        started = children.get(waiting.pop(), [])
+        found.update(started)
+        waiting += started
+    return found
 
 
 def _alive(pid: int) -> bool:

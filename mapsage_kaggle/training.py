@@ -38,6 +38,7 @@ from mapsage_kaggle.errors import (
 from mapsage_kaggle.events import Event, EventLog, ProgressSink, last_word_s, read_events
 from mapsage_kaggle.paths import KagglePaths, WorkDir
 from mapsage_kaggle.records import CheckpointRef, SessionRecord, complete_timings, new_run_id
+from mapsage_kaggle.spec import drop_requests
 from mapsage_kaggle.supervise import Ladder, Launch, Outcome, Supervisor, decide_next
 from mapsage_kaggle.upload import LAST_LIMIT_S, Uploader, check_handle
 
@@ -796,6 +797,7 @@ class _Session:
                 "Choose another one with --work-dir.",
             ) from error
         with self._store() as store:
+            drop_requests(self.files)  # of a session that is over; from now on none is lost
             here, before = _read_closed(self.files), choice.record
             same_place = choice.checkpoint is not None and choice.checkpoint.target.parent == self.files.path
             source = (
@@ -960,9 +962,13 @@ class _Session:
         before = {"start_up": round(prepared.clock.elapsed_s(), 2)}
         self.record = self.record.evolve(timings_s=before)
         self.record.write(self.files.session)
-        spec = self._first_spec()
+        spec, last = self._first_spec(), None
         while True:
-            outcome = self.supervisor.run(self._launch(spec))
+            if self._stop_asked():
+                return self._stopped_before_a_child(last)
+            if prepared.clock.left_s() <= 0 or self.supervisor.left_to_hand_over_s() < 0:
+                return self._late_for_a_child(last)
+            outcome = last = self.supervisor.run(self._launch(spec))
             self.record = _read_record(self.files.session) or self.record
             timings = outcome.data.get("timings_s") or self.record.timings_s
             self.record = self.record.evolve(timings_s=timings)
@@ -974,14 +980,45 @@ class _Session:
                 time_left_s=prepared.clock.left_s(),
                 adapt=prepared.options.on_memory == "adapt",
             )
-            if step.ladder is None or self.supervisor.stopping:
+            if step.ladder is None:
                 return outcome, step.message
+            if self._stop_asked():
+                return outcome, outcome.message
             self._tell("restart", outcome.iteration, message=step.message, kind=outcome.kind)
             self.steps.append(step.message)
             self.ladder = step.ladder
             self.restarts += 1
             _wait(step.wait_s, self.supervisor)
+            if self._stop_asked():
+                return self._stopped_before_a_child(outcome)
             spec = self._next_spec()
+
+    def _stop_asked(self) -> bool:
+        return self.supervisor.stopping
+
+    def _stopped_before_a_child(self, last: Outcome | None) -> tuple[Outcome, str]:
+        """Return the end that a person asked for where no child was running; ``last`` was the one before."""
+        message = "Stopped on request before training began."
+        if last is not None:
+            message = f"{last.message} Stopped on request before it was tried again."
+        return self._end_without_a_child("user", last), message
+
+    def _late_for_a_child(self, last: Outcome | None) -> tuple[Outcome, str]:
+        """Return the end of a session whose time was up where no child was running."""
+        message = "The session's time was up before training began."
+        if last is not None:
+            message = f"{last.message} The session's time was up before it was tried again."
+        return self._end_without_a_child("deadline", last), message
+
+    def _end_without_a_child(self, reason: str, last: Outcome | None) -> Outcome:
+        proven = last.proven if last is not None else None
+        return Outcome(
+            kind="done",
+            reason=reason,
+            iteration=self.prepared.start_iteration if proven is None else proven,
+            proven=proven,
+            data={"timings_s": self.record.timings_s},
+        )
 
     def _first_spec(self) -> dict[str, Any]:
         prepared, choice = self.prepared, self.prepared.discovery.choice
@@ -1146,6 +1183,7 @@ class _Session:
             ended_s=time.time(),
         )
         record.write(self.files.session)
+        drop_requests(self.files)
         self._tell("end", record.end_iteration, reason=reason, exit_code=code, message=record.message)
         self._write_report()
         if outcome.told_s is not None:

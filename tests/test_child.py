@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +25,7 @@ from mapsage_kaggle.engine.session import MOST_OVERFLOWS, TrainingSession
 from mapsage_kaggle.engine.snapshot import keep_loadable
 from mapsage_kaggle.engine.worker import failure_kind
 from mapsage_kaggle.errors import CheckpointError, TrainingError
-from mapsage_kaggle.spec import ChildSpec
+from mapsage_kaggle.spec import ChildSpec, ask_save, ask_stop
 
 # --- memory faults ---------------------------------------------------------------------------------------
 
@@ -227,3 +230,53 @@ def test_a_validation_in_any_loop_tells_that_it_goes_on_and_can_be_left(session:
     with pytest.raises(ValidationAborted):
         loop.run()
     assert seen == [0, 1, 2, 0]
+
+
+# --- requests --------------------------------------------------------------------------------------------
+
+
+def test_a_save_is_made_once_and_a_stop_stays_until_the_session_ends(session: TrainingSession) -> None:
+    def decide() -> tuple[str, bool]:
+        decision = session.control.decide(validation_due=False, save_due=False)
+        return decision.stop, decision.save
+
+    assert decide() == ("", False)
+    ask_save(session.files)
+    assert decide() == ("", True)
+    assert decide() == ("", False)
+    ask_save(session.files)
+    ask_stop(session.files)
+    assert [decide()[0] for _ in range(2)] == ["user", "user"]
+    session.files.stop_request.write_text("")  # as ``touch`` makes it
+    assert decide()[0] == "user"
+
+
+# --- without a supervisor --------------------------------------------------------------------------------
+
+HANGING_WORKER = """
+import time
+from pathlib import Path
+from mapsage_kaggle.clock import Pace, SessionClock
+from mapsage_kaggle.engine.control import Control
+
+clock = SessionClock(started_s=0.0, limit_s=1.0, reserve_s=0.0)
+Control(clock=clock, pace=Pace(), stop_request=Path("none")).end_with_supervisor(0.5)
+print("ready", flush=True)
+time.sleep(50)  # a collective whose other ranks are gone
+"""
+
+
+def test_a_worker_that_hangs_ends_some_time_after_its_supervisor() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGING_WORKER],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(1.0)
+    assert process.poll() is None, "as long as its supervisor is there it may take any time"
+    begin = time.monotonic()
+    _, trace = process.communicate(timeout=40)  # closes its standard input
+    assert time.monotonic() - begin < 30.0
+    assert process.returncode == 1
+    assert "Timeout" in trace

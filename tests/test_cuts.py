@@ -10,6 +10,8 @@ import pytest
 from children import Children, DirectRun
 from standin import StandIn, differences
 
+from mapsage_kaggle.clock import boot_time_s
+
 pytestmark = pytest.mark.slow
 
 # Two images are left over in each epoch of six: the epochs end at 1.5, 3, 4.5, ... iterations.
@@ -56,3 +58,20 @@ def test_a_run_cut_anywhere_equals_the_uncut_one(
     run = train(children, tmp_path / "kaggle", start, workers, persistent)
     assert [event.iteration for event in run.events("resume")] == [cut]
     assert differences(whole.checkpoint(ITERATIONS), run.checkpoint(ITERATIONS)) == []
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_child_that_begins_when_time_is_up_trains_nothing_and_ends_at_the_deadline(
+    children: Children, whole: StandIn, tmp_path: Path, start: int
+) -> None:
+    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=ITERATIONS, val_interval=VAL_INTERVAL, size=64)
+    config = run.config()
+    run.work_dir.path.mkdir(parents=True)
+    if start:
+        shutil.copy(whole.work_dir.path / f"iter_{start}.pth", run.work_dir.path)
+    code = DirectRun(run, children).train(config, clock_started_s=boot_time_s() - 1000.0)
+    assert code == 0, run.work_dir.log.read_text()
+    assert run.events("iteration") == []
+    (stop,) = run.events("stop")
+    assert (stop.iteration, stop.data["reason"]) == (start, "deadline")
+    assert sorted(path.name for path in run.work_dir.path.glob("iter_*.pth")) == [f"iter_{start}.pth"][:start]

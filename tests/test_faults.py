@@ -43,6 +43,40 @@ def test_ctrl_c_once_saves_and_exits_130(tmp_path: Path) -> None:
     assert workers_alive(run.work_dir.path) == []
 
 
+def test_ctrl_c_twice_is_out_at_once_with_the_last_checkpoint_intact_and_no_process_left(
+    tmp_path: Path,
+) -> None:
+    # Each iteration after the checkpoint at 4 takes so long that the first Ctrl-C cannot have ended it.
+    slow = (
+        "import time, at_iteration\n"
+        "def before_train_iter(self, runner, batch_idx, data_batch=None):\n"
+        "    time.sleep(3600 if runner.iter >= 5 else 0)\n"
+        "at_iteration.AtIteration.before_train_iter = before_train_iter\n"
+    )
+    imports = "custom_imports = dict(imports=['at_iteration', 'slow'], allow_failed_imports=False)"
+    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=4000, val_interval=4, extra=imports)
+    run.config()
+    (run.root / "code" / "slow.py").write_text(slow)
+    process = run.start(workers=1)
+    wait_for_event(run, "validation", at_least=4)
+    wait_for_event(run, "checkpoint", at_least=4)
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(2.0)
+    assert process.poll() is None, "it waits for the checkpoint that one Ctrl-C asks for"
+    begin = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 30.0
+    assert process.returncode == 130, output
+    assert processes_of(run.root) == []
+    record = run.record()
+    assert (record.stop_reason, record.end_iteration) == ("user", 4)
+    assert record.checkpoint is not None
+    assert record.checkpoint.iteration == 4
+    assert run.run("verify", run.work_dir.path / record.checkpoint.file).returncode == 0
+    assert not run.work_dir.stop_request.exists()
+
+
 def test_sigterm_ends_in_good_order_with_0(tmp_path: Path) -> None:
     run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=4000, val_interval=4000)
     process = run.start()

@@ -19,6 +19,7 @@ from mapsage_kaggle.dataset import EARTHVQA_CLASSES, EARTHVQA_PALETTE
 from mapsage_kaggle.events import Event, EventLog, read_events
 from mapsage_kaggle.paths import KagglePaths, WorkDir, predictions_below
 from mapsage_kaggle.records import SessionRecord
+from mapsage_kaggle.spec import ask_stop
 from mapsage_kaggle.supervise import Supervisor
 
 pytestmark = pytest.mark.slow
@@ -410,6 +411,7 @@ def test_a_session_that_is_cut_off_as_it_begins_leaves_the_record_of_the_one_bef
         raise SystemExit
 
     begin()
+    ask_stop(run.work_dir)
     started_s = run.record().started_s
     last = Event(event="iteration", iteration=7, time_s=started_s + 60.0)
     EventLog(run.work_dir.events).append(last)
@@ -417,6 +419,7 @@ def test_a_session_that_is_cut_off_as_it_begins_leaves_the_record_of_the_one_bef
         with monkeypatch.context() as patch, pytest.raises(SystemExit):
             patch.setattr(training._Session, "_write_config", cut_off)
             begin()
+        assert not run.work_dir.stop_request.exists(), "it was for the session before"
         before = run.record()
         assert (before.stop_reason, before.ended_s) == ("failed", pytest.approx(last.time_s))
     begin()

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mapsage_kaggle.events import Event
+from mapsage_kaggle import supervise, training
+from mapsage_kaggle.clock import SessionClock, boot_time_s
+from mapsage_kaggle.events import Event, EventLog, read_events
+from mapsage_kaggle.follow import Follower
+from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.records import SessionRecord
+from mapsage_kaggle.spec import ask_stop, drop_requests
 from mapsage_kaggle.supervise import (
     HANG_FACTOR,
     MAX_CRASHES,
@@ -22,6 +32,8 @@ from mapsage_kaggle.supervise import (
     Launch,
     Next,
     Outcome,
+    Supervisor,
+    _alive,
     _Watch,
     decide_next,
 )
@@ -288,12 +300,60 @@ def test_a_child_that_ended_in_order_although_we_were_ending_it_is_done() -> Non
 
 
 def test_a_child_that_we_ended_is_told_as_such() -> None:
-    for kind, words in (("hung", "said nothing"), ("killed", "before it had saved")):
+    for ended, kind, words in (
+        ("hung", "hung", "said nothing"),
+        ("killed", "killed", "before it had saved"),
+        ("late", "hung", "time was up"),
+    ):
         found = watch(event("iteration", 7, iteration_s=0.1))
-        found.ended_by_us = kind  # type: ignore[assignment]
+        found.ended_by_us = ended  # type: ignore[assignment]
         outcome = found.outcome(-9)
         assert (outcome.kind, outcome.iteration) == (kind, 7)
         assert words in outcome.message
+
+
+def test_a_child_that_saved_only_because_we_ended_it_as_hung_has_hung_and_is_started_again() -> None:
+    found = watch(event("checkpoint", 9), event("stop", 9, reason="user"))
+    found.ended_by_us = "hung"
+    outcome = found.outcome(0)
+    assert (outcome.kind, outcome.reason, outcome.proven) == ("hung", "", 9)
+    followed = decide_next(Ladder(micro_batch=4), outcome, can_recompute=True, time_left_s=HOUR_S)
+    assert followed.ladder == Ladder(micro_batch=4, crashes=1)
+    asked = found.outcome(0, stop_asked=True)
+    assert (asked.kind, asked.reason) == ("done", "user")
+
+
+@pytest.mark.parametrize("reason", ["completed", "deadline"])
+def test_a_child_that_ended_by_itself_while_we_took_it_for_hung_is_done(reason: str) -> None:
+    found = watch(event("stop", 9, reason=reason))
+    found.ended_by_us = "hung"
+    assert (found.outcome(0).kind, found.outcome(0).reason) == ("done", reason)
+
+
+def test_a_child_that_had_to_be_told_that_time_was_up_ends_at_the_deadline() -> None:
+    found = watch(event("checkpoint", 9), event("stop", 9, reason="user", message="On request."))
+    found.ended_by_us = "late"
+    outcome = found.outcome(0)
+    assert (outcome.kind, outcome.reason) == ("done", "deadline")
+    assert "time was up" in outcome.message
+    assert found.outcome(0, stop_asked=True).reason == "user"
+
+
+def test_a_child_that_has_not_begun_to_train_when_time_is_up_has_lost_nothing() -> None:
+    found = watch(event("start", pid=1))
+    found.ended_by_us = "late"
+    outcome = found.outcome(-9)
+    assert (outcome.kind, outcome.reason) == ("done", "deadline")
+    assert outcome.message == "The session's time was up before training began."
+
+
+def test_a_child_that_did_not_save_when_time_was_up_is_not_started_again() -> None:
+    found = watch(event("iteration", 7, iteration_s=0.1))
+    found.ended_by_us = "late"
+    outcome = found.outcome(-9)
+    assert outcome.reason == "deadline"
+    followed = decide_next(Ladder(micro_batch=4), outcome, can_recompute=True, time_left_s=HOUR_S)
+    assert followed == Next(ladder=None, message=outcome.message)
 
 
 def test_workers_are_known_by_their_start() -> None:
@@ -324,3 +384,306 @@ def test_every_event_ends_the_silence() -> None:
     assert found.silent_s(now + 30.0) >= 30.0
     found.see(event("warning"))
     assert found.silent_s(time.monotonic()) < found.silent_s(now + 30.0)
+
+
+# --- a supervisor and a child that is a few lines of Python -------------------------------------------------
+
+CHILD = """
+import json, os, signal, sys, time
+
+def tell(event, iteration=0, **data):
+    line = json.dumps({"event": event, "time_s": time.time(), "iteration": iteration, **data})
+    with open("events.jsonl", "a") as log:
+        log.write(line + "\\n")
+
+def end(*_):
+    tell("stop", 5, reason="user")
+    os._exit(0)
+
+signal.signal(signal.SIGTERM, end)
+tell("start", pid=os.getpid())
+tell("iteration", 5, iteration_s=0.01)
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pretence(Launch):
+    """A launch of a few lines instead of torchrun."""
+
+    lines: str
+
+    def command(self) -> list[str]:
+        code = f"import os; os.chdir({str(self.work_dir)!r})\n{CHILD}\n{self.lines}"
+        return [sys.executable, "-c", code]
+
+
+def pretence(folder: Path, lines: str) -> Pretence:
+    return Pretence(spec=folder / "spec.json", work_dir=folder, scratch=folder, lines=lines)
+
+
+def clock() -> SessionClock:
+    return SessionClock(started_s=boot_time_s(), limit_s=HOUR_S, reserve_s=0.0)
+
+
+class Time:
+    """A session's time that stands still until it is set to be over, at once or when a file is there."""
+
+    def __init__(self) -> None:
+        self._now_s = 1000.0
+        self.clock = SessionClock(started_s=1000.0, limit_s=HOUR_S, reserve_s=0.0, now=lambda: self._now_s)
+
+    def is_over(self) -> None:
+        self._now_s += 2 * HOUR_S
+
+
+def when_there(file: Path, do: Callable[[], None]) -> None:
+    """Do something as soon as a file is there, in a thread."""
+
+    def wait() -> None:
+        end = time.monotonic() + 60.0
+        while not file.exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        do()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+HANGS = "time.sleep(60)"
+
+
+def test_a_child_that_hangs_and_saves_when_it_is_ended_has_hung(tmp_path: Path) -> None:
+    outcome = Supervisor(tmp_path, clock(), hang_after_s=0.5).run(pretence(tmp_path, HANGS))
+    assert (outcome.kind, outcome.iteration) == ("hung", 5)
+    assert "said nothing for" in outcome.message
+
+
+def test_a_child_that_goes_on_past_the_limit_is_ended_at_the_deadline(tmp_path: Path) -> None:
+    time_s = Time()
+    when_there(tmp_path / "ready", time_s.is_over)
+    outcome = Supervisor(tmp_path, time_s.clock).run(pretence(tmp_path, f"open('ready', 'w'); {HANGS}"))
+    assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "deadline", 5)
+
+
+# --- requests --------------------------------------------------------------------------------------------
+
+CRASHES = "os._exit(1)"
+OBEYS = """
+while not os.path.exists("stop_request.json"):
+    time.sleep(0.01)
+end()
+"""
+
+
+def test_a_stop_asked_for_before_a_child_that_crashes_is_there_for_the_next(tmp_path: Path) -> None:
+    supervisor, files = Supervisor(tmp_path, clock()), WorkDir(tmp_path)
+    assert not supervisor.stopping
+    ask_stop(files)
+    assert supervisor.stopping
+    assert supervisor.run(pretence(tmp_path, CRASHES)).kind == "crashed"
+    assert supervisor.stopping
+    outcome = supervisor.run(pretence(tmp_path, OBEYS))
+    assert (outcome.kind, outcome.reason) == ("done", "user")
+
+
+def test_a_stop_that_is_asked_for_here_reaches_each_child(tmp_path: Path) -> None:
+    supervisor = Supervisor(tmp_path, clock())
+    supervisor.request_stop()
+    for _ in range(2):
+        assert supervisor.run(pretence(tmp_path, OBEYS)).reason == "user"
+
+
+def test_a_child_that_does_not_follow_the_stop_file_of_a_person_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "STOP_GRACE_S", 0.3)
+    WorkDir(tmp_path).stop_request.touch()
+    outcome = Supervisor(tmp_path, clock()).run(pretence(tmp_path, HANGS))
+    assert outcome.kind == "killed"
+
+
+def test_a_save_request_leaves_a_stop_request_as_it_is(tmp_path: Path) -> None:
+    supervisor, follower, files = Supervisor(tmp_path, clock()), Follower(tmp_path), WorkDir(tmp_path)
+    for ask_for_save in (supervisor.request_save, follower.save):
+        ask_for_save()
+        assert not supervisor.stopping
+        follower.stop()
+        ask_for_save()
+        assert supervisor.stopping
+        drop_requests(files)
+        assert [file.name for file in tmp_path.iterdir()] == []
+
+
+# --- one child after another -----------------------------------------------------------------------------
+
+
+class Told(Supervisor):
+    """A supervisor whose children end as it was told."""
+
+    def __init__(self, folder: Path, clock: SessionClock, *outcomes: Outcome) -> None:
+        super().__init__(folder, clock)
+        self.outcomes = list(outcomes)
+
+    def run(self, launch: Launch) -> Outcome:
+        return self.outcomes.pop(0)
+
+
+def session_of(supervisor: Supervisor, folder: Path, clock: SessionClock) -> Any:
+    """Return a session that only starts children and waits between them."""
+    session: Any = object.__new__(training._Session)
+    session.prepared = SimpleNamespace(
+        start_iteration=0,
+        patch=SimpleNamespace(max_iters=100),
+        discovery=SimpleNamespace(choice=SimpleNamespace(inspection=None)),
+        options=SimpleNamespace(on_memory="adapt"),
+        clock=clock,
+    )
+    session.supervisor, session.files = supervisor, WorkDir(folder)
+    session._log = EventLog(session.files.events)
+    session.record = SessionRecord(run_id="r", fingerprint="f")
+    session.ladder, session.steps, session.restarts, session.pace = Ladder(micro_batch=4), [], 0, {}
+    session._first_spec = session._next_spec = dict
+    session._launch = lambda spec: launch()
+    session._can_recompute = lambda: True
+    return session
+
+
+CRASH = Outcome(kind="crashed", message="Bang.", iteration=9, proven=8)
+DONE = Outcome(kind="done", reason="completed", iteration=100)
+
+
+def test_after_a_crash_another_child_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_wait", lambda seconds, supervisor: None)
+    supervisor = Told(tmp_path, clock(), CRASH, DONE)
+    assert session_of(supervisor, tmp_path, clock()).run_children()[0] == DONE
+
+
+@pytest.mark.parametrize("how", ["button", "file", "twice Ctrl-C"])
+def test_a_stop_that_is_asked_for_between_two_children_ends_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    supervisor = Told(tmp_path, clock(), CRASH)
+    ask = {
+        "button": supervisor.request_stop,
+        "file": lambda: ask_stop(WorkDir(tmp_path)),
+        "twice Ctrl-C": supervisor.kill,
+    }[how]
+    monkeypatch.setattr(training, "_wait", lambda seconds, supervisor: ask())
+    outcome, message = session_of(supervisor, tmp_path, clock()).run_children()
+    assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "user", 8)
+    assert message == "Bang. Stopped on request before it was tried again."
+
+
+def test_a_stop_ends_the_wait_between_two_children(tmp_path: Path) -> None:
+    supervisor, begin = Supervisor(tmp_path, clock()), time.monotonic()
+    threading.Timer(0.2, ask_stop, [WorkDir(tmp_path)]).start()
+    training._wait(60.0, supervisor)
+    assert time.monotonic() - begin < 30.0
+
+
+def test_a_stop_that_is_asked_for_before_the_first_child_starts_none(tmp_path: Path) -> None:
+    supervisor = Told(tmp_path, clock())
+    supervisor.request_stop()
+    outcome, message = session_of(supervisor, tmp_path, clock()).run_children()
+    assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "user", 0)
+    assert "before training began" in message
+
+
+def test_a_child_that_crashes_although_it_was_to_stop_has_failed_and_no_other_is_promised(
+    tmp_path: Path,
+) -> None:
+    supervisor = Told(tmp_path, clock())
+
+    def crash(launch: Launch) -> Outcome:
+        supervisor.request_stop()
+        return CRASH
+
+    supervisor.run = crash  # type: ignore[method-assign]
+    assert session_of(supervisor, tmp_path, clock()).run_children() == (CRASH, "Bang.")
+
+
+def test_a_session_whose_time_is_up_starts_no_child_and_ends_at_the_deadline(tmp_path: Path) -> None:
+    over = SessionClock(started_s=boot_time_s() - 2 * HOUR_S, limit_s=HOUR_S, reserve_s=0.0)
+    outcome, message = session_of(Told(tmp_path, over), tmp_path, over).run_children()
+    assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "deadline", 0)
+    assert message == "The session's time was up before training began."
+
+
+def test_out_of_memory_when_time_is_up_ends_at_the_deadline(tmp_path: Path) -> None:
+    time_s = Time()
+    supervisor = Told(tmp_path, time_s.clock)
+
+    def run_out(launch: Launch) -> Outcome:
+        time_s.is_over()
+        return Outcome(kind="memory", message="Out.", iteration=9, proven=8)
+
+    supervisor.run = run_out  # type: ignore[method-assign]
+    outcome, message = session_of(supervisor, tmp_path, time_s.clock).run_children()
+    assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "deadline", 8)
+    assert message == "Out. The session's time was up before it was tried again."
+
+
+# --- sinks -----------------------------------------------------------------------------------------------
+
+
+class Sink:
+    """Keeps what it was told, or fails from the second event on as what it writes to does."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.events: list[Event] = []
+        self.error = error
+
+    def handle(self, event: Event) -> None:
+        self.events.append(event)
+        if self.error is not None and len(self.events) > 1:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(5, "Input/output error"),
+        BrokenPipeError(32, "Broken pipe"),
+        UnicodeEncodeError("ascii", "…", 0, 1, "ordinal not in range"),
+        ValueError("I/O operation on closed file."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_sink_that_fails_is_told_no_more_and_training_goes_on(tmp_path: Path, error: Exception) -> None:
+    broken, whole = Sink(error), Sink()
+    supervisor = Supervisor(tmp_path, clock(), [broken, whole])
+    outcome = supervisor.run(pretence(tmp_path, "tell('iteration', 6); time.sleep(0.5); end()"))
+    assert (outcome.kind, outcome.iteration) == ("done", 5)
+    assert [event.event for event in broken.events] == ["start", "iteration"]
+    kinds = [event.event for event in whole.events]
+    assert sorted(kinds) == ["iteration", "iteration", "start", "stop", "warning"]
+    (warning,) = [event for event in read_events(WorkDir(tmp_path).events) if event.event == "warning"]
+    assert type(error).__name__ in warning.data["message"]
+    supervisor.pass_on(("warning",))
+    assert len(broken.events) == 2
+
+
+# --- processes that are left -----------------------------------------------------------------------------
+
+STARTS_A_WORKER = """
+import subprocess
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+with open("pids.tmp", "w") as file:
+    file.write(f"{worker.pid} {helper.pid}")
+os.rename("pids.tmp", "pids")
+"""
+
+
+@pytest.mark.parametrize(
+    "rest", ["time.sleep(60)", "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"]
+)
+@pytest.mark.parametrize("how", ["killed", "late"])
+def test_a_worker_that_has_not_said_that_it_is_there_is_ended_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, rest: str
+) -> None:
+    monkeypatch.setattr(supervise, "TERMINATION_S", 1.0)
+    pids, time_s = tmp_path / "pids", Time()
+    supervisor = Supervisor(tmp_path, time_s.clock)
+    when_there(pids, supervisor.kill if how == "killed" else time_s.is_over)
+    supervisor.run(pretence(tmp_path, STARTS_A_WORKER + rest))
+    assert [pid for pid in map(int, pids.read_text().split()) if _alive(pid)] == []

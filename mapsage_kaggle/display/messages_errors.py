@@ -349,11 +349,23 @@ CHINESE_ERRORS: Mapping[str, str] = {
     ),
     # supervise
     "The training process was ended before it had saved.": "训练进程在保存之前就被终止了。",
+    "The session's time was up, and the training process was ended before it had saved.": (
+        "会话时间已到，训练进程在保存之前就被终止了。"
+    ),
+    "The session's time was up and training had not ended by itself: it was told to, and everything is "
+    "saved.": "会话时间已到而训练没有自行结束：已令其结束，全部内容均已保存。",
     "{message} Nothing is to be adapted to it, as was asked.": "{message}按要求不做任何调整。",
     "Out of memory with one image per forward pass. {message} Use a smaller crop (crop_size) or a smaller "
     "backbone.": "每次前向一张图像仍内存或显存不足。{message}请减小裁剪（crop_size）或换更小的主干网络。",
     "{message} It was tried {count} times again without progress.": "{message}已重试 {count} 次，没有进展。",
     "{message} There is no time left to try again.": "{message}没有时间再试了。",
+    "Progress is no longer shown ({name}: {why}); training goes on.": (
+        "进度不再显示（{name}: {why}），训练继续。"
+    ),
+    "{message} Stopped on request before it was tried again.": "{message}在重试之前已按要求停止。",
+    "Stopped on request before training began.": "在训练开始之前已按要求停止。",
+    "{message} The session's time was up before it was tried again.": "{message}在重试之前会话时间已到。",
+    "The session's time was up before training began.": "训练开始之前会话时间已到。",
     "Out of memory in validation: going on with {measure}.": (
         "验证时内存或显存不足：改为{measure}，训练继续。"
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import faulthandler
 import math
 import os
 import signal
@@ -18,6 +18,8 @@ from mapsage_kaggle.clock import Pace, SessionClock
 from mapsage_kaggle.engine.ranks import num_machines, speaks
 
 Stop = Literal["", "deadline", "user", "orphaned"]
+ORPHAN_GRACE_S = 600.0
+"""How long a worker whose supervisor is gone may take to save and end."""
 _STOPS: tuple[Stop, ...] = ("", "deadline", "user", "orphaned")
 
 
@@ -50,6 +52,16 @@ class PipeWatch:
         self._descriptor = descriptor
         threading.Thread(target=self._watch, name="supervisor-pipe", daemon=True).start()
 
+    def exit_after(self, grace_s: float) -> None:
+        """Have this process exited so long after the supervisor has gone, if it has not ended by then."""
+
+        def arm() -> None:
+            self.closed.wait()
+            # Its timer needs no Python to run: a library that hangs may hold the interpreter's lock.
+            faulthandler.dump_traceback_later(grace_s, exit=True)
+
+        threading.Thread(target=arm, name="orphan-limit", daemon=True).start()
+
     def _watch(self) -> None:
         try:
             while os.read(self._descriptor, 4096):
@@ -66,16 +78,25 @@ class Control:
     Args:
         clock: The session's time.
         pace: What things cost here.
-        stop_request: The file by which the supervisor asks.
+        stop_request: The file by which the supervisor, or anyone, asks for a stop. It stays: another
+            child of the session must see it too.
+        save_request: The file by which a checkpoint is asked for.
         watch_pipe: Whether standard input is the supervisor's pipe.
     """
 
     def __init__(
-        self, *, clock: SessionClock, pace: Pace, stop_request: Path, watch_pipe: bool = True
+        self,
+        *,
+        clock: SessionClock,
+        pace: Pace,
+        stop_request: Path,
+        save_request: Path | None = None,
+        watch_pipe: bool = True,
     ) -> None:
         self.clock = clock
         self.pace = pace
-        self._request = stop_request
+        self._stop_request = stop_request
+        self._save_request = save_request
         self._pipe = PipeWatch() if watch_pipe and _is_pipe(0) else None
         self._terminated = threading.Event()
 
@@ -84,22 +105,31 @@ class Control:
         signal.signal(signal.SIGTERM, lambda *_: self._terminated.set())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+    def end_with_supervisor(self, grace_s: float = ORPHAN_GRACE_S) -> None:
+        """End this process for certain some time after its supervisor has gone.
+
+        A worker that hangs then, in a collective or on a disk, comes to no boundary where it could
+        stop, and nobody else is left to end it. Where it hung goes to standard error.
+        """
+        if self._pipe is not None:
+            self._pipe.exit_after(grace_s)
+
     def _asked(self) -> tuple[Stop, bool]:
         """Return the reason to stop, and whether a checkpoint was asked for, on this machine."""
         if self._pipe is not None and self._pipe.closed.is_set():
             return "orphaned", False
-        if self._terminated.is_set():
+        if self._terminated.is_set() or self._stop_request.exists():
             return "user", False
+        return "", self._take_save_request()
+
+    def _take_save_request(self) -> bool:
+        if self._save_request is None:
+            return False
         try:
-            action = json.loads(self._request.read_bytes()).get("action", "stop")
+            self._save_request.unlink()
         except FileNotFoundError:
-            return "", False
-        except (ValueError, AttributeError):
-            action = "stop"  # an empty file made with `touch` is a request too
-        if action == "save":
-            self._request.unlink(missing_ok=True)
-            return "", True
-        return "user", False
+            return False
+        return True
 
     def _asked_anywhere(self) -> tuple[Stop, bool]:
         """Return what rank 0 must know: what was asked on any machine. Collective with several."""

@@ -79,6 +79,8 @@ class SessionTrainLoop(IterBasedTrainLoop):
         session.training_begins(self._iter, self._max_iters, next_position=self._next_position(batches))
 
         stop = self._run_owed_validation()
+        if not stop and self._iter < self._max_iters:
+            stop = self._decide_saved()  # a session may have been asked to stop, or be over, as it begins
         loader: Iterator[Any] | None = None
         while not stop and self._iter < self._max_iters and not self.stop_training:
             if loader is None:
@@ -152,7 +154,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
         """Save, validate and decide after an iteration; return why to stop, empty to go on."""
         session = self.session
         self._decide_current_val_interval()
-        accumulation = getattr(self.runner.optim_wrapper, "_accumulative_counts", 1)
+        accumulation = self._accumulation()
         may_stop = self._iter % accumulation == 0 or self._iter == self._max_iters
         # Inside a gradient accumulation nothing can be saved: what falls due there waits for its end.
         since = self._iter - (self._iter % accumulation or accumulation)
@@ -207,8 +209,14 @@ class SessionTrainLoop(IterBasedTrainLoop):
 
     def _decide_saved(self) -> str:
         """Decide once more at a boundary whose state is saved; return why to stop, empty to go on."""
-        stop: str = self.session.control.decide(validation_due=False, save_due=False, saved=True).stop
+        stop: str = self.session.control.decide(
+            validation_due=False, save_due=False, saved=True, stride=self._accumulation()
+        ).stop
         return stop
+
+    def _accumulation(self) -> int:
+        """Return how many iterations share an optimizer step, by the config's own accumulation."""
+        return int(getattr(self.runner.optim_wrapper, "_accumulative_counts", 1))
 
     def _validate(self) -> str:
         """Run a validation and keep what came out of it; return why to stop, empty to go on."""

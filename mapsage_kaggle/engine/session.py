@@ -64,7 +64,12 @@ class TrainingSession:
         self.files = WorkDir(spec.work_dir)
         self.events = EventLog(self.files.events)
         self.pace = Pace(expected=dict(spec.pace))
-        self.control = Control(clock=spec.clock(), pace=self.pace, stop_request=self.files.stop_request)
+        self.control = Control(
+            clock=spec.clock(),
+            pace=self.pace,
+            stop_request=self.files.stop_request,
+            save_request=self.files.save_request,
+        )
         self.owed_validation: int | None = None
         self.stage: Literal["training", "validation"] = "training"
         self.store: CheckpointStore | None = None

@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> int:
     cv2.setNumThreads(0)
     session = TrainingSession(spec, rank=rank, world_size=world_size)
     session.control.install_signal_handlers()
+    session.control.end_with_supervisor()
     session.tell(
         "start",
         0,
