@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 SHAPES_TIMEOUT_S = 180.0
 MOUNT_WAIT_S = 60.0
 _MAX_CHANGES = 200
+_RUNG = ("micro_batch", "with_cp")
+"""What a record has learned of memory in training, by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +73,8 @@ class Options:
         fast: Whether the kit may swap in its own, faster parts.
         on_bad_image: ``fail`` or ``skip``.
         on_memory: ``adapt`` goes on with smaller micro-batches, ``fail`` ends where memory runs out.
+        micro_batch: Images per forward pass and rank to begin with, whatever earlier sessions have
+            learned of memory; None for what they learned, else the whole share of a rank.
         overrides: ``key=value`` with dotted keys.
         save_every_s: Seconds between checkpoints by the clock; 0 for none.
         budget_bytes: What the work dir may hold in checkpoints.
@@ -101,6 +105,7 @@ class Options:
     fast: bool = True
     on_bad_image: Literal["fail", "skip"] = "fail"
     on_memory: Literal["adapt", "fail"] = "adapt"
+    micro_batch: int | None = None
     overrides: tuple[str, ...] = ()
     save_every_s: float = 300.0
     budget_bytes: int = 4_000_000_000
@@ -185,6 +190,7 @@ def check_options(options: Options) -> None:
         ("--gpus", options.gpus if options.gpus != "auto" else 0, 0),
         ("--cpu-ranks", options.cpu_ranks, 1),
         ("--threads", options.threads, 1),
+        ("--micro-batch", options.micro_batch, 1),
         ("--expect-iteration", options.expect_iteration, 0),
         ("--extend-to", options.extend_to, 1),
         ("--nnodes", options.nnodes, 1),
@@ -466,11 +472,11 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
         checkpoint=choice.checkpoint.target if choice.checkpoint else None,
         action=choice.action,
         checkpoint_seed=choice.inspection.seed if choice.inspection else None,
-        micro_batch=learned.get("micro_batch"),
+        micro_batch=options.micro_batch or learned.get("micro_batch"),
         on_bad_image=options.on_bad_image,
         extend_to=options.extend_to,
         deterministic=options.deterministic,
-        with_cp=bool(learned.get("with_cp", False)),
+        with_cp=options.micro_batch is None and bool(learned.get("with_cp", False)),
         validation_rung=int(learned.get("validation_rung", 0)),
         fast=options.fast,
         cache_dir=paths.temp / "decoded",
@@ -771,15 +777,20 @@ class _Session:
         self.prepared = prepared
         self.supervisor = supervisor
         self.files = WorkDir(prepared.work_dir)
+        patch = prepared.patch
+        share = -(-patch.effective_batch // prepared.facts.world_size)
         self.ladder = Ladder(
-            micro_batch=prepared.patch.micro_batch,
+            micro_batch=patch.micro_batch,
+            above=min(share, 2 * patch.micro_batch) if patch.micro_batch < share else None,
             with_cp=prepared.facts.with_cp,
             validation_rung=prepared.facts.validation_rung,
         )
         self.steps: list[str] = []
         self.restarts = 0
         choice = prepared.discovery.choice
-        self.pace: Mapping[str, float] = choice.record.learned.get("pace", {}) if choice.record else {}
+        learned: Mapping[str, Any] = choice.record.learned if choice.record is not None else {}
+        self.pace: Mapping[str, float] = learned.get("pace", {})
+        self.proven_rung = {name: learned[name] for name in _RUNG if name in learned}
         self.record = SessionRecord(run_id="", fingerprint="")
 
     # -- before
@@ -909,15 +920,21 @@ class _Session:
 
     def _learned(self) -> dict[str, Any]:
         learned: dict[str, Any] = {"threads": self.prepared.threads, "ladder": list(self.steps)}
-        if self.ladder.micro_batch * self.prepared.facts.world_size < self.prepared.patch.effective_batch:
-            learned["micro_batch"] = self.ladder.micro_batch
-        if self.ladder.with_cp:
-            learned["with_cp"] = True
+        learned |= self.proven_rung
         if self.ladder.validation_rung:
             learned["validation_rung"] = self.ladder.validation_rung
         if self.pace:
             learned["pace"] = dict(self.pace)
         return learned
+
+    def _rung(self) -> dict[str, Any]:
+        """Return what will be learned of memory once an iteration is done as it is tried now."""
+        rung: dict[str, Any] = {}
+        if self.ladder.micro_batch * self.prepared.facts.world_size < self.prepared.patch.effective_batch:
+            rung["micro_batch"] = self.ladder.micro_batch
+        if self.ladder.with_cp:
+            rung["with_cp"] = True
+        return rung
 
     def _exactness(self) -> dict[str, Any]:
         facts, reasons = self.prepared.facts, list(self.prepared.patch.exactness)
@@ -965,6 +982,8 @@ class _Session:
             self.record = _read_record(self.files.session) or self.record
             timings = outcome.data.get("timings_s") or self.record.timings_s
             self.record = self.record.evolve(timings_s=timings)
+            if outcome.trained > 0:
+                self.proven_rung = self._rung()
             self.pace = outcome.data.get("pace") or self.pace
             step = decide_next(
                 self.ladder,
@@ -1063,6 +1082,7 @@ class _Session:
             "extend": options.extend_to is not None,
             "validation_rung": self.ladder.validation_rung,
             "restarted": self.restarts > 0,
+            "rung": dict.fromkeys(_RUNG) | self._rung(),
             "launched_s": prepared.clock.elapsed_s(),
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,6 +84,14 @@ def test_a_sample_without_memory_is_no_damaged_image(tmp_path: Path) -> None:
         data = PositionalDataset(Scarce(), on_bad_image=choice)
         with pytest.raises(MemoryError, match="9 GiB"):
             data[Draw(0, 0, 1)]
+
+
+def test_what_memory_allows_is_learned_once_an_iteration_is_done(session: TrainingSession) -> None:
+    session.spec = replace(session.spec, rung={"micro_batch": 1, "with_cp": None})
+    before = {"threads": 1, "micro_batch": 2, "with_cp": True}
+    assert session._learned(before) == {**before, "pace": {}}
+    session._is_first = False
+    assert session._learned(before) == {"threads": 1, "micro_batch": 1, "pace": {}}
 
 
 # --- losses that are no numbers --------------------------------------------------------------------------

@@ -76,6 +76,60 @@ def test_a_model_that_cannot_recompute_ends_with_one_image() -> None:
     assert after("memory", Ladder(micro_batch=1), can_recompute=False).ladder is None
 
 
+TOO_FEW = "ValueError: Expected more than 1 value per channel when training, got input size [1, 8, 1, 1]"
+
+
+def refused(ladder: Ladder, *, can_recompute: bool = True) -> Next:
+    outcome = Outcome(kind="refused", message=TOO_FEW)
+    return decide_next(ladder, outcome, can_recompute=can_recompute, time_left_s=HOUR_S)
+
+
+def test_where_one_image_is_too_few_for_batch_norm_blocks_are_recomputed_with_the_micro_batch_before() -> (
+    None
+):
+    one = after("memory", Ladder(micro_batch=2)).ladder
+    assert one is not None
+    found = refused(one).ladder
+    assert found is not None
+    assert (found.micro_batch, found.with_cp) == (2, True)
+    end = after("memory", found)
+    assert end.ladder is None
+    assert "too few for BatchNorm" in end.message
+
+
+def test_between_too_few_images_and_too_many_there_may_be_a_rung() -> None:
+    one = after("memory", Ladder(micro_batch=3)).ladder
+    assert one is not None
+    assert one.micro_batch == 1
+    three = refused(one).ladder
+    assert three is not None
+    two = after("memory", three).ladder
+    assert two is not None
+    assert (two.micro_batch, two.with_cp) == (2, True)
+    assert after("memory", two).ladder is None
+
+
+def test_recomputing_that_only_then_shows_that_one_image_is_too_few_is_kept_with_two() -> None:
+    ladder: Ladder | None = Ladder(micro_batch=2)
+    for _ in range(2):
+        assert ladder is not None
+        ladder = after("memory", ladder).ladder
+    assert ladder is not None
+    assert (ladder.micro_batch, ladder.with_cp) == (1, True)
+    found = refused(ladder).ladder
+    assert found is not None
+    assert (found.micro_batch, found.with_cp) == (2, True)
+
+
+def test_batch_norm_that_refuses_ends_it_where_nothing_else_can_be_tried() -> None:
+    assert refused(Ladder(micro_batch=1)) == Next(ladder=None, message=TOO_FEW)
+    one = after("memory", Ladder(micro_batch=2)).ladder
+    assert one is not None
+    end = refused(one, can_recompute=False)
+    assert end.ladder is None
+    assert "Fewer than 2 images" in end.message
+
+
 def test_out_of_memory_in_validation_leaves_training_as_it_is() -> None:
     ladder, rungs = Ladder(micro_batch=4), []
     while (found := after("memory", ladder, data={"stage": "validation"})).ladder is not None:
@@ -106,7 +160,7 @@ def test_a_checkpoint_in_between_makes_the_tries_count_anew(kind: Kind) -> None:
 
 def test_a_smaller_micro_batch_makes_the_tries_count_anew() -> None:
     found = after("memory", Ladder(micro_batch=4, crashes=2))
-    assert found.ladder == Ladder(micro_batch=2, crashes=0)
+    assert found.ladder == Ladder(micro_batch=2, crashes=0, above=4)
 
 
 @pytest.mark.parametrize(("left_s", "again"), [(65.0, True), (64.0, False), (-5.0, False)])
@@ -254,7 +308,7 @@ def test_a_child_that_the_kernel_killed_for_memory_has_run_out_of_it(events: lis
     assert (outcome.kind, outcome.data["stage"]) == ("memory", stage)
     followed = decide_next(Ladder(micro_batch=4), outcome, can_recompute=True, time_left_s=HOUR_S)
     assert followed.ladder == (
-        Ladder(micro_batch=4, validation_rung=1) if stage == "validation" else Ladder(micro_batch=2)
+        Ladder(micro_batch=4, validation_rung=1) if stage == "validation" else Ladder(micro_batch=2, above=4)
     )
 
 
@@ -294,6 +348,15 @@ def test_a_child_that_we_ended_is_told_as_such() -> None:
         outcome = found.outcome(-9)
         assert (outcome.kind, outcome.iteration) == (kind, 7)
         assert words in outcome.message
+
+
+def test_what_a_child_has_trained_itself_is_known() -> None:
+    assert watch(event("iteration", 12), event("iteration", 30)).outcome(1).trained == 19
+    begun = (event("training", 10), event("iteration", 11))
+    assert watch(*begun, event("failure", 25, kind="memory")).outcome(1).trained == 15
+    assert watch(*begun, event("stop", 40, reason="user")).outcome(0).trained == 30
+    for untrained in ((), (event("training", 10),), (event("training", 10), event("failure", 10))):
+        assert watch(*untrained).outcome(1).trained == 0
 
 
 def test_workers_are_known_by_their_start() -> None:

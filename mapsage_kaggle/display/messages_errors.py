@@ -352,6 +352,13 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "{message} Nothing is to be adapted to it, as was asked.": "{message}按要求不做任何调整。",
     "Out of memory with one image per forward pass. {message} Use a smaller crop (crop_size) or a smaller "
     "backbone.": "每次前向一张图像仍内存或显存不足。{message}请减小裁剪（crop_size）或换更小的主干网络。",
+    "Fewer than {least} images per forward pass are too few for BatchNorm, and memory does not hold more. "
+    "{message} Use a smaller crop (crop_size), a smaller backbone, or a norm that needs no other images "
+    "(norm_cfg = dict(type='GN', num_groups=32)).": (
+        "每次前向少于 {least} 张图像对 BatchNorm 来说太少，而内存或显存放不下更多。{message}请减小裁剪"
+        "（crop_size）、换更小的主干网络，或改用不依赖其他图像的归一化（norm_cfg = dict(type='GN', "
+        "num_groups=32)）。"
+    ),
     "{message} It was tried {count} times again without progress.": "{message}已重试 {count} 次，没有进展。",
     "{message} There is no time left to try again.": "{message}没有时间再试了。",
     "Out of memory in validation: going on with {measure}.": (

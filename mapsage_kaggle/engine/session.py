@@ -482,7 +482,7 @@ class TrainingSession:
             "best": self.store.best(),
             "skipped_validations": self._skipped,
             "timings_s": self.rounded_timings(),
-            "learned": {**self._record.learned, "pace": self.pace.learned()},
+            "learned": self._learned(self._record.learned),
         }
         if ref.metric is None:
             changes |= {
@@ -492,6 +492,12 @@ class TrainingSession:
             }
         self._record = self._record.evolve(**changes)
         self._record.write(self.files.session)
+
+    def _learned(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the record says was learned; what memory allows is known once an iteration is done."""
+        rung = self.spec.rung if self.has_trained else {}
+        known = {**before, **rung, "pace": self.pace.learned()}
+        return {name: value for name, value in known.items() if value is not None}
 
     def _count_saving(self, begin: float) -> None:
         self.timings_s["saving"] += time.monotonic() - begin

@@ -1,0 +1,167 @@
+"""What a session learns of its machine and of its run, and what the next one makes of that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from standin import StandIn
+from test_environment import GOOD
+
+from mapsage_kaggle import training
+from mapsage_kaggle.checkpoints.choose import Choice
+from mapsage_kaggle.checkpoints.inspect import Inspection
+from mapsage_kaggle.checkpoints.scan import FoundCheckpoint
+from mapsage_kaggle.clock import SessionClock
+from mapsage_kaggle.environment import Machine
+from mapsage_kaggle.paths import KagglePaths
+from mapsage_kaggle.records import SessionRecord
+from mapsage_kaggle.supervise import Launch, Outcome, Supervisor
+
+CPU = replace(GOOD, gpus=(), num_cpus=2, ram_bytes=16 * 2**30)
+TOO_FEW = "ValueError: Expected more than 1 value per channel when training, got input size [1, 8, 1, 1]"
+
+
+class Scripted(Supervisor):
+    """Starts no child: it gives the outcomes that it was told, and notes how each was launched."""
+
+    def __init__(self, prepared: training.Prepared, outcomes: Sequence[Outcome]) -> None:
+        super().__init__(prepared.work_dir, prepared.clock)
+        self._outcomes = list(outcomes)
+        self.seen: list[SessionRecord] = []
+        self.specs: list[Any] = []
+        self.while_running: Callable[[], None] = lambda: None
+
+    def run(self, launch: Launch) -> Outcome:
+        from mapsage_kaggle.spec import ChildSpec
+
+        self.seen.append(SessionRecord.read(launch.work_dir / "session.json"))
+        self.specs.append(ChildSpec.read(launch.spec))
+        self.while_running()
+        return self._outcomes.pop(0)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> StandIn:
+    """Return a stand-in with generated scenes, whose config has a batch of 4 and ends at 24."""
+    return StandIn.with_scenes(tmp_path_factory.mktemp("scenes") / "kaggle", train=4, val=1, size=64)
+
+
+Begin = Callable[..., training.Prepared]
+
+
+@pytest.fixture
+def begin(scenes: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
+    """Return what prepares a session on a machine, after one that learned something."""
+    # Formatting the config takes seconds, and no child is there to read it.
+    monkeypatch.setattr(training._Session, "_write_config", lambda self: "0" * 64)
+
+    def prepared(
+        learned: Mapping[str, Any] | None = None,
+        *,
+        machine: Machine = CPU,
+        extra: str = "",
+        inspected: Mapping[str, Any] | None = None,
+        recorded: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> training.Prepared:
+        config = scenes.config(extra=extra)
+        asked = training.Options(config=config, threads=1, work_dir=tmp_path / "work", **options)
+        cfg = training.configure.read_config(config)
+        choice = Choice(action="fresh")
+        if learned is not None or inspected or recorded:
+            path = tmp_path / "before" / "iter_10.pth"
+            path.parent.mkdir(exist_ok=True)
+            choice = Choice(
+                action="resume",
+                checkpoint=FoundCheckpoint(
+                    path=path, kind="iter", iteration=10, size_bytes=1, source="before", target=path
+                ),
+                inspection=Inspection(
+                    path=path,
+                    verdict="resumable",
+                    **({"iteration": 10, "run_id": "r"} | dict(inspected or {})),
+                ),
+                record=SessionRecord(
+                    run_id="r",
+                    fingerprint="f",
+                    **({"max_iters": 24, "learned": learned or {}} | dict(recorded or {})),
+                ),
+            )
+        paths = KagglePaths.below(scenes.root)
+        discovery = training.Discovery(
+            options=asked,
+            paths=replace(paths, temp=tmp_path / "temp"),
+            cfg=cfg,
+            report=training.ScanReport(root=paths.input, files=(), rejected=(), records=()),
+            choice=choice,
+            work_dir=tmp_path / "work",
+        )
+        clock = SessionClock(started_s=0.0, limit_s=43_200.0, reserve_s=600.0, now=lambda: 60.0)
+        return training.prepare(discovery, machine=machine, clock=clock, to_train=False)
+
+    return prepared
+
+
+def run(prepared: training.Prepared, *outcomes: Outcome) -> tuple[training._Session, Scripted]:
+    supervisor = Scripted(prepared, outcomes)
+    session = training._Session(prepared, supervisor)
+    session.begin()
+    session.run_children()
+    return session, supervisor
+
+
+def out_of_memory(*, trained: int = 0) -> Outcome:
+    return Outcome(kind="memory", message="Full.", iteration=10 + trained, trained=trained)
+
+
+DONE = Outcome(kind="done", reason="deadline", iteration=20, trained=10)
+
+
+def rung(learned: Mapping[str, Any]) -> tuple[int | None, bool]:
+    return learned.get("micro_batch"), bool(learned.get("with_cp"))
+
+
+# --- memory ----------------------------------------------------------------------------------------------
+
+
+def test_a_smaller_micro_batch_is_learned_once_an_iteration_is_done_with_it(begin: Begin) -> None:
+    session, supervisor = run(begin(), out_of_memory(trained=3), out_of_memory(), DONE)
+    assert [rung(record.learned) for record in supervisor.seen] == [(None, False)] * 3
+    assert [spec.rung for spec in supervisor.specs] == [
+        {"micro_batch": size, "with_cp": None} for size in (None, 2, 1)
+    ]
+    assert rung(session._learned()) == (1, False)
+
+
+def test_one_that_was_only_tried_leaves_what_was_learned_before(begin: Begin) -> None:
+    refused = Outcome(kind="refused", message="Something else.")
+    session, supervisor = run(begin({"micro_batch": 2}), out_of_memory(), refused)
+    assert supervisor.specs[-1].rung["micro_batch"] == 1
+    assert rung(session._learned()) == (2, False)
+
+
+def test_where_batch_norm_refuses_one_image_blocks_are_recomputed_with_two(begin: Begin) -> None:
+    refused = Outcome(kind="refused", message=TOO_FEW)
+    session, supervisor = run(begin(), out_of_memory(), out_of_memory(), refused, DONE)
+    assert supervisor.specs[-1].rung == {"micro_batch": 2, "with_cp": True}
+    assert rung(session._learned()) == (2, True)
+    assert session.prepared.patch.micro_batch == 2
+    assert session.prepared.facts.with_cp
+
+
+def test_a_record_with_a_micro_batch_that_was_never_trained_on_is_no_dead_end(begin: Begin) -> None:
+    refused = Outcome(kind="refused", message=TOO_FEW)
+    session, _ = run(begin({"micro_batch": 1}), refused, DONE)
+    assert rung(session._learned()) == (2, True)
+
+
+def test_the_micro_batch_that_is_asked_for_goes_before_what_was_learned(begin: Begin) -> None:
+    prepared = begin({"micro_batch": 1, "with_cp": True}, micro_batch=2)
+    assert (prepared.patch.micro_batch, prepared.facts.with_cp) == (2, False)
+    session, supervisor = run(prepared, DONE)
+    assert rung(supervisor.seen[0].learned) == (1, True)
+    assert rung(session._learned()) == (2, False)
