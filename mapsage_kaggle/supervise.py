@@ -145,6 +145,7 @@ class Outcome:
         iteration: Where it got to.
         trained: Iterations that it has done itself.
         proven: The iteration of the newest checkpoint that it proved, if any.
+        gained: Iterations by which that is further than where it began.
         data: What the last event said besides.
         told_s: For ``done``: when the child said so, in seconds since the epoch; None where there was none.
     """
@@ -155,6 +156,7 @@ class Outcome:
     iteration: int = 0
     trained: int = 0
     proven: int | None = None
+    gained: int = 0
     data: Mapping[str, Any] = field(default_factory=dict)
     told_s: float | None = None
 
@@ -354,6 +356,13 @@ class _Watch:
         """Iterations that the child is known to have done."""
         return max(0, self._reached - self._began) if self._began is not None else 0
 
+    @property
+    def gained(self) -> int:
+        """Iterations by which the newest proven checkpoint is further than where the child began."""
+        if self.proven is None or self._began is None:
+            return 0
+        return max(0, self.proven - self._began)
+
     def silent_s(self, now: float) -> float:
         """Return how long nothing has been heard."""
         return now - self._last_s
@@ -380,6 +389,7 @@ class _Watch:
                 iteration=self._stop.iteration,
                 trained=self.trained,
                 proven=self.proven,
+                gained=self.gained,
                 data=self._stop.data,
                 told_s=self._stop.time_s,
             )
@@ -391,6 +401,7 @@ class _Watch:
                 iteration=self.iteration,
                 trained=self.trained,
                 proven=self.proven,
+                gained=self.gained,
                 data=self._failure.data,
             )
         if self.ended_by_us:
@@ -404,6 +415,7 @@ class _Watch:
                 iteration=self.iteration,
                 trained=self.trained,
                 proven=self.proven,
+                gained=self.gained,
             )
         if out_of_memory and self._stop is None:
             return Outcome(
@@ -412,6 +424,7 @@ class _Watch:
                 iteration=self.iteration,
                 trained=self.trained,
                 proven=self.proven,
+                gained=self.gained,
                 data={"kind": "memory", "stage": self._stage},
             )
         return Outcome(
@@ -422,6 +435,7 @@ class _Watch:
             iteration=self.iteration,
             trained=self.trained,
             proven=self.proven,
+            gained=self.gained,
         )
 
 
@@ -466,6 +480,8 @@ class Next:
 
 
 MAX_CRASHES = 3
+MANY_ITERATIONS = 100
+"""After so many, memory that runs out says little of what an iteration needs."""
 _TOO_FEW = "Expected more than 1 value per channel when training"
 """torch's words for a BatchNorm over a single value: one image whose features are pooled to 1x1."""
 VALIDATION_RUNGS = (
@@ -483,9 +499,11 @@ def decide_next(
 
     Out of memory: half the micro-batch, down to one image; then recomputing blocks in the backward
     pass. The effective batch, and so the meaning of an iteration, stays. Where BatchNorm cannot be
-    trained with so few images, blocks are recomputed with the micro-batch before. A validation that ran out
-    gains nothing from that: it has rungs of its own. Crashes and hangs are tried again from the
-    newest proven checkpoint, three times without progress at most.
+    trained with so few images, blocks are recomputed with the micro-batch before. A child that had
+    got far, whose memory may have run out by fragmentation, is first started again as it was: only
+    where memory then runs out early is less of it asked for. A validation that ran out gains nothing
+    from that: it has rungs of its own. Crashes and hangs are tried again from the newest proven
+    checkpoint, three times without progress at most.
 
     Args:
         ladder: The settings of the child that has ended.
@@ -502,6 +520,12 @@ def decide_next(
         return Next(ladder=None, message=f"{outcome.message} Nothing is to be adapted to it, as was asked.")
     if outcome.kind == "memory" and outcome.data.get("stage") == "validation":
         return _next_for_validation(ladder, outcome)
+    if outcome.kind == "memory" and outcome.trained >= MANY_ITERATIONS and outcome.gained > 0:
+        return Next(
+            ladder=replace(ladder, crashes=0),
+            message=f"Out of memory after {outcome.trained} iterations, which had fitted: starting again "
+            "from the newest checkpoint in the same way.",
+        )
     if outcome.kind == "memory":
         if ladder.micro_batch > ladder.least:
             smaller = max(ladder.least, ladder.micro_batch // 2)

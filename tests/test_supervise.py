@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,31 @@ def test_out_of_memory_halves_the_micro_batch_down_to_one_then_recomputes_then_e
     assert steps == [(2, False), (1, False), (1, True)]
     assert "smaller crop" in found.message
     assert "What happened." in found.message
+
+
+LAST_RUNG = Ladder(micro_batch=1, with_cp=True, validation_rung=1)
+
+
+@pytest.mark.parametrize("ladder", [Ladder(micro_batch=4), LAST_RUNG])
+def test_memory_that_runs_out_late_costs_no_rung_and_where_it_then_runs_out_early_it_does(
+    ladder: Ladder,
+) -> None:
+    late = after("memory", replace(ladder, crashes=2), iteration=700, trained=300, proven=650, gained=250)
+    assert late.ladder == ladder
+    assert late.wait_s == 0.0
+    early = after("memory", ladder, iteration=700, trained=50, proven=680, gained=30)
+    assert early == after("memory", ladder)
+    assert early.ladder != ladder
+
+
+@pytest.mark.parametrize("stage", ["training", "validation"])
+def test_memory_that_runs_out_late_and_with_nothing_to_go_on_from_costs_a_rung(stage: str) -> None:
+    ladder = Ladder(micro_batch=4)
+    gained = {"training": 0, "validation": 250}[stage]
+    found = after("memory", ladder, trained=300, proven=None, gained=gained, data={"stage": stage})
+    assert found.ladder == (
+        Ladder(micro_batch=2, above=4) if stage == "training" else Ladder(micro_batch=4, validation_rung=1)
+    )
 
 
 def test_a_model_that_cannot_recompute_ends_with_one_image() -> None:
@@ -357,6 +383,13 @@ def test_what_a_child_has_trained_itself_is_known() -> None:
     assert watch(*begun, event("stop", 40, reason="user")).outcome(0).trained == 30
     for untrained in ((), (event("training", 10),), (event("training", 10), event("failure", 10))):
         assert watch(*untrained).outcome(1).trained == 0
+
+
+def test_how_much_of_that_is_proven_is_known() -> None:
+    began = (event("training", 10), event("checkpoint", 10), event("iteration", 150))
+    assert watch(*began).outcome(1, out_of_memory=True).gained == 0
+    assert watch(*began, event("checkpoint", 120)).outcome(1, out_of_memory=True).gained == 110
+    assert watch(event("checkpoint", 120)).outcome(1).gained == 0
 
 
 def test_workers_are_known_by_their_start() -> None:

@@ -139,6 +139,8 @@ CHINESE: Mapping[str, str] = {
     "Out of memory with one image: going on with blocks recomputed in the backward pass (with_cp).": (
         "单张图像仍内存或显存不足：改为在反向时重算各模块（with_cp），训练继续。"
     ),
+    "Out of memory after {count} iterations, which had fitted: starting again from the newest checkpoint in "
+    "the same way.": "训练了 {count} 次迭代之后内存或显存不足，此前一直够用：按原样从最新的检查点重新开始。",
     "BatchNorm cannot be trained with {count} image(s) per forward pass: going on with {more}, and blocks "
     "recomputed in the backward pass (with_cp).": (
         "每次前向 {count} 张图像无法训练 BatchNorm：改为 {more} 张，并在反向时重算各模块（with_cp），训练继续。"
