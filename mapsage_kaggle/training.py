@@ -47,8 +47,10 @@ if TYPE_CHECKING:
 SHAPES_TIMEOUT_S = 180.0
 MOUNT_WAIT_S = 60.0
 _MAX_CHANGES = 200
-_RUNG = ("micro_batch", "with_cp")
-"""What a record has learned of memory in training, by name."""
+_RUNG = ("micro_batch", "with_cp", "machine")
+"""What a record has learned of memory in training, and on what, by name."""
+_MORE_MEMORY = 1.1
+"""By this factor; torch and the driver do not state the same card's memory alike."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -461,6 +463,14 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
     threads = options.threads or int(learned.get("threads", 0)) or max(1, machine.num_cpus // ranks_here)
     roots = find_data(discovery.cfg, paths.input)
     warnings = check_data_of(discovery.cfg, roots, on_bad_image=options.on_bad_image)
+    here = _memory_of(machine, num_gpus, ranks_here)
+    if _is_roomier(here, learned.get("machine")):
+        line = (
+            f"What memory allowed on {_told(learned['machine'])} is not taken over to {_told(here)}: each "
+            "rank takes its whole share of the batch again."
+        )
+        warnings = (line, *warnings)
+        learned = {name: value for name, value in learned.items() if name not in (*_RUNG, "validation_rung")}
     facts = configure.Facts(
         work_dir=discovery.work_dir,
         world_size=world_size,
@@ -488,6 +498,30 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
     return Prepared(
         discovery=discovery, machine=machine, clock=clock, facts=facts, patch=patch, threads=threads
     )
+
+
+def _memory_of(machine: Machine, num_gpus: int, ranks_here: int) -> dict[str, Any]:
+    """Return what a rank has for memory: the device's name, and its bytes."""
+    gpus = [gpu for gpu in machine.gpus if gpu.supported is not False][:num_gpus]
+    if not gpus:
+        return {"device": "CPU", "memory_bytes": machine.ram_bytes // ranks_here, "ranks": ranks_here}
+    least = min(gpus, key=lambda gpu: gpu.memory_bytes)
+    return {"device": least.name, "memory_bytes": least.memory_bytes, "ranks": ranks_here}
+
+
+def _is_roomier(here: Mapping[str, Any], before: Any) -> bool:
+    """Whether a rank has another device than the one that memory was learned of, or more of it.
+
+    Records of earlier versions do not say what that was: what they learned is kept.
+    """
+    if not isinstance(before, Mapping):
+        return False
+    more = here["memory_bytes"] > _MORE_MEMORY * float(before.get("memory_bytes") or 0)
+    return bool(here["device"] != before.get("device") or more)
+
+
+def _told(memory: Mapping[str, Any]) -> str:
+    return f"{memory.get('device')} ({(memory.get('memory_bytes') or 0) / 2**30:.0f} GiB)"
 
 
 def _precision(machine: Machine, num_gpus: int) -> str:
@@ -923,6 +957,7 @@ class _Session:
         learned |= self.proven_rung
         if self.ladder.validation_rung:
             learned["validation_rung"] = self.ladder.validation_rung
+            learned.setdefault("machine", self._memory())
         if self.pace:
             learned["pace"] = dict(self.pace)
         return learned
@@ -934,7 +969,13 @@ class _Session:
             rung["micro_batch"] = self.ladder.micro_batch
         if self.ladder.with_cp:
             rung["with_cp"] = True
+        if rung:
+            rung["machine"] = self._memory()
         return rung
+
+    def _memory(self) -> dict[str, Any]:
+        facts = self.prepared.facts
+        return _memory_of(self.prepared.machine, facts.ranks_here if facts.on_gpu else 0, facts.ranks_here)
 
     def _exactness(self) -> dict[str, Any]:
         facts, reasons = self.prepared.facts, list(self.prepared.patch.exactness)

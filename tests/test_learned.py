@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 from standin import StandIn
-from test_environment import GOOD
+from test_environment import GOOD, T4
 
 from mapsage_kaggle import training
 from mapsage_kaggle.checkpoints.choose import Choice
 from mapsage_kaggle.checkpoints.inspect import Inspection
 from mapsage_kaggle.checkpoints.scan import FoundCheckpoint
 from mapsage_kaggle.clock import SessionClock
-from mapsage_kaggle.environment import Machine
+from mapsage_kaggle.display.messages import translate
+from mapsage_kaggle.environment import Gpu, Machine
 from mapsage_kaggle.paths import KagglePaths
 from mapsage_kaggle.records import SessionRecord
 from mapsage_kaggle.supervise import Launch, Outcome, Supervisor
@@ -131,9 +132,8 @@ def rung(learned: Mapping[str, Any]) -> tuple[int | None, bool]:
 def test_a_smaller_micro_batch_is_learned_once_an_iteration_is_done_with_it(begin: Begin) -> None:
     session, supervisor = run(begin(), out_of_memory(trained=3), out_of_memory(), DONE)
     assert [rung(record.learned) for record in supervisor.seen] == [(None, False)] * 3
-    assert [spec.rung for spec in supervisor.specs] == [
-        {"micro_batch": size, "with_cp": None} for size in (None, 2, 1)
-    ]
+    assert [rung(spec.rung) for spec in supervisor.specs] == [(None, False), (2, False), (1, False)]
+    assert all(set(spec.rung) == {"micro_batch", "with_cp", "machine"} for spec in supervisor.specs)
     assert rung(session._learned()) == (1, False)
 
 
@@ -147,7 +147,7 @@ def test_one_that_was_only_tried_leaves_what_was_learned_before(begin: Begin) ->
 def test_where_batch_norm_refuses_one_image_blocks_are_recomputed_with_two(begin: Begin) -> None:
     refused = Outcome(kind="refused", message=TOO_FEW)
     session, supervisor = run(begin(), out_of_memory(), out_of_memory(), refused, DONE)
-    assert supervisor.specs[-1].rung == {"micro_batch": 2, "with_cp": True}
+    assert rung(supervisor.specs[-1].rung) == (2, True)
     assert rung(session._learned()) == (2, True)
     assert session.prepared.patch.micro_batch == 2
     assert session.prepared.facts.with_cp
@@ -165,3 +165,49 @@ def test_the_micro_batch_that_is_asked_for_goes_before_what_was_learned(begin: B
     session, supervisor = run(prepared, DONE)
     assert rung(supervisor.seen[0].learned) == (1, True)
     assert rung(session._learned()) == (2, False)
+
+
+A100 = Gpu(name="NVIDIA A100", memory_bytes=80 * 2**30, capability=(8, 0), supported=True)
+ONE_T4 = replace(GOOD, gpus=(T4,))
+ON_T4 = {"micro_batch": 1, "with_cp": True, "validation_rung": 2, "pace": {"iteration_s": 2.0}}
+ON_T4["machine"] = {"device": "Tesla T4", "memory_bytes": T4.memory_bytes, "ranks": 1}
+ON_CPU = {"micro_batch": 1, "machine": {"device": "CPU", "memory_bytes": 16 * 2**30, "ranks": 1}}
+
+
+@pytest.mark.parametrize(
+    ("learned", "machine", "kept"),
+    [
+        (ON_T4, ONE_T4, True),
+        (ON_T4, replace(GOOD, gpus=(replace(T4, memory_bytes=T4.memory_bytes * 104 // 100),)), True),
+        (ON_T4, replace(GOOD, gpus=(A100,)), False),
+        (ON_T4, replace(GOOD, gpus=(replace(T4, memory_bytes=2 * T4.memory_bytes),)), False),
+        (ON_T4, CPU, False),
+        (ON_CPU, CPU, True),
+        (ON_CPU, replace(CPU, ram_bytes=8 * 2**30), True),
+        (ON_CPU, replace(CPU, ram_bytes=32 * 2**30), False),
+        (ON_CPU, ONE_T4, False),
+        ({"micro_batch": 1}, ONE_T4, True),
+    ],
+)
+def test_what_memory_allowed_holds_on_the_same_device_with_no_more_of_it(
+    begin: Begin, learned: Mapping[str, Any], machine: Machine, kept: bool
+) -> None:
+    prepared = begin(learned, machine=machine)
+    facts = prepared.facts
+    asked = (facts.micro_batch, facts.with_cp, facts.validation_rung)
+    expected = (1, learned.get("with_cp", False), learned.get("validation_rung", 0))
+    assert asked == (expected if kept else (None, False, 0))
+    said = [line for line in prepared.patch.warnings if "is not taken over to" in line]
+    assert len(said) == (0 if kept else 1)
+    assert translate("".join(said), "zh") != "".join(said) or kept
+
+
+def test_what_was_learned_names_the_machine_that_taught_it(begin: Begin) -> None:
+    session, supervisor = run(begin(machine=ONE_T4), out_of_memory(), DONE)
+    assert "machine" not in supervisor.seen[-1].learned
+    assert session._learned()["machine"] == ON_T4["machine"]
+    roomier = begin(session._learned(), machine=replace(GOOD, gpus=(A100,)))
+    for trained, known in ((0, (2, False)), (1, (None, False))):
+        again, _ = run(roomier, replace(DONE, trained=trained))
+        assert rung(again._learned()) == known
+        assert ("machine" in again._learned()) is (trained == 0)
