@@ -1025,7 +1025,8 @@ class _Session:
             self.record = self.record.evolve(timings_s=timings)
             if outcome.trained > 0:
                 self.proven_rung = self._rung()
-            self.pace = outcome.data.get("pace") or self.pace
+            # Only one that ended in good order says it; of others, the record has what was measured last.
+            self.pace = outcome.data.get("pace") or self.record.learned.get("pace") or self.pace
             step = decide_next(
                 self.ladder,
                 outcome,

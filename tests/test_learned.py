@@ -59,6 +59,7 @@ def begin(scenes: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
     """Return what prepares a session on a machine, after one that learned something."""
     # Formatting the config takes seconds, and no child is there to read it.
     monkeypatch.setattr(training._Session, "_write_config", lambda self: "0" * 64)
+    monkeypatch.setattr(training, "_wait", lambda seconds, supervisor: None)
 
     def prepared(
         learned: Mapping[str, Any] | None = None,
@@ -211,3 +212,24 @@ def test_what_was_learned_names_the_machine_that_taught_it(begin: Begin) -> None
         again, _ = run(roomier, replace(DONE, trained=trained))
         assert rung(again._learned()) == known
         assert ("machine" in again._learned()) is (trained == 0)
+
+
+# --- pace ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["memory", "crashed"])
+def test_a_child_that_is_started_again_plans_by_what_was_measured_last(begin: Begin, kind: Any) -> None:
+    prepared = begin({"pace": {"iteration_s": 9.0}})
+    supervisor = Scripted(prepared, [Outcome(kind=kind, message="Bang.", trained=5), DONE])
+    session = training._Session(prepared, supervisor)
+
+    def measured() -> None:
+        record = SessionRecord.read(session.files.session)
+        record.evolve(learned={**record.learned, "pace": {"iteration_s": 2.0}}).write(session.files.session)
+
+    supervisor.while_running = measured
+    session.begin()
+    session.run_children()
+    assert [spec.pace for spec in supervisor.specs] == [{"iteration_s": 9.0}, {"iteration_s": 2.0}]
+    assert supervisor.seen[-1].learned["pace"] == {"iteration_s": 2.0}
+    assert session._learned()["pace"] == {"iteration_s": 2.0}
