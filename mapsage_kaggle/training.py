@@ -463,6 +463,8 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
     threads = options.threads or int(learned.get("threads", 0)) or max(1, machine.num_cpus // ranks_here)
     roots = find_data(discovery.cfg, paths.input)
     warnings = check_data_of(discovery.cfg, roots, on_bad_image=options.on_bad_image)
+    extend_to, kept = _end_of_run(discovery, options)
+    warnings = (*kept, *warnings)
     here = _memory_of(machine, num_gpus, ranks_here)
     if _is_roomier(here, learned.get("machine")):
         line = (
@@ -484,7 +486,7 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
         checkpoint_seed=choice.inspection.seed if choice.inspection else None,
         micro_batch=options.micro_batch or learned.get("micro_batch"),
         on_bad_image=options.on_bad_image,
-        extend_to=options.extend_to,
+        extend_to=extend_to,
         deterministic=options.deterministic,
         with_cp=options.micro_batch is None and bool(learned.get("with_cp", False)),
         validation_rung=int(learned.get("validation_rung", 0)),
@@ -492,7 +494,6 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
         cache_dir=paths.temp / "decoded",
         precision=_precision(machine, num_gpus) if options.fast else "",
     )
-    _check_end(discovery, options)
     patch = configure.plan(discovery.cfg, options.config, facts)
     patch = replace(patch, warnings=(*patch.warnings, *warnings))
     return Prepared(
@@ -532,15 +533,18 @@ def _precision(machine: Machine, num_gpus: int) -> str:
     return "bfloat16" if all(item is not None and item >= (8, 0) for item in capabilities) else "float16"
 
 
-def _check_end(discovery: Discovery, options: Options) -> None:
-    """Refuse a run that was lengthened without saying so: its learning rate would stay at the old end.
+def _end_of_run(discovery: Discovery, options: Options) -> tuple[int | None, tuple[str, ...]]:
+    """Return the end that the schedule is to be laid out for, None for the config's, and what to say of it.
+
+    A run that has been lengthened keeps its end, without being told so in every session.
 
     Raises:
-        ConfigError: The config's end is later than that of the run in the checkpoint.
+        ConfigError: The config's end is later than that of the run in the checkpoint: the learning rate
+            would stay at the old end.
     """
     choice = discovery.choice
     if choice.action != "resume" or options.extend_to is not None:
-        return
+        return options.extend_to, ()
     wanted = int(discovery.cfg["train_cfg"]["max_iters"])
     before = choice.record.max_iters if choice.record is not None else None
     if before is None and choice.inspection is not None and choice.inspection.config_text:
@@ -553,6 +557,13 @@ def _check_end(discovery: Discovery, options: Options) -> None:
             "learning rate is 0.",
             f"To lengthen the run, say so with --extend-to {wanted}: the schedule is then laid out anew.",
         )
+    if before and wanted < before:
+        line = (
+            f"The run in the checkpoint goes to iteration {before}, {options.config} to {wanted}: it goes on "
+            f"to {before}. To end at {wanted} all the same, say so with --extend-to {wanted}."
+        )
+        return before, (line,)
+    return None, ()
 
 
 def find_data(cfg: Mapping[str, Any], inputs: Path) -> dict[str, Path]:
@@ -1121,7 +1132,7 @@ class _Session:
             "best_rules": dict(prepared.patch.best_rules),
             "deterministic": options.deterministic,
             "pace": dict(self.pace),
-            "extend": options.extend_to is not None,
+            "extend": prepared.facts.extend_to is not None,
             "validation_rung": self.ladder.validation_rung,
             "restarted": self.restarts > 0,
             "rung": dict.fromkeys(_RUNG) | self._rung(),

@@ -18,6 +18,7 @@ from mapsage_kaggle.checkpoints.scan import FoundCheckpoint
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.display.messages import translate
 from mapsage_kaggle.environment import Gpu, Machine
+from mapsage_kaggle.errors import ConfigError
 from mapsage_kaggle.paths import KagglePaths
 from mapsage_kaggle.records import SessionRecord
 from mapsage_kaggle.supervise import Launch, Outcome, Supervisor
@@ -59,7 +60,7 @@ def begin(scenes: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
     """Return what prepares a session on a machine, after one that learned something."""
     # Formatting the config takes seconds, and no child is there to read it.
     monkeypatch.setattr(training._Session, "_write_config", lambda self: "0" * 64)
-    monkeypatch.setattr(training, "_wait", lambda seconds, supervisor: None)
+    monkeypatch.setattr(training, "_wait", lambda seconds, supervisor: None, raising=False)
 
     def prepared(
         learned: Mapping[str, Any] | None = None,
@@ -233,3 +234,54 @@ def test_a_child_that_is_started_again_plans_by_what_was_measured_last(begin: Be
     assert [spec.pace for spec in supervisor.specs] == [{"iteration_s": 9.0}, {"iteration_s": 2.0}]
     assert supervisor.seen[-1].learned["pace"] == {"iteration_s": 2.0}
     assert session._learned()["pace"] == {"iteration_s": 2.0}
+
+
+# --- the end of the run ----------------------------------------------------------------------------------
+
+
+def ends(prepared: training.Prepared) -> list[int]:
+    cfg = training.configure.apply(prepared.discovery.cfg, prepared.patch)
+    return [cfg.train_cfg.max_iters, cfg.param_scheduler[-1].end]
+
+
+TEXT = {"config_text": "train_cfg = dict(max_iters=40, val_interval=10)"}
+
+
+@pytest.mark.parametrize(
+    "known",
+    [{"recorded": {"max_iters": 40}}, {"recorded": {"max_iters": 40}, "inspected": {"iteration": 30}}],
+)
+def test_a_run_that_was_lengthened_keeps_its_end_and_its_schedule(begin: Begin, known: Any) -> None:
+    prepared = begin(**known)
+    assert prepared.patch.max_iters == 40
+    assert ends(prepared) == [40, 40]
+    (said,) = [line for line in prepared.patch.warnings if "goes to iteration 40" in line]
+    assert "--extend-to 24" in said
+    assert "EXTEND_TO = 24" in translate(said, "zh")
+    session, supervisor = run(prepared, DONE)
+    assert supervisor.specs[0].extend
+    assert session.record.max_iters == 40
+
+
+def test_a_checkpoint_without_a_record_says_by_its_config_where_its_run_ends(begin: Begin) -> None:
+    found = begin(inspected=TEXT)
+    assert found.discovery.choice.record is not None
+    alone = replace(found.discovery, choice=replace(found.discovery.choice, record=None))
+    prepared = training.prepare(alone, machine=CPU, clock=found.clock, to_train=False)
+    assert ends(prepared) == [40, 40]
+
+
+def test_a_run_that_was_lengthened_ends_earlier_where_that_is_said(begin: Begin) -> None:
+    prepared = begin(recorded={"max_iters": 40}, extend_to=24)
+    assert ends(prepared) == [24, 24]
+    assert not [line for line in prepared.patch.warnings if "goes to iteration" in line]
+
+
+def test_a_run_that_was_not_lengthened_keeps_the_schedule_that_it_has(begin: Begin) -> None:
+    _, supervisor = run(begin(recorded={"max_iters": 24}), DONE)
+    assert not supervisor.specs[0].extend
+
+
+def test_a_longer_end_is_still_to_be_said(begin: Begin) -> None:
+    with pytest.raises(ConfigError, match="--extend-to 24"):
+        begin(recorded={"max_iters": 20})

@@ -321,6 +321,11 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "To lengthen the run, say so with --extend-to {wanted}: the schedule is then laid out anew.": (
         "要延长训练，请设 EXTEND_TO = {wanted}（--extend-to）：学习率计划会重新安排。"
     ),
+    "The run in the checkpoint goes to iteration {before}, {config} to {wanted}: it goes on to {end}. To end "
+    "at {number} all the same, say so with --extend-to {same}.": (
+        "检查点所属的任务到第 {before} 次迭代结束，{config} 到第 {wanted} 次：训练继续到第 {end} 次。若仍要到"
+        "第 {number} 次结束，请设 EXTEND_TO = {same}（--extend-to）。"
+    ),
     "{count} folders below {inputs} may be the config's data_root {root} (with {expected}): {names}.": (
         "{inputs} 下有 {count} 个目录可能是配置的 data_root {root}（含 {expected}）：{names}。"
     ),
