@@ -145,6 +145,16 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "It sets a new, later end for the schedule; to stop earlier, stop the session.": (
         "它用于设定更晚的终点；要提前结束，请直接停止会话。"
     ),
+    "--extend-to {end}: {key} ({kind}) ends at iteration {last} and not with the run, at {max_iters}; the "
+    "learning rate would not follow a schedule from there on.": (
+        "EXTEND_TO（--extend-to）是 {end}：{key}（{kind}）到第 {last} 次迭代结束，而不是随训练到"
+        "第 {max_iters} 次；此后学习率将没有计划可循。"
+    ),
+    "Write the schedule for {end} iterations into the config, with max_iters={same}, and say --extend-to "
+    "{too} with it.": (
+        "请在配置里写出 {end} 次迭代的学习率计划，把 max_iters 设为 {same}，并同时设 EXTEND_TO = {too}"
+        "（--extend-to）。"
+    ),
     # dataset
     "The data root {path} does not exist.": "数据根目录 {path} 不存在。",
     "Attach the data set as input, or set data_root to the folder that holds Train and Val.": (
