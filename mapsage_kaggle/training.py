@@ -879,6 +879,9 @@ class _Session:
             end_iteration=prepared.start_iteration,
             max_iters=prepared.patch.max_iters,
             best=continued.best if continued is not None else None,
+            owed_validation=choice.inspection.owed_validation
+            if choice.action == "resume" and choice.inspection is not None
+            else None,
             config_sha256=sha256,
             changes=self._changes(source or (self.files.path if same_place else None)),
             learned=self._learned(),

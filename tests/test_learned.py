@@ -285,3 +285,21 @@ def test_a_run_that_was_not_lengthened_keeps_the_schedule_that_it_has(begin: Beg
 def test_a_longer_end_is_still_to_be_said(begin: Begin) -> None:
     with pytest.raises(ConfigError, match="--extend-to 24"):
         begin(recorded={"max_iters": 20})
+
+
+# --- owed validations ------------------------------------------------------------------------------------
+
+
+def test_a_session_that_saves_nothing_hands_on_what_its_checkpoint_owes(begin: Begin) -> None:
+    prepared = begin({}, inspected={"owed_validation": 10})
+    session = training._Session(prepared, Scripted(prepared, []))
+    session.begin()
+    assert SessionRecord.read(session.files.session).owed_validation == 10
+    stopped = Outcome(kind="done", reason="user", iteration=10)
+    session._carry_checkpoint = lambda: None  # type: ignore[method-assign]
+    assert session.end(stopped, "").owed_validation == 10
+
+
+def test_a_session_that_starts_anew_owes_nothing(begin: Begin) -> None:
+    session, _ = run(begin(), DONE)
+    assert SessionRecord.read(session.files.session).owed_validation is None
