@@ -22,10 +22,11 @@ from mapsage_kaggle.engine.safety import load_ahead, load_local
 from mapsage_kaggle.engine.sampling import Draw, PositionalDataset
 from mapsage_kaggle.engine.session import MOST_OVERFLOWS, TrainingSession
 from mapsage_kaggle.engine.snapshot import keep_loadable
-from mapsage_kaggle.engine.worker import failure_kind
+from mapsage_kaggle.engine.worker import _message, failure_kind
 from mapsage_kaggle.errors import CheckpointError, TrainingError
 from mapsage_kaggle.records import SessionRecord
 from mapsage_kaggle.spec import ChildSpec
+from mapsage_kaggle.supervise import Ladder, Outcome, decide_next
 
 # --- memory faults ---------------------------------------------------------------------------------------
 
@@ -88,6 +89,16 @@ def test_a_sample_without_memory_is_no_damaged_image(tmp_path: Path) -> None:
         data = PositionalDataset(Scarce(), on_bad_image=choice)
         with pytest.raises(MemoryError, match="9 GiB"):
             data[Draw(0, 0, 1)]
+
+
+def test_what_batch_norm_says_of_a_single_value_is_known_for_it() -> None:
+    with pytest.raises(ValueError, match="per channel") as caught:
+        torch.nn.BatchNorm2d(3)(torch.ones(1, 3, 1, 1))
+    kind: Any = failure_kind(caught.value, has_trained=False)
+    outcome = Outcome(kind=kind, message=_message(caught.value))
+    found = decide_next(Ladder(micro_batch=1, above=2), outcome, can_recompute=True, time_left_s=3600.0)
+    assert found.ladder is not None
+    assert (found.ladder.micro_batch, found.ladder.with_cp) == (2, True)
 
 
 def test_what_memory_allows_is_learned_once_an_iteration_is_done(session: TrainingSession) -> None:
