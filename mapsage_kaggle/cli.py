@@ -92,6 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--on-memory", choices=("adapt", "fail"), default="adapt",
         help="where memory runs out, go on with smaller micro-batches, or end",
     )  # fmt: skip
+    train.add_argument(
+        "--micro-batch", type=int, metavar="N", help="images per forward pass to begin with, on each GPU"
+    )
     train.add_argument("--save-every", default="5m", metavar="TIME", help="between checkpoints; 0 for none")
     train.add_argument("--upload-to", metavar="OWNER/SLUG", help="also upload the newest to this data set")
     train.add_argument("--upload-every", default="1h", metavar="TIME", help="between uploads (1h)")
@@ -611,6 +614,7 @@ def _options(arguments: argparse.Namespace) -> Any:
         fast=not given("no_fast", False),
         on_bad_image=given("on_bad_image", "fail"),
         on_memory=given("on_memory", "adapt"),
+        micro_batch=given("micro_batch", None),
         overrides=tuple(arguments.overrides),
         save_every_s=parse_duration_s(given("save_every", 300.0)),
         hang_after_s=parse_duration_s(given("hang_after", 600.0)),

@@ -657,7 +657,8 @@ class Session:
         before = prepared.discovery.cfg
         try:
             cfg = configure.read_config(options.config, options.overrides)
-            patch = configure.plan(cfg, options.config, replace(prepared.facts, extend_to=options.extend_to))
+            end = options.extend_to or prepared.facts.extend_to
+            patch = configure.plan(cfg, options.config, replace(prepared.facts, extend_to=end))
         except ConfigError as error:
             return FormState(problems={}, panel=self._refusal(title, error), usable=False)
         keys = [override.partition("=")[0] for override in asked.overrides]

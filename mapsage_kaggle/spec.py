@@ -44,6 +44,8 @@ class ChildSpec:
             :data:`mapsage_kaggle.supervise.VALIDATION_RUNGS`.
         restarted: Another child has trained, or tried to, in this session before.
         launched_s: How old the session was when the child was launched; None where nobody says.
+        rung: What the record says was learned of memory, once the child has trained; by name, None for
+            what it says nothing of.
         pace: What an earlier session measured, by the names of :meth:`mapsage_kaggle.clock.Pace.learned`.
     """
 
@@ -69,6 +71,7 @@ class ChildSpec:
     validation_rung: int = 0
     restarted: bool = False
     launched_s: float | None = None
+    rung: Mapping[str, Any] = field(default_factory=dict)
     pace: Mapping[str, float] = field(default_factory=dict)
 
     def clock(self) -> SessionClock:

@@ -148,7 +148,9 @@ class Outcome:
             it was still there when the session's time was up.
         message: What it said last.
         iteration: Where it got to.
+        trained: Iterations that it has done itself.
         proven: The iteration of the newest checkpoint that it proved, if any.
+        gained: Iterations by which that is further than where it began.
         data: What the last event said besides.
         told_s: For ``done``: when the child said so, in seconds since the epoch; None where there was none.
     """
@@ -157,7 +159,9 @@ class Outcome:
     reason: str = ""
     message: str = ""
     iteration: int = 0
+    trained: int = 0
     proven: int | None = None
+    gained: int = 0
     data: Mapping[str, Any] = field(default_factory=dict)
     told_s: float | None = None
 
@@ -334,6 +338,8 @@ class _Watch:
         self.iteration = iteration
         self._hang_after_s = hang_after_s
         self.proven: int | None = None
+        self._began: int | None = None
+        self._reached = 0
         self.workers: set[int] = set()
         self.ended_by_us: Literal["", "hung", "late", "killed"] = ""
         self.was_silent_s = 0.0
@@ -350,6 +356,12 @@ class _Watch:
             return
         self._last_s = time.monotonic()
         self.iteration = max(self.iteration, event.iteration)
+        if event.event == "training":
+            self._began = event.iteration
+        elif event.event in ("iteration", "stop", "failure"):
+            if self._began is None and event.event == "iteration":
+                self._began = event.iteration - 1  # of machines that only follow, no more is told
+            self._reached = max(self._reached, event.iteration)
         if event.event == "start" and "pid" in event.data:
             self.workers.add(int(event.data["pid"]))
         elif event.event == "iteration":
@@ -365,6 +377,18 @@ class _Watch:
         elif event.event == "failure" and (self._failure is None or self._failure.data.get("kind") == "peer"):
             # The first one counts: what follows is other ranks that miss it, and they say so (``peer``).
             self._failure = event
+
+    @property
+    def trained(self) -> int:
+        """Iterations that the child is known to have done."""
+        return max(0, self._reached - self._began) if self._began is not None else 0
+
+    @property
+    def gained(self) -> int:
+        """Iterations by which the newest proven checkpoint is further than where the child began."""
+        if self.proven is None or self._began is None:
+            return 0
+        return max(0, self.proven - self._began)
 
     def silent_s(self, now: float) -> float:
         """Return how long nothing has been heard."""
@@ -401,7 +425,9 @@ class _Watch:
                 reason=str(reason),
                 message=str(message),
                 iteration=self._stop.iteration,
+                trained=self.trained,
                 proven=self.proven,
+                gained=self.gained,
                 data=self._stop.data,
                 told_s=self._stop.time_s,
             )
@@ -411,7 +437,9 @@ class _Watch:
                 kind=kind if kind in ("memory", "refused") else "error",
                 message=str(self._failure.data.get("message", "")),
                 iteration=self.iteration,
+                trained=self.trained,
                 proven=self.proven,
+                gained=self.gained,
                 data=self._failure.data,
             )
         if late and self._is_starting:
@@ -420,7 +448,9 @@ class _Watch:
                 reason="deadline",
                 message="The session's time was up before training began.",
                 iteration=self.iteration,
+                trained=self.trained,
                 proven=self.proven,
+                gained=self.gained,
             )
         if self.ended_by_us:
             return self._ended_outcome()
@@ -429,7 +459,9 @@ class _Watch:
                 kind="memory",
                 message="The machine's memory ran out, and the kernel killed a process for it.",
                 iteration=self.iteration,
+                trained=self.trained,
                 proven=self.proven,
+                gained=self.gained,
                 data={"kind": "memory", "stage": self._stage},
             )
         return Outcome(
@@ -438,7 +470,9 @@ class _Watch:
             if self._stop is None
             else f"torchrun ended before its workers (exit code {code}); they have saved.",
             iteration=self.iteration,
+            trained=self.trained,
             proven=self.proven,
+            gained=self.gained,
         )
 
     def _ended_outcome(self) -> Outcome:
@@ -475,12 +509,17 @@ class Ladder:
         with_cp: Whether blocks are recomputed in the backward pass.
         validation_rung: How far validation goes, as an index of :data:`VALIDATION_RUNGS`.
         crashes: Ends other than in good order since the last new checkpoint.
+        above: A micro-batch that memory did not hold without recomputing, where fewer images have still
+            to be trained on.
+        least: The smallest micro-batch that the model can be trained with, as far as is known.
     """
 
     micro_batch: int
     with_cp: bool = False
     validation_rung: int = 0
     crashes: int = 0
+    above: int | None = None
+    least: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -499,6 +538,10 @@ class Next:
 
 
 MAX_CRASHES = 3
+MANY_ITERATIONS = 100
+"""After so many, memory that runs out says little of what an iteration needs."""
+_TOO_FEW = "Expected more than 1 value per channel when training"
+"""torch's words for a BatchNorm over a single value: one image whose features are pooled to 1x1."""
 VALIDATION_RUNGS = (
     "as the config says",
     "one image at a time, and what training holds in reserve is given back first",
@@ -513,9 +556,12 @@ def decide_next(
     """Decide what follows the end of a child. Pure.
 
     Out of memory: half the micro-batch, down to one image; then recomputing blocks in the backward
-    pass. The effective batch, and so the meaning of an iteration, stays. A validation that ran out
-    gains nothing from that: it has rungs of its own. Crashes and hangs are tried again from the
-    newest proven checkpoint, three times without progress at most.
+    pass. The effective batch, and so the meaning of an iteration, stays. Where BatchNorm cannot be
+    trained with so few images, blocks are recomputed with the micro-batch before. A child that had
+    got far, whose memory may have run out by fragmentation, is first started again as it was: only
+    where memory then runs out early is less of it asked for. A validation that ran out gains nothing
+    from that: it has rungs of its own. Crashes and hangs are tried again from the newest proven
+    checkpoint, three times without progress at most.
 
     Args:
         ladder: The settings of the child that has ended.
@@ -527,16 +573,27 @@ def decide_next(
     if outcome.kind in ("done", "killed") or outcome.reason == "deadline":
         return Next(ladder=None, message=outcome.message)
     if outcome.kind == "refused":
-        return Next(ladder=None, message=outcome.message)
+        return _next_after_refusal(ladder, outcome, can_recompute=can_recompute)
     if outcome.kind == "memory" and not adapt:
         return Next(ladder=None, message=f"{outcome.message} Nothing is to be adapted to it, as was asked.")
     if outcome.kind == "memory" and outcome.data.get("stage") == "validation":
         return _next_for_validation(ladder, outcome)
+    if outcome.kind == "memory" and outcome.trained >= MANY_ITERATIONS and outcome.gained > 0:
+        return Next(
+            ladder=replace(ladder, crashes=0),
+            message=f"Out of memory after {outcome.trained} iterations, which had fitted: starting again "
+            "from the newest checkpoint in the same way.",
+        )
     if outcome.kind == "memory":
-        if ladder.micro_batch > 1:
-            smaller = ladder.micro_batch // 2
+        if ladder.micro_batch > ladder.least:
+            smaller = max(ladder.least, ladder.micro_batch // 2)
             return Next(
-                ladder=replace(ladder, micro_batch=smaller, crashes=0),
+                ladder=replace(
+                    ladder,
+                    micro_batch=smaller,
+                    crashes=0,
+                    above=None if ladder.with_cp else ladder.micro_batch,
+                ),
                 message=f"Out of memory: going on with {smaller} image(s) per forward pass and more of them; "
                 "the batch that the optimizer sees stays the same.",
             )
@@ -546,6 +603,8 @@ def decide_next(
                 message="Out of memory with one image: going on with blocks recomputed in the backward pass "
                 "(with_cp).",
             )
+        if ladder.least > 1:
+            return Next(ladder=None, message=_neither_fits(ladder, outcome))
         return Next(
             ladder=None,
             message=f"Out of memory with one image per forward pass. {outcome.message} "
@@ -565,6 +624,27 @@ def decide_next(
         wait_s=wait_s,
         message=f"{outcome.message} Starting again from the newest checkpoint in {wait_s:.0f} s "
         f"(try {crashes} of {MAX_CRASHES}).",
+    )
+
+
+def _next_after_refusal(ladder: Ladder, outcome: Outcome, *, can_recompute: bool) -> Next:
+    if ladder.above is None or _TOO_FEW not in outcome.message:
+        return Next(ladder=None, message=outcome.message)
+    least = ladder.micro_batch + 1
+    if not can_recompute:
+        return Next(ladder=None, message=_neither_fits(replace(ladder, least=least), outcome))
+    return Next(
+        ladder=replace(ladder, micro_batch=ladder.above, with_cp=True, crashes=0, above=None, least=least),
+        message=f"BatchNorm cannot be trained with {ladder.micro_batch} image(s) per forward pass: going on "
+        f"with {ladder.above}, and blocks recomputed in the backward pass (with_cp).",
+    )
+
+
+def _neither_fits(ladder: Ladder, outcome: Outcome) -> str:
+    return (
+        f"Fewer than {ladder.least} images per forward pass are too few for BatchNorm, and memory does not "
+        f"hold more. {outcome.message} Use a smaller crop (crop_size), a smaller backbone, or a norm that "
+        "needs no other images (norm_cfg = dict(type='GN', num_groups=32))."
     )
 
 

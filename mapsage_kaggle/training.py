@@ -48,6 +48,10 @@ if TYPE_CHECKING:
 SHAPES_TIMEOUT_S = 180.0
 MOUNT_WAIT_S = 60.0
 _MAX_CHANGES = 200
+_RUNG = ("micro_batch", "with_cp", "machine")
+"""What a record has learned of memory in training, and on what, by name."""
+_MORE_MEMORY = 1.1
+"""By this factor; torch and the driver do not state the same card's memory alike."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +76,8 @@ class Options:
         fast: Whether the kit may swap in its own, faster parts.
         on_bad_image: ``fail`` or ``skip``.
         on_memory: ``adapt`` goes on with smaller micro-batches, ``fail`` ends where memory runs out.
+        micro_batch: Images per forward pass and rank to begin with, whatever earlier sessions have
+            learned of memory; None for what they learned, else the whole share of a rank.
         overrides: ``key=value`` with dotted keys.
         save_every_s: Seconds between checkpoints by the clock; 0 for none.
         budget_bytes: What the work dir may hold in checkpoints.
@@ -102,6 +108,7 @@ class Options:
     fast: bool = True
     on_bad_image: Literal["fail", "skip"] = "fail"
     on_memory: Literal["adapt", "fail"] = "adapt"
+    micro_batch: int | None = None
     overrides: tuple[str, ...] = ()
     save_every_s: float = 300.0
     budget_bytes: int = 4_000_000_000
@@ -186,6 +193,7 @@ def check_options(options: Options) -> None:
         ("--gpus", options.gpus if options.gpus != "auto" else 0, 0),
         ("--cpu-ranks", options.cpu_ranks, 1),
         ("--threads", options.threads, 1),
+        ("--micro-batch", options.micro_batch, 1),
         ("--expect-iteration", options.expect_iteration, 0),
         ("--extend-to", options.extend_to, 1),
         ("--nnodes", options.nnodes, 1),
@@ -456,6 +464,16 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
     threads = options.threads or int(learned.get("threads", 0)) or max(1, machine.num_cpus // ranks_here)
     roots = find_data(discovery.cfg, paths.input)
     warnings = check_data_of(discovery.cfg, roots, on_bad_image=options.on_bad_image)
+    extend_to, kept = _end_of_run(discovery, options)
+    warnings = (*kept, *warnings)
+    here = _memory_of(machine, num_gpus, ranks_here)
+    if _is_roomier(here, learned.get("machine")):
+        line = (
+            f"What memory allowed on {_told(learned['machine'])} is not taken over to {_told(here)}: each "
+            "rank takes its whole share of the batch again."
+        )
+        warnings = (line, *warnings)
+        learned = {name: value for name, value in learned.items() if name not in (*_RUNG, "validation_rung")}
     facts = configure.Facts(
         work_dir=discovery.work_dir,
         world_size=world_size,
@@ -467,22 +485,45 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
         checkpoint=choice.checkpoint.target if choice.checkpoint else None,
         action=choice.action,
         checkpoint_seed=choice.inspection.seed if choice.inspection else None,
-        micro_batch=learned.get("micro_batch"),
+        micro_batch=options.micro_batch or learned.get("micro_batch"),
         on_bad_image=options.on_bad_image,
-        extend_to=options.extend_to,
+        extend_to=extend_to,
         deterministic=options.deterministic,
-        with_cp=bool(learned.get("with_cp", False)),
+        with_cp=options.micro_batch is None and bool(learned.get("with_cp", False)),
         validation_rung=int(learned.get("validation_rung", 0)),
         fast=options.fast,
         cache_dir=paths.temp / "decoded",
         precision=_precision(machine, num_gpus) if options.fast else "",
     )
-    _check_end(discovery, options)
     patch = configure.plan(discovery.cfg, options.config, facts)
     patch = replace(patch, warnings=(*patch.warnings, *warnings))
     return Prepared(
         discovery=discovery, machine=machine, clock=clock, facts=facts, patch=patch, threads=threads
     )
+
+
+def _memory_of(machine: Machine, num_gpus: int, ranks_here: int) -> dict[str, Any]:
+    """Return what a rank has for memory: the device's name, and its bytes."""
+    gpus = [gpu for gpu in machine.gpus if gpu.supported is not False][:num_gpus]
+    if not gpus:
+        return {"device": "CPU", "memory_bytes": machine.ram_bytes // ranks_here, "ranks": ranks_here}
+    least = min(gpus, key=lambda gpu: gpu.memory_bytes)
+    return {"device": least.name, "memory_bytes": least.memory_bytes, "ranks": ranks_here}
+
+
+def _is_roomier(here: Mapping[str, Any], before: Any) -> bool:
+    """Whether a rank has another device than the one that memory was learned of, or more of it.
+
+    Records of earlier versions do not say what that was: what they learned is kept.
+    """
+    if not isinstance(before, Mapping):
+        return False
+    more = here["memory_bytes"] > _MORE_MEMORY * float(before.get("memory_bytes") or 0)
+    return bool(here["device"] != before.get("device") or more)
+
+
+def _told(memory: Mapping[str, Any]) -> str:
+    return f"{memory.get('device')} ({(memory.get('memory_bytes') or 0) / 2**30:.0f} GiB)"
 
 
 def _precision(machine: Machine, num_gpus: int) -> str:
@@ -493,15 +534,18 @@ def _precision(machine: Machine, num_gpus: int) -> str:
     return "bfloat16" if all(item is not None and item >= (8, 0) for item in capabilities) else "float16"
 
 
-def _check_end(discovery: Discovery, options: Options) -> None:
-    """Refuse a run that was lengthened without saying so: its learning rate would stay at the old end.
+def _end_of_run(discovery: Discovery, options: Options) -> tuple[int | None, tuple[str, ...]]:
+    """Return the end that the schedule is to be laid out for, None for the config's, and what to say of it.
+
+    A run that has been lengthened keeps its end, without being told so in every session.
 
     Raises:
-        ConfigError: The config's end is later than that of the run in the checkpoint.
+        ConfigError: The config's end is later than that of the run in the checkpoint: the learning rate
+            would stay at the old end.
     """
     choice = discovery.choice
     if choice.action != "resume" or options.extend_to is not None:
-        return
+        return options.extend_to, ()
     wanted = int(discovery.cfg["train_cfg"]["max_iters"])
     before = choice.record.max_iters if choice.record is not None else None
     if before is None and choice.inspection is not None and choice.inspection.config_text:
@@ -514,6 +558,13 @@ def _check_end(discovery: Discovery, options: Options) -> None:
             "learning rate is 0.",
             f"To lengthen the run, say so with --extend-to {wanted}: the schedule is then laid out anew.",
         )
+    if before and wanted < before:
+        line = (
+            f"The run in the checkpoint goes to iteration {before}, {options.config} to {wanted}: it goes on "
+            f"to {before}. To end at {wanted} all the same, say so with --extend-to {wanted}."
+        )
+        return before, (line,)
+    return None, ()
 
 
 def find_data(cfg: Mapping[str, Any], inputs: Path) -> dict[str, Path]:
@@ -772,15 +823,20 @@ class _Session:
         self.prepared = prepared
         self.supervisor = supervisor
         self.files = WorkDir(prepared.work_dir)
+        patch = prepared.patch
+        share = -(-patch.effective_batch // prepared.facts.world_size)
         self.ladder = Ladder(
-            micro_batch=prepared.patch.micro_batch,
+            micro_batch=patch.micro_batch,
+            above=min(share, 2 * patch.micro_batch) if patch.micro_batch < share else None,
             with_cp=prepared.facts.with_cp,
             validation_rung=prepared.facts.validation_rung,
         )
         self.steps: list[str] = []
         self.restarts = 0
         choice = prepared.discovery.choice
-        self.pace: Mapping[str, float] = choice.record.learned.get("pace", {}) if choice.record else {}
+        learned: Mapping[str, Any] = choice.record.learned if choice.record is not None else {}
+        self.pace: Mapping[str, float] = learned.get("pace", {})
+        self.proven_rung = {name: learned[name] for name in _RUNG if name in learned}
         self.record = SessionRecord(run_id="", fingerprint="")
         self._log = EventLog(self.files.events)
 
@@ -826,6 +882,9 @@ class _Session:
             end_iteration=prepared.start_iteration,
             max_iters=prepared.patch.max_iters,
             best=continued.best if continued is not None else None,
+            owed_validation=choice.inspection.owed_validation
+            if choice.action == "resume" and choice.inspection is not None
+            else None,
             config_sha256=sha256,
             changes=self._changes(source or (self.files.path if same_place else None)),
             learned=self._learned(),
@@ -912,15 +971,28 @@ class _Session:
 
     def _learned(self) -> dict[str, Any]:
         learned: dict[str, Any] = {"threads": self.prepared.threads, "ladder": list(self.steps)}
-        if self.ladder.micro_batch * self.prepared.facts.world_size < self.prepared.patch.effective_batch:
-            learned["micro_batch"] = self.ladder.micro_batch
-        if self.ladder.with_cp:
-            learned["with_cp"] = True
+        learned |= self.proven_rung
         if self.ladder.validation_rung:
             learned["validation_rung"] = self.ladder.validation_rung
+            learned.setdefault("machine", self._memory())
         if self.pace:
             learned["pace"] = dict(self.pace)
         return learned
+
+    def _rung(self) -> dict[str, Any]:
+        """Return what will be learned of memory once an iteration is done as it is tried now."""
+        rung: dict[str, Any] = {}
+        if self.ladder.micro_batch * self.prepared.facts.world_size < self.prepared.patch.effective_batch:
+            rung["micro_batch"] = self.ladder.micro_batch
+        if self.ladder.with_cp:
+            rung["with_cp"] = True
+        if rung:
+            rung["machine"] = self._memory()
+        return rung
+
+    def _memory(self) -> dict[str, Any]:
+        facts = self.prepared.facts
+        return _memory_of(self.prepared.machine, facts.ranks_here if facts.on_gpu else 0, facts.ranks_here)
 
     def _exactness(self) -> dict[str, Any]:
         facts, reasons = self.prepared.facts, list(self.prepared.patch.exactness)
@@ -972,7 +1044,10 @@ class _Session:
             self.record = _read_record(self.files.session) or self.record
             timings = outcome.data.get("timings_s") or self.record.timings_s
             self.record = self.record.evolve(timings_s=timings)
-            self.pace = outcome.data.get("pace") or self.pace
+            if outcome.trained > 0:
+                self.proven_rung = self._rung()
+            # Only one that ended in good order says it; of others, the record has what was measured last.
+            self.pace = outcome.data.get("pace") or self.record.learned.get("pace") or self.pace
             step = decide_next(
                 self.ladder,
                 outcome,
@@ -1098,9 +1173,10 @@ class _Session:
             "best_rules": dict(prepared.patch.best_rules),
             "deterministic": options.deterministic,
             "pace": dict(self.pace),
-            "extend": options.extend_to is not None,
+            "extend": prepared.facts.extend_to is not None,
             "validation_rung": self.ladder.validation_rung,
             "restarted": self.restarts > 0,
+            "rung": dict.fromkeys(_RUNG) | self._rung(),
             "launched_s": prepared.clock.elapsed_s(),
         }
 

@@ -7,6 +7,8 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,18 +16,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MessageHub
 from torch.utils.data import DataLoader
 
 from mapsage_kaggle.checkpoints.load import load_checkpoint
+from mapsage_kaggle.checkpoints.store import SaveFailed
 from mapsage_kaggle.clock import boot_time_s
 from mapsage_kaggle.engine.loop import ValidationAborted, ValidationPulse
 from mapsage_kaggle.engine.safety import load_ahead, load_local
 from mapsage_kaggle.engine.sampling import Draw, PositionalDataset
 from mapsage_kaggle.engine.session import MOST_OVERFLOWS, TrainingSession
 from mapsage_kaggle.engine.snapshot import keep_loadable
-from mapsage_kaggle.engine.worker import failure_kind
+from mapsage_kaggle.engine.worker import _message, failure_kind
 from mapsage_kaggle.errors import CheckpointError, TrainingError
+from mapsage_kaggle.records import SessionRecord
 from mapsage_kaggle.spec import ChildSpec, ask_save, ask_stop
+from mapsage_kaggle.supervise import Ladder, Outcome, decide_next
 
 # --- memory faults ---------------------------------------------------------------------------------------
 
@@ -90,6 +96,24 @@ def test_a_sample_without_memory_is_no_damaged_image(tmp_path: Path) -> None:
             data[Draw(0, 0, 1)]
 
 
+def test_what_batch_norm_says_of_a_single_value_is_known_for_it() -> None:
+    with pytest.raises(ValueError, match="per channel") as caught:
+        torch.nn.BatchNorm2d(3)(torch.ones(1, 3, 1, 1))
+    kind: Any = failure_kind(caught.value, has_trained=False)
+    outcome = Outcome(kind=kind, message=_message(caught.value))
+    found = decide_next(Ladder(micro_batch=1, above=2), outcome, can_recompute=True, time_left_s=3600.0)
+    assert found.ladder is not None
+    assert (found.ladder.micro_batch, found.ladder.with_cp) == (2, True)
+
+
+def test_what_memory_allows_is_learned_once_an_iteration_is_done(session: TrainingSession) -> None:
+    session.spec = replace(session.spec, rung={"micro_batch": 1, "with_cp": None})
+    before = {"threads": 1, "micro_batch": 2, "with_cp": True}
+    assert session._learned(before) == {**before, "pace": {}}
+    session._is_first = False
+    assert session._learned(before) == {"threads": 1, "micro_batch": 1, "pace": {}}
+
+
 # --- losses that are no numbers --------------------------------------------------------------------------
 
 
@@ -136,6 +160,77 @@ def test_a_scaler_that_is_switched_off_excuses_nothing(session: TrainingSession)
     off = SimpleNamespace(loss_scaler=torch.amp.GradScaler("cpu", enabled=False))
     with pytest.raises(TrainingError):
         session.check_losses(1, {"loss": math.nan}, off)
+
+
+# --- the best score --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def validated(session: TrainingSession, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrainingSession]:
+    """Return a session that keeps the best mIoU, with a model of two weights."""
+    hub = MessageHub("a run")
+    session.spec = replace(session.spec, save_best=("mIoU",))
+    SessionRecord(run_id="r", fingerprint="f").write(session.files.session)
+    loop = SimpleNamespace(evaluator=SimpleNamespace(metrics=[]))
+    session._runner = SimpleNamespace(message_hub=hub, val_loop=loop)  # type: ignore[assignment]
+
+    def state(_runner: Any, iteration: int, **_: Any) -> dict[str, Any]:
+        parts = {"state_dict": {"w": torch.ones(2)}, "optimizer": {"state": {}, "param_groups": []}}
+        return {"meta": {"iter": iteration}, **parts, "param_schedulers": [], "message_hub": hub.state_dict()}
+
+    monkeypatch.setattr("mapsage_kaggle.engine.session.snapshot", state)
+    session.open()
+    yield session
+    session.close()
+
+
+def best_of(session: TrainingSession) -> tuple[Any, Any, Any]:
+    assert session.saver is not None and session.store is not None
+    session.saver.join()
+    hub = session._require_runner().message_hub
+    kept = session.store.best()
+    return hub.get_info("best_score"), hub.get_info("best_ckpt"), kept and kept.value
+
+
+def test_nan_is_never_the_best_score(validated: TrainingSession) -> None:
+    validated.validation_done(4, {"mIoU": math.nan})
+    assert best_of(validated) == (None, None, None)
+    validated.validation_done(8, {"mIoU": 30.0})
+    validated.validation_done(12, {"mIoU": math.nan})
+    assert best_of(validated) == (30.0, "best_mIoU_iter_8.pth", 30.0)
+
+
+def test_a_score_beats_one_that_was_noted_as_nan(validated: TrainingSession) -> None:
+    validated._require_runner().message_hub.update_info("best_score", math.nan)
+    validated.validation_done(8, {"mIoU": 30.0})
+    assert best_of(validated) == (30.0, "best_mIoU_iter_8.pth", 30.0)
+
+
+def test_the_best_file_holds_its_own_score(validated: TrainingSession) -> None:
+    validated.validation_done(8, {"mIoU": 30.0})
+    best_of(validated)
+    held = load_checkpoint(validated.files.path / "best_mIoU_iter_8.pth")["message_hub"]["runtime_info"]
+    assert (held["best_score"], held["best_ckpt"]) == (30.0, "best_mIoU_iter_8.pth")
+
+
+def test_a_best_score_whose_file_could_not_be_written_is_none_to_beat(
+    validated: TrainingSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validated.validation_done(4, {"mIoU": 20.0})
+    assert validated.store is not None
+    save = validated.store.save
+
+    def fail(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.startswith("best"):
+            raise SaveFailed(f"{name} could not be written: No space left on device.")
+        return save(name, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(validated.store, "save", fail)
+        validated.validation_done(8, {"mIoU": 40.0})
+    assert best_of(validated) == (20.0, "best_mIoU_iter_4.pth", 20.0)
+    validated.validation_done(12, {"mIoU": 30.0})
+    assert best_of(validated) == (30.0, "best_mIoU_iter_12.pth", 30.0)
 
 
 # --- what hooks want to keep -----------------------------------------------------------------------------

@@ -200,6 +200,11 @@ def test_bundle_says_how_to_upload_what_it_made_and_what_is_still_to_fill_in(
     assert "INSERT_OWNER_HERE" not in capsys.readouterr().out
 
 
+def test_the_micro_batch_to_begin_with_is_an_option_of_train() -> None:
+    for given, size in (([], None), (["--micro-batch", "2"], 2)):
+        assert _options(build_parser().parse_args(["train", "small.py", *given])).micro_batch == size
+
+
 @pytest.mark.parametrize(("given", "policy"), [([], "adapt"), (["--on-memory", "fail"], "fail")])
 def test_what_to_do_where_memory_runs_out_is_an_option_of_train(given: list[str], policy: str) -> None:
     assert _options(build_parser().parse_args(["train", "small.py", *given])).on_memory == policy

@@ -263,9 +263,15 @@ def test_extending_a_run_lays_the_schedule_out_anew(
         assert refused.returncode == 2
         assert "--extend-to 20" in refused.stderr
         run.max_iters = 10
-    done = run.train("--extend-to", "20")
+    done = run.train("--extend-to", "20", stop=None if cut is None else 14)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (run.record().start_iteration, run.record().end_iteration) == (cut or 10, 20)
+    if cut is not None:
+        # Said once, it holds: the sessions that follow are begun as all others.
+        run.hand_over()
+        done = run.train()
+        assert done.returncode == 0, done.stdout + done.stderr
+    start = 10 if cut is None else 14
+    assert (run.record().start_iteration, run.record().end_iteration) == (start, 20)
     assert run.checkpoint(20)["param_schedulers"] == uncut_schedules
     first = run.events("iteration")[0]
     # Warm-up until 5, then mmengine's straight line, which is at 0 in its last step.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import random
 import signal
@@ -551,6 +552,18 @@ refs = st.lists(
         for iteration, best, size_bytes, value in items
     ]
 )
+
+
+@pytest.mark.parametrize("values", [(math.nan, 0.5), (0.5, math.nan), (0.4, 0.5, math.nan)])
+def test_nan_is_no_score_that_is_kept_as_the_best(values: tuple[float, ...]) -> None:
+    held = [
+        CheckpointRef(file=f"best_{i}.pth", iteration=i, sha256="0", size_bytes=1, metric="mIoU", value=value)
+        for i, value in enumerate(values)
+    ]
+    for refs in (held, held[::-1]):
+        best = best_of(refs)
+        assert best is not None
+        assert best.value == 0.5
 
 
 @given(refs, st.integers(0, 500), st.integers(1, 8), st.sampled_from([None, 5, 10]))

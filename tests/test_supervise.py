@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,8 +84,87 @@ def test_out_of_memory_halves_the_micro_batch_down_to_one_then_recomputes_then_e
     assert "What happened." in found.message
 
 
+LAST_RUNG = Ladder(micro_batch=1, with_cp=True, validation_rung=1)
+
+
+@pytest.mark.parametrize("ladder", [Ladder(micro_batch=4), LAST_RUNG])
+def test_memory_that_runs_out_late_costs_no_rung_and_where_it_then_runs_out_early_it_does(
+    ladder: Ladder,
+) -> None:
+    late = after("memory", replace(ladder, crashes=2), iteration=700, trained=300, proven=650, gained=250)
+    assert late.ladder == ladder
+    assert late.wait_s == 0.0
+    early = after("memory", ladder, iteration=700, trained=50, proven=680, gained=30)
+    assert early == after("memory", ladder)
+    assert early.ladder != ladder
+
+
+@pytest.mark.parametrize("stage", ["training", "validation"])
+def test_memory_that_runs_out_late_and_with_nothing_to_go_on_from_costs_a_rung(stage: str) -> None:
+    ladder = Ladder(micro_batch=4)
+    gained = {"training": 0, "validation": 250}[stage]
+    found = after("memory", ladder, trained=300, proven=None, gained=gained, data={"stage": stage})
+    assert found.ladder == (
+        Ladder(micro_batch=2, above=4) if stage == "training" else Ladder(micro_batch=4, validation_rung=1)
+    )
+
+
 def test_a_model_that_cannot_recompute_ends_with_one_image() -> None:
     assert after("memory", Ladder(micro_batch=1), can_recompute=False).ladder is None
+
+
+TOO_FEW = "ValueError: Expected more than 1 value per channel when training, got input size [1, 8, 1, 1]"
+
+
+def refused(ladder: Ladder, *, can_recompute: bool = True) -> Next:
+    outcome = Outcome(kind="refused", message=TOO_FEW)
+    return decide_next(ladder, outcome, can_recompute=can_recompute, time_left_s=HOUR_S)
+
+
+def test_where_one_image_is_too_few_for_batch_norm_blocks_are_recomputed_with_the_micro_batch_before() -> (
+    None
+):
+    one = after("memory", Ladder(micro_batch=2)).ladder
+    assert one is not None
+    found = refused(one).ladder
+    assert found is not None
+    assert (found.micro_batch, found.with_cp) == (2, True)
+    end = after("memory", found)
+    assert end.ladder is None
+    assert "too few for BatchNorm" in end.message
+
+
+def test_between_too_few_images_and_too_many_there_may_be_a_rung() -> None:
+    one = after("memory", Ladder(micro_batch=3)).ladder
+    assert one is not None
+    assert one.micro_batch == 1
+    three = refused(one).ladder
+    assert three is not None
+    two = after("memory", three).ladder
+    assert two is not None
+    assert (two.micro_batch, two.with_cp) == (2, True)
+    assert after("memory", two).ladder is None
+
+
+def test_recomputing_that_only_then_shows_that_one_image_is_too_few_is_kept_with_two() -> None:
+    ladder: Ladder | None = Ladder(micro_batch=2)
+    for _ in range(2):
+        assert ladder is not None
+        ladder = after("memory", ladder).ladder
+    assert ladder is not None
+    assert (ladder.micro_batch, ladder.with_cp) == (1, True)
+    found = refused(ladder).ladder
+    assert found is not None
+    assert (found.micro_batch, found.with_cp) == (2, True)
+
+
+def test_batch_norm_that_refuses_ends_it_where_nothing_else_can_be_tried() -> None:
+    assert refused(Ladder(micro_batch=1)) == Next(ladder=None, message=TOO_FEW)
+    one = after("memory", Ladder(micro_batch=2)).ladder
+    assert one is not None
+    end = refused(one, can_recompute=False)
+    assert end.ladder is None
+    assert "Fewer than 2 images" in end.message
 
 
 def test_out_of_memory_in_validation_leaves_training_as_it_is() -> None:
@@ -118,7 +197,7 @@ def test_a_checkpoint_in_between_makes_the_tries_count_anew(kind: Kind) -> None:
 
 def test_a_smaller_micro_batch_makes_the_tries_count_anew() -> None:
     found = after("memory", Ladder(micro_batch=4, crashes=2))
-    assert found.ladder == Ladder(micro_batch=2, crashes=0)
+    assert found.ladder == Ladder(micro_batch=2, crashes=0, above=4)
 
 
 @pytest.mark.parametrize(("left_s", "again"), [(65.0, True), (64.0, False), (-5.0, False)])
@@ -266,7 +345,7 @@ def test_a_child_that_the_kernel_killed_for_memory_has_run_out_of_it(events: lis
     assert (outcome.kind, outcome.data["stage"]) == ("memory", stage)
     followed = decide_next(Ladder(micro_batch=4), outcome, can_recompute=True, time_left_s=HOUR_S)
     assert followed.ladder == (
-        Ladder(micro_batch=4, validation_rung=1) if stage == "validation" else Ladder(micro_batch=2)
+        Ladder(micro_batch=4, validation_rung=1) if stage == "validation" else Ladder(micro_batch=2, above=4)
     )
 
 
@@ -354,6 +433,22 @@ def test_a_child_that_did_not_save_when_time_was_up_is_not_started_again() -> No
     assert outcome.reason == "deadline"
     followed = decide_next(Ladder(micro_batch=4), outcome, can_recompute=True, time_left_s=HOUR_S)
     assert followed == Next(ladder=None, message=outcome.message)
+
+
+def test_what_a_child_has_trained_itself_is_known() -> None:
+    assert watch(event("iteration", 12), event("iteration", 30)).outcome(1).trained == 19
+    begun = (event("training", 10), event("iteration", 11))
+    assert watch(*begun, event("failure", 25, kind="memory")).outcome(1).trained == 15
+    assert watch(*begun, event("stop", 40, reason="user")).outcome(0).trained == 30
+    for untrained in ((), (event("training", 10),), (event("training", 10), event("failure", 10))):
+        assert watch(*untrained).outcome(1).trained == 0
+
+
+def test_how_much_of_that_is_proven_is_known() -> None:
+    began = (event("training", 10), event("checkpoint", 10), event("iteration", 150))
+    assert watch(*began).outcome(1, out_of_memory=True).gained == 0
+    assert watch(*began, event("checkpoint", 120)).outcome(1, out_of_memory=True).gained == 110
+    assert watch(event("checkpoint", 120)).outcome(1).gained == 0
 
 
 def test_workers_are_known_by_their_start() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -15,14 +16,16 @@ MAX_FILES = 60
 
 
 def best_of(refs: Iterable[CheckpointRef], *, greater_is_better: bool = True) -> CheckpointRef | None:
-    """Return the best-scored checkpoint, the newer of equals.
+    """Return the best-scored checkpoint, the newer of equals; NaN is no score.
 
     Where none holds a score, the newest of those whose name says that they are the best: a score
     can be lost with a torn manifest, and the file must not go with it. None where there is none.
     """
     refs = tuple(refs)
     sign = 1.0 if greater_is_better else -1.0
-    scored = [ref for ref in refs if ref.metric is not None and ref.value is not None]
+    scored = [
+        ref for ref in refs if ref.metric is not None and ref.value is not None and not math.isnan(ref.value)
+    ]
     if scored:
         return max(scored, key=lambda ref: (sign * cast(float, ref.value), ref.iteration))
     return max(

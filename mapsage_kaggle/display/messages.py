@@ -139,6 +139,14 @@ CHINESE: Mapping[str, str] = {
     "Out of memory with one image: going on with blocks recomputed in the backward pass (with_cp).": (
         "单张图像仍内存或显存不足：改为在反向时重算各模块（with_cp），训练继续。"
     ),
+    "Out of memory after {count} iterations, which had fitted: starting again from the newest checkpoint in "
+    "the same way.": "训练了 {count} 次迭代之后内存或显存不足，此前一直够用：按原样从最新的检查点重新开始。",
+    "What memory allowed on {before} is not taken over to {now}: each rank takes its whole share of the batch "
+    "again.": "在 {before} 上得知的内存或显存限度不沿用到 {now}：每个进程重新按其全部份额取批次。",
+    "BatchNorm cannot be trained with {count} image(s) per forward pass: going on with {more}, and blocks "
+    "recomputed in the backward pass (with_cp).": (
+        "每次前向 {count} 张图像无法训练 BatchNorm：改为 {more} 张，并在反向时重算各模块（with_cp），训练继续。"
+    ),
     "{message} Starting again from the newest checkpoint in {wait} s (try {number} of {most}).": (
         "{message} {wait} 秒后从最新的检查点重新开始（第 {number} 次，最多 {most} 次）。"
     ),
@@ -276,7 +284,7 @@ CHINESE: Mapping[str, str] = {
     "Its classes as predicted at iteration %s": "第 %s 次迭代预测的类别",
     "an iteration, s": "每次迭代，秒", "a save, s": "保存，秒", "a save of the best, s": "保存最佳检查点，秒",
     "a validation, s": "验证，秒", "copying for a save, s": "为保存而复制，秒",
-    "images per forward pass": "每次前向的图像数", "blocks recomputed in the backward pass": "反向时重算各模块",
+    "memory was short on": "内存或显存不足的设备", "images per forward pass": "每次前向的图像数", "blocks recomputed in the backward pass": "反向时重算各模块",
     "steps taken to save memory in validation": "验证时采取的省内存步骤数",
     "no class": "非任何类别", "truth": "真值", "prediction": "预测",
     "share of each true class, %": "占各真值类别的比例，%", "of all pixels": "占全部像素",

@@ -145,6 +145,16 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "It sets a new, later end for the schedule; to stop earlier, stop the session.": (
         "它用于设定更晚的终点；要提前结束，请直接停止会话。"
     ),
+    "--extend-to {end}: {key} ({kind}) ends at iteration {last} and not with the run, at {max_iters}; the "
+    "learning rate would not follow a schedule from there on.": (
+        "EXTEND_TO（--extend-to）是 {end}：{key}（{kind}）到第 {last} 次迭代结束，而不是随训练到"
+        "第 {max_iters} 次；此后学习率将没有计划可循。"
+    ),
+    "Write the schedule for {end} iterations into the config, with max_iters={same}, and say --extend-to "
+    "{too} with it.": (
+        "请在配置里写出 {end} 次迭代的学习率计划，把 max_iters 设为 {same}，并同时设 EXTEND_TO = {too}"
+        "（--extend-to）。"
+    ),
     # dataset
     "The data root {path} does not exist.": "数据根目录 {path} 不存在。",
     "Attach the data set as input, or set data_root to the folder that holds Train and Val.": (
@@ -321,6 +331,11 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "To lengthen the run, say so with --extend-to {wanted}: the schedule is then laid out anew.": (
         "要延长训练，请设 EXTEND_TO = {wanted}（--extend-to）：学习率计划会重新安排。"
     ),
+    "The run in the checkpoint goes to iteration {before}, {config} to {wanted}: it goes on to {end}. To end "
+    "at {number} all the same, say so with --extend-to {same}.": (
+        "检查点所属的任务到第 {before} 次迭代结束，{config} 到第 {wanted} 次：训练继续到第 {end} 次。若仍要到"
+        "第 {number} 次结束，请设 EXTEND_TO = {same}（--extend-to）。"
+    ),
     "{count} folders below {inputs} may be the config's data_root {root} (with {expected}): {names}.": (
         "{inputs} 下有 {count} 个目录可能是配置的 data_root {root}（含 {expected}）：{names}。"
     ),
@@ -357,6 +372,13 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "{message} Nothing is to be adapted to it, as was asked.": "{message}按要求不做任何调整。",
     "Out of memory with one image per forward pass. {message} Use a smaller crop (crop_size) or a smaller "
     "backbone.": "每次前向一张图像仍内存或显存不足。{message}请减小裁剪（crop_size）或换更小的主干网络。",
+    "Fewer than {least} images per forward pass are too few for BatchNorm, and memory does not hold more. "
+    "{message} Use a smaller crop (crop_size), a smaller backbone, or a norm that needs no other images "
+    "(norm_cfg = dict(type='GN', num_groups=32)).": (
+        "每次前向少于 {least} 张图像对 BatchNorm 来说太少，而内存或显存放不下更多。{message}请减小裁剪"
+        "（crop_size）、换更小的主干网络，或改用不依赖其他图像的归一化（norm_cfg = dict(type='GN', "
+        "num_groups=32)）。"
+    ),
     "{message} It was tried {count} times again without progress.": "{message}已重试 {count} 次，没有进展。",
     "{message} There is no time left to try again.": "{message}没有时间再试了。",
     "Progress is no longer shown ({name}: {why}); training goes on.": (

@@ -259,6 +259,7 @@ LEARNED: Mapping[str, str] = {
     "micro_batch": "images per forward pass",
     "with_cp": "blocks recomputed in the backward pass",
     "validation_rung": "steps taken to save memory in validation",
+    "machine": "memory was short on",
 }
 """How the report calls what a record says of its machine."""
 
@@ -267,7 +268,9 @@ def _learned_rows(record: SessionRecord) -> list[tuple[str, str]]:
     """Return what the machine taught, by name, each as one text."""
     rows: list[tuple[str, str]] = []
     for name, value in record.learned.items():
-        if isinstance(value, Mapping):
+        if name == "machine":
+            rows.append((name, str(value.get("device")) if isinstance(value, Mapping) else str(value)))
+        elif isinstance(value, Mapping):
             told = ((f"{name} {part}", number) for part, number in value.items())
             rows += [(part, f"{number:.4g}") for part, number in told if isinstance(number, (int, float))]
         elif value:

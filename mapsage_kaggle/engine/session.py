@@ -81,6 +81,7 @@ class TrainingSession:
         self._config_text = ""
         self._iteration = 0
         self._saved_iteration = -1
+        self._proven = ""
         self._stage_began = time.monotonic()
         self._told_at = 0.0
         self._is_first = True
@@ -449,6 +450,7 @@ class TrainingSession:
             torch.save(state, stream)
 
         def proven(ref: CheckpointRef) -> None:
+            self._proven = ref.file
             self.pace.write_ends(clock.now())
             self._measure_output()
             self._refresh_record(ref, owed)
@@ -487,7 +489,7 @@ class TrainingSession:
             "best": self.store.best(),
             "skipped_validations": self._skipped,
             "timings_s": self.rounded_timings(),
-            "learned": {**self._record.learned, "pace": self.pace.learned()},
+            "learned": self._learned(self._record.learned),
         }
         if ref.metric is None:
             changes |= {
@@ -497,6 +499,12 @@ class TrainingSession:
             }
         self._record = self._record.evolve(**changes)
         self._record.write(self.files.session)
+
+    def _learned(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the record says was learned; what memory allows is known once an iteration is done."""
+        rung = self.spec.rung if self.has_trained else {}
+        known = {**before, **rung, "pace": self.pace.learned()}
+        return {name: value for name, value in known.items() if value is not None}
 
     def _count_saving(self, begin: float) -> None:
         self.timings_s["saving"] += time.monotonic() - begin
@@ -548,15 +556,11 @@ class TrainingSession:
         self.pace.validated(seconds)
         score, is_best = self._score(metrics), False
         if score is not None and self._is_best(score):
-            is_best = True
-            name = f"best_{self._metric_name}_iter_{iteration}.pth"
-            runner.message_hub.update_info("best_score", score)
-            runner.message_hub.update_info("best_ckpt", name)
-            if self.rank == 0:
-                begin = time.monotonic()
-                weights = snapshot(runner, iteration, config_text=self._config_text, resumable=False)
-                self._submit(name, weights, metric=self._metric_name, value=score)
-                self._count_saving(begin)
+            noted = {"best_score": score, "best_ckpt": f"best_{self._metric_name}_iter_{iteration}.pth"}
+            is_best = self.rank != 0 or self._save_best(iteration, noted)
+            # Only what is there to be kept is what later scores have to beat.
+            for name, value in noted.items() if is_best else ():
+                runner.message_hub.update_info(name, value)
         # Written again, with the score and without the debt; the old file stays until this is proven.
         self.save(iteration)
         if self.rank == 0:
@@ -568,6 +572,17 @@ class TrainingSession:
                 "validation", iteration, metrics=numbers, seconds=round(seconds, 2), best=is_best, **by_class
             )
             self._write_predictions(iteration)
+
+    def _save_best(self, iteration: int, noted: Mapping[str, Any]) -> bool:
+        """Write the weights with the best score, and tell whether they are proven."""
+        assert self.saver is not None
+        begin = time.monotonic()
+        weights = snapshot(self._require_runner(), iteration, config_text=self._config_text, resumable=False)
+        weights["message_hub"]["runtime_info"].update(noted)
+        self._submit(noted["best_ckpt"], weights, metric=self._metric_name, value=noted["best_score"])
+        self.saver.join()  # the save that follows waits for it all the same
+        self._count_saving(begin)
+        return self._proven == noted["best_ckpt"]
 
     def _write_predictions(self, iteration: int) -> None:
         """Write the pictures for the report; that they cannot be written must not end a training."""
@@ -600,8 +615,10 @@ class TrainingSession:
 
     def _is_best(self, score: float) -> bool:
         """Tell whether a score beats the one in the message hub, which every rank holds."""
+        if math.isnan(score):
+            return False
         best = self._require_runner().message_hub.get_info("best_score", None)
-        if best is None:
+        if best is None or math.isnan(float(best)):
             return True
         greater = greater_is_better(self._metric or "", next(iter(self.spec.best_rules.values()), None))
         return score > float(best) if greater else score < float(best)

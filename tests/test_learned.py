@@ -1,0 +1,305 @@
+"""What a session learns of its machine and of its run, and what the next one makes of that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from standin import StandIn
+from test_environment import GOOD, T4
+
+from mapsage_kaggle import training
+from mapsage_kaggle.checkpoints.choose import Choice
+from mapsage_kaggle.checkpoints.inspect import Inspection
+from mapsage_kaggle.checkpoints.scan import FoundCheckpoint
+from mapsage_kaggle.clock import SessionClock
+from mapsage_kaggle.display.messages import translate
+from mapsage_kaggle.environment import Gpu, Machine
+from mapsage_kaggle.errors import ConfigError
+from mapsage_kaggle.paths import KagglePaths
+from mapsage_kaggle.records import SessionRecord
+from mapsage_kaggle.supervise import Launch, Outcome, Supervisor
+
+CPU = replace(GOOD, gpus=(), num_cpus=2, ram_bytes=16 * 2**30)
+TOO_FEW = "ValueError: Expected more than 1 value per channel when training, got input size [1, 8, 1, 1]"
+
+
+class Scripted(Supervisor):
+    """Starts no child: it gives the outcomes that it was told, and notes how each was launched."""
+
+    def __init__(self, prepared: training.Prepared, outcomes: Sequence[Outcome]) -> None:
+        super().__init__(prepared.work_dir, prepared.clock)
+        self._outcomes = list(outcomes)
+        self.seen: list[SessionRecord] = []
+        self.specs: list[Any] = []
+        self.while_running: Callable[[], None] = lambda: None
+
+    def run(self, launch: Launch) -> Outcome:
+        from mapsage_kaggle.spec import ChildSpec
+
+        self.seen.append(SessionRecord.read(launch.work_dir / "session.json"))
+        self.specs.append(ChildSpec.read(launch.spec))
+        self.while_running()
+        return self._outcomes.pop(0)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> StandIn:
+    """Return a stand-in with generated scenes, whose config has a batch of 4 and ends at 24."""
+    return StandIn.with_scenes(tmp_path_factory.mktemp("scenes") / "kaggle", train=4, val=1, size=64)
+
+
+Begin = Callable[..., training.Prepared]
+
+
+@pytest.fixture
+def begin(scenes: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
+    """Return what prepares a session on a machine, after one that learned something."""
+    # Formatting the config takes seconds, and no child is there to read it.
+    monkeypatch.setattr(training._Session, "_write_config", lambda self: "0" * 64)
+    monkeypatch.setattr(training, "_wait", lambda seconds, supervisor: None, raising=False)
+
+    def prepared(
+        learned: Mapping[str, Any] | None = None,
+        *,
+        machine: Machine = CPU,
+        extra: str = "",
+        inspected: Mapping[str, Any] | None = None,
+        recorded: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> training.Prepared:
+        config = scenes.config(extra=extra)
+        asked = training.Options(config=config, threads=1, work_dir=tmp_path / "work", **options)
+        cfg = training.configure.read_config(config)
+        choice = Choice(action="fresh")
+        if learned is not None or inspected or recorded:
+            path = tmp_path / "before" / "iter_10.pth"
+            path.parent.mkdir(exist_ok=True)
+            choice = Choice(
+                action="resume",
+                checkpoint=FoundCheckpoint(
+                    path=path, kind="iter", iteration=10, size_bytes=1, source="before", target=path
+                ),
+                inspection=Inspection(
+                    path=path,
+                    verdict="resumable",
+                    **({"iteration": 10, "run_id": "r"} | dict(inspected or {})),
+                ),
+                record=SessionRecord(
+                    run_id="r",
+                    fingerprint="f",
+                    **({"max_iters": 24, "learned": learned or {}} | dict(recorded or {})),
+                ),
+            )
+        paths = KagglePaths.below(scenes.root)
+        discovery = training.Discovery(
+            options=asked,
+            paths=replace(paths, temp=tmp_path / "temp"),
+            cfg=cfg,
+            report=training.ScanReport(root=paths.input, files=(), rejected=(), records=()),
+            choice=choice,
+            work_dir=tmp_path / "work",
+        )
+        clock = SessionClock(started_s=0.0, limit_s=43_200.0, reserve_s=600.0, now=lambda: 60.0)
+        return training.prepare(discovery, machine=machine, clock=clock, to_train=False)
+
+    return prepared
+
+
+def run(prepared: training.Prepared, *outcomes: Outcome) -> tuple[training._Session, Scripted]:
+    supervisor = Scripted(prepared, outcomes)
+    session = training._Session(prepared, supervisor)
+    session.begin()
+    session.run_children()
+    return session, supervisor
+
+
+def out_of_memory(*, trained: int = 0) -> Outcome:
+    return Outcome(kind="memory", message="Full.", iteration=10 + trained, trained=trained)
+
+
+DONE = Outcome(kind="done", reason="deadline", iteration=20, trained=10)
+
+
+def rung(learned: Mapping[str, Any]) -> tuple[int | None, bool]:
+    return learned.get("micro_batch"), bool(learned.get("with_cp"))
+
+
+# --- memory ----------------------------------------------------------------------------------------------
+
+
+def test_a_smaller_micro_batch_is_learned_once_an_iteration_is_done_with_it(begin: Begin) -> None:
+    session, supervisor = run(begin(), out_of_memory(trained=3), out_of_memory(), DONE)
+    assert [rung(record.learned) for record in supervisor.seen] == [(None, False)] * 3
+    assert [rung(spec.rung) for spec in supervisor.specs] == [(None, False), (2, False), (1, False)]
+    assert all(set(spec.rung) == {"micro_batch", "with_cp", "machine"} for spec in supervisor.specs)
+    assert rung(session._learned()) == (1, False)
+
+
+def test_one_that_was_only_tried_leaves_what_was_learned_before(begin: Begin) -> None:
+    refused = Outcome(kind="refused", message="Something else.")
+    session, supervisor = run(begin({"micro_batch": 2}), out_of_memory(), refused)
+    assert supervisor.specs[-1].rung["micro_batch"] == 1
+    assert rung(session._learned()) == (2, False)
+
+
+def test_where_batch_norm_refuses_one_image_blocks_are_recomputed_with_two(begin: Begin) -> None:
+    refused = Outcome(kind="refused", message=TOO_FEW)
+    session, supervisor = run(begin(), out_of_memory(), out_of_memory(), refused, DONE)
+    assert rung(supervisor.specs[-1].rung) == (2, True)
+    assert rung(session._learned()) == (2, True)
+    assert session.prepared.patch.micro_batch == 2
+    assert session.prepared.facts.with_cp
+
+
+def test_a_record_with_a_micro_batch_that_was_never_trained_on_is_no_dead_end(begin: Begin) -> None:
+    refused = Outcome(kind="refused", message=TOO_FEW)
+    session, _ = run(begin({"micro_batch": 1}), refused, DONE)
+    assert rung(session._learned()) == (2, True)
+
+
+def test_the_micro_batch_that_is_asked_for_goes_before_what_was_learned(begin: Begin) -> None:
+    prepared = begin({"micro_batch": 1, "with_cp": True}, micro_batch=2)
+    assert (prepared.patch.micro_batch, prepared.facts.with_cp) == (2, False)
+    session, supervisor = run(prepared, DONE)
+    assert rung(supervisor.seen[0].learned) == (1, True)
+    assert rung(session._learned()) == (2, False)
+
+
+A100 = Gpu(name="NVIDIA A100", memory_bytes=80 * 2**30, capability=(8, 0), supported=True)
+ONE_T4 = replace(GOOD, gpus=(T4,))
+ON_T4 = {"micro_batch": 1, "with_cp": True, "validation_rung": 2, "pace": {"iteration_s": 2.0}}
+ON_T4["machine"] = {"device": "Tesla T4", "memory_bytes": T4.memory_bytes, "ranks": 1}
+ON_CPU = {"micro_batch": 1, "machine": {"device": "CPU", "memory_bytes": 16 * 2**30, "ranks": 1}}
+
+
+@pytest.mark.parametrize(
+    ("learned", "machine", "kept"),
+    [
+        (ON_T4, ONE_T4, True),
+        (ON_T4, replace(GOOD, gpus=(replace(T4, memory_bytes=T4.memory_bytes * 104 // 100),)), True),
+        (ON_T4, replace(GOOD, gpus=(A100,)), False),
+        (ON_T4, replace(GOOD, gpus=(replace(T4, memory_bytes=2 * T4.memory_bytes),)), False),
+        (ON_T4, CPU, False),
+        (ON_CPU, CPU, True),
+        (ON_CPU, replace(CPU, ram_bytes=8 * 2**30), True),
+        (ON_CPU, replace(CPU, ram_bytes=32 * 2**30), False),
+        (ON_CPU, ONE_T4, False),
+        ({"micro_batch": 1}, ONE_T4, True),
+    ],
+)
+def test_what_memory_allowed_holds_on_the_same_device_with_no_more_of_it(
+    begin: Begin, learned: Mapping[str, Any], machine: Machine, kept: bool
+) -> None:
+    prepared = begin(learned, machine=machine)
+    facts = prepared.facts
+    asked = (facts.micro_batch, facts.with_cp, facts.validation_rung)
+    expected = (1, learned.get("with_cp", False), learned.get("validation_rung", 0))
+    assert asked == (expected if kept else (None, False, 0))
+    said = [line for line in prepared.patch.warnings if "is not taken over to" in line]
+    assert len(said) == (0 if kept else 1)
+    assert translate("".join(said), "zh") != "".join(said) or kept
+
+
+def test_what_was_learned_names_the_machine_that_taught_it(begin: Begin) -> None:
+    session, supervisor = run(begin(machine=ONE_T4), out_of_memory(), DONE)
+    assert "machine" not in supervisor.seen[-1].learned
+    assert session._learned()["machine"] == ON_T4["machine"]
+    roomier = begin(session._learned(), machine=replace(GOOD, gpus=(A100,)))
+    for trained, known in ((0, (2, False)), (1, (None, False))):
+        again, _ = run(roomier, replace(DONE, trained=trained))
+        assert rung(again._learned()) == known
+        assert ("machine" in again._learned()) is (trained == 0)
+
+
+# --- pace ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["memory", "crashed"])
+def test_a_child_that_is_started_again_plans_by_what_was_measured_last(begin: Begin, kind: Any) -> None:
+    prepared = begin({"pace": {"iteration_s": 9.0}})
+    supervisor = Scripted(prepared, [Outcome(kind=kind, message="Bang.", trained=5), DONE])
+    session = training._Session(prepared, supervisor)
+
+    def measured() -> None:
+        record = SessionRecord.read(session.files.session)
+        record.evolve(learned={**record.learned, "pace": {"iteration_s": 2.0}}).write(session.files.session)
+
+    supervisor.while_running = measured
+    session.begin()
+    session.run_children()
+    assert [spec.pace for spec in supervisor.specs] == [{"iteration_s": 9.0}, {"iteration_s": 2.0}]
+    assert supervisor.seen[-1].learned["pace"] == {"iteration_s": 2.0}
+    assert session._learned()["pace"] == {"iteration_s": 2.0}
+
+
+# --- the end of the run ----------------------------------------------------------------------------------
+
+
+def ends(prepared: training.Prepared) -> list[int]:
+    cfg = training.configure.apply(prepared.discovery.cfg, prepared.patch)
+    return [cfg.train_cfg.max_iters, cfg.param_scheduler[-1].end]
+
+
+TEXT = {"config_text": "train_cfg = dict(max_iters=40, val_interval=10)"}
+
+
+@pytest.mark.parametrize(
+    "known",
+    [{"recorded": {"max_iters": 40}}, {"recorded": {"max_iters": 40}, "inspected": {"iteration": 30}}],
+)
+def test_a_run_that_was_lengthened_keeps_its_end_and_its_schedule(begin: Begin, known: Any) -> None:
+    prepared = begin(**known)
+    assert prepared.patch.max_iters == 40
+    assert ends(prepared) == [40, 40]
+    (said,) = [line for line in prepared.patch.warnings if "goes to iteration 40" in line]
+    assert "--extend-to 24" in said
+    assert "EXTEND_TO = 24" in translate(said, "zh")
+    session, supervisor = run(prepared, DONE)
+    assert supervisor.specs[0].extend
+    assert session.record.max_iters == 40
+
+
+def test_a_checkpoint_without_a_record_says_by_its_config_where_its_run_ends(begin: Begin) -> None:
+    found = begin(inspected=TEXT)
+    assert found.discovery.choice.record is not None
+    alone = replace(found.discovery, choice=replace(found.discovery.choice, record=None))
+    prepared = training.prepare(alone, machine=CPU, clock=found.clock, to_train=False)
+    assert ends(prepared) == [40, 40]
+
+
+def test_a_run_that_was_lengthened_ends_earlier_where_that_is_said(begin: Begin) -> None:
+    prepared = begin(recorded={"max_iters": 40}, extend_to=24)
+    assert ends(prepared) == [24, 24]
+    assert not [line for line in prepared.patch.warnings if "goes to iteration" in line]
+
+
+def test_a_run_that_was_not_lengthened_keeps_the_schedule_that_it_has(begin: Begin) -> None:
+    _, supervisor = run(begin(recorded={"max_iters": 24}), DONE)
+    assert not supervisor.specs[0].extend
+
+
+def test_a_longer_end_is_still_to_be_said(begin: Begin) -> None:
+    with pytest.raises(ConfigError, match="--extend-to 24"):
+        begin(recorded={"max_iters": 20})
+
+
+# --- owed validations ------------------------------------------------------------------------------------
+
+
+def test_a_session_that_saves_nothing_hands_on_what_its_checkpoint_owes(begin: Begin) -> None:
+    prepared = begin({}, inspected={"owed_validation": 10})
+    session = training._Session(prepared, Scripted(prepared, []))
+    session.begin()
+    assert SessionRecord.read(session.files.session).owed_validation == 10
+    stopped = Outcome(kind="done", reason="user", iteration=10)
+    session._carry_checkpoint = lambda: None  # type: ignore[method-assign]
+    assert session.end(stopped, "").owed_validation == 10
+
+
+def test_a_session_that_starts_anew_owes_nothing(begin: Begin) -> None:
+    session, _ = run(begin(), DONE)
+    assert SessionRecord.read(session.files.session).owed_validation is None
