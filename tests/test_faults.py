@@ -46,11 +46,11 @@ def test_ctrl_c_once_saves_and_exits_130(tmp_path: Path) -> None:
 def test_ctrl_c_twice_is_out_at_once_with_the_last_checkpoint_intact_and_no_process_left(
     tmp_path: Path,
 ) -> None:
-    # Each iteration after the checkpoint at 4 takes so long that the first Ctrl-C cannot have ended it.
+    # The iteration after the checkpoint at 4 takes so long that the first Ctrl-C cannot have ended it.
     slow = (
         "import time, at_iteration\n"
         "def before_train_iter(self, runner, batch_idx, data_batch=None):\n"
-        "    time.sleep(3600 if runner.iter >= 5 else 0)\n"
+        "    time.sleep(3600 if runner.iter >= 4 else 0)\n"
         "at_iteration.AtIteration.before_train_iter = before_train_iter\n"
     )
     imports = "custom_imports = dict(imports=['at_iteration', 'slow'], allow_failed_imports=False)"
