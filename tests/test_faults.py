@@ -49,8 +49,11 @@ def test_ctrl_c_twice_is_out_at_once_with_the_last_checkpoint_intact_and_no_proc
     # The iteration after the checkpoint at 4 takes so long that the first Ctrl-C cannot have ended it.
     slow = (
         "import time, at_iteration\n"
+        "from pathlib import Path\n"
         "def before_train_iter(self, runner, batch_idx, data_batch=None):\n"
-        "    time.sleep(3600 if runner.iter >= 4 else 0)\n"
+        "    if runner.iter >= 4:\n"
+        "        Path(__file__).with_name('slow_begins').touch()\n"
+        "        time.sleep(3600)\n"
         "at_iteration.AtIteration.before_train_iter = before_train_iter\n"
     )
     imports = "custom_imports = dict(imports=['at_iteration', 'slow'], allow_failed_imports=False)"
@@ -58,8 +61,10 @@ def test_ctrl_c_twice_is_out_at_once_with_the_last_checkpoint_intact_and_no_proc
     run.config()
     (run.root / "code" / "slow.py").write_text(slow)
     process = run.start(workers=1)
-    wait_for_event(run, "validation", at_least=4)
-    wait_for_event(run, "checkpoint", at_least=4)
+    end = time.monotonic() + 120
+    while not (run.root / "code" / "slow_begins").exists():
+        assert time.monotonic() < end, run.events()
+        time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(2.0)
     assert process.poll() is None, "it waits for the checkpoint that one Ctrl-C asks for"
