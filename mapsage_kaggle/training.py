@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -549,8 +548,8 @@ def _end_of_run(discovery: Discovery, options: Options) -> tuple[int | None, tup
     wanted = int(discovery.cfg["train_cfg"]["max_iters"])
     before = choice.record.max_iters if choice.record is not None else None
     if before is None and choice.inspection is not None and choice.inspection.config_text:
-        found = re.search(r"max_iters\s*=\s*(\d+)", choice.inspection.config_text)
-        before = int(found[1]) if found else None
+        written = configure.written_value(choice.inspection.config_text, "train_cfg.max_iters")
+        before = written if isinstance(written, int) else None
     if before and wanted > before:
         raise ConfigError(
             f"{options.config} ends at iteration {wanted}, but the run in "
