@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,3 +52,19 @@ def real_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     bundle(folder, owner="me", python=python, say=lambda line: None)
     return folder
+
+
+@pytest.fixture
+def warned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[dict[str, Any]]]:
+    """Return the warnings that data workers have told so far."""
+    from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
+
+    events = tmp_path / "events.jsonl"
+    monkeypatch.setenv(EVENTS_VARIABLE, str(events))
+    return lambda: [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
+
+
+@pytest.fixture
+def warnings(warned: Callable[[], list[dict[str, Any]]]) -> Callable[[], list[str]]:
+    """Return their messages."""
+    return lambda: [warning["message"] for warning in warned()]

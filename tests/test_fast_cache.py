@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import errno
-import json
 import multiprocessing
 import os
 import pickle
@@ -21,7 +20,6 @@ import pytest
 from mapsage_kaggle.display.messages import translate
 from mapsage_kaggle.engine.fast import cache as cache_module
 from mapsage_kaggle.engine.fast.cache import DecodedCache
-from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
 
 
 def picture(seed: int, shape: tuple[int, ...] = (13, 17, 3)) -> np.ndarray:
@@ -64,19 +62,6 @@ def source(tmp_path: Path) -> Source:
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "temp").mkdir()
     return tmp_path / "temp" / "decoded"
-
-
-@pytest.fixture
-def warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """Return what was told, one message each."""
-    events = tmp_path / "events.jsonl"
-    monkeypatch.setenv(EVENTS_VARIABLE, str(events))
-
-    def told() -> list[str]:
-        lines = events.read_text().splitlines() if events.exists() else []
-        return [json.loads(line)["message"] for line in lines]
-
-    return told
 
 
 def open_cache(folder: Path, reserve_bytes: int = 0) -> DecodedCache:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +18,6 @@ import mapsage_kaggle.engine.register  # noqa: F401
 from mapsage_kaggle import swaps
 from mapsage_kaggle.display.messages import translate
 from mapsage_kaggle.engine.fast.transforms import MapsageFastPipeline
-from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
 
 FASTER = {**swaps.FASTER_MODULES, **swaps.FASTER_LOADERS}
 STOCK: dict[str, tuple[Registry, type, dict[str, Any]]] = {
@@ -40,19 +37,6 @@ STOCK: dict[str, tuple[Registry, type, dict[str, Any]]] = {
 def _scope() -> Iterator[None]:
     with DefaultScope.overwrite_default_scope("mmseg"):
         yield
-
-
-@pytest.fixture
-def warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """Return what was told, one message each."""
-    events = tmp_path / "events.jsonl"
-    monkeypatch.setenv(EVENTS_VARIABLE, str(events))
-
-    def told() -> list[str]:
-        lines = events.read_text().splitlines() if events.exists() else []
-        return [json.loads(line)["message"] for line in lines]
-
-    return told
 
 
 @pytest.mark.parametrize("name", STOCK)

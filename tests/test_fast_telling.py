@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -16,19 +15,6 @@ from mapsage_kaggle.engine.fast import telling
 from mapsage_kaggle.engine.fast.cache import DecodedCache
 from mapsage_kaggle.engine.fast.telling import tell_once
 from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
-
-
-@pytest.fixture
-def warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """Return what was told, one message each."""
-    events = tmp_path / "events.jsonl"
-    monkeypatch.setenv(EVENTS_VARIABLE, str(events))
-
-    def told() -> list[str]:
-        lines = events.read_text().splitlines() if events.exists() else []
-        return [json.loads(line)["message"] for line in lines]
-
-    return told
 
 
 def test_what_differs_in_its_figures_only_is_told_once(warnings: Callable[[], list[str]]) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from mapsage_kaggle.display.messages import translate
 from mapsage_kaggle.engine import reading
-from mapsage_kaggle.engine.reading import EVENTS_VARIABLE, ReadableDataset, StorageError, name_of
+from mapsage_kaggle.engine.reading import ReadableDataset, StorageError, name_of
 from mapsage_kaggle.engine.sampling import Draw, PositionalDataset
 from mapsage_kaggle.engine.worker import _message, failure_kind
 from mapsage_kaggle.errors import TrainingError
@@ -55,22 +53,15 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waited
 
 
-@pytest.fixture
-def warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[dict[str, Any]]]:
-    events = tmp_path / "events.jsonl"
-    monkeypatch.setenv(EVENTS_VARIABLE, str(events))
-    return lambda: [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
-
-
 @pytest.mark.parametrize("choice", ["skip", "fail"])
 def test_a_moment_without_an_answer_changes_no_sample(
-    choice: str, waits: list[float], warnings: Callable[[], list[dict[str, Any]]]
+    choice: str, waits: list[float], warned: Callable[[], list[dict[str, Any]]]
 ) -> None:
     whole = PositionalDataset(Shelf({}), on_bad_image=choice)[Draw(9, 2, 77)]
     found = PositionalDataset(Shelf({2: stale(3)}), on_bad_image=choice)[Draw(9, 2, 77)]
     assert found["inputs"] == whole["inputs"]
     assert waits == [0.5, 2.0, 8.0]
-    messages = [warning["message"] for warning in warnings()]
+    messages = [warning["message"] for warning in warned()]
     assert messages == ["2.png could not be read (Stale file handle); it is tried again."] * 3
     assert translate(messages[0], "zh") == "2.png 读取失败（Stale file handle），将重试。"
 
@@ -110,13 +101,13 @@ def test_a_damaged_validation_image_is_told_by_its_name() -> None:
 
 
 def test_a_damaged_validation_image_counts_for_nothing_where_that_is_asked_for(
-    warnings: Callable[[], list[dict[str, Any]]],
+    warned: Callable[[], list[dict[str, Any]]],
 ) -> None:
     shelf = Shelf({3: [ValueError("broken")] * 9, 0: [ValueError("broken too")] * 9})
     data = ReadableDataset(shelf, on_bad_image="skip", ignore_index=7)
     labels = [data[index]["data_samples"].gt_sem_seg.data.unique().tolist() for index in range(4)]
     assert labels == [[7], [1], [2], [7]]
-    assert [warning["file"] for warning in warnings()] == ["0.png", "3.png", "0.png"]
+    assert [warning["file"] for warning in warned()] == ["0.png", "3.png", "0.png"]
     assert (len(data), data.metainfo, name_of(data, 2)) == (4, {"classes": ("a",)}, "2.png")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def name_of(dataset: Any, index: int) -> str:
     return f"index {index}"
 
 
-def first_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """Return the first line of an error's text, or its type's name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
@@ -86,31 +87,17 @@ def tell(kind: str, **data: Any) -> None:
         EventLog(Path(path)).append(Event(event="warning", iteration=0, data={"kind": kind, **data}))
 
 
-def cannot_be_loaded(index: int, name: str, error: Exception) -> TrainingError:
-    """Return the error that ends a training for a damaged file."""
-    return TrainingError(
-        f"Sample {index} ({name}) cannot be loaded: {first_line(error)}.",
-        "Replace the file, or train with --on-bad-image skip to leave it out.",
-    )
-
-
-@DATASETS.register_module(name="MapsageReadable")
-class ReadableDataset(Dataset[Any]):
-    """A data set to validate on, of which samples that cannot be loaded count for nothing.
-
-    In place of such a sample comes the next one that can be loaded, with all its labels ignored: there
-    are as many samples as before, and the metric counts no pixel of it.
+class GuardedDataset(Dataset[Any]):
+    """A map-style data set around another one, of which some samples may not be loadable.
 
     Args:
         dataset: The data set, or the config to build it from.
-        on_bad_image: ``fail`` ends training with the sample's name instead; ``skip`` does the above.
-        ignore_index: The label that the metric leaves out.
+        on_bad_image: ``fail`` ends training with the sample's name; ``skip`` takes another in its place.
     """
 
-    def __init__(self, dataset: Any, on_bad_image: str = "fail", ignore_index: int = 255) -> None:
+    def __init__(self, dataset: Any, on_bad_image: str = "fail") -> None:
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self.on_bad_image = on_bad_image
-        self.ignore_index = ignore_index
 
     def full_init(self) -> None:
         """Load the data set's index, where it is loaded lazily."""
@@ -122,31 +109,67 @@ class ReadableDataset(Dataset[Any]):
         """The classes and the palette, as the data set has them."""
         return self.dataset.metainfo
 
-    def get_data_info(self, index: int) -> Any:
-        """Return what the data set says of a sample before loading it."""
-        return self.dataset.get_data_info(index)
-
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Any:
-        length = len(self.dataset)
-        for substitute in range(index, index + min(length, MAX_SUBSTITUTES)):
-            at = substitute % length
+    def first_loadable(
+        self, indices: Iterable[int], *, prepare: Callable[[], None] = lambda: None, **where: Any
+    ) -> tuple[int, Any]:
+        """Return the first sample that can be loaded, with its index.
+
+        Args:
+            indices: Those that may be taken, in this order; of many the first few.
+            prepare: Called before each try.
+            **where: What to tell of a damaged one besides its file.
+
+        Raises:
+            TrainingError: The first cannot be loaded and none may be skipped, or too many cannot.
+            StorageError: The storage does not answer.
+        """
+        for index in islice(indices, MAX_SUBSTITUTES):
             try:
-                sample = read_patiently(self.dataset, at)
+                return index, read_patiently(self.dataset, index, prepare)
             except (MemoryError, StorageError):
+                # The machine's fault and not the file's: the same sample must come in the next try.
                 raise
             except Exception as error:  # a pipeline may raise anything on a damaged file
-                name = name_of(self.dataset, at)
+                name = name_of(self.dataset, index)
                 if self.on_bad_image != "skip":
-                    raise cannot_be_loaded(at, name, error) from error
-                tell("bad_image", file=name, problem=first_line(error))
-                continue
-            if at != index:
-                sample["data_samples"].gt_sem_seg.data.fill_(self.ignore_index)
-            return sample
+                    raise TrainingError(
+                        f"Sample {index} ({name}) cannot be loaded: {_first_line(error)}.",
+                        "Replace the file, or train with --on-bad-image skip to leave it out.",
+                    ) from error
+                tell("bad_image", **where, file=name, problem=_first_line(error))
         raise TrainingError(
             f"{MAX_SUBSTITUTES} samples in a row cannot be loaded, the last one {name}.",
             "Check the data set: this is not a single damaged file.",
         )
+
+
+@DATASETS.register_module(name="MapsageReadable")
+class ReadableDataset(GuardedDataset):
+    """A data set to validate on, of which samples that cannot be loaded count for nothing.
+
+    In place of such a sample comes the next one that can be loaded, with all its labels ignored: there
+    are as many samples as before, and the metric counts no pixel of it.
+
+    Args:
+        dataset: As for :class:`GuardedDataset`.
+        on_bad_image: As for :class:`GuardedDataset`.
+        ignore_index: The label that the metric leaves out.
+    """
+
+    def __init__(self, dataset: Any, on_bad_image: str = "fail", ignore_index: int = 255) -> None:
+        super().__init__(dataset, on_bad_image)
+        self.ignore_index = ignore_index
+
+    def get_data_info(self, index: int) -> Any:
+        """Return what the data set says of a sample before loading it."""
+        return self.dataset.get_data_info(index)
+
+    def __getitem__(self, index: int) -> Any:
+        length = len(self.dataset)
+        found, sample = self.first_loadable((index + step) % length for step in range(length))
+        if found != index:
+            sample["data_samples"].gt_sem_seg.data.fill_(self.ignore_index)
+        return sample

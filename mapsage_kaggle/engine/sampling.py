@@ -5,23 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sized
 from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch.utils.data
 from mmengine.registry import DATA_SAMPLERS, DATASETS
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
 from mapsage_kaggle.engine import seeding
-from mapsage_kaggle.engine.reading import (
-    MAX_SUBSTITUTES,
-    StorageError,
-    cannot_be_loaded,
-    first_line,
-    name_of,
-    read_patiently,
-    tell,
-)
+from mapsage_kaggle.engine.reading import GuardedDataset
 from mapsage_kaggle.errors import TrainingError
 
 
@@ -153,32 +146,12 @@ class PositionBatches(Sampler[list[Draw]]):
 
 
 @DATASETS.register_module(name="MapsagePositional")
-class PositionalDataset(Dataset[Any]):
+class PositionalDataset(GuardedDataset):
     """Any map-style data set, with each sample's random draws seeded from its position.
 
-    Args:
-        dataset: The data set, or the config to build it from.
-        on_bad_image: What to do with a sample that cannot be loaded: ``fail`` ends training with
-            its name; ``skip`` takes another sample in its place, chosen by the position, so that it
-            is the same one in every run.
+    What takes the place of a sample that cannot be loaded follows from the position, so that it is the
+    same in every run.
     """
-
-    def __init__(self, dataset: Any, on_bad_image: str = "fail") -> None:
-        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
-        self.on_bad_image = on_bad_image
-
-    def full_init(self) -> None:
-        """Load the data set's index, where it is loaded lazily."""
-        if hasattr(self.dataset, "full_init"):
-            self.dataset.full_init()
-
-    @property
-    def metainfo(self) -> Any:
-        """The classes and the palette, as the data set has them."""
-        return self.dataset.metainfo
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> Any:
         if torch.utils.data.get_worker_info() is not None:
@@ -187,20 +160,12 @@ class PositionalDataset(Dataset[Any]):
             return self._load(draw)
 
     def _load(self, draw: Draw) -> Any:
-        index = draw.sample
-        for attempt in range(MAX_SUBSTITUTES):
-            try:
-                return read_patiently(self.dataset, index, partial(seeding.seed_sample, draw.seed))
-            except (MemoryError, StorageError):
-                # The machine's fault and not the file's: the same sample must come in the next try.
-                raise
-            except Exception as error:  # a pipeline may raise anything on a damaged file
-                name = name_of(self.dataset, index)
-                if self.on_bad_image != "skip":
-                    raise cannot_be_loaded(index, name, error) from error
-                tell("bad_image", position=draw.position, file=name, problem=first_line(error))
-            index = seeding.derive(seeding.SUBSTITUTE, draw.seed, attempt) % len(self.dataset)
-        raise TrainingError(
-            f"{MAX_SUBSTITUTES} samples in a row cannot be loaded, the last one {name}.",
-            "Check the data set: this is not a single damaged file.",
+        _, sample = self.first_loadable(
+            self._candidates(draw), prepare=partial(seeding.seed_sample, draw.seed), position=draw.position
         )
+        return sample
+
+    def _candidates(self, draw: Draw) -> Iterator[int]:
+        yield draw.sample
+        for attempt in count():
+            yield seeding.derive(seeding.SUBSTITUTE, draw.seed, attempt) % len(self.dataset)
