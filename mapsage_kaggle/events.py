@@ -94,33 +94,31 @@ class EventLog:
         """Add one event, after those that could not be written before.
 
         Raises:
-            OSError: The file cannot be opened, for another reason than a full disk.
+            OSError: The file cannot be written, for another reason than a full disk.
         """
         self._kept.append(event.to_line().encode("utf-8"))
         try:
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            self._write_kept()
         except OSError as error:
             if error.errno not in _FULL:
                 self._kept.clear()
                 raise
-            del self._kept[:-_MOST_KEPT]
-            return
+        del self._kept[:-_MOST_KEPT]
+
+    def _write_kept(self) -> None:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             while self._kept:
-                num_written = os.write(descriptor, self._kept[0])
-                if num_written < len(self._kept[0]):
-                    # The beginning of a line without its end: the next line must not be joined to it.
-                    self._kept[0] = b"\n" + self._kept[0].removeprefix(b"\n")
-                    if os.write(descriptor, self._kept[0]) < len(self._kept[0]):
-                        break
-                del self._kept[0]
-        except OSError as error:
-            if error.errno not in _FULL:
-                self._kept.clear()
-                raise
+                line = self._kept[0]
+                if os.write(descriptor, line) == len(line):
+                    del self._kept[0]
+                elif not line.startswith(b"\n"):
+                    # The beginning of a line without its end: the next one must not be joined to it.
+                    self._kept[0] = b"\n" + line
+                else:
+                    return
         finally:
             os.close(descriptor)
-            del self._kept[:-_MOST_KEPT]
 
 
 class EventTail:
