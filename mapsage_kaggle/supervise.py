@@ -259,7 +259,10 @@ class Supervisor:
                 watch.ended_by_us = "killed"
                 return
             if asked_at is None and self.stopping:
-                ask_stop(self._files)
+                try:
+                    ask_stop(self._files)
+                except OSError:  # a full disk, say; a signal needs no room
+                    _signal_group(process.pid, signal.SIGTERM)
                 asked_at = now
             if asked_at is not None and now - asked_at > STOP_GRACE_S:
                 watch.ended_by_us = "killed"

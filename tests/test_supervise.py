@@ -587,6 +587,19 @@ def test_a_stop_that_is_asked_for_here_reaches_each_child(tmp_path: Path) -> Non
         assert supervisor.run(pretence(tmp_path, OBEYS)).reason == "user"
 
 
+def test_where_the_request_cannot_be_written_a_signal_asks_for_the_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(files: WorkDir) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(supervise, "ask_stop", full)
+    supervisor = Supervisor(tmp_path, clock())
+    when_there(tmp_path / "ready", supervisor.request_stop)
+    outcome = supervisor.run(pretence(tmp_path, f"open('ready', 'w'); {HANGS}"))
+    assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "user", 5)
+
+
 def test_a_child_that_does_not_follow_the_stop_file_of_a_person_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
