@@ -6,16 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mapsage_kaggle.install import install
-    from mapsage_kaggle.notebook import preflight
+    from mapsage_kaggle.notebook.session import preflight
+    from mapsage_kaggle.setup.install import install
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "install": "mapsage_kaggle.install",
+    "install": "mapsage_kaggle.setup.install",
     # Opens a session; the notebook's further cells are that session's methods. So few names stand here
     # because a function of a module's name (configure, training) would hide the module.
-    "preflight": "mapsage_kaggle.notebook",
+    "preflight": "mapsage_kaggle.notebook.session",
 }
 
 __all__ = ["__version__", "install", "preflight"]

@@ -297,12 +297,13 @@ def _overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from mapsage_kaggle import environment
+    from mapsage_kaggle.checks import preflight, to_json
+    from mapsage_kaggle.machine import survey
     from mapsage_kaggle.paths import KagglePaths
 
     paths = KagglePaths.from_environment()
-    checks = environment.preflight(paths, environment.survey(paths))
-    document = environment.to_json(checks)
+    checks = preflight(paths, survey(paths))
+    document = to_json(checks)
     if arguments.json:
         _print_json(document)
     else:
@@ -313,7 +314,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    from mapsage_kaggle.install import install
+    from mapsage_kaggle.setup.install import install
 
     install(offline=arguments.offline)
     return EXIT_DONE
@@ -339,11 +340,12 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     shapes, classes = None, None
     if arguments.config is not None:
-        from mapsage_kaggle import configure, training
+        from mapsage_kaggle.config.reading import read_config
         from mapsage_kaggle.paths import KagglePaths
+        from mapsage_kaggle.training.shapes import config_shapes
 
-        cfg = configure.read_config(arguments.config)
-        shapes, classes = training.config_shapes(cfg, arguments.config, KagglePaths.from_environment().temp)
+        cfg = read_config(arguments.config)
+        shapes, classes = config_shapes(cfg, arguments.config, KagglePaths.from_environment().temp)
     verdict = inspect(
         arguments.file, shapes=shapes, classes=classes, manifest_sha256=manifest_sha256(arguments.file)
     )
@@ -357,30 +359,32 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _patch(arguments: argparse.Namespace) -> int:
-    from mapsage_kaggle import configure, training
+    from mapsage_kaggle.config.patch import apply_patch
     from mapsage_kaggle.paths import replace_file
+    from mapsage_kaggle.training.prepare import discover, prepare
 
-    prepared = training.prepare(training.discover(_options(arguments), record_refusals=False), to_train=False)
+    prepared = prepare(discover(_options(arguments), record_refusals=False), to_train=False)
     print(prepared.patch.diff(), end="")
     for warning in prepared.patch.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if arguments.out is not None:
-        replace_file(arguments.out, configure.apply(prepared.discovery.cfg, prepared.patch).pretty_text)
+        replace_file(arguments.out, apply_patch(prepared.discovery.cfg, prepared.patch).pretty_text)
     return EXIT_DONE
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from mapsage_kaggle import training
     from mapsage_kaggle.display.text import TextSink, outcome_text, plan_text
+    from mapsage_kaggle.training.handle import TrainingHandle, exit_code_of
+    from mapsage_kaggle.training.prepare import discover, prepare
 
-    discovery = training.discover(_options(arguments), on_wait=print)
-    prepared = training.prepare(discovery)
+    discovery = discover(_options(arguments), on_wait=print)
+    prepared = prepare(discovery)
     print(plan_text(prepared))
-    handle = training.TrainingHandle(prepared, [TextSink(max_iters=prepared.patch.max_iters)])
+    handle = TrainingHandle(prepared, [TextSink(max_iters=prepared.patch.max_iters)])
     signal.signal(signal.SIGTERM, lambda *_: handle.stop())
     record = handle.start().wait()
     print(outcome_text(record, prepared.work_dir))
-    return training.exit_code_of(record, interrupted=handle.interrupted)
+    return exit_code_of(record, interrupted=handle.interrupted)
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -396,8 +400,8 @@ def _report(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.display.evaluated import evaluation_text
     from mapsage_kaggle.display.jobs import JobProgress
-    from mapsage_kaggle.evaluation import evaluate
-    from mapsage_kaggle.jobs import open_subject
+    from mapsage_kaggle.jobs.evaluate import evaluate
+    from mapsage_kaggle.jobs.subject import open_subject
 
     subject = open_subject(_model_with_data(arguments, arguments.config, arguments.checkpoint))
     options = _evaluation_options(arguments)
@@ -413,11 +417,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _average(arguments: argparse.Namespace) -> int:
-    from mapsage_kaggle.averaging import average, beside_parents
     from mapsage_kaggle.display.evaluated import family_text
     from mapsage_kaggle.display.jobs import JobProgress
     from mapsage_kaggle.errors import UsageError
-    from mapsage_kaggle.jobs import open_subject
+    from mapsage_kaggle.jobs.average import average, beside_parents
+    from mapsage_kaggle.jobs.subject import open_subject
     from mapsage_kaggle.paths import WorkDir
 
     first, *others = arguments.checkpoints
@@ -458,7 +462,7 @@ def _average(arguments: argparse.Namespace) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.display.jobs import JobProgress, prediction_text
     from mapsage_kaggle.errors import UsageError
-    from mapsage_kaggle.predict import PredictOptions, predict
+    from mapsage_kaggle.jobs.predict import PredictOptions, predict
 
     try:
         bands = tuple(int(band) for band in arguments.bands.split(",")) if arguments.bands else None
@@ -484,9 +488,8 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from mapsage_kaggle.display.card import export_text
-    from mapsage_kaggle.display.jobs import JobProgress
-    from mapsage_kaggle.export import (
+    from mapsage_kaggle.display.jobs import JobProgress, export_text
+    from mapsage_kaggle.jobs.export import (
         FORMS,
         INSTANCE_METADATA,
         MODEL_METADATA,
@@ -494,7 +497,7 @@ def _export(arguments: argparse.Namespace) -> int:
         ExportOptions,
         export,
     )
-    from mapsage_kaggle.jobs import ModelOptions
+    from mapsage_kaggle.jobs.subject import ModelOptions
 
     model = ModelOptions(
         config=arguments.config,
@@ -525,8 +528,8 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _bundle(arguments: argparse.Namespace) -> int:
-    from mapsage_kaggle.bundle import OWNER_TO_FILL_IN, bundle
     from mapsage_kaggle.display.text import size
+    from mapsage_kaggle.setup.bundle import OWNER_TO_FILL_IN, bundle
 
     report = bundle(
         arguments.out,
@@ -549,9 +552,9 @@ def _bundle(arguments: argparse.Namespace) -> int:
 
 
 def _relay(arguments: argparse.Namespace) -> int:
-    from mapsage_kaggle import chain
+    from mapsage_kaggle.relay import command
 
-    asked = chain.read(
+    asked = command.read(
         arguments.config,
         owner=arguments.owner,
         slug=arguments.slug,
@@ -569,9 +572,11 @@ def _relay(arguments: argparse.Namespace) -> int:
         overrides=arguments.overrides,
     )
     if arguments.dry_run:
-        print(chain.plan_text(asked))
+        print(command.plan_text(asked))
         return EXIT_DONE
-    return chain.run(asked, lambda line: print(line, flush=True), once=arguments.once, again=arguments.again)
+    return command.run(
+        asked, lambda line: print(line, flush=True), once=arguments.once, again=arguments.again
+    )
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -586,7 +591,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _options(arguments: argparse.Namespace) -> Any:
     from mapsage_kaggle.clock import DEFAULT_LIMIT_S, DEFAULT_RESERVE_S, parse_duration_s
     from mapsage_kaggle.errors import UsageError
-    from mapsage_kaggle.training import Options
+    from mapsage_kaggle.training.options import Options
 
     def given(name: str, default: Any) -> Any:
         return getattr(arguments, name, default)
@@ -627,7 +632,7 @@ def _options(arguments: argparse.Namespace) -> Any:
 
 
 def _model_with_data(arguments: argparse.Namespace, config: Path, checkpoint: Path | None) -> Any:
-    from mapsage_kaggle.jobs import ModelOptions
+    from mapsage_kaggle.jobs.subject import ModelOptions
 
     return ModelOptions(
         config=config,
@@ -641,7 +646,7 @@ def _model_with_data(arguments: argparse.Namespace, config: Path, checkpoint: Pa
 
 
 def _evaluation_options(arguments: argparse.Namespace) -> Any:
-    from mapsage_kaggle.evaluation import EvaluationOptions
+    from mapsage_kaggle.jobs.evaluate import EvaluationOptions
 
     return EvaluationOptions(
         split=arguments.split,
@@ -656,7 +661,7 @@ def _evaluation_options(arguments: argparse.Namespace) -> Any:
 
 
 def _model_options(arguments: argparse.Namespace) -> Any:
-    from mapsage_kaggle.jobs import ModelOptions
+    from mapsage_kaggle.jobs.subject import ModelOptions
 
     return ModelOptions(
         config=arguments.config,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mapsage_kaggle.clock import format_duration
-from mapsage_kaggle.display.history import Session, read_sessions
+from mapsage_kaggle.display.history import PastSession, read_sessions
 from mapsage_kaggle.display.text import headline, progress_text, table
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_TRAINING, TrainingError, UsageError
 from mapsage_kaggle.events import Event, EventTail
@@ -31,10 +31,10 @@ from mapsage_kaggle.records import SessionRecord
 CONFIG = "demo.py"
 SCENES = {"train": 48, "val": 12, "size": 256, "seed": 0}
 NUM_SESSIONS = 3
-MOST_TRIES = 3
-MOST_SESSIONS = 6
+MAX_TRIES = 3
+MAX_SESSIONS = 6
 """Where a machine turns slower midway, a session gets less far than planned, and another follows."""
-LEAST_ITERATIONS = 20
+MIN_ITERATIONS = 20
 """From fewer nothing can be learned about a machine's speed."""
 MIOU_WANTED = 0.5
 RESERVE_S = 10.0
@@ -61,7 +61,7 @@ class Speed:
         return math.ceil(self.overhead_s + iterations * self.iteration_s + RESERVE_S)
 
 
-class Kaggle:
+class StandIn:
     """A stand-in for ``/kaggle`` below a scratch folder, at the same place in every session."""
 
     def __init__(self, out: Path) -> None:
@@ -135,13 +135,13 @@ def demo(out: Path) -> int:
     began = time.monotonic()
     out = out.absolute()
     _clear(out)
-    kaggle = Kaggle(out)
+    kaggle = StandIn(out)
     _write_kernel(out / "jupyter")
     data = _draw_scenes(out)
     kaggle.begin(data, None, nested=False)
     speed = _calibrate(kaggle)
     work_dir, speed = _run_chain(kaggle, data, speed)
-    for _ in range(MOST_TRIES - 1):
+    for _ in range(MAX_TRIES - 1):
         if len(read_sessions([work_dir])) >= NUM_SESSIONS:
             break
         _say("The machine has become faster than it was measured to be; once more from the beginning.")
@@ -149,11 +149,11 @@ def demo(out: Path) -> int:
     return _conclude(work_dir, time.monotonic() - began)
 
 
-def _run_chain(kaggle: Kaggle, data: Path, speed: Speed) -> tuple[Path, Speed]:
+def _run_chain(kaggle: StandIn, data: Path, speed: Speed) -> tuple[Path, Speed]:
     """Run one session after the other, and return the last one's work dir and what was learned."""
     output: Path | None = None
     before: SessionRecord | None = None
-    for index in range(1, MOST_SESSIONS + 1):
+    for index in range(1, MAX_SESSIONS + 1):
         kaggle.begin(data, output, nested=index % 2 == 1)
         limit_s = _plan_limit(speed, before, index)
         _say(f"Session {index}: the notebook in batch mode, session limit {format_duration(limit_s)}")
@@ -170,7 +170,7 @@ def _run_chain(kaggle: Kaggle, data: Path, speed: Speed) -> tuple[Path, Speed]:
 # -- one session
 
 
-def _run_notebook(kaggle: Kaggle, before: SessionRecord | None, limit_s: float) -> None:
+def _run_notebook(kaggle: StandIn, before: SessionRecord | None, limit_s: float) -> None:
     """Run the notebook by papermill, and show the training events meanwhile.
 
     Raises:
@@ -219,7 +219,7 @@ class _Watch:
 
     def __init__(self, work_dir: Path) -> None:
         self._tail = EventTail(WorkDir(work_dir).events)
-        self._told_at = -math.inf
+        self._last_shown_s = -math.inf
         self._max_iters = 0
         self.pids: set[int] = set()
 
@@ -239,9 +239,9 @@ class _Watch:
             return f"[{event.iteration}] {event.data.get('verdict', '')}"
         elif event.event == "iteration":
             now = time.monotonic()
-            if now - self._told_at < PROGRESS_S:
+            if now - self._last_shown_s < PROGRESS_S:
                 return ""
-            self._told_at = now
+            self._last_shown_s = now
             return progress_text(event, self._max_iters)
         return "" if event.event == "checkpoint" else headline(event)
 
@@ -270,7 +270,7 @@ def _lives(pid: int) -> bool:
 # -- how long a session may be
 
 
-def _calibrate(kaggle: Kaggle) -> Speed:
+def _calibrate(kaggle: StandIn) -> Speed:
     """Measure this machine with a few iterations outside the chain."""
     _say("Measuring this machine ...")
     work_dir = kaggle.out / "calibration"
@@ -317,11 +317,11 @@ def _plan_limit(speed: Speed, before: SessionRecord | None, index: int) -> float
     return 2.0 * speed.limit_s(left) + 60.0
 
 
-def _learn(speed: Speed, session: Session) -> Speed:
+def _learn(speed: Speed, session: PastSession) -> Speed:
     """Return what a session has taught of this machine."""
     stops, starts = session.of("stop"), session.of("training")
     done = session.record.end_iteration - session.record.start_iteration
-    if not stops or not starts or done < LEAST_ITERATIONS:
+    if not stops or not starts or done < MIN_ITERATIONS:
         return Speed(overhead_s=1.3 * speed.overhead_s + 5.0, iteration_s=speed.iteration_s)
     trained_s = stops[-1].time_s - starts[-1].time_s
     # A resumed session has a checkpoint to inspect and a model to build for that, and the kit's own
@@ -331,7 +331,7 @@ def _learn(speed: Speed, session: Session) -> Speed:
 
 
 def _max_iters() -> int:
-    from mapsage_kaggle.configure import read_config
+    from mapsage_kaggle.config.reading import read_config
 
     return int(read_config(bundled("configs") / CONFIG)["train_cfg"]["max_iters"])
 
@@ -376,7 +376,7 @@ def _write_kernel(jupyter: Path) -> None:
 
 
 def _draw_scenes(out: Path) -> Path:
-    from mapsage_kaggle.scenes import generate_scenes
+    from mapsage_kaggle.data.scenes import generate_scenes
 
     folder = out / "earthvqa-scenes"
     _say(f"Drawing {SCENES['train'] + SCENES['val']} scenes ...")
@@ -388,7 +388,7 @@ def _work_dir(working: Path) -> Path:
     return working / "work_dirs" / Path(CONFIG).stem
 
 
-def _session(work_dir: Path) -> Session:
+def _session(work_dir: Path) -> PastSession:
     return read_sessions([work_dir])[-1]
 
 
@@ -415,7 +415,7 @@ def _conclude(work_dir: Path, wall_s: float) -> int:
     return EXIT_DONE
 
 
-def _row(session: Session) -> tuple[Any, ...]:
+def _row(session: PastSession) -> tuple[Any, ...]:
     record = session.record
     losses = [event.data["loss"] for event in session.of("iteration") if event.data.get("loss") is not None]
     scores = [event.data.get("metrics", {}).get("mIoU") for event in session.of("validation")]

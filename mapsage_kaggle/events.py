@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 _RESERVED = ("event", "time_s", "iteration")
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
-_MOST_KEPT = 1000
+_MAX_KEPT = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +103,7 @@ class EventLog:
             if error.errno not in _FULL:
                 self._kept.clear()
                 raise
-        del self._kept[:-_MOST_KEPT]
+        del self._kept[:-_MAX_KEPT]
 
     def _write_kept(self) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

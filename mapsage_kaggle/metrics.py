@@ -7,9 +7,11 @@ are what is drawn in a bootstrap, for pixels of one image are no independent wit
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-FEWEST_IMAGES = 20
+MIN_IMAGES = 20
 """With fewer, an interval from a bootstrap is too narrow to be relied on."""
 _CHUNK = 250
 
@@ -233,3 +235,43 @@ def _mean(values: Numbers) -> float | None:
 
 def _number(value: float) -> float | None:
     return None if value != value else float(value)
+
+
+Matrix: TypeAlias = list[list[int]]
+
+
+def read_tally(path: Path) -> dict[str, Matrix]:
+    """Return the counts by image; none where there is no file."""
+    found: dict[str, Matrix] = {}
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return found
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            found[str(entry["image"])] = [[int(value) for value in row] for row in entry["counts"]]
+        except (ValueError, TypeError, KeyError):
+            continue
+    return found
+
+
+def open_tally(path: Path) -> BinaryIO:
+    """Open a tally to be added to; what was cut off at its end stays a line of its own.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    stream = path.open("ab+")
+    if stream.tell():
+        stream.seek(-1, 2)
+        if stream.read(1) != b"\n":
+            stream.write(b"\n")
+    return stream
+
+
+def add(stream: BinaryIO, image: str, counts: Matrix) -> None:
+    """Append one image's counts, so that a kill of this process loses nothing of it."""
+    line = json.dumps({"image": image, "counts": counts}, ensure_ascii=False, separators=(",", ":"))
+    stream.write(line.encode("utf-8") + b"\n")
+    stream.flush()

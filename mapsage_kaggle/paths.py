@@ -224,3 +224,9 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def keep_caches_in(scratch: Path) -> None:
+    """Send there what mmengine's config reader (by way of yapf) and matplotlib would write into the home."""
+    os.environ.setdefault("XDG_CACHE_HOME", str(scratch / "cache"))
+    os.environ.setdefault("MPLCONFIGDIR", str(scratch / "matplotlib"))

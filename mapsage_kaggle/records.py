@@ -252,3 +252,10 @@ def record_beside(checkpoint: Path) -> SessionRecord | None:
         return SessionRecord.read(checkpoint.parent / "session.json")
     except (OSError, ValueError):
         return None
+
+
+def read_record(path: Path) -> SessionRecord | None:
+    try:
+        return SessionRecord.read(path)
+    except (OSError, ValueError):
+        return None

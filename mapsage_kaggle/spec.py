@@ -41,12 +41,12 @@ class ChildSpec:
         deterministic: Whether torch must use deterministic algorithms.
         extend: The schedulers are to be rebuilt for a new end.
         validation_rung: How far validation goes to save memory, see
-            :data:`mapsage_kaggle.supervise.VALIDATION_RUNGS`.
+            :data:`mapsage_kaggle.training.fallback.VALIDATION_RUNGS`.
         restarted: Another child has trained, or tried to, in this session before.
         launched_s: How old the session was when the child was launched; None where nobody says.
         rung: What the record says was learned of memory, once the child has trained; by name, None for
             what it says nothing of.
-        pace: What an earlier session measured, by the names of :meth:`mapsage_kaggle.clock.Pace.learned`.
+        pace: What an earlier session measured, by the names of :meth:`mapsage_kaggle.pace.Pace.learned`.
     """
 
     config: Path

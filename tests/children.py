@@ -19,8 +19,9 @@ from typing import Any
 
 from standin import REPOSITORY, StandIn
 
-from mapsage_kaggle import configure
 from mapsage_kaggle.clock import SessionClock, boot_time_s
+from mapsage_kaggle.config.patch import PatchContext, apply_patch, plan_patch, write_config
+from mapsage_kaggle.config.reading import data_roots_of, read_config
 from mapsage_kaggle.records import SessionRecord
 from mapsage_kaggle.spec import ChildSpec
 
@@ -67,17 +68,17 @@ class DirectRun:
         found = sorted(work_dir.path.glob("iter_*.pth"), key=lambda path: int(path.stem[5:]))
         newest = found[-1] if found else None
         iteration = int(newest.stem[5:]) if newest else 0
-        cfg = configure.read_config(config)
+        cfg = read_config(config)
         scenes = self.stand_in.root / "input" / "scenes"
-        facts = configure.Facts(
+        facts = PatchContext(
             work_dir=work_dir.path,
             num_cpus=workers_cap,
-            data_roots=dict.fromkeys(configure.data_roots_of(cfg), scenes),
+            data_roots=dict.fromkeys(data_roots_of(cfg), scenes),
             checkpoint=newest,
             action="resume" if newest else "fresh",
         )
-        patch = configure.plan(cfg, config, facts)
-        configure.write(configure.apply(cfg, patch), patch, work_dir.path)
+        patch = plan_patch(cfg, config, facts)
+        write_config(apply_patch(cfg, patch), patch, work_dir.path)
         record = SessionRecord(
             run_id="direct", fingerprint=patch.fingerprint, start_iteration=iteration,
             max_iters=patch.max_iters, started_s=time.time(),

@@ -46,7 +46,7 @@ def only_deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def real_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a bundle of the commit at hand, for the Python at hand. Not to be written to."""
-    from mapsage_kaggle.bundle import bundle
+    from mapsage_kaggle.setup.bundle import bundle
 
     folder = tmp_path_factory.mktemp("bundle") / "mapsage-kaggle"
     python = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mapsage_kaggle.data.scenes import generate_scenes
 from mapsage_kaggle.events import Event, read_events
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import SessionRecord
-from mapsage_kaggle.scenes import generate_scenes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -18,7 +18,7 @@ from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from mapsage_kaggle.configure import split_differences
+from mapsage_kaggle.config.fingerprint import split_differences
 from mapsage_kaggle.engine.accumulate import accumulated_step
 
 SIZE, CLASSES, IGNORE = 32, 4, 255

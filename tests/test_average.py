@@ -11,14 +11,14 @@ import torch
 from standin import StandIn
 from test_evaluate import DEMO, demo, write_model
 
-from mapsage_kaggle.averaging import average as average_files
 from mapsage_kaggle.checkpoints.inspect import inspect
-from mapsage_kaggle.engine.average import average, batch_norms, gather_statistics
-from mapsage_kaggle.engine.inference import load_model
+from mapsage_kaggle.data.scenes import generate_scenes
+from mapsage_kaggle.engine.jobs.average import average, batch_norms, gather_statistics
+from mapsage_kaggle.engine.jobs.inference import load_model
 from mapsage_kaggle.errors import CheckpointError, UsageError
-from mapsage_kaggle.jobs import ModelOptions, open_subject
+from mapsage_kaggle.jobs.average import average as average_files
+from mapsage_kaggle.jobs.subject import ModelOptions, open_subject
 from mapsage_kaggle.paths import KagglePaths
-from mapsage_kaggle.scenes import generate_scenes
 
 
 def write(path: Path, **state: torch.Tensor) -> tuple[Path, str]:

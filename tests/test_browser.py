@@ -20,12 +20,12 @@ import pytest
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
+from mapsage_kaggle.data.scenes import generate_scenes
+from mapsage_kaggle.display.locale.words import CATALOGUES
 from mapsage_kaggle.display.report import write_report
-from mapsage_kaggle.display.words import CATALOGUES
 from mapsage_kaggle.events import Event, read_events
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import SessionRecord
-from mapsage_kaggle.scenes import generate_scenes
 
 pytestmark = [pytest.mark.slow]
 

@@ -19,8 +19,13 @@ from packaging.utils import canonicalize_name
 from test_install import Fresh
 from test_notebook import NOTEBOOK, SMALL, code_cells, kit_cell
 
-from mapsage_kaggle import bundle as bundle_module
-from mapsage_kaggle.bundle import (
+from mapsage_kaggle.checks import OUTPUT_FILES
+from mapsage_kaggle.data.scenes import generate_scenes
+from mapsage_kaggle.errors import MachineError, UsageError
+from mapsage_kaggle.machine import STACK
+from mapsage_kaggle.records import SessionRecord
+from mapsage_kaggle.setup import bundle as bundle_module
+from mapsage_kaggle.setup.bundle import (
     BUNDLE_MANIFEST,
     bundle,
     image_versions,
@@ -28,12 +33,8 @@ from mapsage_kaggle.bundle import (
     target_environment,
     wheels_for,
 )
-from mapsage_kaggle.environment import OUTPUT_FILES, STACK
-from mapsage_kaggle.errors import MachineError, UsageError
-from mapsage_kaggle.install import LIBRARIES, install
-from mapsage_kaggle.records import SessionRecord
-from mapsage_kaggle.scenes import generate_scenes
-from mapsage_kaggle.wheels import (
+from mapsage_kaggle.setup.install import LIBRARIES, install
+from mapsage_kaggle.setup.wheels import (
     BundledFile,
     BundleManifest,
     WheelMetadata,
@@ -281,8 +282,8 @@ def test_nothing_is_installed_from_a_damaged_bundle(
     attached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flip(attached / WHEEL)
-    monkeypatch.setattr("mapsage_kaggle.install.installed_versions", image_versions)
-    monkeypatch.setattr("mapsage_kaggle.install.run_pip", lambda *_, **__: pytest.fail("pip was run"))
+    monkeypatch.setattr("mapsage_kaggle.setup.install.installed_versions", image_versions)
+    monkeypatch.setattr("mapsage_kaggle.setup.install.run_pip", lambda *_, **__: pytest.fail("pip was run"))
     with pytest.raises(MachineError, match="is damaged"):
         install(inputs=tmp_path / "input", quiet=True)
 

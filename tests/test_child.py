@@ -25,13 +25,13 @@ from mapsage_kaggle.clock import boot_time_s
 from mapsage_kaggle.engine.loop import ValidationAborted, ValidationPulse
 from mapsage_kaggle.engine.safety import load_ahead, load_local
 from mapsage_kaggle.engine.sampling import Draw, PositionalDataset
-from mapsage_kaggle.engine.session import MOST_OVERFLOWS, TrainingSession
+from mapsage_kaggle.engine.session import MAX_OVERFLOWS, WorkerSession
 from mapsage_kaggle.engine.snapshot import keep_loadable
 from mapsage_kaggle.engine.worker import _message, failure_kind
 from mapsage_kaggle.errors import CheckpointError, TrainingError
 from mapsage_kaggle.records import SessionRecord
 from mapsage_kaggle.spec import ChildSpec, ask_save, ask_stop
-from mapsage_kaggle.supervise import Ladder, Outcome, decide_next
+from mapsage_kaggle.training.fallback import MemoryFallback, Outcome, decide_next
 
 # --- memory faults ---------------------------------------------------------------------------------------
 
@@ -101,12 +101,14 @@ def test_what_batch_norm_says_of_a_single_value_is_known_for_it() -> None:
         torch.nn.BatchNorm2d(3)(torch.ones(1, 3, 1, 1))
     kind: Any = failure_kind(caught.value, has_trained=False)
     outcome = Outcome(kind=kind, message=_message(caught.value))
-    found = decide_next(Ladder(micro_batch=1, above=2), outcome, can_recompute=True, time_left_s=3600.0)
+    found = decide_next(
+        MemoryFallback(micro_batch=1, above=2), outcome, can_recompute=True, time_left_s=3600.0
+    )
     assert found.ladder is not None
     assert (found.ladder.micro_batch, found.ladder.with_cp) == (2, True)
 
 
-def test_what_memory_allows_is_learned_once_an_iteration_is_done(session: TrainingSession) -> None:
+def test_what_memory_allows_is_learned_once_an_iteration_is_done(session: WorkerSession) -> None:
     session.spec = replace(session.spec, rung={"micro_batch": 1, "with_cp": None})
     before = {"threads": 1, "micro_batch": 2, "with_cp": True}
     assert session._learned(before) == {**before, "pace": {}}
@@ -118,12 +120,12 @@ def test_what_memory_allows_is_learned_once_an_iteration_is_done(session: Traini
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> TrainingSession:
+def session(tmp_path: Path) -> WorkerSession:
     spec = ChildSpec(
         config=tmp_path / "config.py", work_dir=tmp_path, clock_started_s=boot_time_s(), limit_s=900.0,
         reserve_s=9.0, action="fresh", run_id="r", fingerprint="f",
     )  # fmt: skip
-    return TrainingSession(spec, rank=0, world_size=1)
+    return WorkerSession(spec, rank=0, world_size=1)
 
 
 SCALED = SimpleNamespace(loss_scaler=torch.amp.GradScaler("cpu"))
@@ -132,31 +134,31 @@ UNSCALED = SimpleNamespace()
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_without_a_scaler_the_first_loss_that_is_no_number_ends_training(
-    session: TrainingSession, value: float
+    session: WorkerSession, value: float
 ) -> None:
     session.check_losses(6, {"loss": 0.5}, UNSCALED)
     with pytest.raises(TrainingError, match=r"decode\.loss_ce became .* in iteration 7;"):
         session.check_losses(7, {"decode.loss_ce": value, "loss": value}, UNSCALED)
 
 
-def test_a_figure_that_is_no_loss_may_be_nan(session: TrainingSession) -> None:
+def test_a_figure_that_is_no_loss_may_be_nan(session: WorkerSession) -> None:
     session.check_losses(7, {"decode.acc_seg": math.nan, "loss": 0.5}, UNSCALED)
 
 
-def test_overflows_that_the_scaler_skips_are_normal(session: TrainingSession) -> None:
-    for iteration in range(1, 10 * MOST_OVERFLOWS):
-        loss = 0.5 if iteration % MOST_OVERFLOWS == 0 else math.inf
+def test_overflows_that_the_scaler_skips_are_normal(session: WorkerSession) -> None:
+    for iteration in range(1, 10 * MAX_OVERFLOWS):
+        loss = 0.5 if iteration % MAX_OVERFLOWS == 0 else math.inf
         session.check_losses(iteration, {"loss": loss}, SCALED)
 
 
-def test_overflows_that_do_not_end_are_not_and_it_is_said_where_they_began(session: TrainingSession) -> None:
+def test_overflows_that_do_not_end_are_not_and_it_is_said_where_they_began(session: WorkerSession) -> None:
     session.check_losses(4, {"loss": 0.5}, SCALED)
-    with pytest.raises(TrainingError, match=f"in iteration 5 and stayed so until {5 + MOST_OVERFLOWS};"):
+    with pytest.raises(TrainingError, match=f"in iteration 5 and stayed so until {5 + MAX_OVERFLOWS};"):
         for iteration in range(5, 1000):
             session.check_losses(iteration, {"loss": math.nan}, SCALED)
 
 
-def test_a_scaler_that_is_switched_off_excuses_nothing(session: TrainingSession) -> None:
+def test_a_scaler_that_is_switched_off_excuses_nothing(session: WorkerSession) -> None:
     off = SimpleNamespace(loss_scaler=torch.amp.GradScaler("cpu", enabled=False))
     with pytest.raises(TrainingError):
         session.check_losses(1, {"loss": math.nan}, off)
@@ -166,7 +168,7 @@ def test_a_scaler_that_is_switched_off_excuses_nothing(session: TrainingSession)
 
 
 @pytest.fixture
-def validated(session: TrainingSession, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrainingSession]:
+def validated(session: WorkerSession, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerSession]:
     """Return a session that keeps the best mIoU, with a model of two weights."""
     hub = MessageHub("a run")
     session.spec = replace(session.spec, save_best=("mIoU",))
@@ -184,7 +186,7 @@ def validated(session: TrainingSession, monkeypatch: pytest.MonkeyPatch) -> Iter
     session.close()
 
 
-def best_of(session: TrainingSession) -> tuple[Any, Any, Any]:
+def best_of(session: WorkerSession) -> tuple[Any, Any, Any]:
     assert session.saver is not None and session.store is not None
     session.saver.join()
     hub = session._require_runner().message_hub
@@ -192,7 +194,7 @@ def best_of(session: TrainingSession) -> tuple[Any, Any, Any]:
     return hub.get_info("best_score"), hub.get_info("best_ckpt"), kept and kept.value
 
 
-def test_nan_is_never_the_best_score(validated: TrainingSession) -> None:
+def test_nan_is_never_the_best_score(validated: WorkerSession) -> None:
     validated.validation_done(4, {"mIoU": math.nan})
     assert best_of(validated) == (None, None, None)
     validated.validation_done(8, {"mIoU": 30.0})
@@ -200,13 +202,13 @@ def test_nan_is_never_the_best_score(validated: TrainingSession) -> None:
     assert best_of(validated) == (30.0, "best_mIoU_iter_8.pth", 30.0)
 
 
-def test_a_score_beats_one_that_was_noted_as_nan(validated: TrainingSession) -> None:
+def test_a_score_beats_one_that_was_noted_as_nan(validated: WorkerSession) -> None:
     validated._require_runner().message_hub.update_info("best_score", math.nan)
     validated.validation_done(8, {"mIoU": 30.0})
     assert best_of(validated) == (30.0, "best_mIoU_iter_8.pth", 30.0)
 
 
-def test_the_best_file_holds_its_own_score(validated: TrainingSession) -> None:
+def test_the_best_file_holds_its_own_score(validated: WorkerSession) -> None:
     validated.validation_done(8, {"mIoU": 30.0})
     best_of(validated)
     held = load_checkpoint(validated.files.path / "best_mIoU_iter_8.pth")["message_hub"]["runtime_info"]
@@ -214,7 +216,7 @@ def test_the_best_file_holds_its_own_score(validated: TrainingSession) -> None:
 
 
 def test_a_best_score_whose_file_could_not_be_written_is_none_to_beat(
-    validated: TrainingSession, monkeypatch: pytest.MonkeyPatch
+    validated: WorkerSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     validated.validation_done(4, {"mIoU": 20.0})
     assert validated.store is not None
@@ -299,7 +301,7 @@ def test_what_goes_wrong_ahead_is_raised_where_it_is_asked_for(tmp_path: Path) -
 # --- validation loops of a person's own ------------------------------------------------------------------
 
 
-def test_a_validation_in_any_loop_tells_that_it_goes_on_and_can_be_left(session: TrainingSession) -> None:
+def test_a_validation_in_any_loop_tells_that_it_goes_on_and_can_be_left(session: WorkerSession) -> None:
     from mmengine.evaluator import Evaluator
     from mmengine.runner import ValLoop
 
@@ -330,7 +332,7 @@ def test_a_validation_in_any_loop_tells_that_it_goes_on_and_can_be_left(session:
 # --- requests --------------------------------------------------------------------------------------------
 
 
-def test_a_save_is_made_once_and_a_stop_stays_until_the_session_ends(session: TrainingSession) -> None:
+def test_a_save_is_made_once_and_a_stop_stays_until_the_session_ends(session: WorkerSession) -> None:
     def decide() -> tuple[str, bool]:
         decision = session.control.decide(validation_due=False, save_due=False)
         return decision.stop, decision.save

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mapsage_kaggle.dataset import EARTHVQA_PALETTE
+from mapsage_kaggle.data.datasets import EARTHVQA_PALETTE
 from mapsage_kaggle.display.class_plots import confusion_picture, iou_picture
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.plots import cjk_families, labels_in
-from mapsage_kaggle.display.words import Words
 
 NAMES = ("background", "building", "road")
 SOUND = [[90, 5, 5], [10, 40, 50], [0, 0, 100]]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mapsage_kaggle.bundle import BundleReport
 from mapsage_kaggle.cli import _options, build_parser, main
+from mapsage_kaggle.setup.bundle import BundleReport
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = sorted(
@@ -153,7 +153,7 @@ def test_a_config_that_does_not_parse_is_told_with_the_line(
 def test_patch_shows_the_diff_and_leaves_the_config_as_it_is(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mapsage_kaggle.scenes import generate_scenes
+    from mapsage_kaggle.data.scenes import generate_scenes
 
     generate_scenes(root / "input" / "scenes", train=1, val=1, size=64, seed=0)
     source = ROOT / "configs" / "demo.py"
@@ -188,7 +188,7 @@ def test_bundle_says_how_to_upload_what_it_made_and_what_is_still_to_fill_in(
             uncommitted=(),
         )
 
-    monkeypatch.setattr("mapsage_kaggle.bundle.bundle", pack)
+    monkeypatch.setattr("mapsage_kaggle.setup.bundle.bundle", pack)
     assert main(["bundle", "--out", str(tmp_path), "--slug", "my-own-kit", "--python-version", "3.13"]) == 0
     told = capsys.readouterr().out
     assert (asked["slug"], asked["python"]) == ("my-own-kit", "3.13")

@@ -14,20 +14,17 @@ from typing import Any
 
 import pytest
 
-from mapsage_kaggle.clock import (
-    DEFAULT_LIMIT_S,
+from mapsage_kaggle.clock import DEFAULT_LIMIT_S, SessionClock, format_duration, parse_duration_s
+from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.pace import (
     OUTPUT_S_PER_BYTE,
     Pace,
     Samples,
-    SessionClock,
     decaying_maximum,
-    format_duration,
-    parse_duration_s,
-    process_start_s,
     quota_date_s,
     week_start_s,
 )
-from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.processes import process_start_s
 
 HOUR_S = 3600.0
 DAY_S = 86400.0
@@ -156,7 +153,7 @@ def test_without_samples_the_default_is_given() -> None:
 
 # -- simulated sessions
 
-MOST_KEPT = 4
+MAX_KEPT = 4
 
 
 @dataclass
@@ -197,7 +194,7 @@ class Machine:
 
 @dataclass
 class SimulatedSession:
-    """What ``engine.session.TrainingSession`` does to the clock and the pace, on a fake clock."""
+    """What ``engine.session.WorkerSession`` does to the clock and the pace, on a fake clock."""
 
     machine: Machine
     clock: SessionClock
@@ -244,7 +241,7 @@ class SimulatedSession:
             self.pace.write_ends(self.writing_until_s)
             self.writing_until_s = None
             self.pace.output_bytes = self.kept * self.machine.checkpoint_bytes
-            if self.kept == MOST_KEPT:
+            if self.kept == MAX_KEPT:
                 self.pace.checkpoint_bytes = 0.0
 
     def join(self) -> None:
@@ -272,7 +269,7 @@ class SimulatedSession:
         self.trace.append(("save", iteration, owed_validation, round(self.now_s, 6)))
         self.owed_validation = owed_validation
         if iteration != self.saved_iteration:
-            self.kept = min(MOST_KEPT, self.kept + 1)
+            self.kept = min(MAX_KEPT, self.kept + 1)
         self.saved_iteration = iteration
         self.pace.copy.add(self.spend("copy", self.machine.copy_s))
         self.submit("write", self.machine.write_s)

@@ -14,9 +14,9 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from mapsage_kaggle.dataset import EARTHVQA_CLASSES, LOVEDA_CLASSES
+from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, LOVEDA_CLASSES
+from mapsage_kaggle.data.scenes import generate_scenes
 from mapsage_kaggle.errors import DataError
-from mapsage_kaggle.scenes import generate_scenes
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # mmsegmentation's default, which its own SegFormer configs keep: the loss is a mean over all pixels, the

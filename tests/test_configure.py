@@ -10,10 +10,26 @@ from typing import Any
 import pytest
 from mmengine.config import Config
 
-from mapsage_kaggle import configure
-from mapsage_kaggle.configure import ConfigPatch, Facts
+from mapsage_kaggle.config.fingerprint import fingerprint
+from mapsage_kaggle.config.patch import (
+    ConfigPatch,
+    Facts,
+    apply_patch,
+    for_inference,
+    plan_patch,
+    write_config,
+)
+from mapsage_kaggle.config.reading import (
+    changes_between,
+    data_roots_of,
+    datasets_of,
+    pretrained_of,
+    read_config,
+    weights_files,
+)
+from mapsage_kaggle.data.check import check_data_of
+from mapsage_kaggle.data.find import find_data, find_pretrained
 from mapsage_kaggle.errors import ConfigError, DataError
-from mapsage_kaggle.training import check_data_of, find_data, find_pretrained
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SOURCE = Path("small.py")
@@ -82,19 +98,19 @@ def without(cfg: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def planned(cfg: dict[str, Any] | None = None, **facts: Any) -> ConfigPatch:
-    return configure.plan(small() if cfg is None else cfg, SOURCE, Facts(work_dir=Path("work"), **facts))
+    return plan_patch(small() if cfg is None else cfg, SOURCE, Facts(work_dir=Path("work"), **facts))
 
 
 def patched(cfg: dict[str, Any] | None = None, **facts: Any) -> Any:
     source = small() if cfg is None else cfg
-    return configure.apply(Config(copy.deepcopy(source)), planned(source, **facts))
+    return apply_patch(Config(copy.deepcopy(source)), planned(source, **facts))
 
 
 # --- the fingerprint -------------------------------------------------------------------------------------
 
 
 def shipped(name: str, *overrides: str) -> str:
-    return configure.fingerprint(configure.read_config(CONFIGS / f"{name}.py", overrides))
+    return fingerprint(read_config(CONFIGS / f"{name}.py", overrides))
 
 
 def test_the_train_and_the_resume_config_are_the_same_run() -> None:
@@ -144,27 +160,27 @@ def test_what_changes_the_run_changes_the_fingerprint(override: str) -> None:
 
 def test_classes_count_wherever_they_are_stated() -> None:
     named = small(train_dataloader__dataset__metainfo={"classes": ("a", "b")})
-    assert configure.fingerprint(named) != configure.fingerprint(small())
+    assert fingerprint(named) != fingerprint(small())
 
 
 def test_accumulated_batches_are_the_batch_that_the_optimizer_sees() -> None:
     accumulated = small(train_dataloader__batch_size=2, optim_wrapper__accumulative_counts=2)
-    assert configure.fingerprint(accumulated) == configure.fingerprint(small())
+    assert fingerprint(accumulated) == fingerprint(small())
 
 
 def test_a_scope_before_a_type_is_the_same_type() -> None:
     scoped = small(model__type="mmseg::EncoderDecoder", model__decode_head__norm_cfg__type="mmengine::SyncBN")
-    assert configure.fingerprint(scoped) == configure.fingerprint(small())
+    assert fingerprint(scoped) == fingerprint(small())
 
 
 @pytest.mark.parametrize("micro_batch", [None, 2, 1])
 def test_the_patched_config_is_the_same_run(micro_batch: int | None) -> None:
-    assert configure.fingerprint(patched(micro_batch=micro_batch)) == configure.fingerprint(small())
+    assert fingerprint(patched(micro_batch=micro_batch)) == fingerprint(small())
 
 
 def test_the_fingerprint_is_the_same_in_another_process() -> None:
     # Frozen: earlier sessions' records and checkpoints hold it.
-    assert configure.fingerprint(small()) == "93295c6ede23b12a"
+    assert fingerprint(small()) == "93295c6ede23b12a"
 
 
 # --- what is refused -------------------------------------------------------------------------------------
@@ -220,7 +236,7 @@ def test_a_batch_smaller_than_the_number_of_gpus_is_refused() -> None:
 
 
 def test_overrides_are_read_as_mmengine_reads_them() -> None:
-    cfg = configure.read_config(
+    cfg = read_config(
         CONFIGS / "demo.py",
         ["optim_wrapper.optimizer.lr=1e-4", "optim_wrapper.optimizer.betas=[0.8,0.9]", "log_level=DEBUG",
          "train_dataloader.dataset.pipeline.4.prob=0.25"],
@@ -243,7 +259,7 @@ def test_overrides_are_read_as_mmengine_reads_them() -> None:
 )
 def test_an_override_that_does_not_fit_is_a_config_error(override: str) -> None:
     with pytest.raises(ConfigError, match=r"--set"):
-        configure.read_config(CONFIGS / "demo.py", [override])
+        read_config(CONFIGS / "demo.py", [override])
 
 
 @pytest.mark.parametrize(
@@ -254,12 +270,12 @@ def test_a_config_that_does_not_parse_is_named(tmp_path: Path, text: str) -> Non
     path = tmp_path / "broken.py"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"broken\.py does not parse"):
-        configure.read_config(path)
+        read_config(path)
 
 
 def test_a_config_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"There is no config at .*nowhere\.py"):
-        configure.read_config(tmp_path / "nowhere.py")
+        read_config(tmp_path / "nowhere.py")
 
 
 # --- for inference ---------------------------------------------------------------------------------------
@@ -268,18 +284,18 @@ def test_a_config_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_config_that_trains_by_epochs_or_not_at_all_can_be_asked() -> None:
     cfg = Config(small(train_cfg={"by_epoch": True, "max_epochs": 3}))
 
-    found = configure.for_inference(cfg, {"data/earthvqa": Path("/found")})
+    found = for_inference(cfg, {"data/earthvqa": Path("/found")})
 
     assert found.val_dataloader.dataset.data_root == "/found"
     assert "mapsage_kaggle.engine.register" in found.custom_imports.imports
-    assert configure.for_inference(Config({"model": {"type": "EncoderDecoder"}}), {}).model.type
+    assert for_inference(Config({"model": {"type": "EncoderDecoder"}}), {}).model.type
 
 
 def test_inference_needs_no_pretrained_weights_and_no_second_gpu() -> None:
     backbone = {"type": "ResNet", "norm_cfg": {"type": "SyncBN"}, "init_cfg": {"type": "Pretrained"}}
     source = {"model": {"type": "EncoderDecoder", "pretrained": "x.pth", "backbone": backbone}}
 
-    found = configure.for_inference(Config(copy.deepcopy(source)), {})
+    found = for_inference(Config(copy.deepcopy(source)), {})
 
     assert found.model.backbone.norm_cfg.type == "BN"
     assert not found.model.backbone.get("init_cfg")
@@ -305,12 +321,12 @@ def test_what_changed_since_the_session_before_is_told_by_key_and_not_where_thin
     moved = {"data_root": ["/kaggle/input/datasets/someone/earthvqa", "/kaggle/input/datasets/someone/more"]}
     after = effective("/kaggle/input/datasets/someone/earthvqa", val_dataloader__dataset=moved)
     assert before != after
-    assert configure.changes_between(before, after.replace("launcher = 'none'", "launcher = 'pytorch'")) == ()
+    assert changes_between(before, after.replace("launcher = 'none'", "launcher = 'pytorch'")) == ()
     other = effective(
         "/kaggle/input/datasets/someone/earthvqa", val_dataloader__dataset=moved,
         optim_wrapper__optimizer__lr=1e-4, model__decode_head__dropout_ratio=0.1,
     )  # fmt: skip
-    assert configure.changes_between(before, other) == (
+    assert changes_between(before, other) == (
         "-model.decode_head.dropout_ratio = 0.0",
         "+model.decode_head.dropout_ratio = 0.1",
         "-optim_wrapper.optimizer.lr = 6e-05",
@@ -321,14 +337,14 @@ def test_what_changed_since_the_session_before_is_told_by_key_and_not_where_thin
 @pytest.mark.parametrize("text", ["import os\na = os.getpid()\n", "a = inf\n", "a = dict(\n", "a = [*b]\n"])
 def test_a_config_of_an_earlier_session_is_read_and_never_run(text: str) -> None:
     lines = [f"-{line}" for line in text.splitlines()]
-    assert configure.changes_between(text, "b = 1\n") == (*lines, "+b = 1")
+    assert changes_between(text, "b = 1\n") == (*lines, "+b = 1")
 
 
 def test_the_source_config_is_left_as_it_is() -> None:
     source = small()
     before = copy.deepcopy(source)
     cfg = Config(copy.deepcopy(source))
-    configure.apply(cfg, planned(source, data_roots={"data/earthvqa": Path("/found")}, micro_batch=1))
+    apply_patch(cfg, planned(source, data_roots={"data/earthvqa": Path("/found")}, micro_batch=1))
     assert source == before
     assert cfg.to_dict() == before
 
@@ -349,7 +365,7 @@ def test_patching_what_is_patched_already_changes_nothing(facts: dict[str, Any])
     again = planned(once.to_dict(), **facts)
     assert again.changes == ()
     assert again.effective_batch == 4
-    assert again.fingerprint == configure.fingerprint(small())
+    assert again.fingerprint == fingerprint(small())
 
 
 def test_the_diff_names_each_key_with_its_reason_and_both_values() -> None:
@@ -364,8 +380,8 @@ def test_the_diff_names_each_key_with_its_reason_and_both_values() -> None:
 
 def test_the_patched_config_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     effective = patched()
-    configure.write(effective, planned(), tmp_path)
-    assert configure.read_config(tmp_path / "config.py").to_dict() == effective.to_dict()
+    write_config(effective, planned(), tmp_path)
+    assert read_config(tmp_path / "config.py").to_dict() == effective.to_dict()
 
 
 def test_a_seed_is_fixed_where_the_config_has_none() -> None:
@@ -516,7 +532,7 @@ def test_of_a_list_of_initialisers_only_the_pretrained_one_goes() -> None:
 @pytest.mark.parametrize("place", ["model__pretrained", "model__backbone__pretrained"])
 def test_the_older_key_for_pretrained_weights_is_understood(place: str) -> None:
     cfg = small(**{place: "open-mmlab://resnet50_v1c"})
-    assert configure.pretrained_of(cfg) == ("open-mmlab://resnet50_v1c",)
+    assert pretrained_of(cfg) == ("open-mmlab://resnet50_v1c",)
     node = patched(cfg).model
     for name in place.split("__")[1:]:
         node = node[name]
@@ -548,24 +564,24 @@ ROOTS = {"data/earthvqa": Path("/in/one"), "data/more": Path("/in/two")}
 @pytest.mark.parametrize("kind", ["RepeatDataset", "ConcatDataset", "both", "tuple"])
 def test_data_roots_within_wrappers_are_found_and_patched(kind: str) -> None:
     cfg = wrapped(kind)
-    names = set(configure.data_roots_of(cfg))
+    names = set(data_roots_of(cfg))
     assert names == {"data/earthvqa"} if kind == "RepeatDataset" else set(ROOTS)
     dataset = patched(cfg, data_roots=ROOTS).train_dataloader.dataset
     assert dataset.type == "MapsagePositional"
-    inner = [item["data_root"] for item in configure.datasets_of(dataset.to_dict()) if "data_root" in item]
+    inner = [item["data_root"] for item in datasets_of(dataset.to_dict()) if "data_root" in item]
     assert inner == [str(ROOTS[name]) for name in ROOTS if name in names]
 
 
 def test_each_of_several_data_sets_counts_in_the_fingerprint() -> None:
     cfg, other = wrapped("ConcatDataset"), wrapped("ConcatDataset")
     other["train_dataloader"]["dataset"]["datasets"][0]["pipeline"] = []
-    assert configure.fingerprint(cfg) != configure.fingerprint(other)
+    assert fingerprint(cfg) != fingerprint(other)
 
 
 def test_how_often_a_data_set_is_repeated_does_not_count() -> None:
     cfg, other = wrapped("RepeatDataset"), wrapped("RepeatDataset")
     other["train_dataloader"]["dataset"]["times"] = 30
-    assert configure.fingerprint(cfg) == configure.fingerprint(other)
+    assert fingerprint(cfg) == fingerprint(other)
 
 
 def test_metrics_in_a_list_are_replaced_one_by_one() -> None:
@@ -691,7 +707,7 @@ def test_extending_what_would_leave_the_rate_without_a_schedule_is_refused(
 def test_weights_are_looked_for_under_the_name_of_the_published_file(
     name: str, files: tuple[str, ...]
 ) -> None:
-    assert configure.weights_files(name) == files
+    assert weights_files(name) == files
 
 
 # --- finding a user's own data set -----------------------------------------------------------------------

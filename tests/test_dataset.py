@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mapsage_kaggle import dataset
-from mapsage_kaggle.dataset import (
+from mapsage_kaggle.data import datasets
+from mapsage_kaggle.data.datasets import (
     check_data,
     choose_data_root,
     find_data_roots,
@@ -324,8 +324,8 @@ def test_the_real_tiles_are_sound(loveda: Path, tmp_path: Path) -> None:
 
 def test_every_class_has_a_colour_of_its_own() -> None:
     for classes, palette in (
-        (dataset.EARTHVQA_CLASSES, dataset.EARTHVQA_PALETTE),
-        (dataset.LOVEDA_CLASSES, dataset.LOVEDA_PALETTE),
+        (datasets.EARTHVQA_CLASSES, datasets.EARTHVQA_PALETTE),
+        (datasets.LOVEDA_CLASSES, datasets.LOVEDA_PALETTE),
     ):
         assert len(classes) == len(palette) == len(set(palette))
         assert (0, 0, 0) not in palette
@@ -361,9 +361,9 @@ def to_lab(linear: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("vision", VISION)
 def test_playground_stands_out_to_every_kind_of_eye(vision: str) -> None:
-    colours = np.array([*dataset.EARTHVQA_PALETTE, (0, 0, 0)]) / 255
+    colours = np.array([*datasets.EARTHVQA_PALETTE, (0, 0, 0)]) / 255
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     seen = to_lab(linear @ np.asarray(VISION[vision]).T)
-    playground = len(dataset.EARTHVQA_CLASSES) - 1
+    playground = len(datasets.EARTHVQA_CLASSES) - 1
     distance = np.linalg.norm(np.delete(seen, playground, 0) - seen[playground], axis=1)
     assert distance.min() > 35

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mapsage_kaggle.demo import MARKER, NUM_SESSIONS, Kaggle, Speed, demo
+from mapsage_kaggle.demo import MARKER, NUM_SESSIONS, Speed, StandIn, demo
 from mapsage_kaggle.display.history import read_sessions
 from mapsage_kaggle.errors import UsageError
 
@@ -44,7 +44,7 @@ def test_sources_are_mounted_read_only_in_either_layout(
     for name in ("scenes", "earlier"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
-    kaggle = Kaggle(tmp_path)
+    kaggle = StandIn(tmp_path)
     for _ in range(2):  # the second time over the read-only folders of the first
         kaggle.begin(tmp_path / "scenes", tmp_path / "earlier", nested=nested)
         for place, text in ((data, "scenes"), (output, "earlier")):

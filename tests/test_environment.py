@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from mapsage_kaggle.checks import Check, preflight, require, to_json
 from mapsage_kaggle.clock import SessionClock
-from mapsage_kaggle.environment import (
+from mapsage_kaggle.errors import EXIT_MACHINE, MachineError
+from mapsage_kaggle.machine import (
     STACK,
-    Check,
     Gpu,
     Machine,
     ask_torch,
@@ -22,17 +23,13 @@ from mapsage_kaggle.environment import (
     has_kernels_for,
     installed_stack,
     on_kaggle,
-    oom_kills,
     parse_driver,
-    preflight,
-    require,
     run_type,
     survey,
-    to_json,
     write_problem,
 )
-from mapsage_kaggle.errors import EXIT_MACHINE, MachineError
 from mapsage_kaggle.paths import KagglePaths
+from mapsage_kaggle.processes import oom_kills
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = KagglePaths.below(Path("/kaggle"))
@@ -114,7 +111,7 @@ def test_a_notebook_that_papermill_really_runs_is_a_batch_run(tmp_path: Path) ->
     source, target = tmp_path / "in.ipynb", tmp_path / "out.ipynb"
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from mapsage_kaggle.environment import run_type\nprint(run_type())"
+        "from mapsage_kaggle.machine import run_type\nprint(run_type())"
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     nbformat.write(notebook, source)

@@ -15,15 +15,16 @@ from mmengine.config import Config
 from standin import REPOSITORY, StandIn
 from test_inference import balance, fill
 
-from mapsage_kaggle import configure
+from mapsage_kaggle.config.patch import for_inference
+from mapsage_kaggle.config.reading import read_config
+from mapsage_kaggle.data.scenes import generate_scenes
 from mapsage_kaggle.display.evaluated import evaluation_panel, evaluation_text, read_evaluations
-from mapsage_kaggle.display.words import Words
-from mapsage_kaggle.engine.evaluate import build_data, example, look
-from mapsage_kaggle.engine.inference import PLAIN, build_model, load_model, windows_of
+from mapsage_kaggle.display.locale.words import Words
+from mapsage_kaggle.engine.jobs.evaluate import build_data, example, look
+from mapsage_kaggle.engine.jobs.inference import PLAIN, build_model, load_model, windows_of
 from mapsage_kaggle.engine.metric import confusion_matrix
 from mapsage_kaggle.errors import ConfigError, UsageError
-from mapsage_kaggle.evaluation import EvaluationOptions
-from mapsage_kaggle.scenes import generate_scenes
+from mapsage_kaggle.jobs.evaluate import EvaluationOptions
 
 DEMO = REPOSITORY / "configs" / "demo.py"
 SLIDE = {"mode": "slide", "crop_size": (96, 96), "stride": (64, 64)}
@@ -45,9 +46,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def demo(scenes: Path, *overrides: str) -> Config:
-    cfg = configure.read_config(DEMO, list(overrides))
+    cfg = read_config(DEMO, list(overrides))
     cfg.model.decode_head.loss_decode.avg_non_ignore = True  # else mmsegmentation warns
-    return configure.for_inference(cfg, {str(cfg.val_dataloader.dataset.data_root): scenes})
+    return for_inference(cfg, {str(cfg.val_dataloader.dataset.data_root): scenes})
 
 
 # -- against mmsegmentation
@@ -90,7 +91,7 @@ def test_the_scores_are_mmsegmentations_to_its_two_decimals(scenes: Path, tmp_pa
     import numpy as np
     from mmseg.evaluation import IoUMetric
 
-    from mapsage_kaggle.measures import score
+    from mapsage_kaggle.metrics import score
 
     generator = torch.Generator().manual_seed(0)
     prediction = torch.randint(0, 8, (1, 64, 64), generator=generator)
@@ -240,7 +241,7 @@ def test_urban_and_rural_are_told_apart_where_the_layout_has_them(tmp_path: Path
         "train_dataloader = dict(dataset=d)\nval_dataloader = dict(dataset=d)\n"
         "test_dataloader = val_dataloader\nmodel = dict(decode_head=dict(num_classes=7))\n"
     )
-    cfg = configure.for_inference(configure.read_config(config, []), {})
+    cfg = for_inference(read_config(config, []), {})
     cfg.model.decode_head.loss_decode.avg_non_ignore = True
     write_model(cfg, tmp_path / "best.pth", 1)
 

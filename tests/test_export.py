@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from test_inference import balance, fill
 
-from mapsage_kaggle import cli, configure
-from mapsage_kaggle.engine.inference import TrainedModel, build_model, load_model
+from mapsage_kaggle import cli
+from mapsage_kaggle.config.patch import for_inference
+from mapsage_kaggle.config.reading import read_config
+from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load_model
 from mapsage_kaggle.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_USAGE
 from mapsage_kaggle.records import SessionRecord
 
@@ -31,7 +33,7 @@ TOLERANCE = 1e-4
 
 
 def small_config() -> Config:
-    return configure.for_inference(configure.read_config(ROOT / "configs" / "demo.py", list(SMALL)), {})
+    return for_inference(read_config(ROOT / "configs" / "demo.py", list(SMALL)), {})
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +222,7 @@ def test_a_harmful_checkpoint_is_not_exported(
 def test_a_form_that_strays_from_the_original_is_left_out_and_named(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mapsage_kaggle.engine import export as forms
+    from mapsage_kaggle.engine.jobs import export as forms
 
     def stray(portable: torch.nn.Module, file: Path) -> forms.Logits:
         file.write_bytes(b"a program")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mapsage_kaggle.display.messages import translate
+from mapsage_kaggle.display.locale.messages import translate
 from mapsage_kaggle.engine.fast import cache as cache_module
 from mapsage_kaggle.engine.fast.cache import DecodedCache
 

@@ -12,7 +12,7 @@ from mmengine.registry import OPTIMIZERS, DefaultScope
 from mmseg.registry import MODELS
 
 import mapsage_kaggle.engine.register  # noqa: F401
-from mapsage_kaggle.display.messages import translate
+from mapsage_kaggle.display.locale.messages import translate
 from mapsage_kaggle.engine.runner import SessionRunner, keep_way_of_stepping
 
 OUTPUT_TOLERANCE = 2e-5

@@ -18,7 +18,8 @@ from mmseg.datasets.transforms import RandomCrop
 from PIL import Image
 
 import mapsage_kaggle.engine.register  # noqa: F401
-from mapsage_kaggle import swaps
+from mapsage_kaggle.config import replacements
+from mapsage_kaggle.data.scenes import generate_scenes
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.fast import cache as cache_module
 from mapsage_kaggle.engine.fast import resize as resize_module
@@ -31,7 +32,6 @@ from mapsage_kaggle.engine.fast.resize import (
     window_resize_is_exact,
 )
 from mapsage_kaggle.engine.fast.transforms import MapsageFastPipeline, count_values, is_varied
-from mapsage_kaggle.scenes import generate_scenes
 
 LOAD: list[dict[str, Any]] = [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations"}]
 RESIZE = {"type": "RandomResize", "scale": (96, 96), "ratio_range": (0.5, 2.0), "keep_ratio": True}
@@ -218,7 +218,7 @@ def test_loaders_by_themselves_give_what_the_stock_ones_give(
     fast = [
         TRANSFORMS.build(
             {**item, **(cache | options if item is LOAD[0] else cache if item is LOAD[1] else {}),
-             "type": swaps.FASTER_LOADERS.get(item["type"], item["type"])}
+             "type": replacements.FASTER_LOADERS.get(item["type"], item["type"])}
         )
         for item in VALIDATION
     ]  # fmt: skip

@@ -15,12 +15,12 @@ from mmseg.registry import DATASETS
 from PIL import Image
 
 import mapsage_kaggle.engine.register  # noqa: F401
-from mapsage_kaggle import swaps
-from mapsage_kaggle.display.messages import translate
+from mapsage_kaggle.config import replacements
+from mapsage_kaggle.data.scenes import generate_scenes
+from mapsage_kaggle.display.locale.messages import translate
 from mapsage_kaggle.engine.fast import cache as cache_module
 from mapsage_kaggle.engine.fast.cache import DecodedCache
 from mapsage_kaggle.engine.fast.plan import CachePlan, plan_cache
-from mapsage_kaggle.scenes import generate_scenes
 
 GB = 10**9
 SIZE, NUM = 64, 40
@@ -44,7 +44,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data_set(root: Path, cache_dir: Path | None, split: str = "Train") -> Any:
     pipeline: Any = PIPELINE
     if cache_dir is not None:
-        found = swaps.faster_pipeline(PIPELINE, cache_dir=str(cache_dir), scope="mmseg")
+        found = replacements.faster_pipeline(PIPELINE, cache_dir=str(cache_dir), scope="mmseg")
         assert found is not None
         pipeline = found[0]
     with DefaultScope.overwrite_default_scope("mmseg"):

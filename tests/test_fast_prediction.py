@@ -14,7 +14,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from mapsage_kaggle.display.messages import translate
+from mapsage_kaggle.display.locale.messages import translate
 from mapsage_kaggle.engine.fast.prediction import highest, quick_prediction
 from mapsage_kaggle.engine.metric import IntegerIoUMetric, areas, confusion_matrix
 

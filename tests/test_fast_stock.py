@@ -15,11 +15,11 @@ from mmseg.models.decode_heads import SegformerHead
 from mmseg.registry import MODELS, TRANSFORMS
 
 import mapsage_kaggle.engine.register  # noqa: F401
-from mapsage_kaggle import swaps
-from mapsage_kaggle.display.messages import translate
+from mapsage_kaggle.config import replacements
+from mapsage_kaggle.display.locale.messages import translate
 from mapsage_kaggle.engine.fast.transforms import MapsageFastPipeline
 
-FASTER = {**swaps.FASTER_MODULES, **swaps.FASTER_LOADERS}
+FASTER = {**replacements.FASTER_MODULES, **replacements.FASTER_LOADERS}
 STOCK: dict[str, tuple[Registry, type, dict[str, Any]]] = {
     "MixVisionTransformer": (MODELS, MixVisionTransformer, {"embed_dims": 16, "num_layers": [1, 1, 1, 1]}),
     "SegformerHead": (
@@ -84,7 +84,7 @@ def test_another_scope_s_class_of_the_same_name_does_not_matter(warnings: Callab
         other.register_module(name="LoadImageFromFile", module=dict)
         with DefaultScope.overwrite_default_scope("other_for_this_test"):
             for kind in (LoadImageFromFile, LoadAnnotations):
-                name = swaps.faster_name(kind.__name__, "other_for_this_test")
+                name = replacements.faster_name(kind.__name__, "other_for_this_test")
                 assert isinstance(other.build({"type": name}), kind)
             built = other.build({"type": "MapsageLoadImage"})
     finally:

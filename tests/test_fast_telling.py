@@ -11,30 +11,30 @@ import numpy as np
 import pytest
 import torch.utils.data
 
-from mapsage_kaggle.engine.fast import telling
+from mapsage_kaggle.engine.fast import warnings as telling
 from mapsage_kaggle.engine.fast.cache import DecodedCache
-from mapsage_kaggle.engine.fast.telling import tell_once
+from mapsage_kaggle.engine.fast.warnings import warn_once
 from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
 
 
 def test_what_differs_in_its_figures_only_is_told_once(warnings: Callable[[], list[str]]) -> None:
     for key, figure in (("disk", 1.5), ("disk", 1.4), ("memory", 1.3), ("disk", 1.2)):
-        tell_once(key, f"{key}: {figure} GB")
+        warn_once(key, f"{key}: {figure} GB")
     assert warnings() == ["disk: 1.5 GB", "memory: 1.3 GB"]
 
 
 def test_another_session_is_told_anew(
     tmp_path: Path, warnings: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tell_once("disk", "full")
+    warn_once("disk", "full")
     monkeypatch.setenv(EVENTS_VARIABLE, str(tmp_path / "second.jsonl"))
-    tell_once("disk", "full")
+    warn_once("disk", "full")
     assert len(warnings()) == len((tmp_path / "second.jsonl").read_text().splitlines()) == 1
 
 
 def _tell(number: int, ready: multiprocessing.synchronize.Barrier) -> None:
     ready.wait(60)
-    tell_once("disk", f"{number} GB left")
+    warn_once("disk", f"{number} GB left")
 
 
 def test_processes_that_meet_it_at_the_same_moment_tell_it_once(warnings: Callable[[], list[str]]) -> None:
@@ -65,7 +65,7 @@ def test_a_failure_that_only_a_later_worker_of_a_later_rank_meets_is_told(
 
 def test_events_that_cannot_be_written_end_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(EVENTS_VARIABLE, str(tmp_path / "missing" / "events.jsonl"))
-    tell_once("disk", "full")
+    warn_once("disk", "full")
 
 
 def test_without_a_session_nothing_is_told_and_it_is_told_in_one(
@@ -73,14 +73,14 @@ def test_without_a_session_nothing_is_told_and_it_is_told_in_one(
 ) -> None:
     with monkeypatch.context() as context:
         context.delenv(EVENTS_VARIABLE)
-        tell_once("disk", "full")
-    tell_once("disk", "full")
+        warn_once("disk", "full")
+    warn_once("disk", "full")
     assert warnings() == ["full"]
 
 
 def test_a_warning_of_another_kind_in_the_events_is_no_obstacle(warnings: Callable[[], list[str]]) -> None:
-    tell_once("memory", "full")
+    warn_once("memory", "full")
     telling._told.clear()
-    tell_once("disk", "full")
-    tell_once("memory", "full")
+    warn_once("disk", "full")
+    warn_once("memory", "full")
     assert warnings() == ["full", "full"]

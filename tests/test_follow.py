@@ -11,9 +11,9 @@ from standin import StandIn, kill_group
 
 from mapsage_kaggle.checkpoints.store import CheckpointStore, holder_of
 from mapsage_kaggle.events import Event, EventLog
-from mapsage_kaggle.follow import Follower
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import SessionRecord
+from mapsage_kaggle.training.follow import Follower
 
 
 class Heard:

@@ -17,7 +17,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 
-from mapsage_kaggle.dataset import EARTHVQA_CLASSES, EARTHVQA_PALETTE
+from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE
 from mapsage_kaggle.errors import DataError, MachineError
 from mapsage_kaggle.imagery import reading
 from mapsage_kaggle.imagery.polygons import write_polygons

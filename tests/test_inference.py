@@ -9,8 +9,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mapsage_kaggle import configure
-from mapsage_kaggle.engine.inference import (
+from mapsage_kaggle.config.patch import for_inference
+from mapsage_kaggle.config.reading import read_config
+from mapsage_kaggle.engine.jobs.inference import (
     PLAIN,
     TrainedModel,
     View,
@@ -29,10 +30,10 @@ TOLERANCE = 1e-5
 
 
 def config(*overrides: str) -> Config:
-    cfg = configure.read_config(DEMO, ["model.backbone.embed_dims=8", *overrides])
+    cfg = read_config(DEMO, ["model.backbone.embed_dims=8", *overrides])
     head = {"in_channels": [8, 16, 32, 48], "loss_decode.avg_non_ignore": True}
     cfg.merge_from_dict({f"model.decode_head.{key}": value for key, value in head.items()})
-    return configure.for_inference(cfg, {})
+    return for_inference(cfg, {})
 
 
 def fill(net: torch.nn.Module, seed: int = 0) -> None:
@@ -246,7 +247,7 @@ def test_a_file_that_changed_after_it_was_verified_is_refused(tmp_path: Path) ->
 
 
 def test_classes_and_colours_are_the_data_sets(model: TrainedModel) -> None:
-    from mapsage_kaggle.dataset import EARTHVQA_CLASSES, EARTHVQA_PALETTE
+    from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE
 
     assert model.classes == EARTHVQA_CLASSES
     assert model.palette == EARTHVQA_PALETTE

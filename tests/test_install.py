@@ -14,11 +14,11 @@ from packaging.requirements import Requirement
 from packaging.tags import Tag, parse_tag
 from packaging.utils import canonicalize_name
 
-from mapsage_kaggle import install as install_module
-from mapsage_kaggle.bundle import image_versions
-from mapsage_kaggle.environment import STACK
 from mapsage_kaggle.errors import MachineError, UsageError
-from mapsage_kaggle.install import (
+from mapsage_kaggle.machine import STACK
+from mapsage_kaggle.setup import install as install_module
+from mapsage_kaggle.setup.bundle import image_versions
+from mapsage_kaggle.setup.install import (
     LIBRARIES,
     OPENCV,
     install,
@@ -27,8 +27,8 @@ from mapsage_kaggle.install import (
     must_restart,
     plan_install,
 )
-from mapsage_kaggle.packages import explain_failure
-from mapsage_kaggle.wheels import find_wheels
+from mapsage_kaggle.setup.pip import explain_failure
+from mapsage_kaggle.setup.wheels import find_wheels
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -234,7 +234,7 @@ def test_nothing_loaded_needs_no_restart() -> None:
 def test_the_modules_of_this_very_process_are_those_on_disk() -> None:
     code = (
         "import numpy, PIL, yaml, cv2, scipy, matplotlib, mmengine\n"
-        "from mapsage_kaggle.install import must_restart, loaded_versions, installed_versions\n"
+        "from mapsage_kaggle.setup.install import must_restart, loaded_versions, installed_versions\n"
         "loaded = loaded_versions()\n"
         "assert {'numpy', 'PIL', 'yaml', 'cv2', 'scipy', 'matplotlib', 'mmengine'} <= set(loaded), loaded\n"
         "assert must_restart(loaded, installed_versions()) == ()\n"
@@ -334,7 +334,7 @@ def test_a_kit_that_only_this_process_can_import_is_handed_to_children(tmp_path:
     code = f"""
 import sys, subprocess
 sys.path.insert(0, {str(ROOT)!r})
-from mapsage_kaggle.install import share_with_children
+from mapsage_kaggle.setup.install import share_with_children
 print(share_with_children())
 subprocess.run([sys.executable, "-c", "import mapsage_kaggle.paths as m; print(m.__file__)"], check=True)
 """
@@ -400,7 +400,7 @@ class Fresh:
 {before}
 import dataclasses, json
 from pathlib import Path
-import mapsage_kaggle.install as kit
+import mapsage_kaggle.setup.install as kit
 report = kit.install(inputs=Path({str(inputs)!r}), offline={offline}, config=Path({str(config)!r}))
 print(json.dumps(dataclasses.asdict(report), default=str))
 """

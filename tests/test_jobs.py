@@ -27,14 +27,8 @@ from mapsage_kaggle.errors import (
     MapsageError,
     UsageError,
 )
-from mapsage_kaggle.jobs import (
-    ModelOptions,
-    as_interrupted,
-    find_checkpoint,
-    judge,
-    open_subject,
-    run_child,
-)
+from mapsage_kaggle.jobs.child import as_interrupted, run_child
+from mapsage_kaggle.jobs.subject import ModelOptions, find_checkpoint, judge, open_subject
 from mapsage_kaggle.paths import KagglePaths
 from mapsage_kaggle.records import CheckpointRef
 
@@ -251,7 +245,7 @@ def test_it_ends_when_its_parent_is_killed(child: Callable[..., dict[str, Any]],
 import subprocess, sys, time
 from pathlib import Path
 subprocess.Popen(
-    [sys.executable, "-m", "mapsage_kaggle.engine.child", "trial", {str(tmp_path / "job.json")!r}],
+    [sys.executable, "-m", "mapsage_kaggle.engine.jobs.child", "trial", {str(tmp_path / "job.json")!r}],
     stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
 )
 time.sleep(600)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mapsage_kaggle import configure
-from mapsage_kaggle.knobs import Outcome, Setting, difference, knobs_of, turn
-from mapsage_kaggle.training import Options
+from mapsage_kaggle.config.reading import as_mapping, read_config
+from mapsage_kaggle.notebook.form import Outcome, Setting, difference, knobs_of, turn
+from mapsage_kaggle.training.options import Options
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "train_loveda_kaggle.py"
 OPTIONS = Options(config=CONFIG)
@@ -18,7 +18,7 @@ HERE = Setting(on_gpu=True, world_size=2, num_cpus=4)
 
 @pytest.fixture(scope="module")
 def cfg() -> Any:
-    return configure.read_config(CONFIG)
+    return read_config(CONFIG)
 
 
 def asked(cfg: Any, setting: Setting = HERE, **values: str) -> Outcome:
@@ -79,7 +79,7 @@ def test_what_is_asked_for_reaches_the_config(cfg: Any) -> None:
         workers="0",
     )  # fmt: skip
     assert outcome.options is not None
-    after = configure.as_mapping(configure.read_config(CONFIG, outcome.options.overrides))
+    after = as_mapping(read_config(CONFIG, outcome.options.overrides))
     values = {knob.name: knob.value for knob in knobs_of(after, outcome.options)}
     assert values["crop"] == "768"
     assert (values["batch"], values["lr"], values["precision"], values["workers"]) == (

@@ -165,7 +165,7 @@ def test_the_lowest_rooms_use_the_standard_library_only() -> None:
     [
         ("kaggle", "mapsage_kaggle.relay.client"),
         ("kagglesdk", "mapsage_kaggle.relay.client"),
-        ("kagglehub", "mapsage_kaggle.upload"),
+        ("kagglehub", "mapsage_kaggle.training.upload"),
         ("ipywidgets", "mapsage_kaggle.display"),
     ],
 )
@@ -181,9 +181,9 @@ def test_a_library_is_imported_in_its_one_place_and_only_when_needed(library: st
 @pytest.mark.parametrize(
     ("module", "source", "against"),
     [
-        ("mapsage_kaggle.clock", "from mapsage_kaggle.supervise import run", True),
+        ("mapsage_kaggle.clock", "from mapsage_kaggle.training.supervisor import run", True),
         ("mapsage_kaggle.clock", "from mapsage_kaggle import supervise", True),
-        ("mapsage_kaggle.clock", "def f():\n    import mapsage_kaggle.supervise", True),
+        ("mapsage_kaggle.clock", "def f():\n    import mapsage_kaggle.training.supervisor", True),
         ("mapsage_kaggle.clock", "from .supervise import run", True),
         ("mapsage_kaggle.engine.loop", "from ..supervise import run", True),
         ("mapsage_kaggle.clock", "from mapsage_kaggle.paths import WorkDir", True),

@@ -11,17 +11,21 @@ import pytest
 from standin import StandIn
 from test_environment import GOOD, T4
 
-from mapsage_kaggle import training
 from mapsage_kaggle.checkpoints.choose import Choice
 from mapsage_kaggle.checkpoints.inspect import Inspection
 from mapsage_kaggle.checkpoints.scan import FoundCheckpoint
 from mapsage_kaggle.clock import SessionClock
-from mapsage_kaggle.display.messages import translate
-from mapsage_kaggle.environment import Gpu, Machine
+from mapsage_kaggle.display.locale.messages import translate
 from mapsage_kaggle.errors import ConfigError
+from mapsage_kaggle.machine import Gpu, Machine
 from mapsage_kaggle.paths import KagglePaths
 from mapsage_kaggle.records import SessionRecord
-from mapsage_kaggle.supervise import Launch, Outcome, Supervisor
+from mapsage_kaggle.training import session
+from mapsage_kaggle.training.fallback import Outcome
+from mapsage_kaggle.training.options import Options
+from mapsage_kaggle.training.prepare import Discovery, Prepared, prepare
+from mapsage_kaggle.training.session import ScanReport, SessionRun, configure
+from mapsage_kaggle.training.supervisor import Launch, Supervisor
 
 CPU = replace(GOOD, gpus=(), num_cpus=2, ram_bytes=16 * 2**30)
 TOO_FEW = "ValueError: Expected more than 1 value per channel when training, got input size [1, 8, 1, 1]"
@@ -30,7 +34,7 @@ TOO_FEW = "ValueError: Expected more than 1 value per channel when training, got
 class Scripted(Supervisor):
     """Starts no child: it gives the outcomes that it was told, and notes how each was launched."""
 
-    def __init__(self, prepared: training.Prepared, outcomes: Sequence[Outcome]) -> None:
+    def __init__(self, prepared: Prepared, outcomes: Sequence[Outcome]) -> None:
         super().__init__(prepared.work_dir, prepared.clock)
         self._outcomes = list(outcomes)
         self.seen: list[SessionRecord] = []
@@ -52,15 +56,15 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> StandIn:
     return StandIn.with_scenes(tmp_path_factory.mktemp("scenes") / "kaggle", train=4, val=1, size=64)
 
 
-Begin = Callable[..., training.Prepared]
+Begin = Callable[..., Prepared]
 
 
 @pytest.fixture
 def begin(scenes: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
     """Return what prepares a session on a machine, after one that learned something."""
     # Formatting the config takes seconds, and no child is there to read it.
-    monkeypatch.setattr(training._Session, "_write_config", lambda self: "0" * 64)
-    monkeypatch.setattr(training, "_wait", lambda seconds, supervisor: None, raising=False)
+    monkeypatch.setattr(SessionRun, "_write_config", lambda self: "0" * 64)
+    monkeypatch.setattr(session, "_wait", lambda seconds, supervisor: None, raising=False)
 
     def prepared(
         learned: Mapping[str, Any] | None = None,
@@ -70,10 +74,10 @@ def begin(scenes: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
         inspected: Mapping[str, Any] | None = None,
         recorded: Mapping[str, Any] | None = None,
         **options: Any,
-    ) -> training.Prepared:
+    ) -> Prepared:
         config = scenes.config(extra=extra)
-        asked = training.Options(config=config, threads=1, work_dir=tmp_path / "work", **options)
-        cfg = training.configure.read_config(config)
+        asked = Options(config=config, threads=1, work_dir=tmp_path / "work", **options)
+        cfg = configure.read_config(config)
         choice = Choice(action="fresh")
         if learned is not None or inspected or recorded:
             path = tmp_path / "before" / "iter_10.pth"
@@ -95,23 +99,23 @@ def begin(scenes: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
                 ),
             )
         paths = KagglePaths.below(scenes.root)
-        discovery = training.Discovery(
+        discovery = Discovery(
             options=asked,
             paths=replace(paths, temp=tmp_path / "temp"),
             cfg=cfg,
-            report=training.ScanReport(root=paths.input, files=(), rejected=(), records=()),
+            report=ScanReport(root=paths.input, files=(), rejected=(), records=()),
             choice=choice,
             work_dir=tmp_path / "work",
         )
         clock = SessionClock(started_s=0.0, limit_s=43_200.0, reserve_s=600.0, now=lambda: 60.0)
-        return training.prepare(discovery, machine=machine, clock=clock, to_train=False)
+        return prepare(discovery, machine=machine, clock=clock, to_train=False)
 
     return prepared
 
 
-def run(prepared: training.Prepared, *outcomes: Outcome) -> tuple[training._Session, Scripted]:
+def run(prepared: Prepared, *outcomes: Outcome) -> tuple[SessionRun, Scripted]:
     supervisor = Scripted(prepared, outcomes)
-    session = training._Session(prepared, supervisor)
+    session = SessionRun(prepared, supervisor)
     session.begin()
     session.run_children()
     return session, supervisor
@@ -222,7 +226,7 @@ def test_what_was_learned_names_the_machine_that_taught_it(begin: Begin) -> None
 def test_a_child_that_is_started_again_plans_by_what_was_measured_last(begin: Begin, kind: Any) -> None:
     prepared = begin({"pace": {"iteration_s": 9.0}})
     supervisor = Scripted(prepared, [Outcome(kind=kind, message="Bang.", trained=5), DONE])
-    session = training._Session(prepared, supervisor)
+    session = SessionRun(prepared, supervisor)
 
     def measured() -> None:
         record = SessionRecord.read(session.files.session)
@@ -239,8 +243,8 @@ def test_a_child_that_is_started_again_plans_by_what_was_measured_last(begin: Be
 # --- the end of the run ----------------------------------------------------------------------------------
 
 
-def ends(prepared: training.Prepared) -> list[int]:
-    cfg = training.configure.apply(prepared.discovery.cfg, prepared.patch)
+def ends(prepared: Prepared) -> list[int]:
+    cfg = configure.apply(prepared.discovery.cfg, prepared.patch)
     return [cfg.train_cfg.max_iters, cfg.param_scheduler[-1].end]
 
 
@@ -268,7 +272,7 @@ def test_a_checkpoint_without_a_record_says_by_its_config_where_its_run_ends(beg
     found = begin(inspected=TEXT)
     assert found.discovery.choice.record is not None
     alone = replace(found.discovery, choice=replace(found.discovery.choice, record=None))
-    prepared = training.prepare(alone, machine=CPU, clock=found.clock, to_train=False)
+    prepared = prepare(alone, machine=CPU, clock=found.clock, to_train=False)
     assert ends(prepared) == [40, 40]
 
 
@@ -293,7 +297,7 @@ def test_a_longer_end_is_still_to_be_said(begin: Begin) -> None:
 
 def test_a_session_that_saves_nothing_hands_on_what_its_checkpoint_owes(begin: Begin) -> None:
     prepared = begin({}, inspected={"owed_validation": 10})
-    session = training._Session(prepared, Scripted(prepared, []))
+    session = SessionRun(prepared, Scripted(prepared, []))
     session.begin()
     assert SessionRecord.read(session.files.session).owed_validation == 10
     stopped = Outcome(kind="done", reason="user", iteration=10)

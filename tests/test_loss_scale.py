@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
 
-from mapsage_kaggle.configure import written_value
-from mapsage_kaggle.display.messages import translate
+from mapsage_kaggle.config.reading import written_value
+from mapsage_kaggle.display.locale.messages import translate
 from mapsage_kaggle.engine.runner import SessionRunner, begin_scaling_anew
 
 FIRST_SCALE = 2.0**16

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from mapsage_kaggle.measures import miou_interval, paired_interval, score
-from mapsage_kaggle.tally import add, open_tally, read_tally
+from mapsage_kaggle.metrics import add, miou_interval, open_tally, paired_interval, read_tally, score
 
 if TYPE_CHECKING:
-    from mapsage_kaggle.measures import Counts
+    from mapsage_kaggle.metrics import Counts
 
 NAMES = ("land", "water")
 

@@ -12,10 +12,11 @@ import pytest
 from test_environment import GOOD, PATHS
 
 from mapsage_kaggle import errors
+from mapsage_kaggle.checks import preflight
 from mapsage_kaggle.clock import SessionClock
-from mapsage_kaggle.display.messages import CHINESE, NAMES_CHINESE, translate
-from mapsage_kaggle.display.words import CATALOGUES
-from mapsage_kaggle.environment import Gpu, Machine, preflight
+from mapsage_kaggle.display.locale.messages import CHINESE, NAMES_CHINESE, translate
+from mapsage_kaggle.display.locale.words import CATALOGUES
+from mapsage_kaggle.machine import Gpu, Machine
 
 PACKAGE = Path(__file__).resolve().parents[1] / "mapsage_kaggle"
 

@@ -12,7 +12,7 @@ import torch.distributed
 import torch.multiprocessing
 from mmseg.evaluation import IoUMetric
 
-from mapsage_kaggle.configure import Facts, plan
+from mapsage_kaggle.config.patch import Facts, plan
 from mapsage_kaggle.engine import metric
 from mapsage_kaggle.engine.metric import IntegerIoUMetric, confusion_matrix
 

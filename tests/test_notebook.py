@@ -22,18 +22,21 @@ import pytest
 from test_environment import GOOD
 
 import mapsage_kaggle
+from mapsage_kaggle.config.modules import find_config
+from mapsage_kaggle.config.patch import for_inference
+from mapsage_kaggle.config.reading import read_config
+from mapsage_kaggle.data.scenes import generate_scenes
 from mapsage_kaggle.display.live import LiveView, TrainingPanel, training_panel
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Finding, Panel
 from mapsage_kaggle.display.progress import Progress
 from mapsage_kaggle.display.text import TextSink
-from mapsage_kaggle.display.words import Words
-from mapsage_kaggle.environment import parse_load
 from mapsage_kaggle.errors import CheckpointError, ConfigError, DataError, UsageError
 from mapsage_kaggle.events import Event, read_events
-from mapsage_kaggle.notebook import find_config, preflight
+from mapsage_kaggle.machine import parse_load
+from mapsage_kaggle.notebook.session import preflight
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import CheckpointRef, SessionRecord
-from mapsage_kaggle.scenes import generate_scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "mapsage_train.ipynb"
@@ -195,7 +198,7 @@ def test_a_panel_gives_both_html_and_text() -> None:
 def able(kaggle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a stand-in on a machine that can train, which nobody has to be asked about."""
     monkeypatch.setenv("MAPSAGE_KAGGLE_ROOT", str(kaggle))
-    monkeypatch.setattr("mapsage_kaggle.environment.survey", lambda paths: replace(GOOD, inputs=()))
+    monkeypatch.setattr("mapsage_kaggle.machine.survey", lambda paths: replace(GOOD, inputs=()))
     return kaggle
 
 
@@ -203,7 +206,7 @@ def test_preflight_shows_classes_images_and_masks_and_that_no_checkpoint_is_ther
     able: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[Panel] = []
-    monkeypatch.setattr("mapsage_kaggle.notebook.show", shown.append)
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.show", shown.append)
     preflight("demo", session_limit="2400h")
     panel = shown[0]
     assert panel.tone == "good"
@@ -219,17 +222,14 @@ def test_a_picked_file_gives_its_weights_alone_where_that_was_chosen(
 ) -> None:
     import torch
 
-    from mapsage_kaggle import configure
     from mapsage_kaggle.display.widgets import CheckpointPicker
-    from mapsage_kaggle.engine.inference import build_model
+    from mapsage_kaggle.engine.jobs.inference import build_model
 
-    cfg = configure.read_config(
-        ROOT / "configs" / "demo.py", ["model.decode_head.loss_decode.avg_non_ignore=True"]
-    )
+    cfg = read_config(ROOT / "configs" / "demo.py", ["model.decode_head.loss_decode.avg_non_ignore=True"])
     weights = tmp_path / "best_mIoU_iter_8.pth"
-    state = build_model(configure.for_inference(cfg, {})).state_dict()
+    state = build_model(for_inference(cfg, {})).state_dict()
     torch.save({"meta": {"iter": 8}, "state_dict": state, "message_hub": {}}, weights)
-    monkeypatch.setattr("mapsage_kaggle.notebook.show", lambda panel: None)
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.show", lambda panel: None)
     session = preflight("demo", session_limit="2400h")
     picker = CheckpointPicker(session._words, [weights], on_choice=session._pick)
 
@@ -250,7 +250,7 @@ def test_a_data_set_that_is_missing_makes_preflight_red_and_ends_the_run(
 ) -> None:
     shutil.rmtree(able / "input" / "scenes")
     shown: list[Panel] = []
-    monkeypatch.setattr("mapsage_kaggle.notebook.show", shown.append)
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.show", shown.append)
     with pytest.raises(DataError, match=r"下没有数据集.*请挂载数据集"):
         preflight("demo", session_limit="2400h", language="zh")
     assert shown[0].tone == "bad"
@@ -258,7 +258,7 @@ def test_a_data_set_that_is_missing_makes_preflight_red_and_ends_the_run(
 
 
 def test_a_cell_refuses_in_the_language_of_the_notebook(able: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mapsage_kaggle.notebook.show", lambda panel: None)
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.show", lambda panel: None)
     session = preflight("demo", session_limit="2400h", language="zh")
     with pytest.raises(UsageError, match=r"^还没有查找检查点。 请从头依次运行各单元格。$"):
         session.configure()
@@ -285,7 +285,7 @@ def evaluated_in(
     """Return the panels of an evaluate cell, and what it ran, in a session with so long a life."""
     shown: list[Panel] = []
     ran: list[str] = []
-    monkeypatch.setattr("mapsage_kaggle.notebook.show", shown.append)
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.show", shown.append)
     session = preflight("demo", session_limit=limit, reserve="0m")
     best = CheckpointRef(file="best_mIoU_iter_8.pth", iteration=8, sha256="0" * 64, size_bytes=1)
     work_dir = WorkDir(session.work_dir)

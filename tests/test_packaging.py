@@ -16,10 +16,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
-from mapsage_kaggle.environment import MAX_PYTHON, MIN_PYTHON, MIN_TORCH, STACK
+from mapsage_kaggle.checks import MAX_PYTHON, MIN_PYTHON, MIN_TORCH
 from mapsage_kaggle.errors import MachineError
-from mapsage_kaggle.install import LIBRARIES
+from mapsage_kaggle.machine import STACK
 from mapsage_kaggle.paths import bundled
+from mapsage_kaggle.setup.install import LIBRARIES
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -25,17 +25,18 @@ from PIL import Image
 from rasterio.transform import from_origin
 
 import mapsage_kaggle.engine.register  # noqa: F401
-from mapsage_kaggle import configure
 from mapsage_kaggle.cli import main
-from mapsage_kaggle.dataset import EARTHVQA_CLASSES, EARTHVQA_PALETTE
-from mapsage_kaggle.engine import predict as engine
-from mapsage_kaggle.engine.inference import TrainedModel, build_model, load_model
+from mapsage_kaggle.config.patch import for_inference
+from mapsage_kaggle.config.reading import read_config
+from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE
+from mapsage_kaggle.data.scenes import draw_scene, generate_scenes
+from mapsage_kaggle.engine.jobs import predict as engine
+from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load_model
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_USAGE, ConfigError
 from mapsage_kaggle.imagery.journal import JOURNAL
 from mapsage_kaggle.imagery.parts import Parts
 from mapsage_kaggle.imagery.reading import find_images
 from mapsage_kaggle.imagery.writing import Labels
-from mapsage_kaggle.scenes import draw_scene, generate_scenes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = REPOSITORY / "configs" / "demo.py"
@@ -44,7 +45,7 @@ SMALL = ["model.backbone.embed_dims=8", "model.decode_head.in_channels=[8,16,32,
 
 
 def config(*overrides: str) -> Config:
-    cfg = configure.for_inference(configure.read_config(DEMO, [*SMALL, *overrides]), {})
+    cfg = for_inference(read_config(DEMO, [*SMALL, *overrides]), {})
     cfg.model.decode_head.loss_decode.avg_non_ignore = True  # else mmsegmentation warns
     return cfg
 
@@ -503,8 +504,8 @@ def test_memory_does_not_grow_with_a_scenes_height(tmp_path: Path, root: Path, w
     for times in (4, 24):
         image = save_tiff(tmp_path / f"{times}.tif", np.tile(strip, (times, 1, 1)), compress="deflate")
         code = (
-            "import sys, json; from pathlib import Path; from mapsage_kaggle.jobs import ModelOptions; "
-            "from mapsage_kaggle.predict import PredictOptions, predict; "
+            "import sys, json; from pathlib import Path; from mapsage_kaggle.jobs.child import ModelOptions; "
+            "from mapsage_kaggle.jobs.predict import PredictOptions, predict; "
             "a = list(map(Path, sys.argv[1:])); "
             "m = ModelOptions(config=a[0], checkpoint=a[1], device='cpu', threads=1); "
             "o = PredictOptions(out=a[3], images=(a[2],), window=256, overlay=True); "

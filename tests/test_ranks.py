@@ -12,10 +12,11 @@ import torch.multiprocessing
 from memory_faults import TO_ROUNDING
 from standin import StandIn, differences
 
-from mapsage_kaggle.clock import Pace, boot_time_s
+from mapsage_kaggle.clock import boot_time_s
 from mapsage_kaggle.engine.control import Control
 from mapsage_kaggle.engine.ranks import follow_rank_0
 from mapsage_kaggle.errors import TrainingError
+from mapsage_kaggle.pace import Pace
 from mapsage_kaggle.spec import ChildSpec
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mapsage_kaggle.display.messages import translate
+from mapsage_kaggle.display.locale.messages import translate
 from mapsage_kaggle.engine import reading
 from mapsage_kaggle.engine.reading import ReadableDataset, StorageError, name_of
 from mapsage_kaggle.engine.sampling import Draw, PositionalDataset

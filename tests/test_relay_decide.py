@@ -15,7 +15,7 @@ from mapsage_kaggle.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_MACHINE, EXIT
 from mapsage_kaggle.relay.decide import (
     ACTIVE,
     ENDED,
-    MOST_REPEATS,
+    MAX_REPEATS,
     Action,
     Adopt,
     Fetch,
@@ -111,7 +111,7 @@ def test_what_must_never_happen_does_not_over_every_combination() -> None:
         pushes += 1
         assert not attempt, "a push while another one is open"
         assert status not in ACTIVE, "a push beside a session that may be running"
-        assert futile(endings) <= MOST_REPEATS, "a repeat too many"
+        assert futile(endings) <= MAX_REPEATS, "a repeat too many"
         assert not endings or endings[-1].verdict not in ("hopeless", "completed")
         assert quota_left_s is None or 3600 <= action.limit_s <= quota_left_s
         assert action.version == look.latest.get(action.slug, 0) + 1
@@ -310,7 +310,7 @@ class ThoughtKaggle:
         if fate == "answered":
             self.journal = self.journal.landed(action.version)
         elif fate == "no room":
-            self.journal = self.journal.told_no("Maximum batch GPU session count of 2 reached.")
+            self.journal = self.journal.refused_push("Maximum batch GPU session count of 2 reached.")
 
     def fetch(self, action: Fetch) -> None:
         before = self.journal.hand_over.iteration if self.journal.hand_over else 0

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from mapsage_kaggle import chain
 from mapsage_kaggle.errors import MapsageError, UsageError
 from mapsage_kaggle.paths import bundled
+from mapsage_kaggle.relay import command
 from mapsage_kaggle.relay.decide import Push
+from mapsage_kaggle.relay.forecast import plan, plan_text
 from mapsage_kaggle.relay.harvest import plain_log, refusal_in
 from mapsage_kaggle.relay.journal import Attempt
 from mapsage_kaggle.relay.kernel import CODE_FILE, Job, attempt_of, mark, write_kernel
-from mapsage_kaggle.relay.plan import plan, plan_text
 
 NOTEBOOK = bundled("notebooks") / CODE_FILE
 JOB = Job(config="demo.py", notebook=NOTEBOOK, overrides=("a.b='c'",), upload_to="alice/saved")
@@ -102,7 +102,7 @@ def test_what_makes_no_sense_is_told_in_one_sentence_before_kaggle_is_asked(
 ) -> None:
     asked: dict[str, Any] = {"config": "demo.py", "owner": "alice", "slug": "mapsage-train", **changes}
     with pytest.raises(MapsageError, match=says) as caught:
-        chain.read(asked.pop("config"), **asked)
+        command.read(asked.pop("config"), **asked)
     assert caught.value.exit_code == 2
 
 
@@ -110,15 +110,15 @@ def test_a_config_that_only_this_machine_has_is_refused_and_one_on_kaggle_taken(
     own = tmp_path / "own.py"
     own.write_text("max_iters = 3")
     with pytest.raises(UsageError, match="sessions on Kaggle do not have it"):
-        chain.read(str(own), owner="alice", slug="mapsage-train")
-    asked = chain.read("/kaggle/input/own/own.py", owner="alice", slug="mapsage-train")
+        command.read(str(own), owner="alice", slug="mapsage-train")
+    asked = command.read("/kaggle/input/own/own.py", owner="alice", slug="mapsage-train")
     assert (asked.job.config, asked.job.stem, asked.max_iters) == ("/kaggle/input/own/own.py", "own", None)
     with pytest.raises(UsageError, match="Give --until N"):
-        chain.plan_text(asked)
+        command.plan_text(asked)
 
 
 def test_sessions_without_internet_are_not_told_to_upload() -> None:
-    asked = chain.read("demo.py", owner="alice", slug="mapsage-train", internet=False)
+    asked = command.read("demo.py", owner="alice", slug="mapsage-train", internet=False)
     assert asked.job.upload_to is None
     assert asked.settings.checkpoint_dataset == "alice/mapsage-train-checkpoints"
 

@@ -22,10 +22,10 @@ import pytest
 from kaggle_server import OWNER, KaggleServer, Version
 from standin import differences
 
+from mapsage_kaggle.data.scenes import generate_scenes
 from mapsage_kaggle.events import read_events
 from mapsage_kaggle.paths import ROOT_VARIABLE, WorkDir, replace_file
 from mapsage_kaggle.records import SessionRecord
-from mapsage_kaggle.scenes import generate_scenes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MAX_ITERS = 40

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from mapsage_kaggle.display.findings import findings
-from mapsage_kaggle.display.history import Series, Session, read_sessions, series, sessions_of
+from mapsage_kaggle.display.history import PastSession, Series, read_sessions, series, sessions_of
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.plots import time_split, timeline
 from mapsage_kaggle.display.report import CLASSES, CONFUSION, CURVES, TIME, write_report
 from mapsage_kaggle.display.text import outcome_text, run_text, table, times_text
-from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.events import Event, EventLog
 from mapsage_kaggle.records import CheckpointRef, SessionRecord
@@ -70,8 +70,8 @@ def training(start: int, end: int, loss: Any = lambda iteration: 2.0 / (1 + iter
     return [*events, told("stop", end, reason="deadline", pace={"iteration_s": 0.25})]
 
 
-def session(index: int, start: int, end: int, events: list[Event], **changes: Any) -> Session:
-    return Session(record=record(index, start, end, **changes), events=tuple(events), folder=Path())
+def session(index: int, start: int, end: int, events: list[Event], **changes: Any) -> PastSession:
+    return PastSession(record=record(index, start, end, **changes), events=tuple(events), folder=Path())
 
 
 def write(folder: Path, name: str, events_name: str, item: SessionRecord, events: list[Event]) -> None:
@@ -224,7 +224,7 @@ def test_thinning_keeps_the_last_point() -> None:
 # -- what gives cause for concern
 
 
-def messages(sessions: list[Session]) -> str:
+def messages(sessions: list[PastSession]) -> str:
     return " ".join(f"{item.name}: {item.message}" for item in findings(sessions))
 
 

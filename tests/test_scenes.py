@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mapsage_kaggle.dataset import check_data, find_data_roots
-from mapsage_kaggle.scenes import draw_scene, generate_scenes
+from mapsage_kaggle.data.datasets import check_data, find_data_roots
+from mapsage_kaggle.data.scenes import draw_scene, generate_scenes
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
@@ -93,6 +93,6 @@ def test_the_data_set_is_found_and_sound(tmp_path: Path) -> None:
 def test_scenes_need_neither_torch_nor_opencv() -> None:
     code = (
         "import sys; sys.modules.update(torch=None, cv2=None, mmengine=None, scipy=None)\n"
-        "from mapsage_kaggle.scenes import draw_scene; draw_scene(64, (0, 0, 0))"
+        "from mapsage_kaggle.data.scenes import draw_scene; draw_scene(64, (0, 0, 0))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 from standin import StandIn, differences
 
-from mapsage_kaggle import training
 from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.checkpoints.scan import scan
-from mapsage_kaggle.dataset import EARTHVQA_CLASSES, EARTHVQA_PALETTE
+from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE
 from mapsage_kaggle.events import Event, EventLog, read_events
 from mapsage_kaggle.paths import KagglePaths, WorkDir, predictions_below
 from mapsage_kaggle.records import SessionRecord
 from mapsage_kaggle.spec import ask_stop
-from mapsage_kaggle.supervise import Supervisor
+from mapsage_kaggle.training.options import Options
+from mapsage_kaggle.training.prepare import discover, prepare
+from mapsage_kaggle.training.session import SessionRun
+from mapsage_kaggle.training.supervisor import Supervisor
 
 pytestmark = pytest.mark.slow
 
@@ -400,12 +402,12 @@ def test_a_session_that_is_cut_off_as_it_begins_leaves_the_record_of_the_one_bef
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = StandIn.with_scenes(tmp_path)
-    options = training.Options(config=run.config(), resume="never", threads=1)
+    options = Options(config=run.config(), resume="never", threads=1)
     paths = KagglePaths.below(run.root)
 
     def begin() -> None:
-        prepared = training.prepare(training.discover(options, paths=paths))
-        training._Session(prepared, Supervisor(prepared.work_dir, prepared.clock)).begin()
+        prepared = prepare(discover(options, paths=paths))
+        SessionRun(prepared, Supervisor(prepared.work_dir, prepared.clock)).begin()
 
     def cut_off(_session: object) -> None:
         raise SystemExit
@@ -417,7 +419,7 @@ def test_a_session_that_is_cut_off_as_it_begins_leaves_the_record_of_the_one_bef
     EventLog(run.work_dir.events).append(last)
     for _ in range(2):
         with monkeypatch.context() as patch, pytest.raises(SystemExit):
-            patch.setattr(training._Session, "_write_config", cut_off)
+            patch.setattr(SessionRun, "_write_config", cut_off)
             begin()
         assert not run.work_dir.stop_request.exists(), "it was for the session before"
         before = run.record()

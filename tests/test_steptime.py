@@ -9,7 +9,7 @@ import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
 
 from mapsage_kaggle.engine import steptime
-from mapsage_kaggle.engine.steptime import OptimizerClock
+from mapsage_kaggle.engine.loop import OptimizerClock
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from standin import StandIn
 
-from mapsage_kaggle.dataset import EARTHVQA_CLASSES, EARTHVQA_PALETTE
+from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE
 
 pytestmark = pytest.mark.slow
 

@@ -16,41 +16,40 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mapsage_kaggle import supervise, training
 from mapsage_kaggle.clock import SessionClock, boot_time_s
 from mapsage_kaggle.events import Event, EventLog, read_events
-from mapsage_kaggle.follow import Follower
 from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.processes import alive
 from mapsage_kaggle.records import SessionRecord
 from mapsage_kaggle.spec import ask_stop, drop_requests
-from mapsage_kaggle.supervise import (
-    HANG_FACTOR,
+from mapsage_kaggle.training import session
+from mapsage_kaggle.training import supervisor as supervise
+from mapsage_kaggle.training.fallback import (
     MAX_CRASHES,
     VALIDATION_RUNGS,
     Kind,
-    Ladder,
-    Launch,
+    MemoryFallback,
     Next,
     Outcome,
-    Supervisor,
-    _alive,
-    _Watch,
     decide_next,
 )
+from mapsage_kaggle.training.follow import Follower
+from mapsage_kaggle.training.session import SessionRun, _wait
+from mapsage_kaggle.training.supervisor import HANG_FACTOR, Launch, Supervisor, _Watch
 
 HOUR_S = 3600.0
 KINDS: tuple[Kind, ...] = ("done", "memory", "refused", "error", "crashed", "hung", "killed")
 FAILURES: tuple[Kind, ...] = ("error", "crashed", "hung")
 
 
-def after(kind: Kind, ladder: Ladder | None = None, **options: Any) -> Next:
+def after(kind: Kind, ladder: MemoryFallback | None = None, **options: Any) -> Next:
     """Return what follows an end of this kind."""
     can_recompute = options.pop("can_recompute", True)
     time_left_s = options.pop("time_left_s", HOUR_S)
     adapt = options.pop("adapt", True)
     outcome = Outcome(kind=kind, message="What happened.", **options)
     return decide_next(
-        ladder or Ladder(micro_batch=4),
+        ladder or MemoryFallback(micro_batch=4),
         outcome,
         can_recompute=can_recompute,
         time_left_s=time_left_s,
@@ -73,7 +72,7 @@ def test_what_would_end_the_same_way_again_is_not_tried_again(kind: Kind) -> Non
 
 
 def test_out_of_memory_halves_the_micro_batch_down_to_one_then_recomputes_then_ends() -> None:
-    ladder, steps = Ladder(micro_batch=5), []
+    ladder, steps = MemoryFallback(micro_batch=5), []
     while (found := after("memory", ladder)).ladder is not None:
         assert found.wait_s == 0.0
         assert "Out of memory" in found.message
@@ -84,12 +83,12 @@ def test_out_of_memory_halves_the_micro_batch_down_to_one_then_recomputes_then_e
     assert "What happened." in found.message
 
 
-LAST_RUNG = Ladder(micro_batch=1, with_cp=True, validation_rung=1)
+LAST_RUNG = MemoryFallback(micro_batch=1, with_cp=True, validation_rung=1)
 
 
-@pytest.mark.parametrize("ladder", [Ladder(micro_batch=4), LAST_RUNG])
+@pytest.mark.parametrize("ladder", [MemoryFallback(micro_batch=4), LAST_RUNG])
 def test_memory_that_runs_out_late_costs_no_rung_and_where_it_then_runs_out_early_it_does(
-    ladder: Ladder,
+    ladder: MemoryFallback,
 ) -> None:
     late = after("memory", replace(ladder, crashes=2), iteration=700, trained=300, proven=650, gained=250)
     assert late.ladder == ladder
@@ -101,22 +100,24 @@ def test_memory_that_runs_out_late_costs_no_rung_and_where_it_then_runs_out_earl
 
 @pytest.mark.parametrize("stage", ["training", "validation"])
 def test_memory_that_runs_out_late_and_with_nothing_to_go_on_from_costs_a_rung(stage: str) -> None:
-    ladder = Ladder(micro_batch=4)
+    ladder = MemoryFallback(micro_batch=4)
     gained = {"training": 0, "validation": 250}[stage]
     found = after("memory", ladder, trained=300, proven=None, gained=gained, data={"stage": stage})
     assert found.ladder == (
-        Ladder(micro_batch=2, above=4) if stage == "training" else Ladder(micro_batch=4, validation_rung=1)
+        MemoryFallback(micro_batch=2, above=4)
+        if stage == "training"
+        else MemoryFallback(micro_batch=4, validation_rung=1)
     )
 
 
 def test_a_model_that_cannot_recompute_ends_with_one_image() -> None:
-    assert after("memory", Ladder(micro_batch=1), can_recompute=False).ladder is None
+    assert after("memory", MemoryFallback(micro_batch=1), can_recompute=False).ladder is None
 
 
 TOO_FEW = "ValueError: Expected more than 1 value per channel when training, got input size [1, 8, 1, 1]"
 
 
-def refused(ladder: Ladder, *, can_recompute: bool = True) -> Next:
+def refused(ladder: MemoryFallback, *, can_recompute: bool = True) -> Next:
     outcome = Outcome(kind="refused", message=TOO_FEW)
     return decide_next(ladder, outcome, can_recompute=can_recompute, time_left_s=HOUR_S)
 
@@ -124,7 +125,7 @@ def refused(ladder: Ladder, *, can_recompute: bool = True) -> Next:
 def test_where_one_image_is_too_few_for_batch_norm_blocks_are_recomputed_with_the_micro_batch_before() -> (
     None
 ):
-    one = after("memory", Ladder(micro_batch=2)).ladder
+    one = after("memory", MemoryFallback(micro_batch=2)).ladder
     assert one is not None
     found = refused(one).ladder
     assert found is not None
@@ -135,7 +136,7 @@ def test_where_one_image_is_too_few_for_batch_norm_blocks_are_recomputed_with_th
 
 
 def test_between_too_few_images_and_too_many_there_may_be_a_rung() -> None:
-    one = after("memory", Ladder(micro_batch=3)).ladder
+    one = after("memory", MemoryFallback(micro_batch=3)).ladder
     assert one is not None
     assert one.micro_batch == 1
     three = refused(one).ladder
@@ -147,7 +148,7 @@ def test_between_too_few_images_and_too_many_there_may_be_a_rung() -> None:
 
 
 def test_recomputing_that_only_then_shows_that_one_image_is_too_few_is_kept_with_two() -> None:
-    ladder: Ladder | None = Ladder(micro_batch=2)
+    ladder: MemoryFallback | None = MemoryFallback(micro_batch=2)
     for _ in range(2):
         assert ladder is not None
         ladder = after("memory", ladder).ladder
@@ -159,8 +160,8 @@ def test_recomputing_that_only_then_shows_that_one_image_is_too_few_is_kept_with
 
 
 def test_batch_norm_that_refuses_ends_it_where_nothing_else_can_be_tried() -> None:
-    assert refused(Ladder(micro_batch=1)) == Next(ladder=None, message=TOO_FEW)
-    one = after("memory", Ladder(micro_batch=2)).ladder
+    assert refused(MemoryFallback(micro_batch=1)) == Next(ladder=None, message=TOO_FEW)
+    one = after("memory", MemoryFallback(micro_batch=2)).ladder
     assert one is not None
     end = refused(one, can_recompute=False)
     assert end.ladder is None
@@ -168,7 +169,7 @@ def test_batch_norm_that_refuses_ends_it_where_nothing_else_can_be_tried() -> No
 
 
 def test_out_of_memory_in_validation_leaves_training_as_it_is() -> None:
-    ladder, rungs = Ladder(micro_batch=4), []
+    ladder, rungs = MemoryFallback(micro_batch=4), []
     while (found := after("memory", ladder, data={"stage": "validation"})).ladder is not None:
         ladder = found.ladder
         assert (ladder.micro_batch, ladder.with_cp) == (4, False)
@@ -179,7 +180,7 @@ def test_out_of_memory_in_validation_leaves_training_as_it_is() -> None:
 
 @pytest.mark.parametrize("kind", FAILURES)
 def test_a_failure_is_tried_again_three_times_each_later_than_the_last(kind: Kind) -> None:
-    ladder, waits_s = Ladder(micro_batch=2, with_cp=True, validation_rung=1), []
+    ladder, waits_s = MemoryFallback(micro_batch=2, with_cp=True, validation_rung=1), []
     while (found := after(kind, ladder)).ladder is not None:
         ladder = found.ladder
         waits_s.append(found.wait_s)
@@ -191,13 +192,13 @@ def test_a_failure_is_tried_again_three_times_each_later_than_the_last(kind: Kin
 
 @pytest.mark.parametrize("kind", FAILURES)
 def test_a_checkpoint_in_between_makes_the_tries_count_anew(kind: Kind) -> None:
-    found = after(kind, Ladder(micro_batch=4, crashes=MAX_CRASHES), proven=8)
-    assert found.ladder == Ladder(micro_batch=4, crashes=1)
+    found = after(kind, MemoryFallback(micro_batch=4, crashes=MAX_CRASHES), proven=8)
+    assert found.ladder == MemoryFallback(micro_batch=4, crashes=1)
 
 
 def test_a_smaller_micro_batch_makes_the_tries_count_anew() -> None:
-    found = after("memory", Ladder(micro_batch=4, crashes=2))
-    assert found.ladder == Ladder(micro_batch=2, crashes=0, above=4)
+    found = after("memory", MemoryFallback(micro_batch=4, crashes=2))
+    assert found.ladder == MemoryFallback(micro_batch=2, crashes=0, above=4)
 
 
 @pytest.mark.parametrize(("left_s", "again"), [(65.0, True), (64.0, False), (-5.0, False)])
@@ -215,7 +216,7 @@ def test_nothing_is_started_that_has_no_time(left_s: float, again: bool) -> None
 def test_without_progress_every_chain_of_failures_ends(
     kinds: list[Kind], stage: str, micro_batch: int
 ) -> None:
-    ladder = Ladder(micro_batch=micro_batch)
+    ladder = MemoryFallback(micro_batch=micro_batch)
     for kind in kinds:
         found = after(kind, ladder, data={"stage": stage})
         assert found.message
@@ -343,9 +344,11 @@ def test_a_child_that_the_kernel_killed_for_memory_has_run_out_of_it(events: lis
     assert watch(*events).outcome(1).kind == "crashed"
     outcome = watch(*events).outcome(1, out_of_memory=True)
     assert (outcome.kind, outcome.data["stage"]) == ("memory", stage)
-    followed = decide_next(Ladder(micro_batch=4), outcome, can_recompute=True, time_left_s=HOUR_S)
+    followed = decide_next(MemoryFallback(micro_batch=4), outcome, can_recompute=True, time_left_s=HOUR_S)
     assert followed.ladder == (
-        Ladder(micro_batch=4, validation_rung=1) if stage == "validation" else Ladder(micro_batch=2, above=4)
+        MemoryFallback(micro_batch=4, validation_rung=1)
+        if stage == "validation"
+        else MemoryFallback(micro_batch=2, above=4)
     )
 
 
@@ -396,8 +399,8 @@ def test_a_child_that_saved_only_because_we_ended_it_as_hung_has_hung_and_is_sta
     found.ended_by_us = "hung"
     outcome = found.outcome(0)
     assert (outcome.kind, outcome.reason, outcome.proven) == ("hung", "", 9)
-    followed = decide_next(Ladder(micro_batch=4), outcome, can_recompute=True, time_left_s=HOUR_S)
-    assert followed.ladder == Ladder(micro_batch=4, crashes=1)
+    followed = decide_next(MemoryFallback(micro_batch=4), outcome, can_recompute=True, time_left_s=HOUR_S)
+    assert followed.ladder == MemoryFallback(micro_batch=4, crashes=1)
     asked = found.outcome(0, stop_asked=True)
     assert (asked.kind, asked.reason) == ("done", "user")
 
@@ -431,7 +434,7 @@ def test_a_child_that_did_not_save_when_time_was_up_is_not_started_again() -> No
     found.ended_by_us = "late"
     outcome = found.outcome(-9)
     assert outcome.reason == "deadline"
-    followed = decide_next(Ladder(micro_batch=4), outcome, can_recompute=True, time_left_s=HOUR_S)
+    followed = decide_next(MemoryFallback(micro_batch=4), outcome, can_recompute=True, time_left_s=HOUR_S)
     assert followed == Next(ladder=None, message=outcome.message)
 
 
@@ -637,7 +640,7 @@ class Told(Supervisor):
 
 def session_of(supervisor: Supervisor, folder: Path, clock: SessionClock) -> Any:
     """Return a session that only starts children and waits between them."""
-    session: Any = object.__new__(training._Session)
+    session: Any = object.__new__(SessionRun)
     session.prepared = SimpleNamespace(
         start_iteration=0,
         patch=SimpleNamespace(max_iters=100),
@@ -648,7 +651,7 @@ def session_of(supervisor: Supervisor, folder: Path, clock: SessionClock) -> Any
     session.supervisor, session.files = supervisor, WorkDir(folder)
     session._log = EventLog(session.files.events)
     session.record = SessionRecord(run_id="r", fingerprint="f")
-    session.ladder, session.steps, session.restarts, session.pace = Ladder(micro_batch=4), [], 0, {}
+    session.ladder, session.steps, session.restarts, session.pace = MemoryFallback(micro_batch=4), [], 0, {}
     session._first_spec = session._next_spec = dict
     session._launch = lambda spec: launch()
     session._can_recompute = lambda: True
@@ -660,7 +663,7 @@ DONE = Outcome(kind="done", reason="completed", iteration=100)
 
 
 def test_after_a_crash_another_child_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "_wait", lambda seconds, supervisor: None)
+    monkeypatch.setattr(session, "_wait", lambda seconds, supervisor: None)
     supervisor = Told(tmp_path, clock(), CRASH, DONE)
     assert session_of(supervisor, tmp_path, clock()).run_children()[0] == DONE
 
@@ -675,7 +678,7 @@ def test_a_stop_that_is_asked_for_between_two_children_ends_the_session(
         "file": lambda: ask_stop(WorkDir(tmp_path)),
         "twice Ctrl-C": supervisor.kill,
     }[how]
-    monkeypatch.setattr(training, "_wait", lambda seconds, supervisor: ask())
+    monkeypatch.setattr(session, "_wait", lambda seconds, supervisor: ask())
     outcome, message = session_of(supervisor, tmp_path, clock()).run_children()
     assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "user", 8)
     assert message == "Bang. Stopped on request before it was tried again."
@@ -684,7 +687,7 @@ def test_a_stop_that_is_asked_for_between_two_children_ends_the_session(
 def test_a_stop_ends_the_wait_between_two_children(tmp_path: Path) -> None:
     supervisor, begin = Supervisor(tmp_path, clock()), time.monotonic()
     threading.Timer(0.2, ask_stop, [WorkDir(tmp_path)]).start()
-    training._wait(60.0, supervisor)
+    _wait(60.0, supervisor)
     assert time.monotonic() - begin < 30.0
 
 
@@ -794,4 +797,4 @@ def test_a_worker_that_has_not_said_that_it_is_there_is_ended_too(
     supervisor = Supervisor(tmp_path, time_s.clock)
     when_there(pids, supervisor.kill if how == "killed" else time_s.is_over)
     supervisor.run(pretence(tmp_path, STARTS_A_WORKER + rest))
-    assert [pid for pid in map(int, pids.read_text().split()) if _alive(pid)] == []
+    assert [pid for pid in map(int, pids.read_text().split()) if alive(pid)] == []

@@ -12,10 +12,12 @@ from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmengine.config import Config
 from mmseg.models.backbones import MixVisionTransformer
 
-from mapsage_kaggle import configure, swaps
-from mapsage_kaggle.configure import ConfigPatch, Facts
-from mapsage_kaggle.environment import Gpu, Machine
-from mapsage_kaggle.training import _precision
+from mapsage_kaggle.config import replacements
+from mapsage_kaggle.config.fingerprint import fingerprint
+from mapsage_kaggle.config.patch import ConfigPatch, Facts, apply_patch, plan_patch
+from mapsage_kaggle.config.reading import read_config
+from mapsage_kaggle.machine import Gpu, Machine
+from mapsage_kaggle.training.prepare import half_precision
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SOURCE = CONFIGS / "train_loveda_kaggle.py"
@@ -31,23 +33,23 @@ IMAGE, LABELS, *_, PACK = STOCK
 
 
 def config(*overrides: str) -> Config:
-    return configure.read_config(SOURCE, overrides)
+    return read_config(SOURCE, overrides)
 
 
 def planned(cfg: Config, *, fast: bool = True, **facts: Any) -> ConfigPatch:
-    return configure.plan(
+    return plan_patch(
         cfg, SOURCE, Facts(work_dir=Path("work"), fast=fast, cache_dir=CACHE if fast else None, **facts)
     )
 
 
 def patched(cfg: Config, **facts: Any) -> Config:
-    return configure.apply(cfg, planned(cfg, **facts))
+    return apply_patch(cfg, planned(cfg, **facts))
 
 
 def swapped(pipeline: list[Any], scope: str = "mmseg") -> list[str]:
     """Return the types of a pipeline after the swap; those within the faster one in its place."""
-    found = swaps.faster_pipeline(pipeline, cache_dir=str(CACHE), scope=scope)
-    assert found is None or swaps.stock(found[0]) == pipeline
+    found = replacements.faster_pipeline(pipeline, cache_dir=str(CACHE), scope=scope)
+    assert found is None or replacements.stock(found[0]) == pipeline
     return [item["type"] for item in (found[0] if found else pipeline)]
 
 
@@ -87,13 +89,13 @@ def test_without_fast_nothing_is_swapped() -> None:
 def test_fast_and_stock_are_the_same_run() -> None:
     cfg = config()
     fast, stock = planned(cfg), planned(cfg, fast=False)
-    assert fast.fingerprint == stock.fingerprint == configure.fingerprint(cfg)
-    assert configure.fingerprint(configure.apply(cfg, fast)) == fast.fingerprint
+    assert fast.fingerprint == stock.fingerprint == fingerprint(cfg)
+    assert fingerprint(apply_patch(cfg, fast)) == fast.fingerprint
 
 
 def test_a_patched_config_is_left_as_it_is_and_goes_back_without_fast() -> None:
     once = patched(config())
-    assert configure.apply(once, planned(once)).to_dict() == once.to_dict()
+    assert apply_patch(once, planned(once)).to_dict() == once.to_dict()
     back, never = patched(once, fast=False).to_dict(), patched(config(), fast=False).to_dict()
     assert back["model"] == never["model"]
     assert back["train_dataloader"] == never["train_dataloader"]
@@ -134,7 +136,7 @@ def test_under_another_scope_parts_keep_mmsegmentation_s_there_and_back() -> Non
 
 @pytest.mark.parametrize("kind", ["MapsageLoadImage", "mmseg.MapsageLoadImage", "mmseg::MapsageLoadImage"])
 def test_a_scope_before_a_faster_part_is_kept(kind: str) -> None:
-    assert swaps.stock([{"type": kind, "cache_dir": "/scratch"}]) == [
+    assert replacements.stock([{"type": kind, "cache_dir": "/scratch"}]) == [
         {"type": kind.replace("MapsageLoadImage", "LoadImageFromFile")}
     ]
 
@@ -180,13 +182,13 @@ def test_a_backbone_named_by_its_class_is_swapped_and_one_of_the_same_name_is_no
         pass
 
     Own.__name__ = "MixVisionTransformer"
-    assert swaps.stock_name(MixVisionTransformer, "mmseg") == "MixVisionTransformer"
-    assert swaps.stock_name(Own, "mmseg") == ""
+    assert replacements.stock_name(MixVisionTransformer, "mmseg") == "MixVisionTransformer"
+    assert replacements.stock_name(Own, "mmseg") == ""
 
 
 def test_mmcv_s_class_of_the_name_of_another_of_mmsegmentation_s_is_left_alone() -> None:
-    assert swaps.stock_name(LoadAnnotations, "mmseg") == ""
-    assert swaps.stock_name(LoadImageFromFile, "mmseg") == "LoadImageFromFile"
+    assert replacements.stock_name(LoadAnnotations, "mmseg") == ""
+    assert replacements.stock_name(LoadImageFromFile, "mmseg") == "LoadImageFromFile"
 
 
 @pytest.mark.parametrize("kind", ["RepeatDataset", "ConcatDataset"])
@@ -208,9 +210,7 @@ def test_an_optimizer_that_says_how_it_steps_or_has_no_fused_kind_is_left_alone(
     cfg = config(f"optim_wrapper.optimizer.{override}")
     before = dict(cfg.optim_wrapper.optimizer)
     assert dict(patched(cfg).optim_wrapper.optimizer) == before
-    assert configure.fingerprint(config("optim_wrapper.optimizer.fused=False")) == configure.fingerprint(
-        config()
-    )
+    assert fingerprint(config("optim_wrapper.optimizer.fused=False")) == fingerprint(config())
 
 
 class AdamW:
@@ -226,7 +226,7 @@ class AdamW:
     ],
 )  # fmt: skip
 def test_only_torch_s_own_optimizers_are_told_to_be_fused(kind: Any, expected: bool) -> None:
-    assert swaps.has_fused_kind(kind) is expected
+    assert replacements.has_fused_kind(kind) is expected
     cfg = config().to_dict()
     cfg["optim_wrapper"]["optimizer"]["type"] = kind
     changed = {item.key for item in planned(Config(cfg)).changes}
@@ -267,4 +267,4 @@ def test_half_precision_is_what_every_gpu_is_faster_in(
 ) -> None:
     gpus = tuple(Gpu(name="any", memory_bytes=1, capability=item, supported=True) for item in capabilities)
     machine = Machine(on_kaggle=False, run_type="batch", python="3.11", gpus=gpus)
-    assert _precision(machine, len(gpus)) == expected
+    assert half_precision(machine, len(gpus)) == expected

@@ -12,7 +12,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from PIL import Image
 
-from mapsage_kaggle.engine.tiles import MOST_IMAGES, SIDE_PX, PredictionTiles
+from mapsage_kaggle.engine.tiles import MAX_IMAGES, SIDE_PX, PredictionTiles
 from mapsage_kaggle.paths import predictions_below
 
 PALETTE = ((255, 255, 255), (255, 0, 0))
@@ -69,8 +69,8 @@ def test_the_first_and_the_newest_prediction_are_kept_and_no_more(tmp_path: Path
 
     found = predictions_below(tmp_path / "predictions")
 
-    assert [sorted(item.predictions) for item in found] == [[100, 1000]] * MOST_IMAGES
-    assert len(list((tmp_path / "predictions").iterdir())) == 4 * MOST_IMAGES
+    assert [sorted(item.predictions) for item in found] == [[100, 1000]] * MAX_IMAGES
+    assert len(list((tmp_path / "predictions").iterdir())) == 4 * MAX_IMAGES
     assert sum(path.stat().st_size for path in (tmp_path / "predictions").iterdir()) < 2_000_000
 
 
@@ -79,7 +79,7 @@ def test_where_training_went_back_later_predictions_go(tmp_path: Path) -> None:
     for iteration in (100, 300, 200):
         validate(tiles, predicted=0)
         tiles.write(iteration)
-    assert [sorted(item.predictions) for item in predictions_below(tmp_path)] == [[100, 200]] * MOST_IMAGES
+    assert [sorted(item.predictions) for item in predictions_below(tmp_path)] == [[100, 200]] * MAX_IMAGES
 
 
 def test_a_validation_that_was_left_leaves_nothing(tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.events import Event, read_events
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import CheckpointRef, SessionRecord
-from mapsage_kaggle.training import Options, check_options
-from mapsage_kaggle.upload import (
-    MOST_FAILURES,
-    MOST_FILES,
+from mapsage_kaggle.training.options import Options, check_options
+from mapsage_kaggle.training.upload import (
+    MAX_FAILURES,
+    MAX_FILES,
     Staged,
     Uploader,
     check_handle,
@@ -196,7 +196,7 @@ def test_a_checkpoint_that_is_replaced_meanwhile_is_taken_with_its_new_record(
     work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (work.files.path / "iter_10.pth").unlink()
-    monkeypatch.setattr("mapsage_kaggle.upload.time.sleep", lambda _: work.add("iter_20.pth", 20))
+    monkeypatch.setattr("mapsage_kaggle.training.upload.time.sleep", lambda _: work.add("iter_20.pth", 20))
     staged = stage(work.files, tmp_path / "staged", after=0)
     assert staged is not None
     assert staged.iteration == 20
@@ -206,7 +206,7 @@ def test_bytes_that_are_not_those_proven_are_never_gathered(
     work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (work.files.path / "iter_10.pth").write_bytes(b"rotten")
-    monkeypatch.setattr("mapsage_kaggle.upload._POLL_S", 0.0)
+    monkeypatch.setattr("mapsage_kaggle.training.upload._POLL_S", 0.0)
     with pytest.raises(OSError, match=r"iter_10\.pth is not what the session's record says"):
         stage(work.files, tmp_path / "staged", after=0)
 
@@ -225,7 +225,7 @@ def test_of_a_long_history_the_newest_is_taken_so_that_no_archive_is_made_of_it(
     staged = stage(work.files, tmp_path / "staged", after=0)
     assert staged is not None
     files = [path.name for path in staged.folder.rglob("*") if path.is_file()]
-    assert len(files) == MOST_FILES
+    assert len(files) == MAX_FILES
     assert "session_030.json" in files
     assert "session_001.json" not in files
 
@@ -308,7 +308,7 @@ def test_a_failure_is_one_line_and_after_some_no_more_is_tried(
 ) -> None:
     (remote / "refuse").write_text(f"403 for http://x.example/{TOKEN}\nmore {TOKEN}")
     begin()
-    wait_for(lambda: len(work.told("warning")) == MOST_FAILURES, "it was not given up")
+    wait_for(lambda: len(work.told("warning")) == MAX_FAILURES, "it was not given up")
     time.sleep(0.5)
     lines = [event.data["message"] for event in work.told("warning")]
     said = "Uploading to me/my-run failed: PermissionError: 403 for …. "

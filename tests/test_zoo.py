@@ -11,7 +11,7 @@ from PIL import Image
 from standin import StandIn, differences
 
 from mapsage_kaggle.checkpoints.load import load_checkpoint
-from mapsage_kaggle.scenes import draw_scene
+from mapsage_kaggle.data.scenes import draw_scene
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from mapsage_kaggle.checkpoints.inspect import inspect as inspect_any
-from mapsage_kaggle.checkpoints.manifest import iteration_of, kind_of, manifest_sha256
+from mapsage_kaggle.checkpoints.manifest import manifest_sha256
+from mapsage_kaggle.checkpoints.names import iteration_of, kind_of
 from mapsage_kaggle.errors import CheckpointError
 from mapsage_kaggle.records import SessionRecord, record_beside
 
@@ -244,7 +245,7 @@ class _Ladder:
         self._sha256_of = sha256_of
         self._explanations: list[str] = []
         self._steps_down: list[str] = []
-        self._told: dict[Path, Candidate] = {}
+        self._judged: dict[Path, Candidate] = {}
 
     # -- the three ways in
 
@@ -334,7 +335,7 @@ class _Ladder:
                 num_failed += 1
                 self._explanations.append(f"{place.path}: not taken: {place.reason}")
                 self._steps_down.append(self._explanations[-1])
-                self._told[place.path] = Candidate(
+                self._judged[place.path] = Candidate(
                     path=place.path, origin="", iteration=None, size_bytes=0, verdict="rejected",
                     reason=f"not taken: {place.reason}",
                 )  # fmt: skip
@@ -402,7 +403,7 @@ class _Ladder:
         iteration = inspection.iteration if action == "resume" else 0
         if reason is not None:
             self._explanations.insert(0, candidate.line(reason))
-        self._note(candidate, reason or self._told[candidate.target].reason, taken=True)
+        self._note(candidate, reason or self._judged[candidate.target].reason, taken=True)
         if self._expect_iteration is not None and iteration != self._expect_iteration:
             raise self._refusal(
                 f"--expect-iteration asks for {self._expect_iteration}, and {candidate.found.path} starts "
@@ -561,7 +562,7 @@ class _Ladder:
 
     def _note(self, candidate: _Candidate, reason: str, *, taken: bool = False) -> None:
         """Remember the last word on a file."""
-        self._told[candidate.target] = Candidate(
+        self._judged[candidate.target] = Candidate(
             path=candidate.target,
             origin=candidate.origin,
             iteration=candidate.iteration,
@@ -572,7 +573,7 @@ class _Ladder:
         )
 
     def _candidates(self) -> tuple[Candidate, ...]:
-        return tuple(sorted(self._told.values(), key=lambda item: not item.taken))
+        return tuple(sorted(self._judged.values(), key=lambda item: not item.taken))
 
     def _step(self, candidate: _Candidate, reason: str) -> None:
         self._explain(candidate, reason)

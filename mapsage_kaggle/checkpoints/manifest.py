@@ -6,41 +6,17 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from mapsage_kaggle.checkpoints.names import kind_of
 from mapsage_kaggle.paths import WorkDir, replace_file
 from mapsage_kaggle.records import CheckpointRef
 
 SCHEMA = 1
 CHUNK_BYTES = 1 << 20
-
-Kind = Literal["iter", "best", "other"]
-
-_ITER = re.compile(r"iter_(\d+)\.pth")
-_BEST = re.compile(r"best_(?P<metric>.+)_iter_(\d+)\.pth")
-
-
-def kind_of(name: str) -> Kind:
-    """Return ``iter``, ``best`` or ``other`` for a checkpoint's file name."""
-    if _ITER.fullmatch(name):
-        return "iter"
-    return "best" if _BEST.fullmatch(name) else "other"
-
-
-def iteration_of(name: str) -> int | None:
-    """Return the iteration that a file name states, or None where it states none."""
-    found = _ITER.fullmatch(name) or _BEST.fullmatch(name)
-    return int(found.group(found.lastindex or 1)) if found else None
-
-
-def metric_of(name: str) -> str | None:
-    """Return the score that a best checkpoint's name states, such as ``mIoU``; None for other names."""
-    found = _BEST.fullmatch(name)
-    return found.group("metric") if found else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import cast
 
-from mapsage_kaggle.checkpoints.manifest import kind_of
+from mapsage_kaggle.checkpoints.names import kind_of
 from mapsage_kaggle.records import CheckpointRef
 
 BUDGET_BYTES = 4_000_000_000
@@ -104,3 +104,8 @@ def plan_room(
         names.append(ref.file)
         freed_bytes += ref.size_bytes
     return tuple(names)
+
+
+def greater_is_better(metric: str, rule: str | None = None) -> bool:
+    """Tell which way a score goes: by the rule (``greater``, ``less``), else down for losses alone."""
+    return rule == "greater" if rule else "loss" not in metric.lower()

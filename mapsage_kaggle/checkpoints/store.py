@@ -34,15 +34,8 @@ from types import TracebackType
 from typing import Any, BinaryIO, cast
 
 from mapsage_kaggle.checkpoints.inspect import inspect
-from mapsage_kaggle.checkpoints.manifest import (
-    CHUNK_BYTES,
-    Manifest,
-    file_sha256,
-    iteration_of,
-    kind_of,
-    manifest_sha256,
-    metric_of,
-)
+from mapsage_kaggle.checkpoints.manifest import CHUNK_BYTES, Manifest, file_sha256, manifest_sha256
+from mapsage_kaggle.checkpoints.names import iteration_of, kind_of, metric_of
 from mapsage_kaggle.checkpoints.retention import (
     BUDGET_BYTES,
     MAX_FILES,
@@ -276,9 +269,9 @@ class CheckpointStore:
                         raise
                     ref = attempt()
             except SaveFailed as failure:
-                self._tell("warning", iteration, {"message": str(failure), "file": name})
+                self._emit("warning", iteration, {"message": str(failure), "file": name})
                 raise
-            self._tell("checkpoint", iteration, ref.to_json())
+            self._emit("checkpoint", iteration, ref.to_json())
             self.retain()
             return ref
 
@@ -311,7 +304,7 @@ class CheckpointStore:
                 self._manifest.write(self._files.manifest)
                 self._point_to_newest()
                 message = f"Set aside {', '.join(names)}: this session starts at {iteration}."
-                self._tell("warning", iteration, {"message": message})
+                self._emit("warning", iteration, {"message": message})
             return names
 
     def carry_over(
@@ -437,7 +430,7 @@ class CheckpointStore:
         names = plan_room(refs, needed_bytes=needed_bytes, greater_is_better=self._greater_is_better)
         freed = self._delete((*aside, *names), iteration)
         message = f"The disk is full: deleted {', '.join(freed) or 'nothing'} to save {name}."
-        self._tell("warning", iteration, {"message": message})
+        self._emit("warning", iteration, {"message": message})
         return bool(freed)
 
     def _publish(self, ref: CheckpointRef, *, make_last: bool) -> None:
@@ -476,7 +469,7 @@ class CheckpointStore:
         except ValueError as error:
             torn = True
             self._manifest = Manifest()
-            self._tell("warning", 0, {"message": f"{error}; it is rebuilt from what verifies."})
+            self._emit("warning", 0, {"message": f"{error}; it is rebuilt from what verifies."})
         settled = self._settled()
         for path in sorted(self.path.glob("*.pth")):
             if path.name in settled.files or path.is_symlink() or not path.is_file():
@@ -539,7 +532,7 @@ class CheckpointStore:
                 if mine or time.time() - path.stat().st_mtime > _STRAY_AGE_S:
                     path.unlink()
             except OSError as error:
-                self._tell("warning", 0, {"message": f"{path} is left over and resists: {error.strerror}."})
+                self._emit("warning", 0, {"message": f"{path} is left over and resists: {error.strerror}."})
 
     def _delete(self, names: Sequence[str], iteration: int) -> tuple[str, ...]:
         """Delete files, then take them off the manifest: a name without its file is dropped when read."""
@@ -550,7 +543,7 @@ class CheckpointStore:
                 gone.append(name)
             except OSError as error:
                 message = f"{self.path / name} should make room and resists: {error.strerror}."
-                self._tell("warning", iteration, {"message": message})
+                self._emit("warning", iteration, {"message": message})
         if gone:
             self._manifest = self._manifest.without(gone)
             try:
@@ -558,8 +551,8 @@ class CheckpointStore:
                 self._manifest.write(self._files.manifest)
             except OSError as error:
                 message = f"{self._files.manifest} could not be updated: {error.strerror}."
-                self._tell("warning", iteration, {"message": message})
-            self._tell("retention", iteration, {"deleted": gone})
+                self._emit("warning", iteration, {"message": message})
+            self._emit("retention", iteration, {"deleted": gone})
         return tuple(gone)
 
     def _remove_quietly(self, temporary: Path) -> None:
@@ -579,7 +572,7 @@ class CheckpointStore:
                 f"The work dir {self.path} is not locked by this process.", "Call lock() before saving."
             )
 
-    def _tell(self, kind: str, iteration: int, data: Mapping[str, Any]) -> None:
+    def _emit(self, kind: str, iteration: int, data: Mapping[str, Any]) -> None:
         if self._on_event is not None:
             # A disk that is full for a checkpoint is full for a log of events too, and a save must not
             # fail for being told of.
@@ -682,117 +675,3 @@ os.register_at_fork(after_in_child=_release_in_forked_child)
 
 
 # --- saving in the background -----------------------------------------------------------------
-
-
-def greater_is_better(metric: str, rule: str | None = None) -> bool:
-    """Tell which way a score goes: by the rule (``greater``, ``less``), else down for losses alone."""
-    return rule == "greater" if rule else "loss" not in metric.lower()
-
-
-class BackgroundSaver:
-    """Saves in a thread of its own, one at a time, so that training goes on meanwhile.
-
-    :meth:`submit` waits for the save before it, so never more than one state is held in memory
-    for it. The thread is not a daemon: Python itself waits for it at a normal end, and every
-    other way out of training is to call :meth:`wait`.
-    """
-
-    def __init__(self, store: CheckpointStore) -> None:
-        self._store = store
-        # Python's Thread.join is not used: before 3.13 it takes a thread for ended when Ctrl-C
-        # interrupts the wait (https://github.com/python/cpython/issues/90882).
-        self._done: threading.Event | None = None
-        self._saved: list[CheckpointRef] = []
-        self._error: BaseException | None = None
-
-    @property
-    def busy(self) -> bool:
-        """Whether a save is going on, so that :meth:`submit` would wait."""
-        return self._done is not None and not self._done.is_set()
-
-    def submit(
-        self,
-        name: str,
-        write: Callable[[BinaryIO], None],
-        *,
-        iteration: int,
-        metric: str | None = None,
-        value: float | None = None,
-        make_last: bool = True,
-        then: Callable[[CheckpointRef], None] | None = None,
-    ) -> None:
-        """Start a save, as :meth:`CheckpointStore.save`; waits for the one before it first.
-
-        A save before it that failed has been told as an event, and is forgotten here: the new one
-        makes up for it. An error that is not of the disk is raised.
-
-        Args:
-            name: As there.
-            write: As there. Must not read what training changes: give it a copy.
-            iteration: As there.
-            metric: As there.
-            value: As there.
-            make_last: As there.
-            then: Called in the thread with the proven checkpoint, such as to refresh the record. The
-                checkpoint is safe whether this works or not, so that an OSError is only told.
-        """
-        self.join()
-        if isinstance(self._error, SaveFailed):
-            self._error = None
-        self._raise_error()
-
-        def work() -> None:
-            try:
-                ref = self._store.save(
-                    name, write, iteration=iteration, metric=metric, value=value, make_last=make_last
-                )
-                self._saved.append(ref)
-                if then is not None:
-                    self._call(then, ref)
-            except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-                self._error = error
-            finally:
-                done.set()
-
-        done = self._done = threading.Event()
-        try:
-            threading.Thread(target=work, name=f"save {name}").start()
-        except RuntimeError:  # no more threads
-            self._done = None
-            raise
-
-    def wait(self) -> tuple[CheckpointRef, ...]:
-        """Wait until nothing is being saved; return what has been proven since the last call.
-
-        Ctrl-C while waiting is raised after the save has ended; a second one at once.
-
-        Raises:
-            SaveFailed: The last save failed. Told once; what was proven before is still there.
-        """
-        self.join()
-        self._raise_error()
-        saved, self._saved = tuple(self._saved), []
-        return saved
-
-    def join(self) -> None:
-        """Wait until nothing is being saved, and raise nothing but Ctrl-C."""
-        done = self._done
-        if done is None:
-            return
-        try:
-            done.wait()
-        except KeyboardInterrupt:
-            done.wait()
-            raise
-
-    def _call(self, then: Callable[[CheckpointRef], None], ref: CheckpointRef) -> None:
-        try:
-            then(ref)
-        except OSError as error:
-            message = f"{ref.file} is proven, but what follows a save failed: {error}."
-            self._store._tell("warning", ref.iteration, {"message": message})
-
-    def _raise_error(self) -> None:
-        error, self._error = self._error, None
-        if error is not None:
-            raise error

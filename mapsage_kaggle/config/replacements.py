@@ -98,8 +98,8 @@ def faster_pipeline(
     if length >= 2:
         swapped = {"type": PIPELINE, "transforms": list(pipeline[:length]), "cache_dir": cache_dir}
         others = len(pipeline) - length
-        told = "the same samples in one pass, from images that are decoded once"
-        return [swapped, *pipeline[length:]], told if not others else f"{told}; {others} more as they are"
+        reason = "the same samples in one pass, from images that are decoded once"
+        return [swapped, *pipeline[length:]], reason if not others else f"{reason}; {others} more as they are"
     if cache_dir is None or not any(name in FASTER_LOADERS for name in names):
         return None
     loaders = [

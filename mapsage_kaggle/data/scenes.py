@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from mapsage_kaggle.dataset import EARTHVQA_CLASSES, NO_DATA
+from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, NO_DATA
 
 Field = NDArray[np.floating[Any]]
 Colour = Sequence[float] | NDArray[np.floating[Any]]

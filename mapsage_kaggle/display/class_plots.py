@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.plots import DPI, LIGHT, Say, Theme, labels_in, png, restrain
-from mapsage_kaggle.display.words import Words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Colour = Sequence[int]
 """Red, green and blue, 0 to 255."""
 
-_MOST_NUMBERED = 20
+_MAX_NUMBERED = 20
 """With more classes than this the cells of a confusion matrix are too small for numbers."""
 
 
@@ -66,7 +66,7 @@ def confusion_picture(
     axes = figure.add_axes(box)
     colours = LinearSegmentedColormap.from_list("share", [theme.paper, theme.loss])
     axes.imshow(shares, cmap=colours, vmin=0.0, vmax=100.0)
-    restrain(axes, theme, ticks=8.5 if size <= _MOST_NUMBERED else 7)
+    restrain(axes, theme, ticks=8.5 if size <= _MAX_NUMBERED else 7)
     axes.grid(visible=False)
     axes.set_xticks([index - 0.5 for index in range(size + 1)], minor=True)
     axes.set_yticks([index - 0.5 for index in range(size + 1)], minor=True)
@@ -86,9 +86,9 @@ def confusion_picture(
     )
     pixels = sum(totals) or 1
     for row, total in enumerate(totals):
-        told = f"{100.0 * total / pixels:.1f} %"
-        axes.text(size - 0.35, row, told, color=theme.faint, fontsize=8.5, ha="left", va="center")
-        for column, share in enumerate(shares[row] if size <= _MOST_NUMBERED else ()):
+        drawn = f"{100.0 * total / pixels:.1f} %"
+        axes.text(size - 0.35, row, drawn, color=theme.faint, fontsize=8.5, ha="left", va="center")
+        for column, share in enumerate(shares[row] if size <= _MAX_NUMBERED else ()):
             if share == share:  # not NaN: the class occurs
                 axes.text(
                     column,
@@ -155,8 +155,8 @@ def iou_picture(
         if index >= len(names):
             axes.set_axis_off()
             continue
-        told = [(iteration, scores.get(names[index])) for iteration, scores in scored]
-        points = [(iteration, 100.0 * value) for iteration, value in told if value is not None]
+        drawn = [(iteration, scores.get(names[index])) for iteration, scores in scored]
+        points = [(iteration, 100.0 * value) for iteration, value in drawn if value is not None]
         for boundary in boundaries:
             axes.axvline(boundary, color=theme.faint, linewidth=0.8, linestyle=":")
         title = f"{names[index]}  –"

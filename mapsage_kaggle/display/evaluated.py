@@ -1,6 +1,6 @@
 """An evaluation as a terminal, the notebook and the report show it, from its JSON document.
 
-The document is what :mod:`mapsage_kaggle.evaluation` writes into ``<work dir>/evaluation``.
+The document is what :mod:`mapsage_kaggle.jobs.evaluate` writes into ``<work dir>/evaluation``.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from mapsage_kaggle.display.class_plots import confusion_picture
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Panel, Table, Tone
 from mapsage_kaggle.display.plots import LIGHT, Theme, labels_in
 from mapsage_kaggle.display.text import table
-from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.paths import WorkDir
 
 Document = Mapping[str, Any]
 _COLUMNS = ("iou", "f1", "precision", "recall")
-_MOST_READ = 24
+_MAX_READ = 24
 
 
 def evaluation_text(document: Document, words: Words | None = None) -> str:
@@ -58,7 +58,7 @@ def headline(document: Document, words: Words) -> str:
         file=Path(document["checkpoint"]).name,
         count=document["num_images"],
         split=document["split"],
-        looked=words.tell(document["looked"]),
+        looked=words.translate(document["looked"]),
     )
 
 
@@ -113,7 +113,7 @@ def read_evaluations(work_dir: Path) -> list[dict[str, Any]]:
     folder = WorkDir(work_dir).evaluation
     files = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     found = []
-    for file in files[:_MOST_READ]:
+    for file in files[:_MAX_READ]:
         try:
             document = json.loads(file.read_bytes())
             evaluation_text(document)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import mean, pstdev
 
-from mapsage_kaggle.display.history import Session, series
+from mapsage_kaggle.display.history import PastSession, series
 from mapsage_kaggle.display.panels import Finding
 
 JUMP_POINTS = 8
@@ -16,7 +16,7 @@ FALL_POINTS = 2.0
 LEARNED_IOU = 0.01
 
 
-def findings(sessions: Sequence[Session]) -> tuple[Finding, ...]:
+def findings(sessions: Sequence[PastSession]) -> tuple[Finding, ...]:
     """Return what a person should know of a run, worst first."""
     found = [
         *_ends(sessions),
@@ -25,13 +25,13 @@ def findings(sessions: Sequence[Session]) -> tuple[Finding, ...]:
         *_overfitting(sessions),
         *_classes(sessions),
         *_inexact(sessions),
-        *_told(sessions),
+        *_stated_by_events(sessions),
     ]
     order = {"bad": 0, "note": 1, "": 2, "good": 3}
     return tuple(sorted(dict.fromkeys(found), key=lambda item: order[item.tone]))
 
 
-def _ends(sessions: Sequence[Session]) -> list[Finding]:
+def _ends(sessions: Sequence[PastSession]) -> list[Finding]:
     return [
         Finding(
             tone="bad", name=f"session {item.record.session_index}", message=f"failed: {item.record.message}"
@@ -41,7 +41,7 @@ def _ends(sessions: Sequence[Session]) -> list[Finding]:
     ]
 
 
-def _gaps(sessions: Sequence[Session]) -> list[Finding]:
+def _gaps(sessions: Sequence[PastSession]) -> list[Finding]:
     found = []
     for one, other in pairwise(sessions):
         lost = one.record.end_iteration - other.record.start_iteration
@@ -54,7 +54,7 @@ def _gaps(sessions: Sequence[Session]) -> list[Finding]:
     return found
 
 
-def _jumps(sessions: Sequence[Session]) -> list[Finding]:
+def _jumps(sessions: Sequence[PastSession]) -> list[Finding]:
     """Compare the loss before and after each resume; a resumed run goes on as if nothing had been."""
     found = []
     for one, other in pairwise(sessions):
@@ -74,7 +74,7 @@ def _jumps(sessions: Sequence[Session]) -> list[Finding]:
     return found
 
 
-def _overfitting(sessions: Sequence[Session]) -> list[Finding]:
+def _overfitting(sessions: Sequence[PastSession]) -> list[Finding]:
     scores = series(sessions, "validation", "metrics", "mIoU")
     loss = series(sessions, "iteration", "loss").smoothed()
     if len(scores) < 4 or len(loss) < 10:
@@ -84,8 +84,8 @@ def _overfitting(sessions: Sequence[Session]) -> list[Finding]:
     if len(after) < 3 or scores.values[best] - mean(after[-3:]) < FALL_POINTS:
         return []
     at = scores.iterations[best]
-    told = zip(loss.iterations, loss.values, strict=True)
-    then = [value for iteration, value in told if iteration >= at]
+    stated = zip(loss.iterations, loss.values, strict=True)
+    then = [value for iteration, value in stated if iteration >= at]
     if not then or then[-1] >= then[0]:
         return []
     message = (
@@ -96,7 +96,7 @@ def _overfitting(sessions: Sequence[Session]) -> list[Finding]:
     return [Finding(tone="note", name="overfitting", message=message)]
 
 
-def _classes(sessions: Sequence[Session]) -> list[Finding]:
+def _classes(sessions: Sequence[PastSession]) -> list[Finding]:
     scored = class_scores(sessions)
     if not scored:
         return []
@@ -111,20 +111,20 @@ def _classes(sessions: Sequence[Session]) -> list[Finding]:
     return [Finding(tone="note", name="classes", message=message)]
 
 
-def class_scores(sessions: Sequence[Session]) -> list[tuple[int, dict[str, float | None]]]:
+def class_scores(sessions: Sequence[PastSession]) -> list[tuple[int, dict[str, float | None]]]:
     """Return each validation's IoU by class, as fractions, where validation told it."""
-    told: dict[int, dict[str, float | None]] = {}
+    stated: dict[int, dict[str, float | None]] = {}
     for event in (event for session in sessions for event in session.of("validation")):
         table = event.data.get("per_class")
         if isinstance(table, Mapping) and table:
-            told[event.iteration] = {
+            stated[event.iteration] = {
                 str(name): value.get("IoU") if isinstance(value, Mapping) else value
                 for name, value in table.items()
             }
-    return sorted(told.items())
+    return sorted(stated.items())
 
 
-def last_confusion(sessions: Sequence[Session]) -> tuple[int, list[str], list[list[int]]] | None:
+def last_confusion(sessions: Sequence[PastSession]) -> tuple[int, list[str], list[list[int]]] | None:
     """Return the newest confusion matrix with its iteration and the names of its classes, if one was told."""
     for event in (event for session in reversed(sessions) for event in reversed(session.of("validation"))):
         counts, names = event.data.get("confusion"), list(event.data.get("per_class") or ())
@@ -133,7 +133,7 @@ def last_confusion(sessions: Sequence[Session]) -> tuple[int, list[str], list[li
     return None
 
 
-def palette_of(sessions: Sequence[Session]) -> dict[str, Sequence[int]]:
+def palette_of(sessions: Sequence[PastSession]) -> dict[str, Sequence[int]]:
     """Return the colours of the classes by name, as the newest session that states them does."""
     for event in (event for session in reversed(sessions) for event in session.of("training")):
         palette = event.data.get("palette")
@@ -142,7 +142,7 @@ def palette_of(sessions: Sequence[Session]) -> dict[str, Sequence[int]]:
     return {}
 
 
-def _inexact(sessions: Sequence[Session]) -> list[Finding]:
+def _inexact(sessions: Sequence[PastSession]) -> list[Finding]:
     reasons = {
         str(reason)
         for session in sessions
@@ -152,7 +152,7 @@ def _inexact(sessions: Sequence[Session]) -> list[Finding]:
     return [Finding(tone="note", name="exactness", message=reason) for reason in sorted(reasons)]
 
 
-def _told(sessions: Sequence[Session]) -> list[Finding]:
+def _stated_by_events(sessions: Sequence[PastSession]) -> list[Finding]:
     """Return warnings and restarts that the sessions told of, each once."""
     return [
         Finding(

@@ -19,7 +19,7 @@ SILENT_S = 90.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Session:
+class PastSession:
     """One session with what happened in it.
 
     Attributes:
@@ -37,14 +37,14 @@ class Session:
         return [event for event in self.events if event.event in kinds]
 
 
-def read_sessions(folders: Sequence[Path]) -> list[Session]:
+def read_sessions(folders: Sequence[Path]) -> list[PastSession]:
     """Return the sessions that some work dirs know of, oldest first, each once.
 
     The last session's output alone is enough: it carries the earlier records and events in
     ``history/``. A session is told by its run and its number; where several copies of its record
     are found, the one that got furthest counts. Records that cannot be read are passed over.
     """
-    found: dict[tuple[str, int, bool], Session] = {}
+    found: dict[tuple[str, int, bool], PastSession] = {}
     for session in _all_sessions(folders):
         # A refusal takes no number of its own.
         refused = session.record.stop_reason == "refused"
@@ -99,7 +99,7 @@ class Series:
         )
 
 
-def series(sessions: Sequence[Session], kind: str, *names: str) -> Series:
+def series(sessions: Sequence[PastSession], kind: str, *names: str) -> Series:
     """Return a quantity from events of one kind, over all sessions.
 
     Args:
@@ -127,34 +127,34 @@ def series(sessions: Sequence[Session], kind: str, *names: str) -> Series:
     return Series(iterations=tuple(iterations), values=tuple(values))
 
 
-def _all_sessions(folders: Sequence[Path]) -> Iterator[Session]:
+def _all_sessions(folders: Sequence[Path]) -> Iterator[PastSession]:
     for folder in (work_dir for given in folders for work_dir in work_dirs_below(given)):
         files = WorkDir(folder)
         record = _read(files.session)
         if record is not None:
             # A refusal trains nothing: events that lie beside it are those of the session before.
             events = [] if record.stop_reason == "refused" else read_events(files.events)
-            yield Session(record=record, events=tuple(events), folder=folder)
+            yield PastSession(record=record, events=tuple(events), folder=folder)
         places = [files.history, folder] if not files.history.is_dir() else [files.history]
         for place in places:
             for path in sorted(place.glob("session_*.json")):
                 earlier = _read(path)
                 if earlier is not None:
                     beside = path.with_name(path.name.replace("session_", "events_")).with_suffix(".jsonl")
-                    yield Session(record=earlier, events=tuple(read_events(beside)), folder=place)
+                    yield PastSession(record=earlier, events=tuple(read_events(beside)), folder=place)
         for document in record.previous if record is not None else ():
             earlier = _parse(document)
             if earlier is not None:
-                yield Session(record=earlier, events=(), folder=folder)
+                yield PastSession(record=earlier, events=(), folder=folder)
 
 
-def _goes_on(session: Session) -> bool:
+def _goes_on(session: PastSession) -> bool:
     """Tell whether a session that has recorded no end may still be under way."""
     silent_s = time.time() - (last_word_s(session.events) or session.record.started_s)
     return silent_s < SILENT_S or holder_of(session.folder) is not None
 
 
-def _closed(session: Session) -> Session:
+def _closed(session: PastSession) -> PastSession:
     return replace(session, record=session.record.closed(last_word_s(session.events)))
 
 
@@ -166,13 +166,13 @@ def work_dirs_below(folder: Path) -> list[Path]:
     return sorted({path.parent for path in found}) or [folder]
 
 
-def _order(session: Session) -> tuple[float, int, bool]:
+def _order(session: PastSession) -> tuple[float, int, bool]:
     """Sort key: by start, a refusal after the session whose number and start it carries."""
     record = session.record
     return record.started_s, record.session_index, record.stop_reason == "refused"
 
 
-def _weight(session: Session) -> tuple[bool, bool, int]:
+def _weight(session: PastSession) -> tuple[bool, bool, int]:
     """Sort key of copies: with events, finished, and with the most of them."""
     return bool(session.events), session.record.stop_reason != "running", len(session.events)
 
@@ -191,7 +191,7 @@ def _parse(document: object) -> SessionRecord | None:
         return None
 
 
-def one_run(sessions: Iterable[Session]) -> list[Session]:
+def one_run(sessions: Iterable[PastSession]) -> list[PastSession]:
     """Return the sessions of the newest run among them."""
     sessions = list(sessions)
     if not sessions:

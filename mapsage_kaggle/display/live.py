@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mapsage_kaggle.clock import format_duration
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Tone, style, templates
 from mapsage_kaggle.display.progress import Progress
 from mapsage_kaggle.display.text import size
-from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.events import Event
 
 if TYPE_CHECKING:
-    from mapsage_kaggle.environment import GpuLoad
+    from mapsage_kaggle.machine import GpuLoad
 
-LEAST_S = 0.5
+MIN_S = 0.5
 """Not more than two updates a second."""
 IDLE_S = 5.0
 """Ages and the time that is left move on without events; this often is enough."""
 CHART_S = 10.0
 CHARTS_AHEAD_S = 1.0
 """CPU seconds of charts that may be had ahead of their share: the first minutes are watched closely."""
-MOST_SHARE = 1 / 400
+MAX_SHARE = 1 / 400
 """The share of one core that drawing may cost; where it costs more, it is done less often."""
 
 
@@ -39,7 +39,7 @@ class Tile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Told:
+class Notice:
     """One event as a person reads it."""
 
     moment: str
@@ -74,7 +74,7 @@ class TrainingPanel:
     reach_share: float | None = None
     reach: str = ""
     tiles: tuple[Tile, ...] = ()
-    told: tuple[Told, ...] = ()
+    notices: tuple[Notice, ...] = ()
 
     @property
     def html(self) -> str:
@@ -95,7 +95,7 @@ class TrainingPanel:
         lines = [f"{self.title}: {self.state}  {self.aside}", f"  {self.reach}" if self.reach else ""]
         width = max((len(tile.name) for tile in self.tiles), default=0)
         lines += [f"  {tile.name:<{width}}  {tile.value}  {tile.aside}".rstrip() for tile in self.tiles]
-        lines += [f"  {item.moment}  {item.iteration}  {item.text}" for item in self.told]
+        lines += [f"  {item.moment}  {item.iteration}  {item.text}" for item in self.notices]
         return "\n".join(line for line in lines if line)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
@@ -132,7 +132,7 @@ def training_panel(
         reach_share=None if reach is None else reach / total,
         reach=_reach(progress, reach, words),
         tiles=tuple(_tiles(progress, words, now_s, gpus)),
-        told=tuple(_told(event, words) for event in reversed(progress.told)),
+        notices=tuple(_notice(event, words) for event in reversed(progress.notable)),
     )
 
 
@@ -209,7 +209,7 @@ def _gpu_tile(index: int, load: GpuLoad, words: Words) -> Tile:
 _TONES: dict[str, Tone] = {"warning": "note", "restart": "note", "ladder": "note", "failure": "bad"}
 
 
-def _told(event: Event, words: Words) -> Told:
+def _notice(event: Event, words: Words) -> Notice:
     data, tone = event.data, _TONES.get(event.event, "")
     if event.event == "validation":
         metrics = data.get("metrics") or {}
@@ -218,12 +218,12 @@ def _told(event: Event, words: Words) -> Told:
         if data.get("best"):
             text, tone = f"{text} ★ {words('view_best_yet')}", "good"
     elif event.event == "resume":
-        text = words.tell(str(data.get("verdict", "")))
+        text = words.translate(str(data.get("verdict", "")))
     elif event.event in ("stop", "end"):
-        text = words.tell(str(data.get("message") or "")) or words(str(data.get("reason") or "user"))
+        text = words.translate(str(data.get("message") or "")) or words(str(data.get("reason") or "user"))
     else:
-        text = words.tell(str(data.get("message") or data.get("kind") or event.event))
-    return Told(
+        text = words.translate(str(data.get("message") or data.get("kind") or event.event))
+    return Notice(
         moment=time.strftime("%H:%M:%S", time.gmtime(event.time_s)),
         iteration=f"{event.iteration:,}",
         text=text,
@@ -345,12 +345,12 @@ class LiveView:
     # -- the thread
 
     def _keep_up(self) -> None:
-        pause_s = LEAST_S
+        pause_s = MIN_S
         while not self._closed.is_set():
             self._closed.wait(pause_s)
             self._changed.wait(max(0.0, IDLE_S - pause_s))
             self._changed.clear()
-            pause_s = min(30.0, max(LEAST_S, self._draw() / MOST_SHARE))
+            pause_s = min(30.0, max(MIN_S, self._draw() / MAX_SHARE))
 
     def _draw(self) -> float:
         """Show the panel, and the chart where its turn has come; return the panel's CPU seconds."""
@@ -360,7 +360,7 @@ class LiveView:
         self._surface.show(self.panel())
         panel_s = time.thread_time() - begin_s
         now = time.monotonic()
-        affordable = self._charts_s <= CHARTS_AHEAD_S + MOST_SHARE * (now - self._began)
+        affordable = self._charts_s <= CHARTS_AHEAD_S + MAX_SHARE * (now - self._began)
         if (now >= self._chart_next and affordable) or self._closed.is_set():
             self._charts_s += self._draw_chart()
             self._chart_next = now + CHART_S
@@ -373,12 +373,12 @@ class LiveView:
 
         with self._lock:
             progress = self._progress
-            told = (len(progress.losses), progress.iteration, len(progress.scores))
+            charted = (len(progress.losses), progress.iteration, len(progress.scores))
             losses, smooth, scores = tuple(progress.losses), tuple(progress.smooth), tuple(progress.scores)
             last = max(progress.iteration, progress.reach or 0)
-        if len(losses) < 2 or told == self._charted:
+        if len(losses) < 2 or charted == self._charted:
             return 0.0
-        self._charted = told
+        self._charted = charted
         begin = self._progress.start_iteration
         import matplotlib.figure  # noqa: F401 - what loading it costs is paid once, and says nothing
 

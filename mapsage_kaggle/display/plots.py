@@ -10,14 +10,14 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mapsage_kaggle.display.history import Series, Session, series
+from mapsage_kaggle.display.history import PastSession, Series, series
 from mapsage_kaggle.records import complete_timings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from mapsage_kaggle.display.words import Words
+    from mapsage_kaggle.display.locale.words import Words
 
 DPI = 144
 
@@ -105,7 +105,7 @@ ACTIVITIES: Mapping[str, str] = {
 """What a session's time goes into, by its name in the record; in the order in which it is drawn."""
 
 
-def time_split(session: Session) -> dict[str, float]:
+def time_split(session: PastSession) -> dict[str, float]:
     """Return a session's seconds by activity; what nobody timed is ``other``."""
     timings = {name: float(value or 0.0) for name, value in session.record.timings_s.items()}
     # Records of version 0.1 timed a step as a whole.
@@ -114,7 +114,7 @@ def time_split(session: Session) -> dict[str, float]:
     return {name: split[name] for name in ACTIVITIES}
 
 
-def curves(sessions: Sequence[Session], theme: Theme = LIGHT, say: Say | None = None) -> bytes:
+def curves(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say | None = None) -> bytes:
     """Draw loss, learning rate and mIoU over all sessions, as PNG.
 
     Bands tell the sessions apart, and a dotted line stands where one took over from the other.
@@ -183,7 +183,7 @@ def _draw_scores(axes: Axes, scores: Series, theme: Theme, say: Say) -> None:
     _name(axes, "mIoU, %", aside, theme)
 
 
-def time_bars(sessions: Sequence[Session], theme: Theme = LIGHT, say: Say | None = None) -> bytes:
+def time_bars(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say | None = None) -> bytes:
     """Draw what each session's time went into, one bar a session, as PNG.
 
     Args:
@@ -248,7 +248,7 @@ class Span:
     end_s: float
 
 
-def timeline(session: Session) -> list[Span]:
+def timeline(session: PastSession) -> list[Span]:
     """Return what a session went through, in order and without gaps, as far as its events tell."""
     record = session.record
     spans: list[Span] = []
@@ -280,7 +280,7 @@ def timeline(session: Session) -> list[Span]:
     return spans
 
 
-def timelines(sessions: Sequence[Session], theme: Theme = LIGHT, say: Say | None = None) -> bytes:
+def timelines(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say | None = None) -> bytes:
     """Draw what each session went through, one row a session, with its checkpoints, as PNG.
 
     Args:
@@ -291,10 +291,10 @@ def timelines(sessions: Sequence[Session], theme: Theme = LIGHT, say: Say | None
     say = say or _as_it_is
     height = 0.9 + 0.4 * len(sessions)
     figure, [axes] = _figure(theme, heights=(1.0,), width=10.0, height=height, bottom=0.5 / height)
-    told = [timeline(session) for session in sessions]
-    unit, unit_s = _unit_of(max((spans[-1].end_s for spans in told if spans), default=1.0))
+    timelines = [timeline(session) for session in sessions]
+    unit, unit_s = _unit_of(max((spans[-1].end_s for spans in timelines if spans), default=1.0))
     labelled: set[str] = set()
-    for row, (session, spans) in enumerate(zip(sessions, told, strict=True)):
+    for row, (session, spans) in enumerate(zip(sessions, timelines, strict=True)):
         for phase, (label, colour) in PHASES.items():
             bars = [
                 (span.begin_s / unit_s, (span.end_s - span.begin_s) / unit_s)
@@ -332,7 +332,7 @@ def _unit_of(longest_s: float) -> tuple[str, float]:
     return ("h", 3600.0) if longest_s >= 5400 else ("min", 60.0) if longest_s >= 90 else ("s", 1.0)
 
 
-def _name_rows(axes: Axes, sessions: Sequence[Session], unit: str, theme: Theme, say: Say) -> None:
+def _name_rows(axes: Axes, sessions: Sequence[PastSession], unit: str, theme: Theme, say: Say) -> None:
     names = [say(f"session {item.record.session_index}") for item in sessions]
     axes.set_yticks(range(len(sessions)), names)
     axes.set_ylim(len(sessions) - 0.5, -0.5)
@@ -524,7 +524,7 @@ def _name(axes: Axes, name: str, aside: str, theme: Theme) -> None:
         axes.set_title(aside, loc="right", color=theme.faint, fontsize=8.5, pad=5)
 
 
-def _mark_sessions(axes: Sequence[Axes], sessions: Sequence[Session], theme: Theme, say: Say) -> None:
+def _mark_sessions(axes: Sequence[Axes], sessions: Sequence[PastSession], theme: Theme, say: Say) -> None:
     last = sessions[-1].record
     end = max([last.max_iters, *(item.record.end_iteration for item in sessions)], default=1) or 1
     for item in axes:
@@ -567,7 +567,7 @@ def cjk_families() -> tuple[str, ...]:
 
 def labels_in(words: Words) -> Say:
     """Return what puts a figure's labels into a language: English where no font has its letters."""
-    return words.tell if words.language == "en" or cjk_families() else _as_it_is
+    return words.translate if words.language == "en" or cjk_families() else _as_it_is
 
 
 def _as_it_is(label: str) -> str:

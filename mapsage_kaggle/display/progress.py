@@ -15,7 +15,7 @@ Stage = Literal["starting", "training", "validating", "ended"]
 MAX_POINTS = 400
 """Loss points that are kept; of more, every second one goes."""
 MAX_SCORES = 200
-MAX_TOLD = 8
+MAX_NOTABLE = 8
 SMOOTHING_S = 120.0
 """Over about how long the loss is averaged at most, however often it is told."""
 SMOOTHING_SHARE = 0.1
@@ -73,13 +73,13 @@ class Progress:
     iteration_s: float | None = None
     data_share: float | None = None
     left_s: float | None = None
-    told_s: float = 0.0
+    last_event_s: float = 0.0
     began_s: float = 0.0
     plan: Mapping[str, Any] = field(default_factory=dict)
     memory_bytes: int | None = None
     saved: Saved | None = None
     validated_batches: int = 0
-    told: deque[Event] = field(default_factory=lambda: deque(maxlen=MAX_TOLD))
+    notable: deque[Event] = field(default_factory=lambda: deque(maxlen=MAX_NOTABLE))
     reason: str = ""
     message: str = ""
 
@@ -92,7 +92,7 @@ class Progress:
         if handler is not None:
             handler(self, event)
         if event.event in _TOLD:
-            self.told.append(event)
+            self.notable.append(event)
 
     @property
     def share(self) -> float:
@@ -107,7 +107,7 @@ class Progress:
 
     def left_at(self, now_s: float) -> float | None:
         """Return what is left of the session at a moment (UTC); None where nothing was told of it."""
-        return None if self.left_s is None else max(0.0, self.left_s - max(0.0, now_s - self.told_s))
+        return None if self.left_s is None else max(0.0, self.left_s - max(0.0, now_s - self.last_event_s))
 
     def end(self, reason: str, message: str = "") -> None:
         """Take note that training has ended, and why."""
@@ -137,7 +137,7 @@ class Progress:
         if waited is not None and self.iteration_s:
             share = min(1.0, waited / self.iteration_s)
             self.data_share = share if self.data_share is None else 0.8 * self.data_share + 0.2 * share
-        self.left_s, self.told_s = _number(data.get("left_s")), event.time_s
+        self.left_s, self.last_event_s = _number(data.get("left_s")), event.time_s
         if isinstance(data.get("plan"), Mapping):
             self.plan = data["plan"]
         if data.get("memory_bytes"):
@@ -146,7 +146,7 @@ class Progress:
     def _add_loss(self, event: Event, loss: float) -> None:
         if self.smooth:
             over_s = min(SMOOTHING_S, max(1.0, SMOOTHING_SHARE * (event.time_s - self.began_s)))
-            weight = 1.0 - math.exp(-max(0.0, event.time_s - self.told_s) / over_s)
+            weight = 1.0 - math.exp(-max(0.0, event.time_s - self.last_event_s) / over_s)
             mean = self.smooth[-1][1] + weight * (loss - self.smooth[-1][1])
         else:
             mean, self.began_s = loss, event.time_s

@@ -8,22 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mapsage_kaggle.checkpoints.manifest import Manifest, iteration_of
+from mapsage_kaggle.checkpoints.manifest import Manifest
+from mapsage_kaggle.checkpoints.names import iteration_of
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.display import class_plots, evaluated, plots
 from mapsage_kaggle.display.findings import class_scores, findings, last_confusion, palette_of
-from mapsage_kaggle.display.history import Session, one_run, read_sessions, series
+from mapsage_kaggle.display.history import PastSession, one_run, read_sessions, series
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Panel, Table, Tone, data_uri, style, templates
 from mapsage_kaggle.display.text import next_text, score_text, size, times_text
-from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.paths import WorkDir, predictions_below, replace_file
 from mapsage_kaggle.records import CheckpointRef, SessionRecord, share_of_steps
 
 CURVES, TIME = "report_curves.png", "report_time.png"
 TIMELINE, CONFUSION, CLASSES = "report_timeline.png", "report_confusion.png", "report_classes.png"
-_MOST_CLASSES_DRAWN = 32
-_MOST_PREDICTIONS = 6
+_MAX_CLASSES_DRAWN = 32
+_MAX_PREDICTIONS = 6
 _TONES: dict[str, Tone] = {
     "completed": "good",
     "deadline": "good",
@@ -69,7 +70,7 @@ def write_report(folders: Sequence[Path], *, out: Path | None = None, language: 
     return page
 
 
-def draw(sessions: Sequence[Session], words: Words) -> dict[str, tuple[bytes, bytes]]:
+def draw(sessions: Sequence[PastSession], words: Words) -> dict[str, tuple[bytes, bytes]]:
     """Return the figures by file name, each for light and for dark; those without data are left out."""
     say = plots.labels_in(words)
     scored, confusion, palette = class_scores(sessions), last_confusion(sessions), palette_of(sessions)
@@ -83,7 +84,7 @@ def draw(sessions: Sequence[Session], words: Words) -> dict[str, tuple[bytes, by
     }
     if any(item.events for item in sessions):
         pictures[TIMELINE] = pair(lambda theme: plots.timelines(sessions, theme, say))
-    if len(scored) > 1 and len(scored[-1][1]) <= _MOST_CLASSES_DRAWN:
+    if len(scored) > 1 and len(scored[-1][1]) <= _MAX_CLASSES_DRAWN:
         starts = [item.record.start_iteration for item in sessions if item.record.start_iteration]
         pictures[CLASSES] = pair(
             lambda theme: class_plots.iou_picture(scored, palette, theme, say, boundaries=starts)
@@ -97,7 +98,7 @@ def draw(sessions: Sequence[Session], words: Words) -> dict[str, tuple[bytes, by
     return pictures
 
 
-def render(sessions: Sequence[Session], pictures: dict[str, tuple[bytes, bytes]], words: Words) -> str:
+def render(sessions: Sequence[PastSession], pictures: dict[str, tuple[bytes, bytes]], words: Words) -> str:
     """Return the page: one file, without scripts, that fetches nothing.
 
     Args:
@@ -112,7 +113,7 @@ def render(sessions: Sequence[Session], pictures: dict[str, tuple[bytes, bytes]]
         .get_template("report.html.j2")
         .render(
             words=words,
-            t=words.tell,
+            t=words.translate,
             style=style(),
             run=last,
             tone=_TONES[last.stop_reason],
@@ -165,7 +166,7 @@ def outcome_panel(record: SessionRecord, work_dir: Path, words: Words) -> Panel:
         title=f"{words('session', index=record.session_index)}: {words(record.stop_reason)}",
         aside=f"{record.end_iteration:,} / {record.max_iters:,}",
         tone=_TONES[record.stop_reason],
-        lead=words.tell(record.message),
+        lead=words.translate(record.message),
         share=record.end_iteration / record.max_iters if record.max_iters else None,
         facts=tuple(facts),
         table=_class_panel(work_dir, words),
@@ -180,7 +181,7 @@ def outcome_panel(record: SessionRecord, work_dir: Path, words: Words) -> Panel:
 # -- rows
 
 
-def _key_numbers(sessions: Sequence[Session]) -> list[tuple[str, str, str]]:
+def _key_numbers(sessions: Sequence[PastSession]) -> list[tuple[str, str, str]]:
     """Return name, value and what stands beside it."""
     last = sessions[-1].record
     total_s = sum(item.record.timings_s.get("session", 0.0) for item in sessions)
@@ -210,7 +211,7 @@ def _strip(record: SessionRecord, total: int) -> dict[str, Any]:
     return {"index": record.session_index, "share": round(share, 2)}
 
 
-def _session_row(session: Session, words: Words) -> dict[str, Any]:
+def _session_row(session: PastSession, words: Words) -> dict[str, Any]:
     record = session.record
     done = record.end_iteration - record.start_iteration
     losses = series([session], "iteration", "loss").values
@@ -243,9 +244,11 @@ def _predictions(folder: Path) -> dict[str, Any]:
             "name": item.name,
             "image": data_uri(item.image) if item.image else None,
             "truth": data_uri(item.truth) if item.truth else None,
-            "told": [data_uri(item.predictions[at]) if at in item.predictions else None for at in iterations],
+            "predicted": [
+                data_uri(item.predictions[at]) if at in item.predictions else None for at in iterations
+            ],
         }
-        for item in found[:_MOST_PREDICTIONS]
+        for item in found[:_MAX_PREDICTIONS]
     ]
     return {"iterations": [f"{at:,}" for at in iterations], "rows": rows}
 
@@ -271,15 +274,15 @@ def _learned_rows(record: SessionRecord) -> list[tuple[str, str]]:
         if name == "machine":
             rows.append((name, str(value.get("device")) if isinstance(value, Mapping) else str(value)))
         elif isinstance(value, Mapping):
-            told = ((f"{name} {part}", number) for part, number in value.items())
-            rows += [(part, f"{number:.4g}") for part, number in told if isinstance(number, (int, float))]
+            named = ((f"{name} {part}", number) for part, number in value.items())
+            rows += [(part, f"{number:.4g}") for part, number in named if isinstance(number, (int, float))]
         elif value:
             several = isinstance(value, (list, tuple))
             rows.append((name, "; ".join(map(str, value)) if several else str(value)))
     return [(LEARNED.get(name, name.replace("_", " ")), value) for name, value in rows]
 
 
-def _split_rows(sessions: Sequence[Session]) -> list[tuple[int, list[str], str]]:
+def _split_rows(sessions: Sequence[PastSession]) -> list[tuple[int, list[str], str]]:
     rows = []
     for session in sessions:
         split = plots.time_split(session)
@@ -289,7 +292,7 @@ def _split_rows(sessions: Sequence[Session]) -> list[tuple[int, list[str], str]]
     return rows
 
 
-def _score_rows(sessions: Sequence[Session]) -> list[dict[str, Any]]:
+def _score_rows(sessions: Sequence[PastSession]) -> list[dict[str, Any]]:
     rows: dict[int, dict[str, Any]] = {}
     for session in sessions:
         for event in session.of("validation"):
@@ -307,7 +310,7 @@ def _score_rows(sessions: Sequence[Session]) -> list[dict[str, Any]]:
     return [rows[iteration] for iteration in sorted(rows)]
 
 
-def _class_table(sessions: Sequence[Session], most: int = 8) -> dict[str, Any] | None:
+def _class_table(sessions: Sequence[PastSession], most: int = 8) -> dict[str, Any] | None:
     """Return IoU by class at up to ``most`` validations, first and last among them."""
     scored = class_scores(sessions)
     if not scored:
@@ -352,7 +355,7 @@ def _class_panel(work_dir: Path, words: Words) -> Table | None:
     found = _class_table(one_run(read_sessions([work_dir])), most=4)
     if found is None:
         return None
-    header = (words.tell("IoU by class, %"), *found["iterations"])
+    header = (words.translate("IoU by class, %"), *found["iterations"])
     rows = tuple((name, *values) for name, values, _ in found["rows"])
     return Table(header=header, rows=rows, right=frozenset(range(1, len(header))))
 
@@ -361,7 +364,7 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
 
-def _checkpoint_rows(session: Session) -> list[dict[str, str]]:
+def _checkpoint_rows(session: PastSession) -> list[dict[str, str]]:
     """Return the checkpoints that the newest output holds, by its manifest, else by its record."""
     record = session.record
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from mapsage_kaggle.clock import format_duration
-from mapsage_kaggle.display.words import Words
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.events import Event
 from mapsage_kaggle.records import ACTIVITIES, CheckpointRef, SessionRecord, share_of_steps
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from mapsage_kaggle.checkpoints.choose import Choice
     from mapsage_kaggle.checkpoints.inspect import Inspection
     from mapsage_kaggle.checkpoints.scan import ScanReport
+    from mapsage_kaggle.checks import Check
     from mapsage_kaggle.clock import SessionClock
-    from mapsage_kaggle.environment import Check
 
 _MARKS = {"info": "ok ", "warning": "!  ", "error": "✗  "}
 
@@ -221,9 +221,9 @@ def headline(event: Event, words: Words | None = None) -> str:
         return f"{at} {words('line_saved', file=data.get('file'), size=size(data.get('size_bytes')))}"
     if event.event in ("warning", "restart", "failure", "ladder", "upload"):
         message = data.get("message") or ", ".join(f"{key} {value}" for key, value in data.items())
-        return f"{at} {words(f'line_{event.event}', message=words.tell(str(message)))}"
+        return f"{at} {words(f'line_{event.event}', message=words.translate(str(message)))}"
     if event.event == "stop":
-        return f"{at} {words('line_stop', message=words.tell(str(data.get('message', ''))))}"
+        return f"{at} {words('line_stop', message=words.translate(str(data.get('message', ''))))}"
     return ""
 
 
@@ -262,7 +262,7 @@ class TextSink:
         self._max_iters = max_iters
         self._stream = stream
         self._every_s = every_s
-        self._told_at = -math.inf
+        self._last_shown_s = -math.inf
         self._saved = ""
 
     def handle(self, event: Event) -> None:
@@ -274,9 +274,9 @@ class TextSink:
     def _line(self, event: Event) -> str:
         if event.event == "iteration":
             now = time.monotonic()
-            if now - self._told_at < self._every_s:
+            if now - self._last_shown_s < self._every_s:
                 return ""
-            self._told_at = now
+            self._last_shown_s = now
             return progress_text(event, self._max_iters, self._words)
         if event.event == "checkpoint" and event.data.get("metric") is None:
             # Written before a validation and again after it, with its score: told once.
@@ -327,9 +327,9 @@ def run_text(folders: Sequence[Path], *, language: str = "en") -> str:
         for record in (item.record for item in sessions)
     ]
     header = ("session", "from", "to", "ended", "best", "time", "in training steps")
-    lines = [table(rows, tuple(map(words.tell, header)))]
+    lines = [table(rows, tuple(map(words.translate, header)))]
     for item in findings(sessions):
-        lines.append(f"{item.mark} {words.tell(item.name)}: {words.tell(item.message)}")
+        lines.append(f"{item.mark} {words.translate(item.name)}: {words.translate(item.message)}")
     if sessions:
         lines.append(next_text(sessions[-1].record, sessions[-1].folder, words))
     return "\n".join(lines)

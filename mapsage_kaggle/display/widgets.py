@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mapsage_kaggle.display.live import TrainingPanel
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Panel, in_kernel
-from mapsage_kaggle.display.words import Words
 
 
 def can_show_widgets() -> bool:

@@ -14,8 +14,9 @@ from typing import Literal
 import torch
 import torch.distributed
 
-from mapsage_kaggle.clock import Pace, SessionClock
-from mapsage_kaggle.engine.ranks import num_machines, speaks
+from mapsage_kaggle.clock import SessionClock
+from mapsage_kaggle.engine.ranks import is_local_rank_zero, num_machines
+from mapsage_kaggle.pace import Pace
 
 Stop = Literal["", "deadline", "user", "orphaned"]
 ORPHAN_GRACE_S = 600.0
@@ -133,7 +134,7 @@ class Control:
 
     def _asked_anywhere(self) -> tuple[Stop, bool]:
         """Return what rank 0 must know: what was asked on any machine. Collective with several."""
-        stop, save = self._asked() if speaks() else ("", False)
+        stop, save = self._asked() if is_local_rank_zero() else ("", False)
         if num_machines() == 1:
             return stop, save
         # That another machine's supervisor is gone ends training, but leaves ours to finish the record.

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
-from mapsage_kaggle import dataset
+from mapsage_kaggle.data import datasets
 from mapsage_kaggle.errors import DataError
 
 
@@ -42,10 +42,10 @@ class _SplitDataset(BaseSegDataset):
         super().__init__(data_root=str(data_root), reduce_zero_label=reduce_zero_label, **options)
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """Return one entry for each pair, in the order of :func:`mapsage_kaggle.dataset.list_pairs`."""
-        root = dataset.read_data_root(Path(self.data_root))
+        """Return one entry for each pair, in the order of :func:`mapsage_kaggle.data.datasets.list_pairs`."""
+        root = datasets.read_data_root(Path(self.data_root))
         entries = []
-        for pair in dataset.list_pairs(root.split(self.split)):
+        for pair in datasets.list_pairs(root.split(self.split)):
             entry: dict[str, Any] = {
                 "img_path": str(pair.image),
                 "label_map": self.label_map,
@@ -63,8 +63,8 @@ class EarthVQADataset(_SplitDataset):
     """EarthVQA (Wang et al., 2024): eight classes, ``<split>/images_png`` and ``<split>/masks_png``."""
 
     METAINFO: ClassVar[dict[str, Any]] = {
-        "classes": dataset.EARTHVQA_CLASSES,
-        "palette": [list(colour) for colour in dataset.EARTHVQA_PALETTE],
+        "classes": datasets.EARTHVQA_CLASSES,
+        "palette": [list(colour) for colour in datasets.EARTHVQA_PALETTE],
     }
 
 
@@ -77,6 +77,6 @@ class LoveDASplitDataset(_SplitDataset):
     """
 
     METAINFO: ClassVar[dict[str, Any]] = {
-        "classes": dataset.LOVEDA_CLASSES,
-        "palette": [list(colour) for colour in dataset.LOVEDA_PALETTE],
+        "classes": datasets.LOVEDA_CLASSES,
+        "palette": [list(colour) for colour in datasets.LOVEDA_PALETTE],
     }

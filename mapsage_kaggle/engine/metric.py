@@ -169,7 +169,7 @@ def per_class_of(confusion: torch.Tensor, classes: Sequence[str]) -> dict[str, d
     }
 
 
-def told(metrics: Sequence[Any]) -> Mapping[str, Any]:
+def scores_by_class(metrics: Sequence[Any]) -> Mapping[str, Any]:
     """Return what a ``validation`` event says by class, of the first metric that knows it."""
     for metric in metrics:
         if isinstance(metric, IntegerIoUMetric) and metric.confusion is not None:

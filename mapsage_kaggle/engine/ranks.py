@@ -112,7 +112,7 @@ def machine() -> int:
     return int(os.environ.get("GROUP_RANK", 0))
 
 
-def speaks() -> bool:
+def is_local_rank_zero() -> bool:
     """Tell whether this rank tells its machine's supervisor what happens: one on each machine does."""
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
@@ -154,7 +154,7 @@ def _fetch(file: dict[str, Any], mine: Path | None, scratch: Path, group: Any) -
     lacking = torch.tensor([int(not has_it)])
     torch.distributed.all_reduce(lacking, group=group)
     if int(lacking) > 0:
-        writes = not has_it and speaks()
+        writes = not has_it and is_local_rank_zero()
         if writes:
             target.parent.mkdir(parents=True, exist_ok=True)
         source = mine.open("rb") if rank == 0 and mine is not None else None

@@ -63,7 +63,7 @@ def read_patiently(dataset: Any, index: int, prepare: Callable[[], None] = lambd
             if wait_s is None:
                 tries = len(PATIENCE_S) + 1
                 raise StorageError(f"{name} could not be read in {tries} tries: {problem}.") from error
-            tell("storage", message=f"{name} could not be read ({problem}); it is tried again.")
+            emit("storage", message=f"{name} could not be read ({problem}); it is tried again.")
             time.sleep(wait_s)
     raise AssertionError("the last try returns or raises")
 
@@ -80,7 +80,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def tell(kind: str, **data: Any) -> None:
+def emit(kind: str, **data: Any) -> None:
     """Append a warning from a data worker, which does not know the iteration."""
     path = os.environ.get(EVENTS_VARIABLE)
     if path:
@@ -139,7 +139,7 @@ class GuardedDataset(Dataset[Any]):
                         f"Sample {index} ({name}) cannot be loaded: {_first_line(error)}.",
                         "Replace the file, or train with --on-bad-image skip to leave it out.",
                     ) from error
-                tell("bad_image", **where, file=name, problem=_first_line(error))
+                emit("bad_image", **where, file=name, problem=_first_line(error))
         raise TrainingError(
             f"{MAX_SUBSTITUTES} samples in a row cannot be loaded, the last one {name}.",
             "Check the data set: this is not a single damaged file.",

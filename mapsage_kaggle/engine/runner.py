@@ -16,18 +16,18 @@ from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner
 from yapf.yapflib import yapf_api
 
-from mapsage_kaggle import configure
+from mapsage_kaggle.config.reading import written_value
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.ranks import broadcast_model
 from mapsage_kaggle.engine.safety import load_local
-from mapsage_kaggle.engine.session import TrainingSession
+from mapsage_kaggle.engine.session import WorkerSession
 from mapsage_kaggle.errors import ConfigError
 
 
 class SessionRunner(Runner):
     """A runner that belongs to a training session."""
 
-    session: TrainingSession
+    session: WorkerSession
     loaded_checkpoint: dict[str, Any] | None = None
 
     def _init_model_weights(self) -> None:
@@ -72,10 +72,10 @@ class SessionRunner(Runner):
         )
         self.loaded_checkpoint = checkpoint
         if self._resume:
-            told = begin_scaling_anew(checkpoint, self.optim_wrapper)
-            if told:
-                self.logger.info(told)
-                self.session.warn(int(checkpoint["meta"]["iter"]), told)
+            message = begin_scaling_anew(checkpoint, self.optim_wrapper)
+            if message:
+                self.logger.info(message)
+                self.session.warn(int(checkpoint["meta"]["iter"]), message)
         return checkpoint
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> OptimWrapper:
@@ -202,7 +202,7 @@ def begin_scaling_anew(checkpoint: dict[str, Any], optim_wrapper: Any) -> str:
     if scaler is None or not scaler.is_enabled() or not saved or not (is_dynamic and in_float16):
         return ""
     text = checkpoint["meta"].get("cfg")
-    before = configure.written_value(text, "optim_wrapper") if isinstance(text, str) else None
+    before = written_value(text, "optim_wrapper") if isinstance(text, str) else None
     if isinstance(before, Mapping):
         was_dynamic = not isinstance(before.get("loss_scale"), float)
         is_of_float16 = was_dynamic and before.get("dtype") in (None, "float16")
@@ -264,7 +264,7 @@ def format_configs_once() -> None:
     yapf_api.FormatCode = format_once
 
 
-def build_runner(cfg: Config, session: TrainingSession) -> SessionRunner:
+def build_runner(cfg: Config, session: WorkerSession) -> SessionRunner:
     """Build the runner of a config, on top of the config's own runner class where it has one."""
     custom = RUNNERS.get(cfg.runner_type) if cfg.get("runner_type") else None
     cls: type[SessionRunner] = (

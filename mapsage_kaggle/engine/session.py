@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import torch
 
-from mapsage_kaggle.checkpoints.retention import plan_retention
-from mapsage_kaggle.checkpoints.schedule import SaveSchedule
-from mapsage_kaggle.checkpoints.snapshot import HostCopy
-from mapsage_kaggle.checkpoints.store import BackgroundSaver, CheckpointStore, SaveFailed, greater_is_better
-from mapsage_kaggle.clock import Pace, SessionPlan, format_duration, week_start_s
+from mapsage_kaggle.checkpoints.host_copy import HostCopy
+from mapsage_kaggle.checkpoints.retention import greater_is_better, plan_retention
+from mapsage_kaggle.checkpoints.saver import BackgroundSaver, SaveSchedule
+from mapsage_kaggle.checkpoints.store import CheckpointStore, SaveFailed
+from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.engine.control import Control
 from mapsage_kaggle.engine.fast.plan import plan_cache
-from mapsage_kaggle.engine.ranks import speaks
+from mapsage_kaggle.engine.ranks import is_local_rank_zero
 from mapsage_kaggle.engine.snapshot import check_resumed, first_poisoned, keep_loadable, snapshot
 from mapsage_kaggle.engine.tiles import PredictionTiles
 from mapsage_kaggle.errors import EXIT_DONE, TrainingError
 from mapsage_kaggle.events import Event, EventLog
+from mapsage_kaggle.pace import Pace, SessionPlan, week_start_s
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import ACTIVITIES, CheckpointRef, SessionRecord, complete_timings
 from mapsage_kaggle.spec import ChildSpec
@@ -35,7 +36,7 @@ OWED = "mapsage_owed_validation"
 RUN_ID = "mapsage_run_id"
 FINGERPRINT = "mapsage_fingerprint"
 
-MOST_OVERFLOWS = 32
+MAX_OVERFLOWS = 32
 """So many losses in a row that are NaN or Inf are no overflow that a loss scaler will mend."""
 
 STOP_MESSAGES = {
@@ -46,7 +47,7 @@ STOP_MESSAGES = {
 }
 
 
-class TrainingSession:
+class WorkerSession:
     """The part of a training child that survives it: checkpoints, events and the record.
 
     Every rank has one. Only rank 0 writes.
@@ -83,7 +84,7 @@ class TrainingSession:
         self._saved_iteration = -1
         self._proven = ""
         self._stage_began = time.monotonic()
-        self._told_at = 0.0
+        self._last_shown_s = 0.0
         self._is_first = True
         self._began = time.monotonic()
         self._losses: dict[str, list[float]] = {}
@@ -116,7 +117,7 @@ class TrainingSession:
             budget_bytes=self.spec.budget_bytes,
             milestones_every=self.spec.save_interval or None,
             greater_is_better=greater_is_better(self._metric or "", rule),
-            on_event=self._tell_of_store,
+            on_event=self._emit_store_event,
         )
         self.store.lock(wait_s=60.0)
         self.saver = BackgroundSaver(self.store)
@@ -169,17 +170,17 @@ class TrainingSession:
 
     # -- telling
 
-    def tell(self, event: str, iteration: int, /, **data: Any) -> None:
+    def emit(self, event: str, iteration: int, /, **data: Any) -> None:
         """Append an event."""
         self.events.append(Event(event=event, iteration=iteration, data=data))
 
-    def _tell_of_store(self, kind: str, iteration: int, data: Mapping[str, Any]) -> None:
-        self.tell(kind, iteration, **{name: value for name, value in data.items() if name != "iteration"})
+    def _emit_store_event(self, kind: str, iteration: int, data: Mapping[str, Any]) -> None:
+        self.emit(kind, iteration, **{name: value for name, value in data.items() if name != "iteration"})
 
     def warn(self, iteration: int, message: str) -> None:
         """Append a warning that a person should read."""
         if self.rank == 0:
-            self.tell("warning", iteration, message=message)
+            self.emit("warning", iteration, message=message)
 
     # -- what the runner and the loop report
 
@@ -221,7 +222,7 @@ class TrainingSession:
                     *(f"resume lr_scheduler: {type(item)}" for item in runner._flat_schedulers()),
                     verdict,
                 ]
-                self.tell("resume", iteration, verdict=verdict, lines=lines, owed=self.owed_validation)
+                self.emit("resume", iteration, verdict=verdict, lines=lines, owed=self.owed_validation)
         runner.loaded_checkpoint = None
         self._plan_cache(runner)
         if self.rank == 0:
@@ -229,7 +230,7 @@ class TrainingSession:
             self.timings_s["start_up"] += seconds
             self._keep_predictions(runner)
             classes, palette = _classes_and_palette(runner)
-            self.tell(
+            self.emit(
                 "training",
                 iteration,
                 max_iters=max_iters,
@@ -294,15 +295,15 @@ class TrainingSession:
         now = time.monotonic()
         # Often at first, then about as many events in an hour as a curve needs points.
         every_s = min(10.0, max(0.5, (now - self._began) / 200))
-        if speaks() and (first or now - self._told_at >= every_s):
+        if is_local_rank_zero() and (first or now - self._last_shown_s >= every_s):
             if self.rank == 0:
-                self._tell_iteration(iteration, data_s, step_s)
+                self._emit_iteration(iteration, data_s, step_s)
             else:
                 # Another machine's supervisor only has to know that training goes on.
-                self.tell("iteration", iteration, iteration_s=round(data_s + step_s, 4))
-            self._told_at = now
+                self.emit("iteration", iteration, iteration_s=round(data_s + step_s, 4))
+            self._last_shown_s = now
 
-    def _tell_iteration(self, iteration: int, data_s: float, step_s: float) -> None:
+    def _emit_iteration(self, iteration: int, data_s: float, step_s: float) -> None:
         runner = self._require_runner()
         mean = {name: round(sum(values) / len(values), 6) for name, values in self._losses.items() if values}
         self._losses.clear()
@@ -321,7 +322,7 @@ class TrainingSession:
             data |= {"iterations_left": plan.reach - iteration, "plan": plan.to_json()}
         if torch.cuda.is_available():
             data["memory_bytes"] = torch.cuda.max_memory_allocated()
-        self.tell("iteration", iteration, **data)
+        self.emit("iteration", iteration, **data)
 
     def _plan(self, iteration: int) -> SessionPlan:
         runner = self._require_runner()
@@ -390,7 +391,7 @@ class TrainingSession:
             return
         scaler = getattr(optim_wrapper, "loss_scaler", None)
         began = self._overflow_began = self._overflow_began or iteration
-        if scaler is not None and scaler.is_enabled() and iteration - began < MOST_OVERFLOWS:
+        if scaler is not None and scaler.is_enabled() and iteration - began < MAX_OVERFLOWS:
             return
         when = f"{began} and stayed so until {iteration}" if iteration > began else str(began)
         raise TrainingError(
@@ -538,7 +539,7 @@ class TrainingSession:
         self._stage_began = time.monotonic()
         self.stage = "validation"
         if self.rank == 0:
-            self.tell("validation_start", self._iteration)
+            self.emit("validation_start", self._iteration)
 
     def validation_left(self) -> None:
         """Note that a validation was left before its end; it stays owed."""
@@ -548,7 +549,7 @@ class TrainingSession:
 
     def validation_done(self, iteration: int, metrics: Mapping[str, Any]) -> None:
         """Keep the score, save the best, and note that nothing is owed any more. Collective."""
-        from mapsage_kaggle.engine.metric import told  # imports mmseg, which the worker does late
+        from mapsage_kaggle.engine.metric import scores_by_class  # imports mmseg, which the worker does late
 
         runner = self._require_runner()
         self.stage = "training"
@@ -567,8 +568,8 @@ class TrainingSession:
             numbers = {
                 name: number for name, value in metrics.items() if (number := _number(value)) is not None
             }
-            by_class = told(runner.val_loop.evaluator.metrics)
-            self.tell(
+            by_class = scores_by_class(runner.val_loop.evaluator.metrics)
+            self.emit(
                 "validation", iteration, metrics=numbers, seconds=round(seconds, 2), best=is_best, **by_class
             )
             self._write_predictions(iteration)
@@ -594,8 +595,8 @@ class TrainingSession:
         except Exception as error:  # noqa: BLE001 - a picture for the report is worth no training
             problem = error
         if problem is not None:
-            told = getattr(problem, "strerror", None) or f"{type(problem).__name__}: {problem}"
-            self.warn(iteration, f"The predictions for the report could not be written: {told}.")
+            reason = getattr(problem, "strerror", None) or f"{type(problem).__name__}: {problem}"
+            self.warn(iteration, f"The predictions for the report could not be written: {reason}.")
 
     @property
     def _metric_name(self) -> str:
@@ -626,9 +627,9 @@ class TrainingSession:
     def validating(self, done: int) -> None:
         """Say now and then that a validation is going on, so that it is not taken for a hang."""
         now = time.monotonic()
-        if speaks() and now - self._told_at >= 5.0:
-            self.tell("validating", self._iteration, batches=done)
-            self._told_at = now
+        if is_local_rank_zero() and now - self._last_shown_s >= 5.0:
+            self.emit("validating", self._iteration, batches=done)
+            self._last_shown_s = now
 
     # -- the end
 
@@ -643,15 +644,15 @@ class TrainingSession:
         orphaned = stop == "orphaned"
         reason = "user" if orphaned else stop
         if self.rank != 0:
-            if speaks():
+            if is_local_rank_zero():
                 message = "Machine 0 keeps what was saved."
-                self.tell("stop", iteration, reason=reason, orphaned=orphaned, message=message)
+                self.emit("stop", iteration, reason=reason, orphaned=orphaned, message=message)
             return
         assert self.saver is not None
         begin = time.monotonic()
         self.saver.wait()
         self.timings_s["saving"] += time.monotonic() - begin
-        self.tell(
+        self.emit(
             "stop",
             iteration,
             reason=reason,
@@ -722,7 +723,7 @@ def _gpu_s_this_week(record: SessionRecord, now_s: float) -> float:
     return used_s
 
 
-def tell_failure(session: TrainingSession, *, kind: str, message: str, trace: str) -> None:
+def emit_failure(session: WorkerSession, *, kind: str, message: str, trace: str) -> None:
     """Append the event by which the supervisor learns why a worker failed."""
     # Of the ranks, only the first one's times are the session's.
     times = {"timings_s": session.rounded_timings()} if session.rank == 0 else {}

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mapsage_kaggle.paths import prediction_file, predictions_below, replace_file
 
-MOST_IMAGES = 3
+MAX_IMAGES = 3
 SIDE_PX = 256
 """The longer side of a tile. With these bounds all tiles of a run take less than 2 MB, in 12 files."""
 
@@ -44,7 +44,7 @@ class PredictionTiles(Hook):
         colours = np.full((256, 3), NO_DATA_COLOUR, dtype=np.uint8)
         colours[:classes] = np.asarray(palette, dtype=np.uint8)[:classes]
         self._colours = colours.tobytes()
-        self._batches = {num_batches * index // MOST_IMAGES for index in range(MOST_IMAGES)}
+        self._batches = {num_batches * index // MAX_IMAGES for index in range(MAX_IMAGES)}
         self._taken: dict[str, dict[str, Image.Image]] = {}
         self.problem: Exception | None = None
 

@@ -15,7 +15,7 @@ from mapsage_kaggle.engine.deterministic import is_refusal, only_deterministic
 from mapsage_kaggle.engine.ranks import follow_rank_0, join, lost_peer, num_machines
 from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
 from mapsage_kaggle.engine.safety import expect, install_safe_loading, load_ahead
-from mapsage_kaggle.engine.session import TrainingSession, tell_failure
+from mapsage_kaggle.engine.session import WorkerSession, emit_failure
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_TRAINING, MapsageError
 from mapsage_kaggle.spec import SUPERVISOR_VARIABLE, ChildSpec
 
@@ -28,10 +28,10 @@ def main(arguments: list[str]) -> int:
     os.environ[EVENTS_VARIABLE] = str(spec.work_dir / "events.jsonl")
     torch.set_num_threads(spec.threads)
     cv2.setNumThreads(0)
-    session = TrainingSession(spec, rank=rank, world_size=world_size)
+    session = WorkerSession(spec, rank=rank, world_size=world_size)
     session.control.install_signal_handlers()
     session.control.end_with_supervisor()
-    session.tell(
+    session.emit(
         "start",
         0,
         rank=rank,
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     except BaseException as error:  # noqa: BLE001 - whatever it is, the supervisor must learn of it
         trace = traceback.format_exc()
         print(trace, file=sys.stderr, flush=True)
-        tell_failure(
+        emit_failure(
             session,
             kind=failure_kind(error, has_trained=session.has_trained),
             message=_message(error),
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     return EXIT_DONE
 
 
-def _train(spec: ChildSpec, session: TrainingSession, *, scratch: Path) -> None:
+def _train(spec: ChildSpec, session: WorkerSession, *, scratch: Path) -> None:
     if spec.checkpoint is not None and spec.checkpoint_sha256 and num_machines() == 1:
         load_ahead(spec.checkpoint, spec.checkpoint_sha256)
     # Imported here, so that an import that fails is told like any other failure.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mapsage_kaggle.errors import UsageError
 
 Floats = NDArray[np.float32]
-LEAST_WEIGHT = 1e-3
+MIN_WEIGHT = 1e-3
 """Of a window's outermost pixel: above zero, since at the scene's border nothing else speaks for it."""
 
 
@@ -56,7 +56,7 @@ class Axis:
         overlap = min(self.overlaps(), default=0)
         weights = np.ones(self.size, np.float32)
         if overlap:
-            ramp = np.linspace(LEAST_WEIGHT, 1, overlap + 2, dtype=np.float32)[1:-1]
+            ramp = np.linspace(MIN_WEIGHT, 1, overlap + 2, dtype=np.float32)[1:-1]
             weights[:overlap] = np.minimum(weights[:overlap], ramp)
             weights[-overlap:] = np.minimum(weights[-overlap:], ramp[::-1])
         return weights

@@ -2,7 +2,7 @@
 
 The mean of weights that training passed late on often does better than any of them, at no cost when the
 model is used (Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", 2018).
-The work is done in a child, :mod:`mapsage_kaggle.engine.average`.
+The work is done in a child, :mod:`mapsage_kaggle.engine.jobs.average`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from mapsage_kaggle.checkpoints.inspect import Inspection
-from mapsage_kaggle.checkpoints.manifest import kind_of
+from mapsage_kaggle.checkpoints.names import kind_of
 from mapsage_kaggle.errors import UsageError
-from mapsage_kaggle.evaluation import Evaluation, EvaluationOptions, conclude, count
-from mapsage_kaggle.jobs import OnEvent, Subject, as_interrupted, judge, run_child
+from mapsage_kaggle.jobs.child import OnEvent, as_interrupted, run_child
+from mapsage_kaggle.jobs.evaluate import Evaluation, EvaluationOptions, conclude, count
+from mapsage_kaggle.jobs.subject import ModelSource, judge
 
 BATCH_NORM_IMAGES = 256
 
@@ -32,14 +33,14 @@ class Average:
         num_images: Images that they were gathered over.
     """
 
-    subject: Subject
+    subject: ModelSource
     parents: tuple[Inspection, ...]
     num_batch_norms: int
     num_images: int
 
 
 def average(
-    subject: Subject,
+    subject: ModelSource,
     others: Sequence[Path],
     *,
     out: Path,
@@ -85,12 +86,12 @@ def average(
         "out": str(out.absolute()),
     }
     with as_interrupted("Nothing was written."):
-        told = run_child("average", job, subject, on_event)
+        answer = run_child("average", job, subject, on_event)
     return Average(
         subject=replace(subject, inspection=judge(out)),
         parents=parents,
-        num_batch_norms=int(told["num_batch_norms"]),
-        num_images=int(told["num_images"]),
+        num_batch_norms=int(answer["num_batch_norms"]),
+        num_images=int(answer["num_images"]),
     )
 
 
@@ -101,7 +102,7 @@ def beside_parents(
 
     Raises:
         Interrupted: By Ctrl-C; what was counted is kept.
-        MapsageError: As :func:`mapsage_kaggle.evaluation.evaluate`.
+        MapsageError: As :func:`mapsage_kaggle.jobs.evaluate.evaluate`.
     """
     counted = [
         count(replace(found.subject, inspection=item), options, on_event=on_event)

@@ -4,9 +4,9 @@
     found = evaluate(subject, EvaluationOptions())
     found.scores.miou, found.interval
 
-The counts come from a child (:mod:`mapsage_kaggle.engine.evaluate`) and are kept by image in
+The counts come from a child (:mod:`mapsage_kaggle.engine.jobs.evaluate`) and are kept by image in
 ``<work dir>/evaluation``, so an evaluation that was killed goes on where it was, and one that is through
-is not run again. What they say is :mod:`mapsage_kaggle.measures`'s.
+is not run again. What they say is :mod:`mapsage_kaggle.metrics`'s.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mapsage_kaggle import configure, measures
+from mapsage_kaggle import metrics
+from mapsage_kaggle.config.reading import as_mapping
 from mapsage_kaggle.errors import MachineError, UsageError
-from mapsage_kaggle.jobs import OnEvent, Subject, as_interrupted, judge, run_child
-from mapsage_kaggle.measures import Interval, Scores
+from mapsage_kaggle.jobs.child import OnEvent, as_interrupted, run_child
+from mapsage_kaggle.jobs.subject import ModelSource, judge
+from mapsage_kaggle.metrics import Interval, Scores, read_tally
 from mapsage_kaggle.paths import WorkDir, replace_file
-from mapsage_kaggle.tally import read_tally
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +57,7 @@ class EvaluationOptions:
     window_batch: int = 4
     flips: tuple[Flip, ...] = ()
     scales: tuple[float, ...] = (1.0,)
-    resamples: int = measures.RESAMPLES
+    resamples: int = metrics.RESAMPLES
 
     def __post_init__(self) -> None:
         if self.whole and self.window is not None:
@@ -150,7 +151,7 @@ class Evaluation:
     @property
     def too_few(self) -> bool:
         """Whether there are too few images for the intervals to be relied on."""
-        return self.scores.num_images < measures.FEWEST_IMAGES
+        return self.scores.num_images < metrics.MIN_IMAGES
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON takes it; the scores of the whole come first."""
@@ -162,7 +163,7 @@ class Evaluation:
             "iteration": self.iteration,
             "split": self.split,
             "looked": self.looked,
-            "confidence": measures.CONFIDENCE,
+            "confidence": metrics.CONFIDENCE,
             "too_few_images": self.too_few,
             "palette": [list(colour) for colour in self.palette],
             **self.scores.to_json(),
@@ -185,7 +186,7 @@ class Evaluation:
 
 
 def evaluate(
-    subject: Subject,
+    subject: ModelSource,
     options: EvaluationOptions,
     *,
     against: Path | None = None,
@@ -228,7 +229,7 @@ def conclude(counted: Counted, options: EvaluationOptions, *, against: Counted |
     """
     comparison = None
     if against is not None:
-        gain = measures.paired_interval(counted.confusions, against.confusions, resamples=options.resamples)
+        gain = metrics.paired_interval(counted.confusions, against.confusions, resamples=options.resamples)
         comparison = Comparison(
             checkpoint=against.subject.checkpoint,
             iteration=against.subject.inspection.iteration,
@@ -270,7 +271,7 @@ class Counted:
         num_taken_over: Images that had been counted before.
     """
 
-    subject: Subject
+    subject: ModelSource
     file: Path
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
@@ -284,12 +285,12 @@ class Counted:
         if area is not None:
             chosen = chosen[[name == area for name in self.areas]]
         return Part(
-            scores=measures.score(chosen.sum(axis=0), self.classes, num_images=len(chosen)),
-            interval=measures.miou_interval(chosen, resamples=options.resamples),
+            scores=metrics.score(chosen.sum(axis=0), self.classes, num_images=len(chosen)),
+            interval=metrics.miou_interval(chosen, resamples=options.resamples),
         )
 
 
-def count(subject: Subject, options: EvaluationOptions, *, on_event: OnEvent | None = None) -> Counted:
+def count(subject: ModelSource, options: EvaluationOptions, *, on_event: OnEvent | None = None) -> Counted:
     """Return a model's counts on every image, those from before among them.
 
     Raises:
@@ -317,22 +318,22 @@ def count(subject: Subject, options: EvaluationOptions, *, on_event: OnEvent | N
         "tally": str(tally),
     }
     with as_interrupted("The same command goes on where it was: what was counted is kept."):
-        told = run_child("evaluate", job, subject, on_event)
+        answer = run_child("evaluate", job, subject, on_event)
     counts = read_tally(tally)
     return Counted(
         subject=subject,
         file=file,
-        classes=tuple(told["classes"]),
-        palette=tuple((red, green, blue) for red, green, blue in told["palette"]),
-        areas=tuple(told["areas"]),
-        confusions=np.array([counts[image] for image in told["images"]], dtype=np.int64),
-        num_taken_over=int(told["num_taken_over"]),
+        classes=tuple(answer["classes"]),
+        palette=tuple((red, green, blue) for red, green, blue in answer["palette"]),
+        areas=tuple(answer["areas"]),
+        confusions=np.array([counts[image] for image in answer["images"]], dtype=np.int64),
+        num_taken_over=int(answer["num_taken_over"]),
     )
 
 
-def _key(subject: Subject, options: EvaluationOptions) -> str:
+def _key(subject: ModelSource, options: EvaluationOptions) -> str:
     """Return a digest of all that the counts depend on, but for the images, which the tally names."""
-    cfg = configure.as_mapping(subject.cfg)
+    cfg = as_mapping(subject.cfg)
     loader = cfg.get(f"{options.split}_dataloader") or {}
     data = {key: value for key, value in (loader.get("dataset") or {}).items() if key != "data_root"}
     parts = {
@@ -347,7 +348,7 @@ def _key(subject: Subject, options: EvaluationOptions) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
 
-def _in_words(options: EvaluationOptions, subject: Subject) -> str:
+def _in_words(options: EvaluationOptions, subject: ModelSource) -> str:
     test_cfg: Mapping[str, Any] = subject.cfg.model.get("test_cfg") or {}
     asked = options.windows()
     places: Mapping[str, Any] | None = None

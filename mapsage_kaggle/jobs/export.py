@@ -2,7 +2,7 @@
 
     export(ModelOptions(config=config), ExportOptions(out=Path("export")))
 
-The work is done by :mod:`mapsage_kaggle.engine.export` in a child; here the folder is made whole: it
+The work is done by :mod:`mapsage_kaggle.engine.jobs.export` in a child; here the folder is made whole: it
 appears under its name only when everything in it was written, run again and compared.
 """
 
@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mapsage_kaggle import configure
 from mapsage_kaggle.checkpoints.manifest import file_sha256
-from mapsage_kaggle.display.card import Card, card_text
+from mapsage_kaggle.config.reading import dataset_of
 from mapsage_kaggle.display.history import one_run, read_sessions
+from mapsage_kaggle.display.jobs import Card, card_text
 from mapsage_kaggle.errors import DataError, UsageError
-from mapsage_kaggle.jobs import ModelOptions, OnEvent, Subject, as_interrupted, open_subject, run_child
+from mapsage_kaggle.jobs.child import OnEvent, as_interrupted, run_child
+from mapsage_kaggle.jobs.subject import ModelOptions, ModelSource, open_subject
 from mapsage_kaggle.paths import KagglePaths
 
 FORMS = ("safetensors", "onnx", "torch")
@@ -168,7 +169,7 @@ def _check(options: ExportOptions) -> None:
             raise DataError(f"There is no image at {file}.", "Check the path.")
 
 
-def _open(model: ModelOptions, options: ExportOptions, paths: KagglePaths | None) -> Subject:
+def _open(model: ModelOptions, options: ExportOptions, paths: KagglePaths | None) -> ModelSource:
     """Open the model, with its data set where that is wanted and there."""
     if not options.images:
         try:
@@ -189,7 +190,7 @@ def _files(found: Mapping[str, Any]) -> tuple[ExportedFile, ...]:
     )
 
 
-def _describe(folder: Path, found: Mapping[str, Any], subject: Subject, options: ExportOptions) -> None:
+def _describe(folder: Path, found: Mapping[str, Any], subject: ModelSource, options: ExportOptions) -> None:
     """Write the card, the sums, and what the official client reads to upload the folder."""
     classes = json.loads((folder / "classes.json").read_bytes())
     card = Card(
@@ -252,8 +253,8 @@ def _title(slug: str) -> str:
     return slug.replace("-", " ").capitalize()[:most].strip().ljust(least, ".")
 
 
-def _data_name(subject: Subject) -> str:
-    kind = configure.dataset_of(subject.cfg).get("type", "")
+def _data_name(subject: ModelSource) -> str:
+    kind = dataset_of(subject.cfg).get("type", "")
     return kind if isinstance(kind, str) else getattr(kind, "__name__", "")
 
 

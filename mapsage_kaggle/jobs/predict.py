@@ -10,16 +10,18 @@ from typing import Any
 
 from PIL import Image
 
-from mapsage_kaggle import configure, dataset
+from mapsage_kaggle.config.reading import data_roots_of
+from mapsage_kaggle.data import datasets
 from mapsage_kaggle.errors import ConfigError, DataError, UsageError
 from mapsage_kaggle.imagery.reading import Source, find_images, missing_extra
 from mapsage_kaggle.imagery.submission import check_submission, write_submission
 from mapsage_kaggle.imagery.writing import Labels
-from mapsage_kaggle.jobs import ModelOptions, OnEvent, Subject, as_interrupted, open_subject, run_child
+from mapsage_kaggle.jobs.child import OnEvent, as_interrupted, run_child
+from mapsage_kaggle.jobs.subject import ModelOptions, ModelSource, open_subject
 
 SUBMISSION = "submission.zip"
 _SUBMISSION_LABELS = Labels(
-    classes=dataset.EARTHVQA_CLASSES, palette=dataset.EARTHVQA_PALETTE, first=1, no_data=dataset.NO_DATA
+    classes=datasets.EARTHVQA_CLASSES, palette=datasets.EARTHVQA_PALETTE, first=1, no_data=datasets.NO_DATA
 )
 
 
@@ -152,21 +154,21 @@ def check_options(options: PredictOptions) -> None:
             raise missing_extra("geo", package, "to write probability maps and polygons")
 
 
-def images_of_test_split(subject: Subject) -> tuple[Source, ...]:
+def images_of_test_split(subject: ModelSource) -> tuple[Source, ...]:
     """Return the test split of the config's data set.
 
     Raises:
         ConfigError: The data set is not EarthVQA.
         DataError: There is no test split.
     """
-    kinds = configure.data_roots_of(subject.cfg)
+    kinds = data_roots_of(subject.cfg)
     roots = [Path(path) for path, kind in kinds.items() if kind == "EarthVQADataset"]
     if not roots:
         raise ConfigError(
             f"{subject.options.config} reads {', '.join(sorted(set(kinds.values()))) or 'no data set'}.",
             "--submission is for EarthVQA; for another data set, predict its folder of images.",
         )
-    pairs = dataset.list_pairs(dataset.read_data_root(roots[0]).split("Test"))
+    pairs = datasets.list_pairs(datasets.read_data_root(roots[0]).split("Test"))
     return tuple(Source(path=pair.image, name=pair.image.stem) for pair in pairs)
 
 

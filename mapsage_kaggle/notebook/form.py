@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mapsage_kaggle import configure
 from mapsage_kaggle.clock import format_duration, parse_duration_s
+from mapsage_kaggle.config.reading import as_mapping, find_keys, value_at
 from mapsage_kaggle.errors import UsageError
 
 if TYPE_CHECKING:
-    from mapsage_kaggle.training import Options
+    from mapsage_kaggle.training.options import Options
 
-LEAST_CROP, CROP_STEP = 32, 32
+MIN_CROP, CROP_STEP = 32, 32
 """Encoders halve an image five times."""
 PRECISIONS = ("fp32", "fp16", "bf16")
 _DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
@@ -74,7 +74,7 @@ class Outcome:
 
 def knobs_of(cfg: Mapping[str, Any] | Any, options: Options) -> tuple[Knob, ...]:
     """Return the fields that a config has, with their present values."""
-    cfg = configure.as_mapping(cfg)
+    cfg = as_mapping(cfg)
     loader, optim = cfg["train_dataloader"], cfg.get("optim_wrapper") or {}
     lr = (optim.get("optimizer") or {}).get("lr")
     crops = [value for _, value in _crops(cfg)]
@@ -108,7 +108,7 @@ def turn(
         options: Before anything was changed.
         setting: What the machine and the run allow.
     """
-    cfg = configure.as_mapping(cfg)
+    cfg = as_mapping(cfg)
     before = {knob.name: knob.value for knob in knobs_of(cfg, options)}
     problems: dict[str, Problem] = {}
     asked: dict[str, Any] = {}
@@ -138,11 +138,11 @@ def turn(
 
 
 def difference(before: Mapping[str, Any] | Any, after: Mapping[str, Any] | Any, keys: Sequence[str]) -> str:
-    """Return what overrides changed, in the form of :meth:`mapsage_kaggle.configure.ConfigPatch.diff`."""
-    before, after = configure.as_mapping(before), configure.as_mapping(after)
+    """Return what overrides changed, in the form of :meth:`mapsage_kaggle.config.patch.ConfigPatch.diff`."""
+    before, after = as_mapping(before), as_mapping(after)
     lines = []
     for key in dict.fromkeys(keys):
-        old, new = configure.value_at(before, key), configure.value_at(after, key)
+        old, new = value_at(before, key), value_at(after, key)
         if old != new:
             lines.append(f"@@ {key} @@")
             lines += [f"-{key} = {old!r}"] if old is not None else []
@@ -173,7 +173,7 @@ def _whole(least: int) -> Callable[[str], int]:
 
 
 def _crop(text: str) -> int:
-    value = _whole(LEAST_CROP)(text)
+    value = _whole(MIN_CROP)(text)
     if value % CROP_STEP:
         raise _Wrong("form_multiple", step=CROP_STEP)
     return value
@@ -246,12 +246,12 @@ def _misfits(
 
 
 def _crops(cfg: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return list(configure.find_keys(cfg.get("train_dataloader"), "train_dataloader", "crop_size"))
+    return list(find_keys(cfg.get("train_dataloader"), "train_dataloader", "crop_size"))
 
 
 def _crop_overrides(side: int, cfg: Mapping[str, Any]) -> list[str]:
     keys = [key for key, _ in _crops(cfg)]
-    if configure.value_at(cfg, "model.data_preprocessor.size") is not None:
+    if value_at(cfg, "model.data_preprocessor.size") is not None:
         keys.append("model.data_preprocessor.size")
     return [f"{key}=({side},{side})" for key in keys]
 
@@ -277,7 +277,7 @@ def _precision_overrides(precision: str, cfg: Mapping[str, Any]) -> list[str]:
 
 
 def _worker_overrides(workers: int, cfg: Mapping[str, Any]) -> list[str]:
-    persistent = configure.value_at(cfg, "train_dataloader.persistent_workers")
+    persistent = value_at(cfg, "train_dataloader.persistent_workers")
     off = ["train_dataloader.persistent_workers=False"] if persistent and workers == 0 else []
     return [f"train_dataloader.num_workers={workers}", *off]
 

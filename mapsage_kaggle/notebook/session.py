@@ -14,22 +14,33 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from mapsage_kaggle import checks
 from mapsage_kaggle.clock import SessionClock, format_duration, parse_duration_s
-from mapsage_kaggle.dataset import EARTHVQA_CLASSES, EARTHVQA_PALETTE, LOVEDA_CLASSES, LOVEDA_PALETTE
+from mapsage_kaggle.config.modules import find_config
+from mapsage_kaggle.config.patch import plan_patch
+from mapsage_kaggle.config.reading import check_trainable, data_roots_of, read_config
+from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE, LOVEDA_CLASSES, LOVEDA_PALETTE
+from mapsage_kaggle.data.find import find_data
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Finding, Panel, Table, Tone, say, show
 from mapsage_kaggle.display.text import TextSink
-from mapsage_kaggle.display.words import Words
 from mapsage_kaggle.errors import ConfigError, MapsageError, TrainingError, UsageError
 from mapsage_kaggle.events import read_events
-from mapsage_kaggle.follow import Follower
-from mapsage_kaggle.paths import KagglePaths, WorkDir, bundled
-from mapsage_kaggle.supervise import STOP_GRACE_S
+from mapsage_kaggle.machine import survey
+from mapsage_kaggle.notebook.view import View
+from mapsage_kaggle.paths import KagglePaths, WorkDir
+from mapsage_kaggle.training.follow import Follower
+from mapsage_kaggle.training.handle import TrainingHandle
+from mapsage_kaggle.training.options import Options
+from mapsage_kaggle.training.prepare import Discovery, Prepared, discover, prepare
+from mapsage_kaggle.training.supervisor import STOP_GRACE_S
 
 if TYPE_CHECKING:
-    from mapsage_kaggle import knobs, training
+    from mapsage_kaggle.checks import Check
     from mapsage_kaggle.display.widgets import FormState
-    from mapsage_kaggle.environment import Check, Machine
-    from mapsage_kaggle.evaluation import Evaluation
+    from mapsage_kaggle.jobs.evaluate import Evaluation
+    from mapsage_kaggle.machine import Machine
+    from mapsage_kaggle.notebook import form
     from mapsage_kaggle.records import SessionRecord
 
 R = TypeVar("R")
@@ -66,7 +77,7 @@ def preflight(
     upload_to: str | None = None,
     upload_every: str | float = "1h",
     language: str = "en",
-) -> Session:
+) -> NotebookSession:
     """Look at the machine and the data set, and open the session.
 
     Args:
@@ -90,8 +101,7 @@ def preflight(
         DataError: The data set is missing or damaged.
         MachineError: This machine cannot run the session.
     """
-    from mapsage_kaggle import environment
-    from mapsage_kaggle.training import Options
+    from mapsage_kaggle.training.options import Options
 
     words = Words(language)
     with words.refusing():
@@ -113,10 +123,10 @@ def preflight(
         )
         clock = SessionClock.for_this_session(limit_s=options.session_limit_s, reserve_s=options.reserve_s)
         paths = KagglePaths.from_environment()
-        machine = environment.survey(paths)
-        session = Session(options, paths=paths, machine=machine, clock=clock, words=words)
-        checks = environment.preflight(paths, machine, clock=clock)
-        findings = [_finding(check, words) for check in checks]
+        machine = survey(paths)
+        session = NotebookSession(options, paths=paths, machine=machine, clock=clock, words=words)
+        rows = checks.preflight(paths, machine, clock=clock)
+        findings = [_finding(check, words) for check in rows]
         fatal = [item for item in findings if item.tone == "bad"]
         data_error: MapsageError | None = None
         pictures: list[bytes] = []
@@ -138,7 +148,7 @@ def preflight(
                 pictures=tuple(pictures),
             )
         )
-        environment.require(checks)
+        checks.require(rows)
         if data_error is not None:
             raise data_error
         return session
@@ -148,18 +158,18 @@ class _OutOfTimeError(Exception):
     """An evaluation has used up the session's time."""
 
 
-def _cell(method: Callable[[Session], R]) -> Callable[[Session], R]:
+def _cell(method: Callable[[NotebookSession], R]) -> Callable[[NotebookSession], R]:
     """Make a method refuse in the session's language."""
 
     @functools.wraps(method)
-    def call(self: Session) -> R:
+    def call(self: NotebookSession) -> R:
         with self._words.refusing():
             return method(self)
 
     return call
 
 
-class Session:
+class NotebookSession:
     """One session in a notebook: what was asked, and how far it has got.
 
     Attributes:
@@ -174,7 +184,7 @@ class Session:
 
     def __init__(
         self,
-        options: training.Options,
+        options: Options,
         *,
         paths: KagglePaths,
         machine: Machine,
@@ -185,11 +195,11 @@ class Session:
         self.paths = paths
         self.machine = machine
         self.clock = clock
-        self.discovery: training.Discovery | None = None
-        self.prepared: training.Prepared | None = None
-        self.handle: training.TrainingHandle | None = None
+        self.discovery: Discovery | None = None
+        self.prepared: Prepared | None = None
+        self.handle: TrainingHandle | None = None
         self._words = words
-        self._view: _View | None = None
+        self._view: View | None = None
         self._follower: Follower | None = None
 
     def __repr__(self) -> str:
@@ -209,12 +219,10 @@ class Session:
         Raises:
             CheckpointError: No acceptable one where one is needed; nothing is trained.
         """
-        from mapsage_kaggle import training
-
         words = self._words
         self._wait_for_others()
         try:
-            self.discovery = training.discover(self.options, paths=self.paths, on_wait=say)
+            self.discovery = discover(self.options, paths=self.paths, on_wait=say)
         except MapsageError as error:
             show(self._refusal(words("discovery"), error))
             raise
@@ -234,11 +242,9 @@ class Session:
             ConfigError: It cannot run here.
             DataError: The data set is missing or inconsistent.
         """
-        from mapsage_kaggle import training
-
         if self.discovery is None:
             raise UsageError("Nothing has been discovered yet.", "Run the cells from the top.")
-        self.prepared = training.prepare(self.discovery, machine=self.machine, clock=self.clock)
+        self.prepared = prepare(self.discovery, machine=self.machine, clock=self.clock)
         show(self._configuration_panel(self.prepared))
         if self._widgets:
             self._show_form(self.prepared)
@@ -253,7 +259,7 @@ class Session:
         Raises:
             MapsageError: It failed before there was anything new to hand over.
         """
-        from mapsage_kaggle.training import TrainingHandle
+        from mapsage_kaggle.training.handle import TrainingHandle
 
         self._refuse_while_training()
         if self.prepared is None:
@@ -269,7 +275,7 @@ class Session:
         record = self.prepared.discovery.choice.record
         best = record.best if record is not None else None
         known = best is not None and best.metric == "mIoU" and best.value is not None
-        self._view = _View(
+        self._view = View(
             self,
             start_iteration=self.prepared.start_iteration,
             max_iters=self.prepared.patch.max_iters,
@@ -298,7 +304,7 @@ class Session:
             )
         record = follower.record()
         if self.interactive:
-            self._view = _View(
+            self._view = View(
                 self,
                 start_iteration=record.start_iteration if record is not None else 0,
                 max_iters=record.max_iters if record is not None else 0,
@@ -361,8 +367,8 @@ class Session:
             show(Panel(title=words("evaluation"), tone="note", lead=words("eval_cut")))
             return
         except (MapsageError, OSError) as error:
-            told = words.refusal(error) if isinstance(error, MapsageError) else str(error)
-            show(Panel(title=words("evaluation"), tone="note", lead=words("eval_failed", message=told)))
+            message = words.refusal(error) if isinstance(error, MapsageError) else str(error)
+            show(Panel(title=words("evaluation"), tone="note", lead=words("eval_failed", message=message)))
             return
         document = found.to_json()
         show(evaluation_panel(document, words, [confusion_of(document, words), *found.examples]))
@@ -391,8 +397,8 @@ class Session:
         return EVALUATION_START_S + 2.0 * seconds[-1] if seconds else UNKNOWN_EVALUATION_S
 
     def _evaluation(self) -> Evaluation:
-        from mapsage_kaggle.evaluation import EvaluationOptions, evaluate
-        from mapsage_kaggle.jobs import ModelOptions, open_subject
+        from mapsage_kaggle.jobs.evaluate import EvaluationOptions, evaluate
+        from mapsage_kaggle.jobs.subject import ModelOptions, open_subject
 
         subject = open_subject(
             ModelOptions(
@@ -485,15 +491,14 @@ class Session:
             ConfigError: The config does not parse, or cannot be trained by the kit.
             DataError: The data set is missing or damaged.
         """
-        from mapsage_kaggle import configure, training
-        from mapsage_kaggle.dataset import check_data, list_pairs
+        from mapsage_kaggle.data.datasets import check_data, list_pairs
         from mapsage_kaggle.display.plots import data_picture
 
         words = self._words
-        cfg = configure.read_config(self.options.config, self.options.overrides)
-        configure.check_trainable(cfg, self.options.config)
-        roots = training.find_data(cfg, self.paths.input)
-        kinds = configure.data_roots_of(cfg)
+        cfg = read_config(self.options.config, self.options.overrides)
+        check_trainable(cfg, self.options.config)
+        roots = find_data(cfg, self.paths.input)
+        kinds = data_roots_of(cfg)
         findings: list[Finding] = []
         pictures: list[bytes] = []
         for name, path in roots.items():
@@ -533,7 +538,7 @@ class Session:
         return Panel(
             title=title,
             tone="bad",
-            lead=f"{words.tell(first)} {words.tell(error.remedy.strip())}".strip(),
+            lead=f"{words.translate(first)} {words.translate(error.remedy.strip())}".strip(),
             lists=((words("candidates"), lines),) if lines else (),
         )
 
@@ -549,7 +554,7 @@ class Session:
                 "–" if item.iteration is None else f"{item.iteration:,}",
                 size(item.size_bytes) if item.size_bytes else "–",
                 words(verdicts.get(item.verdict, item.verdict)),
-                words.tell(item.reason),
+                words.translate(item.reason),
             )
             for item in choice.candidates
         ]
@@ -564,14 +569,12 @@ class Session:
             title=title,
             tone="note" if choice.action == "weights-only" or choice.steps_down else "good",
             lead=choice_text(choice, words) + ".",
-            notes=tuple(map(words.tell, choice.steps_down)),
+            notes=tuple(map(words.translate, choice.steps_down)),
             table=table if rows else None,
         )
 
     def _pick(self, path: Path | None, weights_only: bool) -> Panel:
         """Start from a file that a person picked, or fresh; the configuration is then to be made again."""
-        from mapsage_kaggle import training
-
         options = replace(
             self.options,
             resume="never" if path is None else path,
@@ -581,13 +584,13 @@ class Session:
         )
         try:
             self._refuse_while_training()
-            self.discovery = training.discover(options, paths=self.paths, record_refusals=False)
+            self.discovery = discover(options, paths=self.paths, record_refusals=False)
         except MapsageError as error:
             return self._refusal(self._words("discovery"), error)
         self.options, self.prepared = options, None
         return self._discovery_panel(self._words("pick_done"))
 
-    def _configuration_panel(self, prepared: training.Prepared, *, tail: tuple[str, ...] = ()) -> Panel:
+    def _configuration_panel(self, prepared: Prepared, *, tail: tuple[str, ...] = ()) -> Panel:
         words, patch = self._words, prepared.patch
         where = (
             words("gpus", count=prepared.facts.world_size)
@@ -608,18 +611,18 @@ class Session:
                 (words("time_left"), words("until_written", left=format_duration(self.clock.left_s()))),
                 (words("work_dir"), str(prepared.work_dir)),
             ),
-            notes=tuple(map(words.tell, patch.warnings)),
+            notes=tuple(map(words.translate, patch.warnings)),
             diff=patch.diff(),
             diff_title=words("changed_keys", count=len(patch.changes)),
             tail=tail,
         )
 
-    def _show_form(self, prepared: training.Prepared) -> None:
-        from mapsage_kaggle import knobs
+    def _show_form(self, prepared: Prepared) -> None:
         from mapsage_kaggle.display.widgets import Field, Form
+        from mapsage_kaggle.notebook import form
 
         words, options, cfg = self._words, self.options, prepared.discovery.cfg
-        setting = knobs.Setting(
+        setting = form.Setting(
             on_gpu=prepared.facts.on_gpu,
             world_size=prepared.facts.world_size,
             num_cpus=self.machine.num_cpus,
@@ -632,19 +635,19 @@ class Session:
                 value=knob.value,
                 choices=tuple((words.get(choice), choice) for choice in knob.choices),
             )
-            for knob in knobs.knobs_of(cfg, options)
+            for knob in form.knobs_of(cfg, options)
         ]
         Form(
             words,
             fields,
-            on_change=lambda values: self._judge(knobs.turn(values, cfg, options, setting), prepared),
-            on_use=lambda values: self._use(knobs.turn(values, cfg, options, setting)),
+            on_change=lambda values: self._judge(form.turn(values, cfg, options, setting), prepared),
+            on_use=lambda values: self._use(form.turn(values, cfg, options, setting)),
         ).display()
 
-    def _judge(self, asked: knobs.Outcome, prepared: training.Prepared) -> FormState:
+    def _judge(self, asked: form.Outcome, prepared: Prepared) -> FormState:
         """Say what the form asks for, without doing it."""
-        from mapsage_kaggle import configure, knobs
         from mapsage_kaggle.display.widgets import FormState
+        from mapsage_kaggle.notebook import form
 
         words, options = self._words, asked.options
         title = words("form_title")
@@ -656,9 +659,9 @@ class Session:
             return FormState(problems={}, panel=Panel(title=title, lead=words("form_same")), usable=False)
         before = prepared.discovery.cfg
         try:
-            cfg = configure.read_config(options.config, options.overrides)
+            cfg = read_config(options.config, options.overrides)
             end = options.extend_to or prepared.facts.extend_to
-            patch = configure.plan(cfg, options.config, replace(prepared.facts, extend_to=end))
+            patch = plan_patch(cfg, options.config, replace(prepared.facts, extend_to=end))
         except ConfigError as error:
             return FormState(problems={}, panel=self._refusal(title, error), usable=False)
         keys = [override.partition("=")[0] for override in asked.overrides]
@@ -670,23 +673,21 @@ class Session:
             tone="note",
             lead=words("form_changed") if is_usable else "",
             notes=(words("form_other_run"),) if is_other else (),
-            diff=knobs.difference(before, cfg, keys) + patch.diff(),
+            diff=form.difference(before, cfg, keys) + patch.diff(),
             diff_title=words("form_diff"),
             diff_open=True,
         )
         return FormState(problems={}, panel=panel, usable=is_usable)
 
-    def _use(self, asked: knobs.Outcome) -> Panel:
+    def _use(self, asked: form.Outcome) -> Panel:
         """Do what the form asks for, in memory; what was planned before stays where it cannot be done."""
-        from mapsage_kaggle import training
-
         options, words = asked.options, self._words
         assert options is not None
         clock = SessionClock.for_this_session(limit_s=options.session_limit_s, reserve_s=options.reserve_s)
         try:
             self._refuse_while_training()
-            discovery = training.discover(options, paths=self.paths, record_refusals=False)
-            prepared = training.prepare(discovery, machine=self.machine, clock=clock, to_train=False)
+            discovery = discover(options, paths=self.paths, record_refusals=False)
+            prepared = prepare(discovery, machine=self.machine, clock=clock, to_train=False)
         except MapsageError as error:
             return self._refusal(words("configuration"), error)
         self.options, self.clock, self.discovery, self.prepared = options, clock, discovery, prepared
@@ -704,7 +705,7 @@ class Session:
 
         return self.interactive and can_show_widgets()
 
-    def _training(self) -> training.TrainingHandle | Follower:
+    def _training(self) -> TrainingHandle | Follower:
         found = self.handle if self.handle is not None else self._follower
         if found is None:
             raise TrainingError("Nothing is being trained.", "Run the cells from the top.")
@@ -739,78 +740,17 @@ class Session:
         self._follower = self._view = None
 
 
-class _View:
-    """The live view of a session's training, with its surface."""
-
-    def __init__(self, session: Session, **known: Any) -> None:
-        from mapsage_kaggle.display.live import DisplaySurface, LiveView
-        from mapsage_kaggle.display.widgets import TrainingSurface
-        from mapsage_kaggle.environment import GpuGauge
-
-        words = session._words
-        self.surface: TrainingSurface | DisplaySurface = (
-            TrainingSurface(words, on_save=session.save, on_stop=session.stop)
-            if session._widgets
-            else DisplaySurface()
-        )
-        self.display()
-        self.live = LiveView(
-            self.surface, words, gpu_load=GpuGauge() if session.machine.gpus else None, **known
-        )
-
-    def display(self) -> None:
-        """Show it in the output of the running cell."""
-        self.surface.display()
-
-    def close_after(self, wait: Callable[[], SessionRecord | None]) -> None:
-        """Show the last state once ``wait`` has returned; this itself returns at once."""
-
-        def close() -> None:
-            try:
-                record = wait()
-            except MapsageError as error:
-                self.live.close(reason="failed", message=str(error))
-            else:
-                ended = record is not None and record.stop_reason != "running"
-                self.live.close(
-                    reason=record.stop_reason if record is not None and ended else "failed",
-                    message=record.message if record is not None else "",
-                )
-            self.surface.close()
-
-        threading.Thread(target=close, name="mapsage-view-end", daemon=True).start()
-
-
-def find_config(name: str | Path) -> Path:
-    """Return the config file of a given path, or of that name among the kit's own.
-
-    Raises:
-        ConfigError: There is none; the message has the names that there are.
-    """
-    path = Path(name)
-    if path.is_file():
-        return path.absolute()
-    folder = bundled("configs")
-    own = folder / path.name if path.suffix == ".py" else folder / f"{path.name}.py"
-    if not path.is_absolute() and own.is_file():
-        return own
-    names = ", ".join(sorted(item.name for item in folder.glob("*.py") if not item.name.startswith("_")))
-    raise ConfigError(
-        f"There is no config {name}.", f"Give the path of a file, or one of the kit's own: {names}."
-    )
-
-
-def _parameters(options: training.Options) -> str:
+def _parameters(options: Options) -> str:
     """Return the lines of the parameters cell that ask for the same again."""
-    told: list[tuple[str, object]] = [
+    message: list[tuple[str, object]] = [
         ("OVERRIDES", list(options.overrides)),
         ("SESSION_LIMIT", format_duration(options.session_limit_s).replace(" ", "")),
         ("RESERVE", format_duration(options.reserve_s).replace(" ", "")),
         ("ON_MEMORY", options.on_memory),
     ]
     if options.extend_to is not None:
-        told.append(("EXTEND_TO", options.extend_to))
-    return "; ".join(f"{name} = {value!r}" for name, value in told)
+        message.append(("EXTEND_TO", options.extend_to))
+    return "; ".join(f"{name} = {value!r}" for name, value in message)
 
 
 def _finding(check: Check, words: Words) -> Finding:
@@ -818,5 +758,5 @@ def _finding(check: Check, words: Words) -> Finding:
     return Finding(
         tone="good" if check.ok else tones.get(check.level, ""),
         name=words.name(check.name),
-        message=words.tell(check.message),
+        message=words.translate(check.message),
     )

@@ -1,7 +1,7 @@
 """Kaggle, spoken to through the objects of its own client. Nothing else of the kit imports ``kaggle``.
 
 ``import kaggle`` reads the credentials where the official client does, and checks a token over the
-network. So it is imported by :meth:`Kaggle.connect` and not before. The client itself has no time
+network. So it is imported by :meth:`KaggleClient.connect` and not before. The client itself has no time
 limits and retries next to nothing: time limits are added here, and repeating is the loop's matter,
 since repeating a push would start a second session.
 """
@@ -28,7 +28,7 @@ TIMEOUT_S = 60.0
 CONNECT_S = 120.0
 """For the import of the client, which checks a token."""
 PAGE_SIZE = 100
-MOST_PAGES = 100
+MAX_PAGES = 100
 
 _STATUSES: Mapping[str, Status] = {
     "NEW_SCRIPT": "new",
@@ -97,7 +97,7 @@ class Pushed:
     invalid_datasets: tuple[str, ...] = ()
 
 
-class Kaggle:
+class KaggleClient:
     """One account.
 
     Attributes:
@@ -114,7 +114,7 @@ class Kaggle:
         api.build_kaggle_client = self._bounded_client
 
     @classmethod
-    def connect(cls, owner: str) -> Kaggle:
+    def connect(cls, owner: str) -> KaggleClient:
         """Read the credentials as the official client does, and see whether they are the owner's.
 
         Raises:
@@ -185,7 +185,7 @@ class Kaggle:
         from kagglesdk.kernels.types.kernels_api_service import ApiListKernelsRequest
         from kagglesdk.kernels.types.kernels_enums import KernelsListViewType
 
-        for page in range(1, MOST_PAGES + 1):
+        for page in range(1, MAX_PAGES + 1):
             request = ApiListKernelsRequest()
             request.group, request.user = KernelsListViewType.PROFILE, self.owner
             request.page, request.page_size = page, PAGE_SIZE
@@ -225,7 +225,7 @@ class Kaggle:
 
         files: dict[str, OutputFile] = {}
         log, token = "", ""
-        for _ in range(MOST_PAGES):
+        for _ in range(MAX_PAGES):
             request = self._of_version(ApiListKernelSessionOutputRequest(), slug, version)
             request.page_size, request.page_token = PAGE_SIZE, token
             answer = self._call(
@@ -354,7 +354,7 @@ class Kaggle:
         names: list[str] = []
         token = ""
         try:
-            for _ in range(MOST_PAGES):
+            for _ in range(MAX_PAGES):
                 page = self._dataset_page(ref, token)
                 names += [item.name for item in page.dataset_files or []]
                 if not page.next_page_token or page.next_page_token == token:
@@ -482,12 +482,12 @@ class Kaggle:
             raise Rejected(self._scrub(str(error))) from None
 
     def _refusal(self, error: Any) -> MapsageError:
-        code, told = error.response.status_code, ""
+        code, message = error.response.status_code, ""
         with contextlib.suppress(ValueError, AttributeError):
             document = error.response.json()
             code = int(document.get("code", code))
-            told = str(document.get("message", ""))
-        told = self._scrub(told)
+            message = str(document.get("message", ""))
+        message = self._scrub(message)
         if code == 429 or code >= 500:
             return Unreachable(f"Kaggle cannot answer now (HTTP {code}).")
         if code == 401:
@@ -497,12 +497,12 @@ class Kaggle:
             )
         if code == 403:
             return Denied(
-                f"The credentials do not allow it (HTTP 403){': ' + told if told else ''}.",
+                f"The credentials do not allow it (HTTP 403){': ' + message if message else ''}.",
                 "Create a token with rights to notebooks and data sets on kaggle.com (Settings, API).",
             )
         if code == 404:
-            return Absent(f"Kaggle knows nothing of it (HTTP 404){': ' + told if told else ''}.")
-        return Rejected(told or f"Kaggle said no (HTTP {code}).")
+            return Absent(f"Kaggle knows nothing of it (HTTP 404){': ' + message if message else ''}.")
+        return Rejected(message or f"Kaggle said no (HTTP {code}).")
 
     def _scrub(self, text: str) -> str:
         for name in ("token", "key"):

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mapsage_kaggle import configure
-from mapsage_kaggle.clock import DEFAULT_LIMIT_S, GPU_QUOTA_S, parse_duration_s
+from mapsage_kaggle.clock import DEFAULT_LIMIT_S, parse_duration_s
+from mapsage_kaggle.config.modules import find_config
+from mapsage_kaggle.config.reading import check_trainable, read_config
 from mapsage_kaggle.errors import MapsageError, UsageError
-from mapsage_kaggle.notebook import find_config
+from mapsage_kaggle.pace import GPU_QUOTA_S
 from mapsage_kaggle.paths import bundled
-from mapsage_kaggle.relay import plan as planning
-from mapsage_kaggle.relay.client import Kaggle
+from mapsage_kaggle.relay import forecast as planning
+from mapsage_kaggle.relay.client import KaggleClient
 from mapsage_kaggle.relay.decide import Settings
 from mapsage_kaggle.relay.journal import Journal, Transport, held
 from mapsage_kaggle.relay.kernel import CODE_FILE, RETIRED, Job, check_names
@@ -22,12 +23,12 @@ from mapsage_kaggle.relay.run import Places, Relay
 
 SETTLE_POLLS = 5
 """A push whose answer was lost is waited for over so many looks."""
-LEAST_SETTLE_S = 1.0
-LEAST_POLL_S = 0.05
+MIN_SETTLE_S = 1.0
+MIN_POLL_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
+class RelayRequest:
     """A relay as it was asked for.
 
     Attributes:
@@ -64,7 +65,7 @@ def read(
     state: Path | None = None,
     poll: str = "1m",
     overrides: Sequence[str] = (),
-) -> Asked:
+) -> RelayRequest:
     """Check what was asked, as far as that can be done without asking Kaggle.
 
     Raises:
@@ -80,7 +81,7 @@ def read(
     limit_s, reserve_s, poll_s = (parse_duration_s(text) for text in (session_limit, reserve, poll))
     if limit_s > DEFAULT_LIMIT_S:
         raise UsageError(f"--session-limit {session_limit}: Kaggle ends every session at 12h.", "Give 12h.")
-    if poll_s < LEAST_POLL_S:
+    if poll_s < MIN_POLL_S:
         raise UsageError(f"--poll {poll} would ask Kaggle without a pause.", "Give 1m, or more.")
     if reserve_s >= limit_s:
         raise UsageError(f"--reserve {reserve} leaves nothing of --session-limit {session_limit}.")
@@ -89,7 +90,7 @@ def read(
     if transport == "dataset" and not saved:
         raise UsageError("--transport dataset needs a --checkpoint-dataset.", "Name one.")
     name, max_iters, val_interval = _config(config, overrides)
-    return Asked(
+    return RelayRequest(
         settings=Settings(
             owner=owner,
             slug=slug,
@@ -100,7 +101,7 @@ def read(
             max_sessions=max_sessions,
             session_limit_s=limit_s,
             poll_s=poll_s,
-            settle_s=max(LEAST_SETTLE_S, SETTLE_POLLS * poll_s),
+            settle_s=max(MIN_SETTLE_S, SETTLE_POLLS * poll_s),
         ),
         job=Job(
             config=name,
@@ -129,19 +130,19 @@ def _config(config: str, overrides: Sequence[str]) -> tuple[str, int | None, int
             f"{path} is not one of the kit's own configs, so sessions on Kaggle do not have it.",
             "Attach it there as a --dataset, and give its path there, /kaggle/input/…",
         )
-    cfg = configure.read_config(path, tuple(overrides))
-    max_iters = configure.check_trainable(cfg, path)
+    cfg = read_config(path, tuple(overrides))
+    max_iters = check_trainable(cfg, path)
     return path.name, max_iters, int((cfg.get("train_cfg") or {}).get("val_interval") or 0)
 
 
-def run(asked: Asked, say: Callable[[str], None], *, once: bool = False, again: bool = False) -> int:
+def run(asked: RelayRequest, say: Callable[[str], None], *, once: bool = False, again: bool = False) -> int:
     """Run the chain, telling ``say`` what happens, one line each; return the exit code.
 
     Raises:
         MapsageError: It cannot go on; the message says why and what to do.
     """
     with held(asked.places.journal):
-        kaggle = Kaggle.connect(asked.settings.owner)
+        kaggle = KaggleClient.connect(asked.settings.owner)
         relay = Relay(
             kaggle=kaggle,
             settings=asked.settings,
@@ -152,14 +153,14 @@ def run(asked: Asked, say: Callable[[str], None], *, once: bool = False, again: 
         return relay.run(once=once, again=again)
 
 
-def plan_text(asked: Asked) -> str:
+def plan_text(asked: RelayRequest) -> str:
     """Return what :func:`run` would do, in lines for a terminal. Writes nothing here or on Kaggle."""
     journal = Journal.read(asked.places.journal)
     notes = [] if journal else ["No journal here: planned from iteration 0."]
     quota = None
     if asked.job.machine is not None:
         try:
-            quota = Kaggle.connect(asked.settings.owner).quota()
+            quota = KaggleClient.connect(asked.settings.owner).quota()
         except MapsageError as error:
             notes.append(f"The quota is assumed, 30 hours a week: {error}")
     start = journal.hand_over.iteration if journal and journal.hand_over else 0

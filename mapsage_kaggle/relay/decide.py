@@ -25,11 +25,11 @@ Status = Literal["new", "queued", "running", "cancelling", "complete", "error", 
 ENDED: frozenset[Status] = frozenset({"complete", "error", "cancelled"})
 ACTIVE: frozenset[Status] = frozenset({"queued", "running", "cancelling", "unknown"})
 
-MOST_REPEATS = 2
+MAX_REPEATS = 2
 """How often a session that made no progress is repeated."""
-MOST_REJECTED = 20
+MAX_REJECTED = 20
 """How many pushes in a row may come to nothing."""
-LEAST_SESSION_S = 3600.0
+MIN_SESSION_S = 3600.0
 """A session shorter than this (and than the limit asked for) is not worth its installation."""
 QUEUE_S = 12 * 3600.0
 """How long a session may wait for a machine."""
@@ -207,12 +207,12 @@ def _about_intent(attempt: Attempt, journal: Journal, seen: Observation, setting
         seconds = min(left_s, settings.poll_s)
         return Wait(seconds=seconds, reason="the answer to a push was lost; it may still turn up")
     retry_s = seen.now_s + settings.settle_s * min(4, 1 + journal.rejected_pushes)
-    if journal.rejected_pushes + 1 >= MOST_REJECTED:
-        told = f": {attempt.refusal}" if attempt.refusal else "."
+    if journal.rejected_pushes + 1 >= MAX_REJECTED:
+        message = f": {attempt.refusal}" if attempt.refusal else "."
         return Forget(
             retry_s=retry_s,
             then=Stop(
-                reason=f"{MOST_REJECTED} pushes in a row came to nothing{told}",
+                reason=f"{MAX_REJECTED} pushes in a row came to nothing{message}",
                 remedy="Look at kaggle.com, then run the relay again.",
                 exit_code=EXIT_MACHINE,
             ),
@@ -248,16 +248,16 @@ def _whether_over(journal: Journal, settings: Settings) -> Stop | None:
         return Stop(reason=f"Iteration {settings.until} is reached (now at {iteration}).")
     last = journal.last
     if last is not None and journal.num_futile:
-        told = last.message or f"it ended as {last.status} and left no record"
+        message = last.message or f"it ended as {last.status} and left no record"
         if last.verdict == "hopeless":
-            reason = f"Version {last.version} of {last.slug} cannot go on: {told}"
+            reason = f"Version {last.version} of {last.slug} cannot go on: {message}"
             remedy = "Mend that, then run the relay with --again."
             return Stop(reason=reason, remedy=remedy, exit_code=last.exit_code or EXIT_TRAINING)
-        if journal.num_futile > MOST_REPEATS:
+        if journal.num_futile > MAX_REPEATS:
             code = EXIT_CHECKPOINT if last.verdict == "unmounted" else EXIT_TRAINING
             return Stop(
                 reason=f"{journal.num_futile} sessions in a row made no progress beyond iteration "
-                f"{iteration}; the last: {told}",
+                f"{iteration}; the last: {message}",
                 remedy="Mend that, then run the relay with --again.",
                 exit_code=code,
             )
@@ -291,7 +291,7 @@ def _next(journal: Journal, seen: Observation, settings: Settings) -> Action:
     limit_s = settings.session_limit_s
     if seen.quota_left_s is not None and seen.quota_left_s < limit_s:
         limit_s = seen.quota_left_s // 60 * 60
-        if limit_s < min(LEAST_SESSION_S, settings.session_limit_s):
+        if limit_s < min(MIN_SESSION_S, settings.session_limit_s):
             renewed = f" It is renewed {seen.quota_renews}." if seen.quota_renews else ""
             return Stop(
                 reason=f"{format_duration(seen.quota_left_s)} of this week's GPU quota is left, too "

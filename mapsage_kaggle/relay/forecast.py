@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mapsage_kaggle.clock import Pace, format_duration, quota_date_s
+from mapsage_kaggle.clock import format_duration
+from mapsage_kaggle.pace import Pace, quota_date_s
 
 ASSUMED_ITERATION_S = 1.0
 ASSUMED_VALIDATION_S = 600.0
@@ -15,7 +16,7 @@ START_UP_S = 300.0
 """From a session's start to its first iteration: installation, looking at the data."""
 CLOSING_S = 300.0
 """From its last iteration to its end: saving, the report, Kaggle's saving of the output."""
-MOST_SESSIONS = 200
+MAX_SESSIONS = 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +99,7 @@ def plan(
     usable_s = session_limit_s - reserve_s - START_UP_S - CLOSING_S
     legs: list[Leg] = []
     iteration = start
-    most = min(MOST_SESSIONS, MOST_SESSIONS if most_sessions is None else most_sessions)
+    most = min(MAX_SESSIONS, MAX_SESSIONS if most_sessions is None else most_sessions)
     while iteration < end and len(legs) < most:
         count = pace.iterations_in(usable_s, iteration=iteration, val_interval=val_interval)
         if count <= 0:

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from mapsage_kaggle import errors
 from mapsage_kaggle.checkpoints.inspect import inspect
-from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256, kind_of, manifest_sha256
+from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256, manifest_sha256
+from mapsage_kaggle.checkpoints.names import kind_of
 from mapsage_kaggle.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_TRAINING
 from mapsage_kaggle.records import CheckpointRef, SessionRecord
-from mapsage_kaggle.relay.client import Kaggle, OutputFile, Unreachable
+from mapsage_kaggle.relay.client import KaggleClient, OutputFile, Unreachable
 from mapsage_kaggle.relay.decide import Status
 from mapsage_kaggle.relay.journal import Attempt, HandOver, Outcome, Verdict
 
-MOST_DOWNLOADS = 3
+MAX_DOWNLOADS = 3
 """How many checkpoints of one version are looked at before it is given up."""
 DOWNLOAD_TRIES = 3
 
@@ -26,7 +27,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Left:
+class SessionOutput:
     """The files of a version that matter here.
 
     Attributes:
@@ -42,7 +43,7 @@ class Left:
     log: str
 
 
-def fetch(kaggle: Kaggle, slug: str, version: int, *, stem: str, folder: Path) -> Left:
+def fetch(kaggle: KaggleClient, slug: str, version: int, *, stem: str, folder: Path) -> SessionOutput:
     """Fetch the record and the manifest of a version into ``folder``, and list the rest.
 
     Raises:
@@ -65,7 +66,7 @@ def fetch(kaggle: Kaggle, slug: str, version: int, *, stem: str, folder: Path) -
         manifest = Manifest.read(folder / "manifest.json")
     except (OSError, ValueError):
         manifest = Manifest()
-    return Left(record=record, manifest=manifest, files=files, log=plain_log(log))
+    return SessionOutput(record=record, manifest=manifest, files=files, log=plain_log(log))
 
 
 def record_in(path: Path) -> SessionRecord | None:
@@ -77,8 +78,8 @@ def record_in(path: Path) -> SessionRecord | None:
 
 
 def judge(
-    kaggle: Kaggle, slug: str, version: int, *, status: Status, left: Left, before: int, resumed: bool,
-    folder: Path,
+    kaggle: KaggleClient, slug: str, version: int, *, status: Status, left: SessionOutput, before: int,
+    resumed: bool, folder: Path,
 ) -> Outcome:  # fmt: skip
     """Return what a version is worth.
 
@@ -145,7 +146,9 @@ def with_uploaded(outcome: Outcome, stored: CheckpointRef, attempt: Attempt, *, 
     return replace(outcome, verdict="progress", hand_over=hand_over)
 
 
-def newest_good(kaggle: Kaggle, left: Left, *, sure: bool, folder: Path) -> CheckpointRef | None:
+def newest_good(
+    kaggle: KaggleClient, left: SessionOutput, *, sure: bool, folder: Path
+) -> CheckpointRef | None:
     """Return the newest checkpoint that is what the manifest says; None where there is none.
 
     Where the version ended complete, its record was finalised and all agrees, that is believed.
@@ -153,24 +156,24 @@ def newest_good(kaggle: Kaggle, left: Left, *, sure: bool, folder: Path) -> Chec
     """
     record = left.record
     stated = {name: ref for name, ref in left.manifest.files.items() if kind_of(name) == "iter"}
-    told = record.checkpoint if record is not None else None
-    if told is not None and kind_of(told.file) == "iter":
-        stated.setdefault(told.file, told)
+    stated_ref = record.checkpoint if record is not None else None
+    if stated_ref is not None and kind_of(stated_ref.file) == "iter":
+        stated.setdefault(stated_ref.file, stated_ref)
     sure = (
         sure
         and record is not None
         and record.stop_reason != "running"
         and not left.manifest.pending
-        and told is not None
-        and told.file in left.files
-        and left.manifest.files.get(told.file) is not None
-        and left.manifest.files[told.file].sha256 == told.sha256
-        and told.iteration == max(ref.iteration for ref in stated.values())
+        and stated_ref is not None
+        and stated_ref.file in left.files
+        and left.manifest.files.get(stated_ref.file) is not None
+        and left.manifest.files[stated_ref.file].sha256 == stated_ref.sha256
+        and stated_ref.iteration == max(ref.iteration for ref in stated.values())
     )
     if sure:
-        return told
+        return stated_ref
     there = [ref for name, ref in stated.items() if name in left.files]
-    for ref in sorted(there, key=lambda ref: ref.iteration, reverse=True)[:MOST_DOWNLOADS]:
+    for ref in sorted(there, key=lambda ref: ref.iteration, reverse=True)[:MAX_DOWNLOADS]:
         path = folder / ref.file
         if _downloaded(kaggle, left.files[ref.file], path):
             sha256 = manifest_sha256(path) or ref.sha256
@@ -182,7 +185,7 @@ def newest_good(kaggle: Kaggle, left: Left, *, sure: bool, folder: Path) -> Chec
     return None
 
 
-def _downloaded(kaggle: Kaggle, file: OutputFile, path: Path) -> bool:
+def _downloaded(kaggle: KaggleClient, file: OutputFile, path: Path) -> bool:
     for _ in range(DOWNLOAD_TRIES):
         try:
             kaggle.download(file, path)
@@ -207,8 +210,8 @@ def refusal_in(log: str) -> tuple[str, int]:
     for name, message in reversed(_REFUSAL.findall(log)):
         kind = getattr(errors, name, None)
         if isinstance(kind, type) and issubclass(kind, errors.MapsageError):
-            told = message.strip()
-            if "--gpus" in told:
-                told += " An account whose phone number is not verified gets no GPU, whatever it asks for."
-            return told, kind.exit_code
+            problem = message.strip()
+            if "--gpus" in problem:
+                problem += " An account whose phone number is not verified gets no GPU, whatever it asks for."
+            return problem, kind.exit_code
     return "", 0

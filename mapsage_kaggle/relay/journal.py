@@ -205,7 +205,7 @@ class Journal:
         """Return the journal in which Kaggle has the open session, under this version."""
         return dataclasses.replace(self._with_open(version=version, landed=True), rejected_pushes=0)
 
-    def told_no(self, message: str) -> Journal:
+    def refused_push(self, message: str) -> Journal:
         """Return the journal in which Kaggle answered the push with a refusal."""
         return self._with_open(refusal=message)
 

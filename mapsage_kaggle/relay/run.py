@@ -13,12 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256, kind_of
+from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256
+from mapsage_kaggle.checkpoints.names import kind_of
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.errors import EXIT_DONE, MachineError, MapsageError, UsageError
 from mapsage_kaggle.records import CheckpointRef
 from mapsage_kaggle.relay import harvest
-from mapsage_kaggle.relay.client import Absent, Denied, Kaggle, Quota, Rejected, Unreachable
+from mapsage_kaggle.relay.client import Absent, Denied, KaggleClient, Quota, Rejected, Unreachable
 from mapsage_kaggle.relay.decide import (
     ACTIVE,
     ENDED,
@@ -38,9 +39,9 @@ from mapsage_kaggle.relay.decide import (
 from mapsage_kaggle.relay.journal import Attempt, HandOver, Journal
 from mapsage_kaggle.relay.kernel import Job, attempt_of, write_kernel
 
-MOST_SILENCE_S = 6 * 3600.0
+MAX_SILENCE_S = 6 * 3600.0
 """For how long Kaggle may be unreachable before the relay gives up; the session goes on meanwhile."""
-MOST_BACK_OFF_S = 600.0
+MAX_BACK_OFF_S = 600.0
 READY_S = 1800.0
 """How long Kaggle may take over a version of the checkpoint data set."""
 LOOK_BACK = 5
@@ -92,7 +93,7 @@ class _Found:
 
     attempt: Attempt
     status: Status
-    left: harvest.Left | None
+    left: harvest.SessionOutput | None
 
     @property
     def index(self) -> int:
@@ -115,7 +116,7 @@ class Relay:
         jitter: Between 0.8 and 1.2, so that many relays do not ask in step.
     """
 
-    kaggle: Kaggle
+    kaggle: KaggleClient
     settings: Settings
     job: Job
     places: Places
@@ -150,7 +151,7 @@ class Relay:
                 if isinstance(action, Stop):
                     return self._end(action)
                 if isinstance(action, Wait):
-                    self._tell(action.reason + self._progress)
+                    self._emit(action.reason + self._progress)
                     if once:
                         return EXIT_DONE
                     self._wait(action, journal)
@@ -163,10 +164,10 @@ class Relay:
                 now = self.now_s()
                 silent_since_s = now if silent_since_s is None else silent_since_s
                 failures += 1
-                if now - silent_since_s > MOST_SILENCE_S or (once and failures > 3):
+                if now - silent_since_s > MAX_SILENCE_S or (once and failures > 3):
                     raise
-                pause_s = min(MOST_BACK_OFF_S, self.settings.poll_s * 2 ** min(failures - 1, 8))
-                self._tell(f"{error} Trying again in {format_duration(pause_s)}.")
+                pause_s = min(MAX_BACK_OFF_S, self.settings.poll_s * 2 ** min(failures - 1, 8))
+                self._emit(f"{error} Trying again in {format_duration(pause_s)}.")
                 self.sleep(pause_s * self.jitter())
                 # What was done before the failure is in the journal, whatever this variable holds.
                 journal = Journal.read(self.places.journal) or journal
@@ -174,7 +175,7 @@ class Relay:
     def _journal(self) -> Journal:
         journal = Journal.read(self.places.journal)
         if journal is None:
-            self._tell("There is no journal; looking at what is on Kaggle.")
+            self._emit("There is no journal; looking at what is on Kaggle.")
             return self._keep(self._patiently(self.rebuild))
         asked = (self.settings.owner, self.settings.slug, self.job.config)
         if (journal.owner, journal.slug, journal.config) != asked:
@@ -190,7 +191,7 @@ class Relay:
             try:
                 return look()
             except Unreachable as error:
-                self._tell(f"{error} Trying again.")
+                self._emit(f"{error} Trying again.")
                 self.sleep(self.settings.poll_s * 2**failures * self.jitter())
         return look()
 
@@ -290,7 +291,7 @@ class Relay:
         for index, item in enumerate(found):
             if journal.open is not None:
                 two = f"{journal.open.slug} version {journal.open.version} and {item.attempt.slug}"
-                self._tell(f"{two} version {item.attempt.version} are both going on; the latter is followed.")
+                self._emit(f"{two} version {item.attempt.version} are both going on; the latter is followed.")
                 journal = dataclasses.replace(journal, attempts=journal.attempts[:-1])
             journal = journal.intending(item.attempt)
             if item.left is not None:
@@ -308,7 +309,7 @@ class Relay:
         if isinstance(action, Store):
             return self._store(action.hand_over, journal)
         if isinstance(action, Adopt):
-            self._tell(f"The push did land, as version {action.version}.")
+            self._emit(f"The push did land, as version {action.version}.")
             return self._keep(journal.landed(action.version))
         if isinstance(action, Forget):
             return self._keep(journal.forgotten(retry_s=action.retry_s))
@@ -331,27 +332,27 @@ class Relay:
         journal = self._keep(journal.intending(attempt))
         start = "from nothing" if push.expect_iteration is None else f"from iteration {push.expect_iteration}"
         way = f", handed on by {push.transport}" if push.transport else ""
-        self._tell(f"Pushing {journal.owner}/{push.slug} version {push.version}: {start}{way}.")
+        self._emit(f"Pushing {journal.owner}/{push.slug} version {push.version}: {start}{way}.")
         try:
             pushed = self.kaggle.push(self.places.kernel, limit_s=push.limit_s, machine=self.job.machine)
         except Denied:
             self._keep(journal.forgotten())
             raise
         except (Rejected, Absent) as error:
-            return self._keep(journal.told_no(str(error)))
+            return self._keep(journal.refused_push(str(error)))
         if pushed.slug and pushed.slug != push.slug:
-            told = f"it was filed under {pushed.slug}, whose title does not match the slug {push.slug}"
-            return self._keep(journal.told_no(told))
+            message = f"it was filed under {pushed.slug}, whose title does not match the slug {push.slug}"
+            return self._keep(journal.refused_push(message))
         if not pushed.version:
             return journal
         journal = journal.landed(pushed.version)
         if push.kernel_sources and push.transport is not None and pushed.invalid_kernels:
-            self._tell(
+            self._emit(
                 f"Kaggle refused {', '.join(pushed.invalid_kernels)} as a source; this session will end."
             )
             journal = journal.without(push.transport)
         if pushed.invalid_datasets:
-            self._tell(f"Kaggle did not attach {', '.join(pushed.invalid_datasets)}; this session will end.")
+            self._emit(f"Kaggle did not attach {', '.join(pushed.invalid_datasets)}; this session will end.")
         return self._keep(journal)
 
     def _harvest(self, action: Fetch, journal: Journal) -> Journal:
@@ -365,11 +366,13 @@ class Relay:
             left = self._fetch(action.slug, action.version)
         return self._keep(self._close(journal, left, action.status, newest=True))
 
-    def _fetch(self, slug: str, version: int) -> harvest.Left:
+    def _fetch(self, slug: str, version: int) -> harvest.SessionOutput:
         folder = self.places.fetched / f"{slug}-v{version}"
         return harvest.fetch(self.kaggle, slug, version, stem=self.job.stem, folder=folder)
 
-    def _close(self, journal: Journal, left: harvest.Left, status: Status, *, newest: bool) -> Journal:
+    def _close(
+        self, journal: Journal, left: harvest.SessionOutput, status: Status, *, newest: bool
+    ) -> Journal:
         attempt = journal.open
         assert attempt is not None
         before = journal.hand_over.iteration if journal.hand_over else 0
@@ -382,10 +385,10 @@ class Relay:
         if stored is not None:
             outcome = harvest.with_uploaded(outcome, stored, attempt, before=before)
         reached = f"iteration {outcome.hand_over.iteration}" if outcome.hand_over else "no checkpoint"
-        told = f" {outcome.message}" if outcome.message else ""
-        self._tell(
+        message = f" {outcome.message}" if outcome.message else ""
+        self._emit(
             f"{journal.owner}/{attempt.slug} version {attempt.version} ended {status}: {outcome.verdict}, "
-            f"{reached}.{told}"
+            f"{reached}.{message}"
         )
         return dataclasses.replace(
             journal.closed(outcome), stored_iteration=stored.iteration if stored is not None else None
@@ -412,7 +415,7 @@ class Relay:
     def _store(self, hand_over: HandOver, journal: Journal) -> Journal:
         ref = self.settings.checkpoint_dataset
         self._prepare_upload(hand_over)
-        self._tell(f"Putting iteration {hand_over.iteration} into the data set {ref}.")
+        self._emit(f"Putting iteration {hand_over.iteration} into the data set {ref}.")
         self.kaggle.upload(self.places.upload, ref, f"iteration {hand_over.iteration}")
         give_up_s = self.now_s() + READY_S
         while not self.kaggle.dataset_is_ready(ref):
@@ -491,10 +494,10 @@ class Relay:
     def _end(self, stop: Stop) -> int:
         if stop.exit_code != EXIT_DONE:
             raise _error(stop)
-        self._tell(stop.reason)
+        self._emit(stop.reason)
         return EXIT_DONE
 
-    def _tell(self, line: str) -> None:
+    def _emit(self, line: str) -> None:
         if line != self._said:
             self._said = line
             self.say(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}")

@@ -23,10 +23,16 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from mapsage_kaggle.environment import MAX_PYTHON, MIN_PYTHON
+from mapsage_kaggle.checks import MAX_PYTHON, MIN_PYTHON
 from mapsage_kaggle.errors import MachineError, UsageError
-from mapsage_kaggle.packages import explain_failure, index_unreachable, run_pip
-from mapsage_kaggle.wheels import BUNDLE_MANIFEST, BundledFile, BundleManifest, WheelMetadata, normalise
+from mapsage_kaggle.setup.pip import explain_failure, index_unreachable, run_pip
+from mapsage_kaggle.setup.wheels import (
+    BUNDLE_MANIFEST,
+    BundledFile,
+    BundleManifest,
+    WheelMetadata,
+    normalise,
+)
 
 KIT = "mapsage-kaggle"
 EXTRA = "train"
@@ -42,8 +48,8 @@ PYTHONS = tuple(f"{MIN_PYTHON[0]}.{minor}" for minor in range(MIN_PYTHON[1], MAX
 _OPENCV = re.compile(r"opencv(-contrib)?-python(-headless)?")
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{4,48}[a-z0-9]")
 _OWNER = re.compile(r"[a-z0-9][a-z0-9-]*")
-_PINS = Path(__file__).with_name("pins")
-_MOST_TOLD = 5
+_PINS = Path(__file__).parents[1] / "pins"
+_MAX_TOLD = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,11 +191,11 @@ def bundle(
     _check_names(owner, slug, python)
     out = out.absolute()
     _refuse_foreign(out)
-    source = Path(__file__).resolve().parents[1]
+    source = Path(__file__).resolve().parents[2]
     commit, uncommitted = _commit_of(source)
     if uncommitted:
-        told = ", ".join(uncommitted[:_MOST_TOLD]) + (" ..." if len(uncommitted) > _MOST_TOLD else "")
-        say(f"Not committed, so not packed as they are: {told}")
+        listed = ", ".join(uncommitted[:_MAX_TOLD]) + (" ..." if len(uncommitted) > _MAX_TOLD else "")
+        say(f"Not committed, so not packed as they are: {listed}")
     with _scratch_beside(out) as (scratch, folder):
         say(f"Packing commit {commit[:12]} for Python {python} ...")
         tree = scratch / "tree"
@@ -258,9 +264,9 @@ def _refuse_foreign(out: Path) -> None:
         ours = {*BundleManifest.read(out / BUNDLE_MANIFEST).files, BUNDLE_MANIFEST, DATASET_METADATA}
     foreign = sorted(there - ours)
     if foreign:
-        told = ", ".join(foreign[:_MOST_TOLD]) + (" ..." if len(foreign) > _MOST_TOLD else "")
+        listed = ", ".join(foreign[:_MAX_TOLD]) + (" ..." if len(foreign) > _MAX_TOLD else "")
         raise UsageError(
-            f"{out} holds what no bundle put there: {told}.",
+            f"{out} holds what no bundle put there: {listed}.",
             "Choose an empty or new folder with --out, or move these away.",
         )
 

@@ -21,7 +21,6 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from packaging.requirements import Requirement
@@ -29,17 +28,13 @@ from packaging.tags import Tag, sys_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
-from mapsage_kaggle.display.words import Words
-from mapsage_kaggle.environment import (
-    MIN_TORCH,
-    STACK,
-    conflict_remedy,
-    stack_conflicts,
-)
+from mapsage_kaggle.checks import MIN_TORCH, conflict_remedy, stack_conflicts
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.errors import MachineError
-from mapsage_kaggle.packages import explain_failure, run_pip
+from mapsage_kaggle.machine import STACK
 from mapsage_kaggle.paths import KagglePaths, bundled
-from mapsage_kaggle.wheels import find_bundles, find_wheels, verified_wheels
+from mapsage_kaggle.setup.pip import explain_failure, run_pip
+from mapsage_kaggle.setup.wheels import find_bundles, find_wheels, verified_wheels
 
 LIBRARIES: tuple[str, ...] = (
     # The kit's own core; setup.cfg has the reasons of the bounds.
@@ -423,7 +418,7 @@ def share_with_children() -> Path | None:
     That is so where its code is attached as a data set. Returns the folder that was added to
     ``PYTHONPATH``, or None where the kit is installed.
     """
-    home = Path(__file__).resolve().parents[1]
+    home = Path(__file__).resolve().parents[2]
     lasting = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
     lasting.add(Path(site.getusersitepackages()).resolve())
     # An editable install is found by a finder of its own, in every process, and is on no path.
@@ -564,17 +559,3 @@ def _build_wheels(requirements: Sequence[str], folder: Path, attached: Sequence[
 
 def _find_links(folders: Sequence[Path]) -> list[str]:
     return [option for folder in folders for option in ("--find-links", str(folder))]
-
-
-class _CallableModule(ModuleType):
-    """Lets ``mapsage_kaggle.install()`` work although this module has the same name.
-
-    Importing the module binds it in the package, over any function of that name, whoever does it
-    first. Assigning ``__class__`` is the documented way to give a module behaviour.
-    """
-
-    def __call__(self, **options: Any) -> InstallReport:
-        return install(**options)
-
-
-sys.modules[__name__].__class__ = _CallableModule

@@ -29,7 +29,7 @@ SCHEMA = 1
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip file can state."""
-_MOST_TOLD = 5
+_MAX_TOLD = 5
 
 
 def find_wheels(inputs: Path) -> tuple[Path, ...]:
@@ -238,9 +238,9 @@ def verified_wheels(folder: Path, scratch: Path) -> tuple[Path, ...]:
         if problem:
             problems.append(problem)
     if problems:
-        told = "; ".join(problems[:_MOST_TOLD])
-        more = f"; and {len(problems) - _MOST_TOLD} more" if len(problems) > _MOST_TOLD else ""
-        raise MachineError(f"The bundle in {folder} is damaged: {told}{more}.", _REMEDY)
+        listed = "; ".join(problems[:_MAX_TOLD])
+        more = f"; and {len(problems) - _MAX_TOLD} more" if len(problems) > _MAX_TOLD else ""
+        raise MachineError(f"The bundle in {folder} is damaged: {listed}{more}.", _REMEDY)
     return tuple(wheels)
 
 

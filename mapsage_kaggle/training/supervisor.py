@@ -11,17 +11,25 @@ import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from mapsage_kaggle.clock import OUTPUT_S_PER_BYTE, SessionClock
-from mapsage_kaggle.environment import oom_kills
+from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.events import Event, EventLog, EventTail, ProgressSink
+from mapsage_kaggle.pace import OUTPUT_S_PER_BYTE
 from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.processes import (
+    POLL_S,
+    child_environment,
+    descendants,
+    oom_kills,
+    outlive,
+    signal_group,
+)
 from mapsage_kaggle.spec import SUPERVISOR_VARIABLE, ask_save, ask_stop
+from mapsage_kaggle.training.fallback import Outcome
 
-POLL_S = 0.1
 STOP_GRACE_S = 180.0
 """How long a child that was asked to stop may take to save before it is killed."""
 TERMINATION_S = 20.0
@@ -31,8 +39,6 @@ UNKNOWN_GRACE_S = 10.0
 HANG_FACTOR = 20.0
 HANG_LEAST_S = 600.0
 """A child is taken for hung after this long without an event, or longer where iterations are slow."""
-
-Kind = Literal["done", "memory", "refused", "error", "crashed", "hung", "killed"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,67 +109,6 @@ class Launch:
         if self.deterministic:
             env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         return env
-
-
-def child_environment(
-    *,
-    threads: int,
-    import_paths: Sequence[Path],
-    scratch: Path,
-    gpus: bool,
-    environ: Mapping[str, str] | None = None,
-) -> dict[str, str]:
-    """Return the environment of a child that loads torch.
-
-    Args:
-        threads: Of its numerical libraries.
-        import_paths: Folders that must be importable, first ones first.
-        scratch: For what libraries cache, which must not go into the user's home.
-        gpus: Whether it may see them.
-        environ: What to start from; by default this process's own.
-    """
-    env = dict(os.environ if environ is None else environ)
-    env |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    paths = [str(path) for path in import_paths]
-    env["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [env.get("PYTHONPATH")])])
-    env["PYTHONUNBUFFERED"] = "1"
-    env["MPLBACKEND"] = "Agg"
-    env["MPLCONFIGDIR"] = str(scratch / "matplotlib")
-    env["TORCH_HOME"] = str(scratch / "torch")
-    env.setdefault("XDG_CACHE_HOME", str(scratch / "cache"))
-    if not gpus:
-        env["CUDA_VISIBLE_DEVICES"] = ""
-    return env
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """How a child ended.
-
-    Attributes:
-        kind: ``done`` in good order; ``memory`` ran out of it; ``refused`` will fail again the
-            same way; ``error`` an exception; ``crashed`` without a word; ``hung``; ``killed`` by us
-            after a stop request it did not follow.
-        reason: For ``done``: ``completed``, ``deadline`` or ``user``. For ``hung``: ``deadline`` where
-            it was still there when the session's time was up.
-        message: What it said last.
-        iteration: Where it got to.
-        trained: Iterations that it has done itself.
-        proven: The iteration of the newest checkpoint that it proved, if any.
-        gained: Iterations by which that is further than where it began.
-        data: What the last event said besides.
-        told_s: For ``done``: when the child said so, in seconds since the epoch; None where there was none.
-    """
-
-    kind: Kind
-    reason: str = ""
-    message: str = ""
-    iteration: int = 0
-    trained: int = 0
-    proven: int | None = None
-    gained: int = 0
-    data: Mapping[str, Any] = field(default_factory=dict)
-    told_s: float | None = None
 
 
 class Supervisor:
@@ -262,7 +207,7 @@ class Supervisor:
                 try:
                     ask_stop(self._files)
                 except OSError:  # a full disk, say; a signal needs no room
-                    _signal_group(process.pid, signal.SIGTERM)
+                    signal_group(process.pid, signal.SIGTERM)
                 asked_at = now
             if asked_at is not None and now - asked_at > STOP_GRACE_S:
                 watch.ended_by_us = "killed"
@@ -285,9 +230,9 @@ class Supervisor:
         """Tell the sinks of events of some kinds that were written after the last child had ended."""
         for event in self._tail.read_new():
             if event.event in kinds:
-                self._tell_sinks(event)
+                self._emit_to_sinks(event)
 
-    def _tell_sinks(self, event: Event) -> None:
+    def _emit_to_sinks(self, event: Event) -> None:
         """Tell all sinks; one that fails is told no more: a closed terminal must not end a training."""
         for sink in tuple(self._sinks):
             try:
@@ -309,29 +254,29 @@ class Supervisor:
     def _read_events(self, watch: _Watch) -> None:
         for event in self._tail.read_new():
             watch.see(event)
-            self._tell_sinks(event)
+            self._emit_to_sinks(event)
 
     def _end(self, process: subprocess.Popen[bytes], watch: _Watch) -> None:
         """Make sure that nothing of the child is left: torchrun, its workers, their data workers."""
         # Workers have sessions of their own, and one that has only just been started has not said so yet.
         left = set[int]()
         if process.poll() is None and watch.ended_by_us != "killed":
-            left |= _descendants(process.pid)
-            _signal_group(process.pid, signal.SIGTERM)
+            left |= descendants(process.pid)
+            signal_group(process.pid, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=TERMINATION_S)
         if process.poll() is None:
-            _signal_group(process.pid, signal.SIGSTOP)  # so that it starts nothing more meanwhile
-            left |= _descendants(process.pid)
-            _signal_group(process.pid, signal.SIGKILL)
+            signal_group(process.pid, signal.SIGSTOP)  # so that it starts nothing more meanwhile
+            left |= descendants(process.pid)
+            signal_group(process.pid, signal.SIGKILL)
             process.wait()
         if process.stdin is not None:
             process.stdin.close()  # workers that outlived torchrun see the end of the pipe, save and end
         patience_s = 0.0 if self._kill.is_set() or watch.ended_by_us in ("hung", "late") else 60.0
         for pid in watch.workers:
-            _outlive(pid, patience_s)
+            outlive(pid, patience_s)
         for pid in left - watch.workers:
-            _outlive(pid, min(patience_s, UNKNOWN_GRACE_S))
+            outlive(pid, min(patience_s, UNKNOWN_GRACE_S))
 
 
 class _Watch:
@@ -432,7 +377,7 @@ class _Watch:
                 proven=self.proven,
                 gained=self.gained,
                 data=self._stop.data,
-                told_s=self._stop.time_s,
+                last_event_s=self._stop.time_s,
             )
         if self._failure is not None:
             kind = self._failure.data.get("kind", "error")
@@ -503,217 +448,9 @@ _TOLD_TO_STOP = (
 # -- what to do after a child has ended
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ladder:
-    """How far the kit has gone to make training fit and go on.
-
-    Attributes:
-        micro_batch: Images per forward pass and rank.
-        with_cp: Whether blocks are recomputed in the backward pass.
-        validation_rung: How far validation goes, as an index of :data:`VALIDATION_RUNGS`.
-        crashes: Ends other than in good order since the last new checkpoint.
-        above: A micro-batch that memory did not hold without recomputing, where fewer images have still
-            to be trained on.
-        least: The smallest micro-batch that the model can be trained with, as far as is known.
-    """
-
-    micro_batch: int
-    with_cp: bool = False
-    validation_rung: int = 0
-    crashes: int = 0
-    above: int | None = None
-    least: int = 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Next:
-    """What follows: another child with these settings, or the end.
-
-    Attributes:
-        ladder: The settings of the next child; None for the end.
-        wait_s: How long to wait before it.
-        message: For a person.
-    """
-
-    ladder: Ladder | None
-    wait_s: float = 0.0
-    message: str = ""
-
-
-MAX_CRASHES = 3
-MANY_ITERATIONS = 100
-"""After so many, memory that runs out says little of what an iteration needs."""
-_TOO_FEW = "Expected more than 1 value per channel when training"
-"""torch's words for a BatchNorm over a single value: one image whose features are pooled to 1x1."""
-VALIDATION_RUNGS = (
-    "as the config says",
-    "one image at a time, and what training holds in reserve is given back first",
-    "one image at a time, and its logits are put together and enlarged on the CPU",
-)
-"""What validation does to get by with less memory. Neither changes the scores by more than rounding."""
-
-
-def decide_next(
-    ladder: Ladder, outcome: Outcome, *, can_recompute: bool, time_left_s: float, adapt: bool = True
-) -> Next:
-    """Decide what follows the end of a child. Pure.
-
-    Out of memory: half the micro-batch, down to one image; then recomputing blocks in the backward
-    pass. The effective batch, and so the meaning of an iteration, stays. Where BatchNorm cannot be
-    trained with so few images, blocks are recomputed with the micro-batch before. A child that had
-    got far, whose memory may have run out by fragmentation, is first started again as it was: only
-    where memory then runs out early is less of it asked for. A validation that ran out gains nothing
-    from that: it has rungs of its own. Crashes and hangs are tried again from the newest proven
-    checkpoint, three times without progress at most.
-
-    Args:
-        ladder: The settings of the child that has ended.
-        outcome: How it ended.
-        can_recompute: Whether its backbone can recompute blocks.
-        time_left_s: Of the session.
-        adapt: Whether running out of memory is answered at all, instead of ending there.
-    """
-    if outcome.kind in ("done", "killed") or outcome.reason == "deadline":
-        return Next(ladder=None, message=outcome.message)
-    if outcome.kind == "refused":
-        return _next_after_refusal(ladder, outcome, can_recompute=can_recompute)
-    if outcome.kind == "memory" and not adapt:
-        return Next(ladder=None, message=f"{outcome.message} Nothing is to be adapted to it, as was asked.")
-    if outcome.kind == "memory" and outcome.data.get("stage") == "validation":
-        return _next_for_validation(ladder, outcome)
-    if outcome.kind == "memory" and outcome.trained >= MANY_ITERATIONS and outcome.gained > 0:
-        return Next(
-            ladder=replace(ladder, crashes=0),
-            message=f"Out of memory after {outcome.trained} iterations, which had fitted: starting again "
-            "from the newest checkpoint in the same way.",
-        )
-    if outcome.kind == "memory":
-        if ladder.micro_batch > ladder.least:
-            smaller = max(ladder.least, ladder.micro_batch // 2)
-            return Next(
-                ladder=replace(
-                    ladder,
-                    micro_batch=smaller,
-                    crashes=0,
-                    above=None if ladder.with_cp else ladder.micro_batch,
-                ),
-                message=f"Out of memory: going on with {smaller} image(s) per forward pass and more of them; "
-                "the batch that the optimizer sees stays the same.",
-            )
-        if can_recompute and not ladder.with_cp:
-            return Next(
-                ladder=replace(ladder, with_cp=True, crashes=0),
-                message="Out of memory with one image: going on with blocks recomputed in the backward pass "
-                "(with_cp).",
-            )
-        if ladder.least > 1:
-            return Next(ladder=None, message=_neither_fits(ladder, outcome))
-        return Next(
-            ladder=None,
-            message=f"Out of memory with one image per forward pass. {outcome.message} "
-            "Use a smaller crop (crop_size) or a smaller backbone.",
-        )
-    crashes = 1 if outcome.proven is not None else ladder.crashes + 1
-    if crashes > MAX_CRASHES:
-        return Next(
-            ladder=None, message=f"{outcome.message} It was tried {MAX_CRASHES} times again without progress."
-        )
-    wait_s = 5.0 * 2 ** (crashes - 1)
-    if time_left_s < wait_s + 60.0:
-        return Next(ladder=None, message=f"{outcome.message} There is no time left to try again.")
-    again = replace(ladder, crashes=crashes)
-    return Next(
-        ladder=again,
-        wait_s=wait_s,
-        message=f"{outcome.message} Starting again from the newest checkpoint in {wait_s:.0f} s "
-        f"(try {crashes} of {MAX_CRASHES}).",
-    )
-
-
-def _next_after_refusal(ladder: Ladder, outcome: Outcome, *, can_recompute: bool) -> Next:
-    if ladder.above is None or _TOO_FEW not in outcome.message:
-        return Next(ladder=None, message=outcome.message)
-    least = ladder.micro_batch + 1
-    if not can_recompute:
-        return Next(ladder=None, message=_neither_fits(replace(ladder, least=least), outcome))
-    return Next(
-        ladder=replace(ladder, micro_batch=ladder.above, with_cp=True, crashes=0, above=None, least=least),
-        message=f"BatchNorm cannot be trained with {ladder.micro_batch} image(s) per forward pass: going on "
-        f"with {ladder.above}, and blocks recomputed in the backward pass (with_cp).",
-    )
-
-
-def _neither_fits(ladder: Ladder, outcome: Outcome) -> str:
-    return (
-        f"Fewer than {ladder.least} images per forward pass are too few for BatchNorm, and memory does not "
-        f"hold more. {outcome.message} Use a smaller crop (crop_size), a smaller backbone, or a norm that "
-        "needs no other images (norm_cfg = dict(type='GN', num_groups=32))."
-    )
-
-
-def _next_for_validation(ladder: Ladder, outcome: Outcome) -> Next:
-    rung = ladder.validation_rung + 1
-    if rung < len(VALIDATION_RUNGS):
-        return Next(
-            ladder=replace(ladder, validation_rung=rung, crashes=0),
-            message=f"Out of memory in validation: going on with {VALIDATION_RUNGS[rung]}.",
-        )
-    return Next(
-        ladder=None,
-        message=f"Out of memory in validation with {VALIDATION_RUNGS[-1]}. {outcome.message} "
-        "Validate smaller images (the Resize of the validation pipeline), or in windows "
-        "(test_cfg = dict(mode='slide', crop_size=…, stride=…)).",
-    )
-
-
 def _size_bytes(path: Path) -> int:
     """Return a file's size; 0 for one that retention has just deleted."""
     try:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _signal_group(pid: int, number: signal.Signals) -> None:
-    try:
-        os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):
-        return
-
-
-def _outlive(pid: int, patience_s: float) -> None:
-    """Wait until a worker is gone; kill it, and what it started, when it takes too long."""
-    for seconds in (patience_s, 10.0):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if not _alive(pid):
-                return
-            time.sleep(POLL_S)
-        _signal_group(pid, signal.SIGKILL)
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)  # it need not lead a group
-
-
-def _descendants(pid: int) -> set[int]:
-    """Return the processes that a process has started, and those that they have."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
-        except (OSError, IndexError):
-            continue  # it has ended meanwhile
-        children.setdefault(int(parent), []).append(int(folder.name))
-    found, waiting = set[int](), [pid]
-    while waiting:
-        started = children.get(waiting.pop(), [])
-        found.update(started)
-        waiting += started
-    return found
-
-
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return False
-    return state not in ("Z", "X")

@@ -36,10 +36,10 @@ LIMIT_S = 3600.0
 """How long one upload may take while training goes on."""
 LAST_LIMIT_S = 600.0
 """How long the last one may take, once training has ended; less where the session has less time left."""
-LEAST_LIMIT_S = 5.0
-MOST_FAILURES = 3
+MIN_LIMIT_S = 5.0
+MAX_FAILURES = 3
 """After so many in a row, no more is tried in this session."""
-MOST_FILES = 50
+MAX_FILES = 50
 """kagglehub packs more files than this into one archive first."""
 
 _HANDLE = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9-]{4,48}[a-z0-9]")
@@ -136,7 +136,7 @@ def stage(work_dir: WorkDir, folder: Path, *, after: int) -> Staged | None:
     for file in (work_dir.events, work_dir.config, work_dir.config_diff):
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
-    _take_history(work_dir.history, folder, MOST_FILES - sum(1 for _ in folder.iterdir()))
+    _take_history(work_dir.history, folder, MAX_FILES - sum(1 for _ in folder.iterdir()))
     return Staged(
         folder=folder,
         iteration=newest.iteration,
@@ -261,7 +261,7 @@ class Uploader:
             self._thread.join(_POLL_S)
         if self._thread.ident is None:
             return
-        while not cancelled() and end - time.monotonic() >= LEAST_LIMIT_S:
+        while not cancelled() and end - time.monotonic() >= MIN_LIMIT_S:
             if self._try(end - time.monotonic(), cancelled):
                 return
             again_s = time.monotonic() + self._retry_s
@@ -280,12 +280,12 @@ class Uploader:
         return ref.iteration if ref is not None else None
 
     def _turn_off(self, message: str) -> None:
-        self._failures = MOST_FAILURES
-        self._tell("warning", 0, message=message)
+        self._failures = MAX_FAILURES
+        self._emit("warning", 0, message=message)
 
     def _try(self, limit_s: float, cancelled: Callable[[], bool]) -> bool:
         """Upload what is newest; tell whether that leaves nothing to be tried again."""
-        if self._failures >= MOST_FAILURES:
+        if self._failures >= MAX_FAILURES:
             return True
         began = time.monotonic()
         folder = self._scratch / f"upload-{os.getpid()}"
@@ -306,7 +306,7 @@ class Uploader:
             self._fail(problem, staged.iteration if staged is not None else self._uploaded)
             return False
         self._failures, self._uploaded = 0, staged.iteration
-        self._tell(
+        self._emit(
             "upload",
             staged.iteration,
             message=f"Uploaded to {self._handle}, in {time.monotonic() - began:.0f} s.",
@@ -319,12 +319,12 @@ class Uploader:
         self._failures += 1
         after = (
             "No more is tried in this session."
-            if self._failures >= MOST_FAILURES
+            if self._failures >= MAX_FAILURES
             else "It is tried again later."
         )
-        self._tell("warning", iteration, message=f"Uploading to {self._handle} failed: {problem}. {after}")
+        self._emit("warning", iteration, message=f"Uploading to {self._handle} failed: {problem}. {after}")
 
-    def _tell(self, event: str, iteration: int, /, **data: Any) -> None:
+    def _emit(self, event: str, iteration: int, /, **data: Any) -> None:
         try:
             EventLog(self._files.events).append(Event(event=event, iteration=iteration, data=data))
         except OSError:
@@ -341,7 +341,7 @@ def send(staged: Staged, handle: str, *, limit_s: float, cancelled: Callable[[],
         cancelled: Asked often; True ends it at once.
     """
     command = [
-        sys.executable, "-m", "mapsage_kaggle.upload",
+        sys.executable, "-m", "mapsage_kaggle.training.upload",
         str(staged.folder), handle, staged.notes, str(int(limit_s) + 1),
     ]  # fmt: skip
     with tempfile.TemporaryFile() as output:

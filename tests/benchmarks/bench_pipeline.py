@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mapsage_kaggle.config.reading import read_config
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
@@ -26,9 +28,9 @@ from mmengine.registry import TRANSFORMS, DefaultScope  # noqa: E402
 from side_by_side import Row, by_turns, cpu_ms, parser, show  # noqa: E402
 
 import mapsage_kaggle.engine.register  # noqa: E402, F401
-from mapsage_kaggle import configure, swaps  # noqa: E402
+from mapsage_kaggle.config import replacements  # noqa: E402
+from mapsage_kaggle.data.scenes import generate_scenes  # noqa: E402
 from mapsage_kaggle.engine import seeding  # noqa: E402
-from mapsage_kaggle.scenes import generate_scenes  # noqa: E402
 
 
 def entries(folder: Path) -> list[dict[str, Any]]:
@@ -66,7 +68,7 @@ def main() -> None:
     arguments = options.parse_args()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    cfg = configure.read_config(ROOT / "configs" / "train_earthvqa_kaggle.py")
+    cfg = read_config(ROOT / "configs" / "train_earthvqa_kaggle.py")
     training = cfg.train_dataloader.dataset.pipeline
     with tempfile.TemporaryDirectory() as name, DefaultScope.overwrite_default_scope("mmseg"):
         folder, scratch = arguments.data, Path(name)
@@ -80,7 +82,7 @@ def main() -> None:
 
         def faster(cache_dir: Path | None) -> list[Any]:
             where = None if cache_dir is None else str(cache_dir)
-            found = swaps.faster_pipeline(training, cache_dir=where, scope="mmseg")
+            found = replacements.faster_pipeline(training, cache_dir=where, scope="mmseg")
             assert found is not None
             return [TRANSFORMS.build(item) for item in found[0]]
 

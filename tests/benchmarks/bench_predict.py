@@ -25,17 +25,18 @@ import torch
 from PIL import Image
 
 import mapsage_kaggle.engine.register  # noqa: F401
-from mapsage_kaggle import configure
-from mapsage_kaggle.engine.inference import build_model, load_model
-from mapsage_kaggle.engine.predict import Predictor, Task
+from mapsage_kaggle.config.patch import for_inference
+from mapsage_kaggle.config.reading import read_config
+from mapsage_kaggle.data.scenes import draw_scene
+from mapsage_kaggle.engine.jobs.inference import build_model, load_model
+from mapsage_kaggle.engine.jobs.predict import Predictor, Task
 from mapsage_kaggle.imagery.reading import find_images
-from mapsage_kaggle.scenes import draw_scene
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "train_earthvqa_kaggle.py"
 
 
 def config() -> Any:
-    cfg = configure.for_inference(configure.read_config(CONFIG, ()), {})
+    cfg = for_inference(read_config(CONFIG, ()), {})
     cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline
     return cfg
 

@@ -31,6 +31,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mapsage_kaggle.config.patch import PatchContext, apply_patch, plan_patch, write_config
+from mapsage_kaggle.config.reading import read_config
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -174,23 +177,22 @@ class Bench:
         self, iteration: int, *, overrides: tuple[str, ...] = (), **variables: str
     ) -> tuple[list[str], dict[str, str]]:
         """Plan a child of the kit; return its command line and environment."""
-        from mapsage_kaggle import configure
         from mapsage_kaggle.clock import boot_time_s
         from mapsage_kaggle.records import SessionRecord
         from mapsage_kaggle.spec import ChildSpec
-        from mapsage_kaggle.supervise import Launch
+        from mapsage_kaggle.training.supervisor import Launch
 
         work_dir = self.folder / "kit"
         shutil.rmtree(work_dir, ignore_errors=True)
         work_dir.mkdir()
         checkpoint = self.checkpoint(iteration)
-        cfg = configure.read_config(self.config, overrides)
-        facts = configure.Facts(
+        cfg = read_config(self.config, overrides)
+        facts = PatchContext(
             work_dir=work_dir, num_cpus=os.cpu_count() or 1, checkpoint=checkpoint,
             action="resume" if checkpoint else "fresh",
         )  # fmt: skip
-        patch = configure.plan(cfg, self.config, facts)
-        configure.write(configure.apply(cfg, patch), patch, work_dir)
+        patch = plan_patch(cfg, self.config, facts)
+        write_config(apply_patch(cfg, patch), patch, work_dir)
         SessionRecord(
             run_id="bench", fingerprint=patch.fingerprint, start_iteration=iteration,
             end_iteration=iteration, max_iters=patch.max_iters,

@@ -132,8 +132,9 @@ def save_with_mmengine(runner: Any, folder: Path, rounds: int) -> dict[str, list
 def save_with_the_kit(runner: Any, folder: Path, rounds: int) -> dict[str, list[float]]:
     import torch
 
-    from mapsage_kaggle.checkpoints.snapshot import HostCopy
-    from mapsage_kaggle.checkpoints.store import BackgroundSaver, CheckpointStore
+    from mapsage_kaggle.checkpoints.host_copy import HostCopy
+    from mapsage_kaggle.checkpoints.saver import BackgroundSaver
+    from mapsage_kaggle.checkpoints.store import CheckpointStore
 
     held_up, until_safe, sizes = [], [], []
     host = HostCopy()
@@ -157,8 +158,9 @@ def measure_slowdown(runner: Any, folder: Path, rounds: int) -> dict[str, list[f
     """Measure how much longer the same training-like work takes while the kit saves."""
     import torch
 
-    from mapsage_kaggle.checkpoints.snapshot import HostCopy
-    from mapsage_kaggle.checkpoints.store import BackgroundSaver, CheckpointStore
+    from mapsage_kaggle.checkpoints.host_copy import HostCopy
+    from mapsage_kaggle.checkpoints.saver import BackgroundSaver
+    from mapsage_kaggle.checkpoints.store import CheckpointStore
 
     image = torch.randn(1, 3, 256, 256)
 

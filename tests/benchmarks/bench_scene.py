@@ -26,6 +26,9 @@ import rasterio
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
+from mapsage_kaggle.config.patch import for_inference
+from mapsage_kaggle.config.reading import read_config
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = REPOSITORY / "configs" / "demo.py"
 SMALLER = (
@@ -39,7 +42,7 @@ _EVERY_S = 0.1
 
 def write_scene(path: Path, side: int) -> None:
     """Write a scene from a few drawn ones, laid side by side, never held whole."""
-    from mapsage_kaggle.scenes import draw_scene
+    from mapsage_kaggle.data.scenes import draw_scene
 
     tile = 1024
     drawn = [draw_scene(tile, (number,))[0] for number in range(4)]
@@ -61,12 +64,11 @@ def write_weights(path: Path) -> None:
     import torch
 
     import mapsage_kaggle.engine.register  # noqa: F401
-    from mapsage_kaggle import configure
-    from mapsage_kaggle.engine.inference import build_model
-    from mapsage_kaggle.scenes import draw_scene
+    from mapsage_kaggle.data.scenes import draw_scene
+    from mapsage_kaggle.engine.jobs.inference import build_model
 
     torch.manual_seed(0)
-    net = build_model(configure.for_inference(configure.read_config(CONFIG, SMALLER), {})).eval()
+    net = build_model(for_inference(read_config(CONFIG, SMALLER), {})).eval()
     image = torch.from_numpy(draw_scene(256, (0,))[0].transpose(2, 0, 1).copy()).float()
     with torch.inference_mode():
         inputs = net.data_preprocessor({"inputs": [image]}, False)["inputs"]

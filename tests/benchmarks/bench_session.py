@@ -23,15 +23,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mapsage_kaggle.config.reading import read_config
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from side_by_side import Row, by_turns, parser, show  # noqa: E402 - found by the lines above
 
-from mapsage_kaggle import configure  # noqa: E402
+from mapsage_kaggle.data.scenes import generate_scenes  # noqa: E402
 from mapsage_kaggle.paths import ROOT_VARIABLE, WorkDir  # noqa: E402
 from mapsage_kaggle.records import SessionRecord, complete_timings, share_of_steps  # noqa: E402
-from mapsage_kaggle.scenes import generate_scenes  # noqa: E402
 
 CONFIG = ROOT / "configs" / "train_earthvqa_kaggle.py"
 GOAL = 0.95
@@ -131,7 +132,7 @@ def stock(root: Path, began_s: float, limit_s: float, overrides: Sequence[str]) 
                 runner.train_loop.stop_training = True
 
     data_root = str(root / "input" / "scenes")
-    cfg = configure.read_config(CONFIG, [f"work_dir={work_dir}", *overrides])
+    cfg = read_config(CONFIG, [f"work_dir={work_dir}", *overrides])
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.data_root = data_root
     cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None

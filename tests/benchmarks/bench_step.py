@@ -23,6 +23,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mapsage_kaggle.config.patch import PatchContext, apply_patch, plan_patch
+from mapsage_kaggle.config.reading import read_config
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
@@ -39,7 +42,6 @@ from side_by_side import Row, by_turns, cpu_ms, parser, show  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import mapsage_kaggle.engine.register  # noqa: E402, F401
-from mapsage_kaggle import configure  # noqa: E402
 from mapsage_kaggle.engine import seeding  # noqa: E402
 
 CONFIG = ROOT / "configs" / "train_earthvqa_kaggle.py"
@@ -101,9 +103,9 @@ def images(batch: int, crop: int) -> dict[str, Any]:
 
 def build(*, fast: bool, device: torch.device, overrides: Sequence[str], batch: int, crop: int) -> Side:
     """Return the model of the config as the kit trains it, with ``fast`` or with ``--no-fast``."""
-    cfg = configure.read_config(CONFIG, overrides)
-    facts = configure.Facts(work_dir=Path("unused"), fast=fast, on_gpu=device.type == "cuda")
-    cfg = configure.apply(cfg, configure.plan(cfg, CONFIG, facts))
+    cfg = read_config(CONFIG, overrides)
+    facts = PatchContext(work_dir=Path("unused"), fast=fast, on_gpu=device.type == "cuda")
+    cfg = apply_patch(cfg, plan_patch(cfg, CONFIG, facts))
     with DefaultScope.overwrite_default_scope("mmseg"):
         torch.manual_seed(0)
         model: Any = MODELS.build(cfg.model)

@@ -24,16 +24,20 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+from mapsage_kaggle.training.options import Options
+from mapsage_kaggle.training.prepare import discover
+from mapsage_kaggle.training.prepare import prepare as prepare_session
+from mapsage_kaggle.training.session import SessionRun
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests"))
 
 from standin import StandIn  # noqa: E402 - found by the line above
 
-from mapsage_kaggle import training  # noqa: E402
 from mapsage_kaggle.events import read_events  # noqa: E402
 from mapsage_kaggle.paths import ROOT_VARIABLE, KagglePaths  # noqa: E402
-from mapsage_kaggle.supervise import Launch, Supervisor  # noqa: E402
+from mapsage_kaggle.training.supervisor import Launch, Supervisor  # noqa: E402
 
 TIMER = """
 custom_imports["imports"].append("time_them")
@@ -59,11 +63,11 @@ class TimeThem(Hook):
 '''
 
 
-def prepare(run: StandIn, config: Path, threads: int = 1) -> tuple[training._Session, Launch]:
-    options = training.Options(config=config, resume="never", threads=threads, save_every_s=0.0)
+def prepare(run: StandIn, config: Path, threads: int = 1) -> tuple[SessionRun, Launch]:
+    options = Options(config=config, resume="never", threads=threads, save_every_s=0.0)
     paths = KagglePaths.below(run.root)
-    prepared = training.prepare(training.discover(options, paths=paths))
-    session = training._Session(prepared, Supervisor(prepared.work_dir, prepared.clock))
+    prepared = prepare_session(discover(options, paths=paths))
+    session = SessionRun(prepared, Supervisor(prepared.work_dir, prepared.clock))
     session.begin()
     return session, session._launch(session._first_spec())
 

@@ -18,6 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mapsage_kaggle.config.patch import apply_patch, plan_patch
+from mapsage_kaggle.config.reading import read_config
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
@@ -33,10 +36,9 @@ from mmseg.structures import SegDataSample  # noqa: E402
 from side_by_side import Row, by_turns, cpu_ms, parser, show  # noqa: E402
 
 import mapsage_kaggle.engine.register  # noqa: E402, F401
-from mapsage_kaggle import configure  # noqa: E402
-from mapsage_kaggle.configure import Facts  # noqa: E402
+from mapsage_kaggle.config.patch import Facts  # noqa: E402
+from mapsage_kaggle.data.scenes import generate_scenes  # noqa: E402
 from mapsage_kaggle.engine.fast.prediction import quick_prediction  # noqa: E402
-from mapsage_kaggle.scenes import generate_scenes  # noqa: E402
 
 CONFIG = ROOT / "configs" / "train_earthvqa_kaggle.py"
 
@@ -46,8 +48,8 @@ class Side:
 
     def __init__(self, scratch: Path, *, fast: bool) -> None:
         facts = Facts(work_dir=scratch, fast=fast, cache_dir=scratch / "cache" if fast else None)
-        cfg = configure.read_config(CONFIG)
-        patched = configure.apply(cfg, configure.plan(cfg, CONFIG, facts))
+        cfg = read_config(CONFIG)
+        patched = apply_patch(cfg, plan_patch(cfg, CONFIG, facts))
         self.fast = fast
         self.load = [TRANSFORMS.build(item) for item in patched.val_dataloader.dataset.dataset.pipeline]
         model = copy.deepcopy(patched.model)

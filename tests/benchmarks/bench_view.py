@@ -12,14 +12,17 @@ import tempfile
 import time
 from pathlib import Path
 
+from mapsage_kaggle.training.handle import train
+from mapsage_kaggle.training.options import Options
+from mapsage_kaggle.training.prepare import discover, prepare
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from standin import StandIn
 
-from mapsage_kaggle import training
 from mapsage_kaggle.display.live import LiveView, TrainingPanel
-from mapsage_kaggle.display.words import Words
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.events import ProgressSink, read_events
 from mapsage_kaggle.paths import KagglePaths
 
@@ -43,15 +46,15 @@ class Wire:
 def run(root: Path, *, view: bool) -> tuple[float, float, float, Wire]:
     """Return mean seconds an iteration, the view's CPU seconds, seconds in all, and what was sent."""
     stand_in = StandIn.with_scenes(root, max_iters=ITERATIONS, val_interval=200)
-    options = training.Options(
+    options = Options(
         config=stand_in.config(), session_limit_s=900.0, reserve_s=10.0, gpus=0, threads=1, save_every_s=0.0
     )
-    prepared = training.prepare(training.discover(options, paths=KagglePaths.below(root)))
+    prepared = prepare(discover(options, paths=KagglePaths.below(root)))
     wire = Wire()
     live = LiveView(wire, Words(), max_iters=ITERATIONS) if view else None
     sinks: list[ProgressSink] = [live] if live is not None else []
     begin_s = time.monotonic()
-    training.train(prepared, sinks=sinks)
+    train(prepared, sinks=sinks)
     if live is not None:
         live.close()
     events = [item for item in read_events(stand_in.work_dir.events) if item.event == "iteration"]

@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from functools import cache, lru_cache
 
-from mapsage_kaggle.display.messages_errors import CHINESE_ERRORS
-from mapsage_kaggle.display.messages_jobs import CHINESE_JOBS
+from mapsage_kaggle.display.locale.messages_errors import CHINESE_ERRORS
+from mapsage_kaggle.display.locale.messages_jobs import CHINESE_JOBS
 
 CHINESE: Mapping[str, str] = {
     **CHINESE_ERRORS,
@@ -344,11 +344,15 @@ def translate(text: str, language: str) -> str:
             first, rest = text[:end], text[place.end() :]
             indent = first[: len(first) - len(first.lstrip())]
             # What stands before a colon is a name.
-            told = first if mark == ": " else indent + translate(first.strip(), language)
-            rest_told = translate(rest, language)
-            if (told, rest_told) != (first, rest):
+            translated = first if mark == ": " else indent + translate(first.strip(), language)
+            rest_translated = translate(rest, language)
+            if (translated, rest_translated) != (first, rest):
                 # A full stop in Chinese needs no space after it.
-                return told + ("" if told != first and mark == ". " else text[end : place.end()]) + rest_told
+                return (
+                    translated
+                    + ("" if translated != first and mark == ". " else text[end : place.end()])
+                    + rest_translated
+                )
     return text
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from mapsage_kaggle.display import words_evaluation, words_notebook
-from mapsage_kaggle.display.messages import NAMES, translate
+from mapsage_kaggle.display.locale import words_evaluation, words_notebook
+from mapsage_kaggle.display.locale.messages import NAMES, translate
 from mapsage_kaggle.errors import MapsageError, UsageError
 
 _ENGLISH: Mapping[str, str] = {
@@ -168,7 +168,7 @@ class Words:
         text = self._texts[key]
         return text.format(**values) if values else text
 
-    def tell(self, message: str) -> str:
+    def translate(self, message: str) -> str:
         """Return a message of another room, which states it in English, in this language."""
         return translate(message, self.language)
 
@@ -178,13 +178,13 @@ class Words:
         try:
             yield
         except MapsageError as error:
-            problem, remedy = self.tell(error.problem), self.tell(error.remedy)
+            problem, remedy = self.translate(error.problem), self.translate(error.remedy)
             error.problem, error.remedy, error.args = problem, remedy, (problem, remedy)
             raise
 
     def refusal(self, error: MapsageError) -> str:
         """Return what an error says, and what to do, in this language."""
-        return f"{self.tell(error.problem)} {self.tell(error.remedy)}".rstrip()
+        return f"{self.translate(error.problem)} {self.translate(error.remedy)}".rstrip()
 
     def name(self, check: str) -> str:
         """Return the name of one of preflight's checks in this language."""

@@ -34,8 +34,8 @@ import mmseg
 import numpy as np
 import PIL
 
-from mapsage_kaggle.engine.fast.telling import tell_once
-from mapsage_kaggle.environment import ram_bytes
+from mapsage_kaggle.engine.fast.warnings import warn_once
+from mapsage_kaggle.machine import ram_bytes
 
 VERSION = 1
 """Of the entries' format and of what they hold; entries of another version are made anew."""
@@ -303,7 +303,7 @@ class DecodedCache:
 
     def _stop(self, reason: str) -> None:
         self.stores = False
-        tell_once(
+        warn_once(
             f"cache {self.folder}",
             f"The cache of decoded images in {self.folder} takes no more: {reason}. What it lacks is decoded "
             "each time, which is slower and changes nothing else.",

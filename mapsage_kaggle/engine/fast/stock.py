@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from mmengine.registry import Registry
 
-from mapsage_kaggle.engine.fast.telling import tell_once
+from mapsage_kaggle.engine.fast.warnings import warn_once
 
 _Kind = TypeVar("_Kind", bound=type)
 
@@ -33,7 +33,7 @@ def stands_in_for(
             if meant is stock:
                 return kind(*args, **options)
             what = f"{getattr(meant, '__module__', '')}.{getattr(meant, '__qualname__', meant)}"
-            tell_once(
+            warn_once(
                 f"stock {stock.__name__}",
                 f"{stock.__name__} is {what} here, not mmsegmentation's own, and runs as it is.",
             )

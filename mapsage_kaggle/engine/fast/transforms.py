@@ -32,7 +32,7 @@ from mapsage_kaggle.engine.fast.loading import (
     load_labels,
 )
 from mapsage_kaggle.engine.fast.resize import Box, NearestWindows, resize_window, window_resize_is_exact
-from mapsage_kaggle.engine.fast.telling import tell_once
+from mapsage_kaggle.engine.fast.warnings import warn_once
 
 _CROP_TRIES = 10
 _STRIDE = 32
@@ -74,12 +74,12 @@ class MapsageFastPipeline(BaseTransform):
         self._steps = _recognise(self.transforms)
         if self._steps is None:
             names = ", ".join(type(item).__name__ for item in self.transforms)
-            tell_once(
+            warn_once(
                 f"transforms {names}",
                 f"The faster pipeline does not know these transforms and runs them as they are: {names}.",
             )
         elif self._steps.resize is not None and not window_resize_is_exact():
-            tell_once(
+            warn_once(
                 "resize",
                 f"OpenCV {cv2.__version__} resizes part of an image otherwise than the whole: images are "
                 "resized whole, which is slower and changes nothing else.",

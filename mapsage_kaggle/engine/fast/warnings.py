@@ -10,10 +10,10 @@ from pathlib import Path
 from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
 from mapsage_kaggle.events import Event, EventLog, read_events
 
-_told: set[tuple[str, str]] = set()
+_warned: set[tuple[str, str]] = set()
 
 
-def tell_once(key: str, message: str) -> None:
+def warn_once(key: str, message: str) -> None:
     """Append a warning to the events, unless they hold one of the same key.
 
     Data workers and ranks share the events, and those that are started again find what the ones before
@@ -24,9 +24,9 @@ def tell_once(key: str, message: str) -> None:
         message: What a person reads.
     """
     path = os.environ.get(EVENTS_VARIABLE)
-    if not path or (path, key) in _told:
+    if not path or (path, key) in _warned:
         return
-    _told.add((path, key))
+    _warned.add((path, key))
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
         try:

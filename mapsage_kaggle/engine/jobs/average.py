@@ -19,21 +19,21 @@ from mmseg.models.segmentors import EncoderDecoder
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mapsage_kaggle.checkpoints.load import load_checkpoint
-from mapsage_kaggle.engine.child import Tell
-from mapsage_kaggle.engine.evaluate import build_data
-from mapsage_kaggle.engine.inference import TrainedModel, load_model, load_weights
+from mapsage_kaggle.engine.jobs.child import Emit
+from mapsage_kaggle.engine.jobs.evaluate import build_data
+from mapsage_kaggle.engine.jobs.inference import TrainedModel, load_model, load_weights
 from mapsage_kaggle.engine.sampling import PositionalDataset, PositionBatches, PositionOrder
 from mapsage_kaggle.errors import CheckpointError, MachineError
 from mapsage_kaggle.paths import replace_file
 
 
-def run(job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     """Average, and write the result; return ``{"num_parents", "num_batch_norms", "num_images"}``.
 
     Args:
         job: ``config``, ``device``; ``checkpoint`` and ``sha256`` of the first parent; ``parents``
             (``file``, ``sha256`` and ``iteration`` of each), ``batch_norm_images``, ``seed``, ``out``.
-        tell: Told ``progress`` with ``done`` and ``total`` images.
+        emit: Told ``progress`` with ``done`` and ``total`` images.
 
     Raises:
         CheckpointError: The parents are of different models.
@@ -47,7 +47,7 @@ def run(job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     norms = batch_norms(model.net)
     num_images = 0
     if norms and job["batch_norm_images"]:
-        num_images = gather_statistics(model, cfg, int(job["batch_norm_images"]), int(job["seed"]), tell)
+        num_images = gather_statistics(model, cfg, int(job["batch_norm_images"]), int(job["seed"]), emit)
         state |= {name: value.cpu() for name, value in model.net.state_dict().items() if name in state}
     meta = {
         "dataset_meta": dict(model.meta.get("dataset_meta") or {"classes": model.classes}),
@@ -111,7 +111,7 @@ def batch_norms(net: torch.nn.Module) -> list[_BatchNorm]:
 
 
 @torch.no_grad()
-def gather_statistics(model: TrainedModel, cfg: Config, num_images: int, seed: int, tell: Tell) -> int:
+def gather_statistics(model: TrainedModel, cfg: Config, num_images: int, seed: int, emit: Emit) -> int:
     """Let every BatchNorm see training images anew, and keep the plain mean of what it saw.
 
     Args:
@@ -119,7 +119,7 @@ def gather_statistics(model: TrainedModel, cfg: Config, num_images: int, seed: i
         cfg: Its ``train_dataloader`` says which images, in batches of which size.
         num_images: At most so many.
         seed: Of the images and their augmentation.
-        tell: Told ``progress``.
+        emit: Told ``progress``.
 
     Returns:
         How many were looked at.
@@ -147,7 +147,7 @@ def gather_statistics(model: TrainedModel, cfg: Config, num_images: int, seed: i
             inputs = net.data_preprocessor(pseudo_collate(items), True)["inputs"]
             net.encode_decode(inputs, [{"img_shape": inputs.shape[2:]}] * len(inputs))
             done += len(inputs)
-            tell("progress", done=done, total=num_images // size * size)
+            emit("progress", done=done, total=num_images // size * size)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

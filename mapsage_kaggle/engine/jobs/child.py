@@ -1,12 +1,12 @@
 """A child that does one piece of work after training: evaluating, predicting, exporting, averaging.
 
-    python -m mapsage_kaggle.engine.child evaluate job.json
+    python -m mapsage_kaggle.engine.jobs.child evaluate job.json
 
-runs ``mapsage_kaggle.engine.evaluate.run(job, tell)`` with the JSON document of the file. Whatever it
+runs ``mapsage_kaggle.engine.jobs.evaluate.run(job, tell)`` with the JSON document of the file. Whatever it
 tells, and at last what it returns, is printed on standard output as one JSON object a line, each with
 ``event``; everything else that is printed goes to standard error. Standard input is a pipe that the
 parent holds open: when the parent is gone, however it went, the child ends too. The parent's side is
-:func:`mapsage_kaggle.jobs.run_child`.
+:func:`mapsage_kaggle.jobs.child.run_child`.
 
 Events: whatever the work tells, such as ``progress`` with ``done`` and ``total``, or ``warning`` with
 ``message``; then either ``result`` with ``result``, or ``failed`` with ``kind`` (the name of a
@@ -29,7 +29,7 @@ from typing import IO, Any
 
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_TRAINING, MachineError, MapsageError
 
-Tell = Callable[..., None]
+Emit = Callable[..., None]
 """``tell("progress", done=3, total=12)``; values as JSON takes them. Safe from any thread."""
 
 _GRACE_S = 10.0
@@ -41,41 +41,41 @@ def main(arguments: list[str]) -> int:
     # Libraries greet on stdout, from C too: what they say goes where errors go.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    tell = _teller(channel)
+    emit = _emitter(channel)
     threading.Thread(target=_leave_with_parent, name="parent-pipe", daemon=True).start()
     try:
         job = json.loads(Path(file).read_bytes())
-        work = importlib.import_module(f"mapsage_kaggle.engine.{entry}")
-        tell("result", result=work.run(job, tell))
+        work = importlib.import_module(f"mapsage_kaggle.engine.jobs.{entry}")
+        emit("result", result=work.run(job, emit))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_INTERRUPTED  # the parent has gone
     except MapsageError as error:
-        return _fail(tell, type(error).__name__, error.problem, error.remedy, error.exit_code)
+        return _fail(emit, type(error).__name__, error.problem, error.remedy, error.exit_code)
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must learn of it
         traceback.print_exc()
         known = _known(error)
         if known is not None:
-            return _fail(tell, type(known).__name__, known.problem, known.remedy, known.exit_code)
+            return _fail(emit, type(known).__name__, known.problem, known.remedy, known.exit_code)
         first = (str(error).strip().splitlines() or ["no message"])[0]
-        return _fail(tell, "JobError", f"{type(error).__name__}: {first}", "", EXIT_TRAINING)
+        return _fail(emit, "JobError", f"{type(error).__name__}: {first}", "", EXIT_TRAINING)
     return EXIT_DONE
 
 
-def _teller(channel: IO[str]) -> Tell:
+def _emitter(channel: IO[str]) -> Emit:
     lock = threading.Lock()
 
-    def tell(event: str, /, **data: Any) -> None:
+    def emit(event: str, /, **data: Any) -> None:
         with lock:
             channel.write(json.dumps({"event": event, **data}, ensure_ascii=False) + "\n")
             channel.flush()
 
-    return tell
+    return emit
 
 
-def _fail(tell: Tell, kind: str, problem: str, remedy: str, code: int) -> int:
-    tell("failed", kind=kind, problem=problem, remedy=remedy)
+def _fail(emit: Emit, kind: str, problem: str, remedy: str, code: int) -> int:
+    emit("failed", kind=kind, problem=problem, remedy=remedy)
     return code
 
 

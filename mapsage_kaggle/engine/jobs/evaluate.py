@@ -2,7 +2,7 @@
 
 Every image's confusion matrix is added to a tally as soon as it is known. A child that is started again
 with the same tally goes on from there. What the counts mean is for
-:mod:`mapsage_kaggle.measures` to say.
+:mod:`mapsage_kaggle.metrics` to say.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from mmengine.dataset import BaseDataset
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from mapsage_kaggle.dataset import area_of
-from mapsage_kaggle.engine.child import Tell
-from mapsage_kaggle.engine.inference import TrainedModel, View, Windows, load_model, windows_of
+from mapsage_kaggle.data.datasets import area_of
+from mapsage_kaggle.engine.jobs.child import Emit
+from mapsage_kaggle.engine.jobs.inference import TrainedModel, View, Windows, load_model, windows_of
 from mapsage_kaggle.engine.metric import confusion_matrix
 from mapsage_kaggle.engine.shapes import json_like
 from mapsage_kaggle.errors import ConfigError, DataError
-from mapsage_kaggle.tally import add, open_tally, read_tally
+from mapsage_kaggle.metrics import add, open_tally, read_tally
 
 _LOOK_AHEAD = 3
 """Images that are decoded while the network is busy."""
@@ -38,14 +38,14 @@ _EXAMPLE_GAP_PX = 4
 _IGNORED_GREY = 64
 
 
-def run(job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     """Count, and return ``{"classes", "palette", "images", "areas", "num_taken_over"}``.
 
     Args:
         job: ``config``, ``checkpoint``, ``sha256``, ``device``; ``split`` (``val`` or ``test``);
             ``windows`` (None for the config's own, ``"whole"``, or ``{"size", "stride"}``),
             ``window_batch``; ``views`` (pairs of scale and flip); ``tally`` (the file).
-        tell: Told ``progress`` with ``done`` and ``total``.
+        emit: Told ``progress`` with ``done`` and ``total``.
 
     Raises:
         DataError: There is nothing to compare with.
@@ -65,7 +65,7 @@ def run(job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     todo = [index for index, image in enumerate(images) if image not in known]
     with open_tally(file) as tally:
         done = len(data) - len(todo)
-        tell("progress", done=done, total=len(data))
+        emit("progress", done=done, total=len(data))
         for index, item in _ahead(data, todo):
             prediction, label = look(model, item, windows=windows, views=views)
             if index in shown:
@@ -74,7 +74,7 @@ def run(job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
             counts = confusion_matrix(prediction, label, len(model.classes), ignored)
             add(tally, images[index], counts.tolist())
             done += 1
-            tell("progress", done=done, total=len(data))
+            emit("progress", done=done, total=len(data))
     return {
         "classes": list(model.classes),
         "palette": [list(colour) for colour in model.palette],

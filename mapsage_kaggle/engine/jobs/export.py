@@ -1,6 +1,6 @@
 """A trained model in forms that need neither this kit nor a pickle, each run again and compared.
 
-The child of :func:`mapsage_kaggle.export.export`. All forms take one tensor ``image``, float32 of shape
+The child of :func:`mapsage_kaggle.jobs.export.export`. All forms take one tensor ``image``, float32 of shape
 ``(N, 3, H, W)``, red, green and blue in 0 to 255, and give ``logits``, float32 of shape
 ``(N, classes, H, W)``: what the config's ``data_preprocessor`` does to an image is part of the graph.
 
@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mapsage_kaggle.checkpoints.manifest import file_sha256
-from mapsage_kaggle.engine.child import Tell
-from mapsage_kaggle.engine.inference import TrainedModel, build_model, load_model
-from mapsage_kaggle.engine.predict import labels_of
+from mapsage_kaggle.engine.jobs.child import Emit
+from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load_model
+from mapsage_kaggle.engine.jobs.predict import labels_of
 from mapsage_kaggle.engine.shapes import json_like
 from mapsage_kaggle.errors import DataError, JobError
 from mapsage_kaggle.imagery.reading import open_picture
@@ -41,10 +41,10 @@ TOLERANCE = 1e-3
 """How far logits may be from the original's, as a share of the original's largest (at least of 1)."""
 
 _OPSET = 18
-_MOST_PIXELS = 1024
+_MAX_PIXELS = 1024
 _TRACED = (128, 160)
 _DIVISOR = 32
-_LEAST_SIDE = 64
+_MIN_SIDE = 64
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
 """``(N, 3, H, W)`` to ``(N, classes, H, W)``."""
@@ -84,13 +84,13 @@ class Portable(nn.Module):
         return logits
 
 
-def run(job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     """Write every form that the job asks for into its folder, and compare each with the original.
 
     Args:
         job: ``config``, ``checkpoint``, ``sha256``; ``out``, the folder; ``forms``, of ``safetensors``,
             ``onnx`` and ``torch``; ``images`` to compare on, none for the validation set's first ones.
-        tell: Told of progress and of a form that does not hold.
+        emit: Told of progress and of a form that does not hold.
 
     Returns:
         ``files``: for each form ``name``, ``size_bytes``, ``sha256``, ``max_difference`` (of logits),
@@ -105,7 +105,7 @@ def run(job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     out = Path(job["out"])
     model = load_model(cfg, Path(job["checkpoint"]), sha256=job["sha256"], device="cpu")
     divisor = _divisor(model.net)
-    tiles, names = _tiles(cfg, [Path(file) for file in job["images"]], tell, divisor)
+    tiles, names = _tiles(cfg, [Path(file) for file in job["images"]], emit, divisor)
     expected = [_original(model, tile) for tile in tiles]
     (out / CONFIG).write_text(portable_config(cfg).pretty_text, encoding="utf-8")
     (out / CLASSES).write_text(json.dumps(_classes(cfg, model), indent=2) + "\n", encoding="utf-8")
@@ -119,7 +119,7 @@ def run(job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     files, failed = [], []
     for done, form in enumerate(job["forms"]):
         name, make = makers[form]
-        tell("progress", done=done, total=len(job["forms"]), name=name)
+        emit("progress", done=done, total=len(job["forms"]), name=name)
         try:
             found = _compare(make(out / name), tiles, expected, takes_batches=form != "torch")
         except (ImportError, MemoryError, OSError):
@@ -130,7 +130,7 @@ def run(job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
             (out / name).unlink(missing_ok=True)
             reason = (str(error).strip().splitlines() or ["no message"])[0]
             failed.append({"name": name, "reason": f"{type(error).__name__}: {reason}"})
-            tell("warning", problem=f"{name} is not written: {type(error).__name__}: {reason}")
+            emit("warning", problem=f"{name} is not written: {type(error).__name__}: {reason}")
             continue
         size = (out / name).stat().st_size
         files.append({"name": name, "size_bytes": size, "sha256": file_sha256(out / name), **found})
@@ -177,12 +177,12 @@ def _classes(cfg: Config, model: TrainedModel) -> dict[str, Any]:
 
 
 def _tiles(
-    cfg: Config, images: Sequence[Path], tell: Tell, divisor: int
+    cfg: Config, images: Sequence[Path], emit: Emit, divisor: int
 ) -> tuple[list[torch.Tensor], list[str]]:
     """Return crops, uint8 RGB of shape ``(1, 3, H, W)`` and of different sizes, and what they are from."""
     files = list(images) or _validation_images(cfg)
     if not files:
-        tell(
+        emit(
             "warning",
             problem="No data set and no image is at hand: the forms are compared on noise, not on images.",
         )
@@ -192,19 +192,19 @@ def _tiles(
         pictures, names = [_read(file) for file in files], [file.name for file in files]
     tiles = []
     for number, picture in enumerate(pictures):
-        height, width = (min(side, _MOST_PIXELS) for side in picture.shape[:2])
+        height, width = (min(side, _MAX_PIXELS) for side in picture.shape[:2])
         wanted = [(height, width)]
         if number == 0:  # another size, and neither of its sides a round number
             wanted.append((height * 5 // 8 - 3, width * 3 // 4 - 5))
         for rows, columns in wanted:
             rows, columns = (side // divisor * divisor for side in (rows, columns))
-            if min(rows, columns) < _LEAST_SIDE:
+            if min(rows, columns) < _MIN_SIDE:
                 continue
             crop = np.ascontiguousarray(picture[:rows, :columns].transpose(2, 0, 1))
             tiles.append(torch.from_numpy(crop)[None])
     if not tiles:
         raise DataError(
-            f"{', '.join(names)}: too small to compare on; {_LEAST_SIDE} pixels a side are needed.",
+            f"{', '.join(names)}: too small to compare on; {_MIN_SIDE} pixels a side are needed.",
             "Give larger images (--images).",
         )
     return tiles, names
@@ -212,7 +212,7 @@ def _tiles(
 
 def _read(file: Path) -> NDArray[np.uint8]:
     with open_picture(file) as picture:
-        return picture.read(0, min(picture.height, _MOST_PIXELS)).rgb
+        return picture.read(0, min(picture.height, _MAX_PIXELS)).rgb
 
 
 def _validation_images(cfg: Config) -> list[Path]:
@@ -340,8 +340,8 @@ def _onnx(portable: Portable, classes: Sequence[str], file: Path) -> Logits:
     axes = dict(zip((0, 2, 3), ("batch", "height", "width"), strict=True))
     shape = proto.graph.input[0].type.tensor_type.shape.dim
     _rename_sizes(proto, {shape[at].dim_param: name for at, name in axes.items() if shape[at].dim_param})
-    told = {"classes": json.dumps(list(classes), ensure_ascii=False), "channels": "RGB, 0 to 255"}
-    for key, value in told.items():
+    metadata = {"classes": json.dumps(list(classes), ensure_ascii=False), "channels": "RGB, 0 to 255"}
+    for key, value in metadata.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
     onnx.checker.check_model(proto)

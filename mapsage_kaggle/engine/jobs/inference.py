@@ -26,8 +26,8 @@ from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
 
 import mapsage_kaggle.engine.register  # noqa: F401 - registers the kit's data sets
-from mapsage_kaggle import configure
 from mapsage_kaggle.checkpoints.load import load_checkpoint
+from mapsage_kaggle.config.reading import dataset_of
 from mapsage_kaggle.engine.shapes import dataset_classes, json_like
 from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, UsageError
 
@@ -327,7 +327,7 @@ def load_model(
     the hook keeps it under ``state_dict``, and the weights that were being trained beside it.
 
     Args:
-        cfg: The config as :func:`mapsage_kaggle.configure.for_inference` returns it.
+        cfg: The config as :func:`mapsage_kaggle.config.patch.for_inference` returns it.
         checkpoint: The file: one to resume from, or of weights alone.
         sha256: What the file's sha256 must be, as an inspection found it.
         device: ``auto``, or a device as torch names it.
@@ -345,7 +345,7 @@ def load_model(
     net = build_model(cfg)
     found = load_checkpoint(checkpoint, sha256=sha256)
     meta = found.get("meta") or {}
-    data = configure.dataset_of(cfg)
+    data = dataset_of(cfg)
     classes = dataset_classes(data) or tuple(f"class {index}" for index in range(int(net.num_classes)))
     check_classes(checkpoint, meta, classes)
     load_weights(net, found.get("state_dict", found), checkpoint)

@@ -37,9 +37,9 @@ from mmengine.dataset import Compose
 from mmseg.models.utils import resize
 from mmseg.registry import DATASETS
 
-from mapsage_kaggle import configure
-from mapsage_kaggle.engine.child import Tell
-from mapsage_kaggle.engine.inference import TrainedModel, load_model
+from mapsage_kaggle.config.reading import dataset_of, datasets_of
+from mapsage_kaggle.engine.jobs.child import Emit
+from mapsage_kaggle.engine.jobs.inference import TrainedModel, load_model
 from mapsage_kaggle.engine.shapes import json_like
 from mapsage_kaggle.errors import ConfigError, DataError, MachineError
 from mapsage_kaggle.imagery.journal import Journal, Stamp
@@ -118,7 +118,7 @@ class Task:
         return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def run(job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     """Predict every image; what is refused is told of and does not stop the others.
 
     Returns:
@@ -133,8 +133,8 @@ def run(job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     model = load_model(
         cfg, Path(job["checkpoint"]), sha256=job["sha256"], device=job["device"], fast=task.fast
     )
-    tell("ready", device=str(model.device), total=len(task.sources))
-    return Predictor(cfg, model, task, str(job["sha256"]), tell).run()
+    emit("ready", device=str(model.device), total=len(task.sources))
+    return Predictor(cfg, model, task, str(job["sha256"]), emit).run()
 
 
 class Predictor:
@@ -145,13 +145,13 @@ class Predictor:
         model: The model.
         task: What is to be done.
         checkpoint_sha256: Of the model's weights.
-        tell: Told of progress and refusals.
+        emit: Told of progress and refusals.
     """
 
     def __init__(
-        self, cfg: Config, model: TrainedModel, task: Task, checkpoint_sha256: str, tell: Tell
+        self, cfg: Config, model: TrainedModel, task: Task, checkpoint_sha256: str, emit: Emit
     ) -> None:
-        self._model, self._task, self._tell = model, task, tell
+        self._model, self._task, self._emit = model, task, emit
         self._prepare = TestPipeline(cfg)
         self._labels = labels_of(cfg, model)
         task.out.mkdir(parents=True, exist_ok=True)
@@ -206,12 +206,12 @@ class Predictor:
 
     def _refuse(self, source: Source, error: DataError | MachineError) -> None:
         self._refused.append({"path": str(source.path), "problem": str(error)})
-        self._tell("refused", path=str(source.path), problem=str(error))
+        self._emit("refused", path=str(source.path), problem=str(error))
         self._progress()
 
     def _progress(self, part: float = 0.0, name: str = "") -> None:
         done = self._num_done + self._num_before + len(self._refused) + part
-        self._tell("progress", done=done, total=len(self._task.sources), name=name)
+        self._emit("progress", done=done, total=len(self._task.sources), name=name)
 
     # -- one image
 
@@ -456,8 +456,8 @@ class Predictor:
         pixels = {
             name: int(counts[self._labels.first + index]) for index, name in enumerate(self._labels.classes)
         }
-        told = {"width": found.shape.width, "height": found.shape.height, "pixels": pixels}
-        self._journal.add(source, found.stamp, list(files), told)
+        facts = {"width": found.shape.width, "height": found.shape.height, "pixels": pixels}
+        self._journal.add(source, found.stamp, list(files), facts)
         self._files[source.name] = files[0].relative_to(self._task.out).as_posix()
 
 
@@ -499,7 +499,7 @@ def labels_of(cfg: Config, model: TrainedModel) -> Labels:
     Where it reduces the zero label, as LoveDA, EarthVQA and ADE20K do, the first class is 1 and 0 means
     *no data*; else the first class is 0, and 255 means *no data*.
     """
-    data = configure.dataset_of(cfg)
+    data = dataset_of(cfg)
     kind = data.get("type")
     cls = DATASETS.get(kind) if isinstance(kind, str) else kind
     reduces = data.get("reduce_zero_label")
@@ -516,7 +516,7 @@ def _pipeline_of(cfg: Config) -> list[dict[str, Any]]:
     for name in ("test_dataloader", "val_dataloader"):
         loader = cfg.get(name) or {}
         if loader.get("dataset"):
-            *_, dataset = configure.datasets_of(loader["dataset"])
+            *_, dataset = datasets_of(loader["dataset"])
             if dataset.get("pipeline"):
                 return [dict(json_like(item)) for item in dataset["pipeline"]]
     return [dict(json_like(item)) for item in cfg.get("test_pipeline") or []]

@@ -1,0 +1,326 @@
+"""What this machine's facts mean for a session: the rows of preflight."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mapsage_kaggle.clock import SessionClock, format_duration
+from mapsage_kaggle.errors import MachineError
+from mapsage_kaggle.machine import STACK, UPSTREAM, Machine
+from mapsage_kaggle.pace import GPU_QUOTA_S, week_start_s
+from mapsage_kaggle.paths import ROOT_VARIABLE, KagglePaths
+
+MIN_PYTHON = (3, 10)
+
+
+MAX_PYTHON = (3, 13)
+
+
+MIN_TORCH = (2, 6)
+
+
+OUTPUT_BYTES = 20 * 10**9
+"""``/kaggle/working`` holds 20 GB at most."""
+
+
+OUTPUT_FILES = 400
+"""Kaggle cuts an output of more than 500 files in silence; the kit stays well below."""
+
+
+NEEDED_BYTES = 2 * 10**9
+"""Three checkpoints of MiT-B2 with its optimizer, and one more while it is written."""
+
+
+SHORT_SESSION_S = 30 * 60.0
+
+
+Level = Literal["info", "warning", "error"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One verdict of the preflight.
+
+    Attributes:
+        name: A short, stable word.
+        ok: Whether this is as it should be.
+        level: ``error`` stops training, ``warning`` does not.
+        message: What was found, what it means, and what to do.
+    """
+
+    name: str
+    ok: bool
+    level: Level
+    message: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of the ``doctor`` command."""
+        return {"name": self.name, "ok": self.ok, "level": self.level, "message": self.message}
+
+
+def preflight(
+    paths: KagglePaths,
+    machine: Machine,
+    *,
+    clock: SessionClock | None = None,
+    needed_bytes: int = NEEDED_BYTES,
+) -> tuple[Check, ...]:
+    """Judge what was seen. Pure, apart from the clock.
+
+    Args:
+        paths: Kaggle's folders, for the messages.
+        machine: What :func:`survey` saw.
+        clock: The session's; without one, time is not judged.
+        needed_bytes: Free space that the session's checkpoints need.
+    """
+    checks = [
+        _python(machine),
+        _torch(machine),
+        _stack(machine),
+        _gpu(machine),
+        _internet(machine),
+        _inputs(paths, machine),
+        _working(machine),
+        _disk(machine, needed_bytes),
+        _output(machine),
+    ]
+    if clock is not None:
+        if machine.on_kaggle and machine.gpus:
+            checks.append(_quota(clock, time.time()))
+        checks.append(_clock(clock))
+    return tuple(checks)
+
+
+def require(checks: Sequence[Check]) -> None:
+    """Let a session go on, unless a check failed for good.
+
+    Raises:
+        MachineError: At least one check of level ``error`` failed; the message has all of those.
+    """
+    failed = [f"{check.name}: {check.message}" for check in checks if not check.ok and check.level == "error"]
+    if failed:
+        raise MachineError(f"This machine cannot run the session. {' '.join(failed)}")
+
+
+def to_json(checks: Sequence[Check]) -> dict[str, Any]:
+    """Return the document of ``doctor``; ``ok`` is false only where an error stops training."""
+    return {
+        "ok": all(check.ok or check.level != "error" for check in checks),
+        "checks": [check.to_json() for check in checks],
+    }
+
+
+def stack_conflicts(installed: Mapping[str, str]) -> tuple[str, ...]:
+    """Return upstream's distributions that stand in the way of ours, as ``name version``."""
+    return tuple(f"{name} {installed[name]}" for name in UPSTREAM if name in installed)
+
+
+def conflict_remedy(installed: Mapping[str, str]) -> str:
+    """Return how to get upstream's distributions out of the way.
+
+    Ours go too where they are: their files lie in the same folders and are removed along.
+    """
+    names = [name for name in (*UPSTREAM, *STACK) if name in installed]
+    return f"Run `pip uninstall -y {' '.join(names)}`, then install again, then restart the kernel."
+
+
+def _good(name: str, message: str) -> Check:
+    return Check(name=name, ok=True, level="info", message=message)
+
+
+def _bad(name: str, level: Level, message: str) -> Check:
+    return Check(name=name, ok=False, level=level, message=message)
+
+
+def _python(machine: Machine) -> Check:
+    version = _release(machine.python)
+    if MIN_PYTHON <= version <= MAX_PYTHON:
+        return _good("python", f"Python {machine.python}.")
+    return _bad(
+        "python",
+        "error" if version < MIN_PYTHON else "warning",
+        f"Python {machine.python}; the kit was tried with "
+        f"{_dotted(MIN_PYTHON)} to {_dotted(MAX_PYTHON)}. Choose an environment that has one of those.",
+    )
+
+
+def _torch(machine: Machine) -> Check:
+    if machine.torch is None:
+        return _bad(
+            "torch",
+            "error",
+            f"torch cannot be imported ({machine.torch_problem or 'not installed'}). On Kaggle, choose a "
+            "notebook environment that has it; elsewhere, `pip install torch`.",
+        )
+    if _release(machine.torch) < MIN_TORCH:
+        return _bad(
+            "torch",
+            "error",
+            f"torch {machine.torch} is older than {_dotted(MIN_TORCH)}, the first that loads checkpoints "
+            "safely. Choose a newer notebook environment, or `pip install --upgrade torch`.",
+        )
+    return _good("torch", f"torch {machine.torch}.")
+
+
+def _stack(machine: Machine) -> Check:
+    conflicts = stack_conflicts(machine.installed)
+    if conflicts:
+        return _bad(
+            "stack",
+            "error",
+            f"{', '.join(conflicts)}: upstream packages with the same import names as the kit's, and they "
+            f"cannot resume on today's torch. {conflict_remedy(machine.installed)}",
+        )
+    wrong = [
+        f"{name} {version} ({machine.installed.get(name, 'none')} found)"
+        for name, version in STACK.items()
+        if machine.installed.get(name) != version
+    ]
+    if wrong:
+        return _bad(
+            "stack", "error", f"Training needs {', '.join(wrong)}. Run `mapsage_kaggle.install()` first."
+        )
+    return _good("stack", ", ".join(f"{name} {version}" for name, version in STACK.items()) + ".")
+
+
+def _gpu(machine: Machine) -> Check:
+    if not machine.gpus:
+        hint = (
+            " On Kaggle, set Accelerator to GPU T4 x2; an account without a verified phone number gets a "
+            "machine without GPU and without Internet, whatever it asks for."
+            if machine.on_kaggle
+            else ""
+        )
+        return _bad("gpu", "warning", f"No GPU: training runs on {machine.num_cpus} CPU cores, slowly.{hint}")
+    shown = ", ".join(f"{gpu.name} ({gpu.memory_bytes / 2**30:.0f} GiB)" for gpu in machine.gpus)
+    if any(gpu.supported is None for gpu in machine.gpus):
+        return _bad(
+            "gpu",
+            "warning",
+            f"The driver lists {shown}, but torch {machine.torch or ''} cannot use it: training would run "
+            "on the CPU. Install a torch that is built for CUDA and for this driver.",
+        )
+    without = [gpu for gpu in machine.gpus if not gpu.supported]
+    if without:
+        names = ", ".join(
+            f"{gpu.name} (sm_{gpu.capability[0]}{gpu.capability[1]})" for gpu in without if gpu.capability
+        )
+        return _bad(
+            "gpu",
+            "error",
+            f"torch {machine.torch} has no kernels for {names}: it would take memory and then fail at the "
+            "first step. Choose another accelerator (on Kaggle: GPU T4 x2).",
+        )
+    return _good("gpu", f"{shown}.")
+
+
+def _internet(machine: Machine) -> Check:
+    if machine.internet:
+        return _good("internet", "Names resolve.")
+    complete = all(machine.installed.get(name) == version for name, version in STACK.items())
+    if complete:
+        return _good("internet", "No Internet; nothing is needed from it, all packages are installed.")
+    return _bad(
+        "internet",
+        "warning",
+        "No Internet: packages can be installed only from wheels attached as input. Turn Internet on in the "
+        "notebook's settings (it needs a verified phone number), or attach a data set that "
+        "holds the wheels.",
+    )
+
+
+def _inputs(paths: KagglePaths, machine: Machine) -> Check:
+    if machine.inputs:
+        names = ", ".join(str(path.relative_to(paths.input)) for path in machine.inputs[:8])
+        more = f" and {len(machine.inputs) - 8} more" if len(machine.inputs) > 8 else ""
+        return _good("inputs", f"Attached: {names}{more}.")
+    return _bad(
+        "inputs",
+        "warning",
+        f"Nothing is attached below {paths.input}. Use Add Input for the data set and, from the second "
+        "session on, for the last one's output. A source that was just attached can take a minute to appear.",
+    )
+
+
+def _working(machine: Machine) -> Check:
+    if not machine.working_problem:
+        return _good("working", "The output folder can be written to.")
+    remedy = (
+        "Delete what is not needed there."
+        if "space" in machine.working_problem.lower()
+        else f"Choose another with --work-dir, or set {ROOT_VARIABLE} to a folder that can be written to."
+    )
+    return _bad(
+        "working",
+        "error",
+        f"Nothing can be written to the output folder ({machine.working_problem}), so no checkpoint could "
+        f"be kept. {remedy}",
+    )
+
+
+def _disk(machine: Machine, needed_bytes: int) -> Check:
+    free = machine.working_free_bytes
+    if free is None:
+        return _bad("disk", "warning", "The free space of the output folder cannot be read.")
+    scratch = "" if machine.temp_free_bytes is None else f", {_gigabytes(machine.temp_free_bytes)} of scratch"
+    if free < needed_bytes:
+        return _bad(
+            "disk",
+            "error",
+            f"{_gigabytes(free)} are free for the output; the checkpoints of a session need "
+            f"{_gigabytes(needed_bytes)}. Delete what is not needed there.",
+        )
+    return _good("disk", f"{_gigabytes(free)} are free for the output{scratch}.")
+
+
+def _output(machine: Machine) -> Check:
+    message = (
+        f"The output holds {machine.working_num_files} files, {_gigabytes(machine.working_used_bytes)}; "
+        f"Kaggle keeps at most {_gigabytes(OUTPUT_BYTES)} and drops files beyond 500 in silence."
+    )
+    full = machine.working_num_files > OUTPUT_FILES or machine.working_used_bytes > 0.9 * OUTPUT_BYTES
+    if full and machine.on_kaggle:
+        return _bad("output", "warning", f"{message} Delete what is not needed, or move it to scratch.")
+    return _good("output", message)
+
+
+def _clock(clock: SessionClock) -> Check:
+    left = clock.left_s()
+    if left <= 0:
+        return _bad(
+            "clock",
+            "error",
+            f"The session has run for {format_duration(clock.elapsed_s())} of its "
+            f"{format_duration(clock.limit_s)}: there is no time left to train. Start a new session.",
+        )
+    message = f"{format_duration(left)} are left, less the reserve of {format_duration(clock.reserve_s)}."
+    if left < min(SHORT_SESSION_S, 0.5 * clock.limit_s):
+        return _bad("clock", "warning", f"Only {message} A new session has more.")
+    return _good("clock", message)
+
+
+def _quota(clock: SessionClock, now_s: float) -> Check:
+    """Say what the session may take of the week's GPU hours; how much is left only Kaggle knows."""
+    reset_s = week_start_s(now_s) + 7 * 24 * 3600.0
+    return _good(
+        "quota",
+        f"This session takes up to {format_duration(clock.limit_s)} of Kaggle's GPU hours (about "
+        f"{format_duration(GPU_QUOTA_S)} a week). The next week begins in "
+        f"{format_duration(reset_s - now_s)}, on Saturday at 00:00 UTC.",
+    )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(str(part) for part in version)
+
+
+def _gigabytes(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"

@@ -1,0 +1,1 @@
+"""Read a training config, find out what it means, and patch it for a session."""

@@ -1,0 +1,73 @@
+"""Collect the changes of a patch, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mapsage_kaggle.config.reading import MISSING, at_path, find_below, plain
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """One key that the patch sets or removes.
+
+    Attributes:
+        key: Dotted, as ``--set`` takes it; list items by their number.
+        old: What the config says; None where it says nothing.
+        new: What will run; None where the key is removed.
+        reason: Why, in a few words.
+        removed: Whether the key is removed.
+        added: Whether the config did not have the key.
+    """
+
+    key: str
+    old: Any
+    new: Any
+    reason: str
+    removed: bool = False
+    added: bool = False
+
+
+class Planner:
+    """Collects changes, and answers what a key would be with those so far."""
+
+    def __init__(self, cfg: Mapping[str, Any]) -> None:
+        self._cfg = cfg
+        self.changes: list[Change] = []
+        self.warnings: list[str] = []
+        self.exactness: list[str] = []
+
+    def get(self, key: str, default: Any = None) -> Any:
+        value = self._lookup(key)
+        return default if value is MISSING else value
+
+    def set(self, key: str, new: Any, reason: str) -> None:
+        old = self._lookup(key)
+        if old is not MISSING and plain(old) == plain(new) and type(old) is type(new):
+            return
+        self.changes.append(
+            Change(
+                key=key,
+                old=None if old is MISSING else old,
+                new=new,
+                reason=reason,
+                added=old is MISSING,
+            )
+        )
+
+    def remove(self, key: str, reason: str) -> None:
+        old = self._lookup(key)
+        if old is not MISSING:
+            self.changes.append(Change(key=key, old=old, new=None, reason=reason, removed=True))
+
+    def _lookup(self, key: str) -> Any:
+        for change in reversed(self.changes):
+            if change.key == key:
+                return MISSING if change.removed else change.new
+        return at_path(self._cfg, key)
+
+    def find(self, prefix: str, name: str) -> Iterator[tuple[str, Any]]:
+        """Yield each key ``…name`` below ``prefix`` with its value, outermost first."""
+        yield from find_below(self.get(prefix), prefix, name)

@@ -1,0 +1,389 @@
+"""Read a config, and find in it what the kit needs to know."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mapsage_kaggle.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+MISSING = object()
+
+
+_EPOCH_LOOPS = ("EpochBasedTrainLoop",)
+
+
+_ITERATION_LOOPS = ("IterBasedTrainLoop", "MapsageTrainLoop")
+
+
+WRAPPERS = ("MapsagePositional", "MapsageReadable")
+
+
+_WHERE = frozenset({"data_root", "work_dir", "cache_dir", "load_from", "resume", "launcher", "init_cfg"})
+"""Keys that say where things lie, and what a resume leaves out: no change that a person has made."""
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read an mmengine config and apply ``--set key=value`` overrides.
+
+    Args:
+        path: The config file, which is Python and is executed: a person's own.
+        overrides: ``key=value`` with dotted keys, values as mmengine's ``--cfg-options`` takes them.
+
+    Raises:
+        ConfigError: It is missing, does not parse, or an override is no ``key=value``.
+    """
+    from mmengine.config import Config, DictAction
+
+    if not path.is_file():
+        raise ConfigError(f"There is no config at {path}.", "Give the path of an mmengine config (.py).")
+    try:
+        # Its custom modules may need torch, and are imported in the child.
+        cfg = Config.fromfile(path, import_custom_modules=False)
+    except (Exception, SystemExit) as error:  # a config is a program and may raise anything
+        raise ConfigError(
+            f"{path} does not parse as an mmengine config: {type(error).__name__}: {_first_line(error)}.",
+            "Check the named line, and that every file in _base_ is there.",
+        ) from error
+    options: dict[str, Any] = {}
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(
+                f"--set {override!r} is not key=value.", "Write it as optim_wrapper.optimizer.lr=1e-4."
+            )
+        try:
+            options[key.strip()] = DictAction._parse_iterable(value.strip())
+        except (AssertionError, ValueError, IndexError) as error:
+            raise ConfigError(
+                f"--set {override!r} has a value that cannot be read: {_first_line(error)}.",
+                "Lists are written as [1,2], tuples as (1,2), without spaces.",
+            ) from error
+    try:
+        cfg.merge_from_dict(options)
+    except (TypeError, KeyError, AssertionError, IndexError) as error:
+        raise ConfigError(
+            f"--set {' '.join(overrides)} does not fit {path}: {_first_line(error)}.",
+            "Compare the dotted keys with the config; items of lists are counted from 0.",
+        ) from error
+    return cfg
+
+
+def changes_between(before: str, after: str) -> tuple[str, ...]:
+    """Return what differs between two configs as they were written, by dotted key.
+
+    Where they lie and how they were launched is no difference: mounts move from session to session.
+
+    Args:
+        before: The text of an earlier session's ``config.py``. It is read, never run.
+        after: The same of this session.
+
+    Returns:
+        Lines ``-key = value`` for what has gone and ``+key = value`` for what has come; lines of the
+        texts where one of them holds more than values.
+    """
+    try:
+        old, new = dict(_values_in(_literal_config(before))), dict(_values_in(_literal_config(after)))
+    except (SyntaxError, ValueError):
+        lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
+        return tuple(line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---"))
+    differences: list[str] = []
+    for key in dict.fromkeys([*old, *new]):
+        if _WHERE & set(key.split(".")) or old.get(key, MISSING) == new.get(key, MISSING):
+            continue
+        differences += [f"-{assignment(key, old[key])}"] if key in old else []
+        differences += [f"+{assignment(key, new[key])}"] if key in new else []
+    return tuple(differences)
+
+
+def written_value(text: str, key: str) -> Any:
+    """Return the value of a dotted key in a config as it was written, which is read and never run.
+
+    Returns:
+        The value, ``dict(…)`` as a dict; None where there is none, or the text holds more than values.
+    """
+    try:
+        return value_at(_literal_config(text), key)
+    except (SyntaxError, ValueError):
+        return None
+
+
+def _literal_config(text: str) -> dict[str, Any]:
+    """Read a config that only assigns values, ``dict(…)`` among them.
+
+    Raises:
+        SyntaxError: It is not Python.
+        ValueError: It holds anything else.
+    """
+    found: dict[str, Any] = {}
+    for statement in ast.parse(text).body:
+        if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
+            raise ValueError(f"line {statement.lineno} is no assignment to a name")
+        found[statement.targets[0].id] = _literal(statement.value)
+    return found
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+        return {str(item.arg): _literal(item.value) for item in node.keywords}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_literal(item) for item in node.elts]
+    if isinstance(node, ast.Dict):
+        if None in node.keys:
+            raise ValueError(f"line {node.lineno} takes a dict apart")
+        return {
+            str(ast.literal_eval(key)): _literal(value)
+            for key, value in zip(node.keys, node.values, strict=True)
+            if key is not None
+        }
+    return ast.literal_eval(node)
+
+
+def _values_in(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and value of all that holds no mapping."""
+    if isinstance(node, Mapping) and node:
+        for name, value in node.items():
+            yield from _values_in(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list) and any(isinstance(item, (Mapping, list)) for item in node):
+        for index, value in enumerate(node):
+            yield from _values_in(value, f"{key}.{index}")
+    else:
+        yield key, node
+
+
+def check_trainable(cfg: Mapping[str, Any] | Config, source: Path) -> int:
+    """Return ``max_iters`` of a config that the kit can train.
+
+    Raises:
+        ConfigError: It trains by epochs, or has no training loop, model, data or optimizer.
+    """
+    cfg = as_mapping(cfg)
+    train = cfg.get("train_cfg")
+    if not isinstance(train, Mapping):
+        raise ConfigError(
+            f"{source} has no training loop (train_cfg).",
+            "Add train_cfg = dict(type='IterBasedTrainLoop', max_iters=…, val_interval=…).",
+        )
+    kind = type_name(train.get("type"))
+    by_epoch = kind in _EPOCH_LOOPS or (not kind and train.get("by_epoch", True))
+    if by_epoch or "max_epochs" in train:
+        raise ConfigError(
+            f"{source} trains by epochs ({kind or 'by_epoch=True'}, max_epochs={train.get('max_epochs')}); "
+            "the kit cuts a run between iterations and needs an iteration-based loop.",
+            "Set train_cfg = dict(type='IterBasedTrainLoop', max_iters=…) and by_epoch=False in the "
+            "schedulers and the checkpoint hook; one epoch is (images / batch size) iterations.",
+        )
+    if kind and kind not in _ITERATION_LOOPS:
+        raise ConfigError(
+            f"{source} has a training loop of its own ({kind}).",
+            "The kit runs IterBasedTrainLoop; what your loop does beyond it can be a hook (custom_hooks).",
+        )
+    max_iters = train.get("max_iters")
+    if not isinstance(max_iters, int) or isinstance(max_iters, bool) or max_iters <= 0:
+        raise ConfigError(f"{source}: train_cfg.max_iters is {max_iters!r}; a positive number is needed.")
+    for key in ("model", "train_dataloader", "optim_wrapper"):
+        if not isinstance(cfg.get(key), Mapping):
+            raise ConfigError(f"{source} has no {key}.", "It is no complete training config.")
+    return max_iters
+
+
+def effective_batch(loader: Mapping[str, Any]) -> int:
+    """Return the images of an iteration, also of a data loader that the kit has patched before."""
+    batches = mapping_or_empty(loader.get("batch_sampler"))
+    return int(batches.get("effective_batch") or loader.get("batch_size", 1))
+
+
+def at_path(node: Any, key: str) -> Any:
+    for name in key.split("."):
+        if isinstance(node, Mapping):
+            if name not in node:
+                return MISSING
+            node = node[name]
+        elif isinstance(node, (list, tuple)) and name.isdigit() and int(name) < len(node):
+            node = node[int(name)]
+        else:
+            return MISSING
+    return node
+
+
+def find_below(node: Any, prefix: str, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if key == name:
+                yield f"{prefix}.{key}", value
+            yield from find_below(value, f"{prefix}.{key}", name)
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield from find_below(value, f"{prefix}.{index}", name)
+
+
+def find_keys(node: Any, prefix: str, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and value of everything called ``name`` in a part of a config.
+
+    Args:
+        node: The part: nested mappings and lists.
+        prefix: Its own dotted key.
+        name: The last part of the keys to find.
+    """
+    yield from find_below(node, prefix, name)
+
+
+def value_at(cfg: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted key; None where there is none."""
+    found = at_path(cfg, key)
+    return None if found is MISSING else found
+
+
+def as_mapping(cfg: Mapping[str, Any] | Config) -> Mapping[str, Any]:
+    """Return a config as nested plain dicts and lists; what is a mapping already, as it is."""
+    return cfg if isinstance(cfg, Mapping) else cfg.to_dict()
+
+
+def data_roots_of(cfg: Mapping[str, Any] | Config) -> dict[str, str]:
+    """Return each ``data_root`` that the config names, with the type of the data set that reads it."""
+    cfg = as_mapping(cfg)
+    found: dict[str, str] = {}
+    for name in ("train_dataloader", "val_dataloader"):
+        loader = mapping_or_empty(cfg.get(name))
+        for dataset in datasets_of(mapping_or_empty(loader.get("dataset"))):
+            if isinstance(dataset.get("data_root"), str):
+                found.setdefault(dataset["data_root"], type_name(dataset.get("type")))
+    return found
+
+
+def pretrained_of(cfg: Mapping[str, Any] | Config) -> tuple[str, ...]:
+    """Return the pretrained weights that the config names, as it names them."""
+    cfg = as_mapping(cfg)
+    names = [
+        str(item["checkpoint"])
+        for _, value in find_below(cfg.get("model"), "model", "init_cfg")
+        for item in as_list(value)
+        if isinstance(item, Mapping) and type_name(item.get("type")) == "Pretrained" and "checkpoint" in item
+    ]
+    model = mapping_or_empty(cfg.get("model"))
+    names += [
+        node["pretrained"]
+        for node in (model, mapping_or_empty(model.get("backbone")))
+        if isinstance(node.get("pretrained"), str)
+    ]
+    return tuple(dict.fromkeys(names))
+
+
+def weights_files(name: str) -> tuple[str, ...]:
+    """Return the file names under which pretrained weights may be attached, the published one first.
+
+    Args:
+        name: As a config names them: a path, an address, or mmengine's ``open-mmlab://resnet50_v1c``.
+    """
+    scheme, separator, key = name.partition("://")
+    listing = _HUB_LISTINGS.get(scheme) if separator else None
+    address = _hub_listing(listing).get(key, name) if listing else name
+    file = address.rpartition("/")[2]
+    return (file, *_OTHER_WEIGHTS_FILES.get(file, ()))
+
+
+_HUB_LISTINGS = {
+    "open-mmlab": "openmmlab.json",
+    "openmmlab": "openmmlab.json",
+    "mmcls": "mmcls.json",
+    "torchvision": "torchvision_0.12.json",
+    "modelzoo": "torchvision_0.12.json",
+}
+
+
+_OTHER_WEIGHTS_FILES = {
+    # mmsegmentation's published name, and the one under which people upload the same file.
+    "mit_b2_20220624-66e8bf70.pth": ("mit_b2.pth",),
+}
+
+
+def _hub_listing(file: str) -> Mapping[str, str]:
+    """Return mmengine's own list of the addresses of published weights, by name."""
+    from importlib.util import find_spec
+
+    spec = find_spec("mmengine")
+    if spec is None or spec.origin is None:
+        return {}
+    listing = Path(spec.origin).parent / "hub" / file
+    return mapping_or_empty(json.loads(listing.read_text(encoding="utf-8"))) if listing.is_file() else {}
+
+
+def dataset_of(cfg: Mapping[str, Any] | Config) -> Mapping[str, Any]:
+    """Return the config of the innermost training data set."""
+    cfg = as_mapping(cfg)
+    return _innermost(mapping_or_empty(mapping_or_empty(cfg.get("train_dataloader")).get("dataset")))
+
+
+def datasets_of(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield a data set's config and, outermost first, those that it wraps."""
+    yield dataset
+    inner = dataset.get("dataset")
+    for item in [inner, *as_list(dataset.get("datasets"))]:
+        if isinstance(item, Mapping):
+            yield from datasets_of(item)
+
+
+def without_wrappers(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a data set reads, without wrappers that only say how often or how."""
+    while type_name(dataset.get("type")) in (*WRAPPERS, "RepeatDataset"):
+        dataset = mapping_or_empty(dataset.get("dataset"))
+    return dataset
+
+
+def _innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the data set within wrappers such as RepeatDataset; of several, all that they say."""
+    *_, last = datasets_of(dataset)
+    return last
+
+
+def mapping_or_empty(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def type_name(value: Any) -> str:
+    """Return the bare name of a ``type``: a string with or without scope, or a class."""
+    if value is None:
+        return ""
+    name = value if isinstance(value, str) else getattr(value, "__name__", str(value))
+    return name.rpartition("::")[2].rpartition(".")[2]
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def plain_copy(value: Any) -> Any:
+    """Return a deep copy made of plain dicts, lists and tuples."""
+    if isinstance(value, Mapping):
+        return {key: plain_copy(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(plain_copy(item) for item in value)
+    return copy.deepcopy(value)
+
+
+def assignment(key: str, value: Any) -> str:
+    text = repr(plain(value))
+    return f"{key} = {text if len(text) <= 160 else text[:157] + '...'}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]

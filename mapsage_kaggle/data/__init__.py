@@ -1,0 +1,1 @@
+"""Find, know and check data sets; no torch here."""

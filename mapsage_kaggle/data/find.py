@@ -1,0 +1,127 @@
+"""Find a config's data roots and pretrained weights among what is attached."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mapsage_kaggle.config.reading import data_roots_of, datasets_of, pretrained_of, weights_files
+from mapsage_kaggle.data import datasets
+from mapsage_kaggle.errors import DataError
+
+
+def find_data(cfg: Mapping[str, Any], inputs: Path) -> dict[str, Path]:
+    """Return where the config's data roots are here, by the name that the config gives them.
+
+    A root that exists as written is kept. One that does not is looked for below the inputs: the
+    kit's own data sets by their shape, others by the folders that the config expects within them.
+
+    Raises:
+        DataError: One is not to be found, or several fit.
+    """
+    found: dict[str, Path] = {}
+    for name, kind in data_roots_of(cfg).items():
+        if Path(name).is_dir():
+            found[name] = Path(name).absolute()
+            continue
+        layout = {"EarthVQADataset": "earthvqa", "LoveDASplitDataset": "loveda"}.get(kind)
+        if layout is not None:
+            roots = datasets.find_data_roots(inputs) if inputs.is_dir() else ()
+            chosen = datasets.choose_data_root(roots, searched=inputs, layout=layout)  # type: ignore[arg-type]
+            found[name] = chosen.path
+        elif (place := _find_by_layout(cfg, name, inputs)) is not None:
+            found[name] = place
+    return found
+
+
+def _find_by_layout(cfg: Mapping[str, Any], root: str, inputs: Path) -> Path | None:
+    """Return the folder below the inputs that holds what the config expects in ``root``.
+
+    Of several, the one that has ``root``'s own name; of those, the one that lies highest. A root of
+    which the config says nothing is looked for by its name alone; None where that is not to be found
+    either, since the data set may know better.
+
+    Raises:
+        DataError: Nothing has the layout, or several have.
+    """
+    layout = layout_of(cfg, root)
+    own_name = Path(root).name.casefold()
+
+    def fits(folder: Path) -> bool:
+        if not layout:
+            return folder.name.casefold() == own_name
+        return all((folder / item).exists() for item in layout)
+
+    found = [folder for level in _levels(inputs) for folder in level if fits(folder)]
+    named = [folder for folder in found if folder.name.casefold() == own_name]
+    best = _highest(named or found)
+    if len(best) == 1 or not (layout or best):
+        return best[0] if best else None
+    expected = ", ".join(map(str, layout)) or Path(root).name
+    if best:
+        raise DataError(
+            f"{len(best)} folders below {inputs} may be the config's data_root {root!r} (with {expected}): "
+            f"{', '.join(map(str, best))}.",
+            "Detach all but one, or name it in the config or with --set: "
+            "train_dataloader.dataset.data_root=FOLDER, and the same for val_dataloader.",
+        )
+    raise DataError(
+        f"The config's data_root {root!r} does not exist, and no folder below {inputs} holds {expected}.",
+        "Attach the data set as input, or set data_root to where it lies; if it was attached just now, wait "
+        "a minute and try again.",
+    )
+
+
+def layout_of(cfg: Mapping[str, Any], root: str) -> tuple[Path, ...]:
+    """Return what the config expects to find in a data root, relative to it."""
+    wanted: list[str] = []
+    for name in ("train_dataloader", "val_dataloader"):
+        for item in datasets_of((cfg.get(name) or {}).get("dataset") or {}):
+            if item.get("data_root") != root:
+                continue
+            prefix = item.get("data_prefix")
+            places = [*(prefix.values() if isinstance(prefix, Mapping) else ()), item.get("ann_file")]
+            wanted += [place for place in places if isinstance(place, str) and place]
+    return tuple(dict.fromkeys(map(Path, wanted)))
+
+
+def _levels(folder: Path, depth: int = 6) -> Iterator[list[Path]]:
+    """Yield a folder, then the folders in it, and so on downwards."""
+    level = [folder] if folder.is_dir() else []
+    for _ in range(depth):
+        yield level
+        level = [
+            Path(entry.path)
+            for parent in level
+            for entry in scandir(parent)
+            if entry.is_dir(follow_symlinks=False)
+        ]
+
+
+def _highest(folders: Sequence[Path]) -> list[Path]:
+    least = min((len(folder.parts) for folder in folders), default=0)
+    return [folder for folder in folders if len(folder.parts) == least]
+
+
+def scandir(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)[:500]
+    except OSError:
+        return []
+
+
+def find_pretrained(cfg: Mapping[str, Any], inputs: Path) -> dict[str, Path]:
+    """Return the attached file for each pretrained weight of the config, by the config's name for it."""
+    from mapsage_kaggle.walk import walk
+
+    names = pretrained_of(cfg)
+    found = {name: Path(name).absolute() for name in names if Path(name).is_file()}
+    missing = [name for name in names if name not in found]
+    if not missing or not inputs.is_dir():
+        return found
+    wanted = {file: name for name in missing for file in weights_files(name)}
+    for path in sorted(walk(inputs, want_file=lambda name: name in wanted).files):
+        found.setdefault(wanted[Path(path).name], Path(path))
+    return found

@@ -1,0 +1,1 @@
+"""After training: evaluate, predict, export and average, each in a child of its own."""

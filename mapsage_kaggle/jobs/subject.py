@@ -1,0 +1,160 @@
+"""Which model a job is about: a config and a checkpoint that belong together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mapsage_kaggle.checkpoints.inspect import Inspection, inspect
+from mapsage_kaggle.checkpoints.manifest import manifest_sha256
+from mapsage_kaggle.checkpoints.scan import FoundCheckpoint, scan
+from mapsage_kaggle.config.patch import for_inference
+from mapsage_kaggle.config.reading import read_config
+from mapsage_kaggle.data.find import find_data
+from mapsage_kaggle.errors import CheckpointError, UsageError
+from mapsage_kaggle.paths import KagglePaths, WorkDir, keep_caches_in
+from mapsage_kaggle.records import SessionRecord
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelOptions:
+    """Which model, and where to run it.
+
+    Attributes:
+        config: The config that it was trained with.
+        checkpoint: The file; None for the best of the work dir, else the newest there, else those of
+            the attached inputs.
+        work_dir: Where the run lies; by default ``<working>/work_dirs/<config name>``.
+        overrides: ``key=value`` with dotted keys, for the config.
+        device: ``auto`` takes a GPU where there is one.
+        threads: CPU threads; by default the cores.
+        needs_data: Whether the config's data set must be there.
+    """
+
+    config: Path
+    checkpoint: Path | None = None
+    work_dir: Path | None = None
+    overrides: tuple[str, ...] = ()
+    device: Device = "auto"
+    threads: int | None = None
+    needs_data: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSource:
+    """A model that is ready to be worked with.
+
+    Attributes:
+        options: What was asked.
+        paths: Kaggle's folders.
+        cfg: The config as a child on one device takes it.
+        work_dir: Of the run.
+        inspection: What is known of the checkpoint; its ``sha256`` and ``iteration`` among it.
+    """
+
+    options: ModelOptions
+    paths: KagglePaths
+    cfg: Config
+    work_dir: Path
+    inspection: Inspection
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint's file."""
+        return self.inspection.path
+
+    def job(self) -> dict[str, Any]:
+        """Return what every child's document begins with; :func:`run_child` adds the config's file."""
+        return {
+            "checkpoint": str(self.checkpoint.absolute()),
+            "sha256": self.inspection.sha256,
+            "iteration": self.inspection.iteration,
+            "device": self.options.device,
+        }
+
+
+def open_subject(options: ModelOptions, *, paths: KagglePaths | None = None) -> ModelSource:
+    """Find and judge what a command works with. Writes nothing.
+
+    Raises:
+        ConfigError: The config does not parse, or has no model.
+        DataError: The data set is needed and missing.
+        CheckpointError: There is no checkpoint, or it is damaged or harmful.
+    """
+    paths = paths or KagglePaths.from_environment()
+    keep_caches_in(paths.temp)
+    cfg = read_config(options.config, options.overrides)
+    work_dir = (options.work_dir or paths.work_dir(options.config)).absolute()
+    if options.threads is not None and options.threads < 1:
+        raise UsageError(f"--threads {options.threads} is too low.", "Give 1 or more.")
+    roots = find_data(cfg, paths.input) if options.needs_data else {}
+    inspection = judge(options.checkpoint or find_checkpoint(work_dir, paths.input))
+    return ModelSource(
+        options=options,
+        paths=paths,
+        cfg=for_inference(cfg, roots),
+        work_dir=work_dir,
+        inspection=inspection,
+    )
+
+
+def judge(checkpoint: Path) -> Inspection:
+    """Prove every byte of a checkpoint, without running anything in it.
+
+    Raises:
+        CheckpointError: It is missing, damaged, harmful, or not what its manifest says.
+    """
+    if not checkpoint.is_file():
+        raise CheckpointError(
+            f"There is no checkpoint at {checkpoint}.",
+            "Give the path of a file such as best_mIoU_iter_8000.pth.",
+        )
+    found = inspect(checkpoint, manifest_sha256=manifest_sha256(checkpoint))
+    if found.verdict == "rejected":
+        raise CheckpointError(
+            f"{checkpoint} is rejected: {'; '.join(found.problems)}.", "Use another checkpoint."
+        )
+    return found
+
+
+def find_checkpoint(work_dir: Path, inputs: Path) -> Path:
+    """Return the best checkpoint of a work dir, else its newest, else those of the attached inputs.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    for folder in (work_dir, inputs):
+        if not folder.is_dir():
+            continue
+        files = scan(folder).files
+        best = _recorded_best(work_dir) if folder == work_dir else None
+        if best is not None:
+            return best
+        for kind in ("best", "iter", "epoch"):
+            found = [item for item in files if item.kind == kind]
+            if found:
+                return max(found, key=_age).target
+    raise CheckpointError(
+        f"There is no checkpoint in {work_dir} and none below {inputs}.",
+        "Train first, attach a session's output, or name the file.",
+    )
+
+
+def _recorded_best(work_dir: Path) -> Path | None:
+    """Return the best checkpoint as the run's record names it, where the file is still there."""
+    try:
+        best = SessionRecord.read(WorkDir(work_dir).session).best
+    except (OSError, ValueError):
+        return None
+    return work_dir / best.file if best is not None and (work_dir / best.file).is_file() else None
+
+
+def _age(item: FoundCheckpoint) -> tuple[int, str]:
+    return (item.iteration if item.iteration is not None else -1, str(item.path))

@@ -1,0 +1,1 @@
+"""The notebook's side: what its cells call."""

@@ -1,0 +1,55 @@
+"""What is shown while a session trains, and shown again after a reload."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mapsage_kaggle.errors import MapsageError
+
+if TYPE_CHECKING:
+    from mapsage_kaggle.notebook.session import NotebookSession
+    from mapsage_kaggle.records import SessionRecord
+
+
+class View:
+    """The live view of a session's training, with its surface."""
+
+    def __init__(self, session: NotebookSession, **known: Any) -> None:
+        from mapsage_kaggle.display.live import DisplaySurface, LiveView
+        from mapsage_kaggle.display.widgets import TrainingSurface
+        from mapsage_kaggle.machine import GpuGauge
+
+        words = session._words
+        self.surface: TrainingSurface | DisplaySurface = (
+            TrainingSurface(words, on_save=session.save, on_stop=session.stop)
+            if session._widgets
+            else DisplaySurface()
+        )
+        self.display()
+        self.live = LiveView(
+            self.surface, words, gpu_load=GpuGauge() if session.machine.gpus else None, **known
+        )
+
+    def display(self) -> None:
+        """Show it in the output of the running cell."""
+        self.surface.display()
+
+    def close_after(self, wait: Callable[[], SessionRecord | None]) -> None:
+        """Show the last state once ``wait`` has returned; this itself returns at once."""
+
+        def close() -> None:
+            try:
+                record = wait()
+            except MapsageError as error:
+                self.live.close(reason="failed", message=str(error))
+            else:
+                ended = record is not None and record.stop_reason != "running"
+                self.live.close(
+                    reason=record.stop_reason if record is not None and ended else "failed",
+                    message=record.message if record is not None else "",
+                )
+            self.surface.close()
+
+        threading.Thread(target=close, name="mapsage-view-end", daemon=True).start()

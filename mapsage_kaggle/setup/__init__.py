@@ -1,0 +1,1 @@
+"""Install the kit's packages, and bundle them for where there is no Internet."""

@@ -1,0 +1,1 @@
+"""One session from beginning to end: prepare, supervise, fall back, hand over."""

@@ -1,0 +1,208 @@
+"""What follows when a child has ended: done, once more, or with less memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+Kind = Literal["done", "memory", "refused", "error", "crashed", "hung", "killed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How a child ended.
+
+    Attributes:
+        kind: ``done`` in good order; ``memory`` ran out of it; ``refused`` will fail again the
+            same way; ``error`` an exception; ``crashed`` without a word; ``hung``; ``killed`` by us
+            after a stop request it did not follow.
+        reason: For ``done``: ``completed``, ``deadline`` or ``user``. For ``hung``: ``deadline`` where
+            it was still there when the session's time was up.
+        message: What it said last.
+        iteration: Where it got to.
+        trained: Iterations that it has done itself.
+        proven: The iteration of the newest checkpoint that it proved, if any.
+        gained: Iterations by which that is further than where it began.
+        data: What the last event said besides.
+        told_s: For ``done``: when the child said so, in seconds since the epoch; None where there was none.
+    """
+
+    kind: Kind
+    reason: str = ""
+    message: str = ""
+    iteration: int = 0
+    trained: int = 0
+    proven: int | None = None
+    gained: int = 0
+    data: Mapping[str, Any] = field(default_factory=dict)
+    last_event_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryFallback:
+    """How far the kit has gone to make training fit and go on.
+
+    Attributes:
+        micro_batch: Images per forward pass and rank.
+        with_cp: Whether blocks are recomputed in the backward pass.
+        validation_rung: How far validation goes, as an index of :data:`VALIDATION_RUNGS`.
+        crashes: Ends other than in good order since the last new checkpoint.
+        above: A micro-batch that memory did not hold without recomputing, where fewer images have still
+            to be trained on.
+        least: The smallest micro-batch that the model can be trained with, as far as is known.
+    """
+
+    micro_batch: int
+    with_cp: bool = False
+    validation_rung: int = 0
+    crashes: int = 0
+    above: int | None = None
+    least: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Next:
+    """What follows: another child with these settings, or the end.
+
+    Attributes:
+        ladder: The settings of the next child; None for the end.
+        wait_s: How long to wait before it.
+        message: For a person.
+    """
+
+    ladder: MemoryFallback | None
+    wait_s: float = 0.0
+    message: str = ""
+
+
+MAX_CRASHES = 3
+
+
+MANY_ITERATIONS = 100
+"""After so many, memory that runs out says little of what an iteration needs."""
+
+
+_TOO_FEW = "Expected more than 1 value per channel when training"
+"""torch's words for a BatchNorm over a single value: one image whose features are pooled to 1x1."""
+
+
+VALIDATION_RUNGS = (
+    "as the config says",
+    "one image at a time, and what training holds in reserve is given back first",
+    "one image at a time, and its logits are put together and enlarged on the CPU",
+)
+"""What validation does to get by with less memory. Neither changes the scores by more than rounding."""
+
+
+def decide_next(
+    ladder: MemoryFallback, outcome: Outcome, *, can_recompute: bool, time_left_s: float, adapt: bool = True
+) -> Next:
+    """Decide what follows the end of a child. Pure.
+
+    Out of memory: half the micro-batch, down to one image; then recomputing blocks in the backward
+    pass. The effective batch, and so the meaning of an iteration, stays. Where BatchNorm cannot be
+    trained with so few images, blocks are recomputed with the micro-batch before. A child that had
+    got far, whose memory may have run out by fragmentation, is first started again as it was: only
+    where memory then runs out early is less of it asked for. A validation that ran out gains nothing
+    from that: it has rungs of its own. Crashes and hangs are tried again from the newest proven
+    checkpoint, three times without progress at most.
+
+    Args:
+        ladder: The settings of the child that has ended.
+        outcome: How it ended.
+        can_recompute: Whether its backbone can recompute blocks.
+        time_left_s: Of the session.
+        adapt: Whether running out of memory is answered at all, instead of ending there.
+    """
+    if outcome.kind in ("done", "killed") or outcome.reason == "deadline":
+        return Next(ladder=None, message=outcome.message)
+    if outcome.kind == "refused":
+        return _next_after_refusal(ladder, outcome, can_recompute=can_recompute)
+    if outcome.kind == "memory" and not adapt:
+        return Next(ladder=None, message=f"{outcome.message} Nothing is to be adapted to it, as was asked.")
+    if outcome.kind == "memory" and outcome.data.get("stage") == "validation":
+        return _next_for_validation(ladder, outcome)
+    if outcome.kind == "memory" and outcome.trained >= MANY_ITERATIONS and outcome.gained > 0:
+        return Next(
+            ladder=replace(ladder, crashes=0),
+            message=f"Out of memory after {outcome.trained} iterations, which had fitted: starting again "
+            "from the newest checkpoint in the same way.",
+        )
+    if outcome.kind == "memory":
+        if ladder.micro_batch > ladder.least:
+            smaller = max(ladder.least, ladder.micro_batch // 2)
+            return Next(
+                ladder=replace(
+                    ladder,
+                    micro_batch=smaller,
+                    crashes=0,
+                    above=None if ladder.with_cp else ladder.micro_batch,
+                ),
+                message=f"Out of memory: going on with {smaller} image(s) per forward pass and more of them; "
+                "the batch that the optimizer sees stays the same.",
+            )
+        if can_recompute and not ladder.with_cp:
+            return Next(
+                ladder=replace(ladder, with_cp=True, crashes=0),
+                message="Out of memory with one image: going on with blocks recomputed in the backward pass "
+                "(with_cp).",
+            )
+        if ladder.least > 1:
+            return Next(ladder=None, message=_neither_fits(ladder, outcome))
+        return Next(
+            ladder=None,
+            message=f"Out of memory with one image per forward pass. {outcome.message} "
+            "Use a smaller crop (crop_size) or a smaller backbone.",
+        )
+    crashes = 1 if outcome.proven is not None else ladder.crashes + 1
+    if crashes > MAX_CRASHES:
+        return Next(
+            ladder=None, message=f"{outcome.message} It was tried {MAX_CRASHES} times again without progress."
+        )
+    wait_s = 5.0 * 2 ** (crashes - 1)
+    if time_left_s < wait_s + 60.0:
+        return Next(ladder=None, message=f"{outcome.message} There is no time left to try again.")
+    again = replace(ladder, crashes=crashes)
+    return Next(
+        ladder=again,
+        wait_s=wait_s,
+        message=f"{outcome.message} Starting again from the newest checkpoint in {wait_s:.0f} s "
+        f"(try {crashes} of {MAX_CRASHES}).",
+    )
+
+
+def _next_after_refusal(ladder: MemoryFallback, outcome: Outcome, *, can_recompute: bool) -> Next:
+    if ladder.above is None or _TOO_FEW not in outcome.message:
+        return Next(ladder=None, message=outcome.message)
+    least = ladder.micro_batch + 1
+    if not can_recompute:
+        return Next(ladder=None, message=_neither_fits(replace(ladder, least=least), outcome))
+    return Next(
+        ladder=replace(ladder, micro_batch=ladder.above, with_cp=True, crashes=0, above=None, least=least),
+        message=f"BatchNorm cannot be trained with {ladder.micro_batch} image(s) per forward pass: going on "
+        f"with {ladder.above}, and blocks recomputed in the backward pass (with_cp).",
+    )
+
+
+def _neither_fits(ladder: MemoryFallback, outcome: Outcome) -> str:
+    return (
+        f"Fewer than {ladder.least} images per forward pass are too few for BatchNorm, and memory does not "
+        f"hold more. {outcome.message} Use a smaller crop (crop_size), a smaller backbone, or a norm that "
+        "needs no other images (norm_cfg = dict(type='GN', num_groups=32))."
+    )
+
+
+def _next_for_validation(ladder: MemoryFallback, outcome: Outcome) -> Next:
+    rung = ladder.validation_rung + 1
+    if rung < len(VALIDATION_RUNGS):
+        return Next(
+            ladder=replace(ladder, validation_rung=rung, crashes=0),
+            message=f"Out of memory in validation: going on with {VALIDATION_RUNGS[rung]}.",
+        )
+    return Next(
+        ladder=None,
+        message=f"Out of memory in validation with {VALIDATION_RUNGS[-1]}. {outcome.message} "
+        "Validate smaller images (the Resize of the validation pipeline), or in windows "
+        "(test_cfg = dict(mode='slide', crop_size=…, stride=…)).",
+    )

@@ -1,0 +1,374 @@
+"""Find and choose a checkpoint, look at machine and data, and plan the patch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mapsage_kaggle.checkpoints.choose import Choice, choose
+from mapsage_kaggle.checkpoints.scan import ScanReport, scan
+from mapsage_kaggle.checks import preflight, require
+from mapsage_kaggle.clock import SessionClock
+from mapsage_kaggle.config.fingerprint import fingerprint
+from mapsage_kaggle.config.patch import ConfigPatch, PatchContext, plan_patch
+from mapsage_kaggle.config.reading import check_trainable, read_config, written_value
+from mapsage_kaggle.data.check import check_data_of
+from mapsage_kaggle.data.find import find_data, find_pretrained
+from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, MapsageError
+from mapsage_kaggle.machine import Machine, survey
+from mapsage_kaggle.paths import KagglePaths, WorkDir, keep_caches_in
+from mapsage_kaggle.records import SessionRecord, new_run_id, read_record
+from mapsage_kaggle.training.history import archive_session
+from mapsage_kaggle.training.options import Options, check_options
+from mapsage_kaggle.training.shapes import LazyShapes
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+MOUNT_WAIT_S = 60.0
+
+
+MEMORY_KEYS = ("micro_batch", "with_cp", "machine")
+"""What a record has learned of memory in training, and on what, by name."""
+
+
+_MORE_MEMORY = 1.1
+"""By this factor; torch and the driver do not state the same card's memory alike."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Discovery:
+    """What there is to start from.
+
+    Attributes:
+        options: What was asked.
+        paths: Kaggle's folders.
+        cfg: The person's config, with overrides.
+        report: What was found in the inputs.
+        choice: What the session starts from, and why.
+        work_dir: Where it will write.
+    """
+
+    options: Options
+    paths: KagglePaths
+    cfg: Config
+    report: ScanReport
+    choice: Choice
+    work_dir: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A session that is ready to train.
+
+    Attributes:
+        discovery: What it starts from.
+        machine: What it runs on.
+        clock: How long it has.
+        facts: What the patch was planned from.
+        patch: What changes in the config.
+        threads: CPU threads per rank.
+    """
+
+    discovery: Discovery
+    machine: Machine
+    clock: SessionClock
+    facts: PatchContext
+    patch: ConfigPatch
+    threads: int
+
+    @property
+    def options(self) -> Options:
+        """What was asked."""
+        return self.discovery.options
+
+    @property
+    def work_dir(self) -> Path:
+        """Where it writes."""
+        return self.discovery.work_dir
+
+    @property
+    def start_iteration(self) -> int:
+        """Iterations done when it begins."""
+        choice = self.discovery.choice
+        if choice.action != "resume" or choice.inspection is None:
+            return 0
+        return choice.inspection.iteration or 0
+
+
+def discover(
+    options: Options,
+    *,
+    paths: KagglePaths | None = None,
+    on_wait: Callable[[str], None] | None = None,
+    record_refusals: bool = True,
+) -> Discovery:
+    """Find the checkpoints that are attached or here, and choose what to start from.
+
+    Args:
+        options: What was asked.
+        paths: Kaggle's folders; by default those of this machine.
+        on_wait: Told what is being waited for.
+        record_refusals: Whether a refusal leaves a record in the work dir; False writes nothing.
+
+    Raises:
+        UsageError: An option has a value that means nothing.
+        ConfigError: The config does not parse, or cannot be trained by the kit.
+        CheckpointError: No acceptable checkpoint where one is needed. Nothing is trained; the work
+            dir gets a record that says ``refused``.
+    """
+    check_options(options)
+    paths = paths or KagglePaths.from_environment()
+    keep_caches_in(paths.temp)
+    cfg = read_config(options.config, options.overrides)
+    work_dir = (options.work_dir or paths.work_dir(options.config)).absolute()
+    if options.node_rank > 0:
+        # Also right where the machines share the folder.
+        work_dir = work_dir.with_name(f"{work_dir.name}-node{options.node_rank}")
+    with _refusals(work_dir, cfg, options, record=record_refusals):
+        max_iters = check_trainable(cfg, options.config)
+        report, choice = _find_and_choose(options, paths, cfg, work_dir, max_iters, on_wait)
+    return Discovery(options=options, paths=paths, cfg=cfg, report=report, choice=choice, work_dir=work_dir)
+
+
+def _find_and_choose(
+    options: Options,
+    paths: KagglePaths,
+    cfg: Config,
+    work_dir: Path,
+    max_iters: int,
+    on_wait: Callable[[str], None] | None,
+) -> tuple[ScanReport, Choice]:
+    if options.node_rank > 0:
+        line = "Machine 0 chooses; this one starts from what it sends."
+        nothing = ScanReport(root=paths.input, files=(), rejected=(), records=())
+        return nothing, Choice(action="fresh", explanations=(line,))
+    waits = options.resume == "require" or bool(cfg.get("resume"))
+    report = (
+        scan(paths.input, wait_s=MOUNT_WAIT_S if waits else 0.0, on_wait=on_wait)
+        if paths.input.is_dir()
+        else ScanReport(root=paths.input, files=(), rejected=(), records=())
+    )
+    here = scan(work_dir) if work_dir.is_dir() else None
+    shapes = LazyShapes(cfg, options.config, paths.temp)
+    load_from = cfg.get("load_from")
+    try:
+        choice = choose(
+            inspect=shapes.inspect,
+            resume=options.resume,
+            work_dir=here.files if here is not None else (),
+            load_from=Path(load_from) if load_from else None,
+            inputs=report.files,
+            rejected=(*report.rejected, *(here.rejected if here is not None else ())),
+            fingerprint=fingerprint(cfg),
+            config_asks_resume=bool(cfg.get("resume")),
+            allow_weights_only=options.allow_weights_only,
+            weights_only=options.weights_only,
+            expect_iteration=options.expect_iteration,
+            max_iters=max_iters,
+        )
+    except CheckpointError as error:
+        found = (*report.files, *(here.files if here is not None else ()))
+        if found:
+            raise
+        # What was found is told file by file; where nothing was, it matters where that was.
+        raise CheckpointError(
+            f"{error.problem} Searched: {paths.input}, {work_dir}.", error.remedy
+        ) from error
+    return report, choice
+
+
+def prepare(
+    discovery: Discovery,
+    *,
+    machine: Machine | None = None,
+    clock: SessionClock | None = None,
+    to_train: bool = True,
+) -> Prepared:
+    """Look at the machine and the data, and plan the patch for what was found.
+
+    Args:
+        discovery: What was found.
+        machine: This machine, where it has been surveyed already.
+        clock: The session's time, where it is known already.
+        to_train: Whether training follows: the machine must then be able to, and a refusal leaves a
+            record in the work dir. False plans only, and writes nothing.
+
+    Raises:
+        MachineError: The machine cannot run it: no disk, no packages, not the GPUs asked for.
+        ConfigError: The config cannot run here.
+        DataError: The data set is missing or inconsistent.
+    """
+    options = discovery.options
+    with _refusals(discovery.work_dir, discovery.cfg, options, record=to_train):
+        machine = machine or survey(discovery.paths, work_dir=discovery.work_dir)
+        if to_train:
+            require(preflight(discovery.paths, machine))
+        return _prepare(discovery, machine, clock)
+
+
+def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None) -> Prepared:
+    options, paths = discovery.options, discovery.paths
+    clock = clock or SessionClock.for_this_session(
+        limit_s=options.session_limit_s, reserve_s=options.reserve_s
+    )
+    usable = sum(1 for gpu in machine.gpus if gpu.supported is not False)
+    num_gpus = usable if options.gpus == "auto" else options.gpus
+    if num_gpus > usable:
+        raise MachineError(
+            f"--gpus {num_gpus} was asked for, but this machine has {usable} that this torch can use.",
+            "Use --gpus auto, or choose another accelerator in the notebook's settings.",
+        )
+    ranks_here = num_gpus or max(1, options.cpu_ranks)
+    world_size = ranks_here * options.nnodes
+    choice = discovery.choice
+    learned: Mapping[str, Any] = choice.record.learned if choice.record is not None else {}
+    threads = options.threads or int(learned.get("threads", 0)) or max(1, machine.num_cpus // ranks_here)
+    roots = find_data(discovery.cfg, paths.input)
+    warnings = check_data_of(discovery.cfg, roots, on_bad_image=options.on_bad_image)
+    extend_to, kept = _end_of_run(discovery, options)
+    warnings = (*kept, *warnings)
+    here = memory_of(machine, num_gpus, ranks_here)
+    if _is_roomier(here, learned.get("machine")):
+        line = (
+            f"What memory allowed on {memory_text(learned['machine'])} is not taken over to {memory_text(here)}"
+            ": each rank takes its whole share of the batch again."
+        )
+        warnings = (line, *warnings)
+        learned = {
+            name: value for name, value in learned.items() if name not in (*MEMORY_KEYS, "validation_rung")
+        }
+    facts = PatchContext(
+        work_dir=discovery.work_dir,
+        world_size=world_size,
+        ranks_here=ranks_here,
+        on_gpu=num_gpus > 0,
+        num_cpus=machine.num_cpus,
+        data_roots=roots,
+        pretrained=find_pretrained(discovery.cfg, paths.input),
+        checkpoint=choice.checkpoint.target if choice.checkpoint else None,
+        action=choice.action,
+        checkpoint_seed=choice.inspection.seed if choice.inspection else None,
+        micro_batch=options.micro_batch or learned.get("micro_batch"),
+        on_bad_image=options.on_bad_image,
+        extend_to=extend_to,
+        deterministic=options.deterministic,
+        with_cp=options.micro_batch is None and bool(learned.get("with_cp", False)),
+        validation_rung=int(learned.get("validation_rung", 0)),
+        fast=options.fast,
+        cache_dir=paths.temp / "decoded",
+        precision=half_precision(machine, num_gpus) if options.fast else "",
+    )
+    patch = plan_patch(discovery.cfg, options.config, facts)
+    patch = replace(patch, warnings=(*patch.warnings, *warnings))
+    return Prepared(
+        discovery=discovery, machine=machine, clock=clock, facts=facts, patch=patch, threads=threads
+    )
+
+
+def memory_of(machine: Machine, num_gpus: int, ranks_here: int) -> dict[str, Any]:
+    """Return what a rank has for memory: the device's name, and its bytes."""
+    gpus = [gpu for gpu in machine.gpus if gpu.supported is not False][:num_gpus]
+    if not gpus:
+        return {"device": "CPU", "memory_bytes": machine.ram_bytes // ranks_here, "ranks": ranks_here}
+    least = min(gpus, key=lambda gpu: gpu.memory_bytes)
+    return {"device": least.name, "memory_bytes": least.memory_bytes, "ranks": ranks_here}
+
+
+def _is_roomier(here: Mapping[str, Any], before: Any) -> bool:
+    """Whether a rank has another device than the one that memory was learned of, or more of it.
+
+    Records of earlier versions do not say what that was: what they learned is kept.
+    """
+    if not isinstance(before, Mapping):
+        return False
+    more = here["memory_bytes"] > _MORE_MEMORY * float(before.get("memory_bytes") or 0)
+    return bool(here["device"] != before.get("device") or more)
+
+
+def memory_text(memory: Mapping[str, Any]) -> str:
+    return f"{memory.get('device')} ({(memory.get('memory_bytes') or 0) / 2**30:.0f} GiB)"
+
+
+def half_precision(machine: Machine, num_gpus: int) -> str:
+    """Return in which half precision all the GPUs compute faster than in float32; empty where none."""
+    capabilities = [gpu.capability for gpu in machine.gpus if gpu.supported is not False][:num_gpus]
+    if not capabilities or any(item is None or item < (7, 0) for item in capabilities):
+        return ""  # without tensor cores there is little to gain
+    return "bfloat16" if all(item is not None and item >= (8, 0) for item in capabilities) else "float16"
+
+
+def _end_of_run(discovery: Discovery, options: Options) -> tuple[int | None, tuple[str, ...]]:
+    """Return the end that the schedule is to be laid out for, None for the config's, and what to say of it.
+
+    A run that has been lengthened keeps its end, without being told so in every session.
+
+    Raises:
+        ConfigError: The config's end is later than that of the run in the checkpoint: the learning rate
+            would stay at the old end.
+    """
+    choice = discovery.choice
+    if choice.action != "resume" or options.extend_to is not None:
+        return options.extend_to, ()
+    wanted = int(discovery.cfg["train_cfg"]["max_iters"])
+    before = choice.record.max_iters if choice.record is not None else None
+    if before is None and choice.inspection is not None and choice.inspection.config_text:
+        written = written_value(choice.inspection.config_text, "train_cfg.max_iters")
+        before = written if isinstance(written, int) else None
+    if before and wanted > before:
+        raise ConfigError(
+            f"{options.config} ends at iteration {wanted}, but the run in "
+            f"{choice.checkpoint.path if choice.checkpoint else '?'} was to end at {before}, where its "
+            "learning rate is 0.",
+            f"To lengthen the run, say so with --extend-to {wanted}: the schedule is then laid out anew.",
+        )
+    if before and wanted < before:
+        line = (
+            f"The run in the checkpoint goes to iteration {before}, {options.config} to {wanted}: it goes on "
+            f"to {before}. To end at {wanted} all the same, say so with --extend-to {wanted}."
+        )
+        return before, (line,)
+    return None, ()
+
+
+@contextmanager
+def _refusals(work_dir: Path, cfg: Config, options: Options, *, record: bool) -> Iterator[None]:
+    """Leave a record of what is refused on the way, and raise it all the same."""
+    try:
+        yield
+    except MapsageError as error:
+        if record:
+            _write_refusal(work_dir, cfg, options, error)
+        raise
+
+
+def _write_refusal(work_dir: Path, cfg: Config, options: Options, error: MapsageError) -> None:
+    """Leave a record that says ``refused``; what an earlier record points to stays in it."""
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        files = WorkDir(work_dir)
+        here = read_record(files.session)
+        now = time.time()
+        base = here or SessionRecord(
+            run_id=new_run_id(),
+            fingerprint=fingerprint(cfg),
+            max_iters=int((cfg.get("train_cfg") or {}).get("max_iters") or 0),
+            started_s=now,
+        )
+        if here is not None:
+            archive_session(work_dir, files.history, here, move_events=False)
+        base.evolve(
+            stop_reason="refused",
+            exit_code=error.exit_code,
+            start_iteration=base.end_iteration,
+            message=str(error),
+            previous=here.lineage() if here is not None else (),
+            ended_s=now,
+        ).write(files.session)
+    except OSError:
+        return  # the refusal itself is what counts, and it is raised
