@@ -700,7 +700,7 @@ def test_what_a_session_needs_at_its_end_rises_at_once_and_falls_slowly() -> Non
 
 @pytest.mark.slow
 def test_a_real_session_ends_by_the_clock_with_everything_saved(tmp_path: Path) -> None:
-    from standin import StandIn
+    from support.standin import StandIn
 
     real = StandIn.with_scenes(tmp_path)
     real.max_iters, real.val_interval = 5000, 20

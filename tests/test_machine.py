@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.machines import GOOD, PATHS
 
 from mapsage_kaggle.checks import Check, preflight, require, to_json
 from mapsage_kaggle.clock import SessionClock
@@ -17,7 +18,6 @@ from mapsage_kaggle.errors import EXIT_MACHINE, MachineError
 from mapsage_kaggle.machine import (
     STACK,
     Gpu,
-    Machine,
     ask_torch,
     attached,
     has_kernels_for,
@@ -32,22 +32,6 @@ from mapsage_kaggle.paths import KagglePaths
 from mapsage_kaggle.processes import oom_kills
 
 ROOT = Path(__file__).resolve().parents[1]
-PATHS = KagglePaths.below(Path("/kaggle"))
-T4 = Gpu(name="Tesla T4", memory_bytes=15 * 2**30, capability=(7, 5), supported=True)
-GOOD = Machine(
-    on_kaggle=True,
-    run_type="batch",
-    python="3.12.11",
-    torch="2.10.0+cu128",
-    gpus=(T4, T4),
-    num_cpus=4,
-    ram_bytes=30 * 2**30,
-    internet=True,
-    working_free_bytes=19 * 10**9,
-    temp_free_bytes=50 * 10**9,
-    inputs=(PATHS.input / "datasets" / "me" / "earthvqa",),
-    installed=dict(STACK),
-)
 # What torch 2.10 on Kaggle was built for.
 ARCHS = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 
@@ -233,7 +217,7 @@ def test_a_folder_of_somebody_else_is_found_out() -> None:
         code = f"""
 import os
 from pathlib import Path
-from mapsage_kaggle.environment import write_problem
+from mapsage_kaggle.machine import write_problem
 if os.geteuid() == 0:
     os.setuid(65534)
 print(write_problem(Path({folder!r}) / "working"))
@@ -250,7 +234,7 @@ def test_a_full_disk_is_found_out(tmp_path: Path) -> None:
     code = f"""
 import resource
 from pathlib import Path
-from mapsage_kaggle.environment import write_problem
+from mapsage_kaggle.machine import write_problem
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 print(write_problem(Path({str(tmp_path)!r})))
 """

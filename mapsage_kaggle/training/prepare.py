@@ -236,8 +236,8 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
     here = memory_of(machine, num_gpus, ranks_here)
     if _is_roomier(here, learned.get("machine")):
         line = (
-            f"What memory allowed on {memory_text(learned['machine'])} is not taken over to {memory_text(here)}"
-            ": each rank takes its whole share of the batch again."
+            f"What memory allowed on {memory_text(learned['machine'])} is not taken over to "
+            f"{memory_text(here)}: each rank takes its whole share of the batch again."
         )
         warnings = (line, *warnings)
         learned = {

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests"))
 
-from standin import StandIn  # noqa: E402 - found by the line above
+from support.standin import StandIn  # noqa: E402 - found by the line above
 
 from mapsage_kaggle.events import read_events  # noqa: E402
 from mapsage_kaggle.paths import ROOT_VARIABLE, KagglePaths  # noqa: E402

@@ -36,7 +36,7 @@ from mmseg.structures import SegDataSample  # noqa: E402
 from side_by_side import Row, by_turns, cpu_ms, parser, show  # noqa: E402
 
 import mapsage_kaggle.engine.register  # noqa: E402, F401
-from mapsage_kaggle.config.patch import Facts  # noqa: E402
+from mapsage_kaggle.config.patch import PatchContext  # noqa: E402
 from mapsage_kaggle.data.scenes import generate_scenes  # noqa: E402
 from mapsage_kaggle.engine.fast.prediction import quick_prediction  # noqa: E402
 
@@ -47,7 +47,7 @@ class Side:
     """One side's parts, built as its config says."""
 
     def __init__(self, scratch: Path, *, fast: bool) -> None:
-        facts = Facts(work_dir=scratch, fast=fast, cache_dir=scratch / "cache" if fast else None)
+        facts = PatchContext(work_dir=scratch, fast=fast, cache_dir=scratch / "cache" if fast else None)
         cfg = read_config(CONFIG)
         patched = apply_patch(cfg, plan_patch(cfg, CONFIG, facts))
         self.fast = fast

@@ -19,7 +19,7 @@ from mapsage_kaggle.training.prepare import discover, prepare
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from standin import StandIn
+from support.standin import StandIn
 
 from mapsage_kaggle.display.live import LiveView, TrainingPanel
 from mapsage_kaggle.display.locale.words import Words

@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from bench_supervisor import ROOT, TIMER, TIMER_MODULE, prepare
-from standin import StandIn
+from support.standin import StandIn
 
 from mapsage_kaggle.events import read_events
 from mapsage_kaggle.paths import ROOT_VARIABLE

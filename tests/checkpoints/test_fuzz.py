@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 import torch
-from real_checkpoints import real_checkpoints
+from support.real_checkpoints import real_checkpoints
 
 from mapsage_kaggle.checkpoints.archive import DamagedError, Source
 from mapsage_kaggle.checkpoints.inspect import inspect

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from real_checkpoints import real_checkpoints
+from support.real_checkpoints import real_checkpoints
 
 from mapsage_kaggle.checkpoints.inspect import Inspection, compare_shapes, inspect
 from mapsage_kaggle.checkpoints.load import load_checkpoint
@@ -233,7 +233,7 @@ def test_inspection_needs_no_torch(tiny: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=Path(__file__).resolve().parents[2],
     )
     assert done.stdout == "resumable\n"
 

@@ -377,7 +377,7 @@ def run_python(script: str, *arguments: str, check: bool = True) -> str:
         stdout=subprocess.PIPE,
         text=True,
         timeout=120,
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=Path(__file__).resolve().parents[2],
     ).stdout
 
 
@@ -707,7 +707,8 @@ def test_ctrl_c_while_waiting_is_raised_after_the_save_has_ended(store: Checkpoi
 def test_the_interpreter_does_not_end_before_the_save(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path\n"
-        "from mapsage_kaggle.checkpoints.store import CheckpointStore, BackgroundSaver\n"
+        "from mapsage_kaggle.checkpoints.saver import BackgroundSaver\n"
+        "from mapsage_kaggle.checkpoints.store import CheckpointStore\n"
         "store = CheckpointStore(Path(sys.argv[1])); store.lock()\n"
         "def write(stream): time.sleep(0.3); stream.write(b'x' * 5_000_000)\n"
         "BackgroundSaver(store).submit('iter_10.pth', write, iteration=10)\n"

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mapsage_kaggle.config.fingerprint import fingerprint
 from mapsage_kaggle.config.patch import (
     ConfigPatch,
-    Facts,
+    PatchContext,
     apply_patch,
     for_inference,
     plan_patch,
@@ -31,7 +31,7 @@ from mapsage_kaggle.data.check import check_data_of
 from mapsage_kaggle.data.find import find_data, find_pretrained
 from mapsage_kaggle.errors import ConfigError, DataError
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SOURCE = Path("small.py")
 
 
@@ -98,7 +98,7 @@ def without(cfg: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def planned(cfg: dict[str, Any] | None = None, **facts: Any) -> ConfigPatch:
-    return plan_patch(small() if cfg is None else cfg, SOURCE, Facts(work_dir=Path("work"), **facts))
+    return plan_patch(small() if cfg is None else cfg, SOURCE, PatchContext(work_dir=Path("work"), **facts))
 
 
 def patched(cfg: dict[str, Any] | None = None, **facts: Any) -> Any:

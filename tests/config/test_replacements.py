@@ -14,12 +14,12 @@ from mmseg.models.backbones import MixVisionTransformer
 
 from mapsage_kaggle.config import replacements
 from mapsage_kaggle.config.fingerprint import fingerprint
-from mapsage_kaggle.config.patch import ConfigPatch, Facts, apply_patch, plan_patch
+from mapsage_kaggle.config.patch import ConfigPatch, PatchContext, apply_patch, plan_patch
 from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.machine import Gpu, Machine
 from mapsage_kaggle.training.prepare import half_precision
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SOURCE = CONFIGS / "train_loveda_kaggle.py"
 CACHE = Path("/scratch/decoded")
 
@@ -38,7 +38,9 @@ def config(*overrides: str) -> Config:
 
 def planned(cfg: Config, *, fast: bool = True, **facts: Any) -> ConfigPatch:
     return plan_patch(
-        cfg, SOURCE, Facts(work_dir=Path("work"), fast=fast, cache_dir=CACHE if fast else None, **facts)
+        cfg,
+        SOURCE,
+        PatchContext(work_dir=Path("work"), fast=fast, cache_dir=CACHE if fast else None, **facts),
     )
 
 

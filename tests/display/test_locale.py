@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_environment import GOOD, PATHS
+from support.machines import GOOD, PATHS
 
 from mapsage_kaggle import errors
 from mapsage_kaggle.checks import preflight
@@ -18,7 +18,7 @@ from mapsage_kaggle.display.locale.messages import CHINESE, NAMES_CHINESE, trans
 from mapsage_kaggle.display.locale.words import CATALOGUES
 from mapsage_kaggle.machine import Gpu, Machine
 
-PACKAGE = Path(__file__).resolve().parents[1] / "mapsage_kaggle"
+PACKAGE = Path(__file__).resolve().parents[2] / "mapsage_kaggle"
 
 
 def placeholders(text: str) -> set[str]:
@@ -108,8 +108,7 @@ def test_values_stay_as_they_are_and_an_unknown_message_too() -> None:
 ERRORS = {name for name, value in vars(errors).items() if isinstance(value, type)} | {"SaveFailed"}
 
 NOT_MET = {
-    "bundle.py": "packed on one's own machine, by a command",
-    "chain.py": "the relay, a command on one's own machine",
+    "setup/bundle.py": "packed on one's own machine, by a command",
     "cli.py": "only the command's own options",
     "demo.py": "a command",
     "imagery/": "a command, after training",

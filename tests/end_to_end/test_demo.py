@@ -15,7 +15,7 @@ from mapsage_kaggle.demo import MARKER, NUM_SESSIONS, Speed, StandIn, demo
 from mapsage_kaggle.display.history import read_sessions
 from mapsage_kaggle.errors import UsageError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:

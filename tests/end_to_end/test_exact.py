@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from standin import StandIn, differences
+from support.standin import StandIn, differences
 
 from mapsage_kaggle.records import ACTIVITIES
 

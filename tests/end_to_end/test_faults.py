@@ -10,7 +10,7 @@ from subprocess import Popen
 from typing import Any
 
 import pytest
-from standin import StandIn, differences, none_left, processes_of, workers_alive
+from support.standin import StandIn, differences, none_left, processes_of, workers_alive
 
 from mapsage_kaggle.events import Event
 

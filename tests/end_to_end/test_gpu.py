@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from memory_faults import TO_ROUNDING
 from mmengine.optim import OptimWrapper
-from standin import StandIn, differences
-from test_accumulate import MEAN, VALID, WEIGHTED, build, images
+from support.losses import MEAN, VALID, WEIGHTED, build, images
+from support.memory_faults import TO_ROUNDING
+from support.standin import StandIn, differences
 from torch.nn import functional
 
 from mapsage_kaggle.checkpoints.load import load_checkpoint

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from memory_faults import FAULTY_CONFIG, TO_ROUNDING, plant, samples
-from standin import StandIn
+from support.memory_faults import FAULTY_CONFIG, TO_ROUNDING, plant, samples
+from support.standin import StandIn
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Where the two tiles have the most classes: (tile, left, top) of squares of 256 pixels.
 CROPS = ((0, 0, 768), (0, 256, 768), (1, 0, 512), (1, 256, 512))
 ITERATIONS = 250

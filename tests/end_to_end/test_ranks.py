@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
-from memory_faults import TO_ROUNDING
-from standin import StandIn, differences
+from support.memory_faults import TO_ROUNDING
+from support.standin import StandIn, differences
 
 from mapsage_kaggle.clock import boot_time_s
 from mapsage_kaggle.engine.control import Control

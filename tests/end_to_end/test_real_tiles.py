@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from standin import REPOSITORY, StandIn
+from support.standin import REPOSITORY, StandIn
 
 pytestmark = pytest.mark.slow
 

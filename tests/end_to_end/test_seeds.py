@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from children import Children, DirectRun
-from standin import StandIn, differences
+from support.children import Children, DirectRun
+from support.standin import StandIn, differences
 
 pytestmark = pytest.mark.slow
 

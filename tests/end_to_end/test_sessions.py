@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from standin import StandIn, differences
+from support.standin import StandIn, differences
 
 from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.checkpoints.scan import scan

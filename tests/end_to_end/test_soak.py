@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from children import Children, DirectRun
-from memory_faults import FAULTY_CONFIG, TO_ROUNDING, plant, samples
-from ordeal import DAMAGES, WAYS, Fate, deal, endure
-from standin import StandIn, differences
+from support.children import Children, DirectRun
+from support.memory_faults import FAULTY_CONFIG, TO_ROUNDING, plant, samples
+from support.ordeal import DAMAGES, WAYS, Fate, deal, endure
+from support.standin import StandIn, differences
 
 SEED = 20261123
 SESSIONS = 30
@@ -90,7 +90,7 @@ def test_training_killed_at_every_file_event_of_its_saves_loses_nothing(tmp_path
 def exact(root: Path, *, max_iters: int) -> StandIn:
     """Return a run with dropout, drop path and the full augmentation pipeline."""
     run = StandIn.with_scenes(root, max_iters=max_iters, val_interval=5)
-    run.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    run.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
     return run
 
 
@@ -151,7 +151,7 @@ def to_rounding(root: Path, *, max_iters: int) -> StandIn:
     run = StandIn.with_scenes(
         root, size=96, max_iters=max_iters, val_interval=5, extra=TO_ROUNDING + FAULTY_CONFIG
     )
-    run.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    run.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
     plant(run)
     return run
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from standin import StandIn
+from support.standin import StandIn
 
 from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE
 

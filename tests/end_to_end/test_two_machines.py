@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from standin import REPOSITORY, StandIn, differences
+from support.standin import REPOSITORY, StandIn, differences
 
 pytestmark = pytest.mark.slow
 

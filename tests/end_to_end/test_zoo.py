@@ -8,7 +8,7 @@ import mmseg
 import numpy as np
 import pytest
 from PIL import Image
-from standin import StandIn, differences
+from support.standin import StandIn, differences
 
 from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.data.scenes import draw_scene

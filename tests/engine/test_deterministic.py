@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.optim import OptimWrapper
-from test_accumulate import MEAN, SIZE, VALID, WEIGHTED, build, images
+from support.losses import MEAN, SIZE, VALID, WEIGHTED, build, images
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 

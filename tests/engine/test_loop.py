@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
 
-from mapsage_kaggle.engine import steptime
+from mapsage_kaggle.engine import loop
 from mapsage_kaggle.engine.loop import OptimizerClock
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 100.0
-        monkeypatch.setattr(steptime.time, "monotonic", lambda: self.now_s)
+        monkeypatch.setattr(loop.time, "monotonic", lambda: self.now_s)
 
     def model(self, seconds: float) -> torch.nn.Linear:
         model = torch.nn.Linear(2, 1)

@@ -12,7 +12,7 @@ import torch.distributed
 import torch.multiprocessing
 from mmseg.evaluation import IoUMetric
 
-from mapsage_kaggle.config.patch import Facts, plan
+from mapsage_kaggle.config.patch import PatchContext, plan_patch
 from mapsage_kaggle.engine import metric
 from mapsage_kaggle.engine.metric import IntegerIoUMetric, confusion_matrix
 
@@ -67,7 +67,7 @@ def test_it_says_what_each_class_reached_and_none_where_a_class_does_not_occur()
     assert first["Acc"] == both / int((label == 1).sum())
     assert first["IoU"] == both / int(((label == 1) | (predicted == 1)).sum())
     assert made.per_class["never"] == {"IoU": None, "Acc": None}
-    json.dumps(metric.told([made]))
+    json.dumps(metric.scores_by_class([made]))
 
 
 def test_it_counts_exactly_where_float32_does_not() -> None:
@@ -134,7 +134,7 @@ def test_the_plan_puts_it_in_the_place_of_the_stock_metric(evaluator: Any, key: 
         "train_cfg": {"type": "IterBasedTrainLoop", "max_iters": 1},
         "val_evaluator": evaluator,
     }
-    planned = plan(cfg, Path("small.py"), Facts(work_dir=tmp_path))
+    planned = plan_patch(cfg, Path("small.py"), PatchContext(work_dir=tmp_path))
     assert {change.key: change.new for change in planned.changes}[key] == "MapsageIoUMetric"
 
 

@@ -353,8 +353,9 @@ def test_a_save_is_made_once_and_a_stop_stays_until_the_session_ends(session: Wo
 HANGING_WORKER = """
 import time
 from pathlib import Path
-from mapsage_kaggle.clock import Pace, SessionClock
+from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.engine.control import Control
+from mapsage_kaggle.pace import Pace
 
 clock = SessionClock(started_s=0.0, limit_s=1.0, reserve_s=0.0)
 Control(clock=clock, pace=Pace(), stop_request=Path("none")).end_with_supervisor(0.5)

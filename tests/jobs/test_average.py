@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from standin import StandIn
-from test_evaluate import DEMO, demo, write_model
+from support.models import DEMO, demo, write_model
+from support.standin import StandIn
 
 from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.data.scenes import generate_scenes

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from standin import REPOSITORY
+from support.standin import REPOSITORY
 
 from mapsage_kaggle import errors
 from mapsage_kaggle.checkpoints.manifest import Manifest
@@ -117,9 +117,9 @@ def child(
     """Run a body of code as a module of the engine's in a child."""
     modules = tmp_path / "modules"
     modules.mkdir()
-    # What Python imports at its start adds a folder to the engine's.
+    # What Python imports at its start adds a folder to the engine's jobs.
     (modules / "sitecustomize.py").write_text(
-        f"import mapsage_kaggle.engine as engine\nengine.__path__.append({str(modules)!r})\n"
+        f"import mapsage_kaggle.engine.jobs as jobs\njobs.__path__.append({str(modules)!r})\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(modules))
     file = write_weights(tmp_path / "best_mIoU_iter_8.pth")
@@ -128,7 +128,7 @@ def child(
 
     def run(body: str, on_event: Any = None, **job: Any) -> dict[str, Any]:
         source = "import os, signal, subprocess, sys, time\nfrom pathlib import Path\n"
-        source += "def run(job, tell):\n" + textwrap.indent(textwrap.dedent(body), "    ")
+        source += "def run(job, emit):\n" + textwrap.indent(textwrap.dedent(body), "    ")
         (modules / "trial.py").write_text(source)
         return run_child("trial", {**subject.job(), **job}, subject, on_event)
 
@@ -140,8 +140,8 @@ def test_what_it_is_given_reaches_it_and_what_it_returns_comes_back(
     child: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     body = """
-        from mapsage_kaggle import configure
-        cfg = configure.read_config(Path(job["config"]))
+        from mapsage_kaggle.config.reading import read_config
+        cfg = read_config(Path(job["config"]))
         return {"head": cfg.model.decode_head.type, "checkpoint": job["checkpoint"], "extra": job["extra"]}
     """
 
@@ -158,7 +158,7 @@ def test_events_come_in_order_and_what_libraries_print_does_not_disturb_them(
         for done in range(40):
             print("a library greets")
             os.write(1, b"{and from C}\\n")
-            tell("progress", done=done, total=40)
+            emit("progress", done=done, total=40)
         return {"num": 40}
     """
     events: list[Mapping[str, Any]] = []
@@ -219,7 +219,7 @@ def test_an_interruption_reaches_it_and_all_its_processes_end(
 ) -> None:
     body = """
         below = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-        tell("started", pids=[os.getpid(), below.pid])
+        emit("started", pids=[os.getpid(), below.pid])
         try:
             time.sleep(600)
         finally:
@@ -251,7 +251,7 @@ subprocess.Popen(
 time.sleep(600)
 """
     child("return {}")  # writes the module; the next one waits
-    waits = f"import os, time\ndef run(job, tell):\n    open({str(marker)!r}, 'w').write(str(os.getpid()))\n"
+    waits = f"import os, time\ndef run(job, emit):\n    open({str(marker)!r}, 'w').write(str(os.getpid()))\n"
     (tmp_path / "modules" / "trial.py").write_text(waits + "    time.sleep(600)\n")
     (tmp_path / "job.json").write_text(json.dumps({}))
     parent = subprocess.Popen([sys.executable, "-c", code])

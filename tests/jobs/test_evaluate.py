@@ -12,43 +12,20 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
-from standin import REPOSITORY, StandIn
-from test_inference import balance, fill
+from support.models import DEMO, demo, write_model
+from support.standin import REPOSITORY, StandIn
 
 from mapsage_kaggle.config.patch import for_inference
 from mapsage_kaggle.config.reading import read_config
-from mapsage_kaggle.data.scenes import generate_scenes
 from mapsage_kaggle.display.evaluated import evaluation_panel, evaluation_text, read_evaluations
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.engine.jobs.evaluate import build_data, example, look
-from mapsage_kaggle.engine.jobs.inference import PLAIN, build_model, load_model, windows_of
+from mapsage_kaggle.engine.jobs.inference import PLAIN, load_model, windows_of
 from mapsage_kaggle.engine.metric import confusion_matrix
 from mapsage_kaggle.errors import ConfigError, UsageError
 from mapsage_kaggle.jobs.evaluate import EvaluationOptions
 
-DEMO = REPOSITORY / "configs" / "demo.py"
 SLIDE = {"mode": "slide", "crop_size": (96, 96), "stride": (64, 64)}
-
-
-def write_model(cfg: Config, path: Path, seed: int) -> Path:
-    net = build_model(cfg)
-    fill(net, seed)
-    balance(net)
-    torch.save({"meta": {"iter": 8}, "state_dict": net.state_dict()}, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes")
-    generate_scenes(folder, train=1, val=4, size=160, seed=1)
-    return folder
-
-
-def demo(scenes: Path, *overrides: str) -> Config:
-    cfg = read_config(DEMO, list(overrides))
-    cfg.model.decode_head.loss_decode.avg_non_ignore = True  # else mmsegmentation warns
-    return for_inference(cfg, {str(cfg.val_dataloader.dataset.data_root): scenes})
 
 
 # -- against mmsegmentation

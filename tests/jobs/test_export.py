@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from numpy.typing import NDArray
 from PIL import Image
-from test_inference import balance, fill
+from support.models import balance, fill
 
 from mapsage_kaggle import cli
 from mapsage_kaggle.config.patch import for_inference
@@ -22,7 +22,7 @@ from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load
 from mapsage_kaggle.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_USAGE
 from mapsage_kaggle.records import SessionRecord
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
     "model.backbone.embed_dims=8",
     "model.decode_head.in_channels=[8,16,32,48]",

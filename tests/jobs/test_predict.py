@@ -38,7 +38,7 @@ from mapsage_kaggle.imagery.parts import Parts
 from mapsage_kaggle.imagery.reading import find_images
 from mapsage_kaggle.imagery.writing import Labels
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = REPOSITORY / "configs" / "demo.py"
 TRANSFORM = from_origin(500_000.0, 3_400_000.0, 0.3, 0.3)
 SMALL = ["model.backbone.embed_dims=8", "model.decode_head.in_channels=[8,16,32,48]"]

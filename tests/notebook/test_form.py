@@ -11,7 +11,7 @@ from mapsage_kaggle.config.reading import as_mapping, read_config
 from mapsage_kaggle.notebook.form import Outcome, Setting, difference, knobs_of, turn
 from mapsage_kaggle.training.options import Options
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "train_loveda_kaggle.py"
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "train_loveda_kaggle.py"
 OPTIONS = Options(config=CONFIG)
 HERE = Setting(on_gpu=True, world_size=2, num_cpus=4)
 

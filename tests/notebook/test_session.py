@@ -19,7 +19,8 @@ from typing import Any
 
 import nbformat
 import pytest
-from test_environment import GOOD
+from support.machines import GOOD
+from support.notebooks import NOTEBOOK, ROOT, SMALL, code_cells, kit_cell
 
 import mapsage_kaggle
 from mapsage_kaggle.config.modules import find_config
@@ -38,20 +39,12 @@ from mapsage_kaggle.notebook.session import preflight
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import CheckpointRef, SessionRecord
 
-ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOK = ROOT / "notebooks" / "mapsage_train.ipynb"
+# -- the file
 
 
 @pytest.fixture(scope="module")
 def notebook() -> Any:
     return nbformat.read(NOTEBOOK, as_version=4)
-
-
-def code_cells(notebook: Any) -> list[Any]:
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-# -- the file
 
 
 def test_the_notebook_is_what_the_script_gives() -> None:
@@ -102,10 +95,6 @@ def test_the_steps_come_in_the_order_of_the_design(notebook: Any) -> None:
 
 
 # -- finding the kit
-
-
-def kit_cell(notebook: Any) -> str:
-    return next(cell.source for cell in code_cells(notebook) if "KITS" in cell.source)
 
 
 def imported_from(notebook: Any, root: Path) -> str:
@@ -367,7 +356,7 @@ def test_the_live_view_is_updated_twice_a_second_at_most_and_stays_small() -> No
     assert len(shown.panels) < 20
     last = shown.panels[-1]
     assert (last.aside, last.state) == ("5,000 / 10,000", "stopped")
-    assert len(last.told) <= 8
+    assert len(last.notices) <= 8
     assert len(last.html + last.events_html) < 12_000
     assert len(shown.charts[-1]) < 60_000
 
@@ -466,17 +455,6 @@ class FailsLater(Hook):
         if runner.iter == 9:
             raise TrainingError("the disk caught fire")
 """
-
-SMALL = [
-    "train_cfg.max_iters=12",
-    "train_cfg.val_interval=6",
-    "param_scheduler.0.end=2",
-    "param_scheduler.1.begin=2",
-    "param_scheduler.1.end=12",
-    "train_dataloader.batch_size=2",
-    "train_dataloader.num_workers=0",
-    "train_dataloader.persistent_workers=False",
-]
 
 
 @pytest.fixture

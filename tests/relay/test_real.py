@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kaggle_server import OWNER, KaggleServer, Version
-from standin import differences
+from support.kaggle_server import OWNER, KaggleServer, Version
+from support.standin import differences
 
 from mapsage_kaggle.data.scenes import generate_scenes
 from mapsage_kaggle.events import read_events
 from mapsage_kaggle.paths import ROOT_VARIABLE, WorkDir, replace_file
 from mapsage_kaggle.records import SessionRecord
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 MAX_ITERS = 40
 OVERRIDES = (
     f"train_cfg.max_iters={MAX_ITERS}", "train_cfg.val_interval=20", "train_dataloader.num_workers=0",

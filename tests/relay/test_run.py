@@ -17,8 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kaggle_server import OWNER, SIGNATURE, TOKEN, Fault, KaggleServer, ScriptedNotebook, checkpoint_bytes
-from relay_process import Ended, Relays
+from support.kaggle_server import (
+    OWNER,
+    SIGNATURE,
+    TOKEN,
+    Fault,
+    KaggleServer,
+    ScriptedNotebook,
+    checkpoint_bytes,
+)
+from support.relay_process import Ended, Relays
 
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_TRAINING, EXIT_USAGE
 

@@ -16,8 +16,8 @@ import nbformat
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from test_install import Fresh
-from test_notebook import NOTEBOOK, SMALL, code_cells, kit_cell
+from support.fresh import Fresh
+from support.notebooks import NOTEBOOK, SMALL, code_cells, kit_cell
 
 from mapsage_kaggle.checks import OUTPUT_FILES
 from mapsage_kaggle.data.scenes import generate_scenes
@@ -43,7 +43,7 @@ from mapsage_kaggle.setup.wheels import (
     verified_wheels,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WHEEL = "thing-1.0-py3-none-any.whl"
 LINUX = target_environment("3.12")
 

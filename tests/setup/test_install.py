@@ -13,6 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.tags import Tag, parse_tag
 from packaging.utils import canonicalize_name
+from support.fresh import ROOT, Fresh
 
 from mapsage_kaggle.errors import MachineError, UsageError
 from mapsage_kaggle.machine import STACK
@@ -29,8 +30,6 @@ from mapsage_kaggle.setup.install import (
 )
 from mapsage_kaggle.setup.pip import explain_failure
 from mapsage_kaggle.setup.wheels import find_wheels
-
-ROOT = Path(__file__).resolve().parents[1]
 
 KAGGLE = image_versions()
 MISSING = ("addict", "ftfy", "termcolor", "yapf")
@@ -294,11 +293,6 @@ def test_every_text_exists_in_both_languages() -> None:
     assert set(install_module._TEXT["en"]) == set(install_module._TEXT["zh"])
 
 
-def test_the_module_is_callable_whoever_imports_it_first() -> None:
-    with pytest.raises(UsageError, match="'fr'"):
-        install_module(language="fr")  # type: ignore[operator]
-
-
 # --- for real ---------------------------------------------------------------------------------
 
 
@@ -370,48 +364,6 @@ def test_a_model_that_cannot_be_built_is_an_error_of_the_machine(tmp_path: Path,
 
     with pytest.raises(MachineError, match="NoSuchHead"):
         install(inputs=tmp_path, offline=True, quiet=True, config=model_config)
-
-
-class Fresh:
-    """A virtual environment that has what Kaggle's image has, and nothing else of the stack.
-
-    The packages present are linked from this interpreter's, so that nothing large is copied.
-    """
-
-    def __init__(self, folder: Path, *, lacking: set[str]) -> None:
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        self.python = folder / "bin" / "python"
-        (self.site,) = (folder / "lib").glob("python3.*/site-packages")
-        here = Path(str(metadata.distribution("torch").locate_file("")))
-        for distribution in metadata.distributions(path=[str(here)]):
-            if canonicalize_name(distribution.metadata["Name"]) not in lacking:
-                self._link(distribution, here)
-
-    def _link(self, distribution: metadata.Distribution, here: Path) -> None:
-        tops = {Path(str(path)).parts[0] for path in distribution.files or []}
-        for top in tops - {"..", "bin", "__pycache__"}:
-            if not (self.site / top).exists() and not top.startswith("__editable__"):
-                (self.site / top).symlink_to(here / top)
-
-    def install(
-        self, inputs: Path, config: Path, *, before: str = "", offline: bool | None = True, **environ: str
-    ) -> subprocess.CompletedProcess[str]:
-        code = f"""
-{before}
-import dataclasses, json
-from pathlib import Path
-import mapsage_kaggle.setup.install as kit
-report = kit.install(inputs=Path({str(inputs)!r}), offline={offline}, config=Path({str(config)!r}))
-print(json.dumps(dataclasses.asdict(report), default=str))
-"""
-        return subprocess.run(
-            [self.python, "-c", code],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environ},
-        )
 
 
 @pytest.fixture(scope="module")

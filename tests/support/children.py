@@ -17,13 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from standin import REPOSITORY, StandIn
-
 from mapsage_kaggle.clock import SessionClock, boot_time_s
 from mapsage_kaggle.config.patch import PatchContext, apply_patch, plan_patch, write_config
 from mapsage_kaggle.config.reading import data_roots_of, read_config
 from mapsage_kaggle.records import SessionRecord
 from mapsage_kaggle.spec import ChildSpec
+from support.standin import REPOSITORY, StandIn
 
 
 class Children:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from standin import StandIn
+from support.standin import StandIn
 
 # The design's class of models that may be split to rounding: no draw in the model, norms per sample.
 TO_ROUNDING = """

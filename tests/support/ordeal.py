@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import memory_faults
-from standin import StandIn, none_left, processes_of
+from support import memory_faults
+from support.standin import StandIn, none_left, processes_of
 
 WAYS = (
     "deadline", "stop", "sigterm", "kill rank", "kill rank, damage", "kill torchrun", "kill supervisor",
@@ -37,7 +37,7 @@ from dataclasses import replace
 from pathlib import Path
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from ordeal import FROM_OUTSIDE, damage
+from support.ordeal import FROM_OUTSIDE, damage
 
 @HOOKS.register_module()
 class Ordeal(Hook):

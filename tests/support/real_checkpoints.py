@@ -108,7 +108,7 @@ def _tiny_run(folder: Path) -> None:
 
 
 def _main(folder: Path) -> None:
-    sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
     from bench_verify import write_segformer_b2
 
     _tiny_run(folder / "tiny")

@@ -29,7 +29,7 @@ class Relays:
 
     def __init__(self, environ: dict[str, str], folder: Path) -> None:
         self._output = folder / "relay-output.txt"
-        root = str(Path(__file__).resolve().parents[1])
+        root = str(Path(__file__).resolve().parents[2])
         self._process = subprocess.Popen(
             [sys.executable, "-X", "faulthandler", __file__], env={**environ, "PYTHONPATH": root}, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,

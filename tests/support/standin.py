@@ -18,7 +18,7 @@ from mapsage_kaggle.events import Event, read_events
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import SessionRecord
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 STOP_HOOK = '''
 """Asks for a stop at chosen iterations, by the file that a person would use."""

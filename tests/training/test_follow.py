@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from standin import StandIn, kill_group
+from support.standin import StandIn, kill_group
 
 from mapsage_kaggle.checkpoints.store import CheckpointStore, holder_of
 from mapsage_kaggle.events import Event, EventLog

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from standin import StandIn
-from test_environment import GOOD, T4
+from support.machines import GOOD, T4
+from support.standin import StandIn
 
 from mapsage_kaggle.checkpoints.choose import Choice
 from mapsage_kaggle.checkpoints.inspect import Inspection
-from mapsage_kaggle.checkpoints.scan import FoundCheckpoint
+from mapsage_kaggle.checkpoints.scan import FoundCheckpoint, ScanReport
 from mapsage_kaggle.clock import SessionClock
+from mapsage_kaggle.config.patch import apply_patch
+from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.display.locale.messages import translate
 from mapsage_kaggle.errors import ConfigError
 from mapsage_kaggle.machine import Gpu, Machine
@@ -24,7 +26,7 @@ from mapsage_kaggle.training import session
 from mapsage_kaggle.training.fallback import Outcome
 from mapsage_kaggle.training.options import Options
 from mapsage_kaggle.training.prepare import Discovery, Prepared, prepare
-from mapsage_kaggle.training.session import ScanReport, SessionRun, configure
+from mapsage_kaggle.training.session import SessionRun
 from mapsage_kaggle.training.supervisor import Launch, Supervisor
 
 CPU = replace(GOOD, gpus=(), num_cpus=2, ram_bytes=16 * 2**30)
@@ -77,7 +79,7 @@ def begin(scenes: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
     ) -> Prepared:
         config = scenes.config(extra=extra)
         asked = Options(config=config, threads=1, work_dir=tmp_path / "work", **options)
-        cfg = configure.read_config(config)
+        cfg = read_config(config)
         choice = Choice(action="fresh")
         if learned is not None or inspected or recorded:
             path = tmp_path / "before" / "iter_10.pth"
@@ -244,7 +246,7 @@ def test_a_child_that_is_started_again_plans_by_what_was_measured_last(begin: Be
 
 
 def ends(prepared: Prepared) -> list[int]:
-    cfg = configure.apply(prepared.discovery.cfg, prepared.patch)
+    cfg = apply_patch(prepared.discovery.cfg, prepared.patch)
     return [cfg.train_cfg.max_iters, cfg.param_scheduler[-1].end]
 
 

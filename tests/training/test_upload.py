@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from standin import StandIn, kill_group, workers_alive
+from support.standin import StandIn, kill_group, workers_alive
 
 from mapsage_kaggle.checkpoints.manifest import Manifest, manifest_sha256
 from mapsage_kaggle.errors import UsageError
@@ -239,7 +239,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "client").mkdir()
     (tmp_path / "client" / "kagglehub.py").write_text(FAKE)
     (tmp_path / "remote").mkdir()
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "client"), root]))
     monkeypatch.setenv("FAKE_KAGGLE", str(tmp_path / "remote"))
     monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch.utils.data
 
-from mapsage_kaggle.engine.fast import warnings as telling
+from mapsage_kaggle.engine.fast import warnings as kit_warnings
 from mapsage_kaggle.engine.fast.cache import DecodedCache
 from mapsage_kaggle.engine.fast.warnings import warn_once
 from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
@@ -80,7 +80,7 @@ def test_without_a_session_nothing_is_told_and_it_is_told_in_one(
 
 def test_a_warning_of_another_kind_in_the_events_is_no_obstacle(warnings: Callable[[], list[str]]) -> None:
     warn_once("memory", "full")
-    telling._told.clear()
+    kit_warnings._warned.clear()
     warn_once("disk", "full")
     warn_once("memory", "full")
     assert warnings() == ["full", "full"]

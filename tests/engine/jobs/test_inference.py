@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
+from support.models import DEMO, balance, fill
 
 from mapsage_kaggle.config.patch import for_inference
 from mapsage_kaggle.config.reading import read_config
@@ -24,7 +25,6 @@ from mapsage_kaggle.engine.jobs.inference import (
 )
 from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, UsageError
 
-DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.py"
 SLIDE = {"mode": "slide", "crop_size": (32, 32), "stride": (21, 21)}
 TOLERANCE = 1e-5
 
@@ -34,25 +34,6 @@ def config(*overrides: str) -> Config:
     head = {"in_channels": [8, 16, 32, 48], "loss_decode.avg_non_ignore": True}
     cfg.merge_from_dict({f"model.decode_head.{key}": value for key, value in head.items()})
     return for_inference(cfg, {})
-
-
-def fill(net: torch.nn.Module, seed: int = 0) -> None:
-    """Give a model weights whose logits differ from class to class, and statistics as after training."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, value in net.state_dict().items():
-        if value.is_floating_point():
-            value.copy_(torch.randn(value.shape, generator=generator) * 0.2)
-        if name.endswith("running_var"):
-            value.abs_().add_(0.5)
-
-
-def balance(net: torch.nn.Module) -> None:
-    """Shift the logits so that no class wins everywhere."""
-    with torch.inference_mode():
-        inputs = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(5))
-        net.decode_head.conv_seg.bias -= (
-            net.eval().encode_decode(inputs, [{"img_shape": inputs.shape[2:]}]).mean((0, 2, 3))
-        )
 
 
 def trained(cfg: Config, folder: Path, *, seed: int = 0, **meta: Any) -> Path:

@@ -1,0 +1,57 @@
+"""Models with weights that say something, and what is written of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mapsage_kaggle.config.patch import for_inference
+from mapsage_kaggle.config.reading import read_config
+from mapsage_kaggle.data.scenes import generate_scenes
+from mapsage_kaggle.engine.jobs.inference import build_model
+from support.standin import REPOSITORY
+
+DEMO = REPOSITORY / "configs" / "demo.py"
+
+
+def fill(net: torch.nn.Module, seed: int = 0) -> None:
+    """Give a model weights whose logits differ from class to class, and statistics as after training."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in net.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(torch.randn(value.shape, generator=generator) * 0.2)
+        if name.endswith("running_var"):
+            value.abs_().add_(0.5)
+
+
+def balance(net: torch.nn.Module) -> None:
+    """Shift the logits so that no class wins everywhere."""
+    with torch.inference_mode():
+        inputs = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+        net.decode_head.conv_seg.bias -= (
+            net.eval().encode_decode(inputs, [{"img_shape": inputs.shape[2:]}]).mean((0, 2, 3))
+        )
+
+
+def write_model(cfg: Config, path: Path, seed: int) -> Path:
+    net = build_model(cfg)
+    fill(net, seed)
+    balance(net)
+    torch.save({"meta": {"iter": 8}, "state_dict": net.state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    generate_scenes(folder, train=1, val=4, size=160, seed=1)
+    return folder
+
+
+def demo(scenes: Path, *overrides: str) -> Config:
+    cfg = read_config(DEMO, list(overrides))
+    cfg.model.decode_head.loss_decode.avg_non_ignore = True  # else mmsegmentation warns
+    return for_inference(cfg, {str(cfg.val_dataloader.dataset.data_root): scenes})
