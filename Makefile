@@ -19,10 +19,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq --retries 5
 # Two threads against one change the bits of a sum: a test must not depend on the machine's cores.
 TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest --color=no -q
-# By files, so that what a file sets up once is set up once.
-SIDE_BY_SIDE := -n $(JOBS) --dist loadfile
+# By files and classes, so that what one sets up is set up once; the longest first.
+SIDE_BY_SIDE := -n $(JOBS) --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test slow soak gpu check format bench bench-gpu notebook clean
+.PHONY: help demo test slow soak gpu check mutate format bench bench-gpu notebook clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make test      the quick tests            make slow   the slow ones"
 	@echo "make check     ruff and mypy              make soak   those that take very long"
 	@echo "make bench     every benchmark            make gpu    those that need a CUDA device"
+	@echo "make mutate    what the quick tests would not notice, of 120 small changes"
 	@echo "make bench-gpu the training step on a GPU; on all of them together where there are several"
 	@echo "make notebook  the .ipynb from its .py    make format, make clean"
 
@@ -62,6 +63,9 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
+
+mutate: $(STAMP)
+	$(BIN)/python tests/mutate.py --jobs $(JOBS) $(ARGS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix --quiet .

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # A shell that runs the tests in the background has Ctrl-C ignored, here and in every process begun here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that several workers end at about the same time.
+
+    Files and classes are dealt whole; ``slow(scope_s=95)`` says what one takes alone.
+    """
+
+    def scope(item: pytest.Item) -> str:
+        return item.nodeid.rpartition("::")[0]
+
+    expected_s: Counter[str] = Counter()
+    for item in items:
+        mark = item.get_closest_marker("slow")
+        if mark is not None and "scope_s" in mark.kwargs:
+            expected_s[scope(item)] = mark.kwargs["scope_s"]
+        else:
+            expected_s[scope(item)] += 20 if mark is not None else 0
+    items.sort(key=lambda item: -expected_s[scope(item)])
 
 
 @pytest.fixture(scope="session")
