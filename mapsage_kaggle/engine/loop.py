@@ -16,12 +16,17 @@ from mmengine.runner import IterBasedTrainLoop, ValLoop
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.accumulate import accumulated_step
 from mapsage_kaggle.engine.fast.prediction import quick_prediction
+from mapsage_kaggle.engine.losses import LossWatch
 from mapsage_kaggle.engine.sampling import PositionBatches
 from mapsage_kaggle.engine.validation_memory import less_memory
 from mapsage_kaggle.errors import TrainingError
 
 if TYPE_CHECKING:
     from mapsage_kaggle.engine.session import WorkerSession
+
+MAX_PENDING_STEPS = 64
+"""Steps whose times on a GPU wait to be read."""
+_Mark: TypeAlias = Any  # a torch.cuda.Event, which torch leaves untyped
 
 
 class ValidationAborted(Exception):
@@ -65,6 +70,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
 
     session: WorkerSession
     optimizer_clock: OptimizerClock
+    loss_watch: LossWatch
 
     def run(self) -> torch.nn.Module:
         """Train until ``max_iters`` or until the session has to end."""
@@ -72,6 +78,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
         batches = self._batch_sampler()
         device = next(self.runner.model.parameters()).device
         self.optimizer_clock = OptimizerClock(self.runner.optim_wrapper, device)
+        self.loss_watch = LossWatch()
         self.runner.register_hook(ValidationPulse(session))
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
@@ -88,10 +95,10 @@ class SessionTrainLoop(IterBasedTrainLoop):
             self._run_iteration(loader, batches)
             stop = self._boundary()
         # A run whose last validation is owed is not complete: the next session makes up for it.
-        is_last = self._iter >= self._max_iters and session.owed_validation is None
+        is_last = self._iter >= self._max_iters and session.checkpoints.owed_validation is None
         if (self.stop_training and not stop) or (is_last and stop != "orphaned"):
             stop = "completed"
-        session.training_ends(self._iter, stop)
+        session.checkpoints.save_end(self._iter)
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         session.finish(self._iter, stop)
@@ -125,7 +132,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
         optimizer_s = self.optimizer_clock.end(compute_s)
         runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=data[0], outputs=outputs)
         self._iter += 1
-        session.check_losses(self._iter, losses, runner.optim_wrapper)
+        self.loss_watch.check(self._iter, losses, runner.optim_wrapper)
         session.iteration_done(
             self._iter,
             losses,
@@ -161,7 +168,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
         due = self.runner.val_loop is not None and may_stop and self._validation_due(since)
         decision = session.control.decide(
             validation_due=due,
-            save_due=may_stop and session.save_due(self._iter, since=since),
+            save_due=may_stop and session.checkpoints.due(self._iter, since=since),
             may_stop=may_stop,
             stride=accumulation,
             whole_s=session.whole_s(),
@@ -171,12 +178,12 @@ class SessionTrainLoop(IterBasedTrainLoop):
             return decision.stop
         if due:
             # Saved before it is validated, and noted as owed: whatever happens now, nothing is lost.
-            session.save(self._iter, owed_validation=self._iter)
+            session.checkpoints.save(self._iter, owed_validation=self._iter)
             if decision.validate:
                 return self._validate() or self._decide_saved()
             return decision.stop
         if decision.save:
-            session.save(self._iter)
+            session.checkpoints.save(self._iter)
         return decision.stop
 
     def _validation_due(self, since: int) -> bool:
@@ -187,7 +194,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
         return bool(latest > since and latest >= self.val_begin)
 
     def _run_owed_validation(self) -> str:
-        owed = self.session.owed_validation
+        owed = self.session.checkpoints.owed_validation
         if owed is None or self.runner.val_loop is None:
             return ""
         if owed != self._iter:
@@ -270,12 +277,6 @@ def _scalars(outputs: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-_MAX_PENDING = 64
-
-
-_Mark: TypeAlias = Any  # a torch.cuda.Event, which torch leaves untyped
-
-
 class OptimizerClock:
     """Measures the optimizer's part of each training step: unscaling, clipping, stepping, zeroing.
 
@@ -293,7 +294,7 @@ class OptimizerClock:
         self._share = 0.0
         self._began: _Mark | None = None
         self._marks: list[_Mark] = []
-        self._pending: deque[tuple[_Mark, list[_Mark]]] = deque(maxlen=_MAX_PENDING)
+        self._pending: deque[tuple[_Mark, list[_Mark]]] = deque(maxlen=MAX_PENDING_STEPS)
         parts = optim_wrapper.values() if hasattr(optim_wrapper, "optim_wrappers") else (optim_wrapper,)
         for part in parts:
             for name in ("step", "zero_grad"):

@@ -21,6 +21,7 @@ from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.ranks import broadcast_model
 from mapsage_kaggle.engine.safety import load_local
 from mapsage_kaggle.engine.session import WorkerSession
+from mapsage_kaggle.engine.snapshot import flat_schedulers
 from mapsage_kaggle.errors import ConfigError
 
 
@@ -28,7 +29,7 @@ class SessionRunner(Runner):
     """A runner that belongs to a training session."""
 
     session: WorkerSession
-    loaded_checkpoint: dict[str, Any] | None = None
+    _loaded_checkpoint: dict[str, Any] | None = None
 
     def _init_model_weights(self) -> None:
         seeding.seed_sample(seeding.derive(seeding.INIT, self.seed))
@@ -39,7 +40,8 @@ class SessionRunner(Runner):
         """Load what the session was told to load, and check that it arrived."""
         super().load_or_resume()
         broadcast_model(self.model.module if is_model_wrapper(self.model) else self.model)
-        self.session.loaded(self)
+        self.session.loaded(self, self._loaded_checkpoint)
+        self._loaded_checkpoint = None
 
     def resume(
         self,
@@ -56,7 +58,7 @@ class SessionRunner(Runner):
         if extend:
             self._rebuild_schedulers(self.iter)
         self.logger.info(f"resume optimizer: {type(self.optim_wrapper.optimizer)}")
-        for scheduler in self._flat_schedulers():
+        for scheduler in flat_schedulers(self.param_schedulers):
             self.logger.info(f"resume lr_scheduler: {type(scheduler)}")
 
     def load_checkpoint(
@@ -70,7 +72,7 @@ class SessionRunner(Runner):
         checkpoint: dict[str, Any] = super().load_checkpoint(
             filename, map_location, strict or self._resume, revise_keys or [(r"^module\.", "")]
         )
-        self.loaded_checkpoint = checkpoint
+        self._loaded_checkpoint = checkpoint
         if self._resume:
             message = begin_scaling_anew(checkpoint, self.optim_wrapper)
             if message:
@@ -118,15 +120,9 @@ class SessionRunner(Runner):
                     group[name] = group[f"initial_{name}"]
         self.param_schedulers = self.build_param_scheduler(self.cfg.param_scheduler)
         for _ in range(iteration):
-            for scheduler in self._flat_schedulers():
+            for scheduler in flat_schedulers(self.param_schedulers):
                 if not scheduler.by_epoch:
                     scheduler.step()
-
-    def _flat_schedulers(self) -> list[Any]:
-        schedulers = self.param_schedulers or []
-        if isinstance(schedulers, dict):
-            return [scheduler for group in schedulers.values() for scheduler in group]
-        return list(schedulers)
 
 
 def why_not_fused(optim_wrapper: Any, model: torch.nn.Module) -> str:
@@ -273,6 +269,6 @@ def build_runner(cfg: Config, session: WorkerSession) -> SessionRunner:
         else SessionRunner
     )
     cfg.launcher = "pytorch" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "none"
-    cls.session = session
     runner: SessionRunner = cls.from_cfg(cfg)
+    runner.session = session
     return runner

@@ -161,6 +161,13 @@ def check_resumed(
     )
 
 
+def flat_schedulers(schedulers: Any) -> list[Any]:
+    """Return a runner's schedulers in one list, where several optimizers have some each."""
+    if isinstance(schedulers, dict):
+        return [scheduler for group in schedulers.values() for scheduler in group]
+    return list(schedulers or [])
+
+
 def _check_optimizer(actual: Any, saved: Any, *, same_rates: bool) -> int:
     if "state" not in saved:  # several optimizers, by name
         return sum(

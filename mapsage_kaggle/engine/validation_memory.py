@@ -11,19 +11,19 @@ from mmseg.models.segmentors import EncoderDecoder
 
 
 @contextmanager
-def less_memory(core: torch.nn.Module, rung: int) -> Iterator[None]:
-    """Within it, the model predicts as a rung of ``supervise.VALIDATION_RUNGS`` says.
+def less_memory(core: torch.nn.Module, level: int) -> Iterator[None]:
+    """Within it, the model predicts as a level of ``training.fallback.VALIDATION_RUNGS`` says.
 
     One image at a time is the data loader's part.
 
     Args:
         core: The model without its wrapper.
-        rung: 0 changes nothing; 1 first gives back what the allocator keeps of training; 2 also
+        level: 0 changes nothing; 1 first gives back what the allocator keeps of training; 2 also
             puts logits together and enlarges them on the CPU.
     """
-    if rung >= 1 and torch.cuda.is_available():
+    if level >= 1 and torch.cuda.is_available():
         torch.cuda.empty_cache()
-    with logits_on_cpu(core) if rung >= 2 else ExitStack():
+    with logits_on_cpu(core) if level >= 2 else ExitStack():
         yield
 
 

@@ -116,9 +116,7 @@ def test_a_resume_asks_for_it_and_tells_it(resume: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr(Runner, "load_checkpoint", lambda *_: saved)
     told: list[tuple[int, str]] = []
     runner = SessionRunner.__new__(SessionRunner)
-    monkeypatch.setattr(
-        SessionRunner, "session", SimpleNamespace(warn=lambda *item: told.append(item)), raising=False
-    )
+    runner.session = SimpleNamespace(warn=lambda *item: told.append(item))  # type: ignore[assignment]
     runner.logger = SimpleNamespace(info=lambda _: None)
     runner._resume, runner.optim_wrapper = resume, OnCPU(torch.float16)
     runner.load_checkpoint("iter_7.pth")

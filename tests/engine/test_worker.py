@@ -23,9 +23,10 @@ from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.checkpoints.store import SaveFailed
 from mapsage_kaggle.clock import boot_time_s
 from mapsage_kaggle.engine.loop import ValidationAborted, ValidationPulse
+from mapsage_kaggle.engine.losses import MAX_OVERFLOWS, LossWatch
 from mapsage_kaggle.engine.safety import load_ahead, load_local
 from mapsage_kaggle.engine.sampling import Draw, PositionalDataset
-from mapsage_kaggle.engine.session import MAX_OVERFLOWS, WorkerSession
+from mapsage_kaggle.engine.session import WorkerSession
 from mapsage_kaggle.engine.snapshot import keep_loadable
 from mapsage_kaggle.engine.worker import _message, failure_kind
 from mapsage_kaggle.errors import CheckpointError, TrainingError
@@ -108,24 +109,28 @@ def test_what_batch_norm_says_of_a_single_value_is_known_for_it() -> None:
     assert (found.ladder.micro_batch, found.ladder.with_cp) == (2, True)
 
 
-def test_what_memory_allows_is_learned_once_an_iteration_is_done(session: WorkerSession) -> None:
-    session.spec = replace(session.spec, rung={"micro_batch": 1, "with_cp": None})
+def test_what_memory_allows_is_learned_once_an_iteration_is_done(spec: ChildSpec) -> None:
+    session = WorkerSession(replace(spec, rung={"micro_batch": 1, "with_cp": None}), rank=0, world_size=1)
     before = {"threads": 1, "micro_batch": 2, "with_cp": True}
-    assert session._learned(before) == {**before, "pace": {}}
-    session._is_first = False
-    assert session._learned(before) == {"threads": 1, "micro_batch": 1, "pace": {}}
+    assert session.checkpoints.learned(before) == {**before, "pace": {}}
+    session.checkpoints.has_trained = True
+    assert session.checkpoints.learned(before) == {"threads": 1, "micro_batch": 1, "pace": {}}
 
 
 # --- losses that are no numbers --------------------------------------------------------------------------
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> WorkerSession:
-    spec = ChildSpec(
+def spec(tmp_path: Path) -> ChildSpec:
+    return ChildSpec(
         config=tmp_path / "config.py", work_dir=tmp_path, clock_started_s=boot_time_s(), limit_s=900.0,
         reserve_s=9.0, action="fresh", run_id="r", fingerprint="f",
     )  # fmt: skip
-    return WorkerSession(spec, rank=0, world_size=1)
+
+
+@pytest.fixture
+def watch() -> LossWatch:
+    return LossWatch()
 
 
 SCALED = SimpleNamespace(loss_scaler=torch.amp.GradScaler("cpu"))
@@ -134,63 +139,64 @@ UNSCALED = SimpleNamespace()
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_without_a_scaler_the_first_loss_that_is_no_number_ends_training(
-    session: WorkerSession, value: float
+    watch: LossWatch, value: float
 ) -> None:
-    session.check_losses(6, {"loss": 0.5}, UNSCALED)
+    watch.check(6, {"loss": 0.5}, UNSCALED)
     with pytest.raises(TrainingError, match=r"decode\.loss_ce became .* in iteration 7;"):
-        session.check_losses(7, {"decode.loss_ce": value, "loss": value}, UNSCALED)
+        watch.check(7, {"decode.loss_ce": value, "loss": value}, UNSCALED)
 
 
-def test_a_figure_that_is_no_loss_may_be_nan(session: WorkerSession) -> None:
-    session.check_losses(7, {"decode.acc_seg": math.nan, "loss": 0.5}, UNSCALED)
+def test_a_figure_that_is_no_loss_may_be_nan(watch: LossWatch) -> None:
+    watch.check(7, {"decode.acc_seg": math.nan, "loss": 0.5}, UNSCALED)
 
 
-def test_overflows_that_the_scaler_skips_are_normal(session: WorkerSession) -> None:
+def test_overflows_that_the_scaler_skips_are_normal(watch: LossWatch) -> None:
     for iteration in range(1, 10 * MAX_OVERFLOWS):
         loss = 0.5 if iteration % MAX_OVERFLOWS == 0 else math.inf
-        session.check_losses(iteration, {"loss": loss}, SCALED)
+        watch.check(iteration, {"loss": loss}, SCALED)
 
 
-def test_overflows_that_do_not_end_are_not_and_it_is_said_where_they_began(session: WorkerSession) -> None:
-    session.check_losses(4, {"loss": 0.5}, SCALED)
+def test_overflows_that_do_not_end_are_not_and_it_is_said_where_they_began(watch: LossWatch) -> None:
+    watch.check(4, {"loss": 0.5}, SCALED)
     with pytest.raises(TrainingError, match=f"in iteration 5 and stayed so until {5 + MAX_OVERFLOWS};"):
         for iteration in range(5, 1000):
-            session.check_losses(iteration, {"loss": math.nan}, SCALED)
+            watch.check(iteration, {"loss": math.nan}, SCALED)
 
 
-def test_a_scaler_that_is_switched_off_excuses_nothing(session: WorkerSession) -> None:
+def test_a_scaler_that_is_switched_off_excuses_nothing(watch: LossWatch) -> None:
     off = SimpleNamespace(loss_scaler=torch.amp.GradScaler("cpu", enabled=False))
     with pytest.raises(TrainingError):
-        session.check_losses(1, {"loss": math.nan}, off)
+        watch.check(1, {"loss": math.nan}, off)
 
 
 # --- the best score --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def validated(session: WorkerSession, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerSession]:
+def validated(spec: ChildSpec, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerSession]:
     """Return a session that keeps the best mIoU, with a model of two weights."""
     hub = MessageHub("a run")
-    session.spec = replace(session.spec, save_best=("mIoU",))
+    session = WorkerSession(replace(spec, save_best=("mIoU",)), rank=0, world_size=1)
     SessionRecord(run_id="r", fingerprint="f").write(session.files.session)
     loop = SimpleNamespace(evaluator=SimpleNamespace(metrics=[]))
-    session._runner = SimpleNamespace(message_hub=hub, val_loop=loop)  # type: ignore[assignment]
+    runner: Any = SimpleNamespace(message_hub=hub, val_loop=loop)
 
     def state(_runner: Any, iteration: int, **_: Any) -> dict[str, Any]:
         parts = {"state_dict": {"w": torch.ones(2)}, "optimizer": {"state": {}, "param_groups": []}}
         return {"meta": {"iter": iteration}, **parts, "param_schedulers": [], "message_hub": hub.state_dict()}
 
-    monkeypatch.setattr("mapsage_kaggle.engine.session.snapshot", state)
+    monkeypatch.setattr("mapsage_kaggle.engine.checkpointing.snapshot", state)
     session.open()
+    session.attach(runner, "")
     yield session
     session.close()
 
 
 def best_of(session: WorkerSession) -> tuple[Any, Any, Any]:
-    assert session.saver is not None and session.store is not None
-    session.saver.join()
+    assert session.checkpoints.store is not None
+    session.checkpoints.wait()
     hub = session._require_runner().message_hub
-    kept = session.store.best()
+    kept = session.checkpoints.store.best()
     return hub.get_info("best_score"), hub.get_info("best_ckpt"), kept and kept.value
 
 
@@ -219,8 +225,9 @@ def test_a_best_score_whose_file_could_not_be_written_is_none_to_beat(
     validated: WorkerSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     validated.validation_done(4, {"mIoU": 20.0})
-    assert validated.store is not None
-    save = validated.store.save
+    store = validated.checkpoints.store
+    assert store is not None
+    save = store.save
 
     def fail(name: str, *arguments: Any, **options: Any) -> Any:
         if name.startswith("best"):
@@ -228,7 +235,7 @@ def test_a_best_score_whose_file_could_not_be_written_is_none_to_beat(
         return save(name, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(validated.store, "save", fail)
+        patch.setattr(store, "save", fail)
         validated.validation_done(8, {"mIoU": 40.0})
     assert best_of(validated) == (20.0, "best_mIoU_iter_4.pth", 20.0)
     validated.validation_done(12, {"mIoU": 30.0})
@@ -301,7 +308,7 @@ def test_what_goes_wrong_ahead_is_raised_where_it_is_asked_for(tmp_path: Path) -
 # --- validation loops of a person's own ------------------------------------------------------------------
 
 
-def test_a_validation_in_any_loop_tells_that_it_goes_on_and_can_be_left(session: WorkerSession) -> None:
+def test_a_validation_in_any_loop_tells_that_it_goes_on_and_can_be_left(spec: ChildSpec) -> None:
     from mmengine.evaluator import Evaluator
     from mmengine.runner import ValLoop
 
@@ -313,6 +320,7 @@ def test_a_validation_in_any_loop_tells_that_it_goes_on_and_can_be_left(session:
                 self.runner.call_hook("after_val_iter", batch_idx=index, data_batch=None, outputs=None)
 
     seen: list[int] = []
+    session = WorkerSession(spec, rank=0, world_size=1)
     pulse, told, stop_at = ValidationPulse(session), [], [99]
     session.validating = told.append  # type: ignore[method-assign]
     session.control.stop_asked = lambda: len(seen) >= stop_at[0]  # type: ignore[method-assign]
@@ -332,7 +340,9 @@ def test_a_validation_in_any_loop_tells_that_it_goes_on_and_can_be_left(session:
 # --- requests --------------------------------------------------------------------------------------------
 
 
-def test_a_save_is_made_once_and_a_stop_stays_until_the_session_ends(session: WorkerSession) -> None:
+def test_a_save_is_made_once_and_a_stop_stays_until_the_session_ends(spec: ChildSpec) -> None:
+    session = WorkerSession(spec, rank=0, world_size=1)
+
     def decide() -> tuple[str, bool]:
         decision = session.control.decide(validation_due=False, save_due=False)
         return decision.stop, decision.save

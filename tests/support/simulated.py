@@ -109,7 +109,11 @@ class SimulatedSession:
         if self.writing_until_s is not None:
             self.pass_time(self.writing_until_s - self.now_s)
 
-    # what the loop calls, as in engine.session
+    # what the loop calls, as in engine.session and engine.checkpointing
+
+    @property
+    def checkpoints(self) -> SimulatedSession:
+        return self
 
     def training_begins(self, iteration: int, max_iters: int, *, next_position: int) -> None:
         self.saved_iteration = iteration
@@ -123,7 +127,7 @@ class SimulatedSession:
         else:
             self.pace.guess(iteration_s=seconds)
 
-    def save_due(self, iteration: int, *, since: int) -> bool:
+    def due(self, iteration: int, *, since: int) -> bool:
         return self.now_s - self.saved_at_s >= self.save_every_s
 
     def save(self, iteration: int, *, owed_validation: int | None = None) -> None:
@@ -190,7 +194,7 @@ class SimulatedSession:
     def owed_does_not_fit(self) -> None:
         self.trace.append(("does not fit", round(self.now_s, 6)))
 
-    def training_ends(self, iteration: int, stop: str) -> None:
+    def save_end(self, iteration: int) -> None:
         if iteration != self.saved_iteration:
             self.save(iteration, owed_validation=self.owed_validation)
 
@@ -273,7 +277,7 @@ def run(session: SimulatedSession, *, iteration: int = 0, max_iters: int = 10**9
         due = iteration % session.val_interval == 0 or iteration == max_iters
         decision = control.decide(
             validation_due=due,
-            save_due=session.save_due(iteration, since=iteration - 1),
+            save_due=session.due(iteration, since=iteration - 1),
             whole_s=session.whole_s(),
         )
         stop = decision.stop
@@ -287,7 +291,7 @@ def run(session: SimulatedSession, *, iteration: int = 0, max_iters: int = 10**9
             session.save(iteration)
     if iteration >= max_iters and session.owed_validation is None:
         stop = "completed"
-    session.training_ends(iteration, stop)
+    session.save_end(iteration)
     session.finish(iteration, stop)
     return iteration, stop
 

@@ -1,0 +1,374 @@
+"""How a training child saves: resumable checkpoints, the best weights, and the record beside them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+import torch
+from mmengine.runner import Runner
+
+from mapsage_kaggle.checkpoints.host_copy import HostCopy
+from mapsage_kaggle.checkpoints.retention import greater_is_better, plan_retention
+from mapsage_kaggle.checkpoints.saver import BackgroundSaver, SaveSchedule
+from mapsage_kaggle.checkpoints.store import CheckpointStore
+from mapsage_kaggle.clock import SessionClock
+from mapsage_kaggle.engine.snapshot import first_poisoned, keep_loadable, snapshot
+from mapsage_kaggle.errors import EXIT_DONE, TrainingError
+from mapsage_kaggle.pace import Pace
+from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.records import ACTIVITIES, CheckpointRef, SessionRecord, complete_timings
+from mapsage_kaggle.spec import ChildSpec
+
+OWED = "mapsage_owed_validation"
+MAX_INTERVAL_S = 1800.0
+"""Where saving is dear, so many seconds lie between two saves by time at most."""
+LOCK_WAIT_S = 60.0
+FULL_TO_BEST = 3
+"""A resumable checkpoint holds two moments beside each weight; the best file holds the weights alone."""
+
+
+class SessionCheckpoints:
+    """The checkpoints that a session writes, and its record, brought up to date with each proven one.
+
+    Every rank has one, since all note in the message hub what a save means; only rank 0's writes.
+
+    Args:
+        spec: What the supervisor told the child.
+        rank: This worker's rank.
+        pace: Told what saving costs.
+        clock: The session's time.
+        timings_s: The session's seconds by activity, to which saving is added.
+        emit: Called with the kind of an event, its iteration and its data.
+
+    Attributes:
+        owed_validation: The iteration whose validation the newest checkpoint owes.
+        skipped_validations: The iterations whose validation was left out for good.
+        has_trained: Whether an iteration is done, so that what memory allows is known.
+        store: Where they are kept; on rank 0, once opened.
+        record: The session's, as it stands in the work dir; on rank 0, once opened.
+    """
+
+    def __init__(
+        self,
+        spec: ChildSpec,
+        *,
+        rank: int,
+        pace: Pace,
+        clock: SessionClock,
+        timings_s: dict[str, float],
+        emit: Callable[..., None],
+    ) -> None:
+        self.owed_validation: int | None = None
+        self.skipped_validations: tuple[int, ...] = ()
+        self.has_trained = False
+        self.store: CheckpointStore | None = None
+        self.record: SessionRecord | None = None
+        self._spec = spec
+        self._rank = rank
+        self._pace = pace
+        self._clock = clock
+        self._timings_s = timings_s
+        self._emit = emit
+        self._metric = spec.save_best[0] if spec.save_best else ""
+        rule = next(iter(spec.best_rules.values()), None)
+        self._greater_is_better = greater_is_better(self._metric, rule)
+        self._path = WorkDir(spec.work_dir).session
+        self._saver: BackgroundSaver | None = None
+        self._schedule: SaveSchedule | None = None
+        self._host_copy = HostCopy()
+        self._runner: Runner | None = None
+        self._config_text = ""
+        self._saved_iteration = -1
+        self._proven = ""
+        self._unloadable: set[str] = set()
+
+    # -- opening and closing
+
+    def open(self) -> None:
+        """Take the work dir for this child.
+
+        Raises:
+            MachineError: Another process holds the work dir.
+        """
+        self.record = SessionRecord.read(self._path)
+        self.skipped_validations = self.record.skipped_validations
+        for name in ACTIVITIES:  # what the supervisor, and children before this one, have taken
+            self._timings_s[name] += float(self.record.timings_s.get(name) or 0.0)
+        self.store = CheckpointStore(
+            self._spec.work_dir,
+            budget_bytes=self._spec.budget_bytes,
+            milestones_every=self._spec.save_interval or None,
+            greater_is_better=self._greater_is_better,
+            on_event=self._emit_store_event,
+        )
+        self.store.lock(wait_s=LOCK_WAIT_S)
+        self._saver = BackgroundSaver(self.store)
+        every_s = self._spec.save_every_s
+        if every_s > 0:
+            self._schedule = SaveSchedule(every_s=every_s, longest_s=max(MAX_INTERVAL_S, every_s))
+
+    def close(self) -> None:
+        """Wait for what is being written, and release the work dir.
+
+        Raises:
+            SaveFailed: The last save failed; the work dir is released all the same.
+        """
+        try:
+            self.wait()
+        finally:
+            if self.store is not None:
+                self.store.unlock()
+
+    def attach(self, runner: Runner, config_text: str) -> None:
+        """Take note of the runner, once it is built, and of the config that goes into each checkpoint."""
+        self._runner = runner
+        self._config_text = config_text
+        self._measure_output()
+
+    def loaded(self, runner: Runner) -> None:
+        """Take note of what was loaded: the owed validation, and the best score."""
+        hub = runner.message_hub
+        if self._spec.action == "resume":
+            owed = hub.get_info(OWED, None)
+            self.owed_validation = int(owed) if owed is not None else None
+        hub.update_info(OWED, self.owed_validation)
+        best = self.store.best() if self.store is not None else None
+        if best is not None and best.value is not None and self.is_best(best.value):
+            # Carried over from a session whose score this checkpoint does not know.
+            hub.update_info("best_score", best.value)
+            hub.update_info("best_ckpt", best.file)
+
+    def training_begins(self, iteration: int) -> None:
+        """Take note that the state after ``iteration`` is saved already, or not worth a save."""
+        self._saved_iteration = iteration
+
+    # -- resumable checkpoints
+
+    def due(self, iteration: int, *, since: int) -> bool:
+        """Tell whether the schedule asks for a checkpoint: by the clock, or after iteration ``since``."""
+        if self._rank != 0:
+            return False
+        interval = self._spec.save_interval
+        by_iteration = interval > 0 and iteration // interval > since // interval
+        return by_iteration or (self._schedule is not None and self._schedule.due())
+
+    def save(self, iteration: int, *, owed_validation: int | None = None) -> None:
+        """Save a resumable checkpoint; training is held up for the copy only. Collective."""
+        runner = self._require_runner()
+        begin = time.monotonic()
+        self.owed_validation = owed_validation
+        runner.message_hub.update_info(OWED, owed_validation)
+        self._saved_iteration = iteration
+        if self._rank == 0:
+            self._submit(f"iter_{iteration}.pth", snapshot(runner, iteration, config_text=self._config_text))
+        self._timings_s["saving"] += time.monotonic() - begin
+
+    def save_end(self, iteration: int) -> None:
+        """Save what training ends with, where that is not saved yet. Collective."""
+        if iteration != self._saved_iteration:
+            self.save(iteration, owed_validation=self.owed_validation)
+
+    def wait(self) -> None:
+        """Wait until everything is proven.
+
+        Raises:
+            SaveFailed: The last save failed.
+        """
+        if self._saver is None:
+            return
+        begin = time.monotonic()
+        self._saver.wait()
+        self._timings_s["saving"] += time.monotonic() - begin
+
+    def _submit(
+        self, name: str, checkpoint: dict[str, Any], *, metric: str | None = None, value: float | None = None
+    ) -> None:
+        assert self._saver is not None
+        for part in keep_loadable(checkpoint):
+            self._warn_of_unloadable(part, int(checkpoint["meta"]["iter"]))
+        self._saver.join()  # the buffers of the copy are free only once the save before has ended
+        begin = time.monotonic()
+        state = self._host_copy.take(checkpoint)
+        held_s = time.monotonic() - begin
+        self._pace.copy.add(held_s)
+        iteration, owed = int(checkpoint["meta"]["iter"]), self.owed_validation
+
+        def write(stream: BinaryIO) -> None:
+            poisoned = first_poisoned(state)
+            if poisoned is not None:
+                raise TrainingError(
+                    f"The weight {poisoned} holds NaN or Inf after iteration {iteration}: not saved. "
+                    "The checkpoints before it are untouched.",
+                    "Lower the learning rate or the clipping norm (optim_wrapper.clip_grad), and resume.",
+                )
+            torch.save(state, stream)
+
+        def proven(ref: CheckpointRef) -> None:
+            self._proven = ref.file
+            self._pace.write_ends(self._clock.now())
+            self._measure_output()
+            self._refresh_record(ref, owed)
+            if self._schedule is not None:
+                # What this thread computed is lost to training where every core is busy.
+                self._schedule.saved(cost_s=held_s + time.thread_time())
+
+        if self._schedule is not None:
+            self._schedule.failed()  # until it is proven, so that no second one is begun meanwhile
+        self._pace.write_begins(self._clock.now(), best=metric is not None)
+        self._saver.submit(
+            name,
+            write,
+            iteration=iteration,
+            metric=metric,
+            value=value,
+            make_last=metric is None,
+            then=proven,
+        )
+
+    def _warn_of_unloadable(self, part: str, iteration: int) -> None:
+        if part in self._unloadable:
+            return
+        self._unloadable.add(part)
+        self._emit(
+            "warning",
+            iteration,
+            message=f"{part} is left out of checkpoints: it holds an object that cannot be loaded without "
+            "running code from the file, so the next session will not have it. Keep tensors, arrays, "
+            "numbers, texts, dictionaries and lists instead (such as the object's state_dict()).",
+        )
+
+    def _emit_store_event(self, kind: str, iteration: int, data: Mapping[str, Any]) -> None:
+        self._emit(kind, iteration, **{name: value for name, value in data.items() if name != "iteration"})
+
+    # -- the best weights
+
+    def score_of(self, metrics: Mapping[str, Any], iteration: int) -> float | None:
+        """Return the score by which the best weights are told; None where there is none."""
+        if not self._metric or not metrics:
+            return None
+        name = next(iter(metrics)) if self._metric == "auto" else self._metric
+        if name in metrics:
+            return number(metrics[name])
+        if self._rank == 0:
+            self._emit(
+                "warning",
+                iteration,
+                message=f"The config asks to keep the best {name}, but validation gives {', '.join(metrics)} "
+                "only.",
+            )
+        return None
+
+    def is_best(self, score: float) -> bool:
+        """Tell whether a score beats the one in the message hub, which every rank holds."""
+        if math.isnan(score):
+            return False
+        best = self._require_runner().message_hub.get_info("best_score", None)
+        if best is None or math.isnan(float(best)):
+            return True
+        return score > float(best) if self._greater_is_better else score < float(best)
+
+    def save_best(self, iteration: int, score: float) -> bool:
+        """Write the weights with the best score, and tell whether they are proven. Collective.
+
+        The score is noted in the message hub only then: what is not there to be kept is none to beat.
+        """
+        hub = self._require_runner().message_hub
+        name = self._metric.replace("/", "_")
+        noted = {"best_score": score, "best_ckpt": f"best_{name}_iter_{iteration}.pth"}
+        if self._rank == 0 and not self._write_best(iteration, noted, metric=name):
+            return False
+        for key, value in noted.items():
+            hub.update_info(key, value)
+        return True
+
+    def _write_best(self, iteration: int, noted: Mapping[str, Any], *, metric: str) -> bool:
+        assert self._saver is not None
+        begin = time.monotonic()
+        weights = snapshot(self._require_runner(), iteration, config_text=self._config_text, resumable=False)
+        weights["message_hub"]["runtime_info"].update(noted)
+        self._submit(noted["best_ckpt"], weights, metric=metric, value=noted["best_score"])
+        self._saver.join()  # the save that follows waits for it all the same
+        self._timings_s["saving"] += time.monotonic() - begin
+        return self._proven == noted["best_ckpt"]
+
+    # -- the record
+
+    def _refresh_record(self, ref: CheckpointRef, owed_validation: int | None) -> None:
+        """Bring ``session.json`` up to date; called in the saving thread, which is the only writer."""
+        assert self.record is not None and self.store is not None
+        changes: dict[str, Any] = {
+            "best": self.store.best(),
+            "skipped_validations": self.skipped_validations,
+            "timings_s": rounded(self._timings_s),
+            "learned": self.learned(self.record.learned),
+        }
+        if ref.metric is None:
+            changes |= {
+                "checkpoint": ref,
+                "end_iteration": ref.iteration,
+                "owed_validation": owed_validation,
+            }
+        self.record = self.record.evolve(**changes)
+        self.record.write(self._path)
+
+    def learned(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the record says was learned; what memory allows is known once an iteration is done."""
+        memory = self._spec.rung if self.has_trained else {}
+        known = {**before, **memory, "pace": self._pace.learned()}
+        return {name: value for name, value in known.items() if value is not None}
+
+    def finish_record(self, *, reason: str, message: str) -> None:
+        """Finish the record where no supervisor is left to do it."""
+        assert self.record is not None
+        self.record = self.record.evolve(
+            stop_reason=reason,
+            exit_code=EXIT_DONE,
+            message=message,
+            timings_s=complete_timings(rounded(self._timings_s), self._clock.elapsed_s()),
+            ended_s=time.time(),
+        )
+        self.record.write(self._path)
+
+    def _measure_output(self) -> None:
+        """Measure what Kaggle will have to save, and what another checkpoint adds to it.
+
+        Called by the thread that saves: for any other, the store would be locked until it has saved.
+        """
+        if self.store is None:
+            return
+        refs = self.store.proven()
+        full = max((ref for ref in refs if ref.metric is None), key=lambda ref: ref.iteration, default=None)
+        self._pace.output_bytes = now = float(sum(ref.size_bytes for ref in refs))
+        if full is None:
+            return
+        coming = replace(full, file=f"iter_{full.iteration + 1}.pth", iteration=full.iteration + 1)
+        gone = plan_retention(
+            [*refs, coming],
+            budget_bytes=self._spec.budget_bytes,
+            milestones_every=self._spec.save_interval or None,
+        )
+        after = sum(ref.size_bytes for ref in (*refs, coming) if ref.file not in gone)
+        self._pace.checkpoint_bytes = max(0.0, after - now)
+        first_best = bool(self._metric) and not self.store.best()
+        self._pace.best_bytes = full.size_bytes / FULL_TO_BEST if first_best else 0.0
+
+    def _require_runner(self) -> Runner:
+        assert self._runner is not None, "the runner is attached before training starts"
+        return self._runner
+
+
+def rounded(timings_s: Mapping[str, float]) -> dict[str, float]:
+    """Return seconds by activity as the record states them."""
+    return {name: round(seconds, 2) for name, seconds in timings_s.items()}
+
+
+def number(value: Any) -> float | None:
+    """Return a metric's value; None where it is not one number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None

@@ -1,0 +1,270 @@
+"""Which sample comes at which position, on which rank, in which micro-batch."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from mapsage_kaggle.engine import sampling, seeding
+from mapsage_kaggle.engine.sampling import (
+    Draw,
+    PositionalDataset,
+    PositionBatches,
+    PositionOrder,
+    permutation,
+)
+from mapsage_kaggle.errors import TrainingError
+
+SAMPLES = 5
+
+
+def order(seed: int | None = 3, **options: Any) -> PositionOrder:
+    return PositionOrder(range(SAMPLES), seed=seed, **options)
+
+
+def batches(rank: int = 0, world_size: int = 1, *, size: int = 2, effective: int = 4) -> PositionBatches:
+    return PositionBatches(order(), size, effective, rank=rank, world_size=world_size)
+
+
+def positions(of: PositionBatches, iteration: int) -> list[list[int]]:
+    """Return the positions of each micro-batch of an iteration on one rank."""
+    return [
+        [draw.position for draw in of.draws(iteration, micro_batch)]
+        for micro_batch in range(of.micro_batches)
+    ]
+
+
+# --- the order -------------------------------------------------------------------------------------------
+
+
+# A run that is resumed by a later version goes on in this order: it must never change.
+@pytest.mark.parametrize(
+    ("seed", "epoch", "expected"),
+    [
+        (0, 0, [3, 4, 6, 1, 5, 2, 0, 7]),
+        (0, 1, [7, 4, 5, 6, 0, 1, 3, 2]),
+        (1, 0, [3, 4, 7, 5, 2, 1, 0, 6]),
+        (304, 5, [0, 5, 4, 9, 2, 6, 3, 7, 1, 8]),
+    ],
+)
+def test_the_permutation_of_an_epoch_is_frozen(seed: int, epoch: int, expected: list[int]) -> None:
+    found = permutation(seed, epoch, len(expected))
+    assert found.dtype == np.int64
+    assert found.tolist() == expected
+
+
+def test_a_permutation_takes_all_bits_of_the_derived_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    for value in (0, 1, 1 << 31, 1 << 32, 1 << 63):
+        monkeypatch.setattr(seeding, "derive", lambda *_, value=value: value)
+        seen.add(tuple(permutation(0, 0, 50)))
+    assert len(seen) == 5
+
+
+def test_no_generator_of_the_process_is_drawn_from_or_seeded() -> None:
+    np.random.seed(1)
+    expected = np.random.random(2).tolist()
+    np.random.seed(1)
+    first = np.random.random()
+    permutation(0, 0, 10)
+    assert [first, np.random.random()] == expected
+
+
+def test_each_epoch_has_every_sample_once_in_a_permutation_of_its_own() -> None:
+    walk = [order().index(position) for position in range(3 * SAMPLES)]
+    epochs = [walk[begin : begin + SAMPLES] for begin in range(0, len(walk), SAMPLES)]
+    assert epochs == [permutation(3, epoch, SAMPLES).tolist() for epoch in range(3)]
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert all(sorted(epoch) == list(range(SAMPLES)) for epoch in epochs)
+
+
+def test_a_position_is_found_without_walking_the_earlier_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    walked: list[int] = []
+
+    def counted(seed: int, epoch: int, length: int) -> np.ndarray:
+        walked.append(epoch)
+        return permutation(seed, epoch, length)
+
+    monkeypatch.setattr(sampling, "permutation", counted)
+    found = order()
+    assert found.index(SAMPLES * 10**9 + 2) == permutation(3, 10**9, SAMPLES)[2]
+    assert found.index(SAMPLES * 10**9 + 3) == permutation(3, 10**9, SAMPLES)[3]
+    assert walked == [10**9]
+
+
+def test_positions_may_be_asked_for_in_any_sequence() -> None:
+    asked, expected = list(range(4 * SAMPLES)), order()
+    walk = {position: expected.index(position) for position in asked}
+    random.Random(0).shuffle(asked)
+    found = order()
+    assert {position: found.index(position) for position in asked} == walk
+
+
+def test_without_shuffling_the_samples_come_in_their_own_order() -> None:
+    found = order(shuffle=False)
+    assert [found.index(position) for position in (0, 4, 5, 12)] == [0, 4, 0, 2]
+
+
+def test_the_order_goes_on_for_ever_from_position_0() -> None:
+    walk = list(itertools.islice(order(), 2 * SAMPLES + 1))
+    assert walk == [order().index(position) for position in range(2 * SAMPLES + 1)]
+    assert len(order()) == SAMPLES
+
+
+def test_no_seed_is_seed_0_and_every_seed_has_its_own_order() -> None:
+    walks = {seed: list(itertools.islice(order(seed), 4 * SAMPLES)) for seed in (None, 0, 1)}
+    assert walks[None] == walks[0] != walks[1]
+
+
+def test_an_empty_data_set_is_refused() -> None:
+    with pytest.raises(TrainingError, match="The training data set is empty"):
+        PositionOrder([])
+    assert PositionOrder([0]).index(3) == 0
+
+
+# --- ranks and micro-batches -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("iteration", [0, 1, 7])
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize(("effective", "world_size"), [(4, 1), (4, 2), (5, 2), (7, 3), (3, 3)])
+def test_the_shares_of_the_ranks_are_one_global_batch(
+    iteration: int, size: int, effective: int, world_size: int
+) -> None:
+    ranks = [batches(rank, world_size, size=size, effective=effective) for rank in range(world_size)]
+    shares = [list(itertools.chain(*positions(rank, iteration))) for rank in ranks]
+    assert list(itertools.chain(*shares)) == list(range(iteration * effective, (iteration + 1) * effective))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("rank", "size", "expected"),
+    [
+        (0, 1, [[0], [1], [2]]),
+        (0, 2, [[0, 1], [2]]),
+        (0, 3, [[0, 1, 2]]),
+        (1, 1, [[3], [4], [5], [6]]),
+        (1, 3, [[3, 4, 5], [6]]),
+        (1, 9, [[3, 4, 5, 6]]),
+    ],
+)
+def test_a_share_is_cut_into_micro_batches(rank: int, size: int, expected: list[list[int]]) -> None:
+    found = batches(rank, 2, size=size, effective=7)
+    assert positions(found, 0) == expected
+    assert found.micro_batches == len(expected)
+
+
+def test_a_draw_is_the_sample_and_the_seed_of_its_position() -> None:
+    assert batches().draws(1, 1) == [
+        Draw(6, 1, seeding.derive(seeding.SAMPLE, 3, 6)),
+        Draw(7, 2, seeding.derive(seeding.SAMPLE, 3, 7)),
+    ]
+
+
+def test_a_sample_s_seed_is_the_same_on_any_rank_and_in_any_micro_batch() -> None:
+    def seeds(*splits: PositionBatches) -> list[int]:
+        return [
+            draw.seed
+            for split in splits
+            for micro in range(split.micro_batches)
+            for draw in split.draws(2, micro)
+        ]
+
+    whole = seeds(batches(size=4))
+    assert len(set(whole)) == 4
+    assert whole == seeds(batches(size=1)) == seeds(batches(0, 2), batches(1, 2))
+
+
+@pytest.mark.parametrize("start", [0, 1, 8000])
+def test_a_resume_begins_with_the_iteration_that_follows(start: int) -> None:
+    found = batches(1, 2, size=1)
+    found.start_iteration = start
+    taken = [[draw.position for draw in item] for item in itertools.islice(found, 6)]
+    assert taken == [[4 * iteration + offset] for iteration in range(start, start + 3) for offset in (2, 3)]
+
+
+@pytest.mark.parametrize(("size", "effective", "length"), [(2, 4, 4), (4, 4, 2), (5, 5, 1), (1, 3, 6)])
+def test_its_length_is_the_forward_passes_of_an_epoch(size: int, effective: int, length: int) -> None:
+    assert len(batches(size=size, effective=effective)) == length
+
+
+def test_a_batch_of_fewer_images_than_ranks_is_refused() -> None:
+    assert positions(batches(1, 2, effective=2), 0) == [[1]]
+    with pytest.raises(TrainingError, match="A batch of 2 images cannot be split over 3 ranks"):
+        batches(0, 3, effective=2)
+
+
+def test_rank_and_world_size_come_from_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert positions(PositionBatches(order(), 4, 4), 0) == [[0, 1, 2, 3]]
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert positions(PositionBatches(order(), 4, 4), 0) == [[2, 3]]
+
+
+# --- samples ---------------------------------------------------------------------------------------------
+
+
+class Drawing:
+    """A data set whose samples draw from every generator; those in ``damaged`` cannot be loaded."""
+
+    damaged: frozenset[int] = frozenset()
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> tuple[float, ...]:
+        if index in self.damaged:
+            raise ValueError("damaged")
+        return index, random.random(), float(np.random.random()), float(torch.rand(()))
+
+
+@pytest.fixture
+def _generators_as_before() -> Iterator[None]:
+    with seeding.preserved_generators():
+        yield
+
+
+@pytest.mark.usefixtures("_generators_as_before")
+def test_a_sample_is_drawn_from_its_seed_alone_and_leaves_no_trace() -> None:
+    dataset = PositionalDataset(Drawing())
+    first = dataset[Draw(0, 1, seed=11)]
+    seeding.seed_sample(1)
+    state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    assert dataset[Draw(9, 1, seed=11)] == first
+    assert dataset[Draw(9, 1, seed=12)] != first
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == state
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_data_workers_change_no_sample() -> None:
+    def taken(workers: int) -> list[Any]:
+        loader = DataLoader(
+            PositionalDataset(Drawing()), batch_sampler=batches(), num_workers=workers, collate_fn=list
+        )
+        return list(itertools.islice(loader, 5))
+
+    assert taken(0) == taken(2)
+
+
+def test_what_takes_a_damaged_sample_s_place_follows_from_the_position(
+    monkeypatch: pytest.MonkeyPatch, warned: Any
+) -> None:
+    monkeypatch.setattr(Drawing, "damaged", frozenset({0, 1}))
+    dataset = PositionalDataset(Drawing(), on_bad_image="skip")
+    found = [[dataset[Draw(seed, 0, seed=seed)][0] for seed in range(20)] for _ in range(2)]
+    expected = []
+    for seed in range(20):
+        tried = (seeding.derive("substitute", seed, attempt) % SAMPLES for attempt in itertools.count())
+        expected.append(next(index for index in tried if index not in {0, 1}))
+    assert found == [expected] * 2
+    assert set(expected) == {2, 3, 4}
+    assert {item["position"] for item in warned()} == set(range(20))
