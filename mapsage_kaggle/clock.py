@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.paths import on_kaggle
 from mapsage_kaggle.processes import process_start_s
 
 DEFAULT_LIMIT_S = 12 * 3600.0
@@ -118,8 +119,7 @@ class SessionClock:
         environ = os.environ if environ is None else environ
         moment = now()
         oldest_s = max(limit_s, DEFAULT_LIMIT_S) + _SLACK_S
-        on_kaggle = "KAGGLE_KERNEL_RUN_TYPE" in environ and "MAPSAGE_KAGGLE_ROOT" not in environ
-        started = process_start_s(1, proc=proc) if on_kaggle else None
+        started = process_start_s(1, proc=proc) if on_kaggle(environ) else None
         if started is None or not 0 <= moment - started <= oldest_s:
             started = process_start_s(proc=proc)
         if started is None or started > moment:

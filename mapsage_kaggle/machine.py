@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mapsage_kaggle.paths import ROOT_VARIABLE, KagglePaths
+from mapsage_kaggle.paths import KagglePaths, on_kaggle
 
 STACK: Mapping[str, str] = {
     "onedl-mmengine": "0.10.12",
@@ -116,15 +116,6 @@ class Machine:
     working_num_files: int = 0
     inputs: tuple[Path, ...] = ()
     installed: Mapping[str, str] = field(default_factory=dict)
-
-
-def on_kaggle(environ: Mapping[str, str] | None = None) -> bool:
-    """Tell whether this is Kaggle itself, rather than a stand-in for its folders or another place.
-
-    Asked before any other platform is considered: Kaggle sets ``COLAB_*`` variables too.
-    """
-    environ = os.environ if environ is None else environ
-    return "KAGGLE_KERNEL_RUN_TYPE" in environ and ROOT_VARIABLE not in environ
 
 
 def run_type(environ: Mapping[str, str] | None = None, *, in_kernel: bool | None = None) -> RunType:

@@ -16,6 +16,15 @@ ROOT_VARIABLE = "MAPSAGE_KAGGLE_ROOT"
 KAGGLE_ROOT = Path("/kaggle")
 
 
+def on_kaggle(environ: Mapping[str, str] | None = None) -> bool:
+    """Tell whether this is Kaggle itself, rather than a stand-in for its folders or another place.
+
+    Asked before any other platform is considered: Kaggle sets ``COLAB_*`` variables too.
+    """
+    environ = os.environ if environ is None else environ
+    return "KAGGLE_KERNEL_RUN_TYPE" in environ and ROOT_VARIABLE not in environ
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KagglePaths:
     """The three folders that a Kaggle session has.

@@ -22,13 +22,12 @@ from mapsage_kaggle.machine import (
     attached,
     has_kernels_for,
     installed_stack,
-    on_kaggle,
     parse_driver,
     run_type,
     survey,
     write_problem,
 )
-from mapsage_kaggle.paths import KagglePaths
+from mapsage_kaggle.paths import KagglePaths, on_kaggle
 from mapsage_kaggle.processes import oom_kills
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,9 +6,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mapsage_kaggle.display.findings import class_scores
 from mapsage_kaggle.display.history import PastSession
@@ -17,6 +16,9 @@ from mapsage_kaggle.display.text import score_text, size, table
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from mapsage_kaggle.jobs.export import Export, ExportedFile
+    from mapsage_kaggle.jobs.predict import Prediction
 
 _LINE_EVERY_S = 30.0
 
@@ -78,26 +80,7 @@ class JobProgress:
             print(line, file=self._stream, flush=True)
 
 
-class _Prediction(Protocol):
-    """What :func:`prediction_text` reads of a :class:`mapsage_kaggle.jobs.predict.Prediction`."""
-
-    @property
-    def out(self) -> Path: ...
-    @property
-    def num_done(self) -> int: ...
-    @property
-    def num_before(self) -> int: ...
-    @property
-    def refused(self) -> Sequence[tuple[Path, str]]: ...
-    @property
-    def seconds(self) -> float: ...
-    @property
-    def peak_memory_bytes(self) -> int: ...
-    @property
-    def archive(self) -> Path | None: ...
-
-
-def prediction_text(found: _Prediction) -> str:
+def prediction_text(found: Prediction) -> str:
     """Return what came of a prediction, in a few lines."""
     pace = f", {found.num_done / found.seconds:.2f} a second" if found.num_done and found.seconds else ""
     before = f", {found.num_before} done before" if found.num_before else ""
@@ -113,23 +96,6 @@ def prediction_text(found: _Prediction) -> str:
         lines.append(f"{len(found.refused)} refused:")
         lines += [f"  {problem}" for _, problem in found.refused]
     return "\n".join(lines)
-
-
-class _File(Protocol):
-    """What the card reads of a :class:`mapsage_kaggle.jobs.export.ExportedFile`."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def size_bytes(self) -> int: ...
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def max_difference(self) -> float: ...
-    @property
-    def agreement(self) -> float: ...
-    @property
-    def sizes(self) -> Sequence[Sequence[int]]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,7 +127,7 @@ class Card:
     iteration: int | None
     num_weights: int
     classes: Mapping[str, Any]
-    files: Sequence[_File]
+    files: Sequence[ExportedFile]
     failed: Sequence[tuple[str, str]]
     compared_on: Sequence[str]
     divisor: int
@@ -195,20 +161,7 @@ def _validation(card: Card) -> tuple[int, Mapping[str, float | None]] | None:
     return None
 
 
-class _Export(Protocol):
-    """What :func:`export_text` reads of a :class:`mapsage_kaggle.jobs.export.Export`."""
-
-    @property
-    def out(self) -> Path: ...
-    @property
-    def files(self) -> Sequence[_File]: ...
-    @property
-    def failed(self) -> Sequence[tuple[str, str]]: ...
-    @property
-    def compared_on(self) -> Sequence[str]: ...
-
-
-def export_text(found: _Export) -> str:
+def export_text(found: Export) -> str:
     """Return what came of an export: each form, and how far it is from the original."""
     rows = [
         (file.name, size(file.size_bytes), f"{file.max_difference:.2g}", f"{100 * file.agreement:.4f} %")

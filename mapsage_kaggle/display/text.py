@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.display.locale.words import Words
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mapsage_kaggle.checkpoints.inspect import Inspection
     from mapsage_kaggle.checkpoints.scan import ScanReport
     from mapsage_kaggle.checks import Check
-    from mapsage_kaggle.clock import SessionClock
+    from mapsage_kaggle.training.prepare import Prepared
 
 _MARKS = {"info": "ok ", "warning": "!  ", "error": "✗  "}
 
@@ -101,44 +101,6 @@ def inspection_text(inspection: Inspection) -> str:
     return "\n".join(lines)
 
 
-class _Patch(Protocol):
-    """What is shown of a config's patch; ``configure.ConfigPatch`` is one."""
-
-    @property
-    def changes(self) -> Sequence[object]: ...
-    @property
-    def warnings(self) -> Sequence[str]: ...
-    @property
-    def max_iters(self) -> int: ...
-    @property
-    def effective_batch(self) -> int: ...
-
-
-class _Discovery(Protocol):
-    """What is shown of a discovery; ``training.Discovery`` is one."""
-
-    @property
-    def choice(self) -> Choice: ...
-
-
-class _Plan(Protocol):
-    """What is shown of a session before it trains; ``training.Prepared`` is one.
-
-    A protocol, because this room lies below the one that makes plans.
-    """
-
-    @property
-    def discovery(self) -> _Discovery: ...
-    @property
-    def patch(self) -> _Patch: ...
-    @property
-    def clock(self) -> SessionClock: ...
-    @property
-    def start_iteration(self) -> int: ...
-    @property
-    def work_dir(self) -> Path: ...
-
-
 def choice_text(choice: Choice, words: Words) -> str:
     """Return what a session starts from, in one sentence."""
     if choice.checkpoint is None:
@@ -147,7 +109,7 @@ def choice_text(choice: Choice, words: Words) -> str:
     return words(choice.action, path=choice.checkpoint.target, iteration=iteration or 0)
 
 
-def plan_text(plan: _Plan) -> str:
+def plan_text(plan: Prepared) -> str:
     """Return what the session is about to do."""
     choice, patch = plan.discovery.choice, plan.patch
     lines = [f"  {line}" for line in choice.explanations]
