@@ -57,11 +57,6 @@ def read_sessions(folders: Sequence[Path]) -> list[PastSession]:
     return [session if session in newest and _goes_on(session) else _closed(session) for session in ordered]
 
 
-def sessions_of(folders: Sequence[Path]) -> list[SessionRecord]:
-    """Return the records that some work dirs know of, oldest first, each once."""
-    return [session.record for session in read_sessions(folders)]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
     """One quantity over a run.

@@ -22,11 +22,8 @@ MIN_S = 0.5
 """Not more than two updates a second."""
 IDLE_S = 5.0
 """Ages and the time that is left move on without events; this often is enough."""
-CHART_S = 10.0
-CHARTS_AHEAD_S = 1.0
-"""CPU seconds of charts that may be had ahead of their share: the first minutes are watched closely."""
-MAX_SHARE = 1 / 400
-"""The share of one core that drawing may cost; where it costs more, it is done less often."""
+CHART_S = 20.0
+"""A chart costs a tenth of a second of a core; so often, that is half a percent of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,8 +265,7 @@ class DisplaySurface:
 class LiveView:
     """A sink that keeps a surface up to date, from a thread of its own.
 
-    Taking an event costs the supervising thread next to nothing. What drawing costs is measured, and
-    the pauses are made long enough that figures and charts take ``MOST_SHARE`` of one core each.
+    Taking an event costs the supervising thread next to nothing; drawing keeps to fixed intervals.
 
     Args:
         surface: Where to show it.
@@ -298,14 +294,11 @@ class LiveView:
         self._gpu_load = gpu_load
         self._gpus: Sequence[GpuLoad] = ()
         self._asked = ""
-        self._chart_next, self._charts_s = 0.0, 0.0
-        self._began = time.monotonic()
+        self._chart_next = 0.0
         self._charted: tuple[int, int, int] | None = None
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._closed = threading.Event()
-        self.cost_s = 0.0
-        """CPU seconds of all drawing so far."""
         self._draw()
         self._thread = threading.Thread(target=self._keep_up, name="mapsage-view", daemon=True)
         self._thread.start()
@@ -345,30 +338,23 @@ class LiveView:
     # -- the thread
 
     def _keep_up(self) -> None:
-        pause_s = MIN_S
         while not self._closed.is_set():
-            self._closed.wait(pause_s)
-            self._changed.wait(max(0.0, IDLE_S - pause_s))
+            self._closed.wait(MIN_S)
+            self._changed.wait(IDLE_S - MIN_S)
             self._changed.clear()
-            pause_s = min(30.0, max(MIN_S, self._draw() / MAX_SHARE))
+            self._draw()
 
-    def _draw(self) -> float:
-        """Show the panel, and the chart where its turn has come; return the panel's CPU seconds."""
-        begin_s = time.thread_time()
+    def _draw(self) -> None:
+        """Show the panel, and the chart where its turn has come."""
         if self._gpu_load is not None and not self._closed.is_set():
             self._gpus = self._gpu_load()
         self._surface.show(self.panel())
-        panel_s = time.thread_time() - begin_s
         now = time.monotonic()
-        affordable = self._charts_s <= CHARTS_AHEAD_S + MAX_SHARE * (now - self._began)
-        if (now >= self._chart_next and affordable) or self._closed.is_set():
-            self._charts_s += self._draw_chart()
+        if (now >= self._chart_next or self._closed.is_set()) and self._draw_chart():
             self._chart_next = now + CHART_S
-        self.cost_s += time.thread_time() - begin_s
-        return panel_s
 
-    def _draw_chart(self) -> float:
-        """Draw the chart where there is anything new to draw; return the CPU seconds that it cost."""
+    def _draw_chart(self) -> bool:
+        """Draw the chart, and tell whether there was anything new to draw."""
         from mapsage_kaggle.display.plots import progress_chart
 
         with self._lock:
@@ -377,12 +363,8 @@ class LiveView:
             losses, smooth, scores = tuple(progress.losses), tuple(progress.smooth), tuple(progress.scores)
             last = max(progress.iteration, progress.reach or 0)
         if len(losses) < 2 or charted == self._charted:
-            return 0.0
+            return False
         self._charted = charted
         begin = self._progress.start_iteration
-        import matplotlib.figure  # noqa: F401 - what loading it costs is paid once, and says nothing
-
-        begin_s = time.thread_time()
-        png = progress_chart(losses, smooth, scores, begin=begin, end=last)
-        self._surface.show_chart(png)
-        return time.thread_time() - begin_s
+        self._surface.show_chart(progress_chart(losses, smooth, scores, begin=begin, end=last))
+        return True

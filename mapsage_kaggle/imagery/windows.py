@@ -153,9 +153,3 @@ class Blender:
         rows, columns = self._totals
         mean: Floats = summed / (rows[top:bottom, None] * columns[left:right])
         return mean
-
-
-def state_bytes(rows: Axis, columns: Axis, num_classes: int) -> int:
-    """Return what a :class:`Blender` remembers, in bytes: it grows with a scene's width, not its height."""
-    overlap = max(rows.overlaps(), default=0)
-    return 4 * num_classes * (overlap * columns.length + 2 * rows.size * columns.size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -34,10 +35,13 @@ class Wire:
 
     def __init__(self) -> None:
         self.num_updates = self.sent_bytes = 0
+        self.cost_s = 0.0
 
     def show(self, panel: TrainingPanel) -> None:
         self.num_updates += 1
         self.sent_bytes += len(panel.html) + len(panel.events_html)
+        if threading.current_thread() is not threading.main_thread():
+            self.cost_s = time.thread_time()
 
     def show_chart(self, png: bytes) -> None:
         self.sent_bytes += len(png)
@@ -59,8 +63,7 @@ def run(root: Path, *, view: bool) -> tuple[float, float, float, Wire]:
         live.close()
     events = [item for item in read_events(stand_in.work_dir.events) if item.event == "iteration"]
     pace_s = [float(item.data["iteration_s"]) for item in events[len(events) // 4 :]]
-    cost_s = live.cost_s if live is not None else 0.0
-    return sum(pace_s) / len(pace_s), cost_s, time.monotonic() - begin_s, wire
+    return sum(pace_s) / len(pace_s), wire.cost_s, time.monotonic() - begin_s, wire
 
 
 def main() -> None:

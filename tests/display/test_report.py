@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mapsage_kaggle.display.findings import findings
-from mapsage_kaggle.display.history import PastSession, Series, read_sessions, series, sessions_of
+from mapsage_kaggle.display.history import PastSession, Series, read_sessions, series
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.plots import time_split, timeline
 from mapsage_kaggle.display.report import CLASSES, CONFUSION, CURVES, TIME, write_report
@@ -118,7 +118,7 @@ def page(drawn: Path) -> str:
 
 
 def test_the_last_output_alone_knows_all_sessions(output: Path) -> None:
-    assert [item.session_index for item in sessions_of([output])] == [1, 2, 3]
+    assert [item.record.session_index for item in read_sessions([output])] == [1, 2, 3]
     assert all(item.events for item in read_sessions([output]))
 
 
@@ -163,7 +163,7 @@ def test_a_session_that_several_outputs_know_counts_once(output: Path, tmp_path:
     running = record(2, 100, 150, stop_reason="running", exit_code=None)
     write(earlier, "session.json", "events.jsonl", running, training(100, 150))
 
-    known = sessions_of([earlier, output])
+    known = [item.record for item in read_sessions([earlier, output])]
 
     assert [(item.session_index, item.end_iteration) for item in known] == [(1, 100), (2, 200), (3, 300)]
 
@@ -171,24 +171,24 @@ def test_a_session_that_several_outputs_know_counts_once(output: Path, tmp_path:
 def test_the_lineage_in_the_record_serves_where_the_history_is_gone(output: Path) -> None:
     for file in (output / "history").iterdir():
         file.unlink()
-    assert [item.session_index for item in sessions_of([output])] == [1, 2, 3]
+    assert [item.record.session_index for item in read_sessions([output])] == [1, 2, 3]
 
 
 def test_work_dirs_are_found_below_a_given_output(output: Path) -> None:
-    assert [item.session_index for item in sessions_of([output.parents[1]])] == [1, 2, 3]
+    assert [item.record.session_index for item in read_sessions([output.parents[1]])] == [1, 2, 3]
 
 
 def test_a_broken_record_is_passed_over(output: Path) -> None:
     (output / "history" / "session_001.json").write_text("{")
     (output / "history" / "session_002.json").write_text("[]")
-    assert 3 in [item.session_index for item in sessions_of([output])]
+    assert 3 in [item.record.session_index for item in read_sessions([output])]
 
 
 def test_a_refusal_does_not_replace_the_session_whose_number_it_carries(output: Path) -> None:
     refused = record(3, 300, 300, stop_reason="refused", exit_code=3)
     write(output / "history", "session_003.json", "events_003.jsonl", record(3, 200, 300), training(200, 300))
     refused.write(output / "session.json")
-    assert [item.stop_reason for item in sessions_of([output])][-2:] == ["completed", "refused"]
+    assert [item.record.stop_reason for item in read_sessions([output])][-2:] == ["completed", "refused"]
 
 
 def test_a_series_holds_what_was_kept_where_training_went_back() -> None:

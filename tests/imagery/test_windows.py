@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mapsage_kaggle.errors import UsageError
-from mapsage_kaggle.imagery.windows import Axis, Blender, Floats, plan_axis, state_bytes
+from mapsage_kaggle.imagery.windows import Axis, Blender, Floats, plan_axis
 
 
 @given(st.integers(1, 300), st.integers(2, 64), st.data())
@@ -93,14 +93,6 @@ def test_going_on_from_a_row_gives_the_same_bits_as_never_having_stopped(height:
     for row, start in enumerate(rows.starts):
         again = blended(rows, columns, fields, first=rows.first_reaching(row))
         np.testing.assert_array_equal(again[:, start:], whole[:, start:])
-
-
-def test_what_is_remembered_does_not_grow_with_the_height() -> None:
-    columns = plan_axis(2000, 256, 64)
-
-    short, tall = (state_bytes(plan_axis(height, 256, 64), columns, 8) for height in (2000, 20000))
-
-    assert tall <= short
 
 
 def test_one_window_that_nothing_is_known_of_leaves_its_neighbours_alone() -> None:
