@@ -75,8 +75,8 @@ def draw_scene(size: int, key: Sequence[int]) -> tuple[NDArray[np.uint8], NDArra
     return _Scene(size, np.random.RandomState(list(key))).draw()
 
 
-class _Scene:
-    """One scene while it is drawn, from the ground up: what comes later lies on top."""
+class _Canvas:
+    """The ground, the street grid and the light of a scene, and the brushes that paint on it."""
 
     def __init__(self, size: int, random: np.random.RandomState) -> None:
         self.size = size
@@ -96,43 +96,6 @@ class _Scene:
         angle = random.uniform(0, 2 * np.pi)
         self.sun = np.array([np.cos(angle), np.sin(angle)], np.float32)
         self.trees: list[tuple[float, float, float]] = []
-
-    def draw(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        random = self.random
-        self.grass(np.full_like(self.u, -_FAR))
-        street_u = random.uniform(-45, 45)
-        streets_v = [random.uniform(-75, -30), random.uniform(25, 75)]
-        width_u, *widths_v = random.uniform(5.0, 7.5), random.uniform(3.5, 5.0), random.uniform(3.5, 5.0)
-        edges_u = [-_FAR, street_u, _FAR]
-        edges_v = [-_FAR, *streets_v, _FAR]
-        uses = [self.fields, self.village, self.woods, self.barren, self.park, self.lake]
-        order = list(random.permutation(len(uses)))
-        for place in range(len(order)):
-            if random.uniform() < 0.15:
-                order[place] = random.randint(len(uses))
-        villages = []
-        for place, use in enumerate(order):
-            column, row = divmod(place, 3)
-            block = self.block(edges_u[column], edges_u[column + 1], edges_v[row], edges_v[row + 1])
-            uses[use](block)
-            if uses[use] == self.village:
-                villages.append(block)
-        if random.uniform() < 0.4:
-            self.river()
-        for block in villages:
-            self.houses(block)
-        for along, across, at, width in (
-            (self.u, self.v, streets_v[0], widths_v[0]),
-            (self.u, self.v, streets_v[1], widths_v[1]),
-            (self.v, self.u, street_u, width_u),
-        ):
-            self.street(along, across - at, width)
-        for at, across in ((street_u, self.u), (streets_v[0], self.v)):
-            self.avenue(np.abs(across - at) - 9.0)
-        self.crowns()
-        return self.photograph()
-
-    # --- brushes ------------------------------------------------------------------------------------------
 
     def noise(self, cell: float) -> Field:
         """Return smooth noise of mean 0 and deviation about 1, with features ``cell`` units wide."""
@@ -199,6 +162,51 @@ class _Scene:
             slice(max(0, int(row - half)), max(0, int(row + half) + 1)),
             slice(max(0, int(column - half)), max(0, int(column + half) + 1)),
         )
+
+    def part(self, rows: slice, columns: slice) -> _Canvas:
+        """Return this scene's brushes for a window of it."""
+        part = object.__new__(_Canvas)
+        part.rgb, part.label = self.rgb[rows, columns], self.label[rows, columns]
+        return part
+
+
+class _Scene(_Canvas):
+    """One scene while it is drawn, from the ground up: what comes later lies on top."""
+
+    def draw(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        random = self.random
+        self.grass(np.full_like(self.u, -_FAR))
+        street_u = random.uniform(-45, 45)
+        streets_v = [random.uniform(-75, -30), random.uniform(25, 75)]
+        width_u, *widths_v = random.uniform(5.0, 7.5), random.uniform(3.5, 5.0), random.uniform(3.5, 5.0)
+        edges_u = [-_FAR, street_u, _FAR]
+        edges_v = [-_FAR, *streets_v, _FAR]
+        uses = [self.fields, self.village, self.woods, self.barren, self.park, self.lake]
+        order = list(random.permutation(len(uses)))
+        for place in range(len(order)):
+            if random.uniform() < 0.15:
+                order[place] = random.randint(len(uses))
+        villages = []
+        for place, use in enumerate(order):
+            column, row = divmod(place, 3)
+            block = self.block(edges_u[column], edges_u[column + 1], edges_v[row], edges_v[row + 1])
+            uses[use](block)
+            if uses[use] == self.village:
+                villages.append(block)
+        if random.uniform() < 0.4:
+            self.river()
+        for block in villages:
+            self.houses(block)
+        for along, across, at, width in (
+            (self.u, self.v, streets_v[0], widths_v[0]),
+            (self.u, self.v, streets_v[1], widths_v[1]),
+            (self.v, self.u, street_u, width_u),
+        ):
+            self.street(along, across - at, width)
+        for at, across in ((street_u, self.u), (streets_v[0], self.v)):
+            self.avenue(np.abs(across - at) - 9.0)
+        self.crowns()
+        return self.photograph()
 
     # --- land ---------------------------------------------------------------------------------------------
 
@@ -338,12 +346,6 @@ class _Scene:
                 at_u, at_v = random.uniform(-0.32, 0.32, 2) * (length, depth)
                 part.shade(box(u - at_u + 0.8, v - at_v + 0.8, 2.6, 2.0), 0.7)
                 part.paint(box(u - at_u, v - at_v, 2.4, 1.8), roof * 1.18, None)
-
-    def part(self, rows: slice, columns: slice) -> _Scene:
-        """Return this scene's brushes for a window of it."""
-        part = object.__new__(_Scene)
-        part.rgb, part.label = self.rgb[rows, columns], self.label[rows, columns]
-        return part
 
     def park(self, block: Field) -> None:
         self.paint(block + 3, self.tint((112, 140, 80), (self.rough(26), 7), (self.noise(2), 4)), _BACKGROUND)

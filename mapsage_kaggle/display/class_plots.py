@@ -84,6 +84,16 @@ def confusion_picture(
     axes.text(
         size - 0.35, -0.62, say("of all pixels"), color=theme.faint, fontsize=8.5, ha="left", va="bottom"
     )
+    _numbers(axes, shares, totals, theme)
+    for index, colour in enumerate(palette or ()):
+        for spot in ((-0.62 / max(1.0, cell / 0.62), index), (index, size - 0.36)):
+            _swatch(axes, spot, colour, theme)
+    return png(figure, theme)
+
+
+def _numbers(axes: Axes, shares: Sequence[Sequence[float]], totals: Sequence[int], theme: Theme) -> None:
+    """Write each share into its cell, where there is room, and each class's part of all pixels beside it."""
+    size = len(totals)
     pixels = sum(totals) or 1
     for row, total in enumerate(totals):
         drawn = f"{100.0 * total / pixels:.1f} %"
@@ -100,10 +110,6 @@ def confusion_picture(
                     va="center",
                     fontweight="bold" if row == column else "normal",
                 )
-    for index, colour in enumerate(palette or ()):
-        for spot in ((-0.62 / max(1.0, cell / 0.62), index), (index, size - 0.36)):
-            _swatch(axes, spot, colour, theme)
-    return png(figure, theme)
 
 
 def _swatch(axes: Axes, spot: tuple[float, float], colour: Colour, theme: Theme) -> None:
