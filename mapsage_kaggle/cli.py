@@ -20,6 +20,7 @@ from mapsage_kaggle.errors import (
 )
 
 Command = Callable[[argparse.Namespace], int]
+_Add = Callable[[str, Command, str], argparse.ArgumentParser]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
+    for add_some in (_add_checks, _add_training, _add_evaluation, _add_predict, _add_export, _add_chain):
+        add_some(add)
+    return parser
+
+
+def _add_checks(add: _Add) -> None:
     doctor = add("doctor", _doctor, "Check this machine: Python, packages, GPU, Internet, disk, time.")
     _json(doctor)
 
@@ -64,6 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--config", type=Path, metavar="CFG", help="also compare with this config")
     _json(verify)
 
+
+def _add_training(add: _Add) -> None:
     patch = add("patch", _patch, "Show what would change in a config to run it here.")
     patch.add_argument("config", type=Path, metavar="CONFIG")
     _resume(patch)
@@ -105,6 +114,8 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--language", default="en", metavar="en|zh", help="of its words (en)")
     report.add_argument("--out", type=Path, metavar="FOLDER", help="where to (the newest work dir)")
 
+
+def _add_evaluation(add: _Add) -> None:
     evaluator = add(
         "evaluate",
         _evaluate,
@@ -133,6 +144,8 @@ def build_parser() -> argparse.ArgumentParser:
     _overrides(averager)
     _json(averager)
 
+
+def _add_predict(add: _Add) -> None:
     predict = add("predict", _predict, "Make maps from images, folders of images and large scenes.")
     _model(predict)
     predict.add_argument("images", nargs="*", type=Path, metavar="IMAGES", help="images, folders of images")
@@ -155,6 +168,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="what becomes 0 and 255"
     )
 
+
+def _add_export(add: _Add) -> None:
     exporter = add(
         "export", _export, "Hand a model on: safetensors, ONNX, torch.export and a card, each form compared."
     )
@@ -185,6 +200,8 @@ def build_parser() -> argparse.ArgumentParser:
     exporter.add_argument("--threads", type=int, metavar="N", help="CPU threads (all cores)")
     _overrides(exporter)
 
+
+def _add_chain(add: _Add) -> None:
     bundler = add(
         "bundle", _bundle, "Pack the kit and the wheels that Kaggle lacks, to upload as a data set."
     )
@@ -226,7 +243,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = add("demo", _demo, "Run the whole chain on this machine: generated scenes, three short sessions.")
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where to (./demo)")
-    return parser
 
 
 def _json(parser: argparse.ArgumentParser) -> None:
@@ -284,12 +300,7 @@ def _machine(parser: argparse.ArgumentParser) -> None:
 
 def _overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="overrides",
-        metavar="KEY=VALUE",
-        help="set a config key",
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="set a config key"
     )
 
 
