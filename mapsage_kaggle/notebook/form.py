@@ -1,6 +1,6 @@
 """What people change most in a run, as a few fields: read from a config, checked, and turned into options.
 
-Pure, and without any widget: a form shows the fields and gives the text of each back.
+Pure but for :func:`show_form`, which shows the fields as widgets.
 """
 
 from __future__ import annotations
@@ -8,14 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mapsage_kaggle.clock import format_duration, parse_duration_s
-from mapsage_kaggle.config.reading import as_mapping, find_keys, value_at
-from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.config.patch import plan_patch
+from mapsage_kaggle.config.reading import as_mapping, find_keys, read_config, value_at
+from mapsage_kaggle.display.cells import refusal_panel
+from mapsage_kaggle.display.panels import Panel
+from mapsage_kaggle.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
+    from mapsage_kaggle.display.locale.words import Words
+    from mapsage_kaggle.display.widgets import FormState
     from mapsage_kaggle.training.options import Options
+    from mapsage_kaggle.training.prepare import Prepared
 
 MIN_CROP, CROP_STEP = 32, 32
 """Encoders halve an image five times."""
@@ -148,6 +155,94 @@ def difference(before: Mapping[str, Any] | Any, after: Mapping[str, Any] | Any, 
             lines += [f"-{key} = {old!r}"] if old is not None else []
             lines += [f"+{key} = {new!r}"]
     return "\n".join(lines) + "\n" if lines else ""
+
+
+def show_form(prepared: Prepared, words: Words, *, on_use: Callable[[Options], Panel]) -> None:
+    """Show the fields of a session that is prepared, in the output of the running cell.
+
+    Args:
+        prepared: What would run as it is.
+        words: The language.
+        on_use: Called with the options that the fields ask for; returns what to show then.
+    """
+    from mapsage_kaggle.display.widgets import Field, Form
+
+    options, cfg = prepared.options, prepared.discovery.cfg
+    setting = Setting(
+        on_gpu=prepared.facts.on_gpu,
+        world_size=prepared.facts.world_size,
+        num_cpus=prepared.machine.num_cpus,
+        start_iteration=prepared.start_iteration,
+    )
+    fields = [
+        Field(
+            name=knob.name,
+            label=words(f"knob_{knob.name}"),
+            value=knob.value,
+            choices=tuple((words.get(choice), choice) for choice in knob.choices),
+        )
+        for knob in knobs_of(cfg, options)
+    ]
+
+    def use(values: Mapping[str, str]) -> Panel:
+        asked = turn(values, cfg, options, setting).options
+        assert asked is not None
+        return on_use(asked)
+
+    Form(
+        words,
+        fields,
+        on_change=lambda values: judge(turn(values, cfg, options, setting), prepared, words),
+        on_use=use,
+    ).display()
+
+
+def judge(asked: Outcome, prepared: Prepared, words: Words) -> FormState:
+    """Say what the form asks for, without doing it."""
+    from mapsage_kaggle.display.widgets import FormState
+
+    options = asked.options
+    title = words("form_title")
+    if options is None:
+        problems = {name: words(item.text, **item.values) for name, item in asked.problems.items()}
+        panel = Panel(title=title, tone="bad", lead=words("form_wrong"))
+        return FormState(problems=problems, panel=panel, usable=False)
+    if options == prepared.options:
+        return FormState(problems={}, panel=Panel(title=title, lead=words("form_same")), usable=False)
+    before = prepared.discovery.cfg
+    try:
+        cfg = read_config(options.config, options.overrides)
+        end = options.extend_to or prepared.facts.extend_to
+        patch = plan_patch(cfg, options.config, replace(prepared.facts, extend_to=end))
+    except ConfigError as error:
+        return FormState(problems={}, panel=refusal_panel(title, error, words), usable=False)
+    keys = [override.partition("=")[0] for override in asked.overrides]
+    is_other = prepared.start_iteration > 0 and patch.fingerprint != prepared.patch.fingerprint
+    # A file that was named, in the parameters or by the picker, is taken all the same.
+    is_usable = not is_other or isinstance(options.resume, Path)
+    panel = Panel(
+        title=title,
+        tone="note",
+        lead=words("form_changed") if is_usable else "",
+        notes=(words("form_other_run"),) if is_other else (),
+        diff=difference(before, cfg, keys) + patch.diff(),
+        diff_title=words("form_diff"),
+        diff_open=True,
+    )
+    return FormState(problems={}, panel=panel, usable=is_usable)
+
+
+def parameters_text(options: Options) -> str:
+    """Return the lines of the parameters cell that ask for the same again."""
+    values: list[tuple[str, object]] = [
+        ("OVERRIDES", list(options.overrides)),
+        ("SESSION_LIMIT", format_duration(options.session_limit_s).replace(" ", "")),
+        ("RESERVE", format_duration(options.reserve_s).replace(" ", "")),
+        ("ON_MEMORY", options.on_memory),
+    ]
+    if options.extend_to is not None:
+        values.append(("EXTEND_TO", options.extend_to))
+    return "; ".join(f"{name} = {value!r}" for name, value in values)
 
 
 # -- reading a field

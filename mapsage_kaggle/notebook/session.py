@@ -17,16 +17,22 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from mapsage_kaggle import checks
 from mapsage_kaggle.clock import SessionClock, format_duration, parse_duration_s
 from mapsage_kaggle.config.modules import find_config
-from mapsage_kaggle.config.patch import plan_patch
 from mapsage_kaggle.config.reading import check_trainable, data_roots_of, read_config
 from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE, LOVEDA_CLASSES, LOVEDA_PALETTE
 from mapsage_kaggle.data.find import find_data
+from mapsage_kaggle.display.cells import (
+    check_finding,
+    choice_panel,
+    configuration_panel,
+    refusal_panel,
+)
 from mapsage_kaggle.display.locale.words import Words
-from mapsage_kaggle.display.panels import Finding, Panel, Table, Tone, say, show
+from mapsage_kaggle.display.panels import Finding, Panel, say, show
 from mapsage_kaggle.display.text import TextSink
-from mapsage_kaggle.errors import ConfigError, MapsageError, TrainingError, UsageError
+from mapsage_kaggle.errors import MapsageError, TrainingError, UsageError
 from mapsage_kaggle.events import read_events
 from mapsage_kaggle.machine import survey
+from mapsage_kaggle.notebook.form import parameters_text, show_form
 from mapsage_kaggle.notebook.view import View
 from mapsage_kaggle.paths import KagglePaths, WorkDir
 from mapsage_kaggle.training.follow import Follower
@@ -36,11 +42,8 @@ from mapsage_kaggle.training.prepare import Discovery, Prepared, discover, prepa
 from mapsage_kaggle.training.supervisor import STOP_GRACE_S
 
 if TYPE_CHECKING:
-    from mapsage_kaggle.checks import Check
-    from mapsage_kaggle.display.widgets import FormState
     from mapsage_kaggle.jobs.evaluate import Evaluation
     from mapsage_kaggle.machine import Machine
-    from mapsage_kaggle.notebook import form
     from mapsage_kaggle.records import SessionRecord
 
 R = TypeVar("R")
@@ -101,8 +104,6 @@ def preflight(
         DataError: The data set is missing or damaged.
         MachineError: This machine cannot run the session.
     """
-    from mapsage_kaggle.training.options import Options
-
     words = Words(language)
     with words.refusing():
         if on_memory not in ("adapt", "fail"):
@@ -125,32 +126,7 @@ def preflight(
         paths = KagglePaths.from_environment()
         machine = survey(paths)
         session = NotebookSession(options, paths=paths, machine=machine, clock=clock, words=words)
-        rows = checks.preflight(paths, machine, clock=clock)
-        findings = [_finding(check, words) for check in rows]
-        fatal = [item for item in findings if item.tone == "bad"]
-        data_error: MapsageError | None = None
-        pictures: list[bytes] = []
-        if not fatal:
-            findings.append(session.look_for_checkpoints())
-            try:
-                found, pictures = session.look_at_data()
-                findings += found
-            except MapsageError as error:
-                data_error = error
-                findings.append(Finding(tone="bad", name=words.name("data"), message=words.refusal(error)))
-        good = not any(item.tone == "bad" for item in findings)
-        show(
-            Panel(
-                title=words("preflight"),
-                tone="good" if good else "bad",
-                lead=words("preflight_good" if good else "preflight_bad"),
-                findings=tuple(findings),
-                pictures=tuple(pictures),
-            )
-        )
-        checks.require(rows)
-        if data_error is not None:
-            raise data_error
+        _look_around(session, words)
         return session
 
 
@@ -224,9 +200,9 @@ class NotebookSession:
         try:
             self.discovery = discover(self.options, paths=self.paths, on_wait=say)
         except MapsageError as error:
-            show(self._refusal(words("discovery"), error))
+            show(refusal_panel(words("discovery"), error, self._words))
             raise
-        show(self._discovery_panel(words("discovery")))
+        show(choice_panel(words("discovery"), self.discovery.choice, words))
         if self._widgets:
             from mapsage_kaggle.display.widgets import CheckpointPicker
 
@@ -245,9 +221,9 @@ class NotebookSession:
         if self.discovery is None:
             raise UsageError("Nothing has been discovered yet.", "Run the cells from the top.")
         self.prepared = prepare(self.discovery, machine=self.machine, clock=self.clock)
-        show(self._configuration_panel(self.prepared))
+        show(configuration_panel(self.prepared, self._words, clock=self.clock))
         if self._widgets:
-            self._show_form(self.prepared)
+            show_form(self.prepared, self._words, on_use=self._use)
 
     @_cell
     def train(self) -> None:
@@ -362,7 +338,7 @@ class NotebookSession:
             show(Panel(title=words("evaluation"), lead=reason))
             return
         try:
-            found = self._evaluation()
+            found = _evaluate_best(self)
         except _OutOfTimeError:
             show(Panel(title=words("evaluation"), tone="note", lead=words("eval_cut")))
             return
@@ -381,41 +357,11 @@ class NotebookSession:
             return words("eval_later")
         if self.handle.wait().best is None:
             return words("eval_nothing")
-        needed_s, left_s = self._evaluation_needs_s(), self.clock.left_s()
+        needed_s, left_s = _evaluation_needs_s(self.work_dir), self.clock.left_s()
         if needed_s > left_s:
             left, needed = format_duration(max(0.0, left_s)), format_duration(needed_s)
             return words("eval_no_time", left=left, needed=needed, config=self.options.config)
         return ""
-
-    def _evaluation_needs_s(self) -> float:
-        """Return a generous guess from what validations took, which look at the same images."""
-        seconds = [
-            float(event.data["seconds"])
-            for event in read_events(WorkDir(self.work_dir).events)
-            if event.event == "validation" and event.data.get("seconds")
-        ]
-        return EVALUATION_START_S + 2.0 * seconds[-1] if seconds else UNKNOWN_EVALUATION_S
-
-    def _evaluation(self) -> Evaluation:
-        from mapsage_kaggle.jobs.evaluate import EvaluationOptions, evaluate
-        from mapsage_kaggle.jobs.subject import ModelOptions, open_subject
-
-        subject = open_subject(
-            ModelOptions(
-                config=self.options.config,
-                work_dir=self.work_dir,
-                overrides=self.options.overrides,
-                device="cpu" if self.options.gpus == 0 else "auto",
-                needs_data=True,
-            ),
-            paths=self.paths,
-        )
-
-        def in_time(event: Mapping[str, Any]) -> None:
-            if self.clock.left_s() <= 0:
-                raise _OutOfTimeError
-
-        return evaluate(subject, EvaluationOptions(), on_event=in_time)
 
     @_cell
     def what_next(self) -> None:
@@ -439,7 +385,7 @@ class NotebookSession:
                 try:
                     place.replace(self._outcome(handle.wait()))
                 except MapsageError as error:
-                    place.replace(self._refusal(self._words("outcome"), error))
+                    place.replace(refusal_panel(self._words("outcome"), error, self._words))
 
             threading.Thread(target=fill, name="mapsage-outcome", daemon=True).start()
             return
@@ -460,119 +406,6 @@ class NotebookSession:
 
     # -- parts of them
 
-    def look_for_checkpoints(self) -> Finding:
-        """Look, by their names alone, which checkpoints are attached or in the work dir."""
-        from mapsage_kaggle.checkpoints.scan import scan
-
-        words, name = self._words, self._words("checkpoint")
-        places = [folder for folder in (self.work_dir, self.paths.input) if folder.is_dir()]
-        files = [item for folder in places for item in scan(folder).files if item.iteration is not None]
-        if isinstance(self.options.resume, Path):
-            found = self.options.resume.is_file()
-            key = "checkpoint_named" if found else "checkpoint_missing"
-            return Finding(
-                tone="good" if found else "bad", name=name, message=words(key, path=self.options.resume)
-            )
-        if not files:
-            needed = self.options.resume == "require"
-            key = "checkpoint_needed" if needed else "checkpoint_none"
-            return Finding(tone="note" if needed else "good", name=name, message=words(key))
-        newest = max(files, key=lambda item: item.iteration or 0)
-        message = words("checkpoint_found", count=len(files), iteration=newest.iteration, path=newest.target)
-        return Finding(tone="good", name=name, message=message)
-
-    def look_at_data(self) -> tuple[list[Finding], list[bytes]]:
-        """Find the data set of the config and decode a sample of it.
-
-        Returns:
-            What was found, and a picture of each data set: classes, images and masks.
-
-        Raises:
-            ConfigError: The config does not parse, or cannot be trained by the kit.
-            DataError: The data set is missing or damaged.
-        """
-        from mapsage_kaggle.data.datasets import check_data, list_pairs
-        from mapsage_kaggle.display.plots import data_picture
-
-        words = self._words
-        cfg = read_config(self.options.config, self.options.overrides)
-        check_trainable(cfg, self.options.config)
-        roots = find_data(cfg, self.paths.input)
-        kinds = data_roots_of(cfg)
-        findings: list[Finding] = []
-        pictures: list[bytes] = []
-        for name, path in roots.items():
-            classes = CLASSES.get(kinds.get(name, ""))
-            if classes is None:
-                findings.append(
-                    Finding(tone="good", name=words.name("data"), message=words("data_unchecked", path=path))
-                )
-                continue
-            report = check_data(path, len(classes))
-            report.raise_for_problems()
-            pairs = ", ".join(f"{split} {count}" for split, count in report.pairs.items())
-            total = sum(report.pixels[1:]) or 1
-            shares = ", ".join(
-                f"{label} {100 * count / total:.0f} %"
-                for label, count in zip(classes, report.pixels[1:], strict=True)
-            )
-            message = words("data_good", path=path, pairs=pairs, decoded=report.decoded, shares=shares)
-            findings.append(Finding(tone="good", name=words.name("data"), message=message))
-            pairs_of = list_pairs(report.root.splits[0])
-            step = max(1, len(pairs_of) // NUM_SAMPLES)
-            pictures.append(
-                data_picture(
-                    [(pair.image, pair.mask) for pair in pairs_of[::step][:NUM_SAMPLES] if pair.mask],
-                    report.pixels,
-                    classes,
-                    PALETTES[kinds[name]],
-                )
-            )
-        return findings, pictures
-
-    def _refusal(self, title: str, error: MapsageError) -> Panel:
-        """Return a refusal: what is wrong and what to do, and the files that it lists below that."""
-        words = self._words
-        first, *rest = error.problem.splitlines()
-        lines = tuple(line.strip() for line in rest if line.strip())
-        return Panel(
-            title=title,
-            tone="bad",
-            lead=f"{words.translate(first)} {words.translate(error.remedy.strip())}".strip(),
-            lists=((words("candidates"), lines),) if lines else (),
-        )
-
-    def _discovery_panel(self, title: str) -> Panel:
-        from mapsage_kaggle.display.text import choice_text, size
-
-        assert self.discovery is not None
-        choice, words = self.discovery.choice, self._words
-        verdicts = {"": "unopened", "weights-only": "weights"}
-        rows = [
-            (
-                f"{item.path.parent.name}/{item.path.name}",
-                "–" if item.iteration is None else f"{item.iteration:,}",
-                size(item.size_bytes) if item.size_bytes else "–",
-                words(verdicts.get(item.verdict, item.verdict)),
-                words.translate(item.reason),
-            )
-            for item in choice.candidates
-        ]
-        names = ("file", "iteration", "size", "verdict", "reason")
-        table = Table(
-            header=tuple(words(f"table_{name}") for name in names),
-            rows=tuple(rows),
-            right=frozenset((1, 2)),
-            chosen=next((number for number, item in enumerate(choice.candidates) if item.taken), None),
-        )
-        return Panel(
-            title=title,
-            tone="note" if choice.action == "weights-only" or choice.steps_down else "good",
-            lead=choice_text(choice, words) + ".",
-            notes=tuple(map(words.translate, choice.steps_down)),
-            table=table if rows else None,
-        )
-
     def _pick(self, path: Path | None, weights_only: bool) -> Panel:
         """Start from a file that a person picked, or fresh; the configuration is then to be made again."""
         options = replace(
@@ -586,113 +419,23 @@ class NotebookSession:
             self._refuse_while_training()
             self.discovery = discover(options, paths=self.paths, record_refusals=False)
         except MapsageError as error:
-            return self._refusal(self._words("discovery"), error)
+            return refusal_panel(self._words("discovery"), error, self._words)
         self.options, self.prepared = options, None
-        return self._discovery_panel(self._words("pick_done"))
+        return choice_panel(self._words("pick_done"), self.discovery.choice, self._words)
 
-    def _configuration_panel(self, prepared: Prepared, *, tail: tuple[str, ...] = ()) -> Panel:
-        words, patch = self._words, prepared.patch
-        where = (
-            words("gpus", count=prepared.facts.world_size)
-            if prepared.facts.on_gpu
-            else words("cpu", threads=prepared.threads)
-        )
-        return Panel(
-            title=words("configuration"),
-            aside=self.options.config.name,
-            tone="note" if patch.warnings else "good",
-            facts=(
-                (words("iterations"), words("from_to", start=prepared.start_iteration, end=patch.max_iters)),
-                (
-                    words("batch"),
-                    words("batch_of", effective=patch.effective_batch, micro=patch.micro_batch),
-                ),
-                (words("processes"), where),
-                (words("time_left"), words("until_written", left=format_duration(self.clock.left_s()))),
-                (words("work_dir"), str(prepared.work_dir)),
-            ),
-            notes=tuple(map(words.translate, patch.warnings)),
-            diff=patch.diff(),
-            diff_title=words("changed_keys", count=len(patch.changes)),
-            tail=tail,
-        )
-
-    def _show_form(self, prepared: Prepared) -> None:
-        from mapsage_kaggle.display.widgets import Field, Form
-        from mapsage_kaggle.notebook import form
-
-        words, options, cfg = self._words, self.options, prepared.discovery.cfg
-        setting = form.Setting(
-            on_gpu=prepared.facts.on_gpu,
-            world_size=prepared.facts.world_size,
-            num_cpus=self.machine.num_cpus,
-            start_iteration=prepared.start_iteration,
-        )
-        fields = [
-            Field(
-                name=knob.name,
-                label=words(f"knob_{knob.name}"),
-                value=knob.value,
-                choices=tuple((words.get(choice), choice) for choice in knob.choices),
-            )
-            for knob in form.knobs_of(cfg, options)
-        ]
-        Form(
-            words,
-            fields,
-            on_change=lambda values: self._judge(form.turn(values, cfg, options, setting), prepared),
-            on_use=lambda values: self._use(form.turn(values, cfg, options, setting)),
-        ).display()
-
-    def _judge(self, asked: form.Outcome, prepared: Prepared) -> FormState:
-        """Say what the form asks for, without doing it."""
-        from mapsage_kaggle.display.widgets import FormState
-        from mapsage_kaggle.notebook import form
-
-        words, options = self._words, asked.options
-        title = words("form_title")
-        if options is None:
-            problems = {name: words(item.text, **item.values) for name, item in asked.problems.items()}
-            panel = Panel(title=title, tone="bad", lead=words("form_wrong"))
-            return FormState(problems=problems, panel=panel, usable=False)
-        if options == prepared.options:
-            return FormState(problems={}, panel=Panel(title=title, lead=words("form_same")), usable=False)
-        before = prepared.discovery.cfg
-        try:
-            cfg = read_config(options.config, options.overrides)
-            end = options.extend_to or prepared.facts.extend_to
-            patch = plan_patch(cfg, options.config, replace(prepared.facts, extend_to=end))
-        except ConfigError as error:
-            return FormState(problems={}, panel=self._refusal(title, error), usable=False)
-        keys = [override.partition("=")[0] for override in asked.overrides]
-        is_other = prepared.start_iteration > 0 and patch.fingerprint != prepared.patch.fingerprint
-        # A file that was named, in the parameters or by the picker, is taken all the same.
-        is_usable = not is_other or isinstance(options.resume, Path)
-        panel = Panel(
-            title=title,
-            tone="note",
-            lead=words("form_changed") if is_usable else "",
-            notes=(words("form_other_run"),) if is_other else (),
-            diff=form.difference(before, cfg, keys) + patch.diff(),
-            diff_title=words("form_diff"),
-            diff_open=True,
-        )
-        return FormState(problems={}, panel=panel, usable=is_usable)
-
-    def _use(self, asked: form.Outcome) -> Panel:
+    def _use(self, options: Options) -> Panel:
         """Do what the form asks for, in memory; what was planned before stays where it cannot be done."""
-        options, words = asked.options, self._words
-        assert options is not None
+        words = self._words
         clock = SessionClock.for_this_session(limit_s=options.session_limit_s, reserve_s=options.reserve_s)
         try:
             self._refuse_while_training()
             discovery = discover(options, paths=self.paths, record_refusals=False)
             prepared = prepare(discovery, machine=self.machine, clock=clock, to_train=False)
         except MapsageError as error:
-            return self._refusal(words("configuration"), error)
+            return refusal_panel(words("configuration"), error, words)
         self.options, self.clock, self.discovery, self.prepared = options, clock, discovery, prepared
-        tail = words("form_used", text=_parameters(options))
-        return self._configuration_panel(prepared, tail=(tail,))
+        tail = words("form_used", text=parameters_text(options))
+        return configuration_panel(prepared, words, clock=clock, tail=(tail,))
 
     @property
     def work_dir(self) -> Path:
@@ -740,23 +483,136 @@ class NotebookSession:
         self._follower = self._view = None
 
 
-def _parameters(options: Options) -> str:
-    """Return the lines of the parameters cell that ask for the same again."""
-    message: list[tuple[str, object]] = [
-        ("OVERRIDES", list(options.overrides)),
-        ("SESSION_LIMIT", format_duration(options.session_limit_s).replace(" ", "")),
-        ("RESERVE", format_duration(options.reserve_s).replace(" ", "")),
-        ("ON_MEMORY", options.on_memory),
+def _evaluation_needs_s(work_dir: Path) -> float:
+    """Return a generous guess from what validations took, which look at the same images."""
+    seconds = [
+        float(event.data["seconds"])
+        for event in read_events(WorkDir(work_dir).events)
+        if event.event == "validation" and event.data.get("seconds")
     ]
-    if options.extend_to is not None:
-        message.append(("EXTEND_TO", options.extend_to))
-    return "; ".join(f"{name} = {value!r}" for name, value in message)
+    return EVALUATION_START_S + 2.0 * seconds[-1] if seconds else UNKNOWN_EVALUATION_S
 
 
-def _finding(check: Check, words: Words) -> Finding:
-    tones: dict[str, Tone] = {"warning": "note", "error": "bad"}
-    return Finding(
-        tone="good" if check.ok else tones.get(check.level, ""),
-        name=words.name(check.name),
-        message=words.translate(check.message),
+def _evaluate_best(session: NotebookSession) -> Evaluation:
+    """Evaluate the run's best checkpoint for as long as the session lives."""
+    from mapsage_kaggle.jobs.evaluate import EvaluationOptions, evaluate
+    from mapsage_kaggle.jobs.subject import ModelOptions, open_subject
+
+    subject = open_subject(
+        ModelOptions(
+            config=session.options.config,
+            work_dir=session.work_dir,
+            overrides=session.options.overrides,
+            device="cpu" if session.options.gpus == 0 else "auto",
+            needs_data=True,
+        ),
+        paths=session.paths,
     )
+
+    def in_time(event: Mapping[str, Any]) -> None:
+        if session.clock.left_s() <= 0:
+            raise _OutOfTimeError
+
+    return evaluate(subject, EvaluationOptions(), on_event=in_time)
+
+
+def _look_around(session: NotebookSession, words: Words) -> None:
+    """Check the machine, the checkpoints and the data set, and show what was found.
+
+    Raises:
+        MapsageError: The session cannot run here.
+    """
+    rows = checks.preflight(session.paths, session.machine, clock=session.clock)
+    findings = [check_finding(check, words) for check in rows]
+    data_error: MapsageError | None = None
+    pictures: list[bytes] = []
+    if not any(item.tone == "bad" for item in findings):
+        findings.append(_look_for_checkpoints(session.options, session.work_dir, session.paths, words))
+        try:
+            found, pictures = _look_at_data(session.options, session.paths, words)
+            findings += found
+        except MapsageError as error:
+            data_error = error
+            findings.append(Finding(tone="bad", name=words.name("data"), message=words.refusal(error)))
+    good = not any(item.tone == "bad" for item in findings)
+    show(
+        Panel(
+            title=words("preflight"),
+            tone="good" if good else "bad",
+            lead=words("preflight_good" if good else "preflight_bad"),
+            findings=tuple(findings),
+            pictures=tuple(pictures),
+        )
+    )
+    checks.require(rows)
+    if data_error is not None:
+        raise data_error
+
+
+def _look_for_checkpoints(options: Options, work_dir: Path, paths: KagglePaths, words: Words) -> Finding:
+    """Look, by their names alone, which checkpoints are attached or in the work dir."""
+    from mapsage_kaggle.checkpoints.scan import scan
+
+    name = words("checkpoint")
+    places = [folder for folder in (work_dir, paths.input) if folder.is_dir()]
+    files = [item for folder in places for item in scan(folder).files if item.iteration is not None]
+    if isinstance(options.resume, Path):
+        found = options.resume.is_file()
+        key = "checkpoint_named" if found else "checkpoint_missing"
+        return Finding(tone="good" if found else "bad", name=name, message=words(key, path=options.resume))
+    if not files:
+        needed = options.resume == "require"
+        key = "checkpoint_needed" if needed else "checkpoint_none"
+        return Finding(tone="note" if needed else "good", name=name, message=words(key))
+    newest = max(files, key=lambda item: item.iteration or 0)
+    message = words("checkpoint_found", count=len(files), iteration=newest.iteration, path=newest.target)
+    return Finding(tone="good", name=name, message=message)
+
+
+def _look_at_data(options: Options, paths: KagglePaths, words: Words) -> tuple[list[Finding], list[bytes]]:
+    """Find the data set of the config and decode a sample of it.
+
+    Returns:
+        What was found, and a picture of each data set: classes, images and masks.
+
+    Raises:
+        ConfigError: The config does not parse, or cannot be trained by the kit.
+        DataError: The data set is missing or damaged.
+    """
+    from mapsage_kaggle.data.datasets import check_data, list_pairs
+    from mapsage_kaggle.display.plots import data_picture
+
+    cfg = read_config(options.config, options.overrides)
+    check_trainable(cfg, options.config)
+    roots = find_data(cfg, paths.input)
+    kinds = data_roots_of(cfg)
+    findings: list[Finding] = []
+    pictures: list[bytes] = []
+    for name, path in roots.items():
+        classes = CLASSES.get(kinds.get(name, ""))
+        if classes is None:
+            findings.append(
+                Finding(tone="good", name=words.name("data"), message=words("data_unchecked", path=path))
+            )
+            continue
+        report = check_data(path, len(classes))
+        report.raise_for_problems()
+        pairs = ", ".join(f"{split} {count}" for split, count in report.pairs.items())
+        total = sum(report.pixels[1:]) or 1
+        shares = ", ".join(
+            f"{label} {100 * count / total:.0f} %"
+            for label, count in zip(classes, report.pixels[1:], strict=True)
+        )
+        message = words("data_good", path=path, pairs=pairs, decoded=report.decoded, shares=shares)
+        findings.append(Finding(tone="good", name=words.name("data"), message=message))
+        pairs_of = list_pairs(report.root.splits[0])
+        step = max(1, len(pairs_of) // NUM_SAMPLES)
+        pictures.append(
+            data_picture(
+                [(pair.image, pair.mask) for pair in pairs_of[::step][:NUM_SAMPLES] if pair.mask],
+                report.pixels,
+                classes,
+                PALETTES[kinds[name]],
+            )
+        )
+    return findings, pictures

@@ -35,7 +35,7 @@ from mapsage_kaggle.display.text import TextSink
 from mapsage_kaggle.errors import CheckpointError, ConfigError, DataError, UsageError
 from mapsage_kaggle.events import Event, read_events
 from mapsage_kaggle.machine import parse_load
-from mapsage_kaggle.notebook.session import preflight
+from mapsage_kaggle.notebook.session import NotebookSession, preflight
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import CheckpointRef, SessionRecord
 
@@ -285,11 +285,11 @@ def evaluated_in(
         line = {"event": "validation", "time_s": 1.0, "iteration": 8, "seconds": seconds}
         work_dir.events.write_text(json.dumps(line) + "\n")
 
-    def fail() -> None:
+    def fail(session: NotebookSession) -> None:
         ran.append("evaluation")
         raise CheckpointError("It is gone.", "Look for it.")
 
-    monkeypatch.setattr(session, "_evaluation", fail)
+    monkeypatch.setattr("mapsage_kaggle.notebook.session._evaluate_best", fail)
     session.evaluate(enabled)
     return shown[1:], ran
 

@@ -1,0 +1,99 @@
+"""The panels of the notebook's first cells: a finding, a refusal, what was found, what will run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mapsage_kaggle.clock import format_duration
+from mapsage_kaggle.display.panels import Finding, Panel, Table, Tone
+from mapsage_kaggle.display.text import choice_text, size
+
+if TYPE_CHECKING:
+    from mapsage_kaggle.checkpoints.choose import Choice
+    from mapsage_kaggle.checks import Check
+    from mapsage_kaggle.clock import SessionClock
+    from mapsage_kaggle.display.locale.words import Words
+    from mapsage_kaggle.errors import MapsageError
+    from mapsage_kaggle.training.prepare import Prepared
+
+
+def check_finding(check: Check, words: Words) -> Finding:
+    """Return what one check of the machine found."""
+    tones: dict[str, Tone] = {"warning": "note", "error": "bad"}
+    return Finding(
+        tone="good" if check.ok else tones.get(check.level, ""),
+        name=words.name(check.name),
+        message=words.translate(check.message),
+    )
+
+
+def refusal_panel(title: str, error: MapsageError, words: Words) -> Panel:
+    """Return a refusal: what is wrong and what to do, and the files that it lists below that."""
+    first, *rest = error.problem.splitlines()
+    lines = tuple(line.strip() for line in rest if line.strip())
+    return Panel(
+        title=title,
+        tone="bad",
+        lead=f"{words.translate(first)} {words.translate(error.remedy.strip())}".strip(),
+        lists=((words("candidates"), lines),) if lines else (),
+    )
+
+
+def choice_panel(title: str, choice: Choice, words: Words) -> Panel:
+    """Return what a session starts from, and what else there was."""
+    verdicts = {"": "unopened", "weights-only": "weights"}
+    rows = [
+        (
+            f"{item.path.parent.name}/{item.path.name}",
+            "–" if item.iteration is None else f"{item.iteration:,}",
+            size(item.size_bytes) if item.size_bytes else "–",
+            words(verdicts.get(item.verdict, item.verdict)),
+            words.translate(item.reason),
+        )
+        for item in choice.candidates
+    ]
+    names = ("file", "iteration", "size", "verdict", "reason")
+    table = Table(
+        header=tuple(words(f"table_{name}") for name in names),
+        rows=tuple(rows),
+        right=frozenset((1, 2)),
+        chosen=next((number for number, item in enumerate(choice.candidates) if item.taken), None),
+    )
+    return Panel(
+        title=title,
+        tone="note" if choice.action == "weights-only" or choice.steps_down else "good",
+        lead=choice_text(choice, words) + ".",
+        notes=tuple(map(words.translate, choice.steps_down)),
+        table=table if rows else None,
+    )
+
+
+def configuration_panel(
+    prepared: Prepared, words: Words, *, clock: SessionClock, tail: tuple[str, ...] = ()
+) -> Panel:
+    """Return what will run, and what changes in the config for it."""
+    patch = prepared.patch
+    where = (
+        words("gpus", count=prepared.facts.world_size)
+        if prepared.facts.on_gpu
+        else words("cpu", threads=prepared.threads)
+    )
+    return Panel(
+        title=words("configuration"),
+        aside=prepared.options.config.name,
+        tone="note" if patch.warnings else "good",
+        facts=(
+            (words("iterations"), words("from_to", start=prepared.start_iteration, end=patch.max_iters)),
+            (
+                words("batch"),
+                words("batch_of", effective=patch.effective_batch, micro=patch.micro_batch),
+            ),
+            (words("processes"), where),
+            (words("time_left"), words("until_written", left=format_duration(clock.left_s()))),
+            (words("work_dir"), str(prepared.work_dir)),
+        ),
+        notes=tuple(map(words.translate, patch.warnings)),
+        diff=patch.diff(),
+        diff_title=words("changed_keys", count=len(patch.changes)),
+        tail=tail,
+    )
