@@ -209,7 +209,7 @@ def kinds(session: SimulatedSession) -> list[str]:
 
 
 @pytest.mark.parametrize("owed", [None, 0])
-def test_a_validation_measured_as_longer_than_any_session_is_left_out_and_training_goes_on(
+def test_a_validation_measured_as_longer_than_any_session_is_left_out(
     owed: int | None,
 ) -> None:
     session = too_long(known=True)
@@ -224,7 +224,7 @@ def test_a_validation_measured_as_longer_than_any_session_is_left_out_and_traini
     assert session.saved_iteration == iteration
 
 
-def test_a_validation_only_guessed_to_be_longer_than_any_session_is_tried_and_then_left_out() -> None:
+def test_a_validation_only_guessed_longer_than_any_session_is_tried_then_left_out() -> None:
     first = too_long(known=False)
     iteration, stop = run(first)
     assert (iteration, stop) == (10, "deadline")
@@ -350,7 +350,7 @@ def test_a_slower_machine_than_the_earlier_sessions_is_noticed() -> None:
     assert pace.validation_s() == pytest.approx(200.0)
 
 
-def test_a_first_validation_is_guessed_from_iterations_and_tried_where_nothing_is_known() -> None:
+def test_a_first_validation_is_guessed_from_iterations_and_else_tried() -> None:
     pace = Pace(validation_iterations=30.0)
     assert pace.decide(at(60), validation_due=True, saved=True).validate
     pace.iteration.add(2.5)

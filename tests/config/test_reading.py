@@ -96,7 +96,7 @@ def test_a_config_that_is_not_there_is_named(tmp_path: Path) -> None:
         read_config(tmp_path / "nowhere.py")
 
 
-def test_what_changed_since_the_session_before_is_told_by_key_and_not_where_things_lie() -> None:
+def test_what_changed_since_the_session_before_is_told_by_key_but_not_paths() -> None:
     def effective(mounted: str, **changes: Any) -> str:
         cfg = patched(
             small(launcher="none", **changes),

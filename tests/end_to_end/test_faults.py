@@ -43,7 +43,7 @@ def test_ctrl_c_once_saves_and_exits_130(tmp_path: Path) -> None:
     assert workers_alive(run.work_dir.path) == []
 
 
-def test_ctrl_c_twice_is_out_at_once_with_the_last_checkpoint_intact_and_no_process_left(
+def test_ctrl_c_twice_ends_at_once_with_the_checkpoint_intact_and_no_process_left(
     tmp_path: Path,
 ) -> None:
     # The iteration after the checkpoint at 4 takes so long that the first Ctrl-C cannot have ended it.
@@ -112,7 +112,7 @@ def running_with_data_workers(tmp_path: Path, *, ranks: int) -> tuple[StandIn, P
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_when_the_supervisor_is_killed_all_ranks_save_and_end_with_their_data_workers(
+def test_when_the_supervisor_is_killed_all_ranks_save_and_end_with_their_workers(
     tmp_path: Path, ranks: int
 ) -> None:
     run, process, _ = running_with_data_workers(tmp_path, ranks=ranks)
@@ -157,7 +157,7 @@ def test_where_torchrun_is_killed_its_workers_save_and_training_goes_on(tmp_path
     assert run.events("resume")[0].iteration >= 3
 
 
-def test_out_of_memory_goes_on_with_half_the_micro_batch_and_the_next_session_starts_there(
+def test_out_of_memory_halves_the_micro_batch_and_the_next_session_starts_there(
     tmp_path: Path,
 ) -> None:
     run = StandIn.with_scenes(tmp_path / "kaggle")

@@ -71,7 +71,7 @@ def test_with_deterministic_a_cut_run_equals_an_uncut_one_bit_for_bit(tmp_path: 
 
 
 @ON_CUDA
-def test_in_fast_mode_the_difference_is_small_and_the_record_says_that_there_may_be_one(
+def test_in_fast_mode_the_difference_is_small_and_the_record_says_there_may_be_one(
     tmp_path: Path, gpus: int
 ) -> None:
     whole, cut = whole_and_cut(tmp_path, gpus, cut=7, max_iters=12, val_interval=5)

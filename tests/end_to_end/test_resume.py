@@ -331,7 +331,7 @@ class TestCutAnywhere:
         assert differences(whole.checkpoint(SHORT), run.checkpoint(SHORT)) == []
 
     @pytest.mark.parametrize("start", [0, 1])
-    def test_a_child_that_begins_when_time_is_up_trains_nothing_and_ends_at_the_deadline(
+    def test_a_child_that_begins_when_time_is_up_trains_nothing(
         self, children: Children, whole: StandIn, tmp_path: Path, start: int
     ) -> None:
         run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=SHORT, val_interval=VAL_INTERVAL, size=64)

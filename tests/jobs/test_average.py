@@ -118,7 +118,7 @@ def subject(folder: Path) -> Any:
 
 
 @pytest.mark.slow
-def test_the_command_writes_weights_only_with_their_origin_and_measures_them_beside_their_parents(
+def test_the_command_writes_weights_with_their_origin_and_measures_the_parents_too(
     tmp_path: Path,
 ) -> None:
     stand = StandIn.with_scenes(tmp_path / "kaggle", train=4, val=3, size=96)

@@ -88,7 +88,7 @@ def test_the_scores_are_mmsegmentations_to_its_two_decimals(scenes: Path, tmp_pa
     assert np.round([100 * value for value in ours if value is not None], 2).tolist() == pytest.approx(theirs)
 
 
-def test_an_example_shows_the_image_its_mask_and_the_prediction_in_the_classes_colours() -> None:
+def test_an_example_shows_image_mask_and_prediction_in_the_classes_colours() -> None:
     import io
 
     import numpy as np

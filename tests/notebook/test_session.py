@@ -563,7 +563,7 @@ def test_a_failure_after_a_new_checkpoint_completes_the_notebook_in_red(kaggle: 
 
 
 @pytest.mark.slow
-def test_cell_by_cell_training_returns_at_once_and_an_interrupted_cell_stops_it_in_good_order(
+def test_cell_by_cell_training_returns_at_once_and_an_interrupt_stops_it_in_order(
     kaggle: Path, notebook: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from jupyter_client.manager import start_new_kernel

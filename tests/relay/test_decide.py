@@ -230,7 +230,7 @@ def test_transports_are_tried_from_the_cheapest_to_the_one_that_always_works() -
     assert (by_dataset.kernel_sources, by_dataset.dataset_sources) == ((), ("alice/kit", "alice/saved"))
 
 
-def test_a_session_after_a_failed_one_goes_by_the_data_set_and_the_one_after_that_does_not() -> None:
+def test_only_the_session_right_after_a_failed_one_goes_by_the_data_set() -> None:
     failed = replace(GOOD, attachable=False)
     assert decide(replace(NEW, hand_over=failed), seen(), SETTINGS) == Store(hand_over=failed)
     action = decide(replace(NEW, hand_over=GOOD, stored_iteration=700), seen(), SETTINGS)

@@ -141,7 +141,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 
 @pytest.mark.slow
-def test_a_relay_of_four_real_sessions_ends_with_the_weights_of_an_uninterrupted_run(rig: Rig) -> None:
+def test_a_relay_of_four_real_sessions_ends_with_an_uninterrupted_runs_weights(rig: Rig) -> None:
     rig.notebook.stop_at = [6, 16, 26]
     output = rig.run("in-four-sessions")
     sessions, rig.notebook.sessions = rig.notebook.sessions, []

@@ -243,9 +243,7 @@ def test_a_session_that_ends_badly_with_a_checkpoint_is_gone_on_from(rig: Rig, m
 
 
 @pytest.mark.parametrize("mode", ["damaged", "truncated"])
-def test_the_one_before_is_taken_where_the_newest_checkpoint_is_not_what_was_promised(
-    rig: Rig, mode: str
-) -> None:
+def test_the_one_before_is_taken_where_the_newest_checkpoint_is_not_as_promised(rig: Rig, mode: str) -> None:
     rig.notebook.script = ["ok", mode]
     ended = rig.run()
     assert ended.code == EXIT_DONE, ended.output

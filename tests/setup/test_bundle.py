@@ -135,7 +135,7 @@ THING = {
 }
 
 
-def test_the_same_content_gives_the_same_wheel_whenever_and_in_whatever_order_it_was_built(
+def test_the_same_content_gives_the_same_wheel_at_any_time_and_in_any_order(
     tmp_path: Path,
 ) -> None:
     one = write_wheel(tmp_path / "1" / WHEEL, THING)

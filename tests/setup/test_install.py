@@ -425,7 +425,7 @@ def test_the_index_serves_what_no_wheel_is_attached_for(
 
 
 @pytest.mark.slow
-def test_without_internet_and_wheels_it_says_so_soon_and_leaves_no_half_of_the_stack(
+def test_without_internet_and_wheels_it_says_so_soon_and_installs_no_half(
     tmp_path: Path, model_config: Path
 ) -> None:
     fresh = Fresh(tmp_path / "venv", lacking={"addict", *STACK, "mapsage-kaggle"})

@@ -87,7 +87,7 @@ LAST_RUNG = MemoryFallback(micro_batch=1, with_cp=True, validation_rung=1)
 
 
 @pytest.mark.parametrize("ladder", [MemoryFallback(micro_batch=4), LAST_RUNG])
-def test_memory_that_runs_out_late_costs_no_rung_and_where_it_then_runs_out_early_it_does(
+def test_memory_that_runs_out_late_costs_no_level_but_then_early_it_does(
     ladder: MemoryFallback,
 ) -> None:
     late = after("memory", replace(ladder, crashes=2), iteration=700, trained=300, proven=650, gained=250)
@@ -122,9 +122,7 @@ def refused(ladder: MemoryFallback, *, can_recompute: bool = True) -> Next:
     return decide_next(ladder, outcome, can_recompute=can_recompute, time_left_s=HOUR_S)
 
 
-def test_where_one_image_is_too_few_for_batch_norm_blocks_are_recomputed_with_the_micro_batch_before() -> (
-    None
-):
+def test_where_one_image_is_too_few_for_batch_norm_blocks_are_recomputed_with_two() -> None:
     one = after("memory", MemoryFallback(micro_batch=2)).ladder
     assert one is not None
     found = refused(one).ladder
@@ -147,7 +145,7 @@ def test_between_too_few_images_and_too_many_there_may_be_a_rung() -> None:
     assert after("memory", two).ladder is None
 
 
-def test_recomputing_that_only_then_shows_that_one_image_is_too_few_is_kept_with_two() -> None:
+def test_recomputing_that_shows_one_image_to_be_too_few_is_kept_with_two() -> None:
     ladder: MemoryFallback | None = MemoryFallback(micro_batch=2)
     for _ in range(2):
         assert ladder is not None
@@ -394,7 +392,7 @@ def test_a_child_that_we_ended_is_told_as_such() -> None:
         assert words in outcome.message
 
 
-def test_a_child_that_saved_only_because_we_ended_it_as_hung_has_hung_and_is_started_again() -> None:
+def test_a_child_that_saved_only_because_it_was_ended_as_hung_is_started_again() -> None:
     found = watch(event("checkpoint", 9), event("stop", 9, reason="user"))
     found.ended_by_us = "hung"
     outcome = found.outcome(0)
@@ -699,7 +697,7 @@ def test_a_stop_that_is_asked_for_before_the_first_child_starts_none(tmp_path: P
     assert "before training began" in message
 
 
-def test_a_child_that_crashes_although_it_was_to_stop_has_failed_and_no_other_is_promised(
+def test_a_child_that_crashes_although_it_was_to_stop_has_failed_for_good(
     tmp_path: Path,
 ) -> None:
     supervisor = Told(tmp_path, clock())
