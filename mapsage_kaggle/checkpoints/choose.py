@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from mapsage_kaggle.checkpoints.inspect import inspect as inspect_any
 from mapsage_kaggle.checkpoints.manifest import manifest_sha256
-from mapsage_kaggle.checkpoints.names import iteration_of, kind_of
+from mapsage_kaggle.checkpoints.names import LAST_CHECKPOINT, counts_in, iteration_of, kind_of
 from mapsage_kaggle.errors import CheckpointError
 from mapsage_kaggle.records import SessionRecord, record_beside
 
@@ -24,7 +23,6 @@ Origin = Literal["named", "work dir", "load_from", "input"]
 Lineage = Literal["this run", "unknown", "another run"]
 
 _ORIGIN_ORDER = {"named": 0, "work dir": 1, "load_from": 2, "input": 3}
-_NAMED_LIKE_ONE = re.compile(r"(?:best_.+_)?iter_\d+\.pth|latest\.pth|last_checkpoint")
 _LINEAGE_ORDER = {"this run": 0, "unknown": 1, "another run": 2}
 
 
@@ -109,6 +107,11 @@ class _Candidate:
     def is_best(self) -> bool:
         """Whether its name says that it is a best checkpoint, which holds no optimizer."""
         return kind_of(self.target.name) == "best"
+
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether its name counts epochs, whatever stands before."""
+        return counts_in(self.target.name)[1] is not None
 
     @property
     def is_recorded(self) -> bool:
@@ -331,7 +334,7 @@ class _Ladder:
         for candidate in strangers:
             self._explain(candidate, "not taken: it is of a run with another config")
         for place in rejected:
-            if _NAMED_LIKE_ONE.fullmatch(place.path.name):
+            if kind_of(place.path.name) not in ("epoch", "other"):
                 num_failed += 1
                 self._explanations.append(f"{place.path}: not taken: {place.reason}")
                 self._steps_down.append(self._explanations[-1])
@@ -475,7 +478,7 @@ class _Ladder:
                 candidate.lineage = self._lineage_of(header.fingerprint, candidate)
 
     def _may_resume(self, candidate: _Candidate) -> bool:
-        if "epoch_" in candidate.target.name and candidate.origin != "load_from":
+        if candidate.counts_epochs and candidate.origin != "load_from":
             self._explain(candidate, "not taken: it counts epochs, and this run counts iterations")
             return False
         return not candidate.is_best or candidate.origin == "load_from"
@@ -630,7 +633,7 @@ def _as_found(path: Path) -> FoundCheckpoint:
     from mapsage_kaggle.checkpoints.scan import FoundCheckpoint
 
     target = path
-    if path.name == "last_checkpoint":
+    if path.name == LAST_CHECKPOINT:
         with contextlib.suppress(OSError, UnicodeDecodeError):
             named = path.read_text(encoding="utf-8").strip().replace("\\", "/")
             target = path.parent / (named.rpartition("/")[2] or path.name)

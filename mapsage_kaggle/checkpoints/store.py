@@ -35,7 +35,7 @@ from typing import Any, BinaryIO, cast
 
 from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.checkpoints.manifest import CHUNK_BYTES, Manifest, file_sha256, manifest_sha256
-from mapsage_kaggle.checkpoints.names import iteration_of, kind_of, metric_of
+from mapsage_kaggle.checkpoints.names import iteration_name, iteration_of, kind_of, metric_of
 from mapsage_kaggle.checkpoints.retention import (
     BUDGET_BYTES,
     MAX_FILES,
@@ -344,22 +344,7 @@ class CheckpointStore:
             SaveFailed: As for :meth:`carry_over`.
         """
         write = partial(_copy_proven, source, sha256 or manifest_sha256(source))
-        return self.save(f"iter_{iteration}.pth", write, iteration=iteration)
-
-    def adopt(self, ref: CheckpointRef) -> None:
-        """List a file of this folder that has been verified by other means, such as ``inspect``.
-
-        Raises:
-            ValueError: It is not there, or not as large as ``ref`` says.
-        """
-        with self._saving:
-            self._require_lock()
-            path = self.path / ref.file
-            if not path.is_file() or path.stat().st_size != ref.size_bytes:
-                raise ValueError(f"{path} is not the file of {ref.size_bytes} bytes that was verified")
-            self._manifest = self._manifest.with_file(ref)
-            self._manifest.write(self._files.manifest)
-            self._point_to_newest()
+        return self.save(iteration_name(iteration), write, iteration=iteration)
 
     def retain(self) -> tuple[str, ...]:
         """Delete what the retention rule does not keep; return the names. A file that resists is told of."""
@@ -607,7 +592,7 @@ def prove(path: Path) -> CheckpointRef | None:
         named like a resumable checkpoint and is none, or has a name that the kit gives to no file:
         what is not ours is not ours to delete either.
     """
-    if kind_of(path.name) == "other":
+    if kind_of(path.name) not in ("iter", "best"):
         return None
     found = inspect(path)
     if found.verdict == "rejected" or found.sha256 is None or found.size_bytes is None:
@@ -672,6 +657,3 @@ def _release_in_forked_child() -> None:
 
 
 os.register_at_fork(after_in_child=_release_in_forked_child)
-
-
-# --- saving in the background -----------------------------------------------------------------
