@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mapsage_kaggle.checkpoints.store import holder_of
+from mapsage_kaggle.checkpoints.lock import holder_of
 from mapsage_kaggle.events import Event, last_word_s, read_events
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import SessionRecord

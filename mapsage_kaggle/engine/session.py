@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from mmengine.runner import Runner
 
-from mapsage_kaggle.checkpoints.store import SaveFailed
+from mapsage_kaggle.checkpoints.proving import SaveFailed
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.engine.checkpointing import SessionCheckpoints, number, rounded
 from mapsage_kaggle.engine.control import Control

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mapsage_kaggle.checkpoints.store import holder_of
+from mapsage_kaggle.checkpoints.lock import holder_of
 from mapsage_kaggle.events import Event, EventTail, ProgressSink
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import SessionRecord
