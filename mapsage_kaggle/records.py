@@ -252,13 +252,11 @@ def new_run_id() -> str:
 
 def record_beside(checkpoint: Path) -> SessionRecord | None:
     """Return the record that lies beside a checkpoint, or None where there is none to be read."""
-    try:
-        return SessionRecord.read(checkpoint.parent / "session.json")
-    except (OSError, ValueError):
-        return None
+    return read_record(checkpoint.parent / "session.json")
 
 
 def read_record(path: Path) -> SessionRecord | None:
+    """Return a record, or None where there is none to be read."""
     try:
         return SessionRecord.read(path)
     except (OSError, ValueError):

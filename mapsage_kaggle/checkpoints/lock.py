@@ -52,6 +52,18 @@ class WorkDirLock:
         self._descriptor = descriptor
         _held.add(self)
 
+    def require(self) -> None:
+        """Refuse to go on without the lock.
+
+        Raises:
+            MachineError: This process does not hold it.
+        """
+        if self._descriptor is None:
+            raise MachineError(
+                f"The work dir {self._files.path} is not locked by this process.",
+                "Call lock() before saving.",
+            )
+
     def release(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)

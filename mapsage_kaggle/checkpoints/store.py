@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from mapsage_kaggle.checkpoints.lock import WorkDirLock
@@ -39,7 +38,6 @@ from mapsage_kaggle.checkpoints.retention import (
     plan_retention,
     plan_room,
 )
-from mapsage_kaggle.errors import MachineError
 from mapsage_kaggle.paths import WorkDir, replace_file, sync_folder
 from mapsage_kaggle.records import CheckpointRef
 
@@ -120,12 +118,7 @@ class CheckpointStore:
         self.lock()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.unlock()
 
     # -- what is there
@@ -175,7 +168,7 @@ class CheckpointStore:
         if Path(name).name != name or name.startswith(".") or not name.endswith(".pth"):
             raise ValueError(f"{name!r} is no plain checkpoint name such as iter_8000.pth")
         with self._saving:
-            self._require_lock()
+            self._lock.require()
 
             def attempt() -> CheckpointRef:
                 size_bytes, sha256 = write_proven(self._temporary(name), write)
@@ -218,7 +211,7 @@ class CheckpointStore:
             OSError: A file could not be renamed.
         """
         with self._saving:
-            self._require_lock()
+            self._lock.require()
             ahead = [
                 path
                 for path in sorted(self.path.glob("*.pth"))
@@ -252,7 +245,7 @@ class CheckpointStore:
                 no room. The work dir is unchanged.
         """
         with self._saving:
-            self._require_lock()
+            self._lock.require()
             held = self.best()
             if held is not None and held.value is not None and not self._is_better(value, held.value):
                 return None
@@ -278,7 +271,7 @@ class CheckpointStore:
     def retain(self) -> tuple[str, ...]:
         """Delete what the retention rule does not keep; return the names. A file that resists is told of."""
         with self._saving:
-            self._require_lock()
+            self._lock.require()
             unlisted = [
                 path
                 for path in self.path.glob("*.pth")
@@ -409,12 +402,6 @@ class CheckpointStore:
 
     def _is_better(self, value: float, than: float) -> bool:
         return value > than if self._greater_is_better else value < than
-
-    def _require_lock(self) -> None:
-        if not self._lock.is_held:
-            raise MachineError(
-                f"The work dir {self.path} is not locked by this process.", "Call lock() before saving."
-            )
 
     def _emit(self, kind: str, iteration: int, data: Mapping[str, Any]) -> None:
         if self._on_event is not None:
