@@ -164,7 +164,7 @@ def predictions_below(folder: Path) -> list[PredictionFiles]:
     """Return the pictures in a folder by image, in the order of their names; other files are passed over."""
     found: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.glob("*.png")):
-        match = re.fullmatch(r"(.+)_(image|truth|iter_\d+)", path.stem)
+        match = re.fullmatch(r"(.+)_(image|truth|iter_[0-9]{1,15})", path.stem)
         if match:
             found.setdefault(match[1], {})[match[2]] = path
     return [

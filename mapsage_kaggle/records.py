@@ -18,6 +18,10 @@ SCHEMA = 1
 ACTIVITIES = ("start_up", "waiting_for_data", "forward_backward", "optimizer", "saving", "validation")
 """What is timed of a session; the rest of its wall time is ``other``."""
 STOP_REASONS = ("running", "completed", "deadline", "user", "failed", "refused")
+OWED_VALIDATION_KEY = "mapsage_owed_validation"
+RUN_ID_KEY = "mapsage_run_id"
+FINGERPRINT_KEY = "mapsage_fingerprint"
+"""Under these a checkpoint's message hub says whose it is, and what it still has to validate."""
 CUT_OFF = "No end is recorded: the session was cut off. What was proven until then is safe."
 
 
@@ -248,13 +252,11 @@ def new_run_id() -> str:
 
 def record_beside(checkpoint: Path) -> SessionRecord | None:
     """Return the record that lies beside a checkpoint, or None where there is none to be read."""
-    try:
-        return SessionRecord.read(checkpoint.parent / "session.json")
-    except (OSError, ValueError):
-        return None
+    return read_record(checkpoint.parent / "session.json")
 
 
 def read_record(path: Path) -> SessionRecord | None:
+    """Return a record, or None where there is none to be read."""
     try:
         return SessionRecord.read(path)
     except (OSError, ValueError):

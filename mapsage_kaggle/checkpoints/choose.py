@@ -1,17 +1,40 @@
-"""Which checkpoint a session starts from: a ladder, walked from the newest down, each step explained."""
+"""Which checkpoint a session starts from: a ladder, walked from the newest down, each step explained.
+
+Files of this run (by the fingerprint in the file, or in the record beside it) come before files that
+state none, as plain mmengine writes them; files of another run are taken only where they are named.
+Within each group the highest iteration comes first. They are inspected in this order until one
+passes; the rest are not opened. Where only files of another run are found, the session does not
+start fresh but ends: a config edited in the middle of a run looks just like that, and hours would go
+into training the same again.
+
+A ``load_from`` in a config that does not ask to resume is first of all a candidate like the others.
+Where it cannot be one (weights only, another run, or already at ``max_iters`` without a word that it
+belongs here) and nothing else could be resumed, its weights are what the config asks to start from,
+and no permission is needed. They need not fit the whole model then (a head for other classes is the
+usual case), but what does not fit is a step down.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from mapsage_kaggle.checkpoints.candidates import (
+    Account,
+    Candidate,
+    Lineage,
+    Origin,
+    Prospect,
+    as_found,
+    recorded_sha256,
+    why_not_needed,
+    without_duplicates,
+)
 from mapsage_kaggle.checkpoints.inspect import inspect as inspect_any
 from mapsage_kaggle.checkpoints.manifest import manifest_sha256
-from mapsage_kaggle.checkpoints.names import iteration_of, kind_of
+from mapsage_kaggle.checkpoints.names import kind_of
 from mapsage_kaggle.errors import CheckpointError
 from mapsage_kaggle.records import SessionRecord, record_beside
 
@@ -20,12 +43,6 @@ if TYPE_CHECKING:
     from mapsage_kaggle.checkpoints.scan import FoundCheckpoint, Rejected
 
 Action = Literal["resume", "weights-only", "fresh"]
-Origin = Literal["named", "work dir", "load_from", "input"]
-Lineage = Literal["this run", "unknown", "another run"]
-
-_ORIGIN_ORDER = {"named": 0, "work dir": 1, "load_from": 2, "input": 3}
-_NAMED_LIKE_ONE = re.compile(r"(?:best_.+_)?iter_\d+\.pth|latest\.pth|last_checkpoint")
-_LINEAGE_ORDER = {"this run": 0, "unknown": 1, "another run": 2}
 
 
 class Inspect(Protocol):
@@ -33,29 +50,6 @@ class Inspect(Protocol):
 
     def __call__(self, path: Path, *, manifest_sha256: str | None = None, full: bool = True) -> Inspection:
         """Return the verdict on a file; ``full=False`` reads its header only."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Candidate:
-    """One file that was looked at, as a person may want to see it.
-
-    Attributes:
-        path: The file, or the place that is named like one.
-        origin: Where it was found.
-        iteration: As far as it is known.
-        size_bytes: Of the file; 0 where it cannot be read.
-        verdict: The inspection's; empty where it was not needed, so that the file was not opened.
-        reason: Why it was taken or not.
-        taken: Whether the session starts from it.
-    """
-
-    path: Path
-    origin: str
-    iteration: int | None
-    size_bytes: int
-    verdict: str
-    reason: str
-    taken: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,60 +76,6 @@ class Choice:
     candidates: tuple[Candidate, ...] = ()
 
 
-@dataclass(slots=True)
-class _Candidate:
-    """A file that might be taken, with what is known of it so far."""
-
-    found: FoundCheckpoint
-    origin: Origin
-    record: SessionRecord | None
-    sha256: str | None
-    lineage: Lineage
-    iteration: int | None
-    inspection: Inspection | None = None
-    problem: str = ""
-
-    @property
-    def verdict(self) -> str:
-        """The full inspection's verdict; empty before it."""
-        return self.inspection.verdict if self.inspection else ""
-
-    @property
-    def target(self) -> Path:
-        """The file to read: where ``latest.pth`` or ``last_checkpoint`` leads to."""
-        return self.found.target
-
-    @property
-    def is_best(self) -> bool:
-        """Whether its name says that it is a best checkpoint, which holds no optimizer."""
-        return kind_of(self.target.name) == "best"
-
-    @property
-    def is_recorded(self) -> bool:
-        """Whether the record beside it names this very file."""
-        if self.record is None:
-            return False
-        refs = (self.record.checkpoint, self.record.best)
-        return any(ref is not None and ref.file == self.target.name for ref in refs)
-
-    def order(self) -> tuple[int, int, bool, bool, bool, int, str]:
-        """Sort key: this run, then the highest iteration, then record, hash and place; never time."""
-        return (
-            _LINEAGE_ORDER[self.lineage],
-            -1 if self.iteration is None else -self.iteration - 2,
-            self.record is None,
-            not self.is_recorded,
-            self.sha256 is None,
-            _ORIGIN_ORDER[self.origin],
-            str(self.target),
-        )
-
-    def line(self, reason: str) -> str:
-        at = "iteration unknown" if self.iteration is None else f"iteration {self.iteration}"
-        leads = "" if self.target == self.found.path else f" -> {self.target.name}"
-        return f"{self.found.path}{leads} ({self.origin}, {at}): {reason}"
-
-
 def choose(
     *,
     inspect: Inspect,
@@ -154,20 +94,7 @@ def choose(
     record_of: Callable[[Path], SessionRecord | None] = record_beside,
     sha256_of: Callable[[Path], str | None] = manifest_sha256,
 ) -> Choice:
-    """Choose what a session starts from.
-
-    Files of this run (by the fingerprint in the file, or in the record beside it) come before
-    files that state none, as plain mmengine writes them; files of another run are taken only
-    where they are named. Within each group the highest iteration comes first. They are inspected
-    in this order until one passes; the rest are not opened. Where only files of another run are
-    found, the session does not start fresh but ends: a config edited in the middle of a run looks
-    just like that, and hours would go into training the same again.
-
-    A ``load_from`` in a config that does not ask to resume is first of all a candidate like the
-    others. Where it cannot be one (weights only, another run, or already at ``max_iters`` without
-    a word that it belongs here) and nothing else could be resumed, its weights are what the
-    config asks to start from, and no permission is needed. They need not fit the whole model then
-    (a head for other classes is the usual case), but what does not fit is a step down.
+    """Choose what a session starts from, by the rules at the top of this module.
 
     Args:
         inspect: Gives the verdict on a file.
@@ -181,14 +108,11 @@ def choose(
             file, a ``last_checkpoint`` that leads nowhere) is a candidate that failed.
         fingerprint: Of the config that is to run; None where it is not known.
         config_asks_resume: Whether the config says ``resume = True``.
-        allow_weights_only: Whether weights without an optimizer may be taken where nothing can
-            be resumed.
-        weights_only: Take only the weights of the file that ``resume`` names, even where it could be
-            resumed.
+        allow_weights_only: Whether weights alone may be taken where nothing can be resumed.
+        weights_only: Take only the weights of the file that ``resume`` names, whatever else is in it.
         expect_iteration: The iteration that must be resumed from.
         max_iters: Where the run is to end.
-        inspect_alone: As ``inspect``, without comparing to the config: for weights that need not
-            fit all of the model.
+        inspect_alone: As ``inspect``, for weights that need not fit all of the config's model.
         record_of: Reads the record beside a checkpoint.
         sha256_of: Reads the sha256 that a manifest states for a checkpoint.
 
@@ -197,7 +121,7 @@ def choose(
             was found is not at ``expect_iteration``. The message lists every candidate.
     """
     ladder = _Ladder(
-        inspect=inspect,
+        inspect_file=inspect,
         inspect_alone=inspect_alone,
         fingerprint=fingerprint,
         config_asks_resume=config_asks_resume or resume == "require",
@@ -218,34 +142,20 @@ def choose(
     return ladder.walk(found, rejected, may_start_fresh=resume == "auto" and not config_asks_resume)
 
 
+@dataclass(kw_only=True, slots=True)
 class _Ladder:
-    """One walk down the ladder: collects explanations on the way."""
+    """One walk down the ladder, its arguments those of :func:`choose`: collects explanations on the way."""
 
-    def __init__(
-        self,
-        *,
-        inspect: Inspect,
-        inspect_alone: Inspect,
-        fingerprint: str | None,
-        config_asks_resume: bool,
-        allow_weights_only: bool,
-        expect_iteration: int | None,
-        max_iters: int | None,
-        record_of: Callable[[Path], SessionRecord | None],
-        sha256_of: Callable[[Path], str | None],
-    ) -> None:
-        self._inspect_file = inspect
-        self._inspect_alone = inspect_alone
-        self._fingerprint = fingerprint
-        self._config_asks_resume = config_asks_resume
-        self._allow_weights_only = allow_weights_only
-        self._expect_iteration = expect_iteration
-        self._max_iters = max_iters
-        self._record_of = record_of
-        self._sha256_of = sha256_of
-        self._explanations: list[str] = []
-        self._steps_down: list[str] = []
-        self._judged: dict[Path, Candidate] = {}
+    inspect_file: Inspect
+    inspect_alone: Inspect
+    fingerprint: str | None
+    config_asks_resume: bool
+    allow_weights_only: bool
+    expect_iteration: int | None
+    max_iters: int | None
+    record_of: Callable[[Path], SessionRecord | None]
+    sha256_of: Callable[[Path], str | None]
+    account: Account = field(default_factory=Account)
 
     # -- the three ways in
 
@@ -259,11 +169,11 @@ class _Ladder:
                 "Name another file, or let the kit choose with --resume auto.",
             )
         if self._lineage_of(inspection.fingerprint, candidate) == "another run":
-            self._step(candidate, "is of a run with another config; taken, as it is named")
+            self.account.step(candidate, "is of a run with another config; taken, as it is named")
         if weights_only:
             return self._take(candidate, inspection, "weights-only", "taken as named, weights only, as asked")
         if inspection.verdict == "weights-only":
-            if not self._allow_weights_only:
+            if not self.allow_weights_only:
                 raise CheckpointError(
                     f"{path} holds weights only ({candidate.problem}): nothing can be resumed from it.",
                     "Add --allow-weights-only to start at iteration 0 from its weights.",
@@ -273,25 +183,25 @@ class _Ladder:
 
     def start_anew(self, seen: Sequence[FoundCheckpoint], load_from: FoundCheckpoint | Path | None) -> Choice:
         """Resume nothing; the weights that a config names to start from are still its own wish."""
-        if self._expect_iteration:
+        if self.expect_iteration:
             raise CheckpointError(
                 f"--resume never starts at iteration 0, and --expect-iteration asks for "
-                f"{self._expect_iteration}.",
+                f"{self.expect_iteration}.",
                 "Leave one of them out.",
             )
         for item in seen:
             reason = "not considered, as --resume says never"
-            self._explanations.append(f"{item.path}: {reason}")
-            self._note(self._candidate(item, "named"), reason)
+            self.account.explanations.append(f"{item.path}: {reason}")
+            self.account.note(self._candidate(item, "named"), reason)
         if load_from is None:
             return self._fresh("starting fresh, as --resume says never")
         candidate = self._candidate(load_from, "load_from")
-        if self._config_asks_resume:
-            self._explain(candidate, "not considered, as --resume says never")
+        if self.config_asks_resume:
+            self.account.explain(candidate, "not considered, as --resume says never")
             return self._fresh("starting fresh, as --resume says never")
         choice = self._weights_of_config(candidate)
         if choice is None:
-            raise self._refusal(f"The config's load_from, {candidate.found.path}, cannot be used.")
+            raise self.account.refusal(f"The config's load_from, {candidate.found.path}, cannot be used.")
         return choice
 
     def walk(
@@ -302,16 +212,16 @@ class _Ladder:
         may_start_fresh: bool,
     ) -> Choice:
         """Walk down: newest resumable, older resumable, best weights if allowed, refusal."""
-        candidates = self._unique([self._candidate(item, origin) for item, origin in found])
+        candidates = without_duplicates([self._candidate(item, origin) for item, origin in found])
         ranked = [item for item in candidates if self._may_resume(item)]
         self._learn_lineage(ranked)
-        ranked.sort(key=_Candidate.order)
+        ranked.sort(key=Prospect.order)
         strangers = [
             item
             for item in candidates
             if item.is_best and item.origin != "load_from" and self._is_stranger(item)
         ]
-        start: _Candidate | None = None
+        start: Prospect | None = None
         num_failed = 0
         for position, candidate in enumerate(ranked):
             if not self._is_stranger(candidate):
@@ -321,26 +231,21 @@ class _Ladder:
                     if not self._is_stranger(candidate) and not self._is_start_of_config(candidate):
                         self._explain_rest(candidate, [*ranked[position + 1 :], *strangers])
                         return self._take(candidate, inspection, "resume", self._why_taken(candidate))
-            if candidate.origin == "load_from" and not self._config_asks_resume:
+            if candidate.origin == "load_from" and not self.config_asks_resume:
                 start = candidate
             elif self._is_stranger(candidate):
                 strangers.append(candidate)
             else:
                 num_failed += 1
-                self._step(candidate, f"not taken: {candidate.problem}")
+                self.account.step(candidate, f"not taken: {candidate.problem}")
         for candidate in strangers:
-            self._explain(candidate, "not taken: it is of a run with another config")
+            self.account.explain(candidate, "not taken: it is of a run with another config")
         for place in rejected:
-            if _NAMED_LIKE_ONE.fullmatch(place.path.name):
+            if kind_of(place.path.name) not in ("epoch", "other"):
                 num_failed += 1
-                self._explanations.append(f"{place.path}: not taken: {place.reason}")
-                self._steps_down.append(self._explanations[-1])
-                self._judged[place.path] = Candidate(
-                    path=place.path, origin="", iteration=None, size_bytes=0, verdict="rejected",
-                    reason=f"not taken: {place.reason}",
-                )  # fmt: skip
+                self.account.no_checkpoint(place)
         if start is not None and num_failed:
-            self._explain(start, "not taken: it would start anew, and this run has been further")
+            self.account.explain(start, "not taken: it would start anew, and this run has been further")
         elif start is not None:
             choice = self._weights_of_config(start)
             if choice is not None:
@@ -353,7 +258,7 @@ class _Ladder:
             and item is not start
             and not self._is_stranger(item)
         ]
-        choice = self._weights_if_allowed(sorted(weights, key=_Candidate.order))
+        choice = self._weights_if_allowed(sorted(weights, key=Prospect.order))
         if choice is not None:
             return choice
         if may_start_fresh and not (num_failed or strangers or weights):
@@ -362,53 +267,51 @@ class _Ladder:
 
     # -- rungs
 
-    def _weights_of_config(self, candidate: _Candidate) -> Choice | None:
+    def _weights_of_config(self, candidate: Prospect) -> Choice | None:
         """Take the weights of a ``load_from`` in a config that does not ask to resume."""
         inspection = self._inspect(candidate)
         if inspection is not None and inspection.verdict == "rejected":
             misfit = candidate.problem
             inspection = self._inspect(candidate, must_fit=False)
             if inspection is not None and inspection.verdict != "rejected":
-                self._step(candidate, f"its weights are loaded as far as they fit: {misfit}")
+                self.account.step(candidate, f"its weights are loaded as far as they fit: {misfit}")
         if inspection is None or inspection.verdict == "rejected":
-            self._step(candidate, f"not taken: {candidate.problem}")
+            self.account.step(candidate, f"not taken: {candidate.problem}")
             return None
         return self._take(
             candidate, inspection, "weights-only", "taken, weights only, as the config's load_from asks"
         )
 
-    def _weights_if_allowed(self, candidates: Sequence[_Candidate]) -> Choice | None:
+    def _weights_if_allowed(self, candidates: Sequence[Prospect]) -> Choice | None:
         for candidate in candidates:
-            if not self._allow_weights_only:
+            if not self.allow_weights_only:
                 if candidate.verdict != "weights-only":
-                    self._explain(candidate, "not taken: a best checkpoint holds weights only")
+                    self.account.explain(candidate, "not taken: a best checkpoint holds weights only")
                 continue
             inspection = self._inspect(candidate)
             if inspection is not None and inspection.verdict != "rejected":
                 if self._lineage_of(inspection.fingerprint, candidate) == "another run":
-                    self._explain(candidate, "not taken: it is of a run with another config")
+                    self.account.explain(candidate, "not taken: it is of a run with another config")
                     continue
-                self._step(
+                self.account.step(
                     candidate,
                     "WEIGHTS ONLY: nothing can be resumed, so training starts at iteration 0 from these "
                     "weights, with a fresh optimizer and schedule, as --allow-weights-only permits",
                 )
                 return self._take(candidate, inspection, "weights-only", None)
-            self._step(candidate, f"not taken: {candidate.problem}")
+            self.account.step(candidate, f"not taken: {candidate.problem}")
         return None
 
     def _take(
-        self, candidate: _Candidate, inspection: Inspection, action: Action, reason: str | None
+        self, candidate: Prospect, inspection: Inspection, action: Action, reason: str | None
     ) -> Choice:
         iteration = inspection.iteration if action == "resume" else 0
-        if reason is not None:
-            self._explanations.insert(0, candidate.line(reason))
-        self._note(candidate, reason or self._judged[candidate.target].reason, taken=True)
-        if self._expect_iteration is not None and iteration != self._expect_iteration:
-            raise self._refusal(
-                f"--expect-iteration asks for {self._expect_iteration}, and {candidate.found.path} starts "
+        self.account.taken(candidate, reason)
+        if self.expect_iteration is not None and iteration != self.expect_iteration:
+            raise self.account.refusal(
+                f"--expect-iteration asks for {self.expect_iteration}, and {candidate.found.path} starts "
                 f"at {iteration}.",
-                f"Attach the output that holds iteration {self._expect_iteration}, name its file with "
+                f"Attach the output that holds iteration {self.expect_iteration}, name its file with "
                 "--resume, or leave --expect-iteration out.",
             )
         return Choice(
@@ -416,48 +319,48 @@ class _Ladder:
             checkpoint=candidate.found,
             inspection=inspection,
             record=candidate.record,
-            explanations=tuple(self._explanations),
-            steps_down=tuple(self._steps_down),
-            candidates=self._candidates(),
+            explanations=tuple(self.account.explanations),
+            steps_down=tuple(self.account.steps_down),
+            candidates=self.account.candidates,
         )
 
     def _fresh(self, reason: str) -> Choice:
-        if self._expect_iteration:
-            raise self._refusal(
-                f"--expect-iteration asks for {self._expect_iteration}, and there is nothing to resume.",
+        if self.expect_iteration:
+            raise self.account.refusal(
+                f"--expect-iteration asks for {self.expect_iteration}, and there is nothing to resume.",
                 "Attach the output of the session before, or leave --expect-iteration out.",
             )
         return Choice(
             action="fresh",
-            explanations=(*self._explanations, reason),
-            candidates=self._candidates(),
+            explanations=(*self.account.explanations, reason),
+            candidates=self.account.candidates,
         )
 
     # -- what is known of a candidate
 
-    def _candidate(self, found: FoundCheckpoint | Path, origin: Origin) -> _Candidate:
+    def _candidate(self, found: FoundCheckpoint | Path, origin: Origin) -> Prospect:
         if isinstance(found, Path):
-            found = _as_found(found)
-        record = self._record_of(found.target)
-        candidate = _Candidate(
+            found = as_found(found)
+        record = self.record_of(found.target)
+        candidate = Prospect(
             found=found,
             origin=origin,
             record=record,
-            sha256=self._sha256_of(found.target) or _recorded_sha256(found.target, record),
+            sha256=self.sha256_of(found.target) or recorded_sha256(found.target, record),
             lineage="unknown",
             iteration=found.iteration,
         )
         candidate.lineage = self._lineage_of(None, candidate)
         return candidate
 
-    def _lineage_of(self, stated: str | None, candidate: _Candidate) -> Lineage:
+    def _lineage_of(self, stated: str | None, candidate: Prospect) -> Lineage:
         """Compare fingerprints: the one in the file counts more than the one in the record beside it."""
         stated = stated or (candidate.record.fingerprint if candidate.record else None)
-        if not stated or not self._fingerprint:
+        if not stated or not self.fingerprint:
             return "unknown"
-        return "this run" if stated == self._fingerprint else "another run"
+        return "this run" if stated == self.fingerprint else "another run"
 
-    def _learn_lineage(self, candidates: Sequence[_Candidate]) -> None:
+    def _learn_lineage(self, candidates: Sequence[Prospect]) -> None:
         """Read the headers that the order depends on.
 
         They are those of files whose names state no iteration, and those that would be passed over
@@ -469,56 +372,43 @@ class _Ladder:
             doubtful = candidate.lineage == "unknown" and known and (candidate.iteration or 0) > min(known)
             if candidate.iteration is not None and not doubtful:
                 continue
-            header = self._read(candidate, self._inspect_file, full=False)
+            header = self._read(candidate, self.inspect_file, full=False)
             if header is not None and header.verdict != "rejected":
                 candidate.iteration = header.iteration
                 candidate.lineage = self._lineage_of(header.fingerprint, candidate)
 
-    def _may_resume(self, candidate: _Candidate) -> bool:
-        if "epoch_" in candidate.target.name and candidate.origin != "load_from":
-            self._explain(candidate, "not taken: it counts epochs, and this run counts iterations")
+    def _may_resume(self, candidate: Prospect) -> bool:
+        if candidate.counts_epochs and candidate.origin != "load_from":
+            self.account.explain(candidate, "not taken: it counts epochs, and this run counts iterations")
             return False
         return not candidate.is_best or candidate.origin == "load_from"
 
-    def _is_stranger(self, candidate: _Candidate) -> bool:
+    def _is_stranger(self, candidate: Prospect) -> bool:
         """Whether it is of another run, and nobody named it."""
-        named = candidate.origin == "load_from" and self._config_asks_resume
+        named = candidate.origin == "load_from" and self.config_asks_resume
         return candidate.lineage == "another run" and not named
 
-    def _is_start_of_config(self, candidate: _Candidate) -> bool:
+    def _is_start_of_config(self, candidate: Prospect) -> bool:
         """Whether a resumable ``load_from`` is meant as a start for a new run rather than resumed."""
         return (
             candidate.origin == "load_from"
-            and not self._config_asks_resume
+            and not self.config_asks_resume
             and candidate.lineage != "this run"
-            and self._max_iters is not None
-            and (candidate.iteration or 0) >= self._max_iters
+            and self.max_iters is not None
+            and (candidate.iteration or 0) >= self.max_iters
         )
 
-    def _unique(self, candidates: Sequence[_Candidate]) -> list[_Candidate]:
-        """Leave out what names the same file again: ``latest.pth`` and ``last_checkpoint`` often do."""
-        named_plainly = sorted(candidates, key=lambda item: item.found.kind in ("latest", "last_checkpoint"))
-        first: dict[Path, _Candidate] = {}
-        for candidate in named_plainly:
-            path = candidate.target.resolve()
-            if path not in first:
-                first[path] = candidate
-            elif first[path].origin != "load_from" and candidate.origin == "load_from":
-                first[path].origin = "load_from"
-        kept = list(first.values())
-        return [item for item in candidates if any(item is other for other in kept)]
-
-    def _inspect(self, candidate: _Candidate, *, must_fit: bool = True) -> Inspection | None:
+    def _inspect(self, candidate: Prospect, *, must_fit: bool = True) -> Inspection | None:
         """Return the full verdict, or None where the file cannot be read; read once, then remembered."""
         if candidate.inspection is None or not must_fit:
-            judge = self._inspect_file if must_fit else self._inspect_alone
+            judge = self.inspect_file if must_fit else self.inspect_alone
             candidate.inspection = self._read(candidate, judge, full=True)
             if candidate.inspection is not None:
                 found = candidate.inspection
                 candidate.problem = "; ".join(found.problems) or found.verdict
         return candidate.inspection
 
-    def _read(self, candidate: _Candidate, judge: Inspect, *, full: bool) -> Inspection | None:
+    def _read(self, candidate: Prospect, judge: Inspect, *, full: bool) -> Inspection | None:
         try:
             return judge(candidate.target, manifest_sha256=candidate.sha256 if full else None, full=full)
         except OSError as error:
@@ -527,63 +417,29 @@ class _Ladder:
 
     # -- words
 
-    def _why_taken(self, candidate: _Candidate) -> str:
+    def _why_taken(self, candidate: Prospect) -> str:
         if candidate.lineage == "this run":
             return "taken: the highest iteration of this run that passes"
         if candidate.lineage == "another run":
-            self._step(
+            self.account.step(
                 candidate, "is of a run with another config; taken, as the config's load_from names it"
             )
             return "taken, as the config's load_from names it"
         return "taken: the highest iteration that passes; it states no run, but fits the model and classes"
 
-    def _explain_rest(self, taken: _Candidate, rest: Sequence[_Candidate]) -> None:
+    def _explain_rest(self, taken: Prospect, rest: Sequence[Prospect]) -> None:
         for candidate in rest:
             if self._is_stranger(candidate):
                 reason = "it is of a run with another config; name it with --resume to take it"
-            elif candidate.lineage != taken.lineage:
-                reason = "nothing says that it is of this run; name it with --resume to take it"
-            elif candidate.iteration != taken.iteration:
-                reason = "an older iteration"
-            elif None not in (candidate.sha256, taken.sha256):
-                same = candidate.sha256 == taken.sha256
-                reason = f"the same iteration, {'the same file' if same else 'other content'} by sha256"
-            elif taken.is_recorded and not candidate.is_recorded:
-                reason = "the same iteration, and no record names it"
-            elif candidate.sha256 is None and taken.sha256 is not None:
-                reason = "the same iteration, and its sha256 is not recorded"
             else:
-                reason = "the same iteration, in another place"
-            self._explain(candidate, f"not needed: {reason}")
-
-    def _explain(self, candidate: _Candidate, reason: str) -> None:
-        self._explanations.append(candidate.line(reason))
-        self._note(candidate, reason)
-
-    def _note(self, candidate: _Candidate, reason: str, *, taken: bool = False) -> None:
-        """Remember the last word on a file."""
-        self._judged[candidate.target] = Candidate(
-            path=candidate.target,
-            origin=candidate.origin,
-            iteration=candidate.iteration,
-            size_bytes=candidate.found.size_bytes,
-            verdict=candidate.verdict,
-            reason=reason,
-            taken=taken,
-        )
-
-    def _candidates(self) -> tuple[Candidate, ...]:
-        return tuple(sorted(self._judged.values(), key=lambda item: not item.taken))
-
-    def _step(self, candidate: _Candidate, reason: str) -> None:
-        self._explain(candidate, reason)
-        self._steps_down.append(candidate.line(reason))
+                reason = why_not_needed(candidate, taken)
+            self.account.explain(candidate, f"not needed: {reason}")
 
     def _nothing(
-        self, strangers: Sequence[_Candidate], weights: Sequence[_Candidate], num_failed: int
+        self, strangers: Sequence[Prospect], weights: Sequence[Prospect], num_failed: int
     ) -> CheckpointError:
-        if weights and not self._allow_weights_only:
-            return self._refusal(
+        if weights and not self.allow_weights_only:
+            return self.account.refusal(
                 "No checkpoint can be resumed; there are weights without an optimizer.",
                 "Add --allow-weights-only to start at iteration 0 from the best of them, or attach the "
                 "output that holds an iter_N.pth.",
@@ -591,58 +447,26 @@ class _Ladder:
         if strangers and not num_failed:
             return self._only_strangers(strangers)
         if num_failed or weights:
-            return self._refusal(
+            return self.account.refusal(
                 "Every checkpoint found was rejected.",
                 "Attach an earlier output of this run, or start anew with --resume never.",
             )
-        return self._refusal(
+        return self.account.refusal(
             "There is no checkpoint to resume from, and starting fresh was not allowed.",
             "Attach the output of the session before, or start anew with --resume never.",
         )
 
-    def _only_strangers(self, strangers: Sequence[_Candidate]) -> CheckpointError:
+    def _only_strangers(self, strangers: Sequence[Prospect]) -> CheckpointError:
         """Return the refusal of checkpoints of other runs, with what sets the newest apart."""
         newest = min(strangers, key=lambda item: (item.is_best, -(item.iteration or 0)))
         problem = "Every checkpoint found is of a run with another config."
         anew = "to start a new one, --resume never"
         inspection = self._inspect(newest)
         if inspection is not None and inspection.verdict == "resumable":
-            return self._refusal(
+            return self.account.refusal(
                 problem, f"To continue that run with this config, say --resume {newest.target}; {anew}."
             )
-        return self._refusal(
+        return self.account.refusal(
             f"{problem} The newest, {newest.target}, does not fit: {newest.problem}.",
             f"Use the config that it was trained with; {anew}.",
         )
-
-    def _refusal(self, problem: str, remedy: str = "") -> CheckpointError:
-        return CheckpointError("\n  ".join((problem, *self._explanations)), f"\n{remedy}" if remedy else "")
-
-
-def _recorded_sha256(path: Path, record: SessionRecord | None) -> str | None:
-    """Return the sha256 that the record beside a checkpoint states for it, if any."""
-    refs = (record.checkpoint, record.best) if record else ()
-    return next((ref.sha256 for ref in refs if ref is not None and ref.file == path.name), None)
-
-
-def _as_found(path: Path) -> FoundCheckpoint:
-    """Return a file that was named rather than found; a ``last_checkpoint`` stands for what it names."""
-    from mapsage_kaggle.checkpoints.scan import FoundCheckpoint
-
-    target = path
-    if path.name == "last_checkpoint":
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            named = path.read_text(encoding="utf-8").strip().replace("\\", "/")
-            target = path.parent / (named.rpartition("/")[2] or path.name)
-    try:
-        size_bytes = target.stat().st_size
-    except OSError:
-        size_bytes = 0
-    return FoundCheckpoint(
-        path=path,
-        kind="best" if kind_of(target.name) == "best" else "iter",
-        iteration=iteration_of(target.name),
-        size_bytes=size_bytes,
-        source="",
-        target=target,
-    )

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mapsage_kaggle.checkpoints.allowed import ITEM_BYTES, StorageInfo, TensorInfo, UnsafeError
 from mapsage_kaggle.checkpoints.archive import Archive, DamagedError, Entry, Source
 from mapsage_kaggle.checkpoints.legacy import LegacyArchive, is_legacy
-from mapsage_kaggle.checkpoints.unpickle import (
-    ITEM_BYTES,
-    MAX_PICKLE_BYTES,
-    StorageInfo,
-    TensorInfo,
-    UnsafeError,
-    interpret,
-    interpret_one,
-)
+from mapsage_kaggle.checkpoints.names import counts_in
+from mapsage_kaggle.checkpoints.unpickle import MAX_PICKLE_BYTES, interpret, interpret_one
+from mapsage_kaggle.records import FINGERPRINT_KEY, OWED_VALIDATION_KEY, RUN_ID_KEY
 
 _MAX_DEPTH = 64
 
 Verdict = Literal["resumable", "weights-only", "rejected"]
-
-_NAMED_ITERATION = re.compile(r"(?:^|_)iter_(\d+)\.pth$")
-_NAMED_EPOCH = re.compile(r"(?:^|_)epoch_(\d+)\.pth$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -386,57 +377,32 @@ def _judge(
     classes: Sequence[str] | None,
 ) -> Inspection:
     """Return the verdict on a file's content, its bytes taken for granted."""
+    meta = _mapping(tree.get("meta"))
+    runtime = _mapping(_mapping(tree.get("message_hub")).get("runtime_info"))
+    schedulers = tree.get("param_schedulers")
+    weights, is_bare = _weights_in(tree)
+    iteration, epoch = _whole(meta.get("iter")), _whole(meta.get("epoch"))
+    trained_on = _texts(_mapping(meta.get("dataset_meta")).get("classes"))
+
     wrong: list[str] = []  # makes it rejected
     lacking: list[str] = []  # makes it weights-only
-    meta = _mapping(tree.get("meta"))
-    hub = _mapping(tree.get("message_hub"))
-    runtime = _mapping(hub.get("runtime_info"))
-    state = tree.get("state_dict")
-    if state is None and tree and all(type(value) is TensorInfo for value in tree.values()):
-        state, lacking = tree, ["it is a bare table of weights, without meta, optimizer and schedulers"]
-    weights = {
-        key: value for key, value in _mapping(state).items() if type(key) is str and type(value) is TensorInfo
-    }
     if not weights:
         keys = _list([str(key) for key in tree])
         wrong.append(f"it has no weights: expected a state_dict, found {keys or 'nothing'}")
-
-    iteration, epoch = _whole(meta.get("iter")), _whole(meta.get("epoch"))
-    named = _NAMED_ITERATION.search(path.name)
-    if named and iteration is not None and int(named[1]) != iteration:
-        wrong.append(f"its name says iteration {int(named[1])}, its meta.iter says {iteration}")
-    named = _NAMED_EPOCH.search(path.name)
-    if named and epoch is not None and int(named[1]) != epoch:
-        wrong.append(f"its name says epoch {int(named[1])}, its meta.epoch says {epoch}")
-
-    has_optimizer = bool(_mapping(tree.get("optimizer")))
-    schedulers = tree.get("param_schedulers")
-    num_schedulers = len(schedulers) if isinstance(schedulers, (list, dict)) else None
-    if not lacking:
-        missing = [
-            name
-            for name, there in (
-                ("meta.iter", iteration is not None),
-                ("meta.epoch", epoch is not None),
-                ("optimizer", has_optimizer),
-                ("param_schedulers", num_schedulers is not None),
-                ("message_hub", bool(hub)),
-            )
-            if not there
-        ]
-        if missing:
-            lacking.append(f"it has no {', '.join(missing)}: a resume would silently start those afresh")
-        elif "config" in meta:
-            # mmengine's Runner.resume passes meta.config to Config.fromstring, which runs it.
-            wrong.append(
-                "it has meta.config, which mmengine would run as Python on resume; true checkpoints have none"
-            )
-
-    trained_on = _texts(_mapping(meta.get("dataset_meta")).get("classes"))
+    wrong += _misnamed(path.name, iteration, epoch)
+    if is_bare:
+        lacking.append("it is a bare table of weights, without meta, optimizer and schedulers")
+    elif missing := _missing_to_resume(tree):
+        lacking.append(f"it has no {', '.join(missing)}: a resume would silently start those afresh")
+    elif "config" in meta:
+        # mmengine's Runner.resume passes meta.config to Config.fromstring, which runs it.
+        wrong.append(
+            "it has meta.config, which mmengine would run as Python on resume; true checkpoints have none"
+        )
     if classes is not None and trained_on is not None and tuple(classes) != trained_on:
         wrong.append(f"it was trained on the classes {_list(trained_on)}, expected {_list(tuple(classes))}")
     if shapes is not None and weights:
-        wrong.extend(compare_shapes({key: value.shape for key, value in weights.items()}, shapes))
+        wrong += compare_shapes({key: value.shape for key, value in weights.items()}, shapes)
 
     return Inspection(
         path=path,
@@ -447,18 +413,51 @@ def _judge(
         seed=_whole(meta.get("seed")),
         classes=trained_on,
         mmengine_version=_text(meta.get("mmengine_version")),
-        run_id=_text(runtime.get("mapsage_run_id")),
-        fingerprint=_text(runtime.get("mapsage_fingerprint")),
-        owed_validation=_whole(runtime.get("mapsage_owed_validation")),
+        run_id=_text(runtime.get(RUN_ID_KEY)),
+        fingerprint=_text(runtime.get(FINGERPRINT_KEY)),
+        owed_validation=_whole(runtime.get(OWED_VALIDATION_KEY)),
         best_score=_number(runtime.get("best_score")),
         best_ckpt=_text(runtime.get("best_ckpt")),
-        has_optimizer=has_optimizer,
+        has_optimizer=bool(_mapping(tree.get("optimizer"))),
         has_ema=bool(_mapping(tree.get("ema_state_dict"))),
-        num_param_schedulers=num_schedulers,
+        num_param_schedulers=len(schedulers) if isinstance(schedulers, (list, dict)) else None,
         num_tensors=len(weights),
         num_weights=sum(value.num_elements for value in weights.values()),
         config_text=_text(meta.get("cfg")),
     )
+
+
+def _weights_in(tree: Mapping[str, Any]) -> tuple[dict[str, TensorInfo], bool]:
+    """Return the model's weights, and whether the file is nothing but a table of them."""
+    state = tree.get("state_dict")
+    is_bare = state is None and bool(tree) and all(type(value) is TensorInfo for value in tree.values())
+    table = tree if is_bare else _mapping(state)
+    weights = {key: value for key, value in table.items() if type(key) is str and type(value) is TensorInfo}
+    return weights, is_bare
+
+
+def _misnamed(name: str, iteration: int | None, epoch: int | None) -> list[str]:
+    named_iteration, named_epoch = counts_in(name)
+    return [
+        f"its name says {unit} {named}, its meta.{key} says {found}"
+        for unit, key, named, found in (
+            ("iteration", "iter", named_iteration, iteration),
+            ("epoch", "epoch", named_epoch, epoch),
+        )
+        if None not in (named, found) and named != found
+    ]
+
+
+def _missing_to_resume(tree: Mapping[str, Any]) -> list[str]:
+    meta = _mapping(tree.get("meta"))
+    there = {
+        "meta.iter": _whole(meta.get("iter")) is not None,
+        "meta.epoch": _whole(meta.get("epoch")) is not None,
+        "optimizer": bool(_mapping(tree.get("optimizer"))),
+        "param_schedulers": isinstance(tree.get("param_schedulers"), (list, dict)),
+        "message_hub": bool(_mapping(tree.get("message_hub"))),
+    }
+    return [name for name, is_there in there.items() if not is_there]
 
 
 def compare_shapes(

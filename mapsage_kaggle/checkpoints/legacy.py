@@ -10,13 +10,9 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mapsage_kaggle.checkpoints.allowed import StorageInfo
 from mapsage_kaggle.checkpoints.archive import DamagedError, Entry, Reader, Source
-from mapsage_kaggle.checkpoints.unpickle import (
-    MAX_PICKLE_BYTES,
-    StorageInfo,
-    interpret_one,
-    storages_named_in,
-)
+from mapsage_kaggle.checkpoints.unpickle import MAX_PICKLE_BYTES, interpret_one, storages_named_in
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickled number 0x1950a86a20f9469cfc6c, with which each such file begins."""

@@ -7,16 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from mapsage_kaggle.checkpoints.allowed import ArrayInfo, HistoryInfo, Symbol, TensorInfo, UnsafeError
 from mapsage_kaggle.checkpoints.archive import DamagedError, Entry, Source
 from mapsage_kaggle.checkpoints.inspect import Content, open_archive, read_content
-from mapsage_kaggle.checkpoints.unpickle import (
-    ArrayInfo,
-    HistoryInfo,
-    Symbol,
-    TensorInfo,
-    UnsafeError,
-    interpret,
-)
+from mapsage_kaggle.checkpoints.unpickle import interpret
 from mapsage_kaggle.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -79,7 +73,9 @@ class _Realise:
 
         self._np, self._torch = np, torch
         self._history_buffer = history_buffer or _imported_history_buffer() or HistoryInfo
-        self.tensor_types = (torch.Tensor,)
+        self.tensor_types: tuple[type, ...] = (torch.Tensor,)
+        self.array_types: tuple[type, ...] = (np.ndarray,)
+        self.history_types: tuple[type, ...] = (type(self._history_buffer()),)
         self._pickle = content.pickle
         self._memory: dict[str, Any] = {}
         for storage in content.storages.values():

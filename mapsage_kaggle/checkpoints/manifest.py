@@ -78,6 +78,24 @@ class Manifest:
             {name: ref for name, ref in self.pending.items() if name not in gone},
         )
 
+    def settled_in(self, folder: Path) -> Manifest:
+        """Return what it would say had the last save been finished: files that are there."""
+        files: dict[str, CheckpointRef] = {}
+        for name in {**self.files, **self.pending}:
+            candidates = (self.files.get(name), self.pending.get(name))
+            refs = [ref for ref in candidates if ref is not None]
+            try:
+                size_bytes = (folder / name).stat().st_size
+            except OSError:
+                continue
+            fitting = [ref for ref in refs if ref.size_bytes == size_bytes]
+            if name in self.pending and fitting:
+                sha256 = file_sha256(folder / name)
+                fitting = [ref for ref in fitting if ref.sha256 == sha256]
+            if fitting:
+                files[name] = fitting[0]
+        return Manifest(files)
+
 
 def _refs_to_json(refs: Mapping[str, CheckpointRef]) -> dict[str, Any]:
     return {

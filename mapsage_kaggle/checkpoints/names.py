@@ -1,33 +1,64 @@
-"""What checkpoint files are called."""
+"""What checkpoint files are called: the one place that reads such names and writes them."""
 
 from __future__ import annotations
 
 import re
 from typing import Literal
 
-Kind = Literal["iter", "best", "other"]
+Kind = Literal["iter", "best", "epoch", "latest", "last_checkpoint", "other"]
+
+LAST_CHECKPOINT = "last_checkpoint"
+"""A file that holds the name of the newest checkpoint."""
+
+ENDINGS = (".pth", LAST_CHECKPOINT)
+"""What every such name ends with."""
+
+# [0-9], for \d also matches the digits of other scripts; 15 of them at most, for no run is longer and
+# JSON's numbers hold no more everywhere.
+_NAME = re.compile(r"(?:best_(?P<metric>.+)_)?(?P<unit>iter|epoch)_(?P<count>[0-9]{1,15})\.pth")
+_ENDS_LIKE_ONE = re.compile(r"(?:.*_)?(?P<unit>iter|epoch)_(?P<count>[0-9]{1,15})\.pth", re.DOTALL)
 
 
-_ITER = re.compile(r"iter_(\d+)\.pth")
+def iteration_name(iteration: int) -> str:
+    """Return the name of the checkpoint after so many iterations."""
+    return f"iter_{iteration}.pth"
 
 
-_BEST = re.compile(r"best_(?P<metric>.+)_iter_(\d+)\.pth")
+def best_name(metric: str, iteration: int) -> str:
+    """Return the name of the checkpoint with the best score so far."""
+    return f"best_{metric}_iter_{iteration}.pth"
 
 
 def kind_of(name: str) -> Kind:
-    """Return ``iter``, ``best`` or ``other`` for a checkpoint's file name."""
-    if _ITER.fullmatch(name):
-        return "iter"
-    return "best" if _BEST.fullmatch(name) else "other"
+    """Return what a file name promises; ``other`` where it is no checkpoint's.
+
+    ``best`` counts iterations; a best checkpoint that counts epochs is an ``epoch``.
+    """
+    if name == LAST_CHECKPOINT:
+        return "last_checkpoint"
+    if name == "latest.pth":
+        return "latest"
+    found = _NAME.fullmatch(name)
+    if not found:
+        return "other"
+    if found["unit"] == "epoch":
+        return "epoch"
+    return "best" if found["metric"] else "iter"
 
 
 def iteration_of(name: str) -> int | None:
-    """Return the iteration that a file name states, or None where it states none."""
-    found = _ITER.fullmatch(name) or _BEST.fullmatch(name)
-    return int(found.group(found.lastindex or 1)) if found else None
+    """Return the iteration that a checkpoint's name states, or None where it states none."""
+    found = _NAME.fullmatch(name)
+    return int(found["count"]) if found and found["unit"] == "iter" else None
 
 
 def metric_of(name: str) -> str | None:
     """Return the score that a best checkpoint's name states, such as ``mIoU``; None for other names."""
-    found = _BEST.fullmatch(name)
-    return found.group("metric") if found else None
+    return _NAME.fullmatch(name)["metric"] if kind_of(name) == "best" else None  # type: ignore[index]
+
+
+def counts_in(name: str) -> tuple[int | None, int | None]:
+    """Return the iterations and the epochs that any name states at its end, as ``mine_iter_8.pth`` does."""
+    found = _ENDS_LIKE_ONE.fullmatch(name)
+    count = int(found["count"]) if found else None
+    return (count, None) if found and found["unit"] == "iter" else (None, count)

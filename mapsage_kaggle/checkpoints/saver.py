@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO
 
-from mapsage_kaggle.checkpoints.store import CheckpointStore, SaveFailed
+from mapsage_kaggle.checkpoints.proving import SaveFailed
+from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.pace import Samples
 from mapsage_kaggle.records import CheckpointRef
 

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from mapsage_kaggle.checkpoints.names import ENDINGS, LAST_CHECKPOINT, Kind, iteration_of, kind_of
 from mapsage_kaggle.paths import KagglePaths
 from mapsage_kaggle.walk import WalkResult, walk
 
-Kind = Literal["iter", "best", "latest", "last_checkpoint", "epoch"]
-
-_ITER = re.compile(r"iter_([0-9]{1,15})\.pth")
-_BEST = re.compile(r"best_.+_iter_([0-9]{1,15})\.pth")
-_EPOCH = re.compile(r"(?:best_.+_)?epoch_([0-9]{1,15})\.pth")
-_WANTED = re.compile(
-    r"(?:best_.+_)?(?:iter|epoch)_[0-9]{1,15}\.pth|latest\.pth|last_checkpoint|session\.json"
-)
-_ENDINGS = (".pth", "last_checkpoint", "session.json")
+_RECORD = "session.json"
 _MAX_NAME_BYTES = 4096
 
 
@@ -118,7 +110,7 @@ def scan(
     deadline = now() + wait_s
     pause_s = 0.5
     while True:
-        found = walk(root, want_file=_WANTED.fullmatch, endings=_ENDINGS)
+        found = walk(root, want_file=_is_wanted, endings=(*ENDINGS, _RECORD))
         absent = _absent(root, found)
         left_s = deadline - now()
         if not absent or left_s <= 0:
@@ -128,6 +120,10 @@ def scan(
         sleep(min(pause_s, left_s))
         pause_s = min(pause_s * 2, 8.0)
     return _report(root, found)
+
+
+def _is_wanted(name: str) -> bool:
+    return name == _RECORD or kind_of(name) != "other"
 
 
 def _absent(root: Path, found: WalkResult) -> str:
@@ -154,7 +150,7 @@ def _report(root: Path, found: WalkResult) -> ScanReport:
     records: list[Path] = []
     rejected = [Rejected(path=problem.path, reason=problem.reason) for problem in found.problems]
     for path in found.files:
-        if path.name == "session.json":
+        if path.name == _RECORD:
             records.append(path)
             continue
         try:
@@ -173,13 +169,12 @@ class _NotOneError(Exception):
 
 def _found(path: Path, anchor: Path) -> FoundCheckpoint:
     target = path
-    if path.name == "last_checkpoint":
-        kind: Kind = "last_checkpoint"
+    kind = kind_of(path.name)
+    if kind == LAST_CHECKPOINT:
         target = _named_in(path)
         status = target.stat()
     else:
         status = path.stat()
-        kind = _kind(path.name)
         if kind == "latest" and path.is_symlink():
             target = path.parent / path.readlink()
     if not stat.S_ISREG(status.st_mode):
@@ -189,25 +184,11 @@ def _found(path: Path, anchor: Path) -> FoundCheckpoint:
     return FoundCheckpoint(
         path=path,
         kind=kind,
-        iteration=iteration_in_name(target.name),
+        iteration=iteration_of(target.name),
         size_bytes=status.st_size,
         source=_source(path, anchor),
         target=target,
     )
-
-
-def _kind(name: str) -> Kind:
-    if _ITER.fullmatch(name):
-        return "iter"
-    if _BEST.fullmatch(name):
-        return "best"
-    return "latest" if name == "latest.pth" else "epoch"
-
-
-def iteration_in_name(name: str) -> int | None:
-    """Return the N of ``iter_N.pth`` or ``best_<metric>_iter_N.pth``; None for other names."""
-    match = _ITER.fullmatch(name) or _BEST.fullmatch(name)
-    return int(match[1]) if match else None
 
 
 def _named_in(path: Path) -> Path:

@@ -18,24 +18,18 @@ it, the name is covered by a hash whether the rename has happened or not.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
-import fcntl
-import hashlib
-import io
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-from mapsage_kaggle.checkpoints.inspect import inspect
-from mapsage_kaggle.checkpoints.manifest import CHUNK_BYTES, Manifest, file_sha256, manifest_sha256
-from mapsage_kaggle.checkpoints.names import iteration_of, kind_of, metric_of
+from mapsage_kaggle.checkpoints.lock import WorkDirLock
+from mapsage_kaggle.checkpoints.manifest import Manifest, manifest_sha256
+from mapsage_kaggle.checkpoints.names import iteration_name, iteration_of, kind_of
+from mapsage_kaggle.checkpoints.proving import SaveFailed, copy_proven, prove, remove_quietly, write_proven
 from mapsage_kaggle.checkpoints.retention import (
     BUDGET_BYTES,
     MAX_FILES,
@@ -44,59 +38,14 @@ from mapsage_kaggle.checkpoints.retention import (
     plan_retention,
     plan_room,
 )
-from mapsage_kaggle.errors import MachineError
 from mapsage_kaggle.paths import WorkDir, replace_file, sync_folder
-from mapsage_kaggle.records import CheckpointRef, record_beside
+from mapsage_kaggle.records import CheckpointRef
 
 OnEvent = Callable[[str, int, Mapping[str, Any]], None]
 
 ASIDE_SUFFIX = ".aside"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _STRAY_AGE_S = 600.0
-
-
-class SaveFailed(MachineError):
-    """A checkpoint could not be written. Those proven before are untouched, so training may go on."""
-
-
-class _HashingStream(io.RawIOBase):
-    """Passes what is written on to a file, hashes it, and remembers the first error.
-
-    The memory is needed because torch's zip writer, told of a full disk by an exception, raises
-    a RuntimeError of its own about an unexpected position, and hides what happened.
-    """
-
-    def __init__(self, stream: BinaryIO) -> None:
-        super().__init__()
-        self._stream = stream
-        self._hash = hashlib.sha256()
-        self.size_bytes = 0
-        self.error: OSError | None = None
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        if self.error is not None:
-            raise self.error
-        view = memoryview(data)
-        self._hash.update(view)
-        try:
-            self._stream.write(view)
-        except OSError as error:
-            self.error = error
-            raise
-        self.size_bytes += view.nbytes
-        return view.nbytes
-
-    def flush(self) -> None:
-        """Leave flushing to the store: torch calls this at its end, the store before its fsync."""
-
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
-
-
-_held_locks: weakref.WeakSet[CheckpointStore] = weakref.WeakSet()
 
 
 class CheckpointStore:
@@ -131,7 +80,7 @@ class CheckpointStore:
         self._greater_is_better = greater_is_better
         self._on_event = on_event
         self._manifest = Manifest()
-        self._lock_descriptor: int | None = None
+        self._lock = WorkDirLock(work_dir)
         self._saving = threading.RLock()
 
     @property
@@ -151,25 +100,9 @@ class CheckpointStore:
             MachineError: Another process holds the folder; the message names it. Or the folder
                 cannot be written.
         """
-        if self._lock_descriptor is not None:
+        if self._lock.is_held:
             return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self._files.lock, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise MachineError(
-                f"The work dir {self.path} cannot be written: {error.strerror}.",
-                "Choose another one with --work-dir.",
-            ) from error
-        try:
-            _take_lock(descriptor, self._files.lock, wait_s)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._lock_descriptor = descriptor
-        _held_locks.add(self)
+        self._lock.take(wait_s=wait_s)
         try:
             self._recover()
         except BaseException:
@@ -177,26 +110,15 @@ class CheckpointStore:
             raise
 
     def unlock(self) -> None:
-        """Give the folder free. Waits for a save that is going on."""
+        """Let other processes have the folder. Waits for a save that is going on."""
         with self._saving:
-            self._close_lock()
-
-    def _close_lock(self) -> None:
-        if self._lock_descriptor is not None:
-            os.close(self._lock_descriptor)
-            self._lock_descriptor = None
-            _held_locks.discard(self)
+            self._lock.release()
 
     def __enter__(self) -> CheckpointStore:
         self.lock()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.unlock()
 
     # -- what is there
@@ -246,10 +168,10 @@ class CheckpointStore:
         if Path(name).name != name or name.startswith(".") or not name.endswith(".pth"):
             raise ValueError(f"{name!r} is no plain checkpoint name such as iter_8000.pth")
         with self._saving:
-            self._require_lock()
+            self._lock.require()
 
             def attempt() -> CheckpointRef:
-                size_bytes, sha256 = self._write_proven(name, write)
+                size_bytes, sha256 = write_proven(self._temporary(name), write)
                 ref = CheckpointRef(
                     file=name,
                     iteration=iteration,
@@ -289,7 +211,7 @@ class CheckpointStore:
             OSError: A file could not be renamed.
         """
         with self._saving:
-            self._require_lock()
+            self._lock.require()
             ahead = [
                 path
                 for path in sorted(self.path.glob("*.pth"))
@@ -323,11 +245,11 @@ class CheckpointStore:
                 no room. The work dir is unchanged.
         """
         with self._saving:
-            self._require_lock()
+            self._lock.require()
             held = self.best()
             if held is not None and held.value is not None and not self._is_better(value, held.value):
                 return None
-            write = partial(_copy_proven, source, sha256 or manifest_sha256(source))
+            write = partial(copy_proven, source, sha256 or manifest_sha256(source))
             return self.save(
                 source.name, write, iteration=iteration, metric=metric, value=value, make_last=False
             )
@@ -343,28 +265,13 @@ class CheckpointStore:
         Raises:
             SaveFailed: As for :meth:`carry_over`.
         """
-        write = partial(_copy_proven, source, sha256 or manifest_sha256(source))
-        return self.save(f"iter_{iteration}.pth", write, iteration=iteration)
-
-    def adopt(self, ref: CheckpointRef) -> None:
-        """List a file of this folder that has been verified by other means, such as ``inspect``.
-
-        Raises:
-            ValueError: It is not there, or not as large as ``ref`` says.
-        """
-        with self._saving:
-            self._require_lock()
-            path = self.path / ref.file
-            if not path.is_file() or path.stat().st_size != ref.size_bytes:
-                raise ValueError(f"{path} is not the file of {ref.size_bytes} bytes that was verified")
-            self._manifest = self._manifest.with_file(ref)
-            self._manifest.write(self._files.manifest)
-            self._point_to_newest()
+        write = partial(copy_proven, source, sha256 or manifest_sha256(source))
+        return self.save(iteration_name(iteration), write, iteration=iteration)
 
     def retain(self) -> tuple[str, ...]:
         """Delete what the retention rule does not keep; return the names. A file that resists is told of."""
         with self._saving:
-            self._require_lock()
+            self._lock.require()
             unlisted = [
                 path
                 for path in self.path.glob("*.pth")
@@ -390,35 +297,6 @@ class CheckpointStore:
 
     # -- the steps of a save
 
-    def _write_proven(self, name: str, write: Callable[[BinaryIO], None]) -> tuple[int, str]:
-        """Write and prove the temporary file; it is gone again where that fails."""
-        temporary = self.path / f"{name}.tmp"
-        hashing: _HashingStream | None = None
-        try:
-            with temporary.open("wb", buffering=CHUNK_BYTES) as stream:
-                hashing = _HashingStream(stream)
-                write(cast(BinaryIO, hashing))
-                stream.flush()
-                os.fsync(stream.fileno())
-            sha256 = hashing.sha256()
-            found = file_sha256(temporary, from_disk=True)
-            if found != sha256:
-                raise SaveFailed(
-                    f"{temporary} was written with sha256 {sha256} and reads back as {found}: the disk "
-                    "does not keep what it is given.",
-                    "Training goes on with the older checkpoint; save to another disk with --work-dir.",
-                )
-        except BaseException as error:
-            self._remove_quietly(temporary)
-            cause = hashing.error if hashing is not None and hashing.error is not None else error
-            if isinstance(cause, OSError):
-                raise SaveFailed(
-                    f"{temporary} could not be written: {cause.strerror or cause}.",
-                    "The checkpoints proven before are untouched.",
-                ) from cause
-            raise
-        return hashing.size_bytes, sha256
-
     def _make_room(self, failure: SaveFailed, name: str, iteration: int) -> bool:
         """After a save that found the disk full, free about one checkpoint; tell whether any was freed."""
         cause = failure.__cause__
@@ -435,7 +313,7 @@ class CheckpointStore:
 
     def _publish(self, ref: CheckpointRef, *, make_last: bool) -> None:
         """Give the proven temporary file its name, and say so in the manifest and last_checkpoint."""
-        temporary = self.path / f"{ref.file}.tmp"
+        temporary = self._temporary(ref.file)
         before = self._manifest
         try:
             self._manifest = before.with_pending(ref)
@@ -447,8 +325,8 @@ class CheckpointStore:
             if make_last:
                 replace_file(self._files.last_checkpoint, ref.file)
         except BaseException as error:
-            self._remove_quietly(temporary)
-            self._manifest = self._settled()
+            remove_quietly(temporary)
+            self._manifest = self._manifest.settled_in(self.path)
             if not isinstance(error, OSError):
                 raise
             raise SaveFailed(
@@ -460,7 +338,8 @@ class CheckpointStore:
 
     def _recover(self) -> None:
         """Bring manifest, ``last_checkpoint`` and files together after whatever ended the last process."""
-        self._remove_strays()
+        for path, error in remove_strays(self.path):
+            self._emit("warning", 0, {"message": f"{path} is left over and resists: {error.strerror}."})
         torn = False
         try:
             self._manifest = Manifest.read(self._files.manifest)
@@ -470,43 +349,17 @@ class CheckpointStore:
             torn = True
             self._manifest = Manifest()
             self._emit("warning", 0, {"message": f"{error}; it is rebuilt from what verifies."})
-        settled = self._settled()
+        settled = self._manifest.settled_in(self.path)
         for path in sorted(self.path.glob("*.pth")):
             if path.name in settled.files or path.is_symlink() or not path.is_file():
                 continue
             ref = prove(path)
             if ref is not None:
-                settled = settled.with_file(self._with_score(ref))
+                settled = settled.with_file(ref)
         if torn or settled != self._manifest:
             self._manifest = settled
             settled.write(self._files.manifest)
         self._point_to_newest()
-
-    def _with_score(self, ref: CheckpointRef) -> CheckpointRef:
-        """Give a best checkpoint its score back, which the session's record states too."""
-        record = record_beside(self.path / ref.file)
-        best = record.best if record else None
-        if ref.value is None and best is not None and best.sha256 == ref.sha256:
-            return dataclasses.replace(ref, metric=best.metric, value=best.value)
-        return ref
-
-    def _settled(self) -> Manifest:
-        """Return what the manifest would say had the last save been finished: files that are there."""
-        files: dict[str, CheckpointRef] = {}
-        for name in {**self._manifest.files, **self._manifest.pending}:
-            candidates = (self._manifest.files.get(name), self._manifest.pending.get(name))
-            refs = [ref for ref in candidates if ref is not None]
-            try:
-                size_bytes = (self.path / name).stat().st_size
-            except OSError:
-                continue
-            fitting = [ref for ref in refs if ref.size_bytes == size_bytes]
-            if name in self._manifest.pending and fitting:
-                sha256 = file_sha256(self.path / name)
-                fitting = [ref for ref in fitting if ref.sha256 == sha256]
-            if fitting:
-                files[name] = fitting[0]
-        return Manifest(files)
 
     def _point_to_newest(self) -> None:
         newest = self.newest()
@@ -518,21 +371,6 @@ class CheckpointStore:
             named = ""
         if named != newest.file:
             replace_file(self._files.last_checkpoint, newest.file)
-
-    def _remove_strays(self) -> None:
-        """Remove the temporary files of a killed save.
-
-        Those of other writers (the session's record is refreshed by another process) are left
-        alone until they are too old to be in use.
-        """
-        for path in sorted(self.path.glob("*.tmp")):
-            name = path.name
-            mine = name.endswith(".pth.tmp") or name.startswith(("manifest.json.", "last_checkpoint."))
-            try:
-                if mine or time.time() - path.stat().st_mtime > _STRAY_AGE_S:
-                    path.unlink()
-            except OSError as error:
-                self._emit("warning", 0, {"message": f"{path} is left over and resists: {error.strerror}."})
 
     def _delete(self, names: Sequence[str], iteration: int) -> tuple[str, ...]:
         """Delete files, then take them off the manifest: a name without its file is dropped when read."""
@@ -555,9 +393,8 @@ class CheckpointStore:
             self._emit("retention", iteration, {"deleted": gone})
         return tuple(gone)
 
-    def _remove_quietly(self, temporary: Path) -> None:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    def _temporary(self, name: str) -> Path:
+        return self.path / f"{name}.tmp"
 
     def _iteration(self, name: str) -> int:
         ref = self._manifest.files.get(name)
@@ -565,12 +402,6 @@ class CheckpointStore:
 
     def _is_better(self, value: float, than: float) -> bool:
         return value > than if self._greater_is_better else value < than
-
-    def _require_lock(self) -> None:
-        if self._lock_descriptor is None:
-            raise MachineError(
-                f"The work dir {self.path} is not locked by this process.", "Call lock() before saving."
-            )
 
     def _emit(self, kind: str, iteration: int, data: Mapping[str, Any]) -> None:
         if self._on_event is not None:
@@ -580,98 +411,19 @@ class CheckpointStore:
                 self._on_event(kind, iteration, data)
 
 
-def _copy_proven(source: Path, expected: str | None, stream: BinaryIO) -> None:
-    """Write what is in ``source``, from its beginning.
+def remove_strays(folder: Path) -> list[tuple[Path, OSError]]:
+    """Remove the temporary files of a killed save; return those that resist.
 
-    Raises:
-        SaveFailed: It is not the file of that sha256.
+    Those of other writers (the session's record is refreshed by another process) are left
+    alone until they are too old to be in use.
     """
-    digest = hashlib.sha256()
-    with source.open("rb") as original:
-        while chunk := original.read(CHUNK_BYTES):
-            digest.update(chunk)
-            stream.write(chunk)
-    if expected is not None and digest.hexdigest() != expected:
-        raise SaveFailed(
-            f"{source} has sha256 {digest.hexdigest()}, its record says {expected}: it is not the file that "
-            "was recorded, and was not carried over.",
-            "Attach the output of the session that wrote it again.",
-        )
-
-
-def prove(path: Path) -> CheckpointRef | None:
-    """Verify a checkpoint that no manifest lists, every byte of it.
-
-    Returns:
-        Its reference, with the score where it is a best checkpoint; None where it is rejected, is
-        named like a resumable checkpoint and is none, or has a name that the kit gives to no file:
-        what is not ours is not ours to delete either.
-    """
-    if kind_of(path.name) == "other":
-        return None
-    found = inspect(path)
-    if found.verdict == "rejected" or found.sha256 is None or found.size_bytes is None:
-        return None
-    metric = metric_of(path.name)
-    iteration = found.iteration if found.iteration is not None else iteration_of(path.name)
-    if iteration is None or (metric is None and found.verdict != "resumable"):
-        return None
-    return CheckpointRef(
-        file=path.name,
-        iteration=iteration,
-        sha256=found.sha256,
-        size_bytes=found.size_bytes,
-        metric=metric if found.best_score is not None else None,
-        value=found.best_score if metric is not None else None,
-    )
-
-
-def _take_lock(descriptor: int, path: Path, wait_s: float) -> None:
-    deadline = time.monotonic() + wait_s
-    while True:
+    resisting: list[tuple[Path, OSError]] = []
+    for path in sorted(folder.glob("*.tmp")):
+        name = path.name
+        mine = name.endswith(".pth.tmp") or name.startswith(("manifest.json.", "last_checkpoint."))
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError as error:
-            if time.monotonic() < deadline:
-                time.sleep(min(0.1, wait_s))
-                continue
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            raise MachineError(
-                f"The work dir {path.parent} is in use by process {holder}; two may not save into it.",
-                "Wait for it, end it, or choose another folder with --work-dir.",
-            ) from error
+            if mine or time.time() - path.stat().st_mtime > _STRAY_AGE_S:
+                path.unlink()
         except OSError as error:
-            raise MachineError(
-                f"{path} cannot be locked: {error.strerror}.",
-                "Choose a work dir on a local disk with --work-dir.",
-            ) from error
-
-
-def holder_of(folder: Path) -> str | None:
-    """Return the process that holds a folder's lock, as its number; None where nobody does."""
-    try:
-        descriptor = os.open(WorkDir(folder).lock, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
-    return None
-
-
-def _release_in_forked_child() -> None:
-    """Close inherited locks: a data loader's worker that outlives its trainer must not hold them."""
-    for store in list(_held_locks):
-        store._close_lock()
-
-
-os.register_at_fork(after_in_child=_release_in_forked_child)
-
-
-# --- saving in the background -----------------------------------------------------------------
+            resisting.append((path, error))
+    return resisting

@@ -1,7 +1,7 @@
 """Reads the pickle inside a checkpoint without running it: data in, data out, nothing called.
 
-The interpreter below knows a fixed set of opcodes and a fixed set of names. A name that a file
-mentions is never imported: it is looked up in a table of this module, whose functions build plain
+The machine below knows a fixed set of opcodes, and ``allowed`` a fixed set of names. A name that a
+file mentions is never imported: it is looked up in a table there, whose functions build plain
 values and check what they are given. Nothing that a file contains can therefore choose code to run,
 and no class or function can have its state altered: ``BUILD`` is understood for four kinds of
 values, all of them made here.
@@ -13,496 +13,26 @@ file can then reach any attribute, and write into the class (``HistoryBuffer._st
 
 from __future__ import annotations
 
-import re
 import struct
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from mapsage_kaggle.checkpoints.allowed import (
+    Builder,
+    Describe,
+    StorageInfo,
+    UnsafeError,
+    call,
+    checked_key,
+    new,
+    resolve,
+    set_state,
+    storage_of,
+)
 
 MAX_PICKLE_BYTES = 256 * 2**20
 """A true one of 40,000 iterations has about 20 MB; the limit keeps a planted one from filling the memory."""
-
-STATISTICS = ("min", "max", "current", "mean")
-"""The methods that mmengine registers in every ``HistoryBuffer``, which its pickles name."""
-
-_HISTORY = "mmengine.logging.history_buffer.HistoryBuffer"
-
-
-class UnsafeError(ValueError):
-    """The pickle asks for something that no checkpoint needs, or is malformed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Symbol:
-    """A name that a file may mention. Inert: it stands for the thing and is not it."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return self.name
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StorageInfo:
-    """A block of tensor data elsewhere in the file.
-
-    Attributes:
-        key: Its name in the file, below ``data/``.
-        dtype: Element type, such as ``float32``; ``uint8`` where the file says bytes.
-        num_elements: Its length, in elements.
-    """
-
-    key: str
-    dtype: str
-    num_elements: int
-
-    @property
-    def size_bytes(self) -> int:
-        """Its length, in bytes."""
-        return self.num_elements * ITEM_BYTES[self.dtype]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TensorInfo:
-    """A tensor as the file describes it: a window on a storage, without its data.
-
-    Attributes:
-        dtype: Element type, such as ``float32``.
-        shape: Sizes by dimension.
-        stride: Steps by dimension, in elements.
-        offset: First element, counted from the storage's start.
-        storage: Where the data is.
-        requires_grad: Whether gradients are wanted for it.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int
-    storage: StorageInfo
-    requires_grad: bool = False
-
-    @property
-    def num_elements(self) -> int:
-        """The product of the sizes."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
-
-    @property
-    def last_element(self) -> int:
-        """The highest element of the storage that it reaches; ``offset - 1`` for an empty tensor."""
-        if self.num_elements == 0:
-            return self.offset - 1
-        steps = zip(self.shape, self.stride, strict=True)
-        return self.offset + sum((size - 1) * step for size, step in steps)
-
-
-@dataclass(slots=True)
-class ArrayInfo:
-    """A NumPy array as the file describes it. Filled in two steps, as pickles do."""
-
-    dtype: str = "|u1"
-    shape: tuple[int, ...] = (0,)
-    fortran_order: bool = False
-    data: bytes = b""
-
-
-@dataclass(slots=True)
-class HistoryInfo:
-    """A ``HistoryBuffer`` of mmengine: a scalar's values and how many samples each stands for."""
-
-    log: Any = field(default_factory=ArrayInfo)
-    count: Any = field(default_factory=ArrayInfo)
-    max_length: int = 1_000_000
-
-
-class Builder(Protocol):
-    """Makes the values that are more than plain Python. It is given checked arguments only."""
-
-    def tensor(self, info: TensorInfo) -> Any:
-        """Return the tensor that ``info`` describes."""
-
-    def new_array(self) -> Any:
-        """Return an array to be filled by :meth:`fill_array`."""
-
-    def fill_array(self, array: Any, info: ArrayInfo) -> None:
-        """Give an array its type, shape and data."""
-
-    def scalar(self, dtype: str, data: bytes) -> Any:
-        """Return the NumPy scalar of type ``dtype`` whose bytes are ``data``."""
-
-    def new_history(self) -> Any:
-        """Return a history to be filled by :meth:`fill_history`."""
-
-    def fill_history(self, history: Any, info: HistoryInfo) -> None:
-        """Give a history its values."""
-
-    def symbol(self, symbol: Symbol) -> Any:
-        """Return what stands for a torch dtype, or for a device named ``torch.device:<text>``."""
-
-
-class Describe:
-    """Builds descriptions. Needs neither torch nor NumPy."""
-
-    def tensor(self, info: TensorInfo) -> Any:
-        """Return ``info`` itself."""
-        return info
-
-    def new_array(self) -> Any:
-        """Return an empty description."""
-        return ArrayInfo()
-
-    def fill_array(self, array: Any, info: ArrayInfo) -> None:
-        """Copy the description."""
-        array.dtype, array.shape = info.dtype, info.shape
-        array.fortran_order, array.data = info.fortran_order, info.data
-
-    def scalar(self, dtype: str, data: bytes) -> Any:
-        """Return the Python number or text; the bytes of a complex number."""
-        if dtype[1] == "U":
-            return data.decode("utf-32-be" if dtype[0] == ">" else "utf-32-le").rstrip("\0")
-        code = _STRUCT.get(dtype[1:])
-        order = ">" if dtype[0] == ">" else "<"
-        return struct.unpack(order + code, data)[0] if code else data
-
-    def new_history(self) -> Any:
-        """Return an empty description."""
-        return HistoryInfo()
-
-    def fill_history(self, history: Any, info: HistoryInfo) -> None:
-        """Copy the description."""
-        history.log, history.count, history.max_length = info.log, info.count, info.max_length
-
-    def symbol(self, symbol: Symbol) -> Any:
-        """Return ``symbol`` itself."""
-        return symbol
-
-
-_STRUCT = {
-    "f8": "d", "f4": "f", "f2": "e", "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q",
-    "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
-}  # fmt: skip
-
-_OTHER_CODES = re.compile(r"c8|c16|[SU][1-9][0-9]{0,4}")
-"""Complex numbers and text of fixed length. Never ``O``: an array of objects is a pickle of its own."""
-
-ITEM_BYTES: Mapping[str, int] = {
-    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2,
-    "int8": 1, "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8, "bool": 1, "complex64": 8,
-    "complex128": 16, "float8_e4m3fn": 1, "float8_e5m2": 1,
-}  # fmt: skip
-"""Bytes per element of the torch types that are understood."""
-
-_STORAGES = {
-    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32",
-    "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool",
-    "ComplexFloatStorage": "complex64", "ComplexDoubleStorage": "complex128",
-    "storage.UntypedStorage": "uint8", "UntypedStorage": "uint8",
-}  # fmt: skip
-
-
-class _DType:
-    """A NumPy dtype while it is being read: the type code first, the byte order after."""
-
-    __slots__ = ("code", "order")
-
-    def __init__(self, code: str, order: str = "<") -> None:
-        self.code = code
-        self.order = order
-
-    @property
-    def text(self) -> str:
-        plain = self.code[1:] == "1" or self.code[0] == "S"
-        return ("|" if plain and self.code[0] != "U" else self.order) + self.code
-
-    @property
-    def item_bytes(self) -> int:
-        return int(self.code[1:]) * (4 if self.code[0] == "U" else 1)
-
-
-_Call = Callable[[tuple[Any, ...], Builder], Any]
-
-
-def _refuse_args(name: str, args: Any) -> UnsafeError:
-    return UnsafeError(f"{name} is called with {_kinds(args)}, which no checkpoint does")
-
-
-def _kinds(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "(" + ", ".join(_short(item) for item in value[:6]) + ")"
-    return _short(value)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, (Symbol, bool, int, float)) or value is None:
-        return str(value)[:80]
-    if isinstance(value, str):
-        return repr(value[:60])
-    return type(value).__name__
-
-
-def _sizes(value: Any) -> tuple[int, ...] | None:
-    """Return a tuple of sizes, or None where it is not one of at most 32 non-negative integers."""
-    if type(value) is not tuple or len(value) > 32:
-        return None
-    return value if all(type(item) is int and 0 <= item < 2**48 for item in value) else None
-
-
-def _make_tensor(name: str, args: tuple[Any, ...], build: Builder, *, dtype: str | None = None) -> Any:
-    storage, offset, shape, stride, requires_grad = args[:5]
-    sizes, steps = _sizes(shape), _sizes(stride)
-    if (
-        type(storage) is not StorageInfo
-        or type(offset) is not int
-        or not 0 <= offset < 2**48
-        or sizes is None
-        or steps is None
-        or len(sizes) != len(steps)
-        or type(requires_grad) is not bool
-    ):
-        raise _refuse_args(name, args)
-    info = TensorInfo(
-        dtype=dtype or storage.dtype,
-        shape=sizes,
-        stride=steps,
-        offset=offset,
-        storage=storage,
-        requires_grad=requires_grad,
-    )
-    if (info.last_element + 1) * ITEM_BYTES[info.dtype] > storage.size_bytes:
-        raise UnsafeError(
-            f"a tensor of shape {sizes} reaches beyond its storage {storage.key}, "
-            f"which has {storage.num_elements} elements"
-        )
-    if info.num_elements * ITEM_BYTES[info.dtype] > storage.size_bytes:
-        raise UnsafeError(f"a tensor of shape {sizes} repeats its elements, which no checkpoint does")
-    return build.tensor(info)
-
-
-def _call_tensor_v2(args: tuple[Any, ...], build: Builder) -> Any:
-    if len(args) not in (6, 7) or args[5]:
-        raise _refuse_args("torch._utils._rebuild_tensor_v2", args)
-    return _make_tensor("torch._utils._rebuild_tensor_v2", args, build)
-
-
-def _call_tensor(args: tuple[Any, ...], build: Builder) -> Any:
-    if len(args) != 4:
-        raise _refuse_args("torch._utils._rebuild_tensor", args)
-    return _make_tensor("torch._utils._rebuild_tensor", (*args, False), build)
-
-
-def _call_tensor_v3(args: tuple[Any, ...], build: Builder) -> Any:
-    name = "torch._utils._rebuild_tensor_v3"
-    if len(args) not in (7, 8) or args[5]:
-        raise _refuse_args(name, args)
-    dtypes = (dtype for dtype in ITEM_BYTES if build.symbol(Symbol(f"torch.{dtype}")) == args[6])
-    if (dtype := next(dtypes, None)) is None:
-        raise _refuse_args(name, args)
-    return _make_tensor(name, args, build, dtype=dtype)
-
-
-def _call_size(args: tuple[Any, ...], build: Builder) -> Any:
-    if len(args) != 1 or (sizes := _sizes(args[0] if type(args[0]) is tuple else tuple(args[0]))) is None:
-        raise _refuse_args("torch.Size", args)
-    return sizes
-
-
-def _call_device(args: tuple[Any, ...], build: Builder) -> Any:
-    kind = args[0] if args else None
-    if len(args) not in (1, 2) or type(kind) is not str or not kind.isalnum() or len(kind) > 16:
-        raise _refuse_args("torch.device", args)
-    if len(args) == 2 and not (type(args[1]) is int and 0 <= args[1] < 4096):
-        raise _refuse_args("torch.device", args)
-    return build.symbol(Symbol("torch.device:" + ":".join(str(item) for item in args)))
-
-
-def _call_ordered_dict(args: tuple[Any, ...], build: Builder) -> Any:
-    result: OrderedDict[Any, Any] = OrderedDict()
-    if args == ():
-        return result
-    if len(args) == 1 and type(args[0]) is list:
-        for pair in args[0]:
-            if type(pair) not in (list, tuple) or len(pair) != 2:
-                raise _refuse_args("collections.OrderedDict", args)
-            result[_key(pair[0])] = pair[1]
-        return result
-    raise _refuse_args("collections.OrderedDict", args)
-
-
-def _call_counter(args: tuple[Any, ...], build: Builder) -> Any:
-    if len(args) != 1 or type(args[0]) is not dict or not all(type(item) is int for item in args[0].values()):
-        raise _refuse_args("collections.Counter", args)
-    result: Counter[Any] = Counter()
-    dict.update(result, args[0])
-    return result
-
-
-def _call_config_dict(args: tuple[Any, ...], build: Builder) -> Any:
-    if args == ():
-        return {}
-    if len(args) == 1 and type(args[0]) is dict:
-        return args[0]
-    raise _refuse_args("mmengine.config.config.ConfigDict", args)
-
-
-def _call_set(args: tuple[Any, ...], build: Builder) -> Any:
-    if len(args) != 1 or type(args[0]) not in (list, tuple):
-        raise _refuse_args("builtins.set", args)
-    return {_key(item) for item in args[0]}
-
-
-def _call_slice(args: tuple[Any, ...], build: Builder) -> Any:
-    if not 1 <= len(args) <= 3 or not all(item is None or type(item) is int for item in args):
-        raise _refuse_args("builtins.slice", args)
-    return slice(*args)
-
-
-def _call_complex(args: tuple[Any, ...], build: Builder) -> Any:
-    if len(args) != 2 or not all(type(item) in (int, float) for item in args):
-        raise _refuse_args("builtins.complex", args)
-    return complex(*args)
-
-
-def _call_getattr(args: tuple[Any, ...], build: Builder) -> Any:
-    """Allow what a true file needs, the four statistics of ``HistoryBuffer``, and nothing else."""
-    if len(args) == 2 and args[0] == Symbol(_HISTORY) and type(args[1]) is str and args[1] in STATISTICS:
-        return Symbol(f"{_HISTORY}.{args[1]}")
-    raise _refuse_args("builtins.getattr", args)
-
-
-def _call_encode(args: tuple[Any, ...], build: Builder) -> Any:
-    if len(args) != 2 or type(args[0]) is not str or args[1] not in ("latin1", "latin-1"):
-        raise _refuse_args("_codecs.encode", args)
-    return args[0].encode("latin-1")
-
-
-def _call_dtype(args: tuple[Any, ...], build: Builder) -> Any:
-    code = args[0] if args else None
-    if type(code) is str and len(args) in (1, 2, 3) and (code in _STRUCT or _OTHER_CODES.fullmatch(code)):
-        return _DType(code)
-    raise _refuse_args("numpy.dtype", args)
-
-
-def _dtype_class(code: str) -> _Call:
-    def call(args: tuple[Any, ...], build: Builder) -> Any:
-        if args != ():
-            raise _refuse_args("numpy.dtypes", args)
-        return _DType(code)
-
-    return call
-
-
-def _call_reconstruct(args: tuple[Any, ...], build: Builder) -> Any:
-    if len(args) != 3 or args[0] != Symbol("numpy.ndarray") or args[1] != (0,) or args[2] not in (b"b", "b"):
-        raise _refuse_args("numpy's _reconstruct", args)
-    return build.new_array()
-
-
-def _call_scalar(args: tuple[Any, ...], build: Builder) -> Any:
-    if (
-        len(args) != 2
-        or type(args[0]) is not _DType
-        or type(args[1]) is not bytes
-        or len(args[1]) != args[0].item_bytes
-    ):
-        raise _refuse_args("numpy's scalar", args)
-    return build.scalar(args[0].text, args[1])
-
-
-def _call_parameter(args: tuple[Any, ...], build: Builder) -> Any:
-    """Return the data as a plain tensor: a state dict is copied into parameters, not made of them."""
-    data = args[0] if args else None
-    if len(args) not in (2, 3) or type(args[1]) is not bool or (len(args) == 3 and args[2]):
-        raise _refuse_args("torch._utils._rebuild_parameter", args)
-    if not isinstance(data, build_tensor_types(build)):
-        raise _refuse_args("torch._utils._rebuild_parameter", args)
-    return data
-
-
-def build_tensor_types(build: Builder) -> tuple[type, ...]:
-    """Return the types that a builder's tensors have."""
-    types: tuple[type, ...] = getattr(build, "tensor_types", (TensorInfo,))
-    return types
-
-
-_NUMPY_DTYPES = {
-    "Float64DType": "f8", "Float32DType": "f4", "Float16DType": "f2", "BoolDType": "b1",
-    "Int8DType": "i1", "Int16DType": "i2", "Int32DType": "i4", "Int64DType": "i8",
-    "UInt8DType": "u1", "UInt16DType": "u2", "UInt32DType": "u4", "UInt64DType": "u8",
-}  # fmt: skip
-
-_CALLS: dict[str, _Call] = {
-    "collections.OrderedDict": _call_ordered_dict,
-    "collections.Counter": _call_counter,
-    "builtins.getattr": _call_getattr,
-    "builtins.slice": _call_slice,
-    "builtins.set": _call_set,
-    "builtins.complex": _call_complex,
-    "_codecs.encode": _call_encode,
-    "torch._utils._rebuild_tensor": _call_tensor,
-    "torch._utils._rebuild_tensor_v2": _call_tensor_v2,
-    "torch._utils._rebuild_tensor_v3": _call_tensor_v3,
-    "torch._utils._rebuild_parameter": _call_parameter,
-    "torch.Size": _call_size,
-    "torch.device": _call_device,
-    "mmengine.config.config.ConfigDict": _call_config_dict,
-    "numpy.dtype": _call_dtype,
-    "numpy.core.multiarray._reconstruct": _call_reconstruct,
-    "numpy._core.multiarray._reconstruct": _call_reconstruct,
-    "numpy.core.multiarray.scalar": _call_scalar,
-    "numpy._core.multiarray.scalar": _call_scalar,
-    **{f"numpy.dtypes.{name}": _dtype_class(code) for name, code in _NUMPY_DTYPES.items()},
-}
-
-ALLOWED: frozenset[str] = frozenset(
-    {
-        *_CALLS,
-        _HISTORY,
-        "numpy.ndarray",
-        *(f"torch.{name}" for name in _STORAGES),
-        *(f"torch.{name}" for name in ITEM_BYTES),
-    }
-)
-"""Every name that a checkpoint may mention."""
-
-_SYMBOLS = {name: Symbol(name) for name in ALLOWED}
-_DTYPE_NAMES = frozenset(f"torch.{name}" for name in ITEM_BYTES)
-
-
-def storages_named_in(data: bytes) -> dict[str, StorageInfo]:
-    """Return the storages that a pickle refers to, by key, those of no tensor included.
-
-    Raises:
-        UnsafeError: As :func:`interpret`.
-    """
-    machine = _Machine(data, 0, Describe())
-    machine.run()
-    return machine.storages
-
-
-def _key(value: Any) -> Any:
-    """Return a dictionary key, if it is one of the kinds that cannot make hashing slow or unsafe.
-
-    Hashing a tuple nested a million deep overflows the C stack, and chosen long integers all hash
-    alike; checkpoints have text and small integers for keys.
-    """
-    if type(value) is str or (type(value) is int and -(2**63) <= value < 2**63) or type(value) is bool:
-        return value
-    raise UnsafeError(f"a dictionary has the key {_short(value)}; checkpoints have text or integers for keys")
-
-
-def _resolve(module: str, name: str) -> Symbol:
-    # torch.save writes protocol 2, in which Python 3 names some modules as Python 2 did.
-    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-    symbol = _SYMBOLS.get(f"{module}.{name}")
-    if symbol is None:
-        raise UnsafeError(f"it names {module}.{name}, which no checkpoint needs; loading it could run code")
-    return symbol
 
 
 def interpret(data: bytes, build: Builder | None = None) -> Any:
@@ -539,6 +69,17 @@ def interpret_one(data: bytes, start: int = 0, build: Builder | None = None) -> 
         ) from error
 
 
+def storages_named_in(data: bytes) -> dict[str, StorageInfo]:
+    """Return the storages that a pickle refers to, by key, those of no tensor included.
+
+    Raises:
+        UnsafeError: As :func:`interpret`.
+    """
+    machine = _Machine(data, 0, Describe())
+    machine.run()
+    return machine.storages
+
+
 class _Machine:
     """The pickle machine: a stack, marks and a memo."""
 
@@ -546,230 +87,210 @@ class _Machine:
         self.data = data
         self.position = start
         self.build = build
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
         self.storages: dict[str, StorageInfo] = {}
-        self.array_type = type(build.new_array())
-        self.history_type = type(build.new_history())
 
     def run(self) -> Any:
-        """Run to the STOP. One loop over the opcodes, by frequency: split up it would be half as fast."""
+        """Run to the STOP; return what it leaves."""
         data = self.data
-        end = len(data)
-        at = self.position
-        stack: list[Any] = []
-        marks: list[list[Any]] = []
-        memo: dict[int, Any] = {}
-        unpack = struct.unpack_from
-        try:
-            while True:
-                code = data[at]
-                at += 1
-                if code == 0x71:  # BINPUT
-                    memo[data[at]] = stack[-1]
-                    at += 1
-                elif code == 0x72:  # LONG_BINPUT
-                    memo[unpack("<I", data, at)[0]] = stack[-1]
-                    at += 4
-                elif code == 0x4B:  # BININT1
-                    stack.append(data[at])
-                    at += 1
-                elif code == 0x68:  # BINGET
-                    stack.append(memo[data[at]])
-                    at += 1
-                elif code == 0x6A:  # LONG_BINGET
-                    stack.append(memo[unpack("<I", data, at)[0]])
-                    at += 4
-                elif code == 0x58:  # BINUNICODE
-                    size = unpack("<I", data, at)[0]
-                    at += 4
-                    if at + size > end:
-                        raise UnsafeError("a text runs beyond the end")
-                    stack.append(data[at : at + size].decode("utf-8", "surrogatepass"))
-                    at += size
-                elif code == 0x28:  # MARK
-                    marks.append(stack)
-                    stack = []
-                elif code == 0x74:  # TUPLE
-                    items = tuple(stack)
-                    stack = marks.pop()
-                    stack.append(items)
-                elif code == 0x52:  # REDUCE
-                    arguments = stack.pop()
-                    stack[-1] = self._reduce(stack[-1], arguments)
-                elif code == 0x85:  # TUPLE1
-                    stack[-1] = (stack[-1],)
-                elif code == 0x86:  # TUPLE2
-                    stack[-2:] = [(stack[-2], stack[-1])]
-                elif code == 0x87:  # TUPLE3
-                    stack[-3:] = [(stack[-3], stack[-2], stack[-1])]
-                elif code == 0x51:  # BINPERSID
-                    stack[-1] = self._storage(stack[-1])
-                elif code == 0x29:  # EMPTY_TUPLE
-                    stack.append(())
-                elif code == 0x89:  # NEWFALSE
-                    stack.append(False)
-                elif code == 0x88:  # NEWTRUE
-                    stack.append(True)
-                elif code == 0x4E:  # NONE
-                    stack.append(None)
-                elif code == 0x7D:  # EMPTY_DICT
-                    stack.append({})
-                elif code == 0x5D:  # EMPTY_LIST
-                    stack.append([])
-                elif code == 0x73:  # SETITEM
-                    value = stack.pop()
-                    key = _key(stack.pop())
-                    _is_mapping(stack[-1])[key] = value
-                elif code == 0x75:  # SETITEMS
-                    pairs = stack
-                    stack = marks.pop()
-                    target = _is_mapping(stack[-1])
-                    for index in range(0, len(pairs), 2):
-                        target[_key(pairs[index])] = pairs[index + 1]
-                elif code == 0x61:  # APPEND
-                    value = stack.pop()
-                    _is_list(stack[-1]).append(value)
-                elif code == 0x65:  # APPENDS
-                    values = stack
-                    stack = marks.pop()
-                    _is_list(stack[-1]).extend(values)
-                elif code == 0x47:  # BINFLOAT
-                    stack.append(unpack(">d", data, at)[0])
-                    at += 8
-                elif code == 0x4A:  # BININT
-                    stack.append(unpack("<i", data, at)[0])
-                    at += 4
-                elif code == 0x4D:  # BININT2
-                    stack.append(unpack("<H", data, at)[0])
-                    at += 2
-                elif code == 0x63:  # GLOBAL
-                    middle = data.index(b"\n", at)
-                    last = data.index(b"\n", middle + 1)
-                    self.position = at
-                    stack.append(
-                        self._global(data[at:middle].decode("utf-8"), data[middle + 1 : last].decode("utf-8"))
-                    )
-                    at = last + 1
-                elif code == 0x93:  # STACK_GLOBAL
-                    name = stack.pop()
-                    module = stack.pop()
-                    if type(name) is not str or type(module) is not str:
-                        raise UnsafeError("a global is named by something other than text")
-                    stack.append(self._global(module, name))
-                elif code == 0x81:  # NEWOBJ
-                    arguments = stack.pop()
-                    kind = stack.pop()
-                    stack.append(self._new(kind, arguments))
-                elif code == 0x62:  # BUILD
-                    state = stack.pop()
-                    self._build(stack[-1], state)
-                elif code == 0x8A:  # LONG1
-                    size = data[at]
-                    at += 1
-                    if at + size > end:
-                        raise UnsafeError("a number runs beyond the end")
-                    stack.append(int.from_bytes(data[at : at + size], "little", signed=True))
-                    at += size
-                elif code == 0x8F:  # EMPTY_SET
-                    stack.append(set())
-                elif code == 0x90:  # ADDITEMS
-                    values = stack
-                    stack = marks.pop()
-                    if type(stack[-1]) is not set:
-                        raise UnsafeError("items are added to something that is no set")
-                    stack[-1].update(_key(value) for value in values)
-                elif code in (0x8C, 0x55, 0x43):  # SHORT_BINUNICODE, SHORT_BINSTRING, SHORT_BINBYTES
-                    size = data[at]
-                    at += 1
-                    if at + size > end:
-                        raise UnsafeError("a text runs beyond the end")
-                    stack.append(_text(code, data[at : at + size]))
-                    at += size
-                elif code in (0x54, 0x42):  # BINSTRING, BINBYTES
-                    size = unpack("<I", data, at)[0]
-                    at += 4
-                    if at + size > end:
-                        raise UnsafeError("a text runs beyond the end")
-                    stack.append(_text(code, data[at : at + size]))
-                    at += size
-                elif code == 0x94:  # MEMOIZE
-                    memo[len(memo)] = stack[-1]
-                elif code == 0x95:  # FRAME
-                    at += 8
-                elif code == 0x32:  # DUP
-                    stack.append(stack[-1])
-                elif code == 0x30:  # POP
-                    stack.pop()
-                elif code == 0x80:  # PROTO
-                    if data[at] > 5:
-                        raise UnsafeError(f"it has pickle protocol {data[at]}")
-                    at += 1
-                elif code == 0x2E:  # STOP
-                    if len(stack) != 1 or marks:
-                        raise UnsafeError("the pickle ends with an untidy stack")
-                    return stack[0]
-                elif code == 0x69:  # INST: names a class and calls it
-                    middle = data.index(b"\n", at)
-                    last = data.index(b"\n", middle + 1)
-                    self._global(data[at:middle].decode("utf-8"), data[middle + 1 : last].decode("utf-8"))
-                    raise UnsafeError("it has the opcode INST, which torch.save never writes")
-                else:
-                    raise UnsafeError(f"it has the opcode 0x{code:02x}, which torch.save never writes")
-        finally:
-            self.position = at
+        while True:
+            code = data[self.position]
+            self.position += 1
+            step = _STEPS.get(code)
+            if step is not None:
+                step(self)
+            elif code == _STOP:
+                if len(self.stack) != 1 or self.marks:
+                    raise UnsafeError("the pickle ends with an untidy stack")
+                return self.stack[0]
+            else:
+                raise UnsafeError(f"it has the opcode 0x{code:02x}, which torch.save never writes")
 
-    def _storage(self, identity: Any) -> StorageInfo:
-        storage = _storage(identity)
-        known = self.storages.setdefault(storage.key, storage)
-        if known != storage:
-            raise UnsafeError(f"its storage {storage.key} is described in two ways")
-        return known
+    def take(self, size: int) -> bytes:
+        """Return the next bytes."""
+        start = self.position
+        if start + size > len(self.data):
+            raise UnsafeError("a text runs beyond the end")
+        self.position += size
+        return self.data[start : self.position]
 
-    def _global(self, module: str, name: str) -> Any:
-        symbol = _resolve(module, name)
-        return self.build.symbol(symbol) if symbol.name in _DTYPE_NAMES else symbol
+    def number(self, layout: struct.Struct) -> Any:
+        """Return the number that comes next."""
+        (value,) = layout.unpack_from(self.data, self.position)
+        self.position += layout.size
+        return value
 
-    def _reduce(self, function: Any, arguments: Any) -> Any:
-        if type(arguments) is not tuple:
-            raise UnsafeError(f"{_short(function)} is called with something other than a tuple")
-        call = _CALLS.get(function.name) if type(function) is Symbol else None
-        if call is None:
-            raise UnsafeError(f"it calls {_short(function)}, which no checkpoint does")
-        return call(arguments, self.build)
+    def line(self) -> str:
+        """Return the rest of the line."""
+        end = self.data.index(b"\n", self.position)
+        text = self.data[self.position : end].decode("utf-8")
+        self.position = end + 1
+        return text
 
-    def _new(self, kind: Any, arguments: Any) -> Any:
-        if kind == Symbol(_HISTORY) and arguments == ():
-            return self.build.new_history()
-        raise UnsafeError(
-            f"it makes an object of {_short(kind)} with {_kinds(arguments)}; no checkpoint does"
-        )
-
-    def _build(self, target: Any, state: Any) -> None:
-        build = self.build
-        if type(target) is OrderedDict:
-            if type(state) is not dict or set(state) != {"_metadata"}:
-                raise UnsafeError("it alters an OrderedDict beyond its _metadata, which no checkpoint does")
-            target._metadata = state["_metadata"]  # type: ignore[attr-defined]  # as torch does
-        elif type(target) is _DType:
-            if (
-                type(state) is not tuple
-                or len(state) not in (8, 9)
-                or state[1] not in ("<", ">", "|", "=")
-                or state[2:5] != (None, None, None)
-            ):
-                raise _refuse_args("the state of a numpy.dtype", state)
-            target.order = "<" if state[1] == "=" else state[1]
-        elif type(target) is self.array_type:
-            _fill_array(target, state, build)
-        elif type(target) is self.history_type:
-            _fill_history(target, state, build, self.array_type)
-        else:
-            raise UnsafeError(f"it alters the state of {_short(target)}, which no checkpoint does")
+    def since_mark(self) -> list[Any]:
+        """Return what has been pushed since the last mark, and forget the mark."""
+        items = self.stack
+        self.stack = self.marks.pop()
+        return items
 
 
-def _text(code: int, raw: bytes) -> str | bytes:
-    if code == 0x8C:
-        return raw.decode("utf-8", "surrogatepass")
-    return raw.decode("ascii") if code in (0x55, 0x54) else raw
+_Step = Callable[[_Machine], None]
+_STOP = 0x2E
+_U1, _U2, _U4, _I4, _F8 = map(struct.Struct, ("<B", "<H", "<I", "<i", ">d"))
+
+
+def _push(value: Any) -> _Step:
+    return lambda machine: machine.stack.append(value)
+
+
+def _push_new(kind: Callable[[], Any]) -> _Step:
+    return lambda machine: machine.stack.append(kind())
+
+
+def _push_number(layout: struct.Struct) -> _Step:
+    return lambda machine: machine.stack.append(machine.number(layout))
+
+
+def _push_text(layout: struct.Struct, *how: str) -> _Step:
+    def step(machine: _Machine) -> None:
+        raw = machine.take(machine.number(layout))
+        machine.stack.append(raw.decode(*how) if how else raw)
+
+    return step
+
+
+def _remember(layout: struct.Struct) -> _Step:
+    def step(machine: _Machine) -> None:
+        machine.memo[machine.number(layout)] = machine.stack[-1]
+
+    return step
+
+
+def _recall(layout: struct.Struct) -> _Step:
+    return lambda machine: machine.stack.append(machine.memo[machine.number(layout)])
+
+
+def _make_tuple(size: int) -> _Step:
+    def step(machine: _Machine) -> None:
+        items = tuple(machine.stack[-size:])
+        if len(items) != size:
+            raise UnsafeError("the pickle takes more from its stack than is there")
+        machine.stack[-size:] = [items]
+
+    return step
+
+
+def _proto(machine: _Machine) -> None:
+    if (version := machine.number(_U1)) > 5:
+        raise UnsafeError(f"it has pickle protocol {version}")
+
+
+def _frame(machine: _Machine) -> None:
+    machine.position += 8
+
+
+def _mark(machine: _Machine) -> None:
+    machine.marks.append(machine.stack)
+    machine.stack = []
+
+
+def _tuple(machine: _Machine) -> None:
+    items = tuple(machine.since_mark())
+    machine.stack.append(items)
+
+
+def _set_item(machine: _Machine) -> None:
+    value = machine.stack.pop()
+    key = checked_key(machine.stack.pop())
+    _is_mapping(machine.stack[-1])[key] = value
+
+
+def _set_items(machine: _Machine) -> None:
+    pairs = machine.since_mark()
+    target = _is_mapping(machine.stack[-1])
+    for index in range(0, len(pairs), 2):
+        target[checked_key(pairs[index])] = pairs[index + 1]
+
+
+def _append(machine: _Machine) -> None:
+    value = machine.stack.pop()
+    _is_list(machine.stack[-1]).append(value)
+
+
+def _append_all(machine: _Machine) -> None:
+    values = machine.since_mark()
+    _is_list(machine.stack[-1]).extend(values)
+
+
+def _add_items(machine: _Machine) -> None:
+    values = machine.since_mark()
+    if type(machine.stack[-1]) is not set:
+        raise UnsafeError("items are added to something that is no set")
+    machine.stack[-1].update(checked_key(value) for value in values)
+
+
+def _long(machine: _Machine) -> None:
+    raw = machine.take(machine.number(_U1))
+    machine.stack.append(int.from_bytes(raw, "little", signed=True))
+
+
+def _memoize(machine: _Machine) -> None:
+    machine.memo[len(machine.memo)] = machine.stack[-1]
+
+
+def _duplicate(machine: _Machine) -> None:
+    machine.stack.append(machine.stack[-1])
+
+
+def _pop(machine: _Machine) -> None:
+    machine.stack.pop()
+
+
+def _global(machine: _Machine) -> None:
+    start = machine.position
+    module, name = machine.line(), machine.line()
+    end, machine.position = machine.position, start
+    machine.stack.append(resolve(module, name, machine.build))
+    machine.position = end
+
+
+def _stack_global(machine: _Machine) -> None:
+    name = machine.stack.pop()
+    module = machine.stack.pop()
+    if type(name) is not str or type(module) is not str:
+        raise UnsafeError("a global is named by something other than text")
+    machine.stack.append(resolve(module, name, machine.build))
+
+
+def _inst(machine: _Machine) -> None:
+    """Refuse it: it names a class and calls it."""
+    resolve(machine.line(), machine.line(), machine.build)
+    raise UnsafeError("it has the opcode INST, which torch.save never writes")
+
+
+def _reduce(machine: _Machine) -> None:
+    arguments = machine.stack.pop()
+    machine.stack[-1] = call(machine.stack[-1], arguments, machine.build)
+
+
+def _new_object(machine: _Machine) -> None:
+    arguments = machine.stack.pop()
+    machine.stack[-1] = new(machine.stack[-1], arguments, machine.build)
+
+
+def _build(machine: _Machine) -> None:
+    state = machine.stack.pop()
+    set_state(machine.stack[-1], state, machine.build)
+
+
+def _persistent_id(machine: _Machine) -> None:
+    storage = storage_of(machine.stack[-1])
+    known = machine.storages.setdefault(storage.key, storage)
+    if known != storage:
+        raise UnsafeError(f"its storage {storage.key} is described in two ways")
+    machine.stack[-1] = known
 
 
 def _is_mapping(value: Any) -> Any:
@@ -784,50 +305,49 @@ def _is_list(value: Any) -> Any:
     raise UnsafeError(f"an item is appended to a {type(value).__name__}, which no checkpoint does")
 
 
-def _storage(identity: Any) -> StorageInfo:
-    if type(identity) is tuple and len(identity) in (5, 6) and identity[0] == "storage":
-        _, kind, key, location, count = identity[:5]
-        dtype = _STORAGES.get(kind.name.removeprefix("torch.")) if type(kind) is Symbol else None
-        plain = len(identity) == 5 or identity[5] is None
-        if (
-            dtype is not None
-            and plain
-            and type(key) is str
-            and key.isascii()
-            and type(location) is str
-            and type(count) is int
-            and 0 <= count < 2**48
-        ):
-            return StorageInfo(key=key, dtype=dtype, num_elements=count)
-    raise UnsafeError(f"it refers to {_kinds(identity)} outside of the pickle; expected a tensor storage")
-
-
-def _fill_array(target: Any, state: Any, build: Builder) -> None:
-    if type(state) is not tuple or len(state) != 5:
-        raise _refuse_args("the state of a numpy.ndarray", state)
-    _, shape, dtype, fortran, data = state
-    sizes = _sizes(shape)
-    if sizes is None or type(dtype) is not _DType or type(fortran) is not bool or type(data) is not bytes:
-        raise _refuse_args("the state of a numpy.ndarray", state)
-    count = 1
-    for size in sizes:
-        count *= size
-    if count * dtype.item_bytes != len(data):
-        raise UnsafeError(f"a numpy.ndarray of shape {sizes} comes with {len(data)} bytes")
-    build.fill_array(target, ArrayInfo(dtype=dtype.text, shape=sizes, fortran_order=fortran, data=data))
-
-
-def _fill_history(target: Any, state: Any, build: Builder, array_type: type) -> None:
-    if type(state) is not dict:
-        raise _refuse_args("the state of a HistoryBuffer", state)
-    methods = state.get("statistics_methods", {})
-    if type(methods) is not dict or any(
-        name not in STATISTICS or method != Symbol(f"{_HISTORY}.{name}") for name, method in methods.items()
-    ):
-        raise UnsafeError("it plants a statistics method in HistoryBuffer's class, where it would stay")
-    log, count = state.get("_log_history"), state.get("_count_history")
-    length = state.get("max_length")
-    unknown = set(state) - {"statistics_methods", "_log_history", "_count_history", "max_length"}
-    if unknown or type(log) is not array_type or type(count) is not array_type or type(length) is not int:
-        raise _refuse_args(f"the state of a HistoryBuffer ({', '.join(map(str, state))[:80]})", ())
-    build.fill_history(target, HistoryInfo(log=log, count=count, max_length=length))
+_STEPS: dict[int, _Step] = {
+    0x71: _remember(_U1),  # BINPUT
+    0x72: _remember(_U4),  # LONG_BINPUT
+    0x94: _memoize,  # MEMOIZE
+    0x68: _recall(_U1),  # BINGET
+    0x6A: _recall(_U4),  # LONG_BINGET
+    0x4B: _push_number(_U1),  # BININT1
+    0x4D: _push_number(_U2),  # BININT2
+    0x4A: _push_number(_I4),  # BININT
+    0x47: _push_number(_F8),  # BINFLOAT
+    0x8A: _long,  # LONG1
+    0x58: _push_text(_U4, "utf-8", "surrogatepass"),  # BINUNICODE
+    0x8C: _push_text(_U1, "utf-8", "surrogatepass"),  # SHORT_BINUNICODE
+    0x54: _push_text(_U4, "ascii"),  # BINSTRING
+    0x55: _push_text(_U1, "ascii"),  # SHORT_BINSTRING
+    0x42: _push_text(_U4),  # BINBYTES
+    0x43: _push_text(_U1),  # SHORT_BINBYTES
+    0x4E: _push(None),  # NONE
+    0x88: _push(True),  # NEWTRUE
+    0x89: _push(False),  # NEWFALSE
+    0x29: _push(()),  # EMPTY_TUPLE
+    0x5D: _push_new(list),  # EMPTY_LIST
+    0x7D: _push_new(dict),  # EMPTY_DICT
+    0x8F: _push_new(set),  # EMPTY_SET
+    0x28: _mark,  # MARK
+    0x74: _tuple,  # TUPLE
+    0x85: _make_tuple(1),  # TUPLE1
+    0x86: _make_tuple(2),  # TUPLE2
+    0x87: _make_tuple(3),  # TUPLE3
+    0x73: _set_item,  # SETITEM
+    0x75: _set_items,  # SETITEMS
+    0x61: _append,  # APPEND
+    0x65: _append_all,  # APPENDS
+    0x90: _add_items,  # ADDITEMS
+    0x63: _global,  # GLOBAL
+    0x93: _stack_global,  # STACK_GLOBAL
+    0x69: _inst,  # INST
+    0x52: _reduce,  # REDUCE
+    0x81: _new_object,  # NEWOBJ
+    0x62: _build,  # BUILD
+    0x51: _persistent_id,  # BINPERSID
+    0x32: _duplicate,  # DUP
+    0x30: _pop,  # POP
+    0x80: _proto,  # PROTO
+    0x95: _frame,  # FRAME
+}

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mapsage_kaggle.checkpoints.store import holder_of
+from mapsage_kaggle.checkpoints.lock import holder_of
 from mapsage_kaggle.events import Event, last_word_s, read_events
 from mapsage_kaggle.paths import WorkDir
-from mapsage_kaggle.records import SessionRecord
+from mapsage_kaggle.records import SessionRecord, read_record
 from mapsage_kaggle.walk import walk
 
 SILENT_S = 90.0
@@ -125,7 +125,7 @@ def series(sessions: Sequence[PastSession], kind: str, *names: str) -> Series:
 def _all_sessions(folders: Sequence[Path]) -> Iterator[PastSession]:
     for folder in (work_dir for given in folders for work_dir in work_dirs_below(given)):
         files = WorkDir(folder)
-        record = _read(files.session)
+        record = read_record(files.session)
         if record is not None:
             # A refusal trains nothing: events that lie beside it are those of the session before.
             events = [] if record.stop_reason == "refused" else read_events(files.events)
@@ -133,7 +133,7 @@ def _all_sessions(folders: Sequence[Path]) -> Iterator[PastSession]:
         places = [files.history, folder] if not files.history.is_dir() else [files.history]
         for place in places:
             for path in sorted(place.glob("session_*.json")):
-                earlier = _read(path)
+                earlier = read_record(path)
                 if earlier is not None:
                     beside = path.with_name(path.name.replace("session_", "events_")).with_suffix(".jsonl")
                     yield PastSession(record=earlier, events=tuple(read_events(beside)), folder=place)
@@ -170,13 +170,6 @@ def _order(session: PastSession) -> tuple[float, int, bool]:
 def _weight(session: PastSession) -> tuple[bool, bool, int]:
     """Sort key of copies: with events, finished, and with the most of them."""
     return bool(session.events), session.record.stop_reason != "running", len(session.events)
-
-
-def _read(path: Path) -> SessionRecord | None:
-    try:
-        return SessionRecord.read(path)
-    except (OSError, ValueError):
-        return None
 
 
 def _parse(document: object) -> SessionRecord | None:

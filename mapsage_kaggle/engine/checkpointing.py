@@ -12,6 +12,7 @@ import torch
 from mmengine.runner import Runner
 
 from mapsage_kaggle.checkpoints.host_copy import HostCopy
+from mapsage_kaggle.checkpoints.names import best_name, iteration_name
 from mapsage_kaggle.checkpoints.retention import greater_is_better, plan_retention
 from mapsage_kaggle.checkpoints.saver import BackgroundSaver, SaveSchedule
 from mapsage_kaggle.checkpoints.store import CheckpointStore
@@ -20,10 +21,15 @@ from mapsage_kaggle.engine.snapshot import first_poisoned, keep_loadable, snapsh
 from mapsage_kaggle.errors import EXIT_DONE, TrainingError
 from mapsage_kaggle.pace import Pace
 from mapsage_kaggle.paths import WorkDir
-from mapsage_kaggle.records import ACTIVITIES, CheckpointRef, SessionRecord, complete_timings
+from mapsage_kaggle.records import (
+    ACTIVITIES,
+    OWED_VALIDATION_KEY,
+    CheckpointRef,
+    SessionRecord,
+    complete_timings,
+)
 from mapsage_kaggle.spec import ChildSpec
 
-OWED = "mapsage_owed_validation"
 MAX_INTERVAL_S = 1800.0
 """Where saving is dear, so many seconds lie between two saves by time at most."""
 LOCK_WAIT_S = 60.0
@@ -133,9 +139,9 @@ class SessionCheckpoints:
         """Take note of what was loaded: the owed validation, and the best score."""
         hub = runner.message_hub
         if self._spec.action == "resume":
-            owed = hub.get_info(OWED, None)
+            owed = hub.get_info(OWED_VALIDATION_KEY, None)
             self.owed_validation = int(owed) if owed is not None else None
-        hub.update_info(OWED, self.owed_validation)
+        hub.update_info(OWED_VALIDATION_KEY, self.owed_validation)
         best = self.store.best() if self.store is not None else None
         if best is not None and best.value is not None and self.is_best(best.value):
             # Carried over from a session whose score this checkpoint does not know.
@@ -161,10 +167,12 @@ class SessionCheckpoints:
         runner = self._require_runner()
         begin = time.monotonic()
         self.owed_validation = owed_validation
-        runner.message_hub.update_info(OWED, owed_validation)
+        runner.message_hub.update_info(OWED_VALIDATION_KEY, owed_validation)
         self._saved_iteration = iteration
         if self._rank == 0:
-            self._submit(f"iter_{iteration}.pth", snapshot(runner, iteration, config_text=self._config_text))
+            self._submit(
+                iteration_name(iteration), snapshot(runner, iteration, config_text=self._config_text)
+            )
         self._timings_s["saving"] += time.monotonic() - begin
 
     def save_end(self, iteration: int) -> None:
@@ -278,7 +286,7 @@ class SessionCheckpoints:
         """
         hub = self._require_runner().message_hub
         name = self._metric.replace("/", "_")
-        noted = {"best_score": score, "best_ckpt": f"best_{name}_iter_{iteration}.pth"}
+        noted = {"best_score": score, "best_ckpt": best_name(name, iteration)}
         if self._rank == 0 and not self._write_best(iteration, noted, metric=name):
             return False
         for key, value in noted.items():
@@ -345,7 +353,7 @@ class SessionCheckpoints:
         self._pace.output_bytes = now = float(sum(ref.size_bytes for ref in refs))
         if full is None:
             return
-        coming = replace(full, file=f"iter_{full.iteration + 1}.pth", iteration=full.iteration + 1)
+        coming = replace(full, file=iteration_name(full.iteration + 1), iteration=full.iteration + 1)
         gone = plan_retention(
             [*refs, coming],
             budget_bytes=self._spec.budget_bytes,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from mmengine.runner import Runner
 
-from mapsage_kaggle.checkpoints.store import SaveFailed
+from mapsage_kaggle.checkpoints.proving import SaveFailed
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.engine.checkpointing import SessionCheckpoints, number, rounded
 from mapsage_kaggle.engine.control import Control
@@ -22,11 +22,8 @@ from mapsage_kaggle.engine.tiles import PredictionTiles
 from mapsage_kaggle.events import Event, EventLog
 from mapsage_kaggle.pace import Pace, SessionPlan, week_start_s
 from mapsage_kaggle.paths import WorkDir
-from mapsage_kaggle.records import ACTIVITIES, SessionRecord
+from mapsage_kaggle.records import ACTIVITIES, FINGERPRINT_KEY, RUN_ID_KEY, SessionRecord
 from mapsage_kaggle.spec import ChildSpec
-
-RUN_ID = "mapsage_run_id"
-FINGERPRINT = "mapsage_fingerprint"
 
 VALIDATION_TOLD_EVERY_S = 5.0
 STOP_MESSAGES = {
@@ -137,8 +134,8 @@ class WorkerSession:
             checkpoint: What was loaded, to check the resume against; None where nothing was.
         """
         self._loaded = checkpoint
-        runner.message_hub.update_info(RUN_ID, self.spec.run_id)
-        runner.message_hub.update_info(FINGERPRINT, self.spec.fingerprint)
+        runner.message_hub.update_info(RUN_ID_KEY, self.spec.run_id)
+        runner.message_hub.update_info(FINGERPRINT_KEY, self.spec.fingerprint)
         self.checkpoints.loaded(runner)
 
     def training_begins(self, iteration: int, max_iters: int, *, next_position: int) -> None:

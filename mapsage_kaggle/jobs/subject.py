@@ -14,7 +14,7 @@ from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.data.find import find_data
 from mapsage_kaggle.errors import CheckpointError, UsageError
 from mapsage_kaggle.paths import KagglePaths, WorkDir, keep_caches_in
-from mapsage_kaggle.records import SessionRecord
+from mapsage_kaggle.records import read_record
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -149,10 +149,8 @@ def find_checkpoint(work_dir: Path, inputs: Path) -> Path:
 
 def _recorded_best(work_dir: Path) -> Path | None:
     """Return the best checkpoint as the run's record names it, where the file is still there."""
-    try:
-        best = SessionRecord.read(WorkDir(work_dir).session).best
-    except (OSError, ValueError):
-        return None
+    record = read_record(WorkDir(work_dir).session)
+    best = record.best if record else None
     return work_dir / best.file if best is not None and (work_dir / best.file).is_file() else None
 
 

@@ -13,7 +13,7 @@ from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256, manifest_sha256
 from mapsage_kaggle.checkpoints.names import kind_of
 from mapsage_kaggle.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_TRAINING
-from mapsage_kaggle.records import CheckpointRef, SessionRecord
+from mapsage_kaggle.records import CheckpointRef, SessionRecord, read_record
 from mapsage_kaggle.relay.client import KaggleClient, OutputFile, Unreachable
 from mapsage_kaggle.relay.decide import Status
 from mapsage_kaggle.relay.journal import Attempt, HandOver, Outcome, Verdict
@@ -61,20 +61,12 @@ def fetch(kaggle: KaggleClient, slug: str, version: int, *, stem: str, folder: P
         (folder / name).unlink(missing_ok=True)
         if name in files:
             kaggle.download(files[name], folder / name)
-    record = record_in(folder / "session.json")
+    record = read_record(folder / "session.json")
     try:
         manifest = Manifest.read(folder / "manifest.json")
     except (OSError, ValueError):
         manifest = Manifest()
     return SessionOutput(record=record, manifest=manifest, files=files, log=plain_log(log))
-
-
-def record_in(path: Path) -> SessionRecord | None:
-    """Return the record in a file; None where it is missing or none."""
-    try:
-        return SessionRecord.read(path)
-    except (OSError, ValueError):
-        return None
 
 
 def judge(

@@ -17,7 +17,7 @@ from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256
 from mapsage_kaggle.checkpoints.names import kind_of
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.errors import EXIT_DONE, MachineError, MapsageError, UsageError
-from mapsage_kaggle.records import CheckpointRef
+from mapsage_kaggle.records import CheckpointRef, read_record
 from mapsage_kaggle.relay import harvest
 from mapsage_kaggle.relay.client import Absent, Denied, KaggleClient, Quota, Rejected, Unreachable
 from mapsage_kaggle.relay.decide import (
@@ -401,7 +401,7 @@ class Relay:
         if not {"session.json", "manifest.json"} <= set(names):
             return None
         folder = self.places.fetched / "dataset"
-        record = harvest.record_in(self.kaggle.fetch_from_dataset(ref, "session.json", folder))
+        record = read_record(self.kaggle.fetch_from_dataset(ref, "session.json", folder))
         # Without a run id to compare, it may be an earlier run's.
         ours = record is not None and (
             record.run_id == run_id if run_id else record.started_s > attempt.intended_s - CLOCKS_DIFFER_S

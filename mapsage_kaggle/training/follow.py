@@ -12,10 +12,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mapsage_kaggle.checkpoints.store import holder_of
+from mapsage_kaggle.checkpoints.lock import holder_of
 from mapsage_kaggle.events import Event, EventTail, ProgressSink
 from mapsage_kaggle.paths import WorkDir
-from mapsage_kaggle.records import SessionRecord
+from mapsage_kaggle.records import SessionRecord, read_record
 from mapsage_kaggle.spec import ask_save, ask_stop
 
 POLL_S = 0.25
@@ -58,10 +58,7 @@ class Follower:
 
     def record(self) -> SessionRecord | None:
         """Return the session's record; None where there is none to be read."""
-        try:
-            return SessionRecord.read(self.files.session)
-        except (OSError, ValueError):
-            return None
+        return read_record(self.files.session)
 
     def stop(self) -> None:
         """Ask the training to save and stop."""

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mapsage_kaggle.checkpoints.inspect import inspect
+from mapsage_kaggle.checkpoints.proving import SaveFailed
 from mapsage_kaggle.checkpoints.retention import greater_is_better
-from mapsage_kaggle.checkpoints.store import CheckpointStore, SaveFailed
+from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.config.modules import import_paths
 from mapsage_kaggle.config.patch import apply_patch, plan_patch, write_config
 from mapsage_kaggle.config.reading import changes_between

@@ -30,7 +30,7 @@ from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256
 from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.events import Event, EventLog
 from mapsage_kaggle.paths import WorkDir
-from mapsage_kaggle.records import CheckpointRef, SessionRecord
+from mapsage_kaggle.records import CheckpointRef, SessionRecord, read_record
 
 LIMIT_S = 3600.0
 """How long one upload may take while training goes on."""
@@ -273,11 +273,8 @@ class Uploader:
             self._try(LIMIT_S, self._abandon.is_set)
 
     def _newest(self) -> int | None:
-        try:
-            ref = SessionRecord.read(self._files.session).checkpoint
-        except (OSError, ValueError):
-            return None
-        return ref.iteration if ref is not None else None
+        record = read_record(self._files.session)
+        return record.checkpoint.iteration if record and record.checkpoint else None
 
     def _turn_off(self, message: str) -> None:
         self._failures = MAX_FAILURES

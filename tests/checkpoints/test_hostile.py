@@ -22,9 +22,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from mapsage_kaggle.checkpoints.allowed import UnsafeError
 from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.checkpoints.load import load_checkpoint
-from mapsage_kaggle.checkpoints.unpickle import UnsafeError, interpret
+from mapsage_kaggle.checkpoints.unpickle import interpret
 from mapsage_kaggle.errors import CheckpointError
 
 HISTORY = b"cmmengine.logging.history_buffer\nHistoryBuffer\n"
@@ -440,7 +441,7 @@ def test_a_tensor_that_claims_terabytes_takes_no_memory(tmp_path: Path) -> None:
 
 def test_allowed_names_are_few() -> None:
     """Whoever adds a name here must ask what a file could do with it."""
-    from mapsage_kaggle.checkpoints.unpickle import ALLOWED
+    from mapsage_kaggle.checkpoints.allowed import ALLOWED
 
     callables = {name for name in ALLOWED if not name.startswith(("torch.", "numpy.dtypes."))}
     assert callables == {

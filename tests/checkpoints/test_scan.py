@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mapsage_kaggle.checkpoints.scan import Rejected, iteration_in_name, scan
+from mapsage_kaggle.checkpoints.scan import Rejected, scan
 
 
 def put(root: Path, name: str, data: bytes = b"x") -> Path:
@@ -258,8 +258,3 @@ def test_a_file_for_a_root_is_not_waited_for(tmp_path: Path) -> None:
     clock = Mounting()
     scan(put(tmp_path, "file"), wait_s=30, sleep=clock.sleep, now=clock.now)
     assert clock.sleeps == []
-
-
-@pytest.mark.parametrize(("name", "iteration"), [("iter_08.pth", 8), ("iter_٣.pth", None), ("x.pth", None)])
-def test_iterations_are_read_from_names(name: str, iteration: int | None) -> None:
-    assert iteration_in_name(name) == iteration

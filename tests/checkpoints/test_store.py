@@ -24,10 +24,11 @@ from mapsage_kaggle.checkpoints.choose import choose
 from mapsage_kaggle.checkpoints.host_copy import HostCopy
 from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256, manifest_sha256
+from mapsage_kaggle.checkpoints.proving import SaveFailed
 from mapsage_kaggle.checkpoints.retention import best_of, newest_of, plan_retention, plan_room
 from mapsage_kaggle.checkpoints.saver import BackgroundSaver, SaveSchedule
 from mapsage_kaggle.checkpoints.scan import scan
-from mapsage_kaggle.checkpoints.store import CheckpointStore, SaveFailed
+from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.errors import MachineError
 from mapsage_kaggle.records import CheckpointRef
 

@@ -20,7 +20,7 @@ from mmengine.logging import MessageHub
 from torch.utils.data import DataLoader
 
 from mapsage_kaggle.checkpoints.load import load_checkpoint
-from mapsage_kaggle.checkpoints.store import SaveFailed
+from mapsage_kaggle.checkpoints.proving import SaveFailed
 from mapsage_kaggle.clock import boot_time_s
 from mapsage_kaggle.engine.loop import ValidationAborted, ValidationPulse
 from mapsage_kaggle.engine.losses import MAX_OVERFLOWS, LossWatch

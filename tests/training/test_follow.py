@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from support.standin import StandIn, kill_group
 
-from mapsage_kaggle.checkpoints.store import CheckpointStore, holder_of
+from mapsage_kaggle.checkpoints.lock import holder_of
+from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.events import Event, EventLog
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import SessionRecord

@@ -1,0 +1,217 @@
+"""The files that a session might start from, and what is said of each."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mapsage_kaggle.checkpoints.names import LAST_CHECKPOINT, counts_in, iteration_of, kind_of
+from mapsage_kaggle.checkpoints.scan import FoundCheckpoint
+from mapsage_kaggle.errors import CheckpointError
+from mapsage_kaggle.records import SessionRecord
+
+if TYPE_CHECKING:
+    from mapsage_kaggle.checkpoints.inspect import Inspection
+    from mapsage_kaggle.checkpoints.scan import Rejected
+
+Origin = Literal["named", "work dir", "load_from", "input"]
+Lineage = Literal["this run", "unknown", "another run"]
+
+_ORIGIN_ORDER = {"named": 0, "work dir": 1, "load_from": 2, "input": 3}
+_LINEAGE_ORDER = {"this run": 0, "unknown": 1, "another run": 2}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One file that was looked at, as a person may want to see it.
+
+    Attributes:
+        path: The file, or the place that is named like one.
+        origin: Where it was found.
+        iteration: As far as it is known.
+        size_bytes: Of the file; 0 where it cannot be read.
+        verdict: The inspection's; empty where it was not needed, so that the file was not opened.
+        reason: Why it was taken or not.
+        taken: Whether the session starts from it.
+    """
+
+    path: Path
+    origin: str
+    iteration: int | None
+    size_bytes: int
+    verdict: str
+    reason: str
+    taken: bool = False
+
+
+@dataclass(slots=True)
+class Prospect:
+    """A file that might be taken, with what is known of it so far."""
+
+    found: FoundCheckpoint
+    origin: Origin
+    record: SessionRecord | None
+    sha256: str | None
+    lineage: Lineage
+    iteration: int | None
+    inspection: Inspection | None = None
+    problem: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """The full inspection's verdict; empty before it."""
+        return self.inspection.verdict if self.inspection else ""
+
+    @property
+    def target(self) -> Path:
+        """The file to read: where ``latest.pth`` or ``last_checkpoint`` leads to."""
+        return self.found.target
+
+    @property
+    def is_best(self) -> bool:
+        """Whether its name says that it is a best checkpoint, which holds no optimizer."""
+        return kind_of(self.target.name) == "best"
+
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether its name counts epochs, whatever stands before."""
+        return counts_in(self.target.name)[1] is not None
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the record beside it names this very file."""
+        if self.record is None:
+            return False
+        refs = (self.record.checkpoint, self.record.best)
+        return any(ref is not None and ref.file == self.target.name for ref in refs)
+
+    def order(self) -> tuple[int, int, bool, bool, bool, int, str]:
+        """Sort key: this run, then the highest iteration, then record, hash and place; never time."""
+        return (
+            _LINEAGE_ORDER[self.lineage],
+            -1 if self.iteration is None else -self.iteration - 2,
+            self.record is None,
+            not self.is_recorded,
+            self.sha256 is None,
+            _ORIGIN_ORDER[self.origin],
+            str(self.target),
+        )
+
+    def line(self, reason: str) -> str:
+        at = "iteration unknown" if self.iteration is None else f"iteration {self.iteration}"
+        leads = "" if self.target == self.found.path else f" -> {self.target.name}"
+        return f"{self.found.path}{leads} ({self.origin}, {at}): {reason}"
+
+
+class Account:
+    """What is to be said of a choice: each file with the reason for or against it."""
+
+    def __init__(self) -> None:
+        self.explanations: list[str] = []
+        self.steps_down: list[str] = []
+        self._judged: dict[Path, Candidate] = {}
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Each file once, with the last word on it; the one that was taken first."""
+        return tuple(sorted(self._judged.values(), key=lambda item: not item.taken))
+
+    def explain(self, prospect: Prospect, reason: str) -> None:
+        self.explanations.append(prospect.line(reason))
+        self.note(prospect, reason)
+
+    def step(self, prospect: Prospect, reason: str) -> None:
+        """Explain what is a step down the ladder, to be an event and in the record."""
+        self.explain(prospect, reason)
+        self.steps_down.append(prospect.line(reason))
+
+    def taken(self, prospect: Prospect, reason: str | None) -> None:
+        """Say what was taken, and why where that has not been said yet."""
+        if reason is not None:
+            self.explanations.insert(0, prospect.line(reason))
+        self.note(prospect, reason or self._judged[prospect.target].reason, taken=True)
+
+    def no_checkpoint(self, place: Rejected) -> None:
+        """Say of a place that is named like a checkpoint that it is none: a step down, too."""
+        reason = f"not taken: {place.reason}"
+        self.explanations.append(f"{place.path}: {reason}")
+        self.steps_down.append(self.explanations[-1])
+        self._judged[place.path] = Candidate(
+            path=place.path, origin="", iteration=None, size_bytes=0, verdict="rejected", reason=reason
+        )
+
+    def note(self, prospect: Prospect, reason: str, *, taken: bool = False) -> None:
+        """Remember the last word on a file, without a line of its own."""
+        self._judged[prospect.target] = Candidate(
+            path=prospect.target,
+            origin=prospect.origin,
+            iteration=prospect.iteration,
+            size_bytes=prospect.found.size_bytes,
+            verdict=prospect.verdict,
+            reason=reason,
+            taken=taken,
+        )
+
+    def refusal(self, problem: str, remedy: str = "") -> CheckpointError:
+        """Return the error that lists every file beside what is wrong."""
+        return CheckpointError("\n  ".join((problem, *self.explanations)), f"\n{remedy}" if remedy else "")
+
+
+def why_not_needed(prospect: Prospect, taken: Prospect) -> str:
+    """Return what sets a file apart from the one of this run that was taken."""
+    if prospect.lineage != taken.lineage:
+        return "nothing says that it is of this run; name it with --resume to take it"
+    if prospect.iteration != taken.iteration:
+        return "an older iteration"
+    if None not in (prospect.sha256, taken.sha256):
+        same = prospect.sha256 == taken.sha256
+        return f"the same iteration, {'the same file' if same else 'other content'} by sha256"
+    if taken.is_recorded and not prospect.is_recorded:
+        return "the same iteration, and no record names it"
+    if prospect.sha256 is None and taken.sha256 is not None:
+        return "the same iteration, and its sha256 is not recorded"
+    return "the same iteration, in another place"
+
+
+def without_duplicates(prospects: Sequence[Prospect]) -> list[Prospect]:
+    """Leave out what names the same file again: ``latest.pth`` and ``last_checkpoint`` often do."""
+    named_plainly = sorted(prospects, key=lambda item: item.found.kind in ("latest", "last_checkpoint"))
+    first: dict[Path, Prospect] = {}
+    for prospect in named_plainly:
+        path = prospect.target.resolve()
+        if path not in first:
+            first[path] = prospect
+        elif first[path].origin != "load_from" and prospect.origin == "load_from":
+            first[path].origin = "load_from"
+    kept = {id(item) for item in first.values()}
+    return [item for item in prospects if id(item) in kept]
+
+
+def recorded_sha256(path: Path, record: SessionRecord | None) -> str | None:
+    """Return the sha256 that the record beside a checkpoint states for it, if any."""
+    refs = (record.checkpoint, record.best) if record else ()
+    return next((ref.sha256 for ref in refs if ref is not None and ref.file == path.name), None)
+
+
+def as_found(path: Path) -> FoundCheckpoint:
+    """Return a file that was named rather than found; a ``last_checkpoint`` stands for what it names."""
+    target = path
+    if path.name == LAST_CHECKPOINT:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            named = path.read_text(encoding="utf-8").strip().replace("\\", "/")
+            target = path.parent / (named.rpartition("/")[2] or path.name)
+    try:
+        size_bytes = target.stat().st_size
+    except OSError:
+        size_bytes = 0
+    return FoundCheckpoint(
+        path=path,
+        kind="best" if kind_of(target.name) == "best" else "iter",
+        iteration=iteration_of(target.name),
+        size_bytes=size_bytes,
+        source="",
+        target=target,
+    )
