@@ -15,28 +15,15 @@ from mapsage_kaggle.pace import GPU_QUOTA_S, week_start_s
 from mapsage_kaggle.paths import ROOT_VARIABLE, KagglePaths
 
 MIN_PYTHON = (3, 10)
-
-
 MAX_PYTHON = (3, 13)
-
-
 MIN_TORCH = (2, 6)
-
-
 OUTPUT_BYTES = 20 * 10**9
 """``/kaggle/working`` holds 20 GB at most."""
-
-
 OUTPUT_FILES = 400
 """Kaggle cuts an output of more than 500 files in silence; the kit stays well below."""
-
-
 NEEDED_BYTES = 2 * 10**9
 """Three checkpoints of MiT-B2 with its optimizer, and one more while it is written."""
-
-
 SHORT_SESSION_S = 30 * 60.0
-
 
 Level = Literal["info", "warning", "error"]
 

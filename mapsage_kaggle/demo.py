@@ -26,6 +26,7 @@ from mapsage_kaggle.display.text import headline, progress_text, table
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_TRAINING, TrainingError, UsageError
 from mapsage_kaggle.events import Event, EventTail
 from mapsage_kaggle.paths import ROOT_VARIABLE, WorkDir, bundled
+from mapsage_kaggle.processes import Child, ProcessId, module_command, run
 from mapsage_kaggle.records import SessionRecord
 
 CONFIG = "demo.py"
@@ -184,32 +185,28 @@ def _run_notebook(kaggle: StandIn, before: SessionRecord | None, limit_s: float)
     ]
     if before is not None:
         parameters += [("RESUME", "require"), ("EXPECT_ITERATION", before.end_iteration)]
-    command = [
-        sys.executable, "-m", "papermill", "--no-progress-bar",
-        str(bundled("notebooks") / "mapsage_train.ipynb"), str(kaggle.working / "__notebook__.ipynb"),
-    ]  # fmt: skip
+    source, target = bundled("notebooks") / "mapsage_train.ipynb", kaggle.working / "__notebook__.ipynb"
+    command = module_command("papermill", "--no-progress-bar", str(source), str(target))
     for name, value in parameters:
         command += ["-p", name, str(value)]
     log = kaggle.out / "papermill.log"
     with log.open("ab") as stream:
-        process = subprocess.Popen(
+        child = Child(
             command,
             cwd=kaggle.working,
             env=kaggle.environment(),
-            stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
     watch = _Watch(_work_dir(kaggle.working))
     try:
-        while process.poll() is None:
+        while not child.ended():
             watch.look()
             time.sleep(0.2)
         watch.look()
     finally:
-        _end(process, watch.pids)
-    if process.returncode != 0:
+        _end(child, watch.workers)
+    if child.returncode != 0:
         last = "\n".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-8:])
         raise TrainingError(f"The notebook ended with an error:\n{last}\n", f"The whole of it is in {log}.")
 
@@ -221,7 +218,7 @@ class _Watch:
         self._tail = EventTail(WorkDir(work_dir).events)
         self._last_shown_s = -math.inf
         self._max_iters = 0
-        self.pids: set[int] = set()
+        self.workers: set[ProcessId] = set()
 
     def look(self) -> None:
         """Print what is new."""
@@ -232,7 +229,9 @@ class _Watch:
 
     def _line(self, event: Event) -> str:
         if event.event == "start":
-            self.pids.add(int(event.data.get("pid", 0)))
+            worker = ProcessId.stated(event.data)
+            if worker is not None:
+                self.workers.add(worker)
         elif event.event == "training":
             self._max_iters = int(event.data.get("max_iters", 0))
         elif event.event == "resume":
@@ -246,25 +245,14 @@ class _Watch:
         return "" if event.event == "checkpoint" else headline(event)
 
 
-def _end(process: subprocess.Popen[bytes], workers: set[int]) -> None:
+def _end(child: Child, workers: set[ProcessId]) -> None:
     """Leave nothing running. A worker whose kernel is gone sees that, saves and ends by itself."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(timeout=20.0)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    if not child.ended():
+        child.send_signal(signal.SIGINT)
+    child.end(patience_s=20.0)
     give_up = time.monotonic() + END_PATIENCE_S
-    while any(_lives(pid) for pid in workers) and time.monotonic() < give_up:
+    while any(worker.alive for worker in workers) and time.monotonic() < give_up:
         time.sleep(0.2)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return pid > 0 and "mapsage_kaggle" in Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return False
 
 
 # -- how long a session may be
@@ -274,24 +262,17 @@ def _calibrate(kaggle: StandIn) -> Speed:
     """Measure this machine with a few iterations outside the chain."""
     _say("Measuring this machine ...")
     work_dir = kaggle.out / "calibration"
-    command = [
-        sys.executable, "-m", "mapsage_kaggle", "train", str(bundled("configs") / CONFIG),
+    command = module_command(
+        "mapsage_kaggle", "train", str(bundled("configs") / CONFIG),
         "--work-dir", str(work_dir), "--resume", "never", "--gpus", "0",
         "--session-limit", "10m", "--reserve", "1m",
         "--set", "train_cfg.max_iters=16", "--set", "train_cfg.val_interval=16",
-    ]  # fmt: skip
+    )  # fmt: skip
     began = time.monotonic()
-    done = subprocess.run(
-        command,
-        env=kaggle.environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(command, timeout_s=None, env=kaggle.environment())
     wall_s = time.monotonic() - began
-    if done.returncode != 0:
-        raise TrainingError(f"Training does not work here:\n{done.stderr or done.stdout}")
+    if done.code != 0:
+        raise TrainingError(f"Training does not work here:\n{done.errors or done.output}")
     session = _session(work_dir)
     [stop] = session.of("stop")
     pace = stop.data["pace"]

@@ -6,14 +6,12 @@ was seen, and is pure.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from mapsage_kaggle.paths import KagglePaths, on_kaggle
+from mapsage_kaggle.processes import ChildError, command_of, run, run_for_json
 
 STACK: Mapping[str, str] = {
     "onedl-mmengine": "0.10.12",
@@ -41,7 +40,6 @@ UPSTREAM: Mapping[str, str] = {
     "mmsegmentation": "mmseg",
 }
 """Other distributions of the same import names; whichever was installed last wins."""
-
 
 RunType = Literal["batch", "interactive"]
 
@@ -148,13 +146,8 @@ def _started_by_a_runner(pid: str) -> bool:
 
     A notebook that calls papermill hands its own session's name down in the environment.
     """
-    if not pid.isdigit():
-        return False
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
-    return any(word in command for word in (b"papermill", b"nbconvert", b"nbclient"))
+    command = command_of(int(pid)) if pid.isdigit() else ""
+    return any(word in command for word in ("papermill", "nbconvert", "nbclient"))
 
 
 def has_kernels_for(capability: tuple[int, int], archs: Sequence[str]) -> bool:
@@ -271,16 +264,12 @@ def ask_torch(
     python: str = sys.executable, *, timeout_s: float = 90.0
 ) -> tuple[str | None, str, tuple[Gpu, ...]]:
     """Return torch's version, why it could not be asked (empty if it could), and the CUDA devices."""
-    command = [python, "-c", _TORCH_PROBE]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired:
-        return None, f"importing torch and asking for GPUs took more than {timeout_s:.0f} s", ()
-    lines = answer.stdout.strip().splitlines()
-    if answer.returncode != 0 or not lines:
-        reason = (answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"])[-1]
-        return None, reason, ()
-    found = json.loads(lines[-1])
+        found = run_for_json([python, "-c", _TORCH_PROBE], timeout_s=timeout_s)
+    except ChildError as error:
+        if error.timed_out:
+            return None, f"importing torch and asking for GPUs took more than {timeout_s:.0f} s", ()
+        return None, error.last_word, ()
     gpus = tuple(
         Gpu(
             name=name,
@@ -372,10 +361,10 @@ def _query_driver(names: str, *, timeout_s: float) -> str:
         return ""
     command = [program, f"--query-gpu={names}", "--format=csv,noheader,nounits"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except (subprocess.TimeoutExpired, OSError):
+        answer = run(command, timeout_s=timeout_s)
+    except (ChildError, OSError):
         return ""
-    return answer.stdout if answer.returncode == 0 else ""
+    return answer.output if answer.code == 0 else ""
 
 
 class _Lookup:

@@ -1,17 +1,149 @@
-"""Processes: how they are started, looked at and ended."""
+"""Processes: how they are started, told apart, and ended with all that they have started.
+
+A number is given to another process once its owner is gone. So a process is a :class:`ProcessId`, its
+number and when it started; and a child of this process is a :class:`Child`, whose number and group are
+its own until it has been waited for.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import psutil
 
 POLL_S = 0.1
+_SHORT_POLL_S = 0.02
+"""For children that may be done at once."""
+_MAX_WORDS = 15
+"""Lines of what a child said last that its error quotes."""
+
+
+# -- any process
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """One process, told from those that have its number before and after it.
+
+    Attributes:
+        pid: Its number.
+        started_s: When it started, see :func:`process_start_s`.
+    """
+
+    pid: int
+    started_s: float
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId | None:
+        """Return the process that has a number now; None where none has."""
+        started_s = process_start_s(pid)
+        return None if started_s is None else cls(pid, started_s)
+
+    @classmethod
+    def stated(cls, data: Mapping[str, Any], key: str = "pid") -> ProcessId | None:
+        """Return the process that an event states as ``key`` and ``<key>_started_s``, if it does."""
+        pid, started_s = data.get(key), data.get(f"{key}_started_s")
+        if not isinstance(pid, int) or not isinstance(started_s, float):
+            return None
+        return cls(pid, started_s)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs; one that has ended and that nobody has waited for does not."""
+        import psutil
+
+        process = self._find()
+        with suppress(psutil.NoSuchProcess):
+            return process is not None and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        return False
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal; nothing happens where it has ended, whoever has its number now."""
+        import psutil
+
+        process = self._find()
+        if process is not None:
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                process.send_signal(number)
+
+    def descendants(self) -> set[ProcessId]:
+        """Return the processes that it has started, and those that they have."""
+        import psutil
+
+        process = self._find()
+        with suppress(psutil.NoSuchProcess):
+            below = process.children(recursive=True) if process is not None else []
+            return {found for child in below if (found := ProcessId.of(child.pid)) is not None}
+        return set()
+
+    def _find(self) -> psutil.Process | None:
+        import psutil
+
+        try:
+            process = psutil.Process(self.pid)
+        except psutil.NoSuchProcess:
+            return None
+        return process if process_start_s(self.pid) == self.started_s else None
+
+
+def kill_trees(roots: Iterable[ProcessId]) -> None:
+    """Kill processes and all that they have started; they are stopped first, so that they start no more."""
+    found, waiting = set[ProcessId](), set(roots)
+    while waiting:
+        found |= waiting
+        for process in waiting:
+            process.signal(signal.SIGSTOP)
+        waiting = {below for process in waiting for below in process.descendants()} - found
+    for process in found:
+        process.signal(signal.SIGKILL)
+
+
+def outlive(process: ProcessId, patience_s: float) -> None:
+    """Wait until a process is gone; kill it, and what it started, when it takes too long."""
+    for seconds in (patience_s, 10.0):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if not process.alive:
+                return
+            time.sleep(POLL_S)
+        kill_trees([process])
+
+
+def command_of(pid: int) -> str:
+    """Return the command line of a process; empty where there is none to be read."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def process_start_s(pid: int | Literal["self"] = "self", *, proc: Path = Path("/proc")) -> float | None:
+    """Return when a process started, in :func:`boot_time_s` seconds; None where that cannot be read.
+
+    Source: field 22 of ``/proc/<pid>/stat``, in clock ticks since boot (``man 5 proc``).
+    """
+    try:
+        stat = (proc / str(pid) / "stat").read_text()
+        ticks = int(stat.rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+# -- children
 
 
 def child_environment(
@@ -45,62 +177,180 @@ def child_environment(
     return env
 
 
-def signal_group(pid: int, number: signal.Signals) -> None:
-    try:
-        os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):
-        return
+class Child(subprocess.Popen[bytes]):
+    """A child that leads a group of its own, so that a terminal's Ctrl-C reaches it through us alone.
 
-
-def outlive(pid: int, patience_s: float) -> None:
-    """Wait until a worker is gone; kill it, and what it started, when it takes too long."""
-    for seconds in (patience_s, 10.0):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if not alive(pid):
-                return
-            time.sleep(POLL_S)
-        signal_group(pid, signal.SIGKILL)
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)  # it need not lead a group
-
-
-def descendants(pid: int) -> set[int]:
-    """Return the processes that a process has started, and those that they have."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
-        except (OSError, IndexError):
-            continue  # it has ended meanwhile
-        children.setdefault(int(parent), []).append(int(folder.name))
-    found, waiting = set[int](), [pid]
-    while waiting:
-        started = children.get(waiting.pop(), [])
-        found.update(started)
-        waiting += started
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return False
-    return state not in ("Z", "X")
-
-
-def process_start_s(pid: int | Literal["self"] = "self", *, proc: Path = Path("/proc")) -> float | None:
-    """Return when a process started, in :func:`boot_time_s` seconds; None where that cannot be read.
-
-    Source: field 22 of ``/proc/<pid>/stat``, in clock ticks since boot (``man 5 proc``).
+    Args:
+        command: Its command line.
+        env: Its environment; by default this process's own.
+        cwd: Its working directory.
+        stdin: As for :class:`subprocess.Popen`; nothing to read by default.
+        stdout: As there.
+        stderr: As there.
     """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int | IO[bytes] = subprocess.DEVNULL,
+        stderr: int | IO[bytes] = subprocess.DEVNULL,
+    ) -> None:
+        super().__init__(
+            command, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
+        )
+
+    def ended(self) -> bool:
+        """Tell whether it has ended, and leave it its number: until ``wait`` nobody else has it."""
+        if self.returncode is not None:
+            return True
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # somebody else in this process has waited for it
+            self.wait()
+            return True
+
+    def ends_within(self, seconds: float) -> bool:
+        """Wait for its end, for so long at most; tell whether it has come."""
+        end = time.monotonic() + seconds
+        while not self.ended():
+            if time.monotonic() >= end:
+                return False
+            time.sleep(_SHORT_POLL_S)
+        return True
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Send a signal to it and to what it has started and left in its group."""
+        if self.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
+    def descendants(self) -> set[ProcessId]:
+        """Return the processes that it has started, and those that they have."""
+        found = ProcessId.of(self.pid) if self.returncode is None else None
+        return found.descendants() if found is not None else set()
+
+    def end(self, patience_s: float = 0.0) -> None:
+        """Wait for its end for a while, then kill what is left of it and of all that it has started."""
+        try:
+            self.ends_within(patience_s)
+        finally:
+            if not self.ended():
+                self.signal_group(signal.SIGSTOP)
+                # pip may run where psutil is yet to be installed; of that, the group is all.
+                with suppress(ModuleNotFoundError):
+                    kill_trees(self.descendants())
+            self.signal_group(signal.SIGKILL)
+            self.wait()
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """Return the command line that runs a module by this interpreter."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+class ChildError(Exception):
+    """A child failed, or took too long.
+
+    Attributes:
+        code: Its exit code; None where it took too long and was ended.
+        words: The last lines of its standard error, at most :data:`_MAX_WORDS`.
+    """
+
+    def __init__(self, code: int | None, words: Sequence[str]) -> None:
+        super().__init__(code, words)
+        self.code = code
+        self.words = tuple(words)
+
+    def __str__(self) -> str:
+        end = "took too long" if self.code is None else f"exit code {self.code}"
+        return "\n".join((end, *self.words))
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether it took too long."""
+        return self.code is None
+
+    @property
+    def last_word(self) -> str:
+        """The last line alone, which names an exception; its exit code where there is none."""
+        return self.words[-1] if self.words else f"exit code {self.code}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """A child that has ended by itself.
+
+    Attributes:
+        code: Its exit code.
+        output: What it printed.
+        errors: What it printed on standard error; empty where that went to the output.
+    """
+
+    code: int
+    output: str
+    errors: str = ""
+
+
+def run(
+    command: Sequence[str],
+    *,
+    timeout_s: float | None,
+    env: Mapping[str, str] | None = None,
+    one_stream: bool = False,
+) -> Finished:
+    """Run a command to its end; it is ended with all that it has started by a time-out and by Ctrl-C.
+
+    Args:
+        command: The command line.
+        timeout_s: How long it may take; None for any time.
+        env: Its environment; by default this process's own.
+        one_stream: Whether standard error goes to the output, in its order.
+
+    Raises:
+        ChildError: It took too long.
+        OSError: There is no such program.
+    """
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        child = Child(command, env=env, stdout=output, stderr=subprocess.STDOUT if one_stream else errors)
+        try:
+            in_time = child.ends_within(float("inf") if timeout_s is None else timeout_s)
+        finally:
+            child.end()
+        said, complained = _text(output), _text(errors)
+    if not in_time:
+        raise ChildError(None, complained.strip().splitlines()[-_MAX_WORDS:])
+    return Finished(code=child.returncode, output=said, errors=complained)
+
+
+def run_for_json(
+    command: Sequence[str], *, timeout_s: float | None, env: Mapping[str, str] | None = None
+) -> Any:
+    """Run a command as :func:`run` does, and return the JSON document that is its last line.
+
+    Raises:
+        ChildError: It failed, took too long, or printed no such line.
+    """
+    finished = run(command, timeout_s=timeout_s, env=env)
+    words = finished.errors.strip().splitlines()[-_MAX_WORDS:]
+    lines = finished.output.strip().splitlines()
+    if finished.code != 0 or not lines:
+        raise ChildError(finished.code, words)
     try:
-        stat = (proc / str(pid) / "stat").read_text()
-        ticks = int(stat.rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return None
-    return ticks / os.sysconf("SC_CLK_TCK")
+        return json.loads(lines[-1])
+    except ValueError as error:
+        raise ChildError(finished.code, [*words, f"no JSON document: {lines[-1][:200]!r}"]) from error
+
+
+def _text(stream: IO[bytes]) -> str:
+    stream.seek(0)
+    return stream.read().decode("utf-8", errors="replace")
+
+
+# -- memory
 
 
 def oom_kills(root: Path = Path("/")) -> int | None:

@@ -45,7 +45,7 @@ STANDARD_LIBRARY_ONLY = frozenset({"errors", "paths", "walk", "events", "clock",
 WITHOUT_TORCH_AT_IMPORT = frozenset(room for room in RANK if room not in {"engine", "__main__"})
 
 ENGINE_LIBRARIES = frozenset({"mmengine", "mmcv", "mmseg"})
-HEAVY = ("torch", "mmengine", "mmcv", "mmseg", "ipywidgets", "matplotlib", "kaggle")
+HEAVY = ("torch", "mmengine", "mmcv", "mmseg", "ipywidgets", "matplotlib", "kaggle", "psutil")
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,7 @@ def test_the_lowest_rooms_use_the_standard_library_only() -> None:
         ("kagglesdk", "mapsage_kaggle.relay.client"),
         ("kagglehub", "mapsage_kaggle.training.upload"),
         ("ipywidgets", "mapsage_kaggle.display"),
+        ("psutil", "mapsage_kaggle.processes"),
     ],
 )
 def test_a_library_is_imported_in_its_one_place_and_only_when_needed(library: str, place: str) -> None:

@@ -17,6 +17,7 @@ from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
 from mapsage_kaggle.engine.safety import expect, install_safe_loading, load_ahead
 from mapsage_kaggle.engine.session import WorkerSession, emit_failure
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_TRAINING, MapsageError
+from mapsage_kaggle.processes import process_start_s
 from mapsage_kaggle.spec import SUPERVISOR_VARIABLE, ChildSpec
 
 
@@ -29,6 +30,7 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(spec.threads)
     cv2.setNumThreads(0)
     session = WorkerSession(spec, rank=rank, world_size=world_size)
+    supervisor = int(os.environ.get(SUPERVISOR_VARIABLE, 0))
     session.control.install_signal_handlers()
     session.control.end_with_supervisor()
     session.emit(
@@ -36,9 +38,11 @@ def main(arguments: list[str]) -> int:
         0,
         rank=rank,
         pid=os.getpid(),
+        pid_started_s=process_start_s(),
         world_size=world_size,
         torch=torch.__version__,
-        supervisor=int(os.environ.get(SUPERVISOR_VARIABLE, 0)),
+        supervisor=supervisor,
+        supervisor_started_s=process_start_s(supervisor),
     )
     try:
         session.open()

@@ -23,30 +23,23 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from mapsage_kaggle import errors
 from mapsage_kaggle.config.modules import import_paths
-from mapsage_kaggle.errors import (
-    Interrupted,
-    JobError,
-    MapsageError,
-)
+from mapsage_kaggle.errors import Interrupted, JobError, MapsageError
 from mapsage_kaggle.jobs.subject import ModelSource
-from mapsage_kaggle.processes import child_environment
+from mapsage_kaggle.processes import POLL_S, Child, child_environment, module_command
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 
 INTERRUPT_GRACE_S = 15.0
 """How long a child may take to end after Ctrl-C before it is killed; nothing is lost by that."""
-_POLL_S = 0.1
 _LOG_LINES = 12
 
 
@@ -97,29 +90,33 @@ def _run(entry: str, file: Path, log: Path, subject: ModelSource, on_event: OnEv
         gpus=options.device != "cpu",
     )
     with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mapsage_kaggle.engine.jobs.child", entry, str(file)],
+        child = Child(
+            module_command("mapsage_kaggle.engine.jobs.child", entry, str(file)),
             env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stream,
-            start_new_session=True,  # so that Ctrl-C reaches it through us, once
         )
-    assert process.stdout is not None
+    assert child.stdin is not None
+    assert child.stdout is not None
     events: list[Mapping[str, Any]] = []
-    reader = threading.Thread(target=_read, args=(process.stdout, events), name="child-events", daemon=True)
+    reader = threading.Thread(target=_read, args=(child.stdout, events), name="child-events", daemon=True)
     reader.start()
     try:
-        last = _stay_with(process, reader, events, on_event)
+        last = _stay_with(reader, events, on_event)
+    except BaseException:
+        child.send_signal(signal.SIGINT)
+        raise
     finally:
-        _end(process)
+        child.end(patience_s=INTERRUPT_GRACE_S)
+        child.stdin.close()
     if last is not None and last["event"] == "result":
         result: dict[str, Any] = last["result"]
         return result
     if last is not None:
         raise _raised(entry, last, log)
     raise JobError(
-        f"The child that was to {entry} ended without a word (exit code {process.returncode}).{_tail(log)}",
+        f"The child that was to {entry} ended without a word (exit code {child.returncode}).{_tail(log)}",
         f"The whole log is in {log}.",
     )
 
@@ -136,10 +133,7 @@ def _read(stream: IO[bytes], events: list[Mapping[str, Any]]) -> None:
 
 
 def _stay_with(
-    process: subprocess.Popen[bytes],
-    reader: threading.Thread,
-    events: list[Mapping[str, Any]],
-    on_event: OnEvent,
+    reader: threading.Thread, events: list[Mapping[str, Any]], on_event: OnEvent
 ) -> Mapping[str, Any] | None:
     """Pass events on until the child has ended; return its last word: the result or the failure."""
     last: Mapping[str, Any] | None = None
@@ -156,28 +150,7 @@ def _stay_with(
                 on_event(event)
         if ended:
             return last
-        reader.join(_POLL_S)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Make sure that nothing of the child is left, however this is reached."""
-    try:
-        if sys.exc_info()[0] is not None and process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + INTERRUPT_GRACE_S
-        while process.poll() is None and time.monotonic() < deadline:
-            try:
-                time.sleep(_POLL_S)
-            except KeyboardInterrupt:
-                break  # asked twice
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its data workers
-        if process.stdin is not None:
-            process.stdin.close()
+        reader.join(POLL_S)
 
 
 def _raised(entry: str, event: Mapping[str, Any], log: Path) -> MapsageError:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from packaging.utils import canonicalize_name
 
 from mapsage_kaggle.checks import MAX_PYTHON, MIN_PYTHON
 from mapsage_kaggle.errors import MachineError, UsageError
+from mapsage_kaggle.processes import run
 from mapsage_kaggle.setup.pip import explain_failure, index_unreachable, run_pip
 from mapsage_kaggle.setup.wheels import (
     BUNDLE_MANIFEST,
@@ -293,15 +293,13 @@ def _commit_of(source: Path) -> tuple[str, tuple[str, ...]]:
 
 def _git(source: Path, *arguments: str) -> str:
     try:
-        done = subprocess.run(
-            ["git", "-C", str(source), *arguments], capture_output=True, text=True, check=False
-        )
+        done = run(["git", "-C", str(source), *arguments], timeout_s=None)
     except FileNotFoundError as error:
         raise MachineError("There is no git on this machine.", "Install it, then run this again.") from error
-    if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if done.code != 0:
+        said = (done.errors.strip().splitlines() or ["no message"])[-1]
         raise MachineError(f"git {arguments[0]} failed in {source}: {said}.", "Repair the checkout.")
-    return done.stdout
+    return done.output
 
 
 @contextmanager

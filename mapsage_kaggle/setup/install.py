@@ -10,10 +10,8 @@ ever compiled.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import site
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -33,6 +31,7 @@ from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.errors import MachineError
 from mapsage_kaggle.machine import STACK
 from mapsage_kaggle.paths import KagglePaths, bundled
+from mapsage_kaggle.processes import ChildError, module_command, run_for_json
 from mapsage_kaggle.setup.pip import explain_failure, run_pip
 from mapsage_kaggle.setup.wheels import find_bundles, find_wheels, verified_wheels
 
@@ -43,6 +42,7 @@ LIBRARIES: tuple[str, ...] = (
     "Jinja2>=3.1",
     "matplotlib>=3.9",
     "packaging>=22.0",
+    "psutil>=5.9",
     # What mmengine, mmcv and mmseg ask for.
     "addict",
     "ftfy",
@@ -436,27 +436,23 @@ def prove_in_child(config: Path) -> dict[str, Any]:
     Raises:
         MachineError: That failed, or took more than ``PROOF_TIMEOUT_S``.
     """
-    command = [sys.executable, "-m", "mapsage_kaggle.engine.proof", str(config)]
     environ = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = module_command("mapsage_kaggle.engine.proof", str(config))
     try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=PROOF_TIMEOUT_S, check=False, env=environ
-        )
-    except subprocess.TimeoutExpired as error:
-        raise MachineError(
-            f"The packages are installed, but building the model of {config} took more than "
-            f"{PROOF_TIMEOUT_S:.0f} s.",
-            "The machine may be overloaded: try again.",
-        ) from error
-    lines = answer.stdout.strip().splitlines()
-    if answer.returncode != 0 or not lines:
-        shown = "\n".join(answer.stderr.strip().splitlines()[-15:])
+        seen: dict[str, Any] = run_for_json(command, timeout_s=PROOF_TIMEOUT_S, env=environ)
+    except ChildError as error:
+        if error.timed_out:
+            raise MachineError(
+                f"The packages are installed, but building the model of {config} took more than "
+                f"{PROOF_TIMEOUT_S:.0f} s.",
+                "The machine may be overloaded: try again.",
+            ) from error
+        shown = "\n".join(error.words)
         raise MachineError(
             f"The packages are installed, but the model of {config} cannot be built and run in a fresh "
-            f"process (exit code {answer.returncode}):\n{shown}",
+            f"process (exit code {error.code}):\n{shown}",
             "\nIf the last line names a package, its version here does not go together with the others.",
-        )
-    seen: dict[str, Any] = json.loads(lines[-1])
+        ) from error
     return seen
 
 

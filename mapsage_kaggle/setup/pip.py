@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 
 from mapsage_kaggle.errors import MachineError
+from mapsage_kaggle.processes import ChildError, module_command, run
 
 PIP_TIMEOUT_S = 300.0
 
@@ -82,34 +80,22 @@ def run_pip(arguments: Sequence[str], *, environ: Mapping[str, str] | None = Non
     Raises:
         MachineError: It took more than ``PIP_TIMEOUT_S``, or there is no pip.
     """
-    command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--no-input", "--progress-bar=off"]
+    command = module_command("pip", *arguments, "--quiet", "--no-input", "--progress-bar=off")
     command += ["--disable-pip-version-check", "--retries=2", "--timeout=15"]
     kept = {name: value for name, value in os.environ.items() if name not in _PIP_OPTIONS_IN_THE_WAY}
     # Nothing that pip builds here needs a compiler; what asks for one fails at once, not after half an
     # hour.
     kept.update(CC="/bin/false", CXX="/bin/false", **(environ or {}))
-    with tempfile.TemporaryFile() as log:
-        # A group of its own, so that the builds that pip starts end with it.
-        child = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=kept, start_new_session=True
-        )
-        try:
-            code = child.wait(PIP_TIMEOUT_S)
-        except BaseException as error:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise MachineError(
-                    f"pip took more than {PIP_TIMEOUT_S:.0f} s: `pip {' '.join(arguments)}`.",
-                    "The network may be slow: try again, or attach the data set that `mapsage-kaggle bundle` "
-                    "makes.",
-                ) from error
-            raise
-        log.seek(0)
-        output = log.read().decode("utf-8", errors="replace")
-    if "No module named pip" in output:
+    try:
+        finished = run(command, timeout_s=PIP_TIMEOUT_S, env=kept, one_stream=True)
+    except ChildError as error:
+        raise MachineError(
+            f"pip took more than {PIP_TIMEOUT_S:.0f} s: `pip {' '.join(arguments)}`.",
+            "The network may be slow: try again, or attach the data set that `mapsage-kaggle bundle` makes.",
+        ) from error
+    if "No module named pip" in finished.output:
         raise MachineError(
             f"{sys.executable} has no pip, so nothing can be installed.",
             "Add it with `python -m ensurepip`, or make a virtual environment that has it.",
         )
-    return None if code == 0 else output
+    return None if finished.code == 0 else finished.output

@@ -15,6 +15,7 @@ from pathlib import Path
 from mapsage_kaggle.checkpoints.lock import holder_of
 from mapsage_kaggle.events import Event, EventTail, ProgressSink
 from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.processes import ProcessId
 from mapsage_kaggle.records import SessionRecord, read_record
 from mapsage_kaggle.spec import ask_save, ask_stop
 
@@ -37,7 +38,7 @@ class Follower:
         self.files = WorkDir(work_dir)
         self._sinks = list(sinks)
         self._tail = EventTail(self.files.events)
-        self._supervisor: int | None = None
+        self._supervisor: ProcessId | None = None
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="mapsage-follower", daemon=True)
 
@@ -54,7 +55,7 @@ class Follower:
     @property
     def supervised(self) -> bool:
         """Whether the process that started the training is alive; without it the training soon ends."""
-        return self._supervisor is not None and Path(f"/proc/{self._supervisor}").exists()
+        return self._supervisor is not None and self._supervisor.alive
 
     def record(self) -> SessionRecord | None:
         """Return the session's record; None where there is none to be read."""
@@ -85,9 +86,8 @@ class Follower:
                 sink.handle(event)
 
     def _see(self, event: Event) -> None:
-        pid = event.data.get("supervisor") if event.event == "start" else None
-        if isinstance(pid, int):
-            self._supervisor = pid
+        if event.event == "start":
+            self._supervisor = ProcessId.stated(event.data, "supervisor") or self._supervisor
 
     def _follow(self) -> None:
         look_at, free_since = 0.0, None

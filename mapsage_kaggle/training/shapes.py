@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from mapsage_kaggle.checkpoints.inspect import Inspection, inspect
 from mapsage_kaggle.config.modules import import_paths
 from mapsage_kaggle.config.reading import dataset_of
-from mapsage_kaggle.errors import ConfigError, MachineError
+from mapsage_kaggle.errors import ConfigError, MachineError, MapsageError
+from mapsage_kaggle.processes import ChildError, module_command, run_for_json
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -62,33 +61,28 @@ def config_shapes(
     env["PYTHONPATH"] = os.pathsep.join(
         [*map(str, import_paths(source)), *filter(None, [env.get("PYTHONPATH")])]
     )
+    command = module_command("mapsage_kaggle.engine.shapes", str(file), json.dumps(data))
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "mapsage_kaggle.engine.shapes", str(file), json.dumps(data)],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=SHAPES_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise MachineError(
-            f"Building the model of {source} took more than {SHAPES_TIMEOUT_S:.0f} s."
-        ) from error
+        document = run_for_json(command, timeout_s=SHAPES_TIMEOUT_S, env=env)
+    except ChildError as error:
+        raise _refusal(source, error) from error
     finally:
         file.unlink(missing_ok=True)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        if "No module named 'torch'" in last or "No module named 'mm" in last:
-            raise MachineError(f"The training packages are missing: {last}.", "Run the install cell first.")
-        raise ConfigError(
-            f"The model of {source} cannot be built: {last}.", "Check the model and custom_imports."
-        )
-    document = json.loads(done.stdout.strip().splitlines()[-1])
     shapes = {name: tuple(shape) for name, shape in document["shapes"].items()}
     classes = document["classes"]
     return shapes, tuple(classes) if classes is not None else None
+
+
+def _refusal(source: Path, error: ChildError) -> MapsageError:
+    """Return what a child that could not build a model means."""
+    if error.timed_out:
+        return MachineError(f"Building the model of {source} took more than {SHAPES_TIMEOUT_S:.0f} s.")
+    last = error.last_word
+    if "No module named 'torch'" in last or "No module named 'mm" in last:
+        return MachineError(f"The training packages are missing: {last}.", "Run the install cell first.")
+    return ConfigError(
+        f"The model of {source} cannot be built: {last}.", "Check the model and custom_imports."
+    )
 
 
 def _own_classes(data: Mapping[str, Any]) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -21,11 +20,12 @@ from mapsage_kaggle.pace import OUTPUT_S_PER_BYTE
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.processes import (
     POLL_S,
+    Child,
+    ProcessId,
     child_environment,
-    descendants,
+    module_command,
     oom_kills,
     outlive,
-    signal_group,
 )
 from mapsage_kaggle.spec import SUPERVISOR_VARIABLE, ask_save, ask_stop
 from mapsage_kaggle.training.fallback import Outcome
@@ -78,10 +78,9 @@ class Launch:
 
     def command(self) -> list[str]:
         """Return torchrun's command line."""
-        command = [
-            sys.executable, "-m", "torch.distributed.run",
-            f"--nproc-per-node={self.num_workers}", "--max-restarts=0",
-        ]  # fmt: skip
+        command = module_command(
+            "torch.distributed.run", f"--nproc-per-node={self.num_workers}", "--max-restarts=0"
+        )
         if self.several_machines:
             host, _, port = self.rdzv_endpoint.partition(":")
             command += [
@@ -175,29 +174,28 @@ class Supervisor:
         """Start a child and stay with it until it has ended, workers included."""
         watch, killed_before = _Watch(self.iteration, self._hang_after_s), oom_kills() or 0
         with self._files.log.open("ab") as log:
-            process = subprocess.Popen(
+            child = Child(
                 launch.command(),
                 env=launch.environment(),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
             )
         try:
-            self._stay_with(process, watch)
+            self._stay_with(child, watch)
         finally:
-            self._end(process, watch)
+            self._end(child, watch)
         self._read_events(watch)
         self.iteration = max(self.iteration, watch.iteration)
         return watch.outcome(
-            process.returncode,
+            child.returncode,
             out_of_memory=(oom_kills() or 0) > killed_before,
             stop_asked=self.stopping,
         )
 
-    def _stay_with(self, process: subprocess.Popen[bytes], watch: _Watch) -> None:
+    def _stay_with(self, child: Child, watch: _Watch) -> None:
         asked_at: float | None = None
-        while process.poll() is None:
+        while not child.ended():
             self._read_events(watch)
             now = time.monotonic()
             if self._kill.is_set():
@@ -207,7 +205,7 @@ class Supervisor:
                 try:
                     ask_stop(self._files)
                 except OSError:  # a full disk, say; a signal needs no room
-                    signal_group(process.pid, signal.SIGTERM)
+                    child.signal_group(signal.SIGTERM)
                 asked_at = now
             if asked_at is not None and now - asked_at > STOP_GRACE_S:
                 watch.ended_by_us = "killed"
@@ -256,27 +254,26 @@ class Supervisor:
             watch.see(event)
             self._emit_to_sinks(event)
 
-    def _end(self, process: subprocess.Popen[bytes], watch: _Watch) -> None:
+    def _end(self, child: Child, watch: _Watch) -> None:
         """Make sure that nothing of the child is left: torchrun, its workers, their data workers."""
         # Workers have sessions of their own, and one that has only just been started has not said so yet.
-        left = set[int]()
-        if process.poll() is None and watch.ended_by_us != "killed":
-            left |= descendants(process.pid)
-            signal_group(process.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=TERMINATION_S)
-        if process.poll() is None:
-            signal_group(process.pid, signal.SIGSTOP)  # so that it starts nothing more meanwhile
-            left |= descendants(process.pid)
-            signal_group(process.pid, signal.SIGKILL)
-            process.wait()
-        if process.stdin is not None:
-            process.stdin.close()  # workers that outlived torchrun see the end of the pipe, save and end
+        left = set[ProcessId]()
+        if not child.ended() and watch.ended_by_us != "killed":
+            left |= child.descendants()
+            child.signal_group(signal.SIGTERM)
+            child.ends_within(TERMINATION_S)
+        if not child.ended():
+            child.signal_group(signal.SIGSTOP)  # so that it starts nothing more meanwhile
+            left |= child.descendants()
+            child.signal_group(signal.SIGKILL)
+        child.wait()
+        if child.stdin is not None:
+            child.stdin.close()  # workers that outlived torchrun see the end of the pipe, save and end
         patience_s = 0.0 if self._kill.is_set() or watch.ended_by_us in ("hung", "late") else 60.0
-        for pid in watch.workers:
-            outlive(pid, patience_s)
-        for pid in left - watch.workers:
-            outlive(pid, min(patience_s, UNKNOWN_GRACE_S))
+        for worker in watch.workers:
+            outlive(worker, patience_s)
+        for process in left - watch.workers:
+            outlive(process, min(patience_s, UNKNOWN_GRACE_S))
 
 
 class _Watch:
@@ -288,7 +285,7 @@ class _Watch:
         self.proven: int | None = None
         self._began: int | None = None
         self._reached = 0
-        self.workers: set[int] = set()
+        self.workers: set[ProcessId] = set()
         self.ended_by_us: Literal["", "hung", "late", "killed"] = ""
         self.was_silent_s = 0.0
         self._stop: Event | None = None
@@ -310,8 +307,10 @@ class _Watch:
             if self._began is None and event.event == "iteration":
                 self._began = event.iteration - 1  # of machines that only follow, no more is told
             self._reached = max(self._reached, event.iteration)
-        if event.event == "start" and "pid" in event.data:
-            self.workers.add(int(event.data["pid"]))
+        if event.event == "start":
+            worker = ProcessId.stated(event.data)
+            if worker is not None:
+                self.workers.add(worker)
         elif event.event == "iteration":
             self._iteration_s = float(event.data.get("iteration_s") or 0.0)
             self._is_starting = False
@@ -443,9 +442,6 @@ class _Watch:
 _TOLD_TO_STOP = (
     "The session's time was up and training had not ended by itself: it was told to, and everything is saved."
 )
-
-
-# -- what to do after a child has ended
 
 
 def _size_bytes(path: Path) -> int:

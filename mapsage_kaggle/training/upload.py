@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -30,6 +29,7 @@ from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256
 from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.events import Event, EventLog
 from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.processes import Child, module_command
 from mapsage_kaggle.records import CheckpointRef, SessionRecord, read_record
 
 LIMIT_S = 3600.0
@@ -337,25 +337,19 @@ def send(staged: Staged, handle: str, *, limit_s: float, cancelled: Callable[[],
         limit_s: How long it may take before it is ended.
         cancelled: Asked often; True ends it at once.
     """
-    command = [
-        sys.executable, "-m", "mapsage_kaggle.training.upload",
-        str(staged.folder), handle, staged.notes, str(int(limit_s) + 1),
-    ]  # fmt: skip
+    module, seconds = "mapsage_kaggle.training.upload", str(int(limit_s) + 1)
+    command = module_command(module, str(staged.folder), handle, staged.notes, seconds)
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            # The client's progress bars, and addresses that must stay secret.
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        end = time.monotonic() + limit_s
-        while process.poll() is None and time.monotonic() < end and not cancelled():
-            time.sleep(_POLL_S)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        # Not its standard error: progress bars, and addresses that must stay secret.
+        child = Child(command, stdout=output)
+        try:
+            end = time.monotonic() + limit_s
+            while not child.ended() and time.monotonic() < end and not cancelled():
+                time.sleep(_POLL_S)
+            in_time = child.ended()
+        finally:
+            child.end()
+        if not in_time:
             return f"it was not done within {limit_s:.0f} s"
         output.seek(0)
         lines = output.read().decode("utf-8", errors="replace").strip().splitlines()
@@ -363,7 +357,7 @@ def send(staged: Staged, handle: str, *, limit_s: float, cancelled: Callable[[],
         said = json.loads(lines[-1])
         return str(said["error"])
     except (IndexError, ValueError, KeyError, TypeError):
-        return f"the upload's process ended without a word (exit code {process.returncode})"
+        return f"the upload's process ended without a word (exit code {child.returncode})"
 
 
 def harmless(error: BaseException, environ: Mapping[str, str]) -> str:

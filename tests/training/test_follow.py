@@ -13,6 +13,7 @@ from mapsage_kaggle.checkpoints.lock import holder_of
 from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.events import Event, EventLog
 from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.processes import process_start_s
 from mapsage_kaggle.records import SessionRecord
 from mapsage_kaggle.training.follow import Follower
 
@@ -43,7 +44,7 @@ def test_a_folder_that_nobody_holds_has_no_holder(tmp_path: Path) -> None:
 
 
 def test_a_training_is_over_when_its_record_is_final_and_nobody_holds_the_folder(tmp_path: Path) -> None:
-    told(tmp_path, "start", supervisor=os.getpid())
+    told(tmp_path, "start", supervisor=os.getpid(), supervisor_started_s=process_start_s())
     SessionRecord(run_id="r", fingerprint="f", stop_reason="user").write(WorkDir(tmp_path).session)
     heard = Heard()
     follower = Follower(tmp_path, [heard]).start()
@@ -53,7 +54,7 @@ def test_a_training_is_over_when_its_record_is_final_and_nobody_holds_the_folder
 
 
 def test_between_two_training_processes_of_a_live_supervisor_it_is_not_over(tmp_path: Path) -> None:
-    told(tmp_path, "start", supervisor=os.getpid())
+    told(tmp_path, "start", supervisor=os.getpid(), supervisor_started_s=process_start_s())
     SessionRecord(run_id="r", fingerprint="f").write(WorkDir(tmp_path).session)
     follower = Follower(tmp_path).start()
     assert not follower.wait(1.0)
@@ -63,7 +64,7 @@ def test_between_two_training_processes_of_a_live_supervisor_it_is_not_over(tmp_
 
 
 def test_what_a_dead_supervisor_left_is_over_once_the_folder_is_free(tmp_path: Path) -> None:
-    told(tmp_path, "start", supervisor=2**22 + 1)  # above the highest process number
+    told(tmp_path, "start", supervisor=os.getpid(), supervisor_started_s=1.0)  # its number is ours now
     SessionRecord(run_id="r", fingerprint="f").write(WorkDir(tmp_path).session)
     follower = Follower(tmp_path).start()
     assert follower.wait(10.0)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mapsage_kaggle.clock import SessionClock, boot_time_s
 from mapsage_kaggle.events import Event, EventLog, read_events
 from mapsage_kaggle.paths import WorkDir
-from mapsage_kaggle.processes import alive
+from mapsage_kaggle.processes import ProcessId
 from mapsage_kaggle.records import SessionRecord
 from mapsage_kaggle.spec import ask_stop, drop_requests
 from mapsage_kaggle.training import session
@@ -453,7 +453,8 @@ def test_how_much_of_that_is_proven_is_known() -> None:
 
 
 def test_workers_are_known_by_their_start() -> None:
-    assert watch(event("start", pid=11, rank=0), event("start", pid=12, rank=1)).workers == {11, 12}
+    started = [event("start", pid=pid, pid_started_s=pid / 2) for pid in (11, 12)]
+    assert watch(*started).workers == {ProcessId(11, 5.5), ProcessId(12, 6.0)}
 
 
 # --- hanging ---------------------------------------------------------------------------------------------
@@ -486,6 +487,7 @@ def test_every_event_ends_the_silence() -> None:
 
 CHILD = """
 import json, os, signal, sys, time
+from mapsage_kaggle.processes import process_start_s
 
 def tell(event, iteration=0, **data):
     line = json.dumps({"event": event, "time_s": time.time(), "iteration": iteration, **data})
@@ -497,7 +499,7 @@ def end(*_):
     os._exit(0)
 
 signal.signal(signal.SIGTERM, end)
-tell("start", pid=os.getpid())
+tell("start", pid=os.getpid(), pid_started_s=process_start_s())
 tell("iteration", 5, iteration_s=0.01)
 """
 
@@ -795,4 +797,5 @@ def test_a_worker_that_has_not_said_that_it_is_there_is_ended_too(
     supervisor = Supervisor(tmp_path, time_s.clock)
     when_there(pids, supervisor.kill if how == "killed" else time_s.is_over)
     supervisor.run(pretence(tmp_path, STARTS_A_WORKER + rest))
-    assert [pid for pid in map(int, pids.read_text().split()) if alive(pid)] == []
+    left = [ProcessId.of(int(pid)) for pid in pids.read_text().split()]
+    assert [process for process in left if process is not None and process.alive] == []
