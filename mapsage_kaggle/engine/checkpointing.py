@@ -20,7 +20,7 @@ from mapsage_kaggle.engine.snapshot import first_poisoned, keep_loadable, snapsh
 from mapsage_kaggle.errors import EXIT_DONE, TrainingError
 from mapsage_kaggle.pace import Pace
 from mapsage_kaggle.paths import WorkDir
-from mapsage_kaggle.records import ACTIVITIES, CheckpointRef, SessionRecord, complete_timings
+from mapsage_kaggle.records import ACTIVITIES, CheckpointRef, Learned, SessionRecord, complete_timings
 from mapsage_kaggle.spec import ChildSpec
 
 OWED = "mapsage_owed_validation"
@@ -315,11 +315,10 @@ class SessionCheckpoints:
         self.record = self.record.evolve(**changes)
         self.record.write(self._path)
 
-    def learned(self, before: Mapping[str, Any]) -> dict[str, Any]:
+    def learned(self, before: Learned) -> Learned:
         """Return what the record says was learned; what memory allows is known once an iteration is done."""
-        memory = self._spec.rung if self.has_trained else {}
-        known = {**before, **memory, "pace": self._pace.learned()}
-        return {name: value for name, value in known.items() if value is not None}
+        known = before.with_memory(self._spec.rung) if self.has_trained else before
+        return replace(known, pace=self._pace.learned())
 
     def finish_record(self, *, reason: str, message: str) -> None:
         """Finish the record where no supervisor is left to do it."""

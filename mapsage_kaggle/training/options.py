@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from mapsage_kaggle.clock import DEFAULT_LIMIT_S, DEFAULT_RESERVE_S
 from mapsage_kaggle.errors import UsageError
-from mapsage_kaggle.training.upload import check_handle
+
+_HANDLE = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9-]{4,48}[a-z0-9]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,3 +110,17 @@ def check_options(options: Options) -> None:
             f"--nnodes {options.nnodes} needs --rdzv-endpoint.",
             "Give HOST:PORT of machine 0, the same on all of them.",
         )
+
+
+def check_handle(handle: str) -> str:
+    """Return a data set's ``owner/slug`` if Kaggle would take it.
+
+    Raises:
+        UsageError: It would not.
+    """
+    if not _HANDLE.fullmatch(handle):
+        raise UsageError(
+            f"{handle!r} cannot be a data set on Kaggle.",
+            "Give OWNER/SLUG: your user name, and 6 to 50 small letters, digits and hyphens.",
+        )
+    return handle

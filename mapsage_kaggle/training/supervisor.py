@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +28,7 @@ from mapsage_kaggle.processes import (
     signal_group,
 )
 from mapsage_kaggle.spec import SUPERVISOR_VARIABLE, ask_save, ask_stop
-from mapsage_kaggle.training.fallback import Outcome
+from mapsage_kaggle.training.fallback import Kind, Outcome
 
 STOP_GRACE_S = 180.0
 """How long a child that was asked to stop may take to save before it is killed."""
@@ -139,10 +139,6 @@ class Supervisor:
         self._kill = threading.Event()
         self._tail = EventTail(self._files.events, from_end=True)
         self.iteration = 0
-
-    def add_sink(self, sink: ProgressSink) -> None:
-        """Tell one more sink from now on."""
-        self._sinks.append(sink)
 
     # -- asking
 
@@ -363,64 +359,47 @@ class _Watch:
         if self.ended_by_us == "hung" and ours:
             return self._ended_outcome()
         late = self.ended_by_us == "late"
+        seen = Outcome(
+            kind="crashed",
+            iteration=self.iteration,
+            trained=self.trained,
+            proven=self.proven,
+            gained=self.gained,
+        )
         # Workers whose torchrun was killed take us for gone, and save; but here we are.
         if self._stop is not None and (not self._stop.data.get("orphaned") or code == 0 or late):
             reason, message = self._stop.data.get("reason", "completed"), self._stop.data.get("message", "")
             if late and ours:
                 reason, message = "deadline", _TOLD_TO_STOP
-            return Outcome(
+            return replace(
+                seen,
                 kind="done",
                 reason=str(reason),
                 message=str(message),
                 iteration=self._stop.iteration,
-                trained=self.trained,
-                proven=self.proven,
-                gained=self.gained,
                 data=self._stop.data,
                 last_event_s=self._stop.time_s,
             )
         if self._failure is not None:
-            kind = self._failure.data.get("kind", "error")
-            return Outcome(
-                kind=kind if kind in ("memory", "refused") else "error",
-                message=str(self._failure.data.get("message", "")),
-                iteration=self.iteration,
-                trained=self.trained,
-                proven=self.proven,
-                gained=self.gained,
-                data=self._failure.data,
-            )
+            told, message = self._failure.data.get("kind"), str(self._failure.data.get("message", ""))
+            kind: Kind = told if told in ("memory", "refused") else "error"
+            return replace(seen, kind=kind, message=message, data=self._failure.data)
         if late and self._is_starting:
-            return Outcome(
-                kind="done",
-                reason="deadline",
-                message="The session's time was up before training began.",
-                iteration=self.iteration,
-                trained=self.trained,
-                proven=self.proven,
-                gained=self.gained,
-            )
+            message = "The session's time was up before training began."
+            return replace(seen, kind="done", reason="deadline", message=message)
         if self.ended_by_us:
             return self._ended_outcome()
         if out_of_memory and self._stop is None:
-            return Outcome(
-                kind="memory",
-                message="The machine's memory ran out, and the kernel killed a process for it.",
-                iteration=self.iteration,
-                trained=self.trained,
-                proven=self.proven,
-                gained=self.gained,
-                data={"kind": "memory", "stage": self._stage},
+            message = "The machine's memory ran out, and the kernel killed a process for it."
+            return replace(
+                seen, kind="memory", message=message, data={"kind": "memory", "stage": self._stage}
             )
-        return Outcome(
-            kind="crashed",
-            message=f"The training process ended without a word (torchrun's exit code {code})."
-            if self._stop is None
-            else f"torchrun ended before its workers (exit code {code}); they have saved.",
-            iteration=self.iteration,
-            trained=self.trained,
-            proven=self.proven,
-            gained=self.gained,
+        if self._stop is not None:
+            return replace(
+                seen, message=f"torchrun ended before its workers (exit code {code}); they have saved."
+            )
+        return replace(
+            seen, message=f"The training process ended without a word (torchrun's exit code {code})."
         )
 
     def _ended_outcome(self) -> Outcome:
@@ -443,9 +422,6 @@ class _Watch:
 _TOLD_TO_STOP = (
     "The session's time was up and training had not ended by itself: it was told to, and everything is saved."
 )
-
-
-# -- what to do after a child has ended
 
 
 def _size_bytes(path: Path) -> int:
