@@ -45,10 +45,11 @@ from mapsage_kaggle.checkpoints.retention import (
     plan_room,
 )
 from mapsage_kaggle.errors import MachineError
+from mapsage_kaggle.events import EventKind
 from mapsage_kaggle.paths import WorkDir, replace_file, sync_folder
 from mapsage_kaggle.records import CheckpointRef, record_beside
 
-OnEvent = Callable[[str, int, Mapping[str, Any]], None]
+OnEvent = Callable[[EventKind, int, Mapping[str, Any]], None]
 
 ASIDE_SUFFIX = ".aside"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -572,7 +573,7 @@ class CheckpointStore:
                 f"The work dir {self.path} is not locked by this process.", "Call lock() before saving."
             )
 
-    def _emit(self, kind: str, iteration: int, data: Mapping[str, Any]) -> None:
+    def _emit(self, kind: EventKind, iteration: int, data: Mapping[str, Any]) -> None:
         if self._on_event is not None:
             # A disk that is full for a checkpoint is full for a log of events too, and a save must not
             # fail for being told of.

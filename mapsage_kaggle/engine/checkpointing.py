@@ -18,6 +18,7 @@ from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.engine.snapshot import first_poisoned, keep_loadable, snapshot
 from mapsage_kaggle.errors import EXIT_DONE, TrainingError
+from mapsage_kaggle.events import EventKind
 from mapsage_kaggle.pace import Pace
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import ACTIVITIES, CheckpointRef, Learned, SessionRecord, complete_timings
@@ -241,7 +242,7 @@ class SessionCheckpoints:
             "numbers, texts, dictionaries and lists instead (such as the object's state_dict()).",
         )
 
-    def _emit_store_event(self, kind: str, iteration: int, data: Mapping[str, Any]) -> None:
+    def _emit_store_event(self, kind: EventKind, iteration: int, data: Mapping[str, Any]) -> None:
         self._emit(kind, iteration, **{name: value for name, value in data.items() if name != "iteration"})
 
     # -- the best weights

@@ -11,7 +11,7 @@ from mapsage_kaggle.checkpoints.retention import greater_is_better
 from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.config.patch import apply_patch, plan_patch, write_config
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_TRAINING, MachineError, TrainingError
-from mapsage_kaggle.events import Event, EventLog, last_word_s, read_events
+from mapsage_kaggle.events import Event, EventKind, EventLog, last_word_s, read_events
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import (
     CheckpointRef,
@@ -257,7 +257,7 @@ class SessionRun:
                 self.learning.steps.append(message)
         return None
 
-    def _emit(self, event: str, iteration: int, /, **data: Any) -> None:
+    def _emit(self, event: EventKind, iteration: int, /, **data: Any) -> None:
         self._log.append(Event(event=event, iteration=iteration, data=data))
 
     # -- after

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from mapsage_kaggle.clock import SessionClock
-from mapsage_kaggle.events import Event, EventLog, EventTail, ProgressSink
+from mapsage_kaggle.events import Event, EventKind, EventLog, EventTail, ProgressSink
 from mapsage_kaggle.pace import OUTPUT_S_PER_BYTE
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.processes import (
@@ -222,7 +222,7 @@ class Supervisor:
         """Return how long it is until half the reserve is left and the output must be saved."""
         return self._clock.left_s() + 0.5 * self._clock.reserve_s - self._output_s(time.monotonic())
 
-    def pass_on(self, kinds: Collection[str]) -> None:
+    def pass_on(self, kinds: Collection[EventKind]) -> None:
         """Tell the sinks of events of some kinds that were written after the last child had ended."""
         for event in self._tail.read_new():
             if event.event in kinds:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256
-from mapsage_kaggle.events import Event, EventLog
+from mapsage_kaggle.events import Event, EventKind, EventLog
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import CheckpointRef, SessionRecord
 
@@ -313,7 +313,7 @@ class Uploader:
         )
         self._emit("warning", iteration, message=f"Uploading to {self._handle} failed: {problem}. {after}")
 
-    def _emit(self, event: str, iteration: int, /, **data: Any) -> None:
+    def _emit(self, event: EventKind, iteration: int, /, **data: Any) -> None:
         try:
             EventLog(self._files.events).append(Event(event=event, iteration=iteration, data=data))
         except OSError:
