@@ -259,6 +259,7 @@ LEARNED: Mapping[str, str] = {
     "pace best_s": "a save of the best, s",
     "pace validation_s": "a validation, s",
     "pace copy_s": "copying for a save, s",
+    "threads": "threads",
     "micro_batch": "images per forward pass",
     "with_cp": "blocks recomputed in the backward pass",
     "validation_rung": "steps taken to save memory in validation",
