@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mapsage_kaggle.errors import (
     EXIT_CHECKPOINT,
@@ -18,6 +18,7 @@ from mapsage_kaggle.errors import (
     EXIT_USAGE,
     MapsageError,
 )
+from mapsage_kaggle.training.options import add_arguments, options_from
 
 Command = Callable[[argparse.Namespace], int]
 _Add = Callable[[str, Command, str], argparse.ArgumentParser]
@@ -75,39 +76,12 @@ def _add_checks(add: _Add) -> None:
 def _add_training(add: _Add) -> None:
     patch = add("patch", _patch, "Show what would change in a config to run it here.")
     patch.add_argument("config", type=Path, metavar="CONFIG")
-    _resume(patch)
-    _overrides(patch)
+    add_arguments(patch, planning=True)
     patch.add_argument("--out", type=Path, metavar="FILE", help="write the effective config")
 
     train = add("train", _train, "Train until the end, or until the session has to stop; then hand over.")
     train.add_argument("config", type=Path, metavar="CONFIG")
-    _resume(train)
-    train.add_argument("--session-limit", default="12h", metavar="TIME", help="the session's life (12h)")
-    train.add_argument("--reserve", default="10m", metavar="TIME", help="what is kept free at its end (10m)")
-    train.add_argument("--work-dir", type=Path, metavar="DIR", help="where to write")
-    train.add_argument("--gpus", default="auto", metavar="auto|N", help="GPUs to train on; 0 for the CPU")
-    train.add_argument(
-        "--cpu-ranks", type=int, default=1, metavar="N", help="workers where it trains on the CPU (1)"
-    )
-    train.add_argument("--threads", type=int, metavar="N", help="CPU threads per GPU or worker")
-    train.add_argument("--hang-after", default="10m", metavar="TIME", help="silence taken for a hang")
-    train.add_argument("--nnodes", type=int, default=1, metavar="N", help="machines that train together")
-    train.add_argument("--node-rank", type=int, default=0, metavar="N", help="this machine's number")
-    train.add_argument("--rdzv-endpoint", default="", metavar="HOST:PORT", help="where the machines meet")
-    train.add_argument("--deterministic", action="store_true", help="only deterministic algorithms on a GPU")
-    train.add_argument("--no-fast", action="store_true", help="no faster parts in place of stock ones")
-    train.add_argument("--on-bad-image", choices=("skip", "fail"), default="fail", help="damaged images")
-    train.add_argument(
-        "--on-memory", choices=("adapt", "fail"), default="adapt",
-        help="where memory runs out, go on with smaller micro-batches, or end",
-    )  # fmt: skip
-    train.add_argument(
-        "--micro-batch", type=int, metavar="N", help="images per forward pass to begin with, on each GPU"
-    )
-    train.add_argument("--save-every", default="5m", metavar="TIME", help="between checkpoints; 0 for none")
-    train.add_argument("--upload-to", metavar="OWNER/SLUG", help="also upload the newest to this data set")
-    train.add_argument("--upload-every", default="1h", metavar="TIME", help="between uploads (1h)")
-    _overrides(train)
+    add_arguments(train)
 
     report = add("report", _report, "Draw the report of a run from its work dirs.")
     report.add_argument("folders", nargs="+", type=Path, metavar="DIR")
@@ -249,16 +223,6 @@ def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
-def _resume(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--resume", default="auto", metavar="auto|require|never|FILE",
-        help="what to go on from (auto: the newest trusted checkpoint, or fresh where there is none)",
-    )  # fmt: skip
-    parser.add_argument("--allow-weights-only", action="store_true", help="weights alone, if need be")
-    parser.add_argument("--expect-iteration", type=int, metavar="N", help="refuse any other iteration")
-    parser.add_argument("--extend-to", type=int, metavar="N", help="a new, later end for the run")
-
-
 def _looks(parser: argparse.ArgumentParser) -> None:
     """Add what says how an evaluation looks at images, and where it runs."""
     parser.add_argument("--split", choices=("val", "test"), default="val", help="whose images (val)")
@@ -374,7 +338,9 @@ def _patch(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.paths import replace_file
     from mapsage_kaggle.training.prepare import discover, prepare
 
-    prepared = prepare(discover(_options(arguments), record_refusals=False), to_train=False)
+    prepared = prepare(
+        discover(options_from(arguments.config, vars(arguments)), record_refusals=False), to_train=False
+    )
     print(prepared.patch.diff(), end="")
     for warning in prepared.patch.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -388,7 +354,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.training.handle import TrainingHandle, exit_code_of
     from mapsage_kaggle.training.prepare import discover, prepare
 
-    discovery = discover(_options(arguments), on_wait=print)
+    discovery = discover(options_from(arguments.config, vars(arguments)), on_wait=print)
     prepared = prepare(discovery)
     print(plan_text(prepared))
     handle = TrainingHandle(prepared, [TextSink(max_iters=prepared.patch.max_iters)])
@@ -597,49 +563,6 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 # -- small things
-
-
-def _options(arguments: argparse.Namespace) -> Any:
-    from mapsage_kaggle.clock import DEFAULT_LIMIT_S, DEFAULT_RESERVE_S, parse_duration_s
-    from mapsage_kaggle.errors import UsageError
-    from mapsage_kaggle.training.options import Options
-
-    def given(name: str, default: Any) -> Any:
-        return getattr(arguments, name, default)
-
-    gpus: int | Literal["auto"] = "auto"
-    if given("gpus", "auto") != "auto":
-        try:
-            gpus = int(arguments.gpus)
-        except ValueError:
-            raise UsageError(f"--gpus {arguments.gpus} is neither auto nor a number.") from None
-    resume = arguments.resume if arguments.resume in ("auto", "require", "never") else Path(arguments.resume)
-    return Options(
-        config=arguments.config,
-        resume=resume,
-        allow_weights_only=arguments.allow_weights_only,
-        expect_iteration=arguments.expect_iteration,
-        extend_to=arguments.extend_to,
-        session_limit_s=parse_duration_s(given("session_limit", DEFAULT_LIMIT_S)),
-        reserve_s=parse_duration_s(given("reserve", DEFAULT_RESERVE_S)),
-        work_dir=given("work_dir", None),
-        gpus=gpus,
-        cpu_ranks=given("cpu_ranks", 1),
-        threads=given("threads", None),
-        deterministic=given("deterministic", False),
-        fast=not given("no_fast", False),
-        on_bad_image=given("on_bad_image", "fail"),
-        on_memory=given("on_memory", "adapt"),
-        micro_batch=given("micro_batch", None),
-        overrides=tuple(arguments.overrides),
-        save_every_s=parse_duration_s(given("save_every", 300.0)),
-        hang_after_s=parse_duration_s(given("hang_after", 600.0)),
-        nnodes=given("nnodes", 1),
-        node_rank=given("node_rank", 0),
-        rdzv_endpoint=given("rdzv_endpoint", ""),
-        upload_to=given("upload_to", None),
-        upload_every_s=parse_duration_s(given("upload_every", 3600.0)),
-    )
 
 
 def _model_with_data(arguments: argparse.Namespace, config: Path, checkpoint: Path | None) -> Any:

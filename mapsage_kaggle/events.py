@@ -10,7 +10,13 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, cast
+
+EventKind = Literal[
+    "start", "resume", "training", "iteration", "validation_start", "validating", "validation",
+    "checkpoint", "retention", "restart", "ladder", "warning", "failure", "stop", "upload", "end",
+]  # fmt: skip
+"""The kinds that this version writes and compares with. Those of other versions are read like them."""
 
 _RESERVED = ("event", "time_s", "iteration")
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
@@ -22,14 +28,13 @@ class Event:
     """One thing that happened.
 
     Attributes:
-        event: Its kind: ``start``, ``resume``, ``iteration``, ``validation``, ``checkpoint``,
-            ``restart``, ``warning``, ``stop``, ...
+        event: Its kind; of a file that another version wrote, maybe none of :data:`EventKind`.
         iteration: Iterations done when it happened.
         time_s: Seconds since the epoch (UTC).
         data: What else there is to say, JSON values by name.
     """
 
-    event: str
+    event: EventKind
     iteration: int
     time_s: float = field(default_factory=time.time)
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -54,7 +59,7 @@ class Event:
             raise ValueError(f"not an event: {line[:80]!r}")
         data = {key: value for key, value in document.items() if key not in _RESERVED}
         return cls(
-            event=str(document["event"]),
+            event=cast("EventKind", str(document["event"])),
             iteration=int(document["iteration"]),
             time_s=float(document["time_s"]),
             data=data,

@@ -60,6 +60,111 @@ class CheckpointRef:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Learned:
+    """What a machine taught a session, for the next one. None: nothing is said of it.
+
+    Attributes:
+        threads: CPU threads per rank.
+        ladder: What was done to go on, one sentence each.
+        micro_batch: Images per forward pass and rank that memory held, where a rank's share was more.
+        with_cp: Whether blocks had to be recomputed in the backward pass.
+        machine: What memory was short on: ``device``, ``memory_bytes`` of a rank, ``ranks``.
+        validation_rung: How far validation went to save memory.
+        pace: Seconds, by the names of :meth:`mapsage_kaggle.pace.Pace.learned`.
+        other: What another version wrote, or wrote otherwise: kept, and not made use of.
+    """
+
+    threads: int | None = None
+    ladder: tuple[str, ...] | None = None
+    micro_batch: int | None = None
+    with_cp: bool | None = None
+    machine: Mapping[str, Any] | None = None
+    validation_rung: int | None = None
+    pace: Mapping[str, float] | None = None
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object; without what nothing is said of."""
+        return _said(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Learned:
+        """Read the JSON object.
+
+        Raises:
+            ValueError: It is none.
+        """
+        return cls(
+            **_known(
+                document, threads=int, ladder=list, micro_batch=int, with_cp=bool,
+                machine=Mapping, validation_rung=int, pace=Mapping,
+            )
+        )  # fmt: skip
+
+    def with_memory(self, taught: Learned) -> Learned:
+        """Return a copy that says of memory in training what ``taught`` says, be it nothing."""
+        return dataclasses.replace(
+            self, micro_batch=taught.micro_batch, with_cp=taught.with_cp, machine=taught.machine
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exactness:
+    """In which sense a resume equals an uninterrupted run. None: nothing is said of it.
+
+    Attributes:
+        bitwise: Whether it does bit for bit.
+        reasons: Why not, one sentence each.
+        ranks: Over how many each batch is split.
+        micro_batch: Images of it per forward pass and rank.
+        split: Why another split gives more than other rounding, one sentence each.
+        other: What another version wrote, or wrote otherwise: kept, and not made use of.
+    """
+
+    bitwise: bool | None = None
+    reasons: tuple[str, ...] | None = None
+    ranks: int | None = None
+    micro_batch: int | None = None
+    split: tuple[str, ...] | None = None
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object; without what nothing is said of."""
+        return _said(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Exactness:
+        """Read the JSON object.
+
+        Raises:
+            ValueError: It is none.
+        """
+        return cls(**_known(document, bitwise=bool, reasons=list, ranks=int, micro_batch=int, split=list))
+
+
+def _known(document: Mapping[str, Any], **kinds: type) -> dict[str, Any]:
+    """Return an object's values by field; those of unknown names and of other kinds as ``other``."""
+    if not isinstance(document, Mapping):
+        raise ValueError(f"not a session record: {document!r} is no object")
+    fits = {name: name in kinds and isinstance(value, kinds[name]) for name, value in document.items()}
+    known = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in document.items()
+        if fits[name]
+    }
+    return {**known, "other": {name: value for name, value in document.items() if not fits[name]}}
+
+
+def _said(value: Learned | Exactness) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    for item in dataclasses.fields(value):
+        found = getattr(value, item.name)
+        if item.name != "other" and found is not None:
+            said[item.name] = list(found) if isinstance(found, tuple) else found
+    return {**said, **value.other}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SessionRecord:
     """One session, as the next one and a reader a year later need to know it.
 
@@ -102,8 +207,8 @@ class SessionRecord:
     skipped_validations: tuple[int, ...] = ()
     config_sha256: str = ""
     changes: tuple[str, ...] = ()
-    learned: Mapping[str, Any] = field(default_factory=dict)
-    exactness: Mapping[str, Any] = field(default_factory=dict)
+    learned: Learned = field(default_factory=Learned)
+    exactness: Exactness = field(default_factory=Exactness)
     timings_s: Mapping[str, float] = field(default_factory=dict)
     previous: tuple[Mapping[str, Any], ...] = ()
     message: str = ""
@@ -120,6 +225,7 @@ class SessionRecord:
         document = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         document["checkpoint"] = self.checkpoint.to_json() if self.checkpoint else None
         document["best"] = self.best.to_json() if self.best else None
+        document |= {"learned": self.learned.to_json(), "exactness": self.exactness.to_json()}
         return finite(document)  # type: ignore[no-any-return]
 
     @classmethod
@@ -141,6 +247,10 @@ class SessionRecord:
             for key in ("checkpoint", "best"):
                 if values.get(key) is not None:
                     values[key] = CheckpointRef.from_json(values[key])
+            if "learned" in values:
+                values["learned"] = Learned.from_json(values["learned"])
+            if "exactness" in values:
+                values["exactness"] = Exactness.from_json(values["exactness"])
             for key in ("skipped_validations", "changes", "previous"):
                 values[key] = tuple(values.get(key) or ())
             record = cls(**values)
@@ -162,7 +272,7 @@ class SessionRecord:
             ("iteration", [ref.iteration for ref in refs], int),
             ("session_index", (self.session_index,), int),
             ("iterations", (self.start_iteration, self.end_iteration, self.max_iters), int),
-            ("learned, exactness, timings_s", (self.learned, self.exactness, self.timings_s), Mapping),
+            ("timings_s", (self.timings_s,), Mapping),
             ("previous", self.previous, Mapping),
         ):
             for value in values:
@@ -256,7 +366,7 @@ def record_beside(checkpoint: Path) -> SessionRecord | None:
 
 
 def read_record(path: Path) -> SessionRecord | None:
-    """Return a record, or None where there is none to be read."""
+    """Return the record in a file, or None where there is none to be read."""
     try:
         return SessionRecord.read(path)
     except (OSError, ValueError):

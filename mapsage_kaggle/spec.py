@@ -11,6 +11,7 @@ from typing import Any
 
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.paths import WorkDir, replace_file
+from mapsage_kaggle.records import Learned
 
 SUPERVISOR_VARIABLE = "MAPSAGE_SUPERVISOR_PID"
 """The environment variable by which a training process learns who supervises it, and tells others."""
@@ -44,8 +45,7 @@ class ChildSpec:
             :data:`mapsage_kaggle.training.fallback.VALIDATION_RUNGS`.
         restarted: Another child has trained, or tried to, in this session before.
         launched_s: How old the session was when the child was launched; None where nobody says.
-        rung: What the record says was learned of memory, once the child has trained; by name, None for
-            what it says nothing of.
+        rung: What the record says was learned of memory, once the child has trained.
         pace: What an earlier session measured, by the names of :meth:`mapsage_kaggle.pace.Pace.learned`.
     """
 
@@ -71,7 +71,7 @@ class ChildSpec:
     validation_rung: int = 0
     restarted: bool = False
     launched_s: float | None = None
-    rung: Mapping[str, Any] = field(default_factory=dict)
+    rung: Learned = field(default_factory=Learned)
     pace: Mapping[str, float] = field(default_factory=dict)
 
     def clock(self) -> SessionClock:
@@ -84,6 +84,7 @@ class ChildSpec:
             key: str(value) if isinstance(value, Path) else value
             for key, value in dataclasses.asdict(self).items()
         }
+        document["rung"] = self.rung.to_json()
         replace_file(path, json.dumps(document, indent=2))
 
     @classmethod
@@ -93,6 +94,7 @@ class ChildSpec:
         for key in ("config", "work_dir", "checkpoint"):
             document[key] = Path(document[key]) if document[key] else None
         document["save_best"] = tuple(document["save_best"])
+        document["rung"] = Learned.from_json(document["rung"])
         return cls(**document)
 
 

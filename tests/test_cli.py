@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mapsage_kaggle.cli import _options, build_parser, main
+from mapsage_kaggle.cli import build_parser, main
 from mapsage_kaggle.setup.bundle import BundleReport
+from mapsage_kaggle.training.options import Options, options_from
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = sorted(
@@ -200,11 +201,15 @@ def test_bundle_says_how_to_upload_what_it_made_and_what_is_still_to_fill_in(
     assert "INSERT_OWNER_HERE" not in capsys.readouterr().out
 
 
+def asked_of_train(*arguments: str) -> Options:
+    return options_from(Path("small.py"), vars(build_parser().parse_args(["train", "small.py", *arguments])))
+
+
 def test_the_micro_batch_to_begin_with_is_an_option_of_train() -> None:
     for given, size in (([], None), (["--micro-batch", "2"], 2)):
-        assert _options(build_parser().parse_args(["train", "small.py", *given])).micro_batch == size
+        assert asked_of_train(*given).micro_batch == size
 
 
 @pytest.mark.parametrize(("given", "policy"), [([], "adapt"), (["--on-memory", "fail"], "fail")])
 def test_what_to_do_where_memory_runs_out_is_an_option_of_train(given: list[str], policy: str) -> None:
-    assert _options(build_parser().parse_args(["train", "small.py", *given])).on_memory == policy
+    assert asked_of_train(*given).on_memory == policy

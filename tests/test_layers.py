@@ -25,7 +25,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("events",),
     ("processes",),
     ("clock",),
-    ("pace", "records", "spec"),
+    ("pace", "records"),
+    ("spec",),
     # This machine, and what is counted.
     ("machine", "metrics"),
     ("checks",),

@@ -14,6 +14,8 @@ from mapsage_kaggle.records import (
     ACTIVITIES,
     STOP_REASONS,
     CheckpointRef,
+    Exactness,
+    Learned,
     SessionRecord,
     complete_timings,
     new_run_id,
@@ -65,8 +67,8 @@ def record(**changes: object) -> SessionRecord:
         "owed_validation": 16,
         "config_sha256": "c" * 64,
         "changes": ("-lr = 1", "+lr = 2"),
-        "learned": {"threads": 2, "ladder": ["Out of memory"]},
-        "exactness": {"bitwise": True, "reasons": []},
+        "learned": Learned(threads=2, ladder=("Out of memory",)),
+        "exactness": Exactness(bitwise=True, reasons=()),
         "timings_s": {"session": 12.5},
         "previous": ({"session_index": 1, "end_iteration": 8},),
         "message": "Die Zeit ist um. 时间到了。",
@@ -273,3 +275,34 @@ def test_a_session_s_times_add_up_to_the_whole() -> None:
 )
 def test_the_share_of_steps_leaves_validation_aside(timings_s: dict[str, Any], share: float | None) -> None:
     assert share_of_steps(timings_s) == share
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {},
+        {"threads": 2, "ladder": [], "pace": {}},
+        {"micro_batch": 1, "with_cp": True, "machine": {"device": "CPU"}, "validation_rung": 2},
+        {"micro_batch": 1, "colour": "green", "threads": "two", "with_cp": None},
+    ],
+)
+def test_what_was_learned_is_written_as_it_was_read(written: dict[str, Any]) -> None:
+    assert Learned.from_json(written).to_json() == written
+
+
+def test_what_another_version_learned_is_kept_and_not_made_use_of() -> None:
+    learned = Learned.from_json({"micro_batch": "two", "colour": "green"})
+    assert learned.micro_batch is None
+    assert learned.other == {"micro_batch": "two", "colour": "green"}
+
+
+def test_exactness_is_written_as_it_was_read() -> None:
+    written = {"bitwise": False, "reasons": ["Why."], "ranks": 2, "micro_batch": 1, "split": [], "more": 1}
+    found = Exactness.from_json(written)
+    assert (found.bitwise, found.reasons, found.split) == (False, ("Why.",), ())
+    assert found.to_json() == written
+
+
+def test_memory_that_is_said_nothing_of_is_no_longer_said_anything_of() -> None:
+    before = Learned(threads=1, micro_batch=2, with_cp=True, machine={"device": "CPU"})
+    assert before.with_memory(Learned(micro_batch=1)) == Learned(threads=1, micro_batch=1)

@@ -38,10 +38,11 @@ from mapsage_kaggle.checkpoints.retention import (
     plan_retention,
     plan_room,
 )
+from mapsage_kaggle.events import EventKind
 from mapsage_kaggle.paths import WorkDir, replace_file, sync_folder
 from mapsage_kaggle.records import CheckpointRef
 
-OnEvent = Callable[[str, int, Mapping[str, Any]], None]
+OnEvent = Callable[[EventKind, int, Mapping[str, Any]], None]
 
 ASIDE_SUFFIX = ".aside"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -403,7 +404,7 @@ class CheckpointStore:
     def _is_better(self, value: float, than: float) -> bool:
         return value > than if self._greater_is_better else value < than
 
-    def _emit(self, kind: str, iteration: int, data: Mapping[str, Any]) -> None:
+    def _emit(self, kind: EventKind, iteration: int, data: Mapping[str, Any]) -> None:
         if self._on_event is not None:
             # A disk that is full for a checkpoint is full for a log of events too, and a save must not
             # fail for being told of.

@@ -146,8 +146,8 @@ def _inexact(sessions: Sequence[PastSession]) -> list[Finding]:
     reasons = {
         str(reason)
         for session in sessions
-        if not session.record.exactness.get("bitwise", True)
-        for reason in session.record.exactness.get("reasons", ())
+        if session.record.exactness.bitwise is False
+        for reason in session.record.exactness.reasons or ()
     }
     return [Finding(tone="note", name="exactness", message=reason) for reason in sorted(reasons)]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mapsage_kaggle.checkpoints.lock import holder_of
-from mapsage_kaggle.events import Event, last_word_s, read_events
+from mapsage_kaggle.events import Event, EventKind, last_word_s, read_events
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import SessionRecord, read_record
 from mapsage_kaggle.walk import walk
@@ -32,7 +32,7 @@ class PastSession:
     events: tuple[Event, ...]
     folder: Path
 
-    def of(self, *kinds: str) -> list[Event]:
+    def of(self, *kinds: EventKind) -> list[Event]:
         """Return the events of some kinds."""
         return [event for event in self.events if event.event in kinds]
 
@@ -94,7 +94,7 @@ class Series:
         )
 
 
-def series(sessions: Sequence[PastSession], kind: str, *names: str) -> Series:
+def series(sessions: Sequence[PastSession], kind: EventKind, *names: str) -> Series:
     """Return a quantity from events of one kind, over all sessions.
 
     Args:

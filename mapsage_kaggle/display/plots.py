@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mapsage_kaggle.display.history import PastSession, Series, series
+from mapsage_kaggle.events import EventKind
 from mapsage_kaggle.records import complete_timings
 
 if TYPE_CHECKING:
@@ -262,7 +263,7 @@ def timeline(session: PastSession) -> list[Span]:
                 spans.append(Span(phase=phase, begin_s=since_s, end_s=at_s))
             phase, since_s = to, at_s
 
-    turns = {
+    turns: dict[EventKind, str] = {
         "training": "training", "validation_start": "validating", "validation": "training",
         "failure": "starting again", "restart": "starting again", "stop": "ending", "end": "ending",
     }  # fmt: skip
@@ -308,7 +309,7 @@ def timelines(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say | 
                     bars, (row - 0.3, 0.44), color=theme.parts[colour], linewidth=0,
                     label=say(label) if new else None,
                 )  # fmt: skip
-        marks = {
+        marks: dict[EventKind, tuple[str, str, str]] = {
             "checkpoint": ("|", theme.ink, "a checkpoint proven"),
             "restart": ("X", theme.other, "a restart"),
         }

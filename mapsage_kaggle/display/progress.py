@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mapsage_kaggle.events import Event
+from mapsage_kaggle.events import Event, EventKind
 
 Stage = Literal["starting", "training", "validating", "ended"]
 
@@ -20,7 +20,17 @@ SMOOTHING_S = 120.0
 """Over about how long the loss is averaged at most, however often it is told."""
 SMOOTHING_SHARE = 0.1
 """The same as a share of the time so far, so that a short training's curve does not lag behind."""
-_TOLD = ("resume", "validation", "warning", "restart", "failure", "ladder", "upload", "stop", "end")
+_TOLD: tuple[EventKind, ...] = (
+    "resume",
+    "validation",
+    "warning",
+    "restart",
+    "failure",
+    "ladder",
+    "upload",
+    "stop",
+    "end",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -140,7 +140,7 @@ def render(sessions: Sequence[PastSession], pictures: dict[str, tuple[bytes, byt
             changes=[
                 (item.record.session_index, item.record.changes) for item in sessions if item.record.changes
             ],
-            exactness=last.exactness,
+            exactness=last.exactness.to_json(),
             learned=_learned_rows(last),
             written=_moment(last.ended_s or time.time()),
         )
@@ -259,6 +259,7 @@ LEARNED: Mapping[str, str] = {
     "pace best_s": "a save of the best, s",
     "pace validation_s": "a validation, s",
     "pace copy_s": "copying for a save, s",
+    "threads": "threads",
     "micro_batch": "images per forward pass",
     "with_cp": "blocks recomputed in the backward pass",
     "validation_rung": "steps taken to save memory in validation",
@@ -270,7 +271,7 @@ LEARNED: Mapping[str, str] = {
 def _learned_rows(record: SessionRecord) -> list[tuple[str, str]]:
     """Return what the machine taught, by name, each as one text."""
     rows: list[tuple[str, str]] = []
-    for name, value in record.learned.items():
+    for name, value in record.learned.to_json().items():
         if name == "machine":
             rows.append((name, str(value.get("device")) if isinstance(value, Mapping) else str(value)))
         elif isinstance(value, Mapping):

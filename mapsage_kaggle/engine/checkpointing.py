@@ -19,12 +19,14 @@ from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.engine.snapshot import first_poisoned, keep_loadable, snapshot
 from mapsage_kaggle.errors import EXIT_DONE, TrainingError
+from mapsage_kaggle.events import EventKind
 from mapsage_kaggle.pace import Pace
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import (
     ACTIVITIES,
     OWED_VALIDATION_KEY,
     CheckpointRef,
+    Learned,
     SessionRecord,
     complete_timings,
 )
@@ -249,7 +251,7 @@ class SessionCheckpoints:
             "numbers, texts, dictionaries and lists instead (such as the object's state_dict()).",
         )
 
-    def _emit_store_event(self, kind: str, iteration: int, data: Mapping[str, Any]) -> None:
+    def _emit_store_event(self, kind: EventKind, iteration: int, data: Mapping[str, Any]) -> None:
         self._emit(kind, iteration, **{name: value for name, value in data.items() if name != "iteration"})
 
     # -- the best weights
@@ -323,11 +325,10 @@ class SessionCheckpoints:
         self.record = self.record.evolve(**changes)
         self.record.write(self._path)
 
-    def learned(self, before: Mapping[str, Any]) -> dict[str, Any]:
+    def learned(self, before: Learned) -> Learned:
         """Return what the record says was learned; what memory allows is known once an iteration is done."""
-        memory = self._spec.rung if self.has_trained else {}
-        known = {**before, **memory, "pace": self._pace.learned()}
-        return {name: value for name, value in known.items() if value is not None}
+        known = before.with_memory(self._spec.rung) if self.has_trained else before
+        return replace(known, pace=self._pace.learned())
 
     def finish_record(self, *, reason: str, message: str) -> None:
         """Finish the record where no supervisor is left to do it."""

@@ -19,7 +19,7 @@ from mapsage_kaggle.engine.fast.plan import plan_cache
 from mapsage_kaggle.engine.ranks import is_local_rank_zero
 from mapsage_kaggle.engine.snapshot import check_resumed, flat_schedulers
 from mapsage_kaggle.engine.tiles import PredictionTiles
-from mapsage_kaggle.events import Event, EventLog
+from mapsage_kaggle.events import Event, EventKind, EventLog
 from mapsage_kaggle.pace import Pace, SessionPlan, week_start_s
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import ACTIVITIES, FINGERPRINT_KEY, RUN_ID_KEY, SessionRecord
@@ -115,7 +115,7 @@ class WorkerSession:
 
     # -- events
 
-    def emit(self, event: str, iteration: int, /, **data: Any) -> None:
+    def emit(self, event: EventKind, iteration: int, /, **data: Any) -> None:
         """Append an event."""
         self.events.append(Event(event=event, iteration=iteration, data=data))
 

@@ -17,16 +17,17 @@ from mapsage_kaggle.config.reading import as_mapping, find_keys, read_config, va
 from mapsage_kaggle.display.cells import refusal_panel
 from mapsage_kaggle.display.panels import Panel
 from mapsage_kaggle.errors import ConfigError, UsageError
+from mapsage_kaggle.training.options import PARAMETERS, Options, option_text
 
 if TYPE_CHECKING:
     from mapsage_kaggle.display.locale.words import Words
     from mapsage_kaggle.display.widgets import FormState
-    from mapsage_kaggle.training.options import Options
     from mapsage_kaggle.training.prepare import Prepared
 
 MIN_CROP, CROP_STEP = 32, 32
 """Encoders halve an image five times."""
 PRECISIONS = ("fp32", "fp16", "bf16")
+_ASKED = {item.name: item for item in PARAMETERS if item.in_form}
 _DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -93,9 +94,7 @@ def knobs_of(cfg: Mapping[str, Any] | Any, options: Options) -> tuple[Knob, ...]
         ("val_interval", cfg["train_cfg"].get("val_interval"), ()),
         ("precision", _precision(optim), PRECISIONS),
         ("workers", loader.get("num_workers", 0), ()),
-        ("session_limit", format_duration(options.session_limit_s), ()),
-        ("reserve", format_duration(options.reserve_s), ()),
-        ("on_memory", options.on_memory, ("adapt", "fail")),
+        *((name, option_text(options, item), item.choices) for name, item in _ASKED.items()),
     ]
     return tuple(
         Knob(name=name, value=str(value), choices=choices)
@@ -132,10 +131,8 @@ def turn(
     overrides: list[str] = []
     changes: dict[str, Any] = {}
     for name, value in asked.items():
-        if name in ("session_limit", "reserve"):
-            changes[f"{name}_s"] = value
-        elif name == "on_memory":
-            changes[name] = value
+        if name in _ASKED:
+            changes[_ASKED[name].field] = value
         elif name == "max_iters" and setting.start_iteration:
             changes["extend_to"] = value
         else:
@@ -234,12 +231,8 @@ def judge(asked: Outcome, prepared: Prepared, words: Words) -> FormState:
 
 def parameters_text(options: Options) -> str:
     """Return the lines of the parameters cell that ask for the same again."""
-    values: list[tuple[str, object]] = [
-        ("OVERRIDES", list(options.overrides)),
-        ("SESSION_LIMIT", format_duration(options.session_limit_s).replace(" ", "")),
-        ("RESERVE", format_duration(options.reserve_s).replace(" ", "")),
-        ("ON_MEMORY", options.on_memory),
-    ]
+    asked = ((name.upper(), option_text(options, item).replace(" ", "")) for name, item in _ASKED.items())
+    values: list[tuple[str, object]] = [("OVERRIDES", list(options.overrides)), *asked]
     if options.extend_to is not None:
         values.append(("EXTEND_TO", options.extend_to))
     return "; ".join(f"{name} = {value!r}" for name, value in values)
@@ -308,9 +301,7 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "val_interval": _whole(1),
     "precision": _choice(*PRECISIONS),
     "workers": _whole(0),
-    "session_limit": _duration,
-    "reserve": _duration,
-    "on_memory": _choice("adapt", "fail"),
+    **{name: _choice(*item.choices) if item.choices else _duration for name, item in _ASKED.items()},
 }
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mapsage_kaggle import checks
-from mapsage_kaggle.clock import SessionClock, format_duration, parse_duration_s
+from mapsage_kaggle.clock import SessionClock, format_duration
 from mapsage_kaggle.config.modules import find_config
 from mapsage_kaggle.config.reading import check_trainable, data_roots_of, read_config
 from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE, LOVEDA_CLASSES, LOVEDA_PALETTE
@@ -37,7 +37,7 @@ from mapsage_kaggle.notebook.view import View
 from mapsage_kaggle.paths import KagglePaths, WorkDir
 from mapsage_kaggle.training.follow import Follower
 from mapsage_kaggle.training.handle import TrainingHandle
-from mapsage_kaggle.training.options import Options
+from mapsage_kaggle.training.options import PARAMETERS, Options, options_from
 from mapsage_kaggle.training.prepare import Discovery, Prepared, discover, prepare
 from mapsage_kaggle.training.supervisor import STOP_GRACE_S
 
@@ -68,35 +68,17 @@ PROGRESS_LINES = 300
 def preflight(
     config: str | Path,
     *,
-    resume: str = "auto",
-    expect_iteration: int | None = None,
-    allow_weights_only: bool = False,
-    extend_to: int | None = None,
-    session_limit: str | float = "12h",
-    reserve: str | float = "10m",
-    gpus: int | Literal["auto"] = "auto",
-    on_memory: Literal["adapt", "fail"] = "adapt",
-    overrides: Sequence[str] = (),
-    upload_to: str | None = None,
-    upload_every: str | float = "1h",
     language: str = "en",
+    **asked: Any,
 ) -> NotebookSession:
     """Look at the machine and the data set, and open the session.
 
     Args:
         config: A config file, or the name of one that comes with the kit.
-        resume: ``auto``, ``require``, ``never``, or the path of a checkpoint.
-        expect_iteration: The iteration that must be resumed from, else nothing is trained.
-        allow_weights_only: Whether weights alone may be taken where nothing can be resumed.
-        extend_to: A new, later end for the run.
-        session_limit: How long the platform lets the session live, such as ``12h``.
-        reserve: What is kept free at its end.
-        gpus: ``auto``, or how many; 0 trains on the CPU.
-        on_memory: ``adapt`` goes on with smaller micro-batches where memory runs out, ``fail`` ends there.
-        overrides: ``key=value`` with mmengine's dotted keys.
-        upload_to: A data set, ``owner/slug``, that the newest checkpoint is uploaded to as well.
-        upload_every: The time from one upload to the next.
         language: Of all that is shown.
+        asked: The other parameters of the notebook, in small letters: those of
+            :data:`mapsage_kaggle.training.options.PARAMETERS` that are ``in_notebook``. Times are texts
+            such as ``12h``.
 
     Raises:
         UsageError: An argument makes no sense.
@@ -104,24 +86,12 @@ def preflight(
         DataError: The data set is missing or damaged.
         MachineError: This machine cannot run the session.
     """
+    unknown = asked.keys() - {item.name for item in PARAMETERS if item.in_notebook}
+    if unknown:
+        raise TypeError(f"preflight() got an unexpected keyword argument {min(unknown)!r}")
     words = Words(language)
     with words.refusing():
-        if on_memory not in ("adapt", "fail"):
-            raise UsageError(f"on_memory={on_memory!r} means nothing.", "Choose 'adapt' or 'fail'.")
-        options = Options(
-            config=find_config(config),
-            resume=resume if resume in ("auto", "require", "never") else Path(resume),  # type: ignore[arg-type]
-            expect_iteration=expect_iteration,
-            allow_weights_only=allow_weights_only,
-            extend_to=extend_to,
-            session_limit_s=parse_duration_s(session_limit),
-            reserve_s=parse_duration_s(reserve),
-            gpus=gpus,
-            on_memory=on_memory,
-            overrides=tuple(overrides),
-            upload_to=upload_to,
-            upload_every_s=parse_duration_s(upload_every),
-        )
+        options = options_from(find_config(config), asked)
         clock = SessionClock.for_this_session(limit_s=options.session_limit_s, reserve_s=options.reserve_s)
         paths = KagglePaths.from_environment()
         machine = survey(paths)

@@ -115,7 +115,7 @@ def judge(
         run_id=record.run_id if record else "",
         session_index=record.session_index if record else 0,
         max_iters=record.max_iters if record else 0,
-        learned=dict(record.learned) if record else {},
+        learned=record.learned.to_json() if record else {},
         message=message,
         exit_code=code or None,
     )

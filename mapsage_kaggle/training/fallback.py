@@ -206,3 +206,11 @@ def _next_for_validation(ladder: MemoryFallback, outcome: Outcome) -> Next:
         "Validate smaller images (the Resize of the validation pipeline), or in windows "
         "(test_cfg = dict(mode='slide', crop_size=…, stride=…)).",
     )
+
+
+def can_recompute(cfg: Mapping[str, Any]) -> bool:
+    """Tell whether a config's backbone can recompute its blocks in the backward pass."""
+    backbone = (cfg.get("model") or {}).get("backbone") or {}
+    return str(backbone.get("type", "")).rpartition("::")[2] in (
+        "MixVisionTransformer", "ResNet", "ResNetV1c", "ResNetV1d", "SwinTransformer",
+    )  # fmt: skip

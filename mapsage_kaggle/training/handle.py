@@ -12,6 +12,7 @@ from mapsage_kaggle.training.fallback import Outcome
 from mapsage_kaggle.training.prepare import Prepared
 from mapsage_kaggle.training.session import SessionRun
 from mapsage_kaggle.training.supervisor import Supervisor
+from mapsage_kaggle.training.upload import uploads
 
 
 class TrainingHandle:
@@ -93,7 +94,7 @@ def train(prepared: Prepared, *, sinks: Sequence[ProgressSink] = ()) -> SessionR
 def _train(prepared: Prepared, supervisor: Supervisor) -> SessionRecord:
     session = SessionRun(prepared, supervisor)
     session.begin()
-    with session.uploads():
+    with uploads(prepared, supervisor):
         try:
             outcome, message = session.run_children()
         except BaseException as error:

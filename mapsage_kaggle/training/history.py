@@ -5,9 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from mapsage_kaggle.checkpoints.choose import Choice
+from mapsage_kaggle.checkpoints.proving import SaveFailed
+from mapsage_kaggle.checkpoints.store import CheckpointStore
+from mapsage_kaggle.config.reading import changes_between
 from mapsage_kaggle.events import last_word_s, read_events
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import SessionRecord, read_record
+
+_MAX_CHANGES = 200
 
 
 def read_closed(files: WorkDir) -> SessionRecord | None:
@@ -37,3 +43,95 @@ def archive_session(folder: Path, history: Path, record: SessionRecord, *, move_
 def copy_content(source: Path, target: Path) -> None:
     """Copy content only: files below the inputs are read-only, and their mode must not come along."""
     shutil.copyfile(source, target)
+
+
+def carry_history(files: WorkDir, source: Path | None, here: SessionRecord | None) -> None:
+    """Put away what a work dir holds of its own last session, and copy an earlier output's history.
+
+    Args:
+        files: The work dir of the session that begins.
+        source: The earlier output; None where there is none, or it is this work dir.
+        here: The closed record of the last session in this work dir.
+    """
+    history = files.history
+    if here is not None:
+        here.write(files.session)  # closed, before the events that tell its end are put away
+        archive_session(files.path, history, here, move_events=True)
+    else:
+        files.events.unlink(missing_ok=True)
+    if source is None:
+        return
+    origin = WorkDir(source)
+    for old, new in ((origin.history, history), (origin.predictions, files.predictions)):
+        if not old.is_dir():
+            continue
+        new.mkdir(exist_ok=True)
+        for file in sorted(old.iterdir()):
+            if file.is_file():
+                copy_content(file, new / file.name)
+    record = read_closed(origin)
+    if record is not None:
+        archive_session(source, history, record, move_events=False)
+
+
+def carry_best(store: CheckpointStore, record: SessionRecord, source: Path) -> str:
+    """Copy the best checkpoint of an earlier output; return what stood against it, empty where nothing."""
+    best = record.best
+    if best is None or best.metric is None or best.value is None or not (source / best.file).is_file():
+        return ""
+    try:
+        store.carry_over(
+            source / best.file,
+            iteration=best.iteration,
+            metric=best.metric,
+            value=best.value,
+            sha256=best.sha256,
+        )
+    except SaveFailed as error:
+        return f"The best checkpoint of the sessions before could not be carried over: {error}"
+    return ""
+
+
+def carry_resumed(files: WorkDir, store: CheckpointStore, choice: Choice, record: SessionRecord) -> str:
+    """Put the checkpoint that was resumed into this output, where no newer one has come.
+
+    Args:
+        files: The work dir of the session that ends.
+        store: Its checkpoints; locked.
+        choice: What the session started from.
+        record: Its record, which is written anew with what is handed over.
+
+    Returns:
+        What stood against it, empty where nothing: the record comes all the same, and what was resumed
+        is still attached.
+    """
+    if choice.action != "resume" or choice.checkpoint is None or choice.inspection is None:
+        return ""
+    source, iteration, problem = choice.checkpoint.target, choice.inspection.iteration or 0, ""
+    ref = store.newest()
+    if ref is None and source.parent != files.path:
+        try:
+            ref = store.hand_on(source, iteration=iteration, sha256=choice.inspection.sha256)
+        except SaveFailed as error:
+            problem = f"The checkpoint that was resumed could not be handed on: {error}"
+    if ref is not None:
+        record.evolve(checkpoint=ref, best=store.best(), end_iteration=ref.iteration).write(files.session)
+    return problem
+
+
+def changes_since(files: WorkDir, before: Path | None, record: SessionRecord | None) -> tuple[str, ...]:
+    """Return what differs from the config of the session before, one line each.
+
+    Args:
+        files: The work dir, with the config of the session that begins.
+        before: The folder of the session before; None where there is none.
+        record: Its record.
+    """
+    if before is None:
+        return ()
+    name = f"config_{record.session_index:03d}.py" if record is not None else ""
+    for file in (files.history / name, WorkDir(before).config):
+        if name and file.is_file() and file != files.config:
+            old = file.read_text(encoding="utf-8", errors="replace")
+            return changes_between(old, files.config.read_text(encoding="utf-8"))[:_MAX_CHANGES]
+    return ()

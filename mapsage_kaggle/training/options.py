@@ -1,14 +1,108 @@
-"""What a person may ask of a session."""
+"""What a person may ask of a session: the commands' arguments and the notebook's parameters come from here.
+
+Imported by whatever shows help: it loads nothing that takes time.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from mapsage_kaggle.clock import DEFAULT_LIMIT_S, DEFAULT_RESERVE_S
 from mapsage_kaggle.errors import UsageError
-from mapsage_kaggle.training.upload import check_handle
+
+if TYPE_CHECKING:
+    import argparse
+
+_HANDLE = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9-]{4,48}[a-z0-9]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameter:
+    """How a person asks for one of the :class:`Options`.
+
+    Attributes:
+        field: The field of :class:`Options` that it becomes.
+        flag: Of the command line.
+        argument: The rest of argparse's ``add_argument``.
+        read: Turns what was given into the field's value.
+        least: The lowest number that means something.
+        plans: Whether it changes the plan already, and so is one of ``patch``, too.
+        in_notebook: Whether the notebook's parameters cell has it.
+        in_form: Whether the notebook's form has it.
+    """
+
+    field: str
+    flag: str
+    argument: Mapping[str, Any]
+    read: Callable[[Any], Any]
+    least: int | None
+    plans: bool
+    in_notebook: bool
+    in_form: bool
+
+    @property
+    def name(self) -> str:
+        """Its name among argparse's, and, in capitals, in the notebook."""
+        return str(self.argument.get("dest") or self.flag.removeprefix("--").replace("-", "_"))
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values that it may have; empty where that is not a matter of choice."""
+        return tuple(self.argument.get("choices", ()))
+
+
+def _as_given(value: Any) -> Any:
+    return value
+
+
+def _seconds(text: str | float) -> float:
+    from mapsage_kaggle.clock import parse_duration_s
+
+    return parse_duration_s(text)
+
+
+def _gpus(text: str | int) -> int | str:
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"--gpus {text} is neither auto nor a number.") from None
+
+
+def _resume(text: str | Path) -> str | Path:
+    return text if text in ("auto", "require", "never") else Path(text)
+
+
+def _not(value: bool) -> bool:
+    return not value
+
+
+def _option(
+    default: Any,
+    flag: str,
+    /,
+    *,
+    read: Callable[[Any], Any] = _as_given,
+    least: int | None = None,
+    plans: bool = False,
+    notebook: bool = False,
+    form: bool = False,
+    **argument: Any,
+) -> Any:
+    metadata = {
+        "flag": flag,
+        "argument": argument,
+        "read": read,
+        "least": least,
+        "plans": plans,
+        "in_notebook": notebook,
+        "in_form": form,
+    }
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,52 +123,143 @@ class Options:
         gpus: ``auto`` or a number, on this machine; 0 trains on the CPU.
         cpu_ranks: Workers on this machine where it trains on the CPU.
         threads: CPU threads per rank; by default those of the run's earlier sessions, else the cores.
-        deterministic: Whether only deterministic algorithms may run on a GPU.
-        fast: Whether the kit may swap in its own, faster parts.
-        on_bad_image: ``fail`` or ``skip``.
-        on_memory: ``adapt`` goes on with smaller micro-batches, ``fail`` ends where memory runs out.
-        micro_batch: Images per forward pass and rank to begin with, whatever earlier sessions have
-            learned of memory; None for what they learned, else the whole share of a rank.
-        overrides: ``key=value`` with dotted keys.
-        save_every_s: Seconds between checkpoints by the clock; 0 for none.
-        budget_bytes: What the work dir may hold in checkpoints.
         hang_after_s: How long training may say nothing before it is started again.
         nnodes: Machines that train together, with as many workers each.
         node_rank: This machine's number. Machine 0 chooses the checkpoint and keeps what is saved;
             the others take over from it what they start from, and write only their own log, beside
             the work dir, in one that ends in ``-node<number>``.
         rdzv_endpoint: ``host:port`` where they meet.
+        deterministic: Whether only deterministic algorithms may run on a GPU.
+        fast: Whether the kit may swap in its own, faster parts.
+        on_bad_image: ``fail`` or ``skip``.
+        on_memory: ``adapt`` goes on with smaller micro-batches, ``fail`` ends where memory runs out.
+        micro_batch: Images per forward pass and rank to begin with, whatever earlier sessions have
+            learned of memory; None for what they learned, else the whole share of a rank.
+        save_every_s: Seconds between checkpoints by the clock; 0 for none.
+        budget_bytes: What the work dir may hold in checkpoints.
         upload_to: The data set, ``owner/slug``, that the newest checkpoint is uploaded to while training
             goes on; None for none.
         upload_every_s: Seconds from one upload to the next.
+        overrides: ``key=value`` with dotted keys.
     """
 
     config: Path
-    resume: Literal["auto", "require", "never"] | Path = "auto"
-    allow_weights_only: bool = False
+    resume: Literal["auto", "require", "never"] | Path = _option(  # noqa: RUF009 - it calls field
+        "auto", "--resume", read=_resume, plans=True, notebook=True, metavar="auto|require|never|FILE",
+        help="what to go on from (auto: the newest trusted checkpoint, or fresh where there is none)",
+    )  # fmt: skip
+    allow_weights_only: bool = _option(
+        False, "--allow-weights-only", plans=True, notebook=True, action="store_true",
+        help="weights alone, if need be",
+    )  # fmt: skip
     weights_only: bool = False
-    expect_iteration: int | None = None
-    extend_to: int | None = None
-    session_limit_s: float = DEFAULT_LIMIT_S
-    reserve_s: float = DEFAULT_RESERVE_S
-    work_dir: Path | None = None
-    gpus: int | Literal["auto"] = "auto"
-    cpu_ranks: int = 1
-    threads: int | None = None
-    deterministic: bool = False
-    fast: bool = True
-    on_bad_image: Literal["fail", "skip"] = "fail"
-    on_memory: Literal["adapt", "fail"] = "adapt"
-    micro_batch: int | None = None
-    overrides: tuple[str, ...] = ()
-    save_every_s: float = 300.0
+    expect_iteration: int | None = _option(
+        None, "--expect-iteration", least=0, plans=True, notebook=True, type=int, metavar="N",
+        help="refuse any other iteration",
+    )  # fmt: skip
+    extend_to: int | None = _option(
+        None, "--extend-to", least=1, plans=True, notebook=True, type=int, metavar="N",
+        help="a new, later end for the run",
+    )  # fmt: skip
+    session_limit_s: float = _option(
+        12 * 3600.0, "--session-limit", default="12h", read=_seconds, notebook=True, form=True,
+        metavar="TIME", help="the session's life (12h)",
+    )  # fmt: skip
+    reserve_s: float = _option(
+        600.0, "--reserve", default="10m", read=_seconds, notebook=True, form=True, metavar="TIME",
+        help="what is kept free at its end (10m)",
+    )  # fmt: skip
+    work_dir: Path | None = _option(  # noqa: RUF009 - it calls field
+        None, "--work-dir", type=Path, metavar="DIR", help="where to write"
+    )
+    gpus: int | Literal["auto"] = _option(
+        "auto", "--gpus", read=_gpus, least=0, notebook=True, metavar="auto|N",
+        help="GPUs to train on; 0 for the CPU",
+    )  # fmt: skip
+    cpu_ranks: int = _option(
+        1, "--cpu-ranks", least=1, type=int, metavar="N", help="workers where it trains on the CPU (1)"
+    )
+    threads: int | None = _option(
+        None, "--threads", least=1, type=int, metavar="N", help="CPU threads per GPU or worker"
+    )
+    hang_after_s: float = _option(
+        600.0, "--hang-after", default="10m", read=_seconds, metavar="TIME", help="silence taken for a hang"
+    )
+    nnodes: int = _option(1, "--nnodes", least=1, type=int, metavar="N", help="machines that train together")
+    node_rank: int = _option(0, "--node-rank", type=int, metavar="N", help="this machine's number")
+    rdzv_endpoint: str = _option("", "--rdzv-endpoint", metavar="HOST:PORT", help="where the machines meet")
+    deterministic: bool = _option(
+        False, "--deterministic", action="store_true", help="only deterministic algorithms on a GPU"
+    )
+    fast: bool = _option(
+        True, "--no-fast", read=_not, action="store_true", help="no faster parts in place of stock ones"
+    )
+    on_bad_image: Literal["fail", "skip"] = _option(
+        "fail", "--on-bad-image", choices=("skip", "fail"), help="damaged images"
+    )
+    on_memory: Literal["adapt", "fail"] = _option(
+        "adapt", "--on-memory", notebook=True, form=True, choices=("adapt", "fail"),
+        help="where memory runs out, go on with smaller micro-batches, or end",
+    )  # fmt: skip
+    micro_batch: int | None = _option(
+        None, "--micro-batch", least=1, type=int, metavar="N",
+        help="images per forward pass to begin with, on each GPU",
+    )  # fmt: skip
+    save_every_s: float = _option(
+        300.0, "--save-every", default="5m", read=_seconds, metavar="TIME",
+        help="between checkpoints; 0 for none",
+    )  # fmt: skip
     budget_bytes: int = 4_000_000_000
-    hang_after_s: float = 600.0
-    nnodes: int = 1
-    node_rank: int = 0
-    rdzv_endpoint: str = ""
-    upload_to: str | None = None
-    upload_every_s: float = 3600.0
+    upload_to: str | None = _option(
+        None, "--upload-to", notebook=True, metavar="OWNER/SLUG",
+        help="also upload the newest to this data set",
+    )  # fmt: skip
+    upload_every_s: float = _option(
+        3600.0, "--upload-every", default="1h", read=_seconds, notebook=True, metavar="TIME",
+        help="between uploads (1h)",
+    )  # fmt: skip
+    overrides: tuple[str, ...] = _option(
+        (), "--set", default=[], dest="overrides", read=tuple, plans=True, notebook=True, action="append",
+        metavar="KEY=VALUE", help="set a config key",
+    )  # fmt: skip
+
+
+PARAMETERS = tuple(Parameter(field=item.name, **item.metadata) for item in fields(Options) if item.metadata)
+"""What a person may ask for, in the order in which help tells it."""
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, planning: bool = False) -> None:
+    """Add the arguments of ``train``, or those of them that ``patch`` has, too."""
+    defaults: dict[str, Any] = {item.name: item.default for item in fields(Options)}
+    for item in PARAMETERS:
+        if item.plans or not planning:
+            given = {} if item.argument.get("action") == "store_true" else {"default": defaults[item.field]}
+            parser.add_argument(item.flag, **{**given, **item.argument})
+
+
+def options_from(config: Path, asked: Mapping[str, Any]) -> Options:
+    """Return the options that arguments or parameters ask for, by their names.
+
+    Raises:
+        UsageError: One cannot be read.
+    """
+    values: dict[str, Any] = {}
+    for item in PARAMETERS:
+        if item.name in asked:
+            value = asked[item.name]
+            if item.choices and value not in item.choices:
+                one, other = item.choices
+                raise UsageError(f"{item.name}={value!r} means nothing.", f"Choose {one!r} or {other!r}.")
+            values[item.field] = item.read(value)
+    return Options(config=config, **values)
+
+
+def option_text(options: Options, asked: Parameter) -> str:
+    """Return an option as a person writes it."""
+    from mapsage_kaggle.clock import format_duration
+
+    value = getattr(options, asked.field)
+    return format_duration(value) if asked.field.endswith("_s") else str(value)
 
 
 def check_options(options: Options) -> None:
@@ -83,17 +268,10 @@ def check_options(options: Options) -> None:
     Raises:
         UsageError: One has a value that means nothing.
     """
-    for name, value, least in (
-        ("--gpus", options.gpus if options.gpus != "auto" else 0, 0),
-        ("--cpu-ranks", options.cpu_ranks, 1),
-        ("--threads", options.threads, 1),
-        ("--micro-batch", options.micro_batch, 1),
-        ("--expect-iteration", options.expect_iteration, 0),
-        ("--extend-to", options.extend_to, 1),
-        ("--nnodes", options.nnodes, 1),
-    ):
-        if value is not None and value < least:
-            raise UsageError(f"{name} {value} is too low.", f"Give {least} or more.")
+    for item in PARAMETERS:
+        value = getattr(options, item.field)
+        if item.least is not None and value not in (None, "auto") and value < item.least:
+            raise UsageError(f"{item.flag} {value} is too low.", f"Give {item.least} or more.")
     if not 0 <= options.node_rank < options.nnodes:
         raise UsageError(
             f"--node-rank {options.node_rank} does not fit --nnodes {options.nnodes}.",
@@ -108,3 +286,17 @@ def check_options(options: Options) -> None:
             f"--nnodes {options.nnodes} needs --rdzv-endpoint.",
             "Give HOST:PORT of machine 0, the same on all of them.",
         )
+
+
+def check_handle(handle: str) -> str:
+    """Return a data set's ``owner/slug`` if Kaggle would take it.
+
+    Raises:
+        UsageError: It would not.
+    """
+    if not _HANDLE.fullmatch(handle):
+        raise UsageError(
+            f"{handle!r} cannot be a data set on Kaggle.",
+            "Give OWNER/SLUG: your user name, and 6 to 50 small letters, digits and hyphens.",
+        )
+    return handle

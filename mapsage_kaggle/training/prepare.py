@@ -21,7 +21,7 @@ from mapsage_kaggle.data.find import find_data, find_pretrained
 from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, MapsageError
 from mapsage_kaggle.machine import Machine, survey
 from mapsage_kaggle.paths import KagglePaths, WorkDir, keep_caches_in
-from mapsage_kaggle.records import SessionRecord, new_run_id, read_record
+from mapsage_kaggle.records import Learned, SessionRecord, new_run_id, read_record
 from mapsage_kaggle.training.history import archive_session
 from mapsage_kaggle.training.options import Options, check_options
 from mapsage_kaggle.training.shapes import LazyShapes
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 
 
 MOUNT_WAIT_S = 60.0
-
-
-MEMORY_KEYS = ("micro_batch", "with_cp", "machine")
-"""What a record has learned of memory in training, and on what, by name."""
 
 
 _MORE_MEMORY = 1.1
@@ -227,22 +223,21 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
     ranks_here = num_gpus or max(1, options.cpu_ranks)
     world_size = ranks_here * options.nnodes
     choice = discovery.choice
-    learned: Mapping[str, Any] = choice.record.learned if choice.record is not None else {}
-    threads = options.threads or int(learned.get("threads", 0)) or max(1, machine.num_cpus // ranks_here)
+    learned = choice.record.learned if choice.record is not None else Learned()
+    threads = options.threads or learned.threads or max(1, machine.num_cpus // ranks_here)
     roots = find_data(discovery.cfg, paths.input)
     warnings = check_data_of(discovery.cfg, roots, on_bad_image=options.on_bad_image)
     extend_to, kept = _end_of_run(discovery, options)
     warnings = (*kept, *warnings)
     here = memory_of(machine, num_gpus, ranks_here)
-    if _is_roomier(here, learned.get("machine")):
+    # Records of earlier versions do not say what memory was learned of: it is kept.
+    if learned.machine is not None and _is_roomier(here, learned.machine):
         line = (
-            f"What memory allowed on {memory_text(learned['machine'])} is not taken over to "
+            f"What memory allowed on {memory_text(learned.machine)} is not taken over to "
             f"{memory_text(here)}: each rank takes its whole share of the batch again."
         )
         warnings = (line, *warnings)
-        learned = {
-            name: value for name, value in learned.items() if name not in (*MEMORY_KEYS, "validation_rung")
-        }
+        learned = Learned()
     facts = PatchContext(
         work_dir=discovery.work_dir,
         world_size=world_size,
@@ -254,12 +249,12 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
         checkpoint=choice.checkpoint.target if choice.checkpoint else None,
         action=choice.action,
         checkpoint_seed=choice.inspection.seed if choice.inspection else None,
-        micro_batch=options.micro_batch or learned.get("micro_batch"),
+        micro_batch=options.micro_batch or learned.micro_batch,
         on_bad_image=options.on_bad_image,
         extend_to=extend_to,
         deterministic=options.deterministic,
-        with_cp=options.micro_batch is None and bool(learned.get("with_cp", False)),
-        validation_rung=int(learned.get("validation_rung", 0)),
+        with_cp=options.micro_batch is None and bool(learned.with_cp),
+        validation_rung=learned.validation_rung or 0,
         fast=options.fast,
         cache_dir=paths.temp / "decoded",
         precision=half_precision(machine, num_gpus) if options.fast else "",
@@ -280,13 +275,8 @@ def memory_of(machine: Machine, num_gpus: int, ranks_here: int) -> dict[str, Any
     return {"device": least.name, "memory_bytes": least.memory_bytes, "ranks": ranks_here}
 
 
-def _is_roomier(here: Mapping[str, Any], before: Any) -> bool:
-    """Whether a rank has another device than the one that memory was learned of, or more of it.
-
-    Records of earlier versions do not say what that was: what they learned is kept.
-    """
-    if not isinstance(before, Mapping):
-        return False
+def _is_roomier(here: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether a rank has another device than the one that memory was learned of, or more of it."""
     more = here["memory_bytes"] > _MORE_MEMORY * float(before.get("memory_bytes") or 0)
     return bool(here["device"] != before.get("device") or more)
 

@@ -10,12 +10,12 @@ import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from mapsage_kaggle.clock import SessionClock
-from mapsage_kaggle.events import Event, EventLog, EventTail, ProgressSink
+from mapsage_kaggle.events import Event, EventKind, EventLog, EventTail, ProgressSink
 from mapsage_kaggle.pace import OUTPUT_S_PER_BYTE
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.processes import (
@@ -28,7 +28,7 @@ from mapsage_kaggle.processes import (
     outlive,
 )
 from mapsage_kaggle.spec import SUPERVISOR_VARIABLE, ask_save, ask_stop
-from mapsage_kaggle.training.fallback import Outcome
+from mapsage_kaggle.training.fallback import Kind, Outcome
 
 STOP_GRACE_S = 180.0
 """How long a child that was asked to stop may take to save before it is killed."""
@@ -139,10 +139,6 @@ class Supervisor:
         self._tail = EventTail(self._files.events, from_end=True)
         self.iteration = 0
 
-    def add_sink(self, sink: ProgressSink) -> None:
-        """Tell one more sink from now on."""
-        self._sinks.append(sink)
-
     # -- asking
 
     def request_stop(self) -> None:
@@ -224,7 +220,7 @@ class Supervisor:
         """Return how long it is until half the reserve is left and the output must be saved."""
         return self._clock.left_s() + 0.5 * self._clock.reserve_s - self._output_s(time.monotonic())
 
-    def pass_on(self, kinds: Collection[str]) -> None:
+    def pass_on(self, kinds: Collection[EventKind]) -> None:
         """Tell the sinks of events of some kinds that were written after the last child had ended."""
         for event in self._tail.read_new():
             if event.event in kinds:
@@ -362,64 +358,47 @@ class _Watch:
         if self.ended_by_us == "hung" and ours:
             return self._ended_outcome()
         late = self.ended_by_us == "late"
+        seen = Outcome(
+            kind="crashed",
+            iteration=self.iteration,
+            trained=self.trained,
+            proven=self.proven,
+            gained=self.gained,
+        )
         # Workers whose torchrun was killed take us for gone, and save; but here we are.
         if self._stop is not None and (not self._stop.data.get("orphaned") or code == 0 or late):
             reason, message = self._stop.data.get("reason", "completed"), self._stop.data.get("message", "")
             if late and ours:
                 reason, message = "deadline", _TOLD_TO_STOP
-            return Outcome(
+            return replace(
+                seen,
                 kind="done",
                 reason=str(reason),
                 message=str(message),
                 iteration=self._stop.iteration,
-                trained=self.trained,
-                proven=self.proven,
-                gained=self.gained,
                 data=self._stop.data,
                 last_event_s=self._stop.time_s,
             )
         if self._failure is not None:
-            kind = self._failure.data.get("kind", "error")
-            return Outcome(
-                kind=kind if kind in ("memory", "refused") else "error",
-                message=str(self._failure.data.get("message", "")),
-                iteration=self.iteration,
-                trained=self.trained,
-                proven=self.proven,
-                gained=self.gained,
-                data=self._failure.data,
-            )
+            told, message = self._failure.data.get("kind"), str(self._failure.data.get("message", ""))
+            kind: Kind = told if told in ("memory", "refused") else "error"
+            return replace(seen, kind=kind, message=message, data=self._failure.data)
         if late and self._is_starting:
-            return Outcome(
-                kind="done",
-                reason="deadline",
-                message="The session's time was up before training began.",
-                iteration=self.iteration,
-                trained=self.trained,
-                proven=self.proven,
-                gained=self.gained,
-            )
+            message = "The session's time was up before training began."
+            return replace(seen, kind="done", reason="deadline", message=message)
         if self.ended_by_us:
             return self._ended_outcome()
         if out_of_memory and self._stop is None:
-            return Outcome(
-                kind="memory",
-                message="The machine's memory ran out, and the kernel killed a process for it.",
-                iteration=self.iteration,
-                trained=self.trained,
-                proven=self.proven,
-                gained=self.gained,
-                data={"kind": "memory", "stage": self._stage},
+            message = "The machine's memory ran out, and the kernel killed a process for it."
+            return replace(
+                seen, kind="memory", message=message, data={"kind": "memory", "stage": self._stage}
             )
-        return Outcome(
-            kind="crashed",
-            message=f"The training process ended without a word (torchrun's exit code {code})."
-            if self._stop is None
-            else f"torchrun ended before its workers (exit code {code}); they have saved.",
-            iteration=self.iteration,
-            trained=self.trained,
-            proven=self.proven,
-            gained=self.gained,
+        if self._stop is not None:
+            return replace(
+                seen, message=f"torchrun ended before its workers (exit code {code}); they have saved."
+            )
+        return replace(
+            seen, message=f"The training process ended without a word (torchrun's exit code {code})."
         )
 
     def _ended_outcome(self) -> Outcome:

@@ -20,17 +20,21 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256
-from mapsage_kaggle.errors import UsageError
-from mapsage_kaggle.events import Event, EventLog
+from mapsage_kaggle.events import Event, EventKind, EventLog
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.processes import Child, module_command
 from mapsage_kaggle.records import CheckpointRef, SessionRecord, read_record
+
+if TYPE_CHECKING:
+    from mapsage_kaggle.training.prepare import Prepared
+    from mapsage_kaggle.training.supervisor import Supervisor
 
 LIMIT_S = 3600.0
 """How long one upload may take while training goes on."""
@@ -42,24 +46,9 @@ MAX_FAILURES = 3
 MAX_FILES = 50
 """kagglehub packs more files than this into one archive first."""
 
-_HANDLE = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9-]{4,48}[a-z0-9]")
 _POLL_S = 0.2
 _STAGE_TRIES = 5
 _SECRET_NAMES = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-
-
-def check_handle(handle: str) -> str:
-    """Return a data set's ``owner/slug`` if Kaggle would take it.
-
-    Raises:
-        UsageError: It would not.
-    """
-    if not _HANDLE.fullmatch(handle):
-        raise UsageError(
-            f"{handle!r} cannot be a data set on Kaggle.",
-            "Give OWNER/SLUG: your user name, and 6 to 50 small letters, digits and hyphens.",
-        )
-    return handle
 
 
 def credential_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
@@ -321,11 +310,35 @@ class Uploader:
         )
         self._emit("warning", iteration, message=f"Uploading to {self._handle} failed: {problem}. {after}")
 
-    def _emit(self, event: str, iteration: int, /, **data: Any) -> None:
+    def _emit(self, event: EventKind, iteration: int, /, **data: Any) -> None:
         try:
             EventLog(self._files.events).append(Event(event=event, iteration=iteration, data=data))
         except OSError:
             return  # a disk that is full is told of by what needs it more
+
+
+@contextmanager
+def uploads(prepared: Prepared, supervisor: Supervisor) -> Iterator[None]:
+    """Upload the newest checkpoint now and then where that is asked for, and once more at the end."""
+    options = prepared.options
+    if options.upload_to is None or options.node_rank > 0:
+        yield
+        return
+    uploader = Uploader(
+        WorkDir(prepared.work_dir),
+        options.upload_to,
+        every_s=options.upload_every_s,
+        scratch=prepared.discovery.paths.temp,
+        after=prepared.start_iteration,
+    )
+    uploader.start()
+    try:
+        yield
+    finally:
+        # Half the reserve, as everywhere in the supervisor, less what Kaggle needs for the output.
+        left_s = supervisor.left_to_hand_over_s()
+        uploader.finish(min(LAST_LIMIT_S, left_s), cancelled=lambda: supervisor.killed)
+        supervisor.pass_on(("upload", "warning"))
 
 
 def send(staged: Staged, handle: str, *, limit_s: float, cancelled: Callable[[], bool]) -> str:

@@ -24,6 +24,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+from mapsage_kaggle.training.child import first_spec, launch_of
 from mapsage_kaggle.training.options import Options
 from mapsage_kaggle.training.prepare import discover
 from mapsage_kaggle.training.prepare import prepare as prepare_session
@@ -69,7 +70,7 @@ def prepare(run: StandIn, config: Path, threads: int = 1) -> tuple[SessionRun, L
     prepared = prepare_session(discover(options, paths=paths))
     session = SessionRun(prepared, Supervisor(prepared.work_dir, prepared.clock))
     session.begin()
-    return session, session._launch(session._first_spec())
+    return session, launch_of(prepared, first_spec(prepared, session.record, session.learning))
 
 
 def train(run: StandIn, config: Path, *, supervised: bool) -> tuple[float, float, float]:

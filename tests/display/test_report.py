@@ -21,7 +21,7 @@ from mapsage_kaggle.display.report import CLASSES, CONFUSION, CURVES, TIME, writ
 from mapsage_kaggle.display.text import outcome_text, run_text, table, times_text
 from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.events import Event, EventLog
-from mapsage_kaggle.records import CheckpointRef, SessionRecord
+from mapsage_kaggle.records import CheckpointRef, Exactness, SessionRecord
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -50,7 +50,7 @@ def record(index: int, start: int, end: int, **changes: Any) -> SessionRecord:
         },
         "started_s": 1_790_000_000.0 + 50_000 * index,
         "ended_s": 1_790_000_090.0 + 50_000 * index,
-        "exactness": {"bitwise": True, "reasons": []},
+        "exactness": Exactness(bitwise=True, reasons=()),
         **changes,
     }
     return SessionRecord(**values)

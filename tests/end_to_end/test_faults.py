@@ -167,12 +167,12 @@ def test_out_of_memory_halves_the_micro_batch_and_the_next_session_starts_there(
     assert restart.data["kind"] == "memory"
     assert run.events("resume")[0].iteration == 10
     record = run.record()
-    assert record.learned["micro_batch"] == 2
+    assert record.learned.micro_batch == 2
     assert record.end_iteration == 16
     run.hand_over()
     done = run.train()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert run.record().learned["micro_batch"] == 2
+    assert run.record().learned.micro_batch == 2
     assert run.record().end_iteration == 24
 
 

@@ -66,7 +66,7 @@ def apart(first: StandIn, second: StandIn) -> float:
 def test_with_deterministic_a_cut_run_equals_an_uncut_one_bit_for_bit(tmp_path: Path, gpus: int) -> None:
     whole, cut = whole_and_cut(tmp_path, gpus, "--deterministic", cut=7, max_iters=12, val_interval=5)
     assert differences(whole.checkpoint(12), cut.checkpoint(12)) == []
-    assert cut.record().exactness["bitwise"] is True
+    assert cut.record().exactness.bitwise is True
     assert "randomness = dict(deterministic=True" in cut.work_dir.config.read_text()
 
 
@@ -79,8 +79,8 @@ def test_in_fast_mode_the_difference_is_small_and_the_record_says_there_may_be_o
     print(f"cut against uncut in fast mode on {torch.cuda.get_device_name()}: {difference:.2e} apart")
     assert difference < 1e-2
     exactness = cut.record().exactness
-    assert exactness["bitwise"] is False
-    assert "--deterministic" in " ".join(exactness["reasons"])
+    assert exactness.bitwise is False
+    assert "--deterministic" in " ".join(exactness.reasons)
 
 
 def one_step(device: str, decode: Any) -> torch.Tensor:
@@ -158,7 +158,7 @@ def test_the_loss_scaler_goes_on_where_it_was(tmp_path: Path, gpus: int) -> None
     assert (found["scale"], found["_growth_tracker"]) == (32.0, 2)
     assert whole.checkpoint(8)["optimizer"]["loss_scaler"]["scale"] == 64.0
     assert differences(whole.checkpoint(8), cut.checkpoint(8)) == []
-    assert cut.record().exactness["bitwise"] is True
+    assert cut.record().exactness.bitwise is True
 
 
 # --- memory ----------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_real_memory_that_runs_out_costs_a_rung_and_nothing_else(tmp_path: Path,
     assert "CUDA out of memory" in run.events("failure")[0].data["message"]
     record = run.record()
     assert record.stop_reason == "completed"
-    assert record.learned["micro_batch"] in (1, 2)
+    assert record.learned.micro_batch in (1, 2)
     assert peaks(run)["trained"] <= limit_bytes
     assert apart(whole, run) < 1e-3
 

@@ -49,8 +49,8 @@ def test_memory_that_runs_out_in_any_phase_costs_a_rung_and_nothing_else(tmp_pat
     for event, rung in zip(restarts, rungs, strict=True):
         assert rung in event.data["message"]
     record = run.record()
-    learned = {name: record.learned.get(name) for name in ("micro_batch", "with_cp", "validation_rung")}
-    assert learned == {"micro_batch": 1, "with_cp": True, "validation_rung": 1}
+    learned = record.learned
+    assert (learned.micro_batch, learned.with_cp, learned.validation_rung) == (1, True, 1)
     # The backward fault came at 7, after a validation at 6; nothing of its half-done iteration was kept.
     assert [event.iteration for event in run.events("resume")] == [6, 6, 12]
     assert record.stop_reason == "completed"

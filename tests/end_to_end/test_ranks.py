@@ -138,9 +138,9 @@ def test_one_two_one_ranks_and_smaller_micro_batches_equal_one_to_rounding(tmp_p
     done = run.train("--cpu-ranks", "2", config_extra=harm, stop=8)
     assert done.returncode == 0, done.stdout + done.stderr
     record = run.record()
-    assert record.learned["micro_batch"] == 1
-    assert record.exactness["split"] == []
-    assert "equal to rounding" in record.exactness["reasons"][0]
+    assert record.learned.micro_batch == 1
+    assert record.exactness.split == ()
+    assert "equal to rounding" in record.exactness.reasons[0]
     assert [event.data["kind"] for event in run.events("restart")] == ["memory"]
     run.hand_over("second")
     done = run.train()

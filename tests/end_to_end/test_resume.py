@@ -400,8 +400,8 @@ class TestStockCheckpoints:
         record = run.record()
         assert (record.start_iteration, record.end_iteration) == (STOCK_ITERATIONS, MAX_ITERS)
         assert effective_seed(run) == SEED
-        assert record.exactness["bitwise"] is False
-        assert "stock mmengine" in " ".join(record.exactness["reasons"])
+        assert record.exactness.bitwise is False
+        assert "stock mmengine" in " ".join(record.exactness.reasons)
 
         resumed = run.events("resume")[0]
         assert f"iteration {STOCK_ITERATIONS}, optimizer state of" in resumed.data["verdict"]
@@ -436,7 +436,7 @@ class TestStockCheckpoints:
         record = run.record()
         assert (record.start_iteration, record.end_iteration) == (STOCK_ITERATIONS, MAX_ITERS)
         assert effective_seed(run) == 0
-        reasons = " ".join(record.exactness["reasons"])
+        reasons = " ".join(record.exactness.reasons)
         assert "stock mmengine" in reasons
         assert "does not say its seed" in reasons
 

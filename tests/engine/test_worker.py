@@ -30,7 +30,7 @@ from mapsage_kaggle.engine.session import WorkerSession
 from mapsage_kaggle.engine.snapshot import keep_loadable
 from mapsage_kaggle.engine.worker import _message, failure_kind
 from mapsage_kaggle.errors import CheckpointError, TrainingError
-from mapsage_kaggle.records import SessionRecord
+from mapsage_kaggle.records import Learned, SessionRecord
 from mapsage_kaggle.spec import ChildSpec, ask_save, ask_stop
 from mapsage_kaggle.training.fallback import MemoryFallback, Outcome, decide_next
 
@@ -110,11 +110,11 @@ def test_what_batch_norm_says_of_a_single_value_is_known_for_it() -> None:
 
 
 def test_what_memory_allows_is_learned_once_an_iteration_is_done(spec: ChildSpec) -> None:
-    session = WorkerSession(replace(spec, rung={"micro_batch": 1, "with_cp": None}), rank=0, world_size=1)
-    before = {"threads": 1, "micro_batch": 2, "with_cp": True}
-    assert session.checkpoints.learned(before) == {**before, "pace": {}}
+    session = WorkerSession(replace(spec, rung=Learned(micro_batch=1)), rank=0, world_size=1)
+    before = Learned(threads=1, micro_batch=2, with_cp=True)
+    assert session.checkpoints.learned(before) == replace(before, pace={})
     session.checkpoints.has_trained = True
-    assert session.checkpoints.learned(before) == {"threads": 1, "micro_batch": 1, "pace": {}}
+    assert session.checkpoints.learned(before) == Learned(threads=1, micro_batch=1, pace={})
 
 
 # --- losses that are no numbers --------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from support.standin import REPOSITORY, StandIn
 
 from mapsage_kaggle.config.patch import for_inference
 from mapsage_kaggle.config.reading import read_config
+from mapsage_kaggle.data.scenes import generate_scenes
 from mapsage_kaggle.display.evaluated import evaluation_panel, evaluation_text, read_evaluations
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.engine.jobs.evaluate import build_data, example, look
@@ -29,6 +30,13 @@ SLIDE = {"mode": "slide", "crop_size": (96, 96), "stride": (64, 64)}
 
 
 # -- against mmsegmentation
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    generate_scenes(folder, train=1, val=4, size=160, seed=1)
+    return folder
 
 
 @pytest.mark.parametrize("test_cfg", [{"mode": "whole"}, SLIDE], ids=["whole", "slide"])

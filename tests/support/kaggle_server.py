@@ -599,7 +599,7 @@ class ScriptedNotebook:
         source: Path | None,
     ) -> None:  # fmt: skip
         from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256
-        from mapsage_kaggle.records import CheckpointRef, SessionRecord
+        from mapsage_kaggle.records import CheckpointRef, Learned, SessionRecord
 
         manifest = Manifest()
         ref = None
@@ -623,7 +623,7 @@ class ScriptedNotebook:
             run_id="a-run", fingerprint="f", session_index=len(previous) + 1, start_iteration=start,
             end_iteration=end, max_iters=self.max_iters, stop_reason=reason, checkpoint=ref,
             exit_code={"running": None, "failed": 5}.get(reason, 0), previous=tuple(previous),
-            learned={"pace": {"iteration_s": 0.5}}, message=f"session: {mode}",
+            learned=Learned(pace={"iteration_s": 0.5}), message=f"session: {mode}",
         ).write(work_dir / "session.json")  # fmt: skip
         newest = work_dir / f"iter_{end}.pth"
         if mode == "damaged":

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from mmengine.config import Config
 
 from mapsage_kaggle.config.patch import for_inference
 from mapsage_kaggle.config.reading import read_config
-from mapsage_kaggle.data.scenes import generate_scenes
 from mapsage_kaggle.engine.jobs.inference import build_model
 from support.standin import REPOSITORY
 
@@ -42,13 +40,6 @@ def write_model(cfg: Config, path: Path, seed: int) -> Path:
     balance(net)
     torch.save({"meta": {"iter": 8}, "state_dict": net.state_dict()}, path)
     return path
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes")
-    generate_scenes(folder, train=1, val=4, size=160, seed=1)
-    return folder
 
 
 def demo(scenes: Path, *overrides: str) -> Config:

@@ -194,7 +194,7 @@ def endure(run: StandIn, fates: Sequence[Fate], say: Any = print) -> Endured:
         say(
             f"{number:3} {start:3}-{record.end_iteration:<3} {time.monotonic() - begin_s:4.0f} s "
             f"{fate.way}, {fate.ranks} rank(s), {fate.workers} worker(s), {fate.memory or '-'}: "
-            f"{record.stop_reason}, {record.learned.get('micro_batch')}"
+            f"{record.stop_reason}, {record.learned.micro_batch}"
         )
         if fate.way == "complete" and record.stop_reason == "completed":
             return endured

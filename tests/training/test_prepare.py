@@ -21,7 +21,7 @@ from mapsage_kaggle.display.locale.messages import translate
 from mapsage_kaggle.errors import ConfigError
 from mapsage_kaggle.machine import Gpu, Machine
 from mapsage_kaggle.paths import KagglePaths
-from mapsage_kaggle.records import SessionRecord
+from mapsage_kaggle.records import Learned, SessionRecord
 from mapsage_kaggle.training import session
 from mapsage_kaggle.training.fallback import Outcome
 from mapsage_kaggle.training.options import Options
@@ -97,7 +97,7 @@ def begin(scenes: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
                 record=SessionRecord(
                     run_id="r",
                     fingerprint="f",
-                    **({"max_iters": 24, "learned": learned or {}} | dict(recorded or {})),
+                    **({"max_iters": 24, "learned": Learned.from_json(learned or {})} | dict(recorded or {})),
                 ),
             )
         paths = KagglePaths.below(scenes.root)
@@ -130,8 +130,8 @@ def out_of_memory(*, trained: int = 0) -> Outcome:
 DONE = Outcome(kind="done", reason="deadline", iteration=20, trained=10)
 
 
-def rung(learned: Mapping[str, Any]) -> tuple[int | None, bool]:
-    return learned.get("micro_batch"), bool(learned.get("with_cp"))
+def rung(learned: Learned) -> tuple[int | None, bool]:
+    return learned.micro_batch, bool(learned.with_cp)
 
 
 # --- memory ----------------------------------------------------------------------------------------------
@@ -141,22 +141,21 @@ def test_a_smaller_micro_batch_is_learned_once_an_iteration_is_done_with_it(begi
     session, supervisor = run(begin(), out_of_memory(trained=3), out_of_memory(), DONE)
     assert [rung(record.learned) for record in supervisor.seen] == [(None, False)] * 3
     assert [rung(spec.rung) for spec in supervisor.specs] == [(None, False), (2, False), (1, False)]
-    assert all(set(spec.rung) == {"micro_batch", "with_cp", "machine"} for spec in supervisor.specs)
-    assert rung(session._learned()) == (1, False)
+    assert rung(session.learning.learned()) == (1, False)
 
 
 def test_one_that_was_only_tried_leaves_what_was_learned_before(begin: Begin) -> None:
     refused = Outcome(kind="refused", message="Something else.")
     session, supervisor = run(begin({"micro_batch": 2}), out_of_memory(), refused)
-    assert supervisor.specs[-1].rung["micro_batch"] == 1
-    assert rung(session._learned()) == (2, False)
+    assert supervisor.specs[-1].rung.micro_batch == 1
+    assert rung(session.learning.learned()) == (2, False)
 
 
 def test_where_batch_norm_refuses_one_image_blocks_are_recomputed_with_two(begin: Begin) -> None:
     refused = Outcome(kind="refused", message=TOO_FEW)
     session, supervisor = run(begin(), out_of_memory(), out_of_memory(), refused, DONE)
     assert rung(supervisor.specs[-1].rung) == (2, True)
-    assert rung(session._learned()) == (2, True)
+    assert rung(session.learning.learned()) == (2, True)
     assert session.prepared.patch.micro_batch == 2
     assert session.prepared.facts.with_cp
 
@@ -164,7 +163,7 @@ def test_where_batch_norm_refuses_one_image_blocks_are_recomputed_with_two(begin
 def test_a_record_with_a_micro_batch_that_was_never_trained_on_is_no_dead_end(begin: Begin) -> None:
     refused = Outcome(kind="refused", message=TOO_FEW)
     session, _ = run(begin({"micro_batch": 1}), refused, DONE)
-    assert rung(session._learned()) == (2, True)
+    assert rung(session.learning.learned()) == (2, True)
 
 
 def test_the_micro_batch_that_is_asked_for_goes_before_what_was_learned(begin: Begin) -> None:
@@ -172,7 +171,7 @@ def test_the_micro_batch_that_is_asked_for_goes_before_what_was_learned(begin: B
     assert (prepared.patch.micro_batch, prepared.facts.with_cp) == (2, False)
     session, supervisor = run(prepared, DONE)
     assert rung(supervisor.seen[0].learned) == (1, True)
-    assert rung(session._learned()) == (2, False)
+    assert rung(session.learning.learned()) == (2, False)
 
 
 A100 = Gpu(name="NVIDIA A100", memory_bytes=80 * 2**30, capability=(8, 0), supported=True)
@@ -212,13 +211,13 @@ def test_what_memory_allowed_holds_on_the_same_device_with_no_more_of_it(
 
 def test_what_was_learned_names_the_machine_that_taught_it(begin: Begin) -> None:
     session, supervisor = run(begin(machine=ONE_T4), out_of_memory(), DONE)
-    assert "machine" not in supervisor.seen[-1].learned
-    assert session._learned()["machine"] == ON_T4["machine"]
-    roomier = begin(session._learned(), machine=replace(GOOD, gpus=(A100,)))
+    assert supervisor.seen[-1].learned.machine is None
+    assert session.learning.learned().machine == ON_T4["machine"]
+    roomier = begin(session.learning.learned().to_json(), machine=replace(GOOD, gpus=(A100,)))
     for trained, known in ((0, (2, False)), (1, (None, False))):
         again, _ = run(roomier, replace(DONE, trained=trained))
-        assert rung(again._learned()) == known
-        assert ("machine" in again._learned()) is (trained == 0)
+        assert rung(again.learning.learned()) == known
+        assert (again.learning.learned().machine is not None) is (trained == 0)
 
 
 # --- pace ------------------------------------------------------------------------------------------------
@@ -232,14 +231,15 @@ def test_a_child_that_is_started_again_plans_by_what_was_measured_last(begin: Be
 
     def measured() -> None:
         record = SessionRecord.read(session.files.session)
-        record.evolve(learned={**record.learned, "pace": {"iteration_s": 2.0}}).write(session.files.session)
+        learned = replace(record.learned, pace={"iteration_s": 2.0})
+        record.evolve(learned=learned).write(session.files.session)
 
     supervisor.while_running = measured
     session.begin()
     session.run_children()
     assert [spec.pace for spec in supervisor.specs] == [{"iteration_s": 9.0}, {"iteration_s": 2.0}]
-    assert supervisor.seen[-1].learned["pace"] == {"iteration_s": 2.0}
-    assert session._learned()["pace"] == {"iteration_s": 2.0}
+    assert supervisor.seen[-1].learned.pace == {"iteration_s": 2.0}
+    assert session.learning.learned().pace == {"iteration_s": 2.0}
 
 
 # --- the end of the run ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The supervisor's judgement: how a child is started, how its end is read, and what follows."""
+"""The supervisor: how a child is started, watched and ended, and how its end is read."""
 
 from __future__ import annotations
 
@@ -7,224 +7,26 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from support.clocks import HOUR_S, Time
 
 from mapsage_kaggle.clock import SessionClock, boot_time_s
-from mapsage_kaggle.events import Event, EventLog, read_events
+from mapsage_kaggle.events import Event, read_events
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.processes import ProcessId
-from mapsage_kaggle.records import SessionRecord
 from mapsage_kaggle.spec import ask_stop, drop_requests
-from mapsage_kaggle.training import session
 from mapsage_kaggle.training import supervisor as supervise
 from mapsage_kaggle.training.fallback import (
-    MAX_CRASHES,
-    VALIDATION_RUNGS,
-    Kind,
     MemoryFallback,
     Next,
-    Outcome,
     decide_next,
 )
 from mapsage_kaggle.training.follow import Follower
-from mapsage_kaggle.training.session import SessionRun, _wait
 from mapsage_kaggle.training.supervisor import HANG_FACTOR, Launch, Supervisor, _Watch
-
-HOUR_S = 3600.0
-KINDS: tuple[Kind, ...] = ("done", "memory", "refused", "error", "crashed", "hung", "killed")
-FAILURES: tuple[Kind, ...] = ("error", "crashed", "hung")
-
-
-def after(kind: Kind, ladder: MemoryFallback | None = None, **options: Any) -> Next:
-    """Return what follows an end of this kind."""
-    can_recompute = options.pop("can_recompute", True)
-    time_left_s = options.pop("time_left_s", HOUR_S)
-    adapt = options.pop("adapt", True)
-    outcome = Outcome(kind=kind, message="What happened.", **options)
-    return decide_next(
-        ladder or MemoryFallback(micro_batch=4),
-        outcome,
-        can_recompute=can_recompute,
-        time_left_s=time_left_s,
-        adapt=adapt,
-    )
-
-
-# --- what follows ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stage", ["training", "validation"])
-def test_running_out_of_memory_ends_it_where_nothing_is_to_be_adapted(stage: str) -> None:
-    assert after("memory", adapt=False, data={"stage": stage}).ladder is None
-    assert after("memory", data={"stage": stage}).ladder is not None
-
-
-@pytest.mark.parametrize("kind", ["done", "killed", "refused"])
-def test_what_would_end_the_same_way_again_is_not_tried_again(kind: Kind) -> None:
-    assert after(kind) == Next(ladder=None, message="What happened.")
-
-
-def test_out_of_memory_halves_the_micro_batch_down_to_one_then_recomputes_then_ends() -> None:
-    ladder, steps = MemoryFallback(micro_batch=5), []
-    while (found := after("memory", ladder)).ladder is not None:
-        assert found.wait_s == 0.0
-        assert "Out of memory" in found.message
-        ladder = found.ladder
-        steps.append((ladder.micro_batch, ladder.with_cp))
-    assert steps == [(2, False), (1, False), (1, True)]
-    assert "smaller crop" in found.message
-    assert "What happened." in found.message
-
-
-LAST_RUNG = MemoryFallback(micro_batch=1, with_cp=True, validation_rung=1)
-
-
-@pytest.mark.parametrize("ladder", [MemoryFallback(micro_batch=4), LAST_RUNG])
-def test_memory_that_runs_out_late_costs_no_level_but_then_early_it_does(
-    ladder: MemoryFallback,
-) -> None:
-    late = after("memory", replace(ladder, crashes=2), iteration=700, trained=300, proven=650, gained=250)
-    assert late.ladder == ladder
-    assert late.wait_s == 0.0
-    early = after("memory", ladder, iteration=700, trained=50, proven=680, gained=30)
-    assert early == after("memory", ladder)
-    assert early.ladder != ladder
-
-
-@pytest.mark.parametrize("stage", ["training", "validation"])
-def test_memory_that_runs_out_late_and_with_nothing_to_go_on_from_costs_a_rung(stage: str) -> None:
-    ladder = MemoryFallback(micro_batch=4)
-    gained = {"training": 0, "validation": 250}[stage]
-    found = after("memory", ladder, trained=300, proven=None, gained=gained, data={"stage": stage})
-    assert found.ladder == (
-        MemoryFallback(micro_batch=2, above=4)
-        if stage == "training"
-        else MemoryFallback(micro_batch=4, validation_rung=1)
-    )
-
-
-def test_a_model_that_cannot_recompute_ends_with_one_image() -> None:
-    assert after("memory", MemoryFallback(micro_batch=1), can_recompute=False).ladder is None
-
-
-TOO_FEW = "ValueError: Expected more than 1 value per channel when training, got input size [1, 8, 1, 1]"
-
-
-def refused(ladder: MemoryFallback, *, can_recompute: bool = True) -> Next:
-    outcome = Outcome(kind="refused", message=TOO_FEW)
-    return decide_next(ladder, outcome, can_recompute=can_recompute, time_left_s=HOUR_S)
-
-
-def test_where_one_image_is_too_few_for_batch_norm_blocks_are_recomputed_with_two() -> None:
-    one = after("memory", MemoryFallback(micro_batch=2)).ladder
-    assert one is not None
-    found = refused(one).ladder
-    assert found is not None
-    assert (found.micro_batch, found.with_cp) == (2, True)
-    end = after("memory", found)
-    assert end.ladder is None
-    assert "too few for BatchNorm" in end.message
-
-
-def test_between_too_few_images_and_too_many_there_may_be_a_rung() -> None:
-    one = after("memory", MemoryFallback(micro_batch=3)).ladder
-    assert one is not None
-    assert one.micro_batch == 1
-    three = refused(one).ladder
-    assert three is not None
-    two = after("memory", three).ladder
-    assert two is not None
-    assert (two.micro_batch, two.with_cp) == (2, True)
-    assert after("memory", two).ladder is None
-
-
-def test_recomputing_that_shows_one_image_to_be_too_few_is_kept_with_two() -> None:
-    ladder: MemoryFallback | None = MemoryFallback(micro_batch=2)
-    for _ in range(2):
-        assert ladder is not None
-        ladder = after("memory", ladder).ladder
-    assert ladder is not None
-    assert (ladder.micro_batch, ladder.with_cp) == (1, True)
-    found = refused(ladder).ladder
-    assert found is not None
-    assert (found.micro_batch, found.with_cp) == (2, True)
-
-
-def test_batch_norm_that_refuses_ends_it_where_nothing_else_can_be_tried() -> None:
-    assert refused(MemoryFallback(micro_batch=1)) == Next(ladder=None, message=TOO_FEW)
-    one = after("memory", MemoryFallback(micro_batch=2)).ladder
-    assert one is not None
-    end = refused(one, can_recompute=False)
-    assert end.ladder is None
-    assert "Fewer than 2 images" in end.message
-
-
-def test_out_of_memory_in_validation_leaves_training_as_it_is() -> None:
-    ladder, rungs = MemoryFallback(micro_batch=4), []
-    while (found := after("memory", ladder, data={"stage": "validation"})).ladder is not None:
-        ladder = found.ladder
-        assert (ladder.micro_batch, ladder.with_cp) == (4, False)
-        rungs.append(ladder.validation_rung)
-    assert rungs == list(range(1, len(VALIDATION_RUNGS)))
-    assert "mode='slide'" in found.message
-
-
-@pytest.mark.parametrize("kind", FAILURES)
-def test_a_failure_is_tried_again_three_times_each_later_than_the_last(kind: Kind) -> None:
-    ladder, waits_s = MemoryFallback(micro_batch=2, with_cp=True, validation_rung=1), []
-    while (found := after(kind, ladder)).ladder is not None:
-        ladder = found.ladder
-        waits_s.append(found.wait_s)
-        assert (ladder.micro_batch, ladder.with_cp, ladder.validation_rung) == (2, True, 1)
-    assert waits_s == [5.0, 10.0, 20.0]
-    assert len(waits_s) == MAX_CRASHES
-    assert "without progress" in found.message
-
-
-@pytest.mark.parametrize("kind", FAILURES)
-def test_a_checkpoint_in_between_makes_the_tries_count_anew(kind: Kind) -> None:
-    found = after(kind, MemoryFallback(micro_batch=4, crashes=MAX_CRASHES), proven=8)
-    assert found.ladder == MemoryFallback(micro_batch=4, crashes=1)
-
-
-def test_a_smaller_micro_batch_makes_the_tries_count_anew() -> None:
-    found = after("memory", MemoryFallback(micro_batch=4, crashes=2))
-    assert found.ladder == MemoryFallback(micro_batch=2, crashes=0, above=4)
-
-
-@pytest.mark.parametrize(("left_s", "again"), [(65.0, True), (64.0, False), (-5.0, False)])
-def test_nothing_is_started_that_has_no_time(left_s: float, again: bool) -> None:
-    found = after("crashed", time_left_s=left_s)
-    assert (found.ladder is not None) is again
-    assert again or "no time left" in found.message
-
-
-@given(
-    kinds=st.lists(st.sampled_from([kind for kind in KINDS if kind != "done"]), min_size=40, max_size=40),
-    stage=st.sampled_from(["", "validation"]),
-    micro_batch=st.integers(1, 64),
-)
-def test_without_progress_every_chain_of_failures_ends(
-    kinds: list[Kind], stage: str, micro_batch: int
-) -> None:
-    ladder = MemoryFallback(micro_batch=micro_batch)
-    for kind in kinds:
-        found = after(kind, ladder, data={"stage": stage})
-        assert found.message
-        if found.ladder is None:
-            return
-        assert 1 <= found.ladder.micro_batch <= ladder.micro_batch
-        assert found.ladder.with_cp >= ladder.with_cp
-        ladder = found.ladder
-    raise AssertionError(f"40 children were started one after another, and none got anywhere: {ladder}")
-
 
 # --- how a child is started ------------------------------------------------------------------------------
 
@@ -483,7 +285,7 @@ def test_every_event_ends_the_silence() -> None:
     assert found.silent_s(time.monotonic()) < found.silent_s(now + 30.0)
 
 
-# --- a supervisor and a child that is a few lines of Python -------------------------------------------------
+# --- a supervisor and a child that is a few lines of Python ----------------------------------------------
 
 CHILD = """
 import json, os, signal, sys, time
@@ -521,17 +323,6 @@ def pretence(folder: Path, lines: str) -> Pretence:
 
 def clock() -> SessionClock:
     return SessionClock(started_s=boot_time_s(), limit_s=HOUR_S, reserve_s=0.0)
-
-
-class Time:
-    """A session's time that stands still until it is set to be over, at once or when a file is there."""
-
-    def __init__(self) -> None:
-        self._now_s = 1000.0
-        self.clock = SessionClock(started_s=1000.0, limit_s=HOUR_S, reserve_s=0.0, now=lambda: self._now_s)
-
-    def is_over(self) -> None:
-        self._now_s += 2 * HOUR_S
 
 
 def when_there(file: Path, do: Callable[[], None]) -> None:
@@ -622,115 +413,6 @@ def test_a_save_request_leaves_a_stop_request_as_it_is(tmp_path: Path) -> None:
         assert supervisor.stopping
         drop_requests(files)
         assert [file.name for file in tmp_path.iterdir()] == []
-
-
-# --- one child after another -----------------------------------------------------------------------------
-
-
-class Told(Supervisor):
-    """A supervisor whose children end as it was told."""
-
-    def __init__(self, folder: Path, clock: SessionClock, *outcomes: Outcome) -> None:
-        super().__init__(folder, clock)
-        self.outcomes = list(outcomes)
-
-    def run(self, launch: Launch) -> Outcome:
-        return self.outcomes.pop(0)
-
-
-def session_of(supervisor: Supervisor, folder: Path, clock: SessionClock) -> Any:
-    """Return a session that only starts children and waits between them."""
-    session: Any = object.__new__(SessionRun)
-    session.prepared = SimpleNamespace(
-        start_iteration=0,
-        patch=SimpleNamespace(max_iters=100),
-        discovery=SimpleNamespace(choice=SimpleNamespace(inspection=None)),
-        options=SimpleNamespace(on_memory="adapt"),
-        clock=clock,
-    )
-    session.supervisor, session.files = supervisor, WorkDir(folder)
-    session._log = EventLog(session.files.events)
-    session.record = SessionRecord(run_id="r", fingerprint="f")
-    session.ladder, session.steps, session.restarts, session.pace = MemoryFallback(micro_batch=4), [], 0, {}
-    session._first_spec = session._next_spec = dict
-    session._launch = lambda spec: launch()
-    session._can_recompute = lambda: True
-    return session
-
-
-CRASH = Outcome(kind="crashed", message="Bang.", iteration=9, proven=8)
-DONE = Outcome(kind="done", reason="completed", iteration=100)
-
-
-def test_after_a_crash_another_child_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_wait", lambda seconds, supervisor: None)
-    supervisor = Told(tmp_path, clock(), CRASH, DONE)
-    assert session_of(supervisor, tmp_path, clock()).run_children()[0] == DONE
-
-
-@pytest.mark.parametrize("how", ["button", "file", "twice Ctrl-C"])
-def test_a_stop_that_is_asked_for_between_two_children_ends_the_session(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    supervisor = Told(tmp_path, clock(), CRASH)
-    ask = {
-        "button": supervisor.request_stop,
-        "file": lambda: ask_stop(WorkDir(tmp_path)),
-        "twice Ctrl-C": supervisor.kill,
-    }[how]
-    monkeypatch.setattr(session, "_wait", lambda seconds, supervisor: ask())
-    outcome, message = session_of(supervisor, tmp_path, clock()).run_children()
-    assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "user", 8)
-    assert message == "Bang. Stopped on request before it was tried again."
-
-
-def test_a_stop_ends_the_wait_between_two_children(tmp_path: Path) -> None:
-    supervisor, begin = Supervisor(tmp_path, clock()), time.monotonic()
-    threading.Timer(0.2, ask_stop, [WorkDir(tmp_path)]).start()
-    _wait(60.0, supervisor)
-    assert time.monotonic() - begin < 30.0
-
-
-def test_a_stop_that_is_asked_for_before_the_first_child_starts_none(tmp_path: Path) -> None:
-    supervisor = Told(tmp_path, clock())
-    supervisor.request_stop()
-    outcome, message = session_of(supervisor, tmp_path, clock()).run_children()
-    assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "user", 0)
-    assert "before training began" in message
-
-
-def test_a_child_that_crashes_although_it_was_to_stop_has_failed_for_good(
-    tmp_path: Path,
-) -> None:
-    supervisor = Told(tmp_path, clock())
-
-    def crash(launch: Launch) -> Outcome:
-        supervisor.request_stop()
-        return CRASH
-
-    supervisor.run = crash  # type: ignore[method-assign]
-    assert session_of(supervisor, tmp_path, clock()).run_children() == (CRASH, "Bang.")
-
-
-def test_a_session_whose_time_is_up_starts_no_child_and_ends_at_the_deadline(tmp_path: Path) -> None:
-    over = SessionClock(started_s=boot_time_s() - 2 * HOUR_S, limit_s=HOUR_S, reserve_s=0.0)
-    outcome, message = session_of(Told(tmp_path, over), tmp_path, over).run_children()
-    assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "deadline", 0)
-    assert message == "The session's time was up before training began."
-
-
-def test_out_of_memory_when_time_is_up_ends_at_the_deadline(tmp_path: Path) -> None:
-    time_s = Time()
-    supervisor = Told(tmp_path, time_s.clock)
-
-    def run_out(launch: Launch) -> Outcome:
-        time_s.is_over()
-        return Outcome(kind="memory", message="Out.", iteration=9, proven=8)
-
-    supervisor.run = run_out  # type: ignore[method-assign]
-    outcome, message = session_of(supervisor, tmp_path, time_s.clock).run_children()
-    assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "deadline", 8)
-    assert message == "Out. The session's time was up before it was tried again."
 
 
 # --- sinks -----------------------------------------------------------------------------------------------

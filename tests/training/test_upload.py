@@ -22,13 +22,12 @@ from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.events import Event, read_events
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import CheckpointRef, SessionRecord
-from mapsage_kaggle.training.options import Options, check_options
+from mapsage_kaggle.training.options import Options, check_handle, check_options
 from mapsage_kaggle.training.upload import (
     MAX_FAILURES,
     MAX_FILES,
     Staged,
     Uploader,
-    check_handle,
     harmless,
     has_credentials,
     send,

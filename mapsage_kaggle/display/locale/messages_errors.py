@@ -285,8 +285,8 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "Give the path of a file, or one of the kit's own: {names}.": (
         "请给出文件路径，或本工具自带的配置之一：{names}。"
     ),
-    "on_memory={value} means nothing.": "ON_MEMORY = {value} 没有意义。",
-    "Choose 'adapt' or 'fail'.": "请选 'adapt' 或 'fail'。",
+    "{name}={value} means nothing.": "{name} = {value} 没有意义。",
+    "Choose {one} or {other}.": "请选 {one} 或 {other}。",
     "Nothing has been discovered yet.": "还没有查找检查点。",
     "Nothing has been configured yet.": "还没有配置。",
     "Run the cell with session.configure() first.": "请先运行含 session.configure() 的单元格。",
@@ -301,6 +301,7 @@ CHINESE_ERRORS: Mapping[str, str] = {
         "请等它结束，或在那里按“保存并停止”；然后再运行本单元格。"
     ),
     # training
+    "--gpus {value} is neither auto nor a number.": "--gpus {value} 既不是 auto，也不是数字。",
     "{name} {value} is too low.": "{name} {value} 太小。",
     "Give {least} or more.": "请给 {least} 或更大的值。",
     "--node-rank {rank} does not fit --nnodes {count}.": "--node-rank {rank} 与 --nnodes {count} 不相符。",

@@ -1,0 +1,85 @@
+"""What a training child is told, and how it is started."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mapsage_kaggle.config.modules import import_paths
+from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.records import CheckpointRef, SessionRecord
+from mapsage_kaggle.spec import ChildSpec
+from mapsage_kaggle.training.learning import Learning
+from mapsage_kaggle.training.prepare import Prepared
+from mapsage_kaggle.training.supervisor import Launch
+
+
+def first_spec(prepared: Prepared, record: SessionRecord, learning: Learning) -> ChildSpec:
+    """Return the spec of a child that starts from what was chosen, or from nothing."""
+    options, clock, patch, choice = (
+        prepared.options,
+        prepared.clock,
+        prepared.patch,
+        prepared.discovery.choice,
+    )
+    return ChildSpec(
+        config=WorkDir(prepared.work_dir).config,
+        work_dir=prepared.work_dir,
+        clock_started_s=clock.started_s,
+        limit_s=clock.limit_s,
+        reserve_s=clock.reserve_s,
+        action=choice.action,
+        checkpoint=choice.checkpoint.target if choice.checkpoint else None,
+        checkpoint_sha256=choice.inspection.sha256 if choice.inspection else None,
+        expect_iteration=prepared.start_iteration if choice.action == "resume" else None,
+        run_id=record.run_id,
+        fingerprint=record.fingerprint,
+        threads=prepared.threads,
+        save_interval=patch.save_interval,
+        save_every_s=options.save_every_s,
+        budget_bytes=options.budget_bytes,
+        save_best=patch.save_best,
+        best_rules=dict(patch.best_rules),
+        deterministic=options.deterministic,
+        pace=dict(learning.pace),
+        extend=prepared.facts.extend_to is not None,
+        validation_rung=learning.ladder.validation_rung,
+        rung=learning.tried(),
+        launched_s=clock.elapsed_s(),
+    )
+
+
+def next_spec(
+    prepared: Prepared, record: SessionRecord, learning: Learning, newest: CheckpointRef | None
+) -> ChildSpec:
+    """Return the spec of another child, that goes on from the newest proven checkpoint if there is one."""
+    spec = replace(first_spec(prepared, record, learning), restarted=True)
+    if newest is None:
+        return spec
+    return replace(
+        spec,
+        action="resume",
+        checkpoint=prepared.work_dir / newest.file,
+        checkpoint_sha256=newest.sha256,
+        expect_iteration=newest.iteration,
+    )
+
+
+def launch_of(prepared: Prepared, spec: ChildSpec) -> Launch:
+    """Write the spec into scratch space, and return how to start its child."""
+    options, paths = prepared.options, prepared.discovery.paths
+    paths.temp.mkdir(parents=True, exist_ok=True)
+    file = paths.temp / f"child-{spec.run_id}.json"
+    spec.write(file)
+    return Launch(
+        spec=file,
+        work_dir=prepared.work_dir,
+        num_workers=prepared.facts.ranks_here,
+        threads=prepared.threads,
+        gpus=prepared.facts.on_gpu,
+        import_paths=import_paths(options.config, paths.input),
+        scratch=paths.temp,
+        nnodes=options.nnodes,
+        node_rank=options.node_rank,
+        rdzv_endpoint=options.rdzv_endpoint,
+        deterministic=options.deterministic,
+    )

@@ -1,0 +1,69 @@
+"""What a session learns of its machine: what memory holds, what things cost, and what was done about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from mapsage_kaggle.pace import decaying_maximum
+from mapsage_kaggle.records import Learned
+from mapsage_kaggle.training.fallback import MemoryFallback
+from mapsage_kaggle.training.prepare import Prepared, memory_of
+
+
+class Learning:
+    """What the sessions before have learned, and this one as it goes on.
+
+    Attributes:
+        ladder: What is tried now.
+        steps: What was done to go on, one sentence each.
+        pace: Seconds, by the names of :meth:`mapsage_kaggle.pace.Pace.learned`.
+    """
+
+    def __init__(self, prepared: Prepared) -> None:
+        facts, patch = prepared.facts, prepared.patch
+        share = -(-patch.effective_batch // facts.world_size)
+        self.ladder = MemoryFallback(
+            micro_batch=patch.micro_batch,
+            above=min(share, 2 * patch.micro_batch) if patch.micro_batch < share else None,
+            with_cp=facts.with_cp,
+            validation_rung=facts.validation_rung,
+        )
+        self.steps: list[str] = []
+        record = prepared.discovery.choice.record
+        before = record.learned if record is not None else Learned()
+        self.pace: Mapping[str, float] = before.pace or {}
+        self._memory = Learned().with_memory(before)
+        self._threads = prepared.threads
+        self._effective_batch, self._world_size = patch.effective_batch, facts.world_size
+        self._machine = memory_of(prepared.machine, facts.ranks_here if facts.on_gpu else 0, facts.ranks_here)
+
+    def learned(self) -> Learned:
+        """Return what the record says."""
+        rung = self.ladder.validation_rung
+        machine: Mapping[str, Any] | None = self._memory.machine
+        return replace(
+            self._memory,
+            threads=self._threads,
+            ladder=tuple(self.steps),
+            machine=self._machine if machine is None and rung else machine,
+            validation_rung=rung or None,
+            pace=dict(self.pace) or None,
+        )
+
+    def tried(self) -> Learned:
+        """Return what will be learned of memory once an iteration is done as it is tried now."""
+        whole = self.ladder.micro_batch * self._world_size >= self._effective_batch
+        micro_batch, with_cp = None if whole else self.ladder.micro_batch, self.ladder.with_cp or None
+        machine = self._machine if micro_batch is not None or with_cp else None
+        return Learned(micro_batch=micro_batch, with_cp=with_cp, machine=machine)
+
+    def has_trained(self) -> None:
+        """Take note that an iteration is done as it is tried now."""
+        self._memory = self.tried()
+
+    def measure_finish(self, seconds: float) -> None:
+        """Take note of how long it took to hand over once training had ended."""
+        expected_s = decaying_maximum(self.pace.get("finish_s"), seconds)
+        self.pace = {**self.pace, "finish_s": round(expected_s, 3)}

@@ -1,0 +1,60 @@
+"""What may be asked of a session, and by which names."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+import pytest
+
+from mapsage_kaggle.clock import DEFAULT_LIMIT_S, DEFAULT_RESERVE_S
+from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.notebook.session import preflight
+from mapsage_kaggle.training.options import PARAMETERS, Options, add_arguments, check_options, options_from
+
+CONFIG = Path("small.py")
+
+
+def test_arguments_that_are_not_given_are_the_fields_defaults() -> None:
+    parser = ArgumentParser()
+    add_arguments(parser)
+    assert options_from(CONFIG, vars(parser.parse_args([]))) == Options(config=CONFIG)
+
+
+def test_a_session_s_time_is_the_clock_s_where_nothing_is_said() -> None:
+    options = Options(config=CONFIG)
+    assert (options.session_limit_s, options.reserve_s) == (DEFAULT_LIMIT_S, DEFAULT_RESERVE_S)
+
+
+def test_patch_has_what_changes_the_plan_only() -> None:
+    parser = ArgumentParser()
+    add_arguments(parser, planning=True)
+    names = {"resume", "allow_weights_only", "expect_iteration", "extend_to", "overrides"}
+    assert set(vars(parser.parse_args([]))) == names
+
+
+def test_the_notebook_has_the_parameters_that_it_had() -> None:
+    assert {item.name for item in PARAMETERS if item.in_notebook} == {
+        "resume", "expect_iteration", "allow_weights_only", "extend_to", "session_limit", "reserve", "gpus",
+        "on_memory", "overrides", "upload_to", "upload_every",
+    }  # fmt: skip
+
+
+def test_a_parameter_that_the_notebook_does_not_have_is_refused() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'threads'"):
+        preflight("demo", threads=2)
+
+
+@pytest.mark.parametrize("name", [item.name for item in PARAMETERS if item.least is not None])
+def test_a_number_that_is_too_low_is_refused_by_its_flag(name: str) -> None:
+    [item] = [item for item in PARAMETERS if item.name == name]
+    assert item.least is not None
+    check_options(options_from(CONFIG, {name: item.least}))
+    with pytest.raises(UsageError, match=f"{item.flag} {item.least - 1} is too low"):
+        check_options(options_from(CONFIG, {name: item.least - 1}))
+
+
+def test_gpus_are_auto_or_a_number() -> None:
+    assert options_from(CONFIG, {"gpus": "2"}).gpus == 2
+    with pytest.raises(UsageError, match="--gpus two is neither auto nor a number"):
+        options_from(CONFIG, {"gpus": "two"})
