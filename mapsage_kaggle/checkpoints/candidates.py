@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from mapsage_kaggle.checkpoints.manifest import file_sha256
 from mapsage_kaggle.checkpoints.names import LAST_CHECKPOINT, counts_in, iteration_of, kind_of
+from mapsage_kaggle.checkpoints.runs import RunGroup
 from mapsage_kaggle.checkpoints.scan import FoundCheckpoint
 from mapsage_kaggle.errors import CheckpointError
 from mapsage_kaggle.records import SessionRecord
@@ -57,8 +59,16 @@ class Prospect:
     sha256: str | None
     lineage: Lineage
     iteration: int | None
+    run_id: str = ""
     inspection: Inspection | None = None
     problem: str = ""
+
+    @property
+    def run(self) -> str:
+        """The run that it states; where it states none, the source that it came with."""
+        if self.run_id:
+            return f"run {self.run_id}"
+        return self.origin if self.origin == "work dir" else self.found.source or str(self.target.parent)
 
     @property
     def verdict(self) -> str:
@@ -158,6 +168,67 @@ class Account:
     def refusal(self, problem: str, remedy: str = "") -> CheckpointError:
         """Return the error that lists every file beside what is wrong."""
         return CheckpointError("\n  ".join((problem, *self.explanations)), f"\n{remedy}" if remedy else "")
+
+
+def group_of(key: str, prospects: Sequence[Prospect]) -> RunGroup:
+    """Return what the files of one run, the newest first, are worth as a group."""
+    newest = max(prospects, key=lambda item: -1 if item.iteration is None else item.iteration)
+    return RunGroup(
+        key=key,
+        run_id=newest.run_id,
+        newest=newest.target,
+        iteration=newest.iteration,
+        recorded=any(item.record is not None and item.sha256 is not None for item in prospects),
+    )
+
+
+def merge_equal_bytes(runs: dict[str, list[Prospect]]) -> None:
+    """Count identical files once: a group that states no run joins the one that has its newest file, too."""
+    newest = {key: items[0] for key, items in runs.items()}
+    for key, item in newest.items():
+        for other_key, other in newest.items():
+            if key == other_key or item.run_id or key not in runs or other_key not in runs:
+                continue
+            if item.found.size_bytes == other.found.size_bytes and _sha256(item) == _sha256(other) != "":
+                runs[other_key] += runs.pop(key)
+
+
+def _sha256(prospect: Prospect) -> str:
+    if prospect.sha256 is None:
+        try:
+            prospect.sha256 = file_sha256(prospect.target)
+        except OSError:
+            return ""
+    return prospect.sha256
+
+
+def began_from(record: SessionRecord, start: Prospect) -> bool:
+    """Tell whether a run began from a checkpoint, by what its first session says of its start."""
+    first = record.lineage()[0]
+    stated = first.get("started_from")
+    if isinstance(stated, Mapping):
+        return start.sha256 is not None and stated.get("sha256") == start.sha256
+    # Records of version 0.1 keep the iteration alone.
+    return bool(start.iteration) and first.get("start_iteration") == start.iteration
+
+
+def diverged_from(taken: Prospect, others: Sequence[Prospect]) -> Prospect | None:
+    """Return the newest checkpoint of the same run that the taken one has not come by; None where all were."""
+    if taken.record is None:
+        return None
+    chain = {_session(document) for document in taken.record.lineage()}
+    for other in others:
+        if (
+            other.record is not None
+            and other.run == taken.run
+            and _session(other.record.to_json()) not in chain
+        ):
+            return other
+    return None
+
+
+def _session(document: Mapping[str, Any]) -> tuple[Any, ...]:
+    return document.get("session_index"), document.get("started_s")
 
 
 def why_not_needed(prospect: Prospect, taken: Prospect) -> str:

@@ -1,8 +1,9 @@
 """Which checkpoint a session starts from: a ladder, walked from the newest down, each step explained.
 
-Files of this run (by the fingerprint in the file, or in the record beside it) come before files that
-state none, as plain mmengine writes them; files of another run are taken only where they are named.
-Within each group the highest iteration comes first. They are inspected in this order until one
+Whose run is gone on with, :mod:`mapsage_kaggle.checkpoints.runs` says. Of its files, those with this
+config's fingerprint (in the file, or in the record beside it) come before those that state none, as plain
+mmengine writes them; files of another config are taken only where they are named. Within each group the
+highest iteration comes first. They are inspected in this order until one
 passes; the rest are not opened. Where only files of another run are found, the session does not
 start fresh but ends: a config edited in the middle of a run looks just like that, and hours would go
 into training the same again.
@@ -16,6 +17,7 @@ usual case), but what does not fit is a step down.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,13 +30,18 @@ from mapsage_kaggle.checkpoints.candidates import (
     Origin,
     Prospect,
     as_found,
+    began_from,
+    diverged_from,
+    group_of,
+    merge_equal_bytes,
     recorded_sha256,
     why_not_needed,
     without_duplicates,
 )
 from mapsage_kaggle.checkpoints.inspect import inspect as inspect_any
-from mapsage_kaggle.checkpoints.manifest import manifest_sha256
+from mapsage_kaggle.checkpoints.manifest import file_sha256, manifest_sha256
 from mapsage_kaggle.checkpoints.names import kind_of
+from mapsage_kaggle.checkpoints.runs import TakenRun, pick_run
 from mapsage_kaggle.errors import CheckpointError
 from mapsage_kaggle.records import SessionRecord, record_beside
 
@@ -43,6 +50,9 @@ if TYPE_CHECKING:
     from mapsage_kaggle.checkpoints.scan import FoundCheckpoint, Rejected
 
 Action = Literal["resume", "weights-only", "fresh"]
+
+MAX_HEADERS = 16
+"""Of files without a record, in one folder; the rest are taken to be of the same run as the newest."""
 
 
 class Inspect(Protocol):
@@ -65,6 +75,7 @@ class Choice:
         explanations: One line for each candidate: taken, or why not.
         steps_down: One line for each step down the ladder, each to be an event and in the record.
         candidates: Each file once, the one that was taken first.
+        notice: What a person must see before all else: that nothing says whose checkpoint it is.
     """
 
     action: Action
@@ -74,6 +85,7 @@ class Choice:
     explanations: tuple[str, ...] = ()
     steps_down: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...] = ()
+    notice: str = ""
 
 
 def choose(
@@ -90,6 +102,8 @@ def choose(
     weights_only: bool = False,
     expect_iteration: int | None = None,
     max_iters: int | None = None,
+    run: str | None = None,
+    work_dir_run: str | None = None,
     inspect_alone: Inspect = inspect_any,
     record_of: Callable[[Path], SessionRecord | None] = record_beside,
     sha256_of: Callable[[Path], str | None] = manifest_sha256,
@@ -112,6 +126,8 @@ def choose(
         weights_only: Take only the weights of the file that ``resume`` names, whatever else is in it.
         expect_iteration: The iteration that must be resumed from.
         max_iters: Where the run is to end.
+        run: The run to go on with, by its id, where a person or the relay names it.
+        work_dir_run: The run of the record in the work dir.
         inspect_alone: As ``inspect``, for weights that need not fit all of the config's model.
         record_of: Reads the record beside a checkpoint.
         sha256_of: Reads the sha256 that a manifest states for a checkpoint.
@@ -128,6 +144,8 @@ def choose(
         allow_weights_only=allow_weights_only,
         expect_iteration=expect_iteration,
         max_iters=max_iters,
+        named_run=run,
+        work_dir_run=work_dir_run,
         record_of=record_of,
         sha256_of=sha256_of,
     )
@@ -153,9 +171,13 @@ class _Ladder:
     allow_weights_only: bool
     expect_iteration: int | None
     max_iters: int | None
+    named_run: str | None
+    work_dir_run: str | None
     record_of: Callable[[Path], SessionRecord | None]
     sha256_of: Callable[[Path], str | None]
     account: Account = field(default_factory=Account)
+    taken_run: TakenRun | None = None
+    num_failed: int = 0
 
     # -- the three ways in
 
@@ -213,57 +235,103 @@ class _Ladder:
     ) -> Choice:
         """Walk down: newest resumable, older resumable, best weights if allowed, refusal."""
         candidates = without_duplicates([self._candidate(item, origin) for item, origin in found])
-        ranked = [item for item in candidates if self._may_resume(item)]
-        self._learn_lineage(ranked)
-        ranked.sort(key=Prospect.order)
-        strangers = [
-            item
-            for item in candidates
-            if item.is_best and item.origin != "load_from" and self._is_stranger(item)
-        ]
-        start: Prospect | None = None
-        num_failed = 0
+        self._read_headers(candidates)
+        resumable = [item for item in candidates if self._may_resume(item)]
+        strangers = [item for item in candidates if self._is_stranger(item) and item.is_best]
+        known = [item for item in candidates if not self._is_stranger(item)]
+        ours = self._of_one_run([item for item in known if item in resumable] or known)
+        ranked = sorted(
+            (item for item in resumable if item in ours or self._is_stranger(item)), key=Prospect.order
+        )
+        start = next((item for item in resumable if item not in ranked and self._is_start(item)), None)
         for position, candidate in enumerate(ranked):
             if not self._is_stranger(candidate):
                 inspection = self._inspect(candidate)
                 if inspection is not None and inspection.verdict == "resumable":
                     candidate.lineage = self._lineage_of(inspection.fingerprint, candidate)
-                    if not self._is_stranger(candidate) and not self._is_start_of_config(candidate):
+                    if not self._is_stranger(candidate) and not self._is_done_start(candidate):
                         self._explain_rest(candidate, [*ranked[position + 1 :], *strangers])
                         return self._take(candidate, inspection, "resume", self._why_taken(candidate))
-            if candidate.origin == "load_from" and not self.config_asks_resume:
+            if self._is_start(candidate):
                 start = candidate
             elif self._is_stranger(candidate):
                 strangers.append(candidate)
             else:
-                num_failed += 1
-                self.account.step(candidate, f"not taken: {candidate.problem}")
+                self._fail(candidate)
         for candidate in strangers:
             self.account.explain(candidate, "not taken: it is of a run with another config")
         for place in rejected:
             if kind_of(place.path.name) not in ("epoch", "other"):
-                num_failed += 1
+                self.num_failed += 1
                 self.account.no_checkpoint(place)
-        if start is not None and num_failed:
+        if start is not None and self.num_failed:
             self.account.explain(start, "not taken: it would start anew, and this run has been further")
         elif start is not None:
             choice = self._weights_of_config(start)
             if choice is not None:
                 return choice
-            num_failed += 1
+            self.num_failed += 1
         weights = [
-            item
-            for item in candidates
-            if (item.is_best or item.verdict == "weights-only")
-            and item is not start
-            and not self._is_stranger(item)
+            item for item in ours if (item.is_best or item.verdict == "weights-only") and item is not start
         ]
         choice = self._weights_if_allowed(sorted(weights, key=Prospect.order))
         if choice is not None:
             return choice
-        if may_start_fresh and not (num_failed or strangers or weights):
+        if may_start_fresh and not (self.num_failed or strangers or weights):
             return self._fresh("starting fresh: there is no checkpoint of this run")
-        raise self._nothing(strangers, weights, num_failed)
+        raise self._nothing(strangers, weights)
+
+    def _of_one_run(self, prospects: Sequence[Prospect]) -> list[Prospect]:
+        """Return the files of the run that is gone on with; those of others are told and stepped over.
+
+        Raises:
+            CheckpointError: Several runs could be meant.
+        """
+        ranked = sorted(prospects, key=Prospect.order)
+        runs: dict[str, list[Prospect]] = {}
+        for item in ranked:
+            runs.setdefault(item.run, []).append(item)
+        if len(runs) > 1:
+            runs = {name: items for name, items in runs.items() if self._may_be_ours(items)}
+            merge_equal_bytes(runs)
+        self.taken_run = pick_run(
+            [group_of(name, items) for name, items in runs.items()],
+            run=self.named_run,
+            from_config=self._named_by_config(ranked),
+            work_dir_run=self.work_dir_run,
+        )
+        taken = self.taken_run.group.key if self.taken_run else ""
+        for group in self.taken_run.stepped_over if self.taken_run else ():
+            for item in runs[group.key]:
+                if not self._is_start(item):
+                    self.account.explain(item, f"not taken: it is of another run; {group.option} takes it")
+        return runs.get(taken, [])
+
+    def _may_be_ours(self, items: Sequence[Prospect]) -> bool:
+        """Tell whether a group's files state this config, or one of them fits it at least."""
+        for item in items:
+            inspection = self._inspect(item) if item.lineage == "unknown" else None
+            if item.lineage != "unknown" or (inspection is not None and inspection.verdict != "rejected"):
+                return True
+        for item in items:
+            if not self._is_start(item):
+                self._fail(item)
+        return False
+
+    def _named_by_config(self, prospects: Sequence[Prospect]) -> set[str]:
+        """Return the runs that a ``load_from`` with ``resume = True`` names: its own, and what began from it."""
+        start = next((item for item in prospects if item.origin == "load_from"), None)
+        if start is None or not self.config_asks_resume:
+            return set()
+        if start.sha256 is None and any(item.record is not None for item in prospects):
+            with contextlib.suppress(OSError):
+                start.sha256 = file_sha256(start.target)
+        began = {item.run for item in prospects if item.record is not None and began_from(item.record, start)}
+        return {start.run} | began
+
+    def _fail(self, candidate: Prospect) -> None:
+        self.num_failed += 1
+        self.account.step(candidate, f"not taken: {candidate.problem}")
 
     # -- rungs
 
@@ -322,6 +390,7 @@ class _Ladder:
             explanations=tuple(self.account.explanations),
             steps_down=tuple(self.account.steps_down),
             candidates=self.account.candidates,
+            notice=self.taken_run.notice if self.taken_run else "",
         )
 
     def _fresh(self, reason: str) -> Choice:
@@ -349,6 +418,7 @@ class _Ladder:
             sha256=self.sha256_of(found.target) or recorded_sha256(found.target, record),
             lineage="unknown",
             iteration=found.iteration,
+            run_id=record.run_id if record is not None else "",
         )
         candidate.lineage = self._lineage_of(None, candidate)
         return candidate
@@ -360,22 +430,22 @@ class _Ladder:
             return "unknown"
         return "this run" if stated == self.fingerprint else "another run"
 
-    def _learn_lineage(self, candidates: Sequence[Prospect]) -> None:
-        """Read the headers that the order depends on.
-
-        They are those of files whose names state no iteration, and those that would be passed over
-        for a lower iteration of this run, should the ones above it be damaged: a checkpoint of this
-        run may have lost its record.
-        """
-        known = [item.iteration or 0 for item in candidates if item.lineage == "this run"]
+    def _read_headers(self, candidates: Sequence[Prospect]) -> None:
+        """Read what files without a record beside them, or without an iteration in their name, state."""
+        folders: dict[Path, list[Prospect]] = {}
         for candidate in candidates:
-            doubtful = candidate.lineage == "unknown" and known and (candidate.iteration or 0) > min(known)
-            if candidate.iteration is not None and not doubtful:
-                continue
-            header = self._read(candidate, self.inspect_file, full=False)
-            if header is not None and header.verdict != "rejected":
-                candidate.iteration = header.iteration
-                candidate.lineage = self._lineage_of(header.fingerprint, candidate)
+            if candidate.record is None or candidate.iteration is None:
+                folders.setdefault(candidate.target.parent, []).append(candidate)
+        for items in folders.values():
+            items.sort(key=lambda item: (item.iteration is not None, -(item.iteration or 0)))
+            for candidate in items[:MAX_HEADERS]:
+                header = self._read(candidate, self.inspect_file, full=False)
+                if header is not None and header.verdict != "rejected":
+                    candidate.iteration = header.iteration
+                    candidate.run_id = candidate.run_id or header.run_id or ""
+                    candidate.lineage = self._lineage_of(header.fingerprint, candidate)
+            for candidate in items[MAX_HEADERS:]:
+                candidate.run_id, candidate.lineage = items[0].run_id, items[0].lineage
 
     def _may_resume(self, candidate: Prospect) -> bool:
         if candidate.counts_epochs and candidate.origin != "load_from":
@@ -388,11 +458,14 @@ class _Ladder:
         named = candidate.origin == "load_from" and self.config_asks_resume
         return candidate.lineage == "another run" and not named
 
-    def _is_start_of_config(self, candidate: Prospect) -> bool:
+    def _is_start(self, candidate: Prospect) -> bool:
+        """Whether it is what a config that does not ask to resume may start from."""
+        return candidate.origin == "load_from" and not self.config_asks_resume
+
+    def _is_done_start(self, candidate: Prospect) -> bool:
         """Whether a resumable ``load_from`` is meant as a start for a new run rather than resumed."""
         return (
-            candidate.origin == "load_from"
-            and not self.config_asks_resume
+            self._is_start(candidate)
             and candidate.lineage != "this run"
             and self.max_iters is not None
             and (candidate.iteration or 0) >= self.max_iters
@@ -428,6 +501,9 @@ class _Ladder:
         return "taken: the highest iteration that passes; it states no run, but fits the model and classes"
 
     def _explain_rest(self, taken: Prospect, rest: Sequence[Prospect]) -> None:
+        apart = diverged_from(taken, rest)
+        if apart is not None:
+            self.account.step(apart, f"not taken: it and {taken.target} are one run that was trained apart")
         for candidate in rest:
             if self._is_stranger(candidate):
                 reason = "it is of a run with another config; name it with --resume to take it"
@@ -435,18 +511,16 @@ class _Ladder:
                 reason = why_not_needed(candidate, taken)
             self.account.explain(candidate, f"not needed: {reason}")
 
-    def _nothing(
-        self, strangers: Sequence[Prospect], weights: Sequence[Prospect], num_failed: int
-    ) -> CheckpointError:
+    def _nothing(self, strangers: Sequence[Prospect], weights: Sequence[Prospect]) -> CheckpointError:
         if weights and not self.allow_weights_only:
             return self.account.refusal(
                 "No checkpoint can be resumed; there are weights without an optimizer.",
                 "Add --allow-weights-only to start at iteration 0 from the best of them, or attach the "
                 "output that holds an iter_N.pth.",
             )
-        if strangers and not num_failed:
+        if strangers and not self.num_failed:
             return self._only_strangers(strangers)
-        if num_failed or weights:
+        if self.num_failed or weights:
             return self.account.refusal(
                 "Every checkpoint found was rejected.",
                 "Attach an earlier output of this run, or start anew with --resume never.",
