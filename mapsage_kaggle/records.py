@@ -180,6 +180,7 @@ class SessionRecord:
         checkpoint: The newest proven checkpoint.
         best: The best checkpoint by validation score.
         owed_validation: The iteration whose validation did not fit, if any.
+        started_from: The checkpoint that it began from, if any.
         skipped_validations: The iterations whose validation was left out, as longer than any session.
         config_sha256: Of the effective config.
         changes: What differs from the session before, one line each.
@@ -204,6 +205,7 @@ class SessionRecord:
     checkpoint: CheckpointRef | None = None
     best: CheckpointRef | None = None
     owed_validation: int | None = None
+    started_from: CheckpointRef | None = None
     skipped_validations: tuple[int, ...] = ()
     config_sha256: str = ""
     changes: tuple[str, ...] = ()
@@ -225,6 +227,7 @@ class SessionRecord:
         document = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         document["checkpoint"] = self.checkpoint.to_json() if self.checkpoint else None
         document["best"] = self.best.to_json() if self.best else None
+        document["started_from"] = self.started_from.to_json() if self.started_from else None
         document |= {"learned": self.learned.to_json(), "exactness": self.exactness.to_json()}
         return finite(document)  # type: ignore[no-any-return]
 
@@ -244,7 +247,7 @@ class SessionRecord:
         names = {item.name for item in dataclasses.fields(cls)}
         values = {key: value for key, value in document.items() if key in names}
         try:
-            for key in ("checkpoint", "best"):
+            for key in ("checkpoint", "best", "started_from"):
                 if values.get(key) is not None:
                     values[key] = CheckpointRef.from_json(values[key])
             if "learned" in values:
@@ -265,7 +268,7 @@ class SessionRecord:
         Raises:
             ValueError: A value is of another type than its name promises.
         """
-        refs = [ref for ref in (self.checkpoint, self.best) if ref is not None]
+        refs = [ref for ref in (self.checkpoint, self.best, self.started_from) if ref is not None]
         for names, values, kind in (
             ("run_id, fingerprint", (self.run_id, self.fingerprint), str),
             ("file", [ref.file for ref in refs], str),

@@ -213,7 +213,7 @@ def began_from(record: SessionRecord, start: Prospect) -> bool:
 
 
 def diverged_from(taken: Prospect, others: Sequence[Prospect]) -> Prospect | None:
-    """Return the newest checkpoint of the same run that the taken one has not come by; None where all were."""
+    """Return a checkpoint of the same run that the taken one has not come by; None where there is none."""
     if taken.record is None:
         return None
     chain = {_session(document) for document in taken.record.lineage()}

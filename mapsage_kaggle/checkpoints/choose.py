@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -319,7 +319,7 @@ class _Ladder:
         return False
 
     def _named_by_config(self, prospects: Sequence[Prospect]) -> set[str]:
-        """Return the runs that a ``load_from`` with ``resume = True`` names: its own, and what began from it."""
+        """Return the run of a ``load_from`` that is to be resumed, and those that began from it."""
         start = next((item for item in prospects if item.origin == "load_from"), None)
         if start is None or not self.config_asks_resume:
             return set()
@@ -477,7 +477,7 @@ class _Ladder:
             judge = self.inspect_file if must_fit else self.inspect_alone
             candidate.inspection = self._read(candidate, judge, full=True)
             if candidate.inspection is not None:
-                found = candidate.inspection
+                found = candidate.inspection = _against_record(candidate.inspection, candidate.record)
                 candidate.problem = "; ".join(found.problems) or found.verdict
         return candidate.inspection
 
@@ -544,3 +544,11 @@ class _Ladder:
             f"{problem} The newest, {newest.target}, does not fit: {newest.problem}.",
             f"Use the config that it was trained with; {anew}.",
         )
+
+
+def _against_record(found: Inspection, record: SessionRecord | None) -> Inspection:
+    """Return the verdict on a file whose record may be of another run than the file itself says."""
+    if record is None or found.run_id in (None, record.run_id):
+        return found
+    problem = f"it states run {found.run_id}, and the record beside it run {record.run_id}"
+    return replace(found, verdict="rejected", problems=(problem, *found.problems))

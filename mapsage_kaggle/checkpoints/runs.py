@@ -64,7 +64,7 @@ class TakenRun:
             return ""
         folder = self.group.newest.parent
         return (
-            f"Whose checkpoint this is, nothing beside it says: {self.group.newest}. If it is not of your run, "
+            f"Nothing beside {self.group.newest} says whose checkpoint it is. If it is not of your run, "
             f"detach {folder}, or start anew with --resume never."
         )
 
