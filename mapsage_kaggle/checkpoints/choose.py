@@ -17,31 +17,23 @@ usual case), but what does not fit is a step down.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from mapsage_kaggle.checkpoints.candidates import (
-    Account,
     Candidate,
-    Lineage,
     Origin,
     Prospect,
-    as_found,
-    began_from,
     diverged_from,
-    group_of,
-    merge_equal_bytes,
-    recorded_sha256,
     why_not_needed,
     without_duplicates,
 )
 from mapsage_kaggle.checkpoints.inspect import inspect as inspect_any
-from mapsage_kaggle.checkpoints.manifest import file_sha256, manifest_sha256
+from mapsage_kaggle.checkpoints.manifest import manifest_sha256
 from mapsage_kaggle.checkpoints.names import kind_of
-from mapsage_kaggle.checkpoints.runs import TakenRun, pick_run
+from mapsage_kaggle.checkpoints.selector import Inspect, Selector
 from mapsage_kaggle.errors import CheckpointError
 from mapsage_kaggle.records import SessionRecord, record_beside
 
@@ -50,16 +42,6 @@ if TYPE_CHECKING:
     from mapsage_kaggle.checkpoints.scan import FoundCheckpoint, Rejected
 
 Action = Literal["resume", "weights-only", "fresh"]
-
-MAX_HEADERS = 16
-"""Of files without a record, in one folder; the rest are taken to be of the same run as the newest."""
-
-
-class Inspect(Protocol):
-    """What ``choose`` needs of ``inspect``: the config's shapes and classes are bound beforehand."""
-
-    def __call__(self, path: Path, *, manifest_sha256: str | None = None, full: bool = True) -> Inspection:
-        """Return the verdict on a file; ``full=False`` reads its header only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,36 +143,25 @@ def choose(
 
 
 @dataclass(kw_only=True, slots=True)
-class _Ladder:
+class _Ladder(Selector):
     """One walk down the ladder, its arguments those of :func:`choose`: collects explanations on the way."""
 
-    inspect_file: Inspect
-    inspect_alone: Inspect
-    fingerprint: str | None
-    config_asks_resume: bool
-    allow_weights_only: bool
-    expect_iteration: int | None
-    max_iters: int | None
-    named_run: str | None
-    work_dir_run: str | None
-    record_of: Callable[[Path], SessionRecord | None]
-    sha256_of: Callable[[Path], str | None]
-    account: Account = field(default_factory=Account)
-    taken_run: TakenRun | None = None
-    num_failed: int = 0
+    allow_weights_only: bool = False
+    expect_iteration: int | None = None
+    max_iters: int | None = None
 
     # -- the three ways in
 
     def take_named(self, path: Path, *, weights_only: bool = False) -> Choice:
         """Take exactly this file, or refuse."""
-        candidate = self._candidate(path, "named")
-        inspection = self._inspect(candidate)
+        candidate = self.candidate(path, "named")
+        inspection = self.inspect(candidate)
         if inspection is None or inspection.verdict == "rejected":
             raise CheckpointError(
                 f"{path}, which --resume names, was rejected: {candidate.problem}.",
                 "Name another file, or let the kit choose with --resume auto.",
             )
-        if self._lineage_of(inspection.fingerprint, candidate) == "another run":
+        if self.lineage_of(inspection.fingerprint, candidate) == "another run":
             self.account.step(candidate, "is of a run with another config; taken, as it is named")
         if weights_only:
             return self._take(candidate, inspection, "weights-only", "taken as named, weights only, as asked")
@@ -214,10 +185,10 @@ class _Ladder:
         for item in seen:
             reason = "not considered, as --resume says never"
             self.account.explanations.append(f"{item.path}: {reason}")
-            self.account.note(self._candidate(item, "named"), reason)
+            self.account.note(self.candidate(item, "named"), reason)
         if load_from is None:
             return self._fresh("starting fresh, as --resume says never")
-        candidate = self._candidate(load_from, "load_from")
+        candidate = self.candidate(load_from, "load_from")
         if self.config_asks_resume:
             self.account.explain(candidate, "not considered, as --resume says never")
             return self._fresh("starting fresh, as --resume says never")
@@ -234,30 +205,30 @@ class _Ladder:
         may_start_fresh: bool,
     ) -> Choice:
         """Walk down: newest resumable, older resumable, best weights if allowed, refusal."""
-        candidates = without_duplicates([self._candidate(item, origin) for item, origin in found])
-        self._read_headers(candidates)
+        candidates = without_duplicates([self.candidate(item, origin) for item, origin in found])
+        self.read_headers(candidates)
         resumable = [item for item in candidates if self._may_resume(item)]
-        strangers = [item for item in candidates if self._is_stranger(item) and item.is_best]
-        known = [item for item in candidates if not self._is_stranger(item)]
-        ours = self._of_one_run([item for item in known if item in resumable] or known)
+        strangers = [item for item in candidates if self.is_stranger(item) and item.is_best]
+        known = [item for item in candidates if not self.is_stranger(item)]
+        ours = self.of_one_run([item for item in known if item in resumable] or known)
         ranked = sorted(
-            (item for item in resumable if item in ours or self._is_stranger(item)), key=Prospect.order
+            (item for item in resumable if item in ours or self.is_stranger(item)), key=Prospect.order
         )
-        start = next((item for item in resumable if item not in ranked and self._is_start(item)), None)
+        start = next((item for item in resumable if item not in ranked and self.is_start(item)), None)
         for position, candidate in enumerate(ranked):
-            if not self._is_stranger(candidate):
-                inspection = self._inspect(candidate)
+            if not self.is_stranger(candidate):
+                inspection = self.inspect(candidate)
                 if inspection is not None and inspection.verdict == "resumable":
-                    candidate.lineage = self._lineage_of(inspection.fingerprint, candidate)
-                    if not self._is_stranger(candidate) and not self._is_done_start(candidate):
+                    candidate.lineage = self.lineage_of(inspection.fingerprint, candidate)
+                    if not self.is_stranger(candidate) and not self._is_done_start(candidate):
                         self._explain_rest(candidate, [*ranked[position + 1 :], *strangers])
                         return self._take(candidate, inspection, "resume", self._why_taken(candidate))
-            if self._is_start(candidate):
+            if self.is_start(candidate):
                 start = candidate
-            elif self._is_stranger(candidate):
+            elif self.is_stranger(candidate):
                 strangers.append(candidate)
             else:
-                self._fail(candidate)
+                self.fail(candidate)
         for candidate in strangers:
             self.account.explain(candidate, "not taken: it is of a run with another config")
         for place in rejected:
@@ -271,8 +242,11 @@ class _Ladder:
             if choice is not None:
                 return choice
             self.num_failed += 1
+        runs = {item.run for item in ours}
         weights = [
-            item for item in ours if (item.is_best or item.verdict == "weights-only") and item is not start
+            item
+            for item in known
+            if item.run in runs and (item.is_best or item.verdict == "weights-only") and item is not start
         ]
         choice = self._weights_if_allowed(sorted(weights, key=Prospect.order))
         if choice is not None:
@@ -281,66 +255,14 @@ class _Ladder:
             return self._fresh("starting fresh: there is no checkpoint of this run")
         raise self._nothing(strangers, weights)
 
-    def _of_one_run(self, prospects: Sequence[Prospect]) -> list[Prospect]:
-        """Return the files of the run that is gone on with; those of others are told and stepped over.
-
-        Raises:
-            CheckpointError: Several runs could be meant.
-        """
-        ranked = sorted(prospects, key=Prospect.order)
-        runs: dict[str, list[Prospect]] = {}
-        for item in ranked:
-            runs.setdefault(item.run, []).append(item)
-        if len(runs) > 1:
-            runs = {name: items for name, items in runs.items() if self._may_be_ours(items)}
-            merge_equal_bytes(runs)
-        self.taken_run = pick_run(
-            [group_of(name, items) for name, items in runs.items()],
-            run=self.named_run,
-            from_config=self._named_by_config(ranked),
-            work_dir_run=self.work_dir_run,
-        )
-        taken = self.taken_run.group.key if self.taken_run else ""
-        for group in self.taken_run.stepped_over if self.taken_run else ():
-            for item in runs[group.key]:
-                if not self._is_start(item):
-                    self.account.explain(item, f"not taken: it is of another run; {group.option} takes it")
-        return runs.get(taken, [])
-
-    def _may_be_ours(self, items: Sequence[Prospect]) -> bool:
-        """Tell whether a group's files state this config, or one of them fits it at least."""
-        for item in items:
-            inspection = self._inspect(item) if item.lineage == "unknown" else None
-            if item.lineage != "unknown" or (inspection is not None and inspection.verdict != "rejected"):
-                return True
-        for item in items:
-            if not self._is_start(item):
-                self._fail(item)
-        return False
-
-    def _named_by_config(self, prospects: Sequence[Prospect]) -> set[str]:
-        """Return the run of a ``load_from`` that is to be resumed, and those that began from it."""
-        start = next((item for item in prospects if item.origin == "load_from"), None)
-        if start is None or not self.config_asks_resume:
-            return set()
-        if start.sha256 is None and any(item.record is not None for item in prospects):
-            with contextlib.suppress(OSError):
-                start.sha256 = file_sha256(start.target)
-        began = {item.run for item in prospects if item.record is not None and began_from(item.record, start)}
-        return {start.run} | began
-
-    def _fail(self, candidate: Prospect) -> None:
-        self.num_failed += 1
-        self.account.step(candidate, f"not taken: {candidate.problem}")
-
     # -- rungs
 
     def _weights_of_config(self, candidate: Prospect) -> Choice | None:
         """Take the weights of a ``load_from`` in a config that does not ask to resume."""
-        inspection = self._inspect(candidate)
+        inspection = self.inspect(candidate)
         if inspection is not None and inspection.verdict == "rejected":
             misfit = candidate.problem
-            inspection = self._inspect(candidate, must_fit=False)
+            inspection = self.inspect(candidate, must_fit=False)
             if inspection is not None and inspection.verdict != "rejected":
                 self.account.step(candidate, f"its weights are loaded as far as they fit: {misfit}")
         if inspection is None or inspection.verdict == "rejected":
@@ -356,9 +278,9 @@ class _Ladder:
                 if candidate.verdict != "weights-only":
                     self.account.explain(candidate, "not taken: a best checkpoint holds weights only")
                 continue
-            inspection = self._inspect(candidate)
+            inspection = self.inspect(candidate)
             if inspection is not None and inspection.verdict != "rejected":
-                if self._lineage_of(inspection.fingerprint, candidate) == "another run":
+                if self.lineage_of(inspection.fingerprint, candidate) == "another run":
                     self.account.explain(candidate, "not taken: it is of a run with another config")
                     continue
                 self.account.step(
@@ -407,86 +329,20 @@ class _Ladder:
 
     # -- what is known of a candidate
 
-    def _candidate(self, found: FoundCheckpoint | Path, origin: Origin) -> Prospect:
-        if isinstance(found, Path):
-            found = as_found(found)
-        record = self.record_of(found.target)
-        candidate = Prospect(
-            found=found,
-            origin=origin,
-            record=record,
-            sha256=self.sha256_of(found.target) or recorded_sha256(found.target, record),
-            lineage="unknown",
-            iteration=found.iteration,
-            run_id=record.run_id if record is not None else "",
-        )
-        candidate.lineage = self._lineage_of(None, candidate)
-        return candidate
-
-    def _lineage_of(self, stated: str | None, candidate: Prospect) -> Lineage:
-        """Compare fingerprints: the one in the file counts more than the one in the record beside it."""
-        stated = stated or (candidate.record.fingerprint if candidate.record else None)
-        if not stated or not self.fingerprint:
-            return "unknown"
-        return "this run" if stated == self.fingerprint else "another run"
-
-    def _read_headers(self, candidates: Sequence[Prospect]) -> None:
-        """Read what files without a record beside them, or without an iteration in their name, state."""
-        folders: dict[Path, list[Prospect]] = {}
-        for candidate in candidates:
-            if candidate.record is None or candidate.iteration is None:
-                folders.setdefault(candidate.target.parent, []).append(candidate)
-        for items in folders.values():
-            items.sort(key=lambda item: (item.iteration is not None, -(item.iteration or 0)))
-            for candidate in items[:MAX_HEADERS]:
-                header = self._read(candidate, self.inspect_file, full=False)
-                if header is not None and header.verdict != "rejected":
-                    candidate.iteration = header.iteration
-                    candidate.run_id = candidate.run_id or header.run_id or ""
-                    candidate.lineage = self._lineage_of(header.fingerprint, candidate)
-            for candidate in items[MAX_HEADERS:]:
-                candidate.run_id, candidate.lineage = items[0].run_id, items[0].lineage
-
     def _may_resume(self, candidate: Prospect) -> bool:
         if candidate.counts_epochs and candidate.origin != "load_from":
             self.account.explain(candidate, "not taken: it counts epochs, and this run counts iterations")
             return False
         return not candidate.is_best or candidate.origin == "load_from"
 
-    def _is_stranger(self, candidate: Prospect) -> bool:
-        """Whether it is of another run, and nobody named it."""
-        named = candidate.origin == "load_from" and self.config_asks_resume
-        return candidate.lineage == "another run" and not named
-
-    def _is_start(self, candidate: Prospect) -> bool:
-        """Whether it is what a config that does not ask to resume may start from."""
-        return candidate.origin == "load_from" and not self.config_asks_resume
-
     def _is_done_start(self, candidate: Prospect) -> bool:
         """Whether a resumable ``load_from`` is meant as a start for a new run rather than resumed."""
         return (
-            self._is_start(candidate)
+            self.is_start(candidate)
             and candidate.lineage != "this run"
             and self.max_iters is not None
             and (candidate.iteration or 0) >= self.max_iters
         )
-
-    def _inspect(self, candidate: Prospect, *, must_fit: bool = True) -> Inspection | None:
-        """Return the full verdict, or None where the file cannot be read; read once, then remembered."""
-        if candidate.inspection is None or not must_fit:
-            judge = self.inspect_file if must_fit else self.inspect_alone
-            candidate.inspection = self._read(candidate, judge, full=True)
-            if candidate.inspection is not None:
-                found = candidate.inspection = _against_record(candidate.inspection, candidate.record)
-                candidate.problem = "; ".join(found.problems) or found.verdict
-        return candidate.inspection
-
-    def _read(self, candidate: Prospect, judge: Inspect, *, full: bool) -> Inspection | None:
-        try:
-            return judge(candidate.target, manifest_sha256=candidate.sha256 if full else None, full=full)
-        except OSError as error:
-            candidate.problem = f"it cannot be read: {error.strerror or error}"
-            return None
 
     # -- words
 
@@ -505,7 +361,7 @@ class _Ladder:
         if apart is not None:
             self.account.step(apart, f"not taken: it and {taken.target} are one run that was trained apart")
         for candidate in rest:
-            if self._is_stranger(candidate):
+            if self.is_stranger(candidate):
                 reason = "it is of a run with another config; name it with --resume to take it"
             else:
                 reason = why_not_needed(candidate, taken)
@@ -535,7 +391,7 @@ class _Ladder:
         newest = min(strangers, key=lambda item: (item.is_best, -(item.iteration or 0)))
         problem = "Every checkpoint found is of a run with another config."
         anew = "to start a new one, --resume never"
-        inspection = self._inspect(newest)
+        inspection = self.inspect(newest)
         if inspection is not None and inspection.verdict == "resumable":
             return self.account.refusal(
                 problem, f"To continue that run with this config, say --resume {newest.target}; {anew}."
@@ -544,11 +400,3 @@ class _Ladder:
             f"{problem} The newest, {newest.target}, does not fit: {newest.problem}.",
             f"Use the config that it was trained with; {anew}.",
         )
-
-
-def _against_record(found: Inspection, record: SessionRecord | None) -> Inspection:
-    """Return the verdict on a file whose record may be of another run than the file itself says."""
-    if record is None or found.run_id in (None, record.run_id):
-        return found
-    problem = f"it states run {found.run_id}, and the record beside it run {record.run_id}"
-    return replace(found, verdict="rejected", problems=(problem, *found.problems))

@@ -37,10 +37,9 @@ class RunGroup:
         record = "" if self.recorded else ", without its record"
         return f"{self.newest.parent} ({at}, {whose}{record})"
 
-    @property
-    def option(self) -> str:
-        """What to say on the command line to take it."""
-        return f"--run {self.run_id}" if self.run_id else f"--resume {self.newest}"
+    def option(self, file_option: str) -> str:
+        """Return what to say on the command line to take it."""
+        return f"--run {self.run_id}" if self.run_id else f"{file_option}{self.newest}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +74,7 @@ def pick_run(
     run: str | None = None,
     from_config: Collection[str] = (),
     work_dir_run: str | None = None,
+    file_option: str = "--resume ",
 ) -> TakenRun | None:
     """Return the group that a session goes on with; None where there is none at all.
 
@@ -84,6 +84,7 @@ def pick_run(
         from_config: Keys of the groups that a ``load_from`` with ``resume = True`` names: its own, and
             those whose record says that they began from it.
         work_dir_run: The run of the work dir's record.
+        file_option: What stands before a file that is named.
 
     Raises:
         CheckpointError: The named run is not among them, or several could be meant; the message has each
@@ -108,7 +109,7 @@ def pick_run(
     recorded = [item for item in groups if item.recorded]
     candidates = recorded or groups
     if len(candidates) > 1:
-        raise _ambiguous(groups)
+        raise _ambiguous(groups, file_option)
     return _taken(candidates[0], groups, is_named=False) if candidates else None
 
 
@@ -117,8 +118,8 @@ def _taken(group: RunGroup, groups: Sequence[RunGroup], *, is_named: bool) -> Ta
     return TakenRun(group=group, is_named=is_named, stepped_over=others)
 
 
-def _ambiguous(groups: Sequence[RunGroup]) -> CheckpointError:
-    lines = [f"{item}: {item.option}" for item in sorted(groups, key=_iteration, reverse=True)]
+def _ambiguous(groups: Sequence[RunGroup], file_option: str) -> CheckpointError:
+    lines = [f"{item}: {item.option(file_option)}" for item in sorted(groups, key=_iteration, reverse=True)]
     return CheckpointError(
         "\n  ".join(
             (f"Checkpoints of {len(groups)} runs were found, and nothing says which is yours.", *lines)

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mapsage_kaggle.checkpoints.candidates import Origin, Prospect, without_duplicates
 from mapsage_kaggle.checkpoints.inspect import Inspection, inspect
 from mapsage_kaggle.checkpoints.manifest import manifest_sha256
-from mapsage_kaggle.checkpoints.scan import FoundCheckpoint, scan
+from mapsage_kaggle.checkpoints.scan import scan
+from mapsage_kaggle.checkpoints.selector import Selector
+from mapsage_kaggle.config.fingerprint import fingerprint
 from mapsage_kaggle.config.patch import for_inference
 from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.data.find import find_data
@@ -31,6 +34,7 @@ class ModelOptions:
         config: The config that it was trained with.
         checkpoint: The file; None for the best of the work dir, else the newest there, else those of
             the attached inputs.
+        run: Of which run, by its id, where several are attached.
         work_dir: Where the run lies; by default ``<working>/work_dirs/<config name>``.
         overrides: ``key=value`` with dotted keys, for the config.
         device: ``auto`` takes a GPU where there is one.
@@ -40,6 +44,7 @@ class ModelOptions:
 
     config: Path
     checkpoint: Path | None = None
+    run: str | None = None
     work_dir: Path | None = None
     overrides: tuple[str, ...] = ()
     device: Device = "auto"
@@ -95,7 +100,10 @@ def open_subject(options: ModelOptions, *, paths: KagglePaths | None = None) -> 
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"--threads {options.threads} is too low.", "Give 1 or more.")
     roots = find_data(cfg, paths.input) if options.needs_data else {}
-    inspection = judge(options.checkpoint or find_checkpoint(work_dir, paths.input))
+    checkpoint = options.checkpoint or find_checkpoint(
+        work_dir, paths.input, run=options.run, fingerprint=fingerprint(cfg)
+    )
+    inspection = judge(checkpoint)
     return ModelSource(
         options=options,
         paths=paths,
@@ -124,35 +132,59 @@ def judge(checkpoint: Path) -> Inspection:
     return found
 
 
-def find_checkpoint(work_dir: Path, inputs: Path) -> Path:
-    """Return the best checkpoint of a work dir, else its newest, else those of the attached inputs.
+def find_checkpoint(
+    work_dir: Path, inputs: Path, *, run: str | None = None, fingerprint: str | None = None
+) -> Path:
+    """Return the best checkpoint of a run, else its newest: the work dir's, else that of one attached run.
+
+    Whose is taken of what is attached, :mod:`mapsage_kaggle.checkpoints.runs` says, as for training. One
+    with another config is taken where there is no other: it may differ in what evaluation does not see.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is none, or several runs could be meant.
     """
-    for folder in (work_dir, inputs):
+    here = read_record(WorkDir(work_dir).session)
+    places: tuple[tuple[Path, Origin], ...] = ((work_dir, "work dir"), (inputs, "input"))
+    for folder, origin in places:
         if not folder.is_dir():
             continue
-        files = scan(folder).files
-        best = _recorded_best(work_dir) if folder == work_dir else None
-        if best is not None:
-            return best
-        for kind in ("best", "iter", "epoch"):
-            found = [item for item in files if item.kind == kind]
-            if found:
-                return max(found, key=_age).target
+        selector = Selector(
+            fingerprint=fingerprint,
+            named_run=run,
+            work_dir_run=here.run_id if here is not None else None,
+            file_option="",
+        )
+        found = without_duplicates([selector.candidate(item, origin) for item in scan(folder).files])
+        if origin == "input":
+            selector.read_headers(found)
+            found = selector.of_one_run([item for item in found if not selector.is_stranger(item)] or found)
+        for is_wanted in (_is_recorded_best, _is_best, _counts_iterations, _counts_epochs):
+            wanted = [item for item in found if is_wanted(item)]
+            if wanted:
+                return max(wanted, key=_age).target
     raise CheckpointError(
         f"There is no checkpoint in {work_dir} and none below {inputs}.",
         "Train first, attach a session's output, or name the file.",
     )
 
 
-def _recorded_best(work_dir: Path) -> Path | None:
-    """Return the best checkpoint as the run's record names it, where the file is still there."""
-    record = read_record(WorkDir(work_dir).session)
-    best = record.best if record else None
-    return work_dir / best.file if best is not None and (work_dir / best.file).is_file() else None
+def _is_recorded_best(item: Prospect) -> bool:
+    """Whether the record beside it names it as the best, so that no name has to be believed."""
+    best = item.record.best if item.record is not None else None
+    return best is not None and best.file == item.target.name
 
 
-def _age(item: FoundCheckpoint) -> tuple[int, str]:
-    return (item.iteration if item.iteration is not None else -1, str(item.path))
+def _is_best(item: Prospect) -> bool:
+    return item.is_best
+
+
+def _counts_iterations(item: Prospect) -> bool:
+    return not item.is_best and not item.counts_epochs
+
+
+def _counts_epochs(item: Prospect) -> bool:
+    return item.counts_epochs
+
+
+def _age(item: Prospect) -> tuple[int, str]:
+    return (item.iteration if item.iteration is not None else -1, str(item.found.path))

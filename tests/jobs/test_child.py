@@ -17,7 +17,7 @@ import torch
 from support.standin import REPOSITORY
 
 from mapsage_kaggle import errors
-from mapsage_kaggle.checkpoints.manifest import Manifest
+from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256
 from mapsage_kaggle.errors import (
     CheckpointError,
     ConfigError,
@@ -30,14 +30,14 @@ from mapsage_kaggle.errors import (
 from mapsage_kaggle.jobs.child import as_interrupted, run_child
 from mapsage_kaggle.jobs.subject import ModelOptions, find_checkpoint, judge, open_subject
 from mapsage_kaggle.paths import KagglePaths
-from mapsage_kaggle.records import CheckpointRef
+from mapsage_kaggle.records import CheckpointRef, SessionRecord
 
 DEMO = REPOSITORY / "configs" / "demo.py"
 
 
-def write_weights(path: Path, value: float = 1.0) -> Path:
+def write_weights(path: Path, value: float = 1.0, iteration: int = 8) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"meta": {"iter": 8}, "state_dict": {"w": torch.full((3,), value)}}, path)
+    torch.save({"meta": {"iter": iteration}, "state_dict": {"w": torch.full((3,), value)}}, path)
     return path
 
 
@@ -67,6 +67,35 @@ def test_an_attached_output_is_taken_where_the_work_dir_has_nothing(paths: Kaggl
     there = write_weights(paths.input / "last" / "best_mIoU_iter_8.pth")
 
     assert find_checkpoint(paths.work_dir(DEMO), paths.input) == there
+
+
+def attach(paths: KagglePaths, name: str, run_id: str, iteration: int) -> Path:
+    """Attach an output with its best checkpoint, its manifest and its record."""
+    folder = paths.input / name
+    path = write_weights(folder / f"best_mIoU_iter_{iteration}.pth", iteration=iteration)
+    ref = CheckpointRef(
+        file=path.name, iteration=iteration, sha256=file_sha256(path), size_bytes=path.stat().st_size,
+        metric="mIoU", value=0.5,
+    )  # fmt: skip
+    Manifest().with_file(ref).write(folder / "manifest.json")
+    SessionRecord(run_id=run_id, fingerprint="", best=ref).write(folder / "session.json")
+    return path
+
+
+def test_a_stranger_s_best_with_a_higher_number_is_not_taken(paths: KagglePaths) -> None:
+    mine = attach(paths, "mine", "aaa", 8)
+    write_weights(paths.input / "pictures" / "best_acc_iter_999999.pth")
+
+    assert find_checkpoint(paths.work_dir(DEMO), paths.input) == mine
+
+
+def test_of_two_attached_runs_one_must_be_named(paths: KagglePaths) -> None:
+    attach(paths, "mine", "aaa", 8)
+    theirs = attach(paths, "theirs", "bbb", 12)
+
+    with pytest.raises(CheckpointError, match=r"run bbb\): --run bbb"):
+        find_checkpoint(paths.work_dir(DEMO), paths.input)
+    assert find_checkpoint(paths.work_dir(DEMO), paths.input, run="bbb") == theirs
 
 
 def test_no_checkpoint_anywhere_is_refused_with_the_places_searched(paths: KagglePaths) -> None:
