@@ -26,6 +26,7 @@
 # %% tags=["parameters"]
 CONFIG = "train_earthvqa_kaggle.py"
 RESUME = "auto"  # "auto", "require", "never", or the path of a checkpoint
+RUN = None  # the run to go on with, by its id, where several are attached
 EXPECT_ITERATION = None  # refuse to go on from any other iteration than this
 ALLOW_WEIGHTS_ONLY = False  # take weights alone where nothing can be resumed
 EXTEND_TO = None  # a new, later end for a run that is complete
@@ -81,6 +82,7 @@ installed = mapsage_kaggle.install(language=LANGUAGE)
 session = mapsage_kaggle.preflight(
     CONFIG,
     resume=RESUME,
+    run=RUN,
     expect_iteration=EXPECT_ITERATION,
     allow_weights_only=ALLOW_WEIGHTS_ONLY,
     extend_to=EXTEND_TO,

@@ -97,7 +97,7 @@ def pick_run(
                 "\n  ".join(
                     (f"No checkpoint of run {run}, which --run names, was found.", *map(str, groups))
                 ),
-                "\nAttach an output of that run, or leave --run out.",
+                "Attach an output of that run, or leave --run out.",
             )
         return _taken(found, groups, is_named=True)
     named = [item for item in groups if item.key in from_config]
@@ -124,7 +124,7 @@ def _ambiguous(groups: Sequence[RunGroup], file_option: str) -> CheckpointError:
         "\n  ".join(
             (f"Checkpoints of {len(groups)} runs were found, and nothing says which is yours.", *lines)
         ),
-        "\nStart again with what stands behind the one to go on with, or detach the others.",
+        "Start again with what stands behind the one to go on with, or detach the others.",
     )
 
 

@@ -61,8 +61,8 @@ def choice_panel(title: str, choice: Choice, words: Words) -> Panel:
     )
     return Panel(
         title=title,
-        tone="note" if choice.action == "weights-only" or choice.steps_down else "good",
-        lead=choice_text(choice, words) + ".",
+        tone="note" if choice.action == "weights-only" or choice.steps_down or choice.notice else "good",
+        lead=" ".join(filter(None, (words.translate(choice.notice), choice_text(choice, words) + "."))),
         notes=tuple(map(words.translate, choice.steps_down)),
         table=table if rows else None,
     )

@@ -112,7 +112,8 @@ def choice_text(choice: Choice, words: Words) -> str:
 def plan_text(plan: Prepared) -> str:
     """Return what the session is about to do."""
     choice, patch = plan.discovery.choice, plan.patch
-    lines = [f"  {line}" for line in choice.explanations]
+    lines = [f"! {choice.notice}"] if choice.notice else []
+    lines += [f"  {line}" for line in choice.explanations]
     lines.append(f"{choice_text(choice, Words())}.")
     lines += [f"! {line}" for line in choice.steps_down]
     lines += [f"! {line}" for line in patch.warnings]

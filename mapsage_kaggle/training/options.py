@@ -112,6 +112,7 @@ class Options:
     Attributes:
         config: The training config.
         resume: ``auto``, ``require``, ``never``, or the file to resume from.
+        run: The run to go on with, by its id, where several are attached.
         allow_weights_only: Whether weights alone may be taken where nothing can be resumed.
         weights_only: Take only the weights of the file that ``resume`` names, even where it could be
             resumed.
@@ -147,6 +148,10 @@ class Options:
     resume: Literal["auto", "require", "never"] | Path = _option(  # noqa: RUF009 - it calls field
         "auto", "--resume", read=_resume, plans=True, notebook=True, metavar="auto|require|never|FILE",
         help="what to go on from (auto: the newest trusted checkpoint, or fresh where there is none)",
+    )  # fmt: skip
+    run: str | None = _option(
+        None, "--run", plans=True, notebook=True, metavar="ID",
+        help="the run to go on with, where several are attached",
     )  # fmt: skip
     allow_weights_only: bool = _option(
         False, "--allow-weights-only", plans=True, notebook=True, action="store_true",
@@ -276,6 +281,10 @@ def check_options(options: Options) -> None:
         raise UsageError(
             f"--node-rank {options.node_rank} does not fit --nnodes {options.nnodes}.",
             "Machines are numbered from 0.",
+        )
+    if options.run is not None and options.resume not in ("auto", "require"):
+        raise UsageError(
+            f"--run {options.run} and --resume {options.resume} contradict each other.", "Leave one out."
         )
     if options.upload_to is not None:
         check_handle(options.upload_to)

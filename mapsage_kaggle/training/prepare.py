@@ -151,6 +151,7 @@ def _find_and_choose(
         else ScanReport(root=paths.input, files=(), rejected=(), records=())
     )
     here = scan(work_dir) if work_dir.is_dir() else None
+    previous = read_record(WorkDir(work_dir).session)
     shapes = LazyShapes(cfg, options.config, paths.temp)
     load_from = cfg.get("load_from")
     try:
@@ -167,6 +168,8 @@ def _find_and_choose(
             weights_only=options.weights_only,
             expect_iteration=options.expect_iteration,
             max_iters=max_iters,
+            run=options.run,
+            work_dir_run=previous.run_id if previous is not None else None,
         )
     except CheckpointError as error:
         found = (*report.files, *(here.files if here is not None else ()))

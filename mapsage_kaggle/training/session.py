@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from mapsage_kaggle.checkpoints.choose import Choice
 from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.checkpoints.retention import greater_is_better
 from mapsage_kaggle.checkpoints.store import CheckpointStore
@@ -103,6 +104,7 @@ class SessionRun:
             owed_validation=choice.inspection.owed_validation
             if choice.action == "resume" and choice.inspection is not None
             else None,
+            started_from=_started_from(choice),
             config_sha256=sha256,
             changes=changes_since(
                 self.files, source or (self.files.path if same_place else None), choice.record
@@ -114,6 +116,10 @@ class SessionRun:
         )
         self.record.write(self.files.session)
         log = self._log
+        if choice.notice:
+            log.append(
+                Event(event="warning", iteration=prepared.start_iteration, data={"message": choice.notice})
+            )
         for line in choice.steps_down:
             log.append(Event(event="ladder", iteration=prepared.start_iteration, data={"message": line}))
         warnings = prepared.patch.warnings
@@ -322,3 +328,15 @@ def _wait(seconds: float, supervisor: Supervisor) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end and not supervisor.stopping:
         time.sleep(0.1)
+
+
+def _started_from(choice: Choice) -> CheckpointRef | None:
+    """Return the checkpoint that a session begins from, as its record keeps it."""
+    if choice.checkpoint is None or choice.inspection is None:
+        return None
+    return CheckpointRef(
+        file=choice.checkpoint.target.name,
+        iteration=choice.inspection.iteration or 0,
+        sha256=choice.inspection.sha256 or "",
+        size_bytes=choice.inspection.size_bytes or 0,
+    )

@@ -29,13 +29,13 @@ def test_a_session_s_time_is_the_clock_s_where_nothing_is_said() -> None:
 def test_patch_has_what_changes_the_plan_only() -> None:
     parser = ArgumentParser()
     add_arguments(parser, planning=True)
-    names = {"resume", "allow_weights_only", "expect_iteration", "extend_to", "overrides"}
+    names = {"resume", "run", "allow_weights_only", "expect_iteration", "extend_to", "overrides"}
     assert set(vars(parser.parse_args([]))) == names
 
 
 def test_the_notebook_has_the_parameters_that_it_had() -> None:
     assert {item.name for item in PARAMETERS if item.in_notebook} == {
-        "resume", "expect_iteration", "allow_weights_only", "extend_to", "session_limit", "reserve", "gpus",
+        "resume", "run", "expect_iteration", "allow_weights_only", "extend_to", "session_limit", "reserve", "gpus",
         "on_memory", "overrides", "upload_to", "upload_every",
     }  # fmt: skip
 
@@ -58,3 +58,10 @@ def test_gpus_are_auto_or_a_number() -> None:
     assert options_from(CONFIG, {"gpus": "2"}).gpus == 2
     with pytest.raises(UsageError, match="--gpus two is neither auto nor a number"):
         options_from(CONFIG, {"gpus": "two"})
+
+
+def test_a_named_run_and_a_start_from_elsewhere_contradict_each_other() -> None:
+    for resume in ("never", Path("iter_8.pth")):
+        with pytest.raises(UsageError, match="contradict each other"):
+            check_options(Options(config=Path("a.py"), run="abc", resume=resume))
+    check_options(Options(config=Path("a.py"), run="abc", resume="require"))

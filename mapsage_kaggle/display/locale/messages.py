@@ -101,6 +101,25 @@ CHINESE: Mapping[str, str] = {
     "not considered, as --resume says never": "未考虑：设置为不恢复",
     "starting fresh, as --resume says never": "从头训练：设置为不恢复",
     "starting fresh: there is no checkpoint of this run": "从头训练：没有本任务的检查点",
+    "not taken: it is of another run; {option} takes it": "未采用：属于另一个任务；要用它请指定 {option}",
+    "not taken: it and {path} are one run that was trained apart": (
+        "未采用：它与 {path} 属于同一任务，但分头训练过"
+    ),
+    "it states run {one}, and the record beside it run {other}": "文件注明任务 {one}，旁边的记录却注明任务 {other}",
+    "Nothing beside {path} says whose checkpoint it is. If it is not of your run, detach {folder}, or start "
+    "anew with --resume never.": (
+        "{path} 旁边没有记录说明它属于谁。如果不是您的任务，请卸下 {folder}，或用 --resume never 从头开始。"
+    ),
+    "No checkpoint of run {run}, which --run names, was found.": "没有找到 --run 所指任务 {run} 的检查点。",
+    "Attach an output of that run, or leave --run out.": "请挂载该任务的输出，或去掉 --run。",
+    "Checkpoints of {count} runs were found, and nothing says which is yours.": (
+        "找到了 {count} 个任务的检查点，没有任何信息说明哪个是您的。"
+    ),
+    "Start again with what stands behind the one to go on with, or detach the others.": (
+        "请用要继续的那一个后面的选项重新开始，或卸下其他的。"
+    ),
+    "--run {run} and --resume {resume} contradict each other.": "--run {run} 与 --resume {resume} 相互矛盾。",
+    "Leave one out.": "请去掉其中一个。",
     "not taken: it is of a run with another config": "未采用：属于配置不同的任务",
     "not taken: it would start anew, and this run has been further": "未采用：它会从头开始，而本任务已走得更远",
     "not taken: a best checkpoint holds weights only": "未采用：最佳检查点只含权重",
