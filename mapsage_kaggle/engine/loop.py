@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import LOOPS
 from mmengine.runner import IterBasedTrainLoop, ValLoop
 
@@ -17,6 +16,7 @@ from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.accumulate import accumulated_step
 from mapsage_kaggle.engine.fast.prediction import quick_prediction
 from mapsage_kaggle.engine.losses import LossWatch
+from mapsage_kaggle.engine.ranks import core_model
 from mapsage_kaggle.engine.sampling import PositionBatches
 from mapsage_kaggle.engine.validation_memory import less_memory
 from mapsage_kaggle.errors import TrainingError
@@ -262,11 +262,6 @@ class SessionValLoop(ValLoop):
         at_once = {"windows_at_once": 1} if saves_memory else {}
         with quick_prediction(core_model(self.runner.model), **at_once):
             return super().run()
-
-
-def core_model(model: torch.nn.Module) -> torch.nn.Module:
-    """Return the model without its distributed wrapper."""
-    return model.module if is_model_wrapper(model) else model  # type: ignore[return-value]
 
 
 def _scalars(outputs: Mapping[str, Any]) -> dict[str, float]:

@@ -179,7 +179,7 @@ def validated(spec: ChildSpec, monkeypatch: pytest.MonkeyPatch) -> Iterator[Work
     session = WorkerSession(replace(spec, save_best=("mIoU",)), rank=0, world_size=1)
     SessionRecord(run_id="r", fingerprint="f").write(session.files.session)
     loop = SimpleNamespace(evaluator=SimpleNamespace(metrics=[]))
-    runner: Any = SimpleNamespace(message_hub=hub, val_loop=loop)
+    runner: Any = SimpleNamespace(message_hub=hub, val_loop=loop, model=torch.nn.Linear(1, 2))
 
     def state(_runner: Any, iteration: int, **_: Any) -> dict[str, Any]:
         parts = {"state_dict": {"w": torch.ones(2)}, "optimizer": {"state": {}, "param_groups": []}}

@@ -449,6 +449,13 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "Another rank has gone, and rank {rank} missed it ({why}).": (
         "另一个进程已退出，第 {rank} 号进程等不到它（{why}）。"
     ),
+    "The ranks no longer hold the same weights after iteration {iteration}: nothing is saved, and the "
+    "checkpoints before it are untouched.": (
+        "第 {iteration} 次迭代后各进程的权重已不一致：不再保存，此前的检查点不受影响。"
+    ),
+    "Resume on one GPU (--gpus 1), and report this with the log: it is a fault of the program.": (
+        "请用一块 GPU 继续（GPUS = 1，即 --gpus 1），并附上日志报告此问题：这是程序的错误。"
+    ),
     "{kind} has a train_step of its own, which cannot be split into micro-batches.": (
         "{kind} 自定义了 train_step，无法拆分成小批次。"
     ),
