@@ -179,25 +179,6 @@ def is_local_rank_zero() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
-def lost_peer(error: BaseException) -> bool:
-    """Tell whether an error only says that another rank has gone, or that the group is broken."""
-    text = str(error).lower()
-    return (
-        isinstance(error, RuntimeError)
-        and int(os.environ.get("WORLD_SIZE", 1)) > 1
-        and any(
-            words in text
-            for words in (
-                "connection closed by peer",
-                "connection reset by peer",
-                "broken pipe",
-                "gloo",
-                "nccl",
-            )
-        )
-    )
-
-
 def _file_facts(spec: ChildSpec) -> dict[str, Any] | None:
     if spec.checkpoint is None:
         return None
