@@ -46,7 +46,7 @@ class HostCopy:
                 return shared[key]
             buffer = self._buffers.get(place)
             if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                buffer = _buffer_like(tensor, pinned=tensor.is_cuda)
             buffer.copy_(tensor, non_blocking=tensor.is_cuda)
             if tensor.is_cuda:
                 devices.add(tensor.device)
@@ -74,3 +74,15 @@ class HostCopy:
         for device in devices:
             torch.cuda.synchronize(device)
         return result
+
+
+def _buffer_like(tensor: torch.Tensor, *, pinned: bool) -> torch.Tensor:
+    """Return memory of the host for a tensor; where none can be pinned, such as can be paged out."""
+    import torch
+
+    try:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+    except RuntimeError:  # torch calls it a CUDA error, though the GPU is not at fault
+        if not pinned:
+            raise
+        return torch.empty(tensor.shape, dtype=tensor.dtype)

@@ -454,15 +454,29 @@ def _plan_data(planner: Planner, facts: PatchContext, source: Path) -> tuple[int
         planner.set(
             "train_dataloader.dataset",
             {"type": "MapsagePositional", "dataset": _with_changes(planner, "train_dataloader.dataset"),
-             "on_bad_image": facts.on_bad_image},
+             "on_bad_image": facts.on_bad_image, **_labels(planner)},
             "each sample's random draws are seeded from its position",
         )  # fmt: skip
+    else:
+        for key, value in _labels(planner).items():
+            planner.set(
+                f"train_dataloader.dataset.{key}", value, "labels beyond the classes are refused by name"
+            )
     _plan_readable(planner, facts)
     for name in _LOADERS:
         _plan_workers(planner, name, facts)
     if facts.validation_rung and planner.get("val_dataloader.batch_size", 1) != 1:
         planner.set("val_dataloader.batch_size", 1, "validation ran out of memory with more images at a time")
     return effective, micro
+
+
+def _labels(planner: Planner) -> dict[str, int]:
+    """Return which labels the model takes, as far as its config says so."""
+    head = mapping_or_empty(next(iter(as_list(planner.get("model.decode_head"))), None))
+    num_classes = head.get("num_classes")
+    if not isinstance(num_classes, int):
+        return {}
+    return {"num_classes": num_classes, "ignore_index": int(head.get("ignore_index", 255))}
 
 
 def _plan_readable(planner: Planner, facts: PatchContext) -> None:

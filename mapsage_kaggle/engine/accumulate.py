@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 import torch.distributed
-from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmseg.models.losses import CrossEntropyLoss
 
 from mapsage_kaggle.engine.buffers import synchronise_buffers
+from mapsage_kaggle.engine.ranks import core_model
 from mapsage_kaggle.errors import TrainingError
 
 _EPS = torch.finfo(torch.float32).eps
@@ -57,7 +58,7 @@ def accumulated_step(
     Raises:
         TrainingError: The model brings a training step of its own, which cannot be split.
     """
-    core: Any = model.module if is_model_wrapper(model) else model
+    core: Any = core_model(model)
     if type(core).train_step is not BaseModel.train_step:
         raise TrainingError(
             f"{type(core).__name__} has a train_step of its own, which cannot be split into micro-batches.",
@@ -71,13 +72,15 @@ def accumulated_step(
     losses_of = normalised_losses(core)
     parts = [_parts(losses_of, item) for item in inputs]
     totals = _totals(parts, world_size)
-    # mmengine counts backward passes as iterations; for us the iteration counts once.
+    # mmengine counts backward passes as iterations; for us the iteration counts once. Ranks exchange their
+    # gradients in the last pass, where by that count the step is due.
     inner_count = optim_wrapper._inner_count
     logs: dict[str, torch.Tensor] = {}
     for index, (micro_batch, item) in enumerate(zip(data, inputs, strict=True)):
         last = index == len(data) - 1
         no_sync = nullcontext() if last or not hasattr(model, "no_sync") else runs_of.no_sync()
         share = _num_images(micro_batch) / effective_batch
+        optim_wrapper._inner_count = inner_count
         before_forward(index)
         with no_sync, _weighted(losses_of, parts[index], totals, item, share):
             with optim_wrapper.optim_context(model):

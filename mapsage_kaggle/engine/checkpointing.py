@@ -17,6 +17,7 @@ from mapsage_kaggle.checkpoints.retention import greater_is_better, plan_retenti
 from mapsage_kaggle.checkpoints.saver import BackgroundSaver, SaveSchedule
 from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.clock import SessionClock
+from mapsage_kaggle.engine.ranks import check_same_weights, core_model
 from mapsage_kaggle.engine.snapshot import first_poisoned, keep_loadable, snapshot
 from mapsage_kaggle.errors import EXIT_DONE, TrainingError
 from mapsage_kaggle.events import EventKind
@@ -165,9 +166,14 @@ class SessionCheckpoints:
         return by_iteration or (self._schedule is not None and self._schedule.due())
 
     def save(self, iteration: int, *, owed_validation: int | None = None) -> None:
-        """Save a resumable checkpoint; training is held up for the copy only. Collective."""
+        """Save a resumable checkpoint; training is held up for the copy only. Collective.
+
+        Raises:
+            TrainingError: The ranks hold other weights each; nothing is saved.
+        """
         runner = self._require_runner()
         begin = time.monotonic()
+        check_same_weights(core_model(runner.model), iteration)
         self.owed_validation = owed_validation
         runner.message_hub.update_info(OWED_VALIDATION_KEY, owed_validation)
         self._saved_iteration = iteration

@@ -15,7 +15,7 @@ import torch
 import torch.distributed
 
 from mapsage_kaggle.clock import SessionClock
-from mapsage_kaggle.engine.ranks import is_local_rank_zero, num_machines
+from mapsage_kaggle.engine.ranks import is_local_rank_zero, num_machines, reduce_number
 from mapsage_kaggle.pace import Pace
 
 Stop = Literal["", "deadline", "user", "orphaned"]
@@ -139,7 +139,7 @@ class Control:
             return stop, save
         # That another machine's supervisor is gone ends training, but leaves ours to finish the record.
         stop = "user" if stop == "orphaned" and _rank() != 0 else stop
-        code = _all_ranks(_STOPS.index(stop) << 1 | int(save), torch.distributed.ReduceOp.MAX)
+        code = reduce_number(_STOPS.index(stop) << 1 | int(save), torch.distributed.ReduceOp.MAX)
         return _STOPS[code >> 1], bool(code & 1)
 
     def stop_asked(self) -> bool:
@@ -206,24 +206,9 @@ def _distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-_group: torch.distributed.ProcessGroup | None = None
-
-
 def _agree(code: int) -> int:
     """Return rank 0's ``code`` on every rank.
 
     A sum and not a broadcast, so that it cannot succeed on rank 0 while another rank is gone.
     """
-    return _all_ranks(code if _rank() == 0 else 0, torch.distributed.ReduceOp.SUM)
-
-
-def _all_ranks(code: int, operation: torch.distributed.ReduceOp.RedOpType) -> int:
-    """Reduce a number over all ranks, over a CPU group so that no GPU has to wait."""
-    global _group
-    if not _distributed() or torch.distributed.get_world_size() == 1:
-        return code
-    if _group is None:
-        _group = torch.distributed.new_group(backend="gloo")
-    tensor = torch.tensor([code], dtype=torch.int64)
-    torch.distributed.all_reduce(tensor, op=operation, group=_group)
-    return int(tensor.item())
+    return reduce_number(code if _rank() == 0 else 0, torch.distributed.ReduceOp.SUM)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import LOOPS
 from mmengine.runner import IterBasedTrainLoop, ValLoop
 
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.accumulate import accumulated_step
 from mapsage_kaggle.engine.fast.prediction import quick_prediction
-from mapsage_kaggle.engine.losses import LossWatch
+from mapsage_kaggle.engine.overflow import OverflowWatch
+from mapsage_kaggle.engine.ranks import core_model
 from mapsage_kaggle.engine.sampling import PositionBatches
 from mapsage_kaggle.engine.validation_memory import less_memory
 from mapsage_kaggle.errors import TrainingError
@@ -70,7 +70,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
 
     session: WorkerSession
     optimizer_clock: OptimizerClock
-    loss_watch: LossWatch
+    overflow_watch: OverflowWatch
 
     def run(self) -> torch.nn.Module:
         """Train until ``max_iters`` or until the session has to end."""
@@ -78,7 +78,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
         batches = self._batch_sampler()
         device = next(self.runner.model.parameters()).device
         self.optimizer_clock = OptimizerClock(self.runner.optim_wrapper, device)
-        self.loss_watch = LossWatch()
+        self.overflow_watch = OverflowWatch(self.runner.optim_wrapper)
         self.runner.register_hook(ValidationPulse(session))
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
@@ -132,7 +132,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
         optimizer_s = self.optimizer_clock.end(compute_s)
         runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=data[0], outputs=outputs)
         self._iter += 1
-        self.loss_watch.check(self._iter, losses, runner.optim_wrapper)
+        self.overflow_watch.check(self._iter, losses)
         session.iteration_done(
             self._iter,
             losses,
@@ -262,11 +262,6 @@ class SessionValLoop(ValLoop):
         at_once = {"windows_at_once": 1} if saves_memory else {}
         with quick_prediction(core_model(self.runner.model), **at_once):
             return super().run()
-
-
-def core_model(model: torch.nn.Module) -> torch.nn.Module:
-    """Return the model without its distributed wrapper."""
-    return model.module if is_model_wrapper(model) else model  # type: ignore[return-value]
 
 
 def _scalars(outputs: Mapping[str, Any]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed
 from mmengine.config import Config
+from mmengine.model import is_model_wrapper
 
 from mapsage_kaggle.errors import TrainingError
 from mapsage_kaggle.spec import ChildSpec
@@ -20,6 +21,10 @@ _CHUNK_BYTES = 1 << 23
 TIMEOUT_S = 600.0
 """How long a rank waits for the others. A rank that dies is noticed at once, unless its machine
 vanishes from the network."""
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By bytes of a number: what its bits are read as."""
+_timeout = datetime.timedelta(seconds=TIMEOUT_S)
+_cpu_group: torch.distributed.ProcessGroup | None = None
 
 
 def join(cfg: Config) -> None:
@@ -30,13 +35,66 @@ def join(cfg: Config) -> None:
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or torch.distributed.is_initialized():
         return
+    global _timeout
     asked = (cfg.get("env_cfg") or {}).get("dist_cfg") or {}
-    timeout = datetime.timedelta(seconds=float(asked.get("timeout", TIMEOUT_S)))
+    _timeout = datetime.timedelta(seconds=float(asked.get("timeout", TIMEOUT_S)))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.distributed.init_process_group(backend="nccl", timeout=timeout)
+        torch.distributed.init_process_group(backend="nccl", timeout=_timeout)
     else:
-        torch.distributed.init_process_group(backend="gloo", timeout=timeout)
+        torch.distributed.init_process_group(backend="gloo", timeout=_timeout)
+
+
+def cpu_group() -> torch.distributed.ProcessGroup:
+    """Return the group in which ranks agree from memory to memory, without a GPU. Collective at first."""
+    global _cpu_group
+    if _cpu_group is None:
+        _cpu_group = torch.distributed.new_group(backend="gloo", timeout=_timeout)
+    return _cpu_group
+
+
+def reduce_number(code: int, operation: torch.distributed.ReduceOp.RedOpType) -> int:
+    """Return a number reduced over all ranks. Collective with several."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return code
+    tensor = torch.tensor([code], dtype=torch.int64)
+    torch.distributed.all_reduce(tensor, op=operation, group=cpu_group())
+    return int(tensor.item())
+
+
+def check_same_weights(core: torch.nn.Module, iteration: int) -> None:
+    """Make sure that all ranks still hold the same weights. Collective; with one rank it does nothing.
+
+    What is compared is a digest of their bits. On a GPU it costs a sum of each weight and one small copy.
+
+    Args:
+        core: The model without its wrapper.
+        iteration: Iterations done.
+
+    Raises:
+        TrainingError: They do not.
+    """
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return
+    digest = _digest(core)
+    largest = reduce_number(digest, torch.distributed.ReduceOp.MAX)
+    if reduce_number(int(digest != largest), torch.distributed.ReduceOp.MAX):
+        raise TrainingError(
+            f"The ranks no longer hold the same weights after iteration {iteration}: nothing is saved, and "
+            "the checkpoints before it are untouched.",
+            "Resume on one GPU (--gpus 1), and report this with the log: it is a fault of the program.",
+        )
+
+
+@torch.no_grad()
+def _digest(core: torch.nn.Module) -> int:
+    """Return 62 bits that depend on every bit of the weights, and on which weight it stands in."""
+    weights = (torch.view_as_real(item) if item.is_complex() else item for item in core.parameters())
+    sums = [item.view(_BITS[item.element_size()]).sum(dtype=torch.int64) for item in weights]
+    if not sums:
+        return 0
+    digest = hashlib.blake2b(torch.stack(sums).cpu().numpy().tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2
 
 
 def follow_rank_0(spec: ChildSpec, cfg: Config, scratch: Path) -> ChildSpec:
@@ -55,8 +113,7 @@ def follow_rank_0(spec: ChildSpec, cfg: Config, scratch: Path) -> ChildSpec:
     """
     if num_machines() == 1:
         return spec
-    # By gloo, so that files go from memory to memory without a GPU.
-    group = torch.distributed.new_group(backend="gloo")
+    group = cpu_group()
     rank = torch.distributed.get_rank()
     mine = {
         "run": (spec.fingerprint, int(cfg.train_cfg.max_iters)),
@@ -95,6 +152,11 @@ def follow_rank_0(spec: ChildSpec, cfg: Config, scratch: Path) -> ChildSpec:
     )
 
 
+def core_model(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the model without its distributed wrapper."""
+    return model.module if is_model_wrapper(model) else model  # type: ignore[return-value]
+
+
 def broadcast_model(core: torch.nn.Module) -> None:
     """Give every rank rank 0's weights and buffers: machines may differ in what they started from."""
     if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
@@ -115,25 +177,6 @@ def machine() -> int:
 def is_local_rank_zero() -> bool:
     """Tell whether this rank tells its machine's supervisor what happens: one on each machine does."""
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
-
-
-def lost_peer(error: BaseException) -> bool:
-    """Tell whether an error only says that another rank has gone, or that the group is broken."""
-    text = str(error).lower()
-    return (
-        isinstance(error, RuntimeError)
-        and int(os.environ.get("WORLD_SIZE", 1)) > 1
-        and any(
-            words in text
-            for words in (
-                "connection closed by peer",
-                "connection reset by peer",
-                "broken pipe",
-                "gloo",
-                "nccl",
-            )
-        )
-    )
 
 
 def _file_facts(spec: ChildSpec) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
@@ -68,11 +69,28 @@ def read_patiently(dataset: Any, index: int, prepare: Callable[[], None] = lambd
     raise AssertionError("the last try returns or raises")
 
 
-def name_of(dataset: Any, index: int) -> str:
+def name_of(dataset: Any, index: int, key: str = "img_path") -> str:
     """Return the file of a sample, or its index where the data set does not tell."""
     if hasattr(dataset, "get_data_info"):
-        return str(dataset.get_data_info(index).get("img_path", index))
+        return str(dataset.get_data_info(index).get(key, index))
     return f"index {index}"
+
+
+def label_beyond(labels: torch.Tensor, *, num_classes: int, ignore_index: int) -> int | None:
+    """Return a label that is neither a class nor ignored; None where there is none.
+
+    Args:
+        labels: Whole numbers, of any shape.
+        num_classes: Classes are 0 to ``num_classes - 1``.
+        ignore_index: The label that losses leave out.
+    """
+    if labels.numel() == 0:
+        return None
+    least, most = (int(value) for value in torch.aminmax(labels))
+    if least >= 0 and most < num_classes:
+        return None
+    beyond = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)]
+    return int(beyond[0]) if beyond.numel() else None
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner
@@ -18,7 +18,7 @@ from yapf.yapflib import yapf_api
 
 from mapsage_kaggle.config.reading import written_value
 from mapsage_kaggle.engine import seeding
-from mapsage_kaggle.engine.ranks import broadcast_model
+from mapsage_kaggle.engine.ranks import broadcast_model, core_model
 from mapsage_kaggle.engine.safety import load_local
 from mapsage_kaggle.engine.session import WorkerSession
 from mapsage_kaggle.engine.snapshot import flat_schedulers
@@ -39,7 +39,7 @@ class SessionRunner(Runner):
     def load_or_resume(self) -> None:
         """Load what the session was told to load, and check that it arrived."""
         super().load_or_resume()
-        broadcast_model(self.model.module if is_model_wrapper(self.model) else self.model)
+        broadcast_model(core_model(self.model))
         self.session.loaded(self, self._loaded_checkpoint)
         self._loaded_checkpoint = None
 

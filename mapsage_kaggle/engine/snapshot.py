@@ -10,11 +10,11 @@ from typing import Any
 import mmengine
 import numpy as np
 import torch
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import get_state_dict
 
 from mapsage_kaggle.checkpoints.load import load_checkpoint
+from mapsage_kaggle.engine.ranks import core_model
 from mapsage_kaggle.errors import MapsageError, TrainingError
 
 _OWN_PARTS = ("meta", "state_dict", "message_hub", "optimizer", "param_schedulers")
@@ -36,7 +36,6 @@ def snapshot(runner: Runner, iteration: int, *, config_text: str, resumable: boo
         ``meta``, ``state_dict``, ``message_hub`` and, where resumable, ``optimizer`` and
         ``param_schedulers``; whatever the hooks add.
     """
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     meta = {
         "epoch": runner.epoch,
         "iter": iteration,
@@ -49,7 +48,7 @@ def snapshot(runner: Runner, iteration: int, *, config_text: str, resumable: boo
     }
     checkpoint: dict[str, Any] = {
         "meta": meta,
-        "state_dict": get_state_dict(model),
+        "state_dict": get_state_dict(core_model(runner.model)),
         "message_hub": runner.message_hub.state_dict(),
     }
     if resumable:

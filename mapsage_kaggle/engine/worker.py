@@ -11,8 +11,9 @@ from pathlib import Path
 import cv2
 import torch
 
-from mapsage_kaggle.engine.deterministic import is_refusal, only_deterministic
-from mapsage_kaggle.engine.ranks import follow_rank_0, join, lost_peer, num_machines
+from mapsage_kaggle.engine.deterministic import only_deterministic
+from mapsage_kaggle.engine.faults import failure_kind, failure_message
+from mapsage_kaggle.engine.ranks import follow_rank_0, join, num_machines
 from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
 from mapsage_kaggle.engine.safety import expect, install_safe_loading, load_ahead
 from mapsage_kaggle.engine.session import WorkerSession, emit_failure
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
         emit_failure(
             session,
             kind=failure_kind(error, has_trained=session.has_trained),
-            message=_message(error),
+            message=failure_message(error),
             trace=trace[-4000:],
         )
         return error.exit_code if isinstance(error, MapsageError) else EXIT_TRAINING
@@ -82,66 +83,6 @@ def _train(spec: ChildSpec, session: WorkerSession, *, scratch: Path) -> None:
     runner = build_runner(cfg, session)
     session.attach(runner, cfg.pretty_text)
     runner.train()
-
-
-_MISTAKES = (ValueError, TypeError, KeyError, AttributeError, AssertionError, ImportError)
-_ALLOCATION_FAILED = (
-    "CUDA out of memory",
-    "HIP out of memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-)
-"""How torch and the libraries beneath it say, in a plain ``RuntimeError``, that an allocation failed."""
-
-
-def failure_kind(error: BaseException, *, has_trained: bool) -> str:
-    """Return ``memory``, ``peer`` (another rank failed), ``refused`` (it will fail again) or ``error``."""
-    if is_memory_fault(error):
-        return "memory"
-    if lost_peer(error):
-        return "peer"
-    is_mistake = (
-        isinstance(error, MapsageError)
-        or is_refusal(error)
-        or (isinstance(error, _MISTAKES) and not has_trained)
-    )
-    return "refused" if is_mistake else "error"
-
-
-def is_memory_fault(error: BaseException) -> bool:
-    """Tell whether an error, or the one that it was raised from, is an allocation that failed.
-
-    A text that merely speaks of memory is none: to take it for one would make training slower,
-    by smaller micro-batches, and mend nothing.
-    """
-    cause: BaseException | None = error
-    for _ in range(8):  # a chain of causes may be a ring
-        if cause is None:
-            return False
-        if isinstance(cause, (MemoryError, torch.OutOfMemoryError)):
-            return True
-        if isinstance(cause, RuntimeError) and any(words in str(cause) for words in _ALLOCATION_FAILED):
-            return True
-        cause = cause.__cause__
-    return False
-
-
-def _message(error: BaseException) -> str:
-    text = str(error).strip()
-    if isinstance(error, MapsageError):
-        # A data worker's error arrives with its whole trace; what it says comes last.
-        return text.splitlines()[-1].partition("TrainingError: ")[2] if text.startswith("Caught") else text
-    first = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
-    if text.startswith("Caught"):
-        first = text.splitlines()[-1]
-    if lost_peer(error):
-        return f"Another rank has gone, and rank {os.environ['RANK']} missed it ({first})."
-    if is_refusal(error):
-        return f"{first} Train without --deterministic, or replace the layer or loss that needs it."
-    return first
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mapsage_kaggle.checkpoints.choose import choose
-from mapsage_kaggle.checkpoints.host_copy import HostCopy
+from mapsage_kaggle.checkpoints.host_copy import HostCopy, _buffer_like
 from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256, manifest_sha256
 from mapsage_kaggle.checkpoints.proving import SaveFailed
@@ -721,6 +721,24 @@ def test_the_interpreter_does_not_end_before_the_save(tmp_path: Path) -> None:
 
 
 # --- a copy in the host's memory --------------------------------------------------------------
+
+
+def test_where_no_memory_can_be_pinned_the_copy_goes_to_pageable_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    empty, asked = torch.empty, []
+
+    def scarce(*shape: Any, pin_memory: bool = False, **options: Any) -> Any:
+        asked.append(pin_memory)
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory")
+        return empty(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", scarce)
+    found = _buffer_like(torch.ones(2, 3, dtype=torch.float16), pinned=True)
+    assert (found.shape, found.dtype, asked) == ((2, 3), torch.float16, [True, False])
 
 
 def test_a_host_copy_does_not_follow_what_training_changes() -> None:

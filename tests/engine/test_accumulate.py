@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from support.losses import MEAN, VALID, WEIGHTED, build, images
 
 from mapsage_kaggle.config.fingerprint import split_differences
 from mapsage_kaggle.engine.accumulate import accumulated_step
+from mapsage_kaggle.engine.ranks import check_same_weights
+from mapsage_kaggle.errors import TrainingError
 
 SIGMOID = {"type": "CrossEntropyLoss", "use_sigmoid": True, "avg_non_ignore": True}  # is float32 by itself
 DICE = {"type": "DiceLoss", "loss_name": "loss_dice"}
@@ -103,6 +107,38 @@ def test_a_loss_that_the_kit_does_not_know_is_weighted_by_images() -> None:
     assert _relative(_flat(model), start + expected, start) < 1e-9
 
 
+def accumulating_steps(rank: int, sizes: Sequence[int], iterations: int, every: int) -> list[torch.Tensor]:
+    """Return the weights after each iteration, of which ``every`` share an optimizer step."""
+    core: Any = build(VALID, MEAN)
+    model = MMDistributedDataParallel(module=core, broadcast_buffers=False)
+    optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1), accumulative_counts=every)
+    optim.initialize_count_status(model, 0, iterations)
+    seen = []
+    for iteration in range(iterations):
+        data, begin = [], 4 * iteration + 2 * rank
+        for size in sizes:
+            data.append(images(begin, begin + size))
+            begin += size
+        accumulated_step(
+            model, optim, data, effective_batch=4, world_size=2, before_forward=lambda index: None
+        )
+        seen.append(_flat(core).clone())
+    return seen
+
+
+def refusals(rank: int) -> list[str]:
+    """Return what the comparison of the ranks' weights says: of equal ones, and of a changed bit."""
+    core, said = build(VALID, MEAN), []
+    for bit in (0, rank):
+        next(core.parameters()).data.view(torch.int64).reshape(-1)[3] ^= bit
+        try:
+            check_same_weights(core, 7)
+            said.append("")
+        except TrainingError as error:
+            said.append(str(error))
+    return said
+
+
 def _two_ranks(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -111,6 +147,9 @@ def _two_ranks(rank: int, folder: str) -> None:
         model, logs = split_step(decode, auxiliary, sizes[rank], rank=rank, world_size=2, norm=norm)
         buffers = {key: value.clone() for key, value in model.named_buffers()}
         seen[name] = (_flat(model), logs, buffers)
+    for name, (sizes, every) in ACCUMULATING.items():
+        seen[name] = accumulating_steps(rank, sizes[rank], 5, every)
+    seen["refusals"] = refusals(rank)
     torch.save(seen, f"{folder}/rank{rank}.pth")
     torch.distributed.destroy_process_group()
 
@@ -119,6 +158,14 @@ RANK_CASES = {
     "avg_non_ignore": (VALID, WEIGHTED, ((2,), (2,)), "GN"),
     "other micro-batches": (WEIGHTED, MEAN, ((2,), (1, 1)), "GN"),
     "batch norm": (VALID, MEAN, ((1, 1), (2,)), "BN"),
+}
+
+
+# Five iterations: the last step takes what is left of the accumulation.
+ACCUMULATING = {
+    "one pass in each iteration": (((2,), (2,)), 2),
+    "several passes": (((1, 1), (1, 1)), 2),
+    "several passes on one rank": (((1, 1), (2,)), 3),
 }
 
 
@@ -140,6 +187,67 @@ def test_two_ranks_take_the_step_of_one(two_ranks: list[dict[str, Any]], case: s
         weights, logs, _ = two_ranks[rank][case]
         assert _relative(weights, expected, start) < 1e-9
         assert logs == pytest.approx(expected_logs, rel=1e-6)  # the sigmoid loss is float32 by itself
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ACCUMULATING)
+def test_ranks_that_accumulate_hold_the_same_weights_bit_for_bit(
+    two_ranks: list[dict[str, Any]], case: str
+) -> None:
+    first, second = (seen[case] for seen in two_ranks)
+    assert [torch.equal(*pair) for pair in zip(first, second, strict=True)] == [True] * 5
+    every = ACCUMULATING[case][1]
+    stepped = [not torch.equal(*pair) for pair in pairwise(first)]
+    assert stepped == [(iteration + 1) % every == 0 or iteration == 4 for iteration in range(1, 5)]
+
+
+@pytest.mark.slow
+def test_ranks_that_accumulate_take_the_steps_of_one_pass(two_ranks: list[dict[str, Any]]) -> None:
+    start = _flat(build(VALID, MEAN))
+    whole, parts = (two_ranks[0][case] for case in ("one pass in each iteration", "several passes"))
+    assert _relative(parts[-1], whole[-1], start) < 1e-9
+
+
+@pytest.mark.slow
+def test_one_bit_in_one_rank_s_weights_is_noticed_by_every_rank(two_ranks: list[dict[str, Any]]) -> None:
+    for seen in two_ranks:
+        same, other = seen["refusals"]
+        assert same == ""
+        assert other.startswith(
+            "The ranks no longer hold the same weights after iteration 7: nothing is saved"
+        )
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_gradients_are_exchanged_in_the_last_pass_of_a_step_alone(passes: int, every: int) -> None:
+    exchanged: list[bool] = []
+
+    class Wrapped(type(build(VALID, MEAN))):  # type: ignore[misc]
+        held = 0
+
+        @contextmanager
+        def no_sync(self) -> Iterator[None]:
+            self.held += 1
+            yield
+            self.held -= 1
+
+        def _run_forward(self, *args: Any, **options: Any) -> Any:
+            exchanged.append(self.held == 0)
+            return super()._run_forward(*args, **options)
+
+    model = build(VALID, MEAN)
+    model.__class__ = Wrapped
+    optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1.0), accumulative_counts=every)
+    for iteration in range(2):
+        data = [images(index, index + 1) for index in range(passes)]
+        accumulated_step(
+            model, optim, data, effective_batch=passes, world_size=1, before_forward=lambda index: None
+        )
+        last = (iteration + 1) % every == 0
+        assert exchanged == [False] * (passes - 1) + [last]
+        exchanged.clear()
+    assert optim._inner_count == 2
 
 
 @pytest.mark.slow

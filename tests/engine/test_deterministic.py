@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mapsage_kaggle.engine import deterministic
-from mapsage_kaggle.engine.worker import _message, failure_kind
+from mapsage_kaggle.engine.faults import failure_kind, failure_message
 
 # In CUDA's kernels these call alertNotDeterministic. Bilinear enlarging does as well, but never gets
 # there: torch.nn.functional.interpolate takes another way on CUDA where determinism is asked for.
@@ -116,4 +116,4 @@ def test_without_the_replacements_it_would() -> None:
 def test_an_operator_that_torch_refuses_is_not_tried_again_and_the_remedy_is_said() -> None:
     error = RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set ...")
     assert failure_kind(error, has_trained=True) == "refused"
-    assert "Train without --deterministic" in _message(error)
+    assert "Train without --deterministic" in failure_message(error)

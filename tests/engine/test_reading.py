@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 
 from mapsage_kaggle.display.locale.messages import translate
 from mapsage_kaggle.engine import reading
+from mapsage_kaggle.engine.faults import failure_kind, failure_message
 from mapsage_kaggle.engine.reading import ReadableDataset, StorageError, name_of
 from mapsage_kaggle.engine.sampling import Draw, PositionalDataset
-from mapsage_kaggle.engine.worker import _message, failure_kind
 from mapsage_kaggle.errors import TrainingError
 
 
@@ -91,8 +91,8 @@ def test_a_data_worker_s_error_names_the_file(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(OSError, match=r"0.png") as caught:
         next(iter(loader))
     assert failure_kind(caught.value, has_trained=True) == "error"
-    assert _message(caught.value).endswith("0.png could not be read in 1 tries: Stale file handle.")
-    assert "\n" not in _message(caught.value)
+    assert failure_message(caught.value).endswith("0.png could not be read in 1 tries: Stale file handle.")
+    assert "\n" not in failure_message(caught.value)
 
 
 def test_a_damaged_validation_image_is_told_by_its_name() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mapsage_kaggle.engine import sampling, seeding
+from mapsage_kaggle.engine.faults import failure_kind, failure_message
 from mapsage_kaggle.engine.sampling import (
     Draw,
     PositionalDataset,
@@ -268,3 +270,75 @@ def test_what_takes_a_damaged_sample_s_place_follows_from_the_position(
     assert found == [expected] * 2
     assert set(expected) == {2, 3, 4}
     assert {item["position"] for item in warned()} == set(range(20))
+
+
+# --- labels ----------------------------------------------------------------------------------------------
+
+
+class Masks:
+    """Samples whose masks hold the labels that are given."""
+
+    reduce_zero_label = False
+
+    def __init__(self, *labels: list[int]) -> None:
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def get_data_info(self, index: int) -> dict[str, Any]:
+        return {"img_path": f"images/{index}.png", "seg_map_path": f"masks/{index}.png"}
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        truth = SimpleNamespace(data=torch.tensor([[self.labels[index]]]))
+        return {"inputs": torch.zeros(3), "data_samples": SimpleNamespace(gt_sem_seg=truth)}
+
+
+@pytest.mark.parametrize("labels", [[0, 7], [0, 255], [255, 255], [3, 255, 7], []])
+def test_labels_that_are_classes_or_ignored_pass(labels: list[int]) -> None:
+    found = PositionalDataset(Masks(labels), num_classes=8)[Draw(0, 0, 1)]
+    assert found["data_samples"].gt_sem_seg.data.flatten().tolist() == labels
+
+
+@pytest.mark.parametrize(("labels", "label"), [([0, 8], 8), ([255, 3, 9, 0], 9), ([-1, 2], -1), ([254], 254)])
+@pytest.mark.parametrize("choice", ["fail", "skip"])
+def test_a_label_beyond_the_classes_is_refused_by_the_mask_s_name(
+    labels: list[int], label: int, choice: str
+) -> None:
+    dataset = PositionalDataset(Masks([0], labels), on_bad_image=choice, num_classes=8)
+    with pytest.raises(TrainingError) as caught:
+        dataset[Draw(5, 1, 1)]
+    assert str(caught.value).startswith(
+        f"The mask masks/1.png holds the label {label}; with num_classes = 8, labels are 0 to 7, and 255 is "
+        "ignored. reduce_zero_label is False."
+    )
+    assert failure_kind(caught.value, has_trained=True) == "refused"
+
+
+def test_a_data_worker_s_refusal_of_a_label_is_one_line() -> None:
+    dataset = PositionalDataset(Masks([9]), num_classes=8)
+    split = PositionBatches(PositionOrder(dataset), 1, 1, rank=0, world_size=1)
+    loader = DataLoader(dataset, batch_sampler=split, num_workers=1, collate_fn=list)
+    with pytest.raises(TrainingError) as caught:
+        next(iter(loader))
+    assert failure_message(caught.value).startswith(
+        "The mask masks/0.png holds the label 9; with num_classes"
+    )
+
+
+def test_the_label_that_losses_leave_out_and_what_reduces_zero_are_the_config_s() -> None:
+    masks = Masks([0, 3])
+    masks.reduce_zero_label = True
+
+    assert PositionalDataset(masks, num_classes=2, ignore_index=3)[Draw(0, 0, 1)]
+
+    class Repeated(Masks):
+        dataset = masks
+
+    with pytest.raises(TrainingError, match="reduce_zero_label is True"):
+        PositionalDataset(Repeated([0, 3]), num_classes=2)[Draw(0, 0, 1)]
+
+
+@pytest.mark.parametrize("sample", [{"inputs": 1}, {"data_samples": SimpleNamespace()}, 7])
+def test_a_sample_without_a_mask_is_nothing_to_check(sample: Any) -> None:
+    assert PositionalDataset([sample], num_classes=2)[Draw(0, 0, 1)] == sample

@@ -1,4 +1,4 @@
-"""What a training child makes of an error, of a loss that is no number, and of what hooks want to keep."""
+"""What a training child learns, keeps, and makes of what hooks want to keep."""
 
 from __future__ import annotations
 
@@ -23,90 +23,14 @@ from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.checkpoints.proving import SaveFailed
 from mapsage_kaggle.clock import boot_time_s
 from mapsage_kaggle.engine.loop import ValidationAborted, ValidationPulse
-from mapsage_kaggle.engine.losses import MAX_OVERFLOWS, LossWatch
 from mapsage_kaggle.engine.safety import load_ahead, load_local
-from mapsage_kaggle.engine.sampling import Draw, PositionalDataset
 from mapsage_kaggle.engine.session import WorkerSession
 from mapsage_kaggle.engine.snapshot import keep_loadable
-from mapsage_kaggle.engine.worker import _message, failure_kind
-from mapsage_kaggle.errors import CheckpointError, TrainingError
+from mapsage_kaggle.errors import CheckpointError
 from mapsage_kaggle.records import Learned, SessionRecord
 from mapsage_kaggle.spec import ChildSpec, ask_save, ask_stop
-from mapsage_kaggle.training.fallback import MemoryFallback, Outcome, decide_next
 
-# --- memory faults ---------------------------------------------------------------------------------------
-
-MEMORY_FAULTS = [
-    MemoryError(),
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-]
-
-
-@pytest.mark.parametrize("error", MEMORY_FAULTS, ids=lambda error: str(error)[:40])
-def test_an_allocation_that_failed_is_a_memory_fault(error: BaseException) -> None:
-    assert failure_kind(error, has_trained=True) == "memory"
-    wrapped = RuntimeError("the step failed")
-    wrapped.__cause__ = error
-    assert failure_kind(wrapped, has_trained=False) == "memory"
-
-
-@pytest.mark.parametrize("allocate", [torch.empty, np.empty])
-def test_what_real_allocators_raise_is_known(allocate: Any) -> None:
-    with pytest.raises((RuntimeError, MemoryError)) as caught:
-        allocate((1 << 40, 1 << 15))
-    assert failure_kind(caught.value, has_trained=True) == "memory"
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (RuntimeError("the tile server is out of memory"), "error"),
-        (OSError("cannot write log: device out of memory"), "error"),
-        (ValueError("crop_size runs the model out of memory"), "refused"),
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "error"),
-    ],
-    ids=lambda value: str(value)[:30],
-)
-def test_a_text_that_speaks_of_memory_is_no_memory_fault(error: BaseException, kind: str) -> None:
-    assert failure_kind(error, has_trained=False) == kind
-
-
-def test_what_was_merely_handled_before_is_no_cause() -> None:
-    try:
-        try:
-            raise MemoryError
-        except MemoryError:
-            raise RuntimeError("something else") from None
-    except RuntimeError as error:
-        assert failure_kind(error, has_trained=True) == "error"
-
-
-def test_a_sample_without_memory_is_no_damaged_image(tmp_path: Path) -> None:
-    class Scarce:
-        def __len__(self) -> int:
-            return 4
-
-        def __getitem__(self, index: int) -> Any:
-            raise MemoryError("Unable to allocate 9 GiB")
-
-    for choice in ("skip", "fail"):
-        data = PositionalDataset(Scarce(), on_bad_image=choice)
-        with pytest.raises(MemoryError, match="9 GiB"):
-            data[Draw(0, 0, 1)]
-
-
-def test_what_batch_norm_says_of_a_single_value_is_known_for_it() -> None:
-    with pytest.raises(ValueError, match="per channel") as caught:
-        torch.nn.BatchNorm2d(3)(torch.ones(1, 3, 1, 1))
-    kind: Any = failure_kind(caught.value, has_trained=False)
-    outcome = Outcome(kind=kind, message=_message(caught.value))
-    found = decide_next(
-        MemoryFallback(micro_batch=1, above=2), outcome, can_recompute=True, time_left_s=3600.0
-    )
-    assert found.ladder is not None
-    assert (found.ladder.micro_batch, found.ladder.with_cp) == (2, True)
+# --- what is learned -----------------------------------------------------------------------------------
 
 
 def test_what_memory_allows_is_learned_once_an_iteration_is_done(spec: ChildSpec) -> None:
@@ -117,56 +41,12 @@ def test_what_memory_allows_is_learned_once_an_iteration_is_done(spec: ChildSpec
     assert session.checkpoints.learned(before) == Learned(threads=1, micro_batch=1, pace={})
 
 
-# --- losses that are no numbers --------------------------------------------------------------------------
-
-
 @pytest.fixture
 def spec(tmp_path: Path) -> ChildSpec:
     return ChildSpec(
         config=tmp_path / "config.py", work_dir=tmp_path, clock_started_s=boot_time_s(), limit_s=900.0,
         reserve_s=9.0, action="fresh", run_id="r", fingerprint="f",
     )  # fmt: skip
-
-
-@pytest.fixture
-def watch() -> LossWatch:
-    return LossWatch()
-
-
-SCALED = SimpleNamespace(loss_scaler=torch.amp.GradScaler("cpu"))
-UNSCALED = SimpleNamespace()
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_without_a_scaler_the_first_loss_that_is_no_number_ends_training(
-    watch: LossWatch, value: float
-) -> None:
-    watch.check(6, {"loss": 0.5}, UNSCALED)
-    with pytest.raises(TrainingError, match=r"decode\.loss_ce became .* in iteration 7;"):
-        watch.check(7, {"decode.loss_ce": value, "loss": value}, UNSCALED)
-
-
-def test_a_figure_that_is_no_loss_may_be_nan(watch: LossWatch) -> None:
-    watch.check(7, {"decode.acc_seg": math.nan, "loss": 0.5}, UNSCALED)
-
-
-def test_overflows_that_the_scaler_skips_are_normal(watch: LossWatch) -> None:
-    for iteration in range(1, 10 * MAX_OVERFLOWS):
-        loss = 0.5 if iteration % MAX_OVERFLOWS == 0 else math.inf
-        watch.check(iteration, {"loss": loss}, SCALED)
-
-
-def test_overflows_that_do_not_end_are_not_and_it_is_said_where_they_began(watch: LossWatch) -> None:
-    watch.check(4, {"loss": 0.5}, SCALED)
-    with pytest.raises(TrainingError, match=f"in iteration 5 and stayed so until {5 + MAX_OVERFLOWS};"):
-        for iteration in range(5, 1000):
-            watch.check(iteration, {"loss": math.nan}, SCALED)
-
-
-def test_a_scaler_that_is_switched_off_excuses_nothing(watch: LossWatch) -> None:
-    off = SimpleNamespace(loss_scaler=torch.amp.GradScaler("cpu", enabled=False))
-    with pytest.raises(TrainingError):
-        watch.check(1, {"loss": math.nan}, off)
 
 
 # --- the best score --------------------------------------------------------------------------------------
@@ -179,7 +59,7 @@ def validated(spec: ChildSpec, monkeypatch: pytest.MonkeyPatch) -> Iterator[Work
     session = WorkerSession(replace(spec, save_best=("mIoU",)), rank=0, world_size=1)
     SessionRecord(run_id="r", fingerprint="f").write(session.files.session)
     loop = SimpleNamespace(evaluator=SimpleNamespace(metrics=[]))
-    runner: Any = SimpleNamespace(message_hub=hub, val_loop=loop)
+    runner: Any = SimpleNamespace(message_hub=hub, val_loop=loop, model=torch.nn.Linear(1, 2))
 
     def state(_runner: Any, iteration: int, **_: Any) -> dict[str, Any]:
         parts = {"state_dict": {"w": torch.ones(2)}, "optimizer": {"state": {}, "param_groups": []}}

@@ -82,6 +82,14 @@ def test_no_gpu_is_visible_where_none_is_used() -> None:
     assert "CUDA_VISIBLE_DEVICES" not in launch(gpus=True).environment({})
 
 
+def test_the_gpu_s_memory_grows_in_segments_unless_a_person_says_otherwise() -> None:
+    name = "PYTORCH_CUDA_ALLOC_CONF"
+    assert launch(gpus=True).environment({})[name] == "expandable_segments:True"
+    assert name not in launch().environment({})
+    assert launch(gpus=True).environment({name: "backend:native"})[name] == "backend:native"
+    assert name not in launch(gpus=True).environment({"PYTORCH_ALLOC_CONF": "backend:native"})
+
+
 def test_deterministic_matrix_products_are_asked_for_before_cuda_starts() -> None:
     assert launch(deterministic=True).environment({})["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert "CUBLAS_WORKSPACE_CONFIG" not in launch().environment({})

@@ -449,6 +449,35 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "Another rank has gone, and rank {rank} missed it ({why}).": (
         "另一个进程已退出，第 {rank} 号进程等不到它（{why}）。"
     ),
+    "The mask {name} holds the label {label}; with num_classes = {classes}, labels are 0 to {most}, and "
+    "{ignored} is ignored. reduce_zero_label is {reduces}.": (
+        "掩码 {name} 含有标签 {label}；num_classes = {classes} 时，标签应为 0 到 {most}，{ignored} 会被忽略。"
+        "reduce_zero_label 为 {reduces}。"
+    ),
+    "Where masks hold 0 for no data and class + 1 elsewhere, set reduce_zero_label = True; else map the "
+    "label or correct num_classes.": (
+        "若掩码以 0 表示无数据、以类别 + 1 表示类别，请设 reduce_zero_label = True；否则请映射该标签，或更正 "
+        "num_classes。"
+    ),
+    "The loss scaler has left out the last {skipped} steps, up to iteration {iteration}: gradients are out "
+    "of the range of half precision. Nothing was learned in them.": (
+        "截至第 {iteration} 次迭代，损失缩放器已连续跳过 {skipped} 步：梯度超出半精度的范围，这些步没有学到任何东西。"
+    ),
+    "The loss scale has come down to {scale} in iteration {iteration}: gradients are out of the range of "
+    "half precision, and small ones are lost.": (
+        "第 {iteration} 次迭代时损失缩放系数已降到 {scale}：梯度超出半精度的范围，较小的梯度会丢失。"
+    ),
+    "Train in float32 (--precision float32).": '请用 float32 训练（PRECISION = "float32"，即 --precision float32）。',
+    "{error} The data workers need more of /dev/shm than there is: set fewer (num_workers).": (
+        "{error} 数据加载进程所需的 /dev/shm 空间不足：请减少其数量（num_workers）。"
+    ),
+    "The ranks no longer hold the same weights after iteration {iteration}: nothing is saved, and the "
+    "checkpoints before it are untouched.": (
+        "第 {iteration} 次迭代后各进程的权重已不一致：不再保存，此前的检查点不受影响。"
+    ),
+    "Resume on one GPU (--gpus 1), and report this with the log: it is a fault of the program.": (
+        "请用一块 GPU 继续（GPUS = 1，即 --gpus 1），并附上日志报告此问题：这是程序的错误。"
+    ),
     "{kind} has a train_step of its own, which cannot be split into micro-batches.": (
         "{kind} 自定义了 train_step，无法拆分成小批次。"
     ),

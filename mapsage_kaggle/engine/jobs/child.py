@@ -85,7 +85,7 @@ def _known(error: Exception) -> MapsageError | None:
         return MachineError(
             f"The package {error.name} is missing.", _PACKAGES[str(error.name).partition(".")[0]]
         )
-    from mapsage_kaggle.engine.worker import is_memory_fault
+    from mapsage_kaggle.engine.faults import is_memory_fault
 
     if is_memory_fault(error):
         return MachineError(

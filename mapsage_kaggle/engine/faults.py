@@ -1,0 +1,147 @@
+"""What an error means for what comes next: less memory, another precision, another try, or none.
+
+Libraries say it in words of their own, in a plain ``RuntimeError``; they are those of torch 2.6 to 2.13,
+cuDNN 9, cuBLAS 12, NCCL 2.21 to 2.28 and gloo.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Literal, TypeAlias
+
+import torch
+
+from mapsage_kaggle.engine.deterministic import is_refusal
+from mapsage_kaggle.engine.overflow import HalfPrecisionError
+from mapsage_kaggle.errors import MapsageError
+
+FailureKind: TypeAlias = Literal["memory", "precision", "peer", "refused", "error"]
+
+LITTLE_MEMORY = 0.1
+"""So small a part of a GPU's memory is free where an error that may mean anything means want of memory."""
+
+_MISTAKES = (ValueError, TypeError, KeyError, AttributeError, AssertionError, ImportError)
+_ALLOCATION_FAILED = re.compile(
+    r"CUDA out of memory|HIP out of memory|CUDA (?:driver )?error: out of memory"
+    r"|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_(?:ALLOC_FAILED|\w*DEVICE_ALLOCATION_FAILED)"
+    r"|Cuda failure (?:2\b|'out of memory')"
+    r"|DefaultCPUAllocator: (?:can't allocate|not enough) memory"
+)
+_PERHAPS_ALLOCATION_FAILED = re.compile(
+    r"unable to find an engine to execute this computation|CUBLAS_STATUS_NOT_INITIALIZED"
+)
+"""What is also said of an operator that the GPU does not have, and of a GPU that has failed."""
+_NO_HALF_PRECISION = re.compile(
+    r"not implemented for '(?:Half|BFloat16)'"
+    r"|type at::(?:Half|BFloat16) without overflow"
+    r"|(?:dtypes?|scalar type|type \().*(?:\bHalf\b|\bBFloat16\b|HalfTensor|BFloat16Tensor)"
+)
+_PEER_GONE = re.compile(
+    r"connection (?:was )?(?:closed|reset|refused|aborted)|connection abort|closed by (?:remote )?peer"
+    r"|reset by peer|broken pipe|ncclremoteerror|communicator was aborted|pair closure|timed out waiting",
+    re.IGNORECASE,
+)
+_LAST_ERROR = re.compile(r"(nccl\w+Error)\b.*?Last error:\s*(.+?)\s*(?:Exception raised from|$)", re.DOTALL)
+_NO_SHARED_MEMORY = "out of shared memory"
+
+
+def failure_kind(error: BaseException, *, has_trained: bool) -> FailureKind:
+    """Return what follows from an error.
+
+    Args:
+        error: What ended the worker.
+        has_trained: Whether it had done an iteration.
+
+    Returns:
+        ``memory`` where it ran out; ``precision`` where half precision cannot be computed in; ``peer``
+        where another rank failed; ``refused`` where it would fail again; else ``error``.
+    """
+    if is_memory_fault(error, has_trained=has_trained):
+        return "memory"
+    if is_precision_fault(error):
+        return "precision"
+    if lost_peer(error):
+        return "peer"
+    is_mistake = (
+        isinstance(error, MapsageError)
+        or is_refusal(error)
+        or (isinstance(error, _MISTAKES) and not has_trained)
+    )
+    return "refused" if is_mistake else "error"
+
+
+def is_memory_fault(error: BaseException, *, has_trained: bool = False) -> bool:
+    """Tell whether an error, or one that it was raised from, is an allocation that failed.
+
+    A text that merely speaks of memory is none: to take it for one would make training slower,
+    by smaller micro-batches, and mend nothing. What may mean anything is taken for one where the same
+    operators have run before, or where little memory is free.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, (MemoryError, torch.OutOfMemoryError)):
+            return True
+        if not isinstance(cause, RuntimeError):
+            continue
+        if _ALLOCATION_FAILED.search(str(cause)):
+            return True
+        if _PERHAPS_ALLOCATION_FAILED.search(str(cause)) and (has_trained or _is_little_free()):
+            return True
+    return False
+
+
+def is_precision_fault(error: BaseException) -> bool:
+    """Tell whether an error says that half precision has not the range, or not the operator, for a model."""
+    return any(
+        isinstance(cause, HalfPrecisionError)
+        or (isinstance(cause, RuntimeError) and bool(_NO_HALF_PRECISION.search(str(cause))))
+        for cause in _causes(error)
+    )
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Tell whether an error only says that another rank has gone, or that the group was ended."""
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return several and isinstance(error, RuntimeError) and bool(_PEER_GONE.search(str(error)))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    for _ in range(8):  # a chain of causes may be a ring
+        if cause is None:
+            return
+        yield cause
+        cause = cause.__cause__
+
+
+def _is_little_free() -> bool:
+    """Tell whether the driver has little memory left to give; False where it cannot be asked."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        free, total = torch.cuda.mem_get_info()
+    except RuntimeError:
+        return False
+    return bool(free < LITTLE_MEMORY * total)
+
+
+def failure_message(error: BaseException) -> str:
+    """Return what a person reads of an error, in one line, and what to do where that is known."""
+    text = str(error).strip()
+    if isinstance(error, MapsageError):
+        # A data worker's error arrives with its whole trace; what it says comes last.
+        return text.splitlines()[-1].partition("TrainingError: ")[2] if text.startswith("Caught") else text
+    first = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+    if text.startswith("Caught"):
+        first = text.splitlines()[-1]
+    told = _LAST_ERROR.search(text)
+    if told is not None:  # NCCL's first line says only where it failed
+        first = f"{type(error).__name__}: {told[1]}: {' '.join(told[2].split())}"
+    if lost_peer(error):
+        return f"Another rank has gone, and rank {os.environ['RANK']} missed it ({first})."
+    if is_refusal(error):
+        return f"{first} Train without --deterministic, or replace the layer or loss that needs it."
+    if any(_NO_SHARED_MEMORY in str(cause) for cause in _causes(error)):
+        return f"{first} The data workers need more of /dev/shm than there is: set fewer (num_workers)."
+    return first

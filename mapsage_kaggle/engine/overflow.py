@@ -1,0 +1,112 @@
+"""Numbers out of range: which of them a loss scaler mends, and which end training, or half precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mapsage_kaggle.errors import TrainingError
+
+MAX_OVERFLOWS = 32
+"""So many losses in a row that are NaN or Inf are no overflow that a loss scaler will mend."""
+MAX_SKIPPED = 32
+"""So many steps in a row that a loss scaler leaves out are none that a smaller scale will mend."""
+MIN_SCALE = 1.0
+"""Below it gradients overflow by themselves, and small ones vanish: the scale does harm only."""
+
+
+class HalfPrecisionError(TrainingError):
+    """A model cannot be trained in half precision: in float32 it may be."""
+
+
+class OverflowWatch:
+    """Ends training where numbers stay out of range, before a checkpoint with poisoned weights is written.
+
+    A loss scaler leaves out the steps of an overflow by itself and halves its scale each time, so with
+    one a few such losses or steps in a row are normal. A scale goes from 2**16 to 1 in 16 steps.
+
+    Args:
+        optim_wrapper: mmengine's, whose steps it watches from now on.
+    """
+
+    def __init__(self, optim_wrapper: Any) -> None:
+        self._overflow_began: int | None = None
+        parts = optim_wrapper.values() if hasattr(optim_wrapper, "optim_wrappers") else (optim_wrapper,)
+        self._scaled = [_ScaledSteps(part) for part in parts if _scaler_of(part) is not None]
+
+    def check(self, iteration: int, losses: Mapping[str, float]) -> None:
+        """Take note of an iteration's losses, and of what the loss scaler made of its step.
+
+        Raises:
+            TrainingError: A loss is NaN or Inf, and that is not normal; it says where it began.
+            HalfPrecisionError: It may be normal in half precision: that is then out of its range.
+        """
+        for steps in self._scaled:
+            steps.check(iteration)
+        bad = [name for name, value in losses.items() if "loss" in name and not math.isfinite(value)]
+        if not bad:
+            self._overflow_began = None
+            return
+        began = self._overflow_began = self._overflow_began or iteration
+        if self._scaled and iteration - began < MAX_OVERFLOWS:
+            return
+        when = f"{began} and stayed so until {iteration}" if iteration > began else str(began)
+        kind = HalfPrecisionError if self._scaled else TrainingError
+        raise kind(
+            f"{bad[0]} became {losses[bad[0]]} in iteration {when}; the checkpoints before it are untouched.",
+            "Lower the learning rate or clip the gradients more (optim_wrapper.clip_grad), and resume.",
+        )
+
+
+class _ScaledSteps:
+    """The steps of one optimizer behind a loss scaler.
+
+    Whether one was taken is asked of the GPU only afterwards, where losses have been waited for anyway.
+    """
+
+    def __init__(self, part: Any) -> None:
+        self._scaler = _scaler_of(part)
+        self._skipped = 0
+        self._attempted = False
+        self._stepped = False
+        self._found_inf: Any = None
+        part.optimizer.register_step_pre_hook(self._before_step)
+        part.step = self._noting(part.step)
+
+    def _noting(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **options: Any) -> Any:
+            self._attempted, self._stepped, self._found_inf = True, False, None
+            return step(*args, **options)
+
+        return noted
+
+    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        # Called for no step that is left out, but for a fused optimizer's, which decides on the GPU.
+        self._stepped, self._found_inf = True, getattr(optimizer, "found_inf", None)
+
+    def check(self, iteration: int) -> None:
+        if not self._attempted:
+            return
+        self._attempted = False
+        stepped = self._stepped and (self._found_inf is None or not bool(self._found_inf))
+        self._skipped = 0 if stepped else self._skipped + 1
+        scale = self._scaler.get_scale()
+        if self._skipped >= MAX_SKIPPED:
+            raise HalfPrecisionError(
+                f"The loss scaler has left out the last {self._skipped} steps, up to iteration {iteration}: "
+                "gradients are out of the range of half precision. Nothing was learned in them.",
+                "Train in float32 (--precision float32).",
+            )
+        if scale < MIN_SCALE:
+            raise HalfPrecisionError(
+                f"The loss scale has come down to {scale:g} in iteration {iteration}: gradients are out of "
+                "the range of half precision, and small ones are lost.",
+                "Train in float32 (--precision float32).",
+            )
+
+
+def _scaler_of(optim_wrapper: Any) -> Any:
+    """Return an optimizer's loss scaler where it is in use, else None."""
+    scaler = getattr(optim_wrapper, "loss_scaler", None)
+    return scaler if scaler is not None and scaler.is_enabled() else None
