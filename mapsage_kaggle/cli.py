@@ -317,10 +317,11 @@ def _verify(arguments: argparse.Namespace) -> int:
     if arguments.config is not None:
         from mapsage_kaggle.config.reading import read_config
         from mapsage_kaggle.paths import KagglePaths
-        from mapsage_kaggle.training.shapes import config_shapes
+        from mapsage_kaggle.training.shapes import look_at_model
 
         cfg = read_config(arguments.config)
-        shapes, classes = config_shapes(cfg, arguments.config, KagglePaths.from_environment().temp)
+        model = look_at_model(cfg, arguments.config, KagglePaths.from_environment().temp)
+        shapes, classes = model.shapes, model.classes
     verdict = inspect(
         arguments.file, shapes=shapes, classes=classes, manifest_sha256=manifest_sha256(arguments.file)
     )

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mapsage_kaggle.config import replacements
 from mapsage_kaggle.config.reading import (
-    as_list,
     as_mapping,
     effective_batch,
-    find_below,
     mapping_or_empty,
     type_name,
     without_wrappers,
@@ -92,68 +90,3 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, float):
         return repr(value)
     return getattr(value, "__qualname__", None) or repr(value)
-
-
-_DROPS = ("drop_rate", "attn_drop_rate", "drop_path_rate", "dropout_ratio", "proj_drop_rate")
-
-
-_DROP_DEFAULTS = {"SwinTransformer": ("drop_path_rate", 0.1)}
-
-
-_HEAD_DROPOUT = 0.1
-"""What mmsegmentation's heads take where the config is silent."""
-
-
-_BATCH_NORMS = ("BN", "BN1d", "BN2d", "BN3d", "SyncBN", "MMSyncBN", "NaiveSyncBatchNorm2d")
-
-
-_SPLITTABLE_LOSSES = ("CrossEntropyLoss", "FocalLoss", "DiceLoss")
-
-
-def split_differences(model: Mapping[str, Any], *, world_size: int = 1) -> tuple[str, ...]:
-    """Return what makes a step over a split batch differ from the whole one by more than rounding.
-
-    What is left after that: per-sample norms and per-pixel losses, which the kit weights with
-    their own normaliser.
-
-    Args:
-        model: The config's model.
-        world_size: Ranks, over which SyncBN looks at once.
-    """
-    found: list[str] = []
-    drops = {
-        f"{key} = {value}" for name in _DROPS for key, value in find_below(model, "model", name) if value
-    }
-    backbone = mapping_or_empty(model.get("backbone"))
-    name, rate = _DROP_DEFAULTS.get(type_name(backbone.get("type")), ("", 0.0))
-    if name and rate and name not in backbone:
-        drops.add(f"model.backbone.{name} = {rate} by default")
-    heads = [*as_list(model.get("decode_head")), *as_list(model.get("auxiliary_head"))]
-    if any("dropout_ratio" not in mapping_or_empty(head) for head in heads):
-        drops.add(f"dropout_ratio = {_HEAD_DROPOUT} of the heads by default")
-    if drops:
-        found.append(f"dropout draws by rank and micro-batch: {', '.join(sorted(drops))}")
-    norms = {
-        str(type_name(value)) for _, value in find_below(model, "model", "type") if isinstance(value, str)
-    }
-    if norms & set(_BATCH_NORMS) or type_name(backbone.get("type")).startswith("ResNet"):
-        seen = "all ranks' parts" if world_size > 1 and norms & {"SyncBN", "MMSyncBN"} else "its own part"
-        found.append(f"batch norm takes its statistics from {seen} of the batch in one forward pass")
-    losses = [
-        mapping_or_empty(loss)
-        for _, value in find_below(model, "model", "loss_decode")
-        for loss in (value if isinstance(value, (list, tuple)) else [value])
-    ]
-    unknown = sorted(
-        {
-            type_name(loss.get("type"))
-            for loss in losses
-            if type_name(loss.get("type")) not in _SPLITTABLE_LOSSES
-            and not (type_name(loss.get("type")) == "LovaszLoss" and loss.get("per_image"))
-        }
-    )
-    if unknown:
-        found.append(f"{', '.join(unknown)} may look at the whole batch; it is weighted by images")
-    if any(mapping_or_empty(head).get("sampler") for head in heads):
-        found.append("the pixel sampler chooses within its own part of the batch")
-    return tuple(found)

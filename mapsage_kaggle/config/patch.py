@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mapsage_kaggle.config import replacements
-from mapsage_kaggle.config.fingerprint import DEFAULT_SEED, HOW_IT_STEPS, fingerprint, split_differences
+from mapsage_kaggle.config.fingerprint import DEFAULT_SEED, HOW_IT_STEPS, fingerprint
 from mapsage_kaggle.config.planner import Change, Planner
 from mapsage_kaggle.config.reading import (
+    ATTACHED_MMCLS,
     MISSING,
     WRAPPERS,
     as_list,
@@ -57,8 +59,6 @@ class ConfigPatch:
         val_interval: Iterations between validations; 0 where the config does not validate.
         fingerprint: What makes two configs the same run.
         exactness: What keeps a resume from being exact, one line each; empty where nothing does.
-        split: What makes the batch, split over ranks and micro-batches, differ from one in a single
-            pass by more than rounding, one line each; empty also where it is not split.
     """
 
     source: Path
@@ -74,7 +74,11 @@ class ConfigPatch:
     val_interval: int
     fingerprint: str
     exactness: tuple[str, ...] = ()
-    split: tuple[str, ...] = ()
+
+    @property
+    def is_split(self) -> bool:
+        """Whether a batch goes through the model in several parts."""
+        return self.micro_batch < self.effective_batch
 
     def diff(self) -> str:
         """Return the changes as a unified diff of dotted keys."""
@@ -185,9 +189,6 @@ def plan_patch(cfg: Mapping[str, Any] | Config, source: Path, facts: PatchContex
         val_interval=val_interval if cfg.get("val_cfg") is not None else 0,
         fingerprint=fingerprint(cfg),
         exactness=tuple(planner.exactness),
-        split=split_differences(cfg["model"], world_size=facts.world_size if facts.on_gpu else 1)
-        if micro < effective
-        else (),
     )
 
 
@@ -346,7 +347,9 @@ def _weights(planner: Planner, facts: PatchContext, name: str) -> str | None:
             "scratch, which costs accuracy. Attach a data set that holds the file, under any folder, and "
             "start again."
         )
-    return None if found is None else str(found)
+    if found is None:
+        return None
+    return f"{ATTACHED_MMCLS}{found}" if name.startswith("mmcls://") else str(found)
 
 
 def _weights_reason(facts: PatchContext, found: str | None = None) -> str:
@@ -445,10 +448,12 @@ def _plan_data(planner: Planner, facts: PatchContext, source: Path) -> tuple[int
     )
     planner.set(
         "train_dataloader.batch_sampler",
-        {"type": "MapsageBatches", "effective_batch": effective},
-        f"{effective} images an iteration, over {facts.world_size} rank(s)",
+        {"type": "MapsageBatches", "effective_batch": effective, "micro_batch": micro},
+        f"{effective} images an iteration, over {facts.world_size} rank(s), {micro} in a forward pass",
     )
-    planner.set("train_dataloader.batch_size", micro, "images per forward pass and rank")
+    # What else reads it, a scaled learning rate among it, sees the images of an iteration.
+    planner.set("train_dataloader.batch_size", effective, "images an iteration")
+    _plan_batch_of_the_name(planner, source, effective)
     dataset = planner.get("train_dataloader.dataset")
     if type_name(mapping_or_empty(dataset).get("type")) not in WRAPPERS:
         planner.set(
@@ -477,6 +482,25 @@ def _labels(planner: Planner) -> dict[str, int]:
     if not isinstance(num_classes, int):
         return {}
     return {"num_classes": num_classes, "ignore_index": int(head.get("ignore_index", 255))}
+
+
+def _plan_batch_of_the_name(planner: Planner, source: Path, effective: int) -> None:
+    """Say what batch there really is where the config's name speaks of several GPUs: ``8xb2``."""
+    match = re.search(r"(?:^|_)(\d+)xb(\d+)(?:[-_]|$)", source.stem)
+    if match is None:
+        return
+    gpus, images = int(match[1]), int(match[2])
+    if gpus * images != effective and images == effective and not _scales_rate(planner):
+        planner.warnings.append(
+            f"{source.name} is written for {gpus} GPUs with {images} images each: its learning rate is meant "
+            f"for {gpus * images} images an iteration, and here an iteration has {effective}. For the batch "
+            f"that was meant, set train_dataloader.batch_size={gpus * images}; as many at a time go through "
+            "the model as memory holds (--micro-batch)."
+        )
+
+
+def _scales_rate(planner: Planner) -> bool:
+    return bool(mapping_or_empty(planner.get("auto_scale_lr")).get("enable"))
 
 
 def _plan_readable(planner: Planner, facts: PatchContext) -> None:
@@ -516,7 +540,7 @@ def _plan_imports(planner: Planner) -> None:
 
 def _plan_norms(planner: Planner) -> None:
     for key, value in list(planner.find("model", "type")):
-        if type_name(value) in ("SyncBN", "MMSyncBN"):
+        if type_name(value) in ("SyncBN", "MMSyncBN", "SyncBatchNorm"):
             planner.set(key, "BN", "SyncBN needs several GPUs; BN has the same parameters")
 
 

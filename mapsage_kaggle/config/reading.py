@@ -46,6 +46,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     if not path.is_file():
         raise ConfigError(f"There is no config at {path}.", "Give the path of an mmengine config (.py).")
+    _name_the_forks()
     try:
         # Its custom modules may need torch, and are imported in the child.
         cfg = Config.fromfile(path, import_custom_modules=False)
@@ -76,6 +77,26 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             "Compare the dotted keys with the config; items of lists are counted from 0.",
         ) from error
     return cfg
+
+
+_FORKS = {"mmseg": "onedl-mmsegmentation", "mmdet": "onedl-mmdetection", "mmpretrain": "onedl-mmpretrain"}
+
+
+def _name_the_forks() -> None:
+    """Let mmengine find ``_base_ = 'mmseg::…'`` where the package is installed as its fork.
+
+    onedl-mmengine 0.10 still looks for the distribution under upstream's name.
+    """
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    from mmengine.config import utils
+
+    for module, name in _FORKS.items():
+        try:
+            distribution(name)
+        except PackageNotFoundError:
+            continue
+        utils.MODULE2PACKAGE[module] = name
 
 
 def changes_between(before: str, after: str) -> tuple[str, ...]:
@@ -302,8 +323,24 @@ _HUB_LISTINGS = {
 
 _OTHER_WEIGHTS_FILES = {
     # mmsegmentation's published name, and the one under which people upload the same file.
+    "mit_b0_20220624-7e0fe6dd.pth": ("mit_b0.pth",),
+    "mit_b1_20220624-02e5a6a1.pth": ("mit_b1.pth",),
     "mit_b2_20220624-66e8bf70.pth": ("mit_b2.pth",),
+    "mit_b3_20220624-13b1141c.pth": ("mit_b3.pth",),
+    "mit_b4_20220624-d588d980.pth": ("mit_b4.pth",),
+    "mit_b5_20220624-658746d9.pth": ("mit_b5.pth",),
 }
+
+
+ATTACHED_MMCLS = "mapsage-mmcls://"
+"""Before the path of an attached file that a config names by ``mmcls://``: mmengine takes only the backbone
+out of such a file."""
+
+
+def published_file(path: str) -> str:
+    """Return the name under which mmsegmentation publishes the weights that a file's name stands for."""
+    file = path.rpartition("/")[2]
+    return next((name for name, others in _OTHER_WEIGHTS_FILES.items() if file in others), file)
 
 
 def _hub_listing(file: str) -> Mapping[str, str]:

@@ -1,12 +1,16 @@
-"""Buffers that forward passes change, made the same on all ranks.
+"""Buffers that forward passes change: the same on all ranks, and counted once.
 
 mmengine wraps models with ``broadcast_buffers=False``, so each rank's BatchNorm would follow its own
 share of the data, and validation would depend on the rank that runs it.
+
+A backbone that recomputes its blocks in the backward pass (``with_cp``) would let BatchNorm see the same
+data twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.distributed
@@ -64,3 +68,35 @@ def _spread(flat: torch.Tensor, group: list[torch.Tensor]) -> None:
     for buffer in group:
         buffer.copy_(flat[begin : begin + buffer.numel()].view_as(buffer))
         begin += buffer.numel()
+
+
+def keep_in_backward(optim_wrapper: Any, core: torch.nn.Module) -> None:
+    """Have a backward pass leave every buffer as the forward pass left it, from now on.
+
+    A forward pass that is run again within it updates them once more. Whether any is, the modules say
+    (``with_cp``) or the first backward pass shows; where none is, the following ones are left alone.
+
+    Args:
+        optim_wrapper: mmengine's, through which backward passes go; its method is wrapped.
+        core: The model without its distributed wrapper.
+    """
+    recomputes: bool | None = any(getattr(module, "with_cp", False) for module in core.modules()) or None
+
+    def keeping(backward: Callable[..., Any]) -> Callable[..., Any]:
+        def kept(*args: Any, **options: Any) -> Any:
+            nonlocal recomputes
+            if recomputes is False:
+                return backward(*args, **options)
+            before = [(buffer, buffer.clone()) for buffer in core.buffers()]
+            result = backward(*args, **options)
+            if recomputes is None:
+                recomputes = not all(torch.equal(buffer, value) for buffer, value in before)
+            if recomputes:
+                for buffer, value in before:
+                    buffer.copy_(value)
+            return result
+
+        return kept
+
+    for part in optim_wrapper.values() if hasattr(optim_wrapper, "optim_wrappers") else (optim_wrapper,):
+        part.backward = keeping(part.backward)

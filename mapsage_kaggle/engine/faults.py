@@ -47,12 +47,14 @@ _LAST_ERROR = re.compile(r"(nccl\w+Error)\b.*?Last error:\s*(.+?)\s*(?:Exception
 _NO_SHARED_MEMORY = "out of shared memory"
 
 
-def failure_kind(error: BaseException, *, has_trained: bool) -> FailureKind:
+def failure_kind(error: BaseException, *, has_trained: bool, has_begun: bool = True) -> FailureKind:
     """Return what follows from an error.
 
     Args:
         error: What ended the worker.
         has_trained: Whether it had done an iteration.
+        has_begun: Whether everything was built by then. Before, only a device, a disk or a connection may
+            do better another time.
 
     Returns:
         ``memory`` where it ran out; ``precision`` where half precision cannot be computed in; ``peer``
@@ -68,8 +70,16 @@ def failure_kind(error: BaseException, *, has_trained: bool) -> FailureKind:
         isinstance(error, MapsageError)
         or is_refusal(error)
         or (isinstance(error, _MISTAKES) and not has_trained)
+        or (not has_begun and isinstance(error, Exception) and not _may_pass(error))
     )
     return "refused" if is_mistake else "error"
+
+
+def _may_pass(error: Exception) -> bool:
+    """Tell whether an error in building may be of the machine and of the moment."""
+    if isinstance(error, OSError):
+        return not isinstance(error, FileNotFoundError)
+    return isinstance(error, torch.distributed.DistError) or "CUDA" in str(error)
 
 
 def is_memory_fault(error: BaseException, *, has_trained: bool = False) -> bool:

@@ -14,6 +14,7 @@ from mmengine.runner import IterBasedTrainLoop, ValLoop
 
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.accumulate import accumulated_step
+from mapsage_kaggle.engine.buffers import keep_in_backward
 from mapsage_kaggle.engine.fast.prediction import quick_prediction
 from mapsage_kaggle.engine.overflow import OverflowWatch
 from mapsage_kaggle.engine.ranks import core_model
@@ -49,6 +50,7 @@ class ValidationPulse(Hook):
         Raises:
             ValidationAborted: It was; the validation is then owed.
         """
+        self._session.validated_images = _images_of(data_batch)
         if self._session.control.stop_asked():
             raise ValidationAborted
 
@@ -77,6 +79,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
         session = self.session = self.runner.session
         batches = self._batch_sampler()
         device = next(self.runner.model.parameters()).device
+        keep_in_backward(self.runner.optim_wrapper, core_model(self.runner.model))
         self.optimizer_clock = OptimizerClock(self.runner.optim_wrapper, device)
         self.overflow_watch = OverflowWatch(self.runner.optim_wrapper)
         self.runner.register_hook(ValidationPulse(session))
@@ -262,6 +265,12 @@ class SessionValLoop(ValLoop):
         at_once = {"windows_at_once": 1} if saves_memory else {}
         with quick_prediction(core_model(self.runner.model), **at_once):
             return super().run()
+
+
+def _images_of(data_batch: Any) -> tuple[str, ...]:
+    """Return the files that a batch of a data loader was made of, as far as it says."""
+    samples = data_batch.get("data_samples") if isinstance(data_batch, Mapping) else None
+    return tuple(str(sample.img_path) for sample in samples or () if hasattr(sample, "img_path"))
 
 
 def _scalars(outputs: Mapping[str, Any]) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +17,10 @@ from yapf.yapflib import yapf_api
 
 from mapsage_kaggle.config.reading import written_value
 from mapsage_kaggle.engine import seeding
+from mapsage_kaggle.engine.pretrained import check_pretrained, noted_arrivals
 from mapsage_kaggle.engine.ranks import broadcast_model, core_model
-from mapsage_kaggle.engine.safety import load_local
 from mapsage_kaggle.engine.session import WorkerSession
 from mapsage_kaggle.engine.snapshot import flat_schedulers
-from mapsage_kaggle.errors import ConfigError
 
 
 class SessionRunner(Runner):
@@ -33,8 +31,9 @@ class SessionRunner(Runner):
 
     def _init_model_weights(self) -> None:
         seeding.seed_sample(seeding.derive(seeding.INIT, self.seed))
-        super()._init_model_weights()
-        _check_pretrained(self.model)
+        with noted_arrivals() as arrived:
+            super()._init_model_weights()
+        check_pretrained(core_model(self.model), arrived, lambda message: self.session.warn(0, message))
 
     def load_or_resume(self) -> None:
         """Load what the session was told to load, and check that it arrived."""
@@ -97,6 +96,16 @@ class SessionRunner(Runner):
             f"The optimizer takes its steps without fused kernels, which changes nothing else: {refused}",
         )
         return built
+
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict[str, Any] | None = None) -> None:
+        """Scale the learning rate by the images of an iteration; mmengine multiplies them by the ranks."""
+        images = self.train_dataloader.batch_sampler.effective_batch
+        this: Any = self
+        loader, this._train_dataloader = this._train_dataloader, {"batch_size": images / self.world_size}
+        try:
+            super().scale_lr(optim_wrapper, auto_scale_lr)
+        finally:
+            this._train_dataloader = loader
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: torch.nn.Module) -> torch.nn.Module:
         """Wrap the model for several ranks; mmengine's way needs a GPU per rank, this one does not."""
@@ -212,34 +221,6 @@ def begin_scaling_anew(checkpoint: dict[str, Any], optim_wrapper: Any) -> str:
         f"The checkpoint's loss scale of {saved.get('scale')} is of training that needed none or was fixed; "
         f"for float16 it begins anew at {scaler.get_scale()}."
     )
-
-
-def _check_pretrained(model: torch.nn.Module) -> None:
-    """Make sure that pretrained weights arrived: mmengine loads them by name, and none is no error.
-
-    Raises:
-        ConfigError: A file holds weights under other names than the module's.
-    """
-    for module in model.modules():
-        init_cfg = getattr(module, "init_cfg", None)
-        for item in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
-            if not isinstance(item, dict) or item.get("type") != "Pretrained":
-                continue
-            path = Path(item["checkpoint"])
-            if not path.is_file():
-                continue
-            loaded = load_local(str(path))
-            found = set(loaded.get("state_dict", loaded))
-            prefix = item.get("prefix")
-            wanted = {f"{prefix}.{key}" if prefix else key for key, _ in module.named_parameters()}
-            missing = wanted - found
-            if len(missing) > len(wanted) // 10:
-                raise ConfigError(
-                    f"{path} holds {len(wanted) - len(missing)} of the {len(wanted)} weights wanted; "
-                    f"it names them otherwise, such as {min(found, default='nothing')}.",
-                    "Attach mmsegmentation's own file (mit_b2_20220624-66e8bf70.pth for MiT-B2), or "
-                    "convert this one with mmsegmentation's tools/model_converters/mit2mmseg.py.",
-                )
 
 
 def format_configs_once() -> None:

@@ -10,6 +10,7 @@ import mmengine.runner.checkpoint as engine_checkpoint
 from mmengine.runner import CheckpointLoader
 
 from mapsage_kaggle.checkpoints.load import load_checkpoint
+from mapsage_kaggle.config.reading import ATTACHED_MMCLS
 
 _expected_sha256: dict[Path, str] = {}
 _ahead: dict[Path, Future[dict[str, Any]]] = {}
@@ -54,9 +55,15 @@ def install_safe_loading() -> None:
     """
     CheckpointLoader.register_scheme(prefixes="", loader=load_local, force=True)
     CheckpointLoader.register_scheme(prefixes=("http://", "https://"), loader=_load_url, force=True)
+    CheckpointLoader.register_scheme(prefixes=ATTACHED_MMCLS, loader=load_from_attached_mmcls, force=True)
     # What is left of mmengine's schemes (modelzoo://, open-mmlab://, ...) ends in one of these two.
     engine_checkpoint.load_from_http = _load_url
     engine_checkpoint._safe_torch_load = _load_any
+
+
+def load_from_attached_mmcls(filename: str, map_location: Any = None) -> Any:
+    """Load a file of ``mmcls://`` that is attached, and take out of it what mmengine takes there."""
+    return engine_checkpoint._process_mmcls_checkpoint(load_local(filename.removeprefix(ATTACHED_MMCLS)))
 
 
 def _load_any(file: Any, map_location: Any = None, weights_only: Any = None) -> Any:

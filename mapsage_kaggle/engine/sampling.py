@@ -85,8 +85,9 @@ class PositionBatches(Sampler[list[Draw]]):
 
     Args:
         sampler: The order.
-        batch_size: Images per forward pass and rank: the micro-batch, at most the rank's share.
+        batch_size: As the config has it, for hooks and schedulers that read it; it decides nothing.
         effective_batch: ``B``, images per iteration over all ranks.
+        micro_batch: Images per forward pass and rank, at most the rank's share; None for all of it.
         rank: This worker's rank.
         world_size: How many ranks there are.
     """
@@ -96,6 +97,7 @@ class PositionBatches(Sampler[list[Draw]]):
         sampler: PositionOrder,
         batch_size: int,
         effective_batch: int,
+        micro_batch: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
@@ -110,9 +112,8 @@ class PositionBatches(Sampler[list[Draw]]):
             )
         bounds = [rank * effective_batch // self.world_size for rank in range(self.world_size + 1)]
         first, last = bounds[self.rank], bounds[self.rank + 1]
-        self.slices = tuple(
-            (start, min(start + batch_size, last)) for start in range(first, last, batch_size)
-        )
+        step = micro_batch or last - first
+        self.slices = tuple((start, min(start + step, last)) for start in range(first, last, step))
         self.batch_size = batch_size
         self.start_iteration = 0
 
@@ -142,7 +143,7 @@ class PositionBatches(Sampler[list[Draw]]):
             iteration += 1
 
     def __len__(self) -> int:
-        return -(-self.sampler.length // self.effective_batch) * self.micro_batches
+        return -(-self.sampler.length // self.effective_batch)
 
 
 @DATASETS.register_module(name="MapsagePositional")

@@ -59,6 +59,8 @@ class WorkerSession:
             save_request=self.files.save_request,
         )
         self.stage: Literal["training", "validation"] = "training"
+        self.validated_images: tuple[str, ...] = ()
+        self.has_begun = False
         self.timings_s: dict[str, float] = dict.fromkeys(ACTIVITIES, 0.0)
         self.checkpoints = SessionCheckpoints(
             spec,
@@ -142,6 +144,7 @@ class WorkerSession:
         """Check the resume, say what is true of it, and start the clocks."""
         runner = self._require_runner()
         self._iteration = iteration
+        self.has_begun = True
         self.checkpoints.training_begins(iteration)
         if self.spec.action == "resume":
             self._check_resume(runner, iteration, next_position=next_position)
@@ -463,7 +466,7 @@ def _gpu_s_this_week(record: SessionRecord, now_s: float) -> float:
     return used_s
 
 
-def emit_failure(session: WorkerSession, *, kind: str, message: str, trace: str) -> None:
+def emit_failure(session: WorkerSession, *, kind: str, message: str, trace: str, exit_code: int) -> None:
     """Append the event by which the supervisor learns why a worker failed."""
     # Of the ranks, only the first one's times are the session's.
     times = {"timings_s": session.rounded_timings()} if session.rank == 0 else {}
@@ -473,6 +476,7 @@ def emit_failure(session: WorkerSession, *, kind: str, message: str, trace: str)
             iteration=session.iteration,
             data={
                 "kind": kind,
+                "exit_code": exit_code,
                 "stage": session.stage,
                 "message": message,
                 "trace": trace,

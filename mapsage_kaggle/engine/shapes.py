@@ -2,28 +2,29 @@
 
     python -m mapsage_kaggle.engine.shapes config.py '{"type": "EarthVQADataset"}'
 
-prints one JSON document, ``{"shapes": {name: [sizes]}, "classes": [...]}``. The model is really built,
-with random weights: torch's meta device would save its memory, but MiT computes its drop-path rates
-with tensors and asks for their values.
+prints one JSON document, ``{"shapes": {name: [sizes]}, "classes": [...], "traits": {...}}``, or
+``{"error", "problem", "remedy"}`` where the model cannot be built. It is really built, with random weights:
+torch's meta device would save its memory, but MiT computes its drop-path rates with tensors and asks for
+their values.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
 
-def model_shapes(cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every parameter and buffer of the config's model."""
-    from mmengine.registry import MODELS, init_default_scope
-
-    init_default_scope(cfg.get("default_scope", "mmseg"))
-    model = MODELS.build(json_like(cfg["model"]))
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+import mapsage_kaggle.engine.register  # noqa: F401 - registers the kit's data sets
+from mapsage_kaggle.engine.building import build_model, traits_of
+from mapsage_kaggle.engine.problems import known_problem
+from mapsage_kaggle.errors import ConfigError
 
 
 def dataset_classes(dataset: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -51,19 +52,30 @@ def json_like(value: Any) -> Any:
 
 def main(arguments: list[str]) -> int:
     """Print the document for one config, given its file and its data set's type and metainfo as JSON."""
-    from mmengine.config import Config
-
-    import mapsage_kaggle.engine.register  # noqa: F401 - registers the kit's data sets
-
     # Libraries greet on stdout; the one document must be alone there.
     with contextlib.redirect_stdout(sys.stderr):
-        cfg = Config.fromfile(Path(arguments[0]))
-        document = {
-            "shapes": {name: list(shape) for name, shape in model_shapes(cfg).items()},
-            "classes": dataset_classes(json.loads(arguments[1])),
-        }
+        document = _document(Path(arguments[0]), json.loads(arguments[1]))
     print(json.dumps(document))
     return 0
+
+
+def _document(file: Path, data: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        cfg = Config.fromfile(file)
+        model = build_model(cfg)
+    except Exception as error:  # noqa: BLE001 - whatever a config's parts raise, the parent must learn of it
+        traceback.print_exc()
+        known = known_problem(error)
+        if known is None:
+            first = (str(error).strip().splitlines() or ["no message"])[0]
+            known = ConfigError(f"The model cannot be built: {type(error).__name__}: {first}.",
+                                "Check the model and custom_imports.")  # fmt: skip
+        return {"error": type(known).__name__, "problem": known.problem, "remedy": known.remedy}
+    return {
+        "shapes": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
+        "classes": dataset_classes(data),
+        "traits": dataclasses.asdict(traits_of(model)),
+    }
 
 
 if __name__ == "__main__":

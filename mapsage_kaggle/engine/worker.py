@@ -13,11 +13,12 @@ import torch
 
 from mapsage_kaggle.engine.deterministic import only_deterministic
 from mapsage_kaggle.engine.faults import failure_kind, failure_message
+from mapsage_kaggle.engine.problems import known_problem
 from mapsage_kaggle.engine.ranks import follow_rank_0, join, num_machines
 from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
 from mapsage_kaggle.engine.safety import expect, install_safe_loading, load_ahead
 from mapsage_kaggle.engine.session import WorkerSession, emit_failure
-from mapsage_kaggle.errors import EXIT_DONE, EXIT_TRAINING, MapsageError
+from mapsage_kaggle.errors import EXIT_DONE, EXIT_TRAINING, EXIT_USAGE, MapsageError
 from mapsage_kaggle.processes import process_start_s
 from mapsage_kaggle.spec import SUPERVISOR_VARIABLE, ChildSpec
 
@@ -51,13 +52,18 @@ def main(arguments: list[str]) -> int:
     except BaseException as error:  # noqa: BLE001 - whatever it is, the supervisor must learn of it
         trace = traceback.format_exc()
         print(trace, file=sys.stderr, flush=True)
-        emit_failure(
-            session,
-            kind=failure_kind(error, has_trained=session.has_trained),
-            message=failure_message(error),
-            trace=trace[-4000:],
-        )
-        return error.exit_code if isinstance(error, MapsageError) else EXIT_TRAINING
+        has_begun = session.has_begun
+        kind = failure_kind(error, has_trained=session.has_trained, has_begun=has_begun)
+        if not has_begun and not isinstance(error, MapsageError):
+            error = known_problem(error) or error
+        message = failure_message(error)
+        if session.stage == "validation" and not isinstance(error, MapsageError):
+            images = ", ".join(session.validated_images) or "an image that is not known"
+            message = f"In the validation at iteration {session.iteration}, with {images}: {message}"
+        code = EXIT_USAGE if kind == "refused" and not has_begun else EXIT_TRAINING
+        code = error.exit_code if isinstance(error, MapsageError) else code
+        emit_failure(session, kind=kind, message=message, trace=trace[-4000:], exit_code=code)
+        return code
     finally:
         session.close()
     return EXIT_DONE

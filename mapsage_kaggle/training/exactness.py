@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mapsage_kaggle.config.split import split_differences
 from mapsage_kaggle.records import Exactness
 from mapsage_kaggle.training.prepare import Prepared
 
@@ -15,6 +16,10 @@ def exactness_of(prepared: Prepared, before: Exactness) -> Exactness:
     """
     facts, patch = prepared.facts, prepared.patch
     reasons = list(patch.exactness)
+    split: tuple[str, ...] = ()
+    if patch.is_split:
+        traits = prepared.discovery.shapes.look().traits
+        split = split_differences(traits, world_size=facts.world_size if facts.on_gpu else 1)
     if facts.on_gpu and not facts.deterministic:
         reasons.append("GPU kernels may add in another order (train with --deterministic to forbid it)")
     inspection = prepared.discovery.choice.inspection
@@ -25,7 +30,7 @@ def exactness_of(prepared: Prepared, before: Exactness) -> Exactness:
     ranks = facts.world_size if before.ranks is None else before.ranks
     micro_batch = patch.micro_batch if before.micro_batch is None else before.micro_batch
     if facts.action == "resume" and (ranks, micro_batch) != (facts.world_size, patch.micro_batch):
-        equal = "; the two differ by more than rounding" if patch.split else ": equal to rounding"
+        equal = "; the two differ by more than rounding" if split else ": equal to rounding"
         reasons.append(
             f"each batch was split into {micro_batch} image(s) on {ranks} rank(s), "
             f"and now into {patch.micro_batch} on {facts.world_size}{equal}"
@@ -35,5 +40,5 @@ def exactness_of(prepared: Prepared, before: Exactness) -> Exactness:
         reasons=tuple(reasons),
         ranks=facts.world_size,
         micro_batch=patch.micro_batch,
-        split=tuple(patch.split),
+        split=split,
     )

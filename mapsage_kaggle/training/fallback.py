@@ -51,6 +51,7 @@ class MemoryFallback:
         above: A micro-batch that memory did not hold without recomputing, where fewer images have still
             to be trained on.
         least: The smallest micro-batch that the model can be trained with, as far as is known.
+        error: What the last child said that failed with an error.
     """
 
     micro_batch: int
@@ -59,6 +60,7 @@ class MemoryFallback:
     crashes: int = 0
     above: int | None = None
     least: int = 1
+    error: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,6 +157,8 @@ def decide_next(
             message=f"Out of memory with one image per forward pass. {outcome.message} "
             "Use a smaller crop (crop_size) or a smaller backbone.",
         )
+    if outcome.kind == "error" and outcome.trained == 0 and outcome.message == ladder.error:
+        return Next(ladder=None, message=f"{outcome.message} It failed in the same way twice.")
     crashes = 1 if outcome.proven is not None else ladder.crashes + 1
     if crashes > MAX_CRASHES:
         return Next(
@@ -163,7 +167,7 @@ def decide_next(
     wait_s = 5.0 * 2 ** (crashes - 1)
     if time_left_s < wait_s + 60.0:
         return Next(ladder=None, message=f"{outcome.message} There is no time left to try again.")
-    again = replace(ladder, crashes=crashes)
+    again = replace(ladder, crashes=crashes, error=outcome.message if outcome.kind == "error" else "")
     return Next(
         ladder=again,
         wait_s=wait_s,
@@ -173,8 +177,15 @@ def decide_next(
 
 
 def _next_after_refusal(ladder: MemoryFallback, outcome: Outcome, *, can_recompute: bool) -> Next:
-    if ladder.above is None or _TOO_FEW not in outcome.message:
+    if _TOO_FEW not in outcome.message:
         return Next(ladder=None, message=outcome.message)
+    if ladder.above is None:
+        return Next(
+            ladder=None,
+            message=f"BatchNorm cannot be trained with {ladder.micro_batch} image(s) per forward pass on "
+            "each GPU. Use fewer GPUs (--gpus 1), a larger train_dataloader.batch_size, or a norm that "
+            "needs no other images (norm_cfg = dict(type='GN', num_groups=32)).",
+        )
     least = ladder.micro_batch + 1
     if not can_recompute:
         return Next(ladder=None, message=_neither_fits(replace(ladder, least=least), outcome))
@@ -206,11 +217,3 @@ def _next_for_validation(ladder: MemoryFallback, outcome: Outcome) -> Next:
         "Validate smaller images (the Resize of the validation pipeline), or in windows "
         "(test_cfg = dict(mode='slide', crop_size=…, stride=…)).",
     )
-
-
-def can_recompute(cfg: Mapping[str, Any]) -> bool:
-    """Tell whether a config's backbone can recompute its blocks in the backward pass."""
-    backbone = (cfg.get("model") or {}).get("backbone") or {}
-    return str(backbone.get("type", "")).rpartition("::")[2] in (
-        "MixVisionTransformer", "ResNet", "ResNetV1c", "ResNetV1d", "SwinTransformer",
-    )  # fmt: skip

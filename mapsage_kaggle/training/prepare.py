@@ -16,6 +16,7 @@ from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.config.fingerprint import fingerprint
 from mapsage_kaggle.config.patch import ConfigPatch, PatchContext, plan_patch
 from mapsage_kaggle.config.reading import check_trainable, read_config, written_value
+from mapsage_kaggle.config.requirements import check_installed
 from mapsage_kaggle.data.check import check_data_of
 from mapsage_kaggle.data.find import find_data, find_pretrained
 from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, MapsageError
@@ -48,6 +49,7 @@ class Discovery:
         report: What was found in the inputs.
         choice: What the session starts from, and why.
         work_dir: Where it will write.
+        shapes: What the config's model is made of, once that is asked for.
     """
 
     options: Options
@@ -56,6 +58,7 @@ class Discovery:
     report: ScanReport
     choice: Choice
     work_dir: Path
+    shapes: LazyShapes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,8 +131,12 @@ def discover(
         work_dir = work_dir.with_name(f"{work_dir.name}-node{options.node_rank}")
     with _refusals(work_dir, cfg, options, record=record_refusals):
         max_iters = check_trainable(cfg, options.config)
-        report, choice = _find_and_choose(options, paths, cfg, work_dir, max_iters, on_wait)
-    return Discovery(options=options, paths=paths, cfg=cfg, report=report, choice=choice, work_dir=work_dir)
+        check_installed(cfg, options.config)
+        shapes = LazyShapes(cfg, options.config, paths.temp)
+        report, choice = _find_and_choose(options, paths, cfg, work_dir, max_iters, shapes, on_wait)
+    return Discovery(
+        options=options, paths=paths, cfg=cfg, report=report, choice=choice, work_dir=work_dir, shapes=shapes
+    )
 
 
 def _find_and_choose(
@@ -138,6 +145,7 @@ def _find_and_choose(
     cfg: Config,
     work_dir: Path,
     max_iters: int,
+    shapes: LazyShapes,
     on_wait: Callable[[str], None] | None,
 ) -> tuple[ScanReport, Choice]:
     if options.node_rank > 0:
@@ -152,7 +160,6 @@ def _find_and_choose(
     )
     here = scan(work_dir) if work_dir.is_dir() else None
     previous = read_record(WorkDir(work_dir).session)
-    shapes = LazyShapes(cfg, options.config, paths.temp)
     load_from = cfg.get("load_from")
     try:
         choice = choose(
@@ -208,7 +215,10 @@ def prepare(
         machine = machine or survey(discovery.paths, work_dir=discovery.work_dir)
         if to_train:
             require(preflight(discovery.paths, machine))
-        return _prepare(discovery, machine, clock)
+        prepared = _prepare(discovery, machine, clock)
+        if to_train and prepared.patch.is_split:
+            discovery.shapes.look()  # the record says what the split changes
+        return prepared
 
 
 def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None) -> Prepared:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,15 @@ from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.checkpoints.retention import greater_is_better
 from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.config.patch import apply_patch, plan_patch, write_config
-from mapsage_kaggle.errors import EXIT_DONE, EXIT_TRAINING, MachineError, TrainingError
+from mapsage_kaggle.errors import (
+    EXIT_DONE,
+    EXIT_TRAINING,
+    CheckpointError,
+    ConfigError,
+    MachineError,
+    MapsageError,
+    TrainingError,
+)
 from mapsage_kaggle.events import Event, EventKind, EventLog, last_word_s, read_events
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import (
@@ -25,7 +34,7 @@ from mapsage_kaggle.records import (
 from mapsage_kaggle.spec import ChildSpec, drop_requests
 from mapsage_kaggle.training.child import first_spec, launch_of, next_spec
 from mapsage_kaggle.training.exactness import exactness_of
-from mapsage_kaggle.training.fallback import Outcome, can_recompute, decide_next
+from mapsage_kaggle.training.fallback import Outcome, decide_next
 from mapsage_kaggle.training.history import (
     carry_best,
     carry_history,
@@ -36,6 +45,11 @@ from mapsage_kaggle.training.history import (
 from mapsage_kaggle.training.learning import Learning
 from mapsage_kaggle.training.prepare import Prepared
 from mapsage_kaggle.training.supervisor import Supervisor
+
+_REFUSALS: Mapping[int, type[MapsageError]] = {
+    cls.exit_code: cls for cls in (ConfigError, CheckpointError, MachineError)
+}
+"""What a child refuses before it trains, by the exit code that it gives."""
 
 
 class SessionRun:
@@ -177,7 +191,8 @@ class SessionRun:
             step = decide_next(
                 self.learning.ladder,
                 outcome,
-                can_recompute=can_recompute(prepared.discovery.cfg),
+                can_recompute=outcome.kind in ("memory", "refused")
+                and prepared.discovery.shapes.can_recompute(),
                 time_left_s=prepared.clock.left_s(),
                 adapt=prepared.options.on_memory == "adapt",
             )
@@ -273,12 +288,16 @@ class SessionRun:
 
         Raises:
             TrainingError: It failed and there is nothing new to hand over.
+            ConfigError, CheckpointError, MachineError: A child refused to train for such a reason.
         """
         self._carry_checkpoint()
         record = read_record(self.files.session) or self.record
         reason, code = outcome.reason, EXIT_DONE
         if outcome.kind != "done":
             reason, code = ("user", EXIT_DONE) if outcome.kind == "killed" else ("failed", EXIT_TRAINING)
+        refused = int(outcome.data.get("exit_code") or 0)
+        if outcome.kind == "refused" and refused in _REFUSALS and outcome.trained == 0:
+            reason, code = "refused", refused
         timings = outcome.data.get("timings_s") or record.timings_s
         newest = record.checkpoint
         record = record.evolve(
@@ -299,8 +318,8 @@ class SessionRun:
             self.learning.measure_finish(time.time() - outcome.last_event_s)
             record = record.evolve(learned=self.learning.learned())
             record.write(self.files.session)
-        if code == EXIT_TRAINING and record.end_iteration <= record.start_iteration:
-            raise TrainingError(record.message, f"The whole log is in {self.files.log}.")
+        if code != EXIT_DONE and record.end_iteration <= record.start_iteration:
+            raise _REFUSALS.get(code, TrainingError)(record.message, f"The whole log is in {self.files.log}.")
         return record
 
     def _write_report(self) -> None:

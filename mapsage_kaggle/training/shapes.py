@@ -1,16 +1,18 @@
-"""Names and shapes of a config's model, asked of a child that may import torch."""
+"""What a config's model is made of, asked of a child that may import torch."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mapsage_kaggle.checkpoints.inspect import Inspection, inspect
 from mapsage_kaggle.config.modules import import_paths
 from mapsage_kaggle.config.reading import dataset_of
+from mapsage_kaggle.config.split import ModelTraits
 from mapsage_kaggle.errors import ConfigError, MachineError, MapsageError
 from mapsage_kaggle.processes import ChildError, module_command, run_for_json
 
@@ -21,32 +23,56 @@ if TYPE_CHECKING:
 SHAPES_TIMEOUT_S = 180.0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltModel:
+    """A config's model as it is built.
+
+    Attributes:
+        shapes: Shape of every parameter and buffer, by name.
+        classes: Those of the config's data set; None where unknown.
+        traits: What bears on splitting its batch.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    classes: tuple[str, ...] | None
+    traits: ModelTraits
+
+
 class LazyShapes:
-    """Builds the config's model, for comparison, only once a checkpoint has to be judged."""
+    """Builds the config's model only once something has to be known of it."""
 
     def __init__(self, cfg: Config, source: Path, scratch: Path) -> None:
         self._cfg = cfg
         self._source = source
         self._scratch = scratch
-        self._known: tuple[dict[str, tuple[int, ...]], tuple[str, ...] | None] | None = None
+        self._built: BuiltModel | None = None
+
+    def look(self) -> BuiltModel:
+        """Return what is to be known of the model; raises what :func:`look_at_model` raises."""
+        if self._built is None:
+            self._built = look_at_model(self._cfg, self._source, self._scratch)
+        return self._built
+
+    def can_recompute(self) -> bool:
+        """Return whether the backbone can recompute its blocks; what cannot be built can not."""
+        try:
+            return self.look().traits.can_recompute
+        except MapsageError:
+            return False
 
     def inspect(self, path: Path, *, manifest_sha256: str | None = None, full: bool = True) -> Inspection:
         if not full:
             return inspect(path, manifest_sha256=manifest_sha256, full=False)
-        if self._known is None:
-            self._known = config_shapes(self._cfg, self._source, self._scratch)
-        shapes, classes = self._known
-        return inspect(path, shapes=shapes, classes=classes, manifest_sha256=manifest_sha256)
+        built = self.look()
+        return inspect(path, shapes=built.shapes, classes=built.classes, manifest_sha256=manifest_sha256)
 
 
-def config_shapes(
-    cfg: Config, source: Path, scratch: Path
-) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...] | None]:
-    """Return the names and shapes of the config's model, and the classes of its data set.
+def look_at_model(cfg: Config, source: Path, scratch: Path) -> BuiltModel:
+    """Build the config's model in a child, and return what is to be known of it.
 
     Raises:
         ConfigError: The model cannot be built; the message quotes why.
-        MachineError: torch or mmsegmentation are not installed.
+        MachineError: A package that it needs is not installed.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     file = scratch / f"shapes-{os.getpid()}.py"
@@ -68,9 +94,18 @@ def config_shapes(
         raise _refusal(source, error) from error
     finally:
         file.unlink(missing_ok=True)
-    shapes = {name: tuple(shape) for name, shape in document["shapes"].items()}
+    if "error" in document:
+        refusal = MachineError if document["error"] == MachineError.__name__ else ConfigError
+        raise refusal(f"{source}: {document['problem']}", document["remedy"])
     classes = document["classes"]
-    return shapes, tuple(classes) if classes is not None else None
+    traits: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in document["traits"].items()
+    }
+    return BuiltModel(
+        shapes={name: tuple(shape) for name, shape in document["shapes"].items()},
+        classes=tuple(classes) if classes is not None else None,
+        traits=ModelTraits(**traits),
+    )
 
 
 def _refusal(source: Path, error: ChildError) -> MapsageError:

@@ -12,8 +12,10 @@ from support.configs import patched, planned, small, without, wrapped
 
 from mapsage_kaggle.config.fingerprint import fingerprint
 from mapsage_kaggle.config.patch import (
+    PatchContext,
     apply_patch,
     for_inference,
+    plan_patch,
     write_config,
 )
 from mapsage_kaggle.config.reading import (
@@ -183,8 +185,29 @@ def test_mixed_precision_is_dropped_without_a_gpu_and_kept_with_one() -> None:
 @pytest.mark.parametrize(("world_size", "share"), [(1, 4), (2, 2), (3, 2), (4, 1)])
 def test_a_batch_is_shared_among_the_ranks(world_size: int, share: int) -> None:
     cfg = patched(world_size=world_size, ranks_here=world_size, on_gpu=True, num_cpus=8)
-    assert cfg.train_dataloader.batch_size == share
+    assert cfg.train_dataloader.batch_sampler.micro_batch == share
     assert cfg.train_dataloader.batch_sampler.effective_batch == 4
+
+
+def test_what_reads_the_batch_size_sees_the_images_of_an_iteration() -> None:
+    assert patched(micro_batch=1).train_dataloader.batch_size == 4
+    assert patched(world_size=2, on_gpu=True).train_dataloader.batch_size == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "scaled", "said"),
+    [
+        ("pspnet_r50-d8_8xb4-80k_loveda.py", False, "here an iteration has 4"),
+        ("pspnet_r50-d8_8xb4-80k_loveda.py", True, ""),
+        ("pspnet_r50-d8_1xb4-80k_loveda.py", False, ""),
+        ("pspnet_r50-d8_2xb2-80k_loveda.py", False, ""),
+        ("mine.py", False, ""),
+    ],
+)
+def test_a_config_for_several_gpus_is_told_what_batch_it_has(name: str, scaled: bool, said: str) -> None:
+    cfg = small(auto_scale_lr={"enable": scaled, "base_batch_size": 32})
+    warnings = plan_patch(cfg, Path(name), PatchContext(work_dir=Path("work"))).warnings
+    assert [said in line for line in warnings] == ([True] if said else [])
 
 
 def test_a_micro_batch_is_never_more_than_a_rank_s_share() -> None:

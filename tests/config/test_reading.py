@@ -148,3 +148,12 @@ def test_weights_are_looked_for_under_the_name_of_the_published_file(
     name: str, files: tuple[str, ...]
 ) -> None:
     assert weights_files(name) == files
+
+
+def test_a_config_of_an_installed_package_can_be_inherited(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "_base_ = ['mmseg::_base_/models/pspnet_r50-d8.py']\nmodel = dict(backbone=dict(depth=18))\n"
+    )
+    assert read_config(mine).model.backbone.type == "ResNetV1c"
+    assert read_config(mine).model.backbone.depth == 18

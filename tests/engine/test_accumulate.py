@@ -18,7 +18,6 @@ from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS
 from support.losses import MEAN, VALID, WEIGHTED, build, images
 
-from mapsage_kaggle.config.fingerprint import split_differences
 from mapsage_kaggle.engine.accumulate import accumulated_step
 from mapsage_kaggle.engine.ranks import check_same_weights
 from mapsage_kaggle.errors import TrainingError
@@ -258,27 +257,3 @@ def test_batch_norm_s_running_figures_are_the_same_on_all_ranks(two_ranks: list[
         assert torch.equal(buffer, second[name]), name
     # Rank 0 ran two micro-batches, rank 1 one.
     assert {int(value) for name, value in first.items() if name.endswith("num_batches_tracked")} == {2}
-
-
-@pytest.mark.parametrize(
-    ("changes", "word"),
-    [
-        ({}, ""),
-        ({"backbone": {"type": "MixVisionTransformer", "drop_path_rate": 0.1}}, "drop_path_rate = 0.1"),
-        ({"backbone": {"type": "SwinTransformer"}}, "drop_path_rate = 0.1 by default"),
-        ({"backbone": {"type": "ResNetV1c"}}, "batch norm"),
-        ({"auxiliary_head": [{"type": "FCNHead"}]}, "dropout_ratio = 0.1 of the heads by default"),
-        ({"decode_head": {"dropout_ratio": 0.0, "norm_cfg": {"type": "BN"}}}, "batch norm"),
-        ({"decode_head": {"dropout_ratio": 0.0, "loss_decode": [{"type": "LovaszLoss"}]}}, "LovaszLoss"),
-        ({"decode_head": {"dropout_ratio": 0.0, "sampler": {"type": "OHEMPixelSampler"}}}, "sampler"),
-    ],
-)
-def test_what_makes_a_split_batch_differ_is_said(changes: dict[str, Any], word: str) -> None:
-    model = {
-        "backbone": {"type": "MixVisionTransformer", "drop_path_rate": 0.0},
-        "decode_head": {"dropout_ratio": 0.0, "loss_decode": {"type": "CrossEntropyLoss"}},
-        **changes,
-    }
-    said = split_differences(model)
-    assert len(said) == bool(word)
-    assert word in "".join(said)

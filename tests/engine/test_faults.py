@@ -95,6 +95,19 @@ def test_a_text_that_speaks_of_memory_is_no_memory_fault(error: BaseException, k
     assert failure_kind(error, has_trained=False) == kind
 
 
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError("Please install onedl-mmcv for PSAMask ops."), "refused"),
+        (FileNotFoundError("no list of images"), "refused"),
+        (OSError("the disk is busy"), "error"),
+        (RuntimeError("CUDA error: device busy"), "error"),
+    ],
+)
+def test_an_error_in_building_is_not_tried_again_unless_it_may_pass(error: Exception, kind: str) -> None:
+    assert failure_kind(error, has_trained=False, has_begun=False) == kind
+
+
 def test_what_was_merely_handled_before_is_no_cause() -> None:
     try:
         try:

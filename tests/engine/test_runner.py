@@ -129,3 +129,16 @@ def test_a_written_config_is_read_and_never_run() -> None:
     assert written_value("a = dict(b=1)", "a.c") is None
     assert written_value("a = print(1)", "a") is None
     assert written_value("a = (", "a") is None
+
+
+@pytest.mark.parametrize(("world_size", "effective"), [(1, 4), (2, 4), (3, 4)])
+def test_a_learning_rate_is_scaled_by_the_images_of_an_iteration(world_size: int, effective: int) -> None:
+    loader = SimpleNamespace(batch_sampler=SimpleNamespace(effective_batch=effective))
+    runner: Any = object.__new__(type("Built", (SessionRunner,), {"train_dataloader": loader}))
+    runner._world_size, runner.param_schedulers = world_size, None
+    runner.logger = SimpleNamespace(info=lambda line: None)
+    runner._train_dataloader = {"batch_size": effective}
+    wrapper = OptimWrapper(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.8))
+    runner.scale_lr(wrapper, {"enable": True, "base_batch_size": 16})
+    assert wrapper.param_groups[0]["lr"] == pytest.approx(0.8 * effective / 16)
+    assert runner._train_dataloader == {"batch_size": effective}

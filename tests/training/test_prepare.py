@@ -17,6 +17,7 @@ from mapsage_kaggle.checkpoints.scan import FoundCheckpoint, ScanReport
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.config.patch import apply_patch
 from mapsage_kaggle.config.reading import read_config
+from mapsage_kaggle.config.split import ModelTraits
 from mapsage_kaggle.display.locale.messages import translate
 from mapsage_kaggle.errors import ConfigError
 from mapsage_kaggle.machine import Gpu, Machine
@@ -27,10 +28,18 @@ from mapsage_kaggle.training.fallback import Outcome
 from mapsage_kaggle.training.options import Options
 from mapsage_kaggle.training.prepare import Discovery, Prepared, prepare
 from mapsage_kaggle.training.session import SessionRun
+from mapsage_kaggle.training.shapes import BuiltModel, LazyShapes
 from mapsage_kaggle.training.supervisor import Launch, Supervisor
 
 CPU = replace(GOOD, gpus=(), num_cpus=2, ram_bytes=16 * 2**30)
 TOO_FEW = "ValueError: Expected more than 1 value per channel when training, got input size [1, 8, 1, 1]"
+
+
+class Shapes(LazyShapes):
+    """Builds no model: it says of one that it can recompute its blocks."""
+
+    def look(self) -> BuiltModel:
+        return BuiltModel(shapes={}, classes=None, traits=ModelTraits(can_recompute=True))
 
 
 class Scripted(Supervisor):
@@ -108,6 +117,7 @@ def begin(scenes: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
             report=ScanReport(root=paths.input, files=(), rejected=(), records=()),
             choice=choice,
             work_dir=tmp_path / "work",
+            shapes=Shapes(cfg, asked.config, tmp_path / "temp"),
         )
         clock = SessionClock(started_s=0.0, limit_s=43_200.0, reserve_s=600.0, now=lambda: 60.0)
         return prepare(discovery, machine=machine, clock=clock, to_train=False)

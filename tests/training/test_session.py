@@ -21,8 +21,6 @@ from mapsage_kaggle.training.fallback import MemoryFallback, Outcome
 from mapsage_kaggle.training.session import SessionRun, _wait
 from mapsage_kaggle.training.supervisor import Launch, Supervisor
 
-SEGFORMER = {"model": {"backbone": {"type": "MixVisionTransformer"}}}
-
 
 def clock() -> SessionClock:
     return SessionClock(started_s=boot_time_s(), limit_s=HOUR_S, reserve_s=0.0)
@@ -52,7 +50,9 @@ def session_of(supervisor: Supervisor, folder: Path, clock: SessionClock) -> Any
     session.prepared = SimpleNamespace(
         start_iteration=0,
         patch=SimpleNamespace(max_iters=100),
-        discovery=SimpleNamespace(choice=SimpleNamespace(inspection=None), cfg=SEGFORMER),
+        discovery=SimpleNamespace(
+            choice=SimpleNamespace(inspection=None), shapes=SimpleNamespace(can_recompute=lambda: True)
+        ),
         options=SimpleNamespace(on_memory="adapt"),
         clock=clock,
     )

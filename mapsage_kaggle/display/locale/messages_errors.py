@@ -498,14 +498,51 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "Start every machine with the same config and the same --set and --extend-to.": (
         "请让每台机器使用相同的配置、相同的 --set 和 --extend-to。"
     ),
-    "{path} holds {found} of the {wanted} weights wanted; it names them otherwise, such as {name}.": (
-        "{path} 只含所需 {wanted} 个权重中的 {found} 个；其命名方式不同，例如 {name}。"
+    "{path} holds none of the {wanted} weights of {module}; it names them otherwise, such as {name}.": (
+        "{path} 不含 {module} 的 {wanted} 个权重中的任何一个；其命名方式不同，例如 {name}。"
     ),
-    "Attach mmsegmentation's own file (mit_b2_20220624-66e8bf70.pth for MiT-B2), or convert this one with "
-    "mmsegmentation's tools/model_converters/mit2mmseg.py.": (
-        "请挂载 mmsegmentation 自己的文件（MiT-B2 为 mit_b2_20220624-66e8bf70.pth），或用 mmsegmentation 的"
-        " tools/model_converters/mit2mmseg.py 转换这个文件。"
+    "Attach {name} as mmsegmentation publishes it, or convert this file with the script for it in "
+    "mmsegmentation's tools/model_converters.": (
+        "请挂载 mmsegmentation 发布的 {name}，或用 mmsegmentation 的 tools/model_converters 中对应的脚本转换这个"
+        "文件。"
     ),
+    "{path} gives {found} of the {wanted} weights of {module}; the others begin at random, as they do without "
+    "the kit: {names}.": (
+        "{path} 提供 {module} 的 {wanted} 个权重中的 {found} 个；其余的随机初始化（不用本工具时也是如此）：{names}。"
+    ),
+    "{user}, which needs the package {package}; it is not installed.": "{user}，需要软件包 {package}，但它没有安装。",
+    "Install {package}, or add it to the attached wheels.": "请安装 {package}，或把它加入挂载的 wheel。",
+    "{user}, which needs compiled ops of mmcv; the mmcv that is installed has none.": (
+        "{user}，需要 mmcv 的编译算子；已安装的 mmcv 没有这些算子。"
+    ),
+    "Choose another head, or build mmcv with its ops from source, which takes half an hour: "
+    "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary :all: --no-deps onedl-mmcv.": (
+        "请换用别的解码头，或从源码编译带算子的 mmcv（约半小时）："
+        "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary :all: --no-deps onedl-mmcv。"
+    ),
+    "The module {module} is missing ({why}).": "缺少模块 {module}（{why}）。",
+    "Attach the code that holds it beside the config, install its package, or take it out of custom_imports.": (
+        "请把含有它的代码与配置一起挂载，或安装其软件包，或从 custom_imports 中去掉它。"
+    ),
+    "In the validation at iteration {iteration}, with {images}: {why}": (
+        "第 {iteration} 次迭代的验证中，图像 {images}：{why}"
+    ),
+    "{why} It failed in the same way twice.": "{why} 两次以同样的方式失败。",
+    "BatchNorm cannot be trained with {images} image(s) per forward pass on each GPU. Use fewer GPUs (--gpus 1), "
+    "a larger train_dataloader.batch_size, or a norm that needs no other images (norm_cfg = dict(type='GN', "
+    "num_groups=32)).": (
+        "BatchNorm 无法在每块 GPU 每次前向只有 {images} 张图像时训练。请减少 GPU（GPUS = 1）、增大 "
+        "train_dataloader.batch_size，或改用不依赖其他图像的归一化（norm_cfg = dict(type='GN', num_groups=32)）。"
+    ),
+    "{name} is written for {gpus} GPUs with {images} images each: its learning rate is meant for {meant} images "
+    "an iteration, and here an iteration has {effective}. For the batch that was meant, set "
+    "train_dataloader.batch_size={same}; as many at a time go through the model as memory holds "
+    "(--micro-batch).": (
+        "{name} 是为 {gpus} 块 GPU、每块 {images} 张图像编写的：其学习率对应每次迭代 {meant} 张图像，而这里每次迭代为 "
+        "{effective} 张。要得到原本的批次，请设 train_dataloader.batch_size={same}；每次送入模型的图像数由内存决定"
+        "（--micro-batch）。"
+    ),
+    "The model cannot be built: {kind}: {why}.": "无法构建模型：{kind}: {why}。",
     "{count} samples in a row cannot be loaded, the last one {name}.": (
         "连续 {count} 个样本无法加载，最后一个是 {name}。"
     ),

@@ -20,7 +20,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
@@ -28,7 +27,9 @@ from mmseg.structures import SegDataSample
 import mapsage_kaggle.engine.register  # noqa: F401 - registers the kit's data sets
 from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.config.reading import dataset_of
-from mapsage_kaggle.engine.shapes import dataset_classes, json_like
+from mapsage_kaggle.engine.building import build_model as build_as_mmengine
+from mapsage_kaggle.engine.problems import known_problem
+from mapsage_kaggle.engine.shapes import dataset_classes
 from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, UsageError
 
 Flip = Literal["", "horizontal", "vertical", "both"]
@@ -296,10 +297,12 @@ def build_model(cfg: Config) -> EncoderDecoder:
     Raises:
         ConfigError: It cannot be built, or is no segmentor that encodes and decodes.
     """
-    init_default_scope(cfg.get("default_scope", "mmseg"))
     try:
-        net = MODELS.build(json_like(cfg.model))
-    except (KeyError, TypeError, ValueError, AssertionError, AttributeError, ImportError) as error:
+        net = build_as_mmengine(cfg)
+    except Exception as error:  # whatever a config's parts raise
+        known = known_problem(error)
+        if known is not None:
+            raise known from error
         raise ConfigError(
             f"The model of {cfg.filename} cannot be built: {type(error).__name__}: {error}.",
             "Check the model and custom_imports.",

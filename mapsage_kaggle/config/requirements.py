@@ -1,0 +1,119 @@
+"""What a config needs beyond the kit's own packages, looked for without importing any of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mapsage_kaggle.config.reading import as_list, as_mapping, mapping_or_empty
+from mapsage_kaggle.errors import MachineError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+PACKAGES: Mapping[str, str] = {
+    "mmpretrain": "onedl-mmpretrain",
+    "mmcls": "onedl-mmpretrain",
+    "mmdet": "onedl-mmdetection",
+    "ldm": "latent-diffusion (https://github.com/CompVis/stable-diffusion)",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "clearml": "clearml",
+    "neptune": "neptune",
+    "aim": "aim",
+    "dvclive": "dvclive",
+}
+"""What to install for an import name."""
+
+_NEEDED_BY: Mapping[str, str] = {
+    "MaskFormerHead": "mmdet",
+    "Mask2FormerHead": "mmdet",
+    "VPD": "ldm",
+    "TensorboardVisBackend": "tensorboard",
+    "WandbVisBackend": "wandb",
+    "MLflowVisBackend": "mlflow",
+    "ClearMLVisBackend": "clearml",
+    "NeptuneVisBackend": "neptune",
+    "AimVisBackend": "aim",
+    "DVCLiveVisBackend": "dvclive",
+}
+_WITH_COMPILED_OPS = frozenset(
+    {"CCHead", "PSAHead", "PointHead", "SideAdapterCLIPHead", "Mask2FormerHead", "DCN", "DCNv2"}
+)
+"""Parts of mmsegmentation and mmcv that compute with ops that mmcv must have been compiled with."""
+
+_SCOPES = ("mmdet", "mmpretrain", "mmcls")
+_PARTS = ("model", "train_dataloader", "val_dataloader", "val_evaluator", "custom_hooks", "visualizer",
+          "vis_backends")  # fmt: skip
+
+
+def check_installed(cfg: Mapping[str, Any] | Config, source: Path) -> None:
+    """Make sure that the packages are there that a config is known to need.
+
+    Args:
+        cfg: The config.
+        source: Where it came from, for messages.
+
+    Raises:
+        MachineError: One is missing; the message names it and what to install.
+    """
+    cfg = as_mapping(cfg)
+    kinds = [kind for part in _PARTS for kind in _types_in(cfg.get(part))]
+    for kind in dict.fromkeys(kinds):
+        scope, _, name = kind.replace("::", ".").rpartition(".")
+        package = scope if scope in _SCOPES else _NEEDED_BY.get(name, "")
+        if package and find_spec(package) is None:
+            raise missing(package, f"{source} uses {kind}")
+        if name in _WITH_COMPILED_OPS and not has_compiled_ops():
+            raise without_ops(f"{source} uses {kind}")
+    for module in as_list(mapping_or_empty(cfg.get("custom_imports")).get("imports")):
+        package = str(module).partition(".")[0]
+        if package in PACKAGES and find_spec(package) is None:
+            raise missing(package, f"{source} imports {module}")
+
+
+def missing(package: str, user: str) -> MachineError:
+    """Return the refusal for a package that is not installed.
+
+    Args:
+        package: Its import name.
+        user: What uses it: the beginning of the sentence.
+    """
+    return MachineError(
+        f"{user}, which needs the package {package}; it is not installed.",
+        f"Install {PACKAGES.get(package, package)}, or add it to the attached wheels.",
+    )
+
+
+def without_ops(user: str) -> MachineError:
+    """Return the refusal for an mmcv without its compiled ops.
+
+    Args:
+        user: What uses them: the beginning of the sentence.
+    """
+    return MachineError(
+        f"{user}, which needs compiled ops of mmcv; the mmcv that is installed has none.",
+        "Choose another head, or build mmcv with its ops from source, which takes half an hour: "
+        "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary :all: --no-deps onedl-mmcv.",
+    )
+
+
+def has_compiled_ops() -> bool:
+    """Return whether mmcv has them, or is not installed at all."""
+    spec = find_spec("mmcv")
+    return spec is None or spec.origin is None or any(Path(spec.origin).parent.glob("_ext*"))
+
+
+def _types_in(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        kind = node.get("type")
+        if kind is not None:
+            yield kind if isinstance(kind, str) else getattr(kind, "__name__", "")
+        for value in node.values():
+            yield from _types_in(value)
+    elif isinstance(node, (list, tuple)):
+        for item in node:
+            yield from _types_in(item)

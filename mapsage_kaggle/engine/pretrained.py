@@ -1,0 +1,92 @@
+"""Whether pretrained weights arrived in the model: mmengine loads them by name, and none is no error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mapsage_kaggle.config.reading import ATTACHED_MMCLS, published_file, type_name
+from mapsage_kaggle.engine.safety import load_local
+from mapsage_kaggle.errors import ConfigError
+
+_MAX_NAMED = 3
+
+
+@contextmanager
+def noted_arrivals() -> Iterator[set[int]]:
+    """Within it, note the id of every parameter that a loaded file gives a value of its shape.
+
+    All of stock's ways to load end in ``_load_from_state_dict``, after whatever they make of the names:
+    prefixes, converters, hooks of a module's older versions.
+    """
+    arrived: set[int] = set()
+    cls: Any = nn.Module
+    original = cls._load_from_state_dict
+
+    def load(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        original(module, state_dict, prefix, *args)  # its hooks may rename what is in the mapping
+        for name, parameter in module._parameters.items():
+            given = state_dict.get(prefix + name)
+            if parameter is not None and isinstance(given, torch.Tensor) and given.shape == parameter.shape:
+                arrived.add(id(parameter))
+
+    cls._load_from_state_dict = load
+    try:
+        yield arrived
+    finally:
+        cls._load_from_state_dict = original
+
+
+def check_pretrained(model: nn.Module, arrived: set[int], warn: Callable[[str], None]) -> None:
+    """Make sure that something of each pretrained file arrived; warn where it was not everything.
+
+    Args:
+        model: With its weights initialised.
+        arrived: Ids of the parameters that were loaded, of :func:`noted_arrivals`.
+        warn: Told what did not arrive.
+
+    Raises:
+        ConfigError: Nothing of a file did.
+    """
+    for module in model.modules():
+        for checkpoint in _checkpoints_of(module):
+            names = {name: id(parameter) for name, parameter in module.named_parameters()}
+            missing = [name for name, key in names.items() if key not in arrived]
+            if missing and len(missing) == len(names):
+                found = _weights_in(checkpoint)
+                raise ConfigError(
+                    f"{checkpoint} holds none of the {len(names)} weights of {type(module).__name__}; it "
+                    f"names them otherwise, such as {min(found, default='nothing')}.",
+                    f"Attach {published_file(checkpoint)} as mmsegmentation publishes it, or convert this "
+                    "file with the script for it in mmsegmentation's tools/model_converters.",
+                )
+            if missing:
+                more = f" and {len(missing) - _MAX_NAMED} more" if len(missing) > _MAX_NAMED else ""
+                few = ", ".join(missing[:_MAX_NAMED]) + more
+                warn(
+                    f"{checkpoint} gives {len(names) - len(missing)} of the {len(names)} weights of "
+                    f"{type(module).__name__}; the others begin at random, as they do without the kit: {few}."
+                )
+
+
+def _checkpoints_of(module: nn.Module) -> Iterator[str]:
+    """Yield the attached files that a module is initialised from."""
+    init_cfg = getattr(module, "init_cfg", None)
+    for item in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
+        if isinstance(item, dict) and type_name(item.get("type")) in ("Pretrained", "PretrainedInit"):
+            checkpoint = str(item.get("checkpoint", "")).removeprefix(ATTACHED_MMCLS)
+            if Path(checkpoint).is_file():
+                yield checkpoint
+
+
+def _weights_in(checkpoint: str) -> list[str]:
+    loaded = load_local(checkpoint)
+    for key in ("state_dict", "model"):
+        if isinstance(loaded.get(key), Mapping):
+            return list(map(str, loaded[key]))
+    return list(map(str, loaded))

@@ -1,0 +1,53 @@
+"""What a person can do about an error in importing or building a config's parts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from mapsage_kaggle.config.requirements import PACKAGES, missing, without_ops
+from mapsage_kaggle.errors import ConfigError, MachineError, MapsageError
+
+_WANTS_OPS = re.compile(r"(?:Please install onedl-mmcv for|requires) (\S+)")
+
+
+def known_problem(error: BaseException) -> MapsageError | None:
+    """Return what a person can do about an error in building or importing, where that is known.
+
+    Args:
+        error: As it was raised; what it was raised from, or while handling, counts as well.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, ModuleNotFoundError) and cause.name:
+            package = cause.name.partition(".")[0]
+            if package in ("torch", "mmengine", "mmcv", "mmseg"):
+                return MachineError(
+                    f"The training packages are missing: {cause}.", "Run the install cell first."
+                )
+            if package in PACKAGES:
+                return missing(package, f"The config imports {cause.name}")
+            return ConfigError(
+                f"The module {cause.name} is missing ({_first_line(error)}).",
+                "Attach the code that holds it beside the config, install its package, or take it out of "
+                "custom_imports.",
+            )
+    text = str(error)
+    if isinstance(error, (RuntimeError, ImportError)) and "onedl-mmcv" in text:
+        match = _WANTS_OPS.search(text)
+        return without_ops(f"The model uses {match.group(1) if match else 'a layer'}")
+    if isinstance(error, ImportError) and "onedl-mmdetection" in text:
+        return missing("mmdet", "The model has a head of mmdetection")
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    for _ in range(8):  # a chain of causes may be a ring
+        if cause is None:
+            return
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
