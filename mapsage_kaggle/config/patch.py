@@ -160,7 +160,8 @@ def plan_patch(cfg: Mapping[str, Any] | Config, source: Path, facts: PatchContex
     _plan_fast(planner, facts)
     effective, micro = _plan_data(planner, facts, source)
     _plan_metrics(planner, facts)
-    _plan_machine(planner, facts)
+    norms_in_step = _same_passes(effective, micro, facts.world_size)
+    _plan_machine(planner, facts, norms_in_step=norms_in_step)
     _plan_hooks(planner)
     if facts.extend_to is not None:
         max_iters = plan_extension(planner, max_iters, facts.extend_to)
@@ -185,7 +186,9 @@ def plan_patch(cfg: Mapping[str, Any] | Config, source: Path, facts: PatchContex
         val_interval=val_interval if cfg.get("val_cfg") is not None else 0,
         fingerprint=fingerprint(cfg),
         exactness=tuple(planner.exactness),
-        split=split_differences(cfg["model"], world_size=facts.world_size if facts.on_gpu else 1)
+        split=split_differences(
+            cfg["model"], world_size=facts.world_size if facts.on_gpu and norms_in_step else 1
+        )
         if micro < effective
         else (),
     )
@@ -514,10 +517,20 @@ def _plan_imports(planner: Planner) -> None:
         )
 
 
-def _plan_norms(planner: Planner) -> None:
-    for key, value in list(planner.find("model", "type")):
-        if type_name(value) in ("SyncBN", "MMSyncBN"):
-            planner.set(key, "BN", "SyncBN needs several GPUs; BN has the same parameters")
+def _same_passes(effective: int, micro: int, world_size: int) -> bool:
+    """Tell whether all ranks can make the same number of forward passes in an iteration."""
+    most, least = -(-effective // world_size), effective // world_size
+    return -(-most // micro) <= least
+
+
+def _plan_norms(planner: Planner, reason: str = "SyncBN needs several GPUs") -> bool:
+    """Put BN in the place of SyncBN; tell whether there was any."""
+    found = [
+        key for key, value in planner.find("model", "type") if type_name(value) in ("SyncBN", "MMSyncBN")
+    ]
+    for key in found:
+        planner.set(key, "BN", f"{reason}; BN has the same parameters")
+    return bool(found)
 
 
 def _plan_workers(planner: Planner, name: str, facts: PatchContext) -> None:
@@ -549,7 +562,7 @@ def _with_changes(planner: Planner, key: str) -> Any:
     return inner
 
 
-def _plan_machine(planner: Planner, facts: PatchContext) -> None:
+def _plan_machine(planner: Planner, facts: PatchContext, *, norms_in_step: bool) -> None:
     optim_type = type_name(planner.get("optim_wrapper.type"))
     if optim_type == "AmpOptimWrapper" and not facts.on_gpu:
         planner.set("optim_wrapper.type", "OptimWrapper", "mixed precision needs a GPU")
@@ -561,6 +574,12 @@ def _plan_machine(planner: Planner, facts: PatchContext) -> None:
         planner.set("env_cfg.dist_cfg.backend", wanted, "GPUs talk by NCCL, CPUs by gloo")
     if not facts.on_gpu or facts.world_size == 1:
         _plan_norms(planner)
+    elif not norms_in_step and _plan_norms(planner, "SyncBN needs as many passes on each GPU"):
+        planner.warnings.append(
+            "The batch cannot be split into as many forward passes on each GPU, for which SyncBN would wait "
+            "for ever: BN takes its place, with statistics of each GPU's own images. A batch size that the "
+            "number of GPUs divides keeps SyncBN."
+        )
     if facts.deterministic:
         planner.set("randomness.deterministic", True, "--deterministic")
         planner.set("env_cfg.cudnn_benchmark", False, "--deterministic")

@@ -471,6 +471,12 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "{error} The data workers need more of /dev/shm than there is: set fewer (num_workers).": (
         "{error} 数据加载进程所需的 /dev/shm 空间不足：请减少其数量（num_workers）。"
     ),
+    "The batch cannot be split into as many forward passes on each GPU, for which SyncBN would wait for ever: "
+    "BN takes its place, with statistics of each GPU's own images. A batch size that the number of GPUs "
+    "divides keeps SyncBN.": (
+        "该批次无法拆成每块 GPU 次数相同的前向计算，SyncBN 会一直等待：改用 BN，其统计量只来自各 GPU 自己的图像。"
+        "把批大小设为 GPU 数量的整数倍即可保留 SyncBN。"
+    ),
     "The ranks no longer hold the same weights after iteration {iteration}: nothing is saved, and the "
     "checkpoints before it are untouched.": (
         "第 {iteration} 次迭代后各进程的权重已不一致：不再保存，此前的检查点不受影响。"
