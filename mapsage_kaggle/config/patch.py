@@ -36,6 +36,8 @@ _ENGINE_IMPORT = "mapsage_kaggle.engine.register"
 
 _KNOWN_SAMPLERS = ("InfiniteSampler", "DefaultSampler", "MapsageOrder")
 _VAL_LOOP = "MapsageValLoop"
+_PIXEL_BYTES = 3 + 8
+"""Of a sample that a data worker hands over: three channels of a byte, and a label of eight."""
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
@@ -57,6 +59,8 @@ class ConfigPatch:
         val_interval: Iterations between validations; 0 where the config does not validate.
         fingerprint: What makes two configs the same run.
         exactness: What keeps a resume from being exact, one line each; empty where nothing does.
+        precision: What is computed in, ``float32``, ``float16`` or ``bfloat16``.
+        chose_half: Whether that is half precision by the kit's choice, not the config's or a person's.
         split: What makes the batch, split over ranks and micro-batches, differ from one in a single
             pass by more than rounding, one line each; empty also where it is not split.
     """
@@ -74,6 +78,8 @@ class ConfigPatch:
     val_interval: int
     fingerprint: str
     exactness: tuple[str, ...] = ()
+    precision: str = "float32"
+    chose_half: bool = False
     split: tuple[str, ...] = ()
 
     def diff(self) -> str:
@@ -112,7 +118,11 @@ class PatchContext:
             :data:`mapsage_kaggle.training.fallback.VALIDATION_RUNGS`.
         fast: Whether stock parts are replaced by the kit's faster ones.
         cache_dir: Where those keep decoded images; None to keep none.
-        precision: ``float16`` or ``bfloat16`` where the GPUs compute in it faster; empty where not.
+        precision: ``float16`` or ``bfloat16`` where the GPUs compute in it faster, empty where not; or what
+            a person asks for.
+        precision_is_asked: Whether a person asks for it, so that it goes before what the config says.
+        emulates_bfloat16: Whether a GPU has no bfloat16 of its own.
+        shared_bytes: What data workers may hand over in shared memory; None where that is not known.
     """
 
     work_dir: Path
@@ -134,6 +144,9 @@ class PatchContext:
     fast: bool = False
     cache_dir: Path | None = None
     precision: str = ""
+    precision_is_asked: bool = False
+    emulates_bfloat16: bool = False
+    shared_bytes: int | None = None
 
 
 def plan_patch(cfg: Mapping[str, Any] | Config, source: Path, facts: PatchContext) -> ConfigPatch:
@@ -158,6 +171,7 @@ def plan_patch(cfg: Mapping[str, Any] | Config, source: Path, facts: PatchContex
     _plan_loops(planner, facts)
     _plan_pretrained(planner, facts)
     _plan_fast(planner, facts)
+    chose_half = _plan_precision(planner, facts)
     effective, micro = _plan_data(planner, facts, source)
     _plan_metrics(planner, facts)
     norms_in_step = _same_passes(effective, micro, facts.world_size)
@@ -186,6 +200,8 @@ def plan_patch(cfg: Mapping[str, Any] | Config, source: Path, facts: PatchContex
         val_interval=val_interval if cfg.get("val_cfg") is not None else 0,
         fingerprint=fingerprint(cfg),
         exactness=tuple(planner.exactness),
+        precision=_precision_of(planner),
+        chose_half=chose_half,
         split=split_differences(
             cfg["model"], world_size=facts.world_size if facts.on_gpu and norms_in_step else 1
         )
@@ -388,22 +404,50 @@ def _plan_fast(planner: Planner, facts: PatchContext) -> None:
         planner.set("optim_wrapper.optimizer.fused", True, f"{_FAST} to rounding")
     if type_name(planner.get("val_cfg.type")) == _VAL_LOOP:
         planner.set("val_cfg.fast", True, "the same classes from the same logits in less time")
-    _plan_precision(planner, facts)
 
 
-def _plan_precision(planner: Planner, facts: PatchContext) -> None:
-    """Compute in half precision on GPUs that are faster in it, where the config does not say how."""
-    kind = type_name(planner.get("optim_wrapper.type"))
-    if not (facts.on_gpu and facts.precision and kind in ("", "OptimWrapper")):
-        return
-    planner.set(
-        "optim_wrapper.type",
-        "AmpOptimWrapper",
-        f"this GPU is faster in {facts.precision}",
-    )
-    planner.set("optim_wrapper.dtype", facts.precision, "what the GPU supports")
-    if facts.precision == "bfloat16":
+def _plan_precision(planner: Planner, facts: PatchContext) -> bool:
+    """Settle what is computed in; tell whether that is half precision by the kit's choice."""
+    kind, asked = type_name(planner.get("optim_wrapper.type")), facts.precision_is_asked
+    if kind not in ("", "OptimWrapper", "AmpOptimWrapper"):
+        return False  # a person's own wrapper says it in its own way
+    if asked and facts.precision == "float32":
+        _without_half(planner, "--precision float32")
+        return False
+    if facts.on_gpu and facts.precision and (asked or kind != "AmpOptimWrapper"):
+        reason = f"--precision {facts.precision}" if asked else f"this GPU is faster in {facts.precision}"
+        planner.set("optim_wrapper.type", "AmpOptimWrapper", reason)
+        _set_half(planner, facts.precision)
+        return not asked
+    if facts.on_gpu and facts.emulates_bfloat16 and _precision_of(planner) == "bfloat16":
+        _set_half(planner, "float16")
+        planner.warnings.append(
+            "The config asks for bfloat16, which this GPU only emulates, slowly: float16 is computed in."
+        )
+    return False
+
+
+def _set_half(planner: Planner, dtype: str) -> None:
+    before = _precision_of(planner)
+    planner.set("optim_wrapper.dtype", dtype, "what the GPU supports")
+    if dtype == "bfloat16":
         planner.set("optim_wrapper.loss_scale", 1.0, "bfloat16 has the range of float32: nothing to scale")
+    elif before == "bfloat16" and isinstance(planner.get("optim_wrapper.loss_scale"), float):
+        planner.set("optim_wrapper.loss_scale", "dynamic", "float16 needs a scale that follows the gradients")
+
+
+def _without_half(planner: Planner, reason: str) -> None:
+    if type_name(planner.get("optim_wrapper.type")) == "AmpOptimWrapper":
+        planner.set("optim_wrapper.type", "OptimWrapper", reason)
+        for name in ("dtype", "loss_scale", "use_fsdp"):
+            planner.remove(f"optim_wrapper.{name}", reason)
+
+
+def _precision_of(planner: Planner) -> str:
+    if type_name(planner.get("optim_wrapper.type")) != "AmpOptimWrapper":
+        return "float32"
+    dtype = planner.get("optim_wrapper.dtype")
+    return "float16" if dtype is None else str(dtype).rpartition(".")[2]
 
 
 def _plan_stock(planner: Planner) -> None:
@@ -468,6 +512,7 @@ def _plan_data(planner: Planner, facts: PatchContext, source: Path) -> tuple[int
     _plan_readable(planner, facts)
     for name in _LOADERS:
         _plan_workers(planner, name, facts)
+    _check_shared_memory(planner, facts, micro)
     if facts.validation_rung and planner.get("val_dataloader.batch_size", 1) != 1:
         planner.set("val_dataloader.batch_size", 1, "validation ran out of memory with more images at a time")
     return effective, micro
@@ -549,6 +594,22 @@ def _plan_workers(planner: Planner, name: str, facts: PatchContext) -> None:
             planner.set(f"{name}.persistent_workers", False, "needs data workers")
 
 
+def _check_shared_memory(planner: Planner, facts: PatchContext, micro: int) -> None:
+    """Warn where what the data workers hold ready for training does not fit into shared memory."""
+    workers = int(planner.get("train_dataloader.num_workers", 0) or 0)
+    crop = next((value for _, value in planner.find("train_dataloader.dataset", "crop_size")), None)
+    if facts.shared_bytes is None or not workers or not isinstance(crop, (list, tuple)):
+        return
+    ahead = int(planner.get("train_dataloader.prefetch_factor", 0) or 2)
+    needed = facts.ranks_here * workers * ahead * micro * int(crop[0]) * int(crop[1]) * _PIXEL_BYTES
+    if needed > facts.shared_bytes:
+        planner.warnings.append(
+            f"The data workers hold up to {needed / 1e6:.0f} MB ready in shared memory, and /dev/shm has "
+            f"{facts.shared_bytes / 1e6:.0f} MB: they may be killed for it. Set fewer (num_workers), or give "
+            "the container more (--shm-size)."
+        )
+
+
 def _with_changes(planner: Planner, key: str) -> Any:
     """Return a data set's config with the changes planned below it, which move into it."""
     prefix = f"{key}."
@@ -563,11 +624,8 @@ def _with_changes(planner: Planner, key: str) -> Any:
 
 
 def _plan_machine(planner: Planner, facts: PatchContext, *, norms_in_step: bool) -> None:
-    optim_type = type_name(planner.get("optim_wrapper.type"))
-    if optim_type == "AmpOptimWrapper" and not facts.on_gpu:
-        planner.set("optim_wrapper.type", "OptimWrapper", "mixed precision needs a GPU")
-        for name in ("dtype", "loss_scale", "use_fsdp"):
-            planner.remove(f"optim_wrapper.{name}", "mixed precision needs a GPU")
+    if not facts.on_gpu:
+        _without_half(planner, "mixed precision needs a GPU")
     backend = planner.get("env_cfg.dist_cfg.backend")
     wanted = "nccl" if facts.on_gpu else "gloo"
     if backend != wanted:

@@ -27,7 +27,8 @@ def only_deterministic() -> None:
     gradient, where two products of matrices do.
     """
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what was not written
+    # Nothing here reads what was not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     functional.cross_entropy = cross_entropy
     functional.adaptive_avg_pool2d = adaptive_avg_pool2d

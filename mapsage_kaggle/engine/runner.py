@@ -108,8 +108,9 @@ class SessionRunner(Runner):
         """
         if not is_model_wrapper(model):
             seeding.seed_sample(seeding.derive(seeding.INIT, self.seed))
-            if hasattr(model, "init_weights"):
-                model.init_weights()
+            initialise: Any = getattr(model, "init_weights", None)
+            if initialise is not None:
+                initialise()
             _check_pretrained(model)
         if self.distributed and model_wrapper_cfg is None and get_device() == "cpu":
             return MMDistributedDataParallel(

@@ -51,7 +51,7 @@ def session_of(supervisor: Supervisor, folder: Path, clock: SessionClock) -> Any
     session: Any = object.__new__(SessionRun)
     session.prepared = SimpleNamespace(
         start_iteration=0,
-        patch=SimpleNamespace(max_iters=100),
+        patch=SimpleNamespace(max_iters=100, chose_half=False),
         discovery=SimpleNamespace(choice=SimpleNamespace(inspection=None), cfg=SEGFORMER),
         options=SimpleNamespace(on_memory="adapt"),
         clock=clock,
