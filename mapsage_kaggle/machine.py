@@ -48,8 +48,9 @@ _GROUPS = {"datasets": 2, "notebooks": 2, "models": 5, "competitions": 1}
 
 _TORCH_PROBE = """
 import json, torch
-found = {"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": [], "archs": []}
+found = {"torch": torch.__version__, "cudnn": None, "gpus": [], "archs": []}
 if torch.cuda.is_available():
+    found["cudnn"] = torch.backends.cudnn.version()
     found["archs"] = torch.cuda.get_arch_list()
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
@@ -85,12 +86,14 @@ class Machine:
         python: Version, such as ``3.12.11``.
         torch: Version, or None where it is not installed or cannot be imported.
         torch_problem: Why torch could not be asked; empty where it could.
+        cudnn: Version, such as 91002; None without a GPU.
         gpus: The CUDA devices.
         num_cpus: Cores that this process may use.
         ram_bytes: Memory that this process may use.
         internet: Whether a public name resolves.
         working_free_bytes: Free space where the output goes; None where that cannot be read.
         temp_free_bytes: Free space of the scratch folder; None where that cannot be read.
+        shared_bytes: What data workers may hand over in ``/dev/shm``; None where that cannot be read.
         working_problem: Why nothing can be written to the output; empty where it can.
         working_used_bytes: What the output holds already.
         working_num_files: How many files the output holds already.
@@ -103,12 +106,14 @@ class Machine:
     python: str
     torch: str | None = None
     torch_problem: str = ""
+    cudnn: int | None = None
     gpus: tuple[Gpu, ...] = ()
     num_cpus: int = 1
     ram_bytes: int = 0
     internet: bool = False
     working_free_bytes: int | None = None
     temp_free_bytes: int | None = None
+    shared_bytes: int | None = None
     working_problem: str = ""
     working_used_bytes: int = 0
     working_num_files: int = 0
@@ -223,7 +228,7 @@ def survey(
     environ = os.environ if environ is None else environ
     output = paths.working if work_dir is None else work_dir
     names = _Lookup("www.kaggle.com")
-    torch, torch_problem, gpus = ask_torch(timeout_s=timeout_s)
+    torch, torch_problem, gpus, cudnn = ask_torch(timeout_s=timeout_s)
     if not gpus:
         gpus = ask_driver()
     used_bytes, num_files = _contents(paths.working)
@@ -233,12 +238,14 @@ def survey(
         python=platform.python_version(),
         torch=torch,
         torch_problem=torch_problem,
+        cudnn=cudnn,
         gpus=gpus,
         num_cpus=len(os.sched_getaffinity(0)),
         ram_bytes=ram_bytes(),
         internet=names.resolved(timeout_s=3.0),
         working_free_bytes=_free_bytes(output),
         temp_free_bytes=_free_bytes(paths.temp),
+        shared_bytes=_free_bytes(Path("/dev/shm")),
         working_problem=write_problem(output),
         working_used_bytes=used_bytes,
         working_num_files=num_files,
@@ -262,14 +269,14 @@ def installed_stack() -> dict[str, str]:
 
 def ask_torch(
     python: str = sys.executable, *, timeout_s: float = 90.0
-) -> tuple[str | None, str, tuple[Gpu, ...]]:
-    """Return torch's version, why it could not be asked (empty if it could), and the CUDA devices."""
+) -> tuple[str | None, str, tuple[Gpu, ...], int | None]:
+    """Return torch's version, why it could not be asked (empty if it could), CUDA devices, and cuDNN."""
     try:
         found = run_for_json([python, "-c", _TORCH_PROBE], timeout_s=timeout_s)
     except ChildError as error:
         if error.timed_out:
-            return None, f"importing torch and asking for GPUs took more than {timeout_s:.0f} s", ()
-        return None, error.last_word, ()
+            return None, f"importing torch and asking for GPUs took more than {timeout_s:.0f} s", (), None
+        return None, error.last_word, (), None
     gpus = tuple(
         Gpu(
             name=name,
@@ -279,7 +286,7 @@ def ask_torch(
         )
         for name, memory, major, minor in found["gpus"]
     )
-    return found["torch"], "", gpus
+    return found["torch"], "", gpus, found["cudnn"]
 
 
 def ask_driver(*, timeout_s: float = 15.0) -> tuple[Gpu, ...]:

@@ -70,6 +70,7 @@ class Learned:
         with_cp: Whether blocks had to be recomputed in the backward pass.
         machine: What memory was short on: ``device``, ``memory_bytes`` of a rank, ``ranks``.
         validation_rung: How far validation went to save memory.
+        precision: ``float32`` where the half precision of the kit's choice had failed.
         pace: Seconds, by the names of :meth:`mapsage_kaggle.pace.Pace.learned`.
         other: What another version wrote, or wrote otherwise: kept, and not made use of.
     """
@@ -80,6 +81,7 @@ class Learned:
     with_cp: bool | None = None
     machine: Mapping[str, Any] | None = None
     validation_rung: int | None = None
+    precision: str | None = None
     pace: Mapping[str, float] | None = None
     other: Mapping[str, Any] = field(default_factory=dict)
 
@@ -97,7 +99,7 @@ class Learned:
         return cls(
             **_known(
                 document, threads=int, ladder=list, micro_batch=int, with_cp=bool,
-                machine=Mapping, validation_rung=int, pace=Mapping,
+                machine=Mapping, validation_rung=int, precision=str, pace=Mapping,
             )
         )  # fmt: skip
 
@@ -118,6 +120,11 @@ class Exactness:
         ranks: Over how many each batch is split.
         micro_batch: Images of it per forward pass and rank.
         split: Why another split gives more than other rounding, one sentence each.
+        device: What is computed on, by its name.
+        precision: What is computed in.
+        torch: Its version.
+        cudnn: Its version, where it is computed on a GPU.
+        threads: CPU threads per rank.
         other: What another version wrote, or wrote otherwise: kept, and not made use of.
     """
 
@@ -126,6 +133,11 @@ class Exactness:
     ranks: int | None = None
     micro_batch: int | None = None
     split: tuple[str, ...] | None = None
+    device: str | None = None
+    precision: str | None = None
+    torch: str | None = None
+    cudnn: int | None = None
+    threads: int | None = None
     other: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -139,7 +151,12 @@ class Exactness:
         Raises:
             ValueError: It is none.
         """
-        return cls(**_known(document, bitwise=bool, reasons=list, ranks=int, micro_batch=int, split=list))
+        return cls(
+            **_known(
+                document, bitwise=bool, reasons=list, ranks=int, micro_batch=int, split=list,
+                device=str, precision=str, torch=str, cudnn=int, threads=int,
+            )
+        )  # fmt: skip
 
 
 def _known(document: Mapping[str, Any], **kinds: type) -> dict[str, Any]:

@@ -33,6 +33,7 @@ EXTEND_TO = None  # a new, later end for a run that is complete
 SESSION_LIMIT = "12h"  # how long Kaggle lets a session live
 RESERVE = "10m"  # kept free at its end
 GPUS = "auto"  # or a number; 0 trains on the CPU
+PRECISION = "auto"  # or "float32", "float16", "bfloat16", whatever the config and the GPU say
 ON_MEMORY = "adapt"  # smaller micro-batches where memory runs out; "fail" ends there
 OVERRIDES = []  # such as "train_dataloader.batch_size=2"
 UPLOAD_TO = None  # "you/slug": upload the newest checkpoint to this data set as well, with your credentials
@@ -89,6 +90,7 @@ session = mapsage_kaggle.preflight(
     session_limit=SESSION_LIMIT,
     reserve=RESERVE,
     gpus=GPUS,
+    precision=PRECISION,
     on_memory=ON_MEMORY,
     overrides=OVERRIDES,
     upload_to=UPLOAD_TO,

@@ -51,16 +51,19 @@ def loveda() -> Path:
 def only_deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let only deterministic algorithms run, as in a child with ``--deterministic``, for one test."""
     import torch
+    import torch.utils.deterministic
 
     from mapsage_kaggle.engine import deterministic
 
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    for name in ("cross_entropy", "adaptive_avg_pool2d"):
+    for name in ("cross_entropy", "adaptive_avg_pool2d", "interpolate"):
         monkeypatch.setattr(torch.nn.functional, name, getattr(torch.nn.functional, name))
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    filled = torch.utils.deterministic.fill_uninitialized_memory
     deterministic.only_deterministic()
     yield
     torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 @pytest.fixture(scope="session")

@@ -146,7 +146,7 @@ def test_the_drivers_listing_is_read() -> None:
 
 
 def test_torch_is_asked_in_a_process_of_its_own() -> None:
-    version, problem, _ = ask_torch()
+    version, problem, *_ = ask_torch()
 
     from importlib import metadata
 
@@ -158,7 +158,7 @@ def test_a_python_without_torch_tells_why(tmp_path: Path) -> None:
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
     python.chmod(0o755)
 
-    assert ask_torch(str(python)) == (None, "ModuleNotFoundError: No module named 'torch'", ())
+    assert ask_torch(str(python)) == (None, "ModuleNotFoundError: No module named 'torch'", (), None)
 
 
 def test_a_torch_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_torch_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
     python.write_text("#!/bin/sh\nexec sleep 60\n")
     python.chmod(0o755)
 
-    version, problem, gpus = ask_torch(str(python), timeout_s=0.2)
+    version, problem, gpus, _ = ask_torch(str(python), timeout_s=0.2)
 
     assert version is None
     assert "took more than" in problem

@@ -38,6 +38,8 @@ _ENGINE_IMPORT = "mapsage_kaggle.engine.register"
 
 _KNOWN_SAMPLERS = ("InfiniteSampler", "DefaultSampler", "MapsageOrder")
 _VAL_LOOP = "MapsageValLoop"
+_PIXEL_BYTES = 3 + 8
+"""Of a sample that a data worker hands over: three channels of a byte, and a label of eight."""
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
@@ -59,6 +61,9 @@ class ConfigPatch:
         val_interval: Iterations between validations; 0 where the config does not validate.
         fingerprint: What makes two configs the same run.
         exactness: What keeps a resume from being exact, one line each; empty where nothing does.
+        precision: What is computed in, ``float32``, ``float16`` or ``bfloat16``.
+        chose_half: Whether that is half precision by the kit's choice, not the config's or a person's.
+        norms_in_step: Whether all ranks make as many passes, so that norms can look at all of their parts.
     """
 
     source: Path
@@ -74,6 +79,9 @@ class ConfigPatch:
     val_interval: int
     fingerprint: str
     exactness: tuple[str, ...] = ()
+    precision: str = "float32"
+    chose_half: bool = False
+    norms_in_step: bool = True
 
     @property
     def is_split(self) -> bool:
@@ -116,7 +124,11 @@ class PatchContext:
             :data:`mapsage_kaggle.training.fallback.VALIDATION_RUNGS`.
         fast: Whether stock parts are replaced by the kit's faster ones.
         cache_dir: Where those keep decoded images; None to keep none.
-        precision: ``float16`` or ``bfloat16`` where the GPUs compute in it faster; empty where not.
+        precision: ``float16`` or ``bfloat16`` where the GPUs compute in it faster, empty where not; or what
+            a person asks for.
+        precision_is_asked: Whether a person asks for it, so that it goes before what the config says.
+        emulates_bfloat16: Whether a GPU has no bfloat16 of its own.
+        shared_bytes: What data workers may hand over in shared memory; None where that is not known.
     """
 
     work_dir: Path
@@ -138,6 +150,9 @@ class PatchContext:
     fast: bool = False
     cache_dir: Path | None = None
     precision: str = ""
+    precision_is_asked: bool = False
+    emulates_bfloat16: bool = False
+    shared_bytes: int | None = None
 
 
 def plan_patch(cfg: Mapping[str, Any] | Config, source: Path, facts: PatchContext) -> ConfigPatch:
@@ -162,9 +177,11 @@ def plan_patch(cfg: Mapping[str, Any] | Config, source: Path, facts: PatchContex
     _plan_loops(planner, facts)
     _plan_pretrained(planner, facts)
     _plan_fast(planner, facts)
+    chose_half = _plan_precision(planner, facts)
     effective, micro = _plan_data(planner, facts, source)
     _plan_metrics(planner, facts)
-    _plan_machine(planner, facts)
+    norms_in_step = _same_passes(effective, micro, facts.world_size)
+    _plan_machine(planner, facts, norms_in_step=norms_in_step)
     _plan_hooks(planner)
     if facts.extend_to is not None:
         max_iters = plan_extension(planner, max_iters, facts.extend_to)
@@ -189,6 +206,9 @@ def plan_patch(cfg: Mapping[str, Any] | Config, source: Path, facts: PatchContex
         val_interval=val_interval if cfg.get("val_cfg") is not None else 0,
         fingerprint=fingerprint(cfg),
         exactness=tuple(planner.exactness),
+        precision=_precision_of(planner),
+        chose_half=chose_half,
+        norms_in_step=norms_in_step,
     )
 
 
@@ -388,22 +408,50 @@ def _plan_fast(planner: Planner, facts: PatchContext) -> None:
         planner.set("optim_wrapper.optimizer.fused", True, f"{_FAST} to rounding")
     if type_name(planner.get("val_cfg.type")) == _VAL_LOOP:
         planner.set("val_cfg.fast", True, "the same classes from the same logits in less time")
-    _plan_precision(planner, facts)
 
 
-def _plan_precision(planner: Planner, facts: PatchContext) -> None:
-    """Compute in half precision on GPUs that are faster in it, where the config does not say how."""
-    kind = type_name(planner.get("optim_wrapper.type"))
-    if not (facts.on_gpu and facts.precision and kind in ("", "OptimWrapper")):
-        return
-    planner.set(
-        "optim_wrapper.type",
-        "AmpOptimWrapper",
-        f"this GPU is faster in {facts.precision}",
-    )
-    planner.set("optim_wrapper.dtype", facts.precision, "what the GPU supports")
-    if facts.precision == "bfloat16":
+def _plan_precision(planner: Planner, facts: PatchContext) -> bool:
+    """Settle what is computed in; tell whether that is half precision by the kit's choice."""
+    kind, asked = type_name(planner.get("optim_wrapper.type")), facts.precision_is_asked
+    if kind not in ("", "OptimWrapper", "AmpOptimWrapper"):
+        return False  # a person's own wrapper says it in its own way
+    if asked and facts.precision == "float32":
+        _without_half(planner, "--precision float32")
+        return False
+    if facts.on_gpu and facts.precision and (asked or kind != "AmpOptimWrapper"):
+        reason = f"--precision {facts.precision}" if asked else f"this GPU is faster in {facts.precision}"
+        planner.set("optim_wrapper.type", "AmpOptimWrapper", reason)
+        _set_half(planner, facts.precision)
+        return not asked
+    if facts.on_gpu and facts.emulates_bfloat16 and _precision_of(planner) == "bfloat16":
+        _set_half(planner, "float16")
+        planner.warnings.append(
+            "The config asks for bfloat16, which this GPU only emulates, slowly: float16 is computed in."
+        )
+    return False
+
+
+def _set_half(planner: Planner, dtype: str) -> None:
+    before = _precision_of(planner)
+    planner.set("optim_wrapper.dtype", dtype, "what the GPU supports")
+    if dtype == "bfloat16":
         planner.set("optim_wrapper.loss_scale", 1.0, "bfloat16 has the range of float32: nothing to scale")
+    elif before == "bfloat16" and isinstance(planner.get("optim_wrapper.loss_scale"), float):
+        planner.set("optim_wrapper.loss_scale", "dynamic", "float16 needs a scale that follows the gradients")
+
+
+def _without_half(planner: Planner, reason: str) -> None:
+    if type_name(planner.get("optim_wrapper.type")) == "AmpOptimWrapper":
+        planner.set("optim_wrapper.type", "OptimWrapper", reason)
+        for name in ("dtype", "loss_scale", "use_fsdp"):
+            planner.remove(f"optim_wrapper.{name}", reason)
+
+
+def _precision_of(planner: Planner) -> str:
+    if type_name(planner.get("optim_wrapper.type")) != "AmpOptimWrapper":
+        return "float32"
+    dtype = planner.get("optim_wrapper.dtype")
+    return "float16" if dtype is None else str(dtype).rpartition(".")[2]
 
 
 def _plan_stock(planner: Planner) -> None:
@@ -470,6 +518,7 @@ def _plan_data(planner: Planner, facts: PatchContext, source: Path) -> tuple[int
     _plan_readable(planner, facts)
     for name in _LOADERS:
         _plan_workers(planner, name, facts)
+    _check_shared_memory(planner, facts, micro)
     if facts.validation_rung and planner.get("val_dataloader.batch_size", 1) != 1:
         planner.set("val_dataloader.batch_size", 1, "validation ran out of memory with more images at a time")
     return effective, micro
@@ -538,10 +587,22 @@ def _plan_imports(planner: Planner) -> None:
         )
 
 
-def _plan_norms(planner: Planner) -> None:
-    for key, value in list(planner.find("model", "type")):
-        if type_name(value) in ("SyncBN", "MMSyncBN", "SyncBatchNorm"):
-            planner.set(key, "BN", "SyncBN needs several GPUs; BN has the same parameters")
+def _same_passes(effective: int, micro: int, world_size: int) -> bool:
+    """Tell whether all ranks can make the same number of forward passes in an iteration."""
+    most, least = -(-effective // world_size), effective // world_size
+    return -(-most // micro) <= least
+
+
+def _plan_norms(planner: Planner, reason: str = "SyncBN needs several GPUs") -> bool:
+    """Put BN in the place of SyncBN; tell whether there was any."""
+    found = [
+        key
+        for key, value in planner.find("model", "type")
+        if type_name(value) in ("SyncBN", "MMSyncBN", "SyncBatchNorm")
+    ]
+    for key in found:
+        planner.set(key, "BN", f"{reason}; BN has the same parameters")
+    return bool(found)
 
 
 def _plan_workers(planner: Planner, name: str, facts: PatchContext) -> None:
@@ -560,6 +621,22 @@ def _plan_workers(planner: Planner, name: str, facts: PatchContext) -> None:
             planner.set(f"{name}.persistent_workers", False, "needs data workers")
 
 
+def _check_shared_memory(planner: Planner, facts: PatchContext, micro: int) -> None:
+    """Warn where what the data workers hold ready for training does not fit into shared memory."""
+    workers = int(planner.get("train_dataloader.num_workers", 0) or 0)
+    crop = next((value for _, value in planner.find("train_dataloader.dataset", "crop_size")), None)
+    if facts.shared_bytes is None or not workers or not isinstance(crop, (list, tuple)):
+        return
+    ahead = int(planner.get("train_dataloader.prefetch_factor", 0) or 2)
+    needed = facts.ranks_here * workers * ahead * micro * int(crop[0]) * int(crop[1]) * _PIXEL_BYTES
+    if needed > facts.shared_bytes:
+        planner.warnings.append(
+            f"The data workers hold up to {needed / 1e6:.0f} MB ready in shared memory, and /dev/shm has "
+            f"{facts.shared_bytes / 1e6:.0f} MB: they may be killed for it. Set fewer (num_workers), or give "
+            "the container more (--shm-size)."
+        )
+
+
 def _with_changes(planner: Planner, key: str) -> Any:
     """Return a data set's config with the changes planned below it, which move into it."""
     prefix = f"{key}."
@@ -573,18 +650,21 @@ def _with_changes(planner: Planner, key: str) -> Any:
     return inner
 
 
-def _plan_machine(planner: Planner, facts: PatchContext) -> None:
-    optim_type = type_name(planner.get("optim_wrapper.type"))
-    if optim_type == "AmpOptimWrapper" and not facts.on_gpu:
-        planner.set("optim_wrapper.type", "OptimWrapper", "mixed precision needs a GPU")
-        for name in ("dtype", "loss_scale", "use_fsdp"):
-            planner.remove(f"optim_wrapper.{name}", "mixed precision needs a GPU")
+def _plan_machine(planner: Planner, facts: PatchContext, *, norms_in_step: bool) -> None:
+    if not facts.on_gpu:
+        _without_half(planner, "mixed precision needs a GPU")
     backend = planner.get("env_cfg.dist_cfg.backend")
     wanted = "nccl" if facts.on_gpu else "gloo"
     if backend != wanted:
         planner.set("env_cfg.dist_cfg.backend", wanted, "GPUs talk by NCCL, CPUs by gloo")
     if not facts.on_gpu or facts.world_size == 1:
         _plan_norms(planner)
+    elif not norms_in_step and _plan_norms(planner, "SyncBN needs as many passes on each GPU"):
+        planner.warnings.append(
+            "The batch cannot be split into as many forward passes on each GPU, for which SyncBN would wait "
+            "for ever: BN takes its place, with statistics of each GPU's own images. A batch size that the "
+            "number of GPUs divides keeps SyncBN."
+        )
     if facts.deterministic:
         planner.set("randomness.deterministic", True, "--deterministic")
         planner.set("env_cfg.cudnn_benchmark", False, "--deterministic")

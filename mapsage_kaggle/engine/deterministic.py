@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.utils.deterministic
 from torch.nn import functional
 
 _cross_entropy: Callable[..., torch.Tensor] = functional.cross_entropy
 _adaptive_avg_pool2d: Callable[..., torch.Tensor] = functional.adaptive_avg_pool2d
+_interpolate: Callable[..., torch.Tensor] = functional.interpolate
 _REFUSAL = "does not have a deterministic implementation"
 
 
@@ -19,12 +23,16 @@ def only_deterministic() -> None:
     Two things that segmentation models need have none in torch for CUDA (2.6 to 2.13) and would end
     training in its first iteration: cross entropy over label maps and adaptive average pooling.
     They are replaced where ``torch.nn.functional`` offers them, by the same sums in a fixed order.
-    Of enlarging bilinearly torch takes care by itself.
+    Bilinear enlarging is as well: torch's own way there sorts each pixel's four places for every
+    gradient, where two products of matrices do.
     """
     torch.use_deterministic_algorithms(True)
+    # Nothing here reads what was not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     functional.cross_entropy = cross_entropy
     functional.adaptive_avg_pool2d = adaptive_avg_pool2d
+    functional.interpolate = interpolate
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -86,11 +94,64 @@ def adaptive_avg_pool2d(input: torch.Tensor, output_size: Any) -> torch.Tensor:
     height, width = (size or length for size, length in zip(sizes, input.shape[-2:], strict=True))
     if (height, width) == (1, 1):
         return _adaptive_avg_pool2d(input, (1, 1))  # a plain mean
-    rows, columns = _bins(input.shape[-2], height, input), _bins(input.shape[-1], width, input)
-    return rows @ input @ columns.T
+    return _products(_bins(input.shape[-2], height), input, _bins(input.shape[-1], width))
 
 
-def _bins(length: int, bins: int, like: torch.Tensor) -> torch.Tensor:
+def interpolate(
+    input: torch.Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> torch.Tensor:
+    """Return what ``torch.nn.functional.interpolate`` does, bilinear with a gradient as two products.
+
+    Args:
+        input: ``(N, C, H, W)`` for what is replaced; all else is left to torch.
+        size: Of the output, one number or two.
+        scale_factor: As in torch; left to torch.
+        mode: As in torch.
+        align_corners: As in torch.
+        recompute_scale_factor: As in torch.
+        antialias: As in torch; left to torch.
+    """
+    needs_gradient = torch.is_grad_enabled() and input.requires_grad
+    if mode != "bilinear" or input.dim() != 4 or size is None or antialias or not needs_gradient:
+        return _interpolate(
+            input, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias=antialias
+        )
+    height, width = (size, size) if isinstance(size, int) else (int(item) for item in size)
+    corners = bool(align_corners)
+    rows, columns = _between(input.shape[-2], height, corners), _between(input.shape[-1], width, corners)
+    return _products(rows, input, columns)
+
+
+def _products(rows: torch.Tensor, input: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Return ``rows @ input @ columns.T``, in float32 or better whatever autocast says, in its dtype."""
+    with torch.autocast(device_type=input.device.type, enabled=False):
+        exact = input if input.dtype == torch.float64 else input.float()
+        return (rows.to(exact) @ exact @ columns.to(exact).T).to(input.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _between(length: int, places: int, align_corners: bool) -> torch.Tensor:
+    """Return the matrix ``(places, length)`` of bilinear weights along one side."""
+    matrix = torch.zeros(places, length, dtype=torch.float64)
+    for place in range(places):
+        if align_corners:
+            source = place * (length - 1) / (places - 1) if places > 1 else 0.0
+        else:
+            source = max(0.0, (place + 0.5) * length / places - 0.5)
+        before = min(math.floor(source), length - 1)
+        matrix[place, before] += 1.0 - (source - before)
+        matrix[place, min(before + 1, length - 1)] += source - before
+    return matrix
+
+
+@functools.lru_cache(maxsize=64)
+def _bins(length: int, bins: int) -> torch.Tensor:
     """Return the matrix ``(bins, length)`` whose rows average the places of each bin."""
     begins = [index * length // bins for index in range(bins)]
     ends = [-(-(index + 1) * length // bins) for index in range(bins)]
@@ -99,4 +160,4 @@ def _bins(length: int, bins: int, like: torch.Tensor) -> torch.Tensor:
         ((places >= begin) & (places < end)).double() / (end - begin)
         for begin, end in zip(begins, ends, strict=True)
     ]
-    return torch.stack(rows).to(like)
+    return torch.stack(rows)

@@ -133,6 +133,8 @@ class SessionTrainLoop(IterBasedTrainLoop):
         losses = _scalars(outputs)
         compute_s = time.monotonic() - stepping
         optimizer_s = self.optimizer_clock.end(compute_s)
+        # Read before mmengine's logger sets it back.
+        peak_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=data[0], outputs=outputs)
         self._iter += 1
         self.overflow_watch.check(self._iter, losses)
@@ -143,6 +145,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
             compute_s=compute_s,
             optimizer_s=optimizer_s,
             hooks_s=time.monotonic() - loaded - compute_s,
+            peak_bytes=peak_bytes,
         )
 
     def _step(self, data: Sequence[Any], batches: PositionBatches) -> Mapping[str, Any]:

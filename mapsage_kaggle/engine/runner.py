@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.model import MMDistributedDataParallel
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner
@@ -17,6 +17,7 @@ from yapf.yapflib import yapf_api
 
 from mapsage_kaggle.config.reading import written_value
 from mapsage_kaggle.engine import seeding
+from mapsage_kaggle.engine.fast.optimizer import step_equal_groups_together
 from mapsage_kaggle.engine.pretrained import check_pretrained, noted_arrivals
 from mapsage_kaggle.engine.ranks import broadcast_model, core_model
 from mapsage_kaggle.engine.session import WorkerSession
@@ -30,10 +31,7 @@ class SessionRunner(Runner):
     _loaded_checkpoint: dict[str, Any] | None = None
 
     def _init_model_weights(self) -> None:
-        seeding.seed_sample(seeding.derive(seeding.INIT, self.seed))
-        with noted_arrivals() as arrived:
-            super()._init_model_weights()
-        check_pretrained(core_model(self.model), arrived, lambda message: self.session.warn(0, message))
+        """Draw nothing: :meth:`wrap_model` has, before the model went to its device."""
 
     def load_or_resume(self) -> None:
         """Load what the session was told to load, and check that it arrived."""
@@ -84,7 +82,10 @@ class SessionRunner(Runner):
         refused = why_not_fused(optim_wrapper, self.model)
         if not refused:
             try:
-                return super().build_optim_wrapper(optim_wrapper)
+                built = super().build_optim_wrapper(optim_wrapper)
+                for part in built.values() if hasattr(built, "optim_wrappers") else (built,):
+                    step_equal_groups_together(part.optimizer)
+                return built
             except (RuntimeError, TypeError) as error:
                 if not _optimizer_of(optim_wrapper).get("fused"):
                     raise
@@ -108,7 +109,18 @@ class SessionRunner(Runner):
             this._train_dataloader = loader
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: torch.nn.Module) -> torch.nn.Module:
-        """Wrap the model for several ranks; mmengine's way needs a GPU per rank, this one does not."""
+        """Draw the initial weights, move the model to its device, and wrap it for several ranks.
+
+        They are drawn by the CPU's generator, so that they are the same on every card. mmengine's way to
+        wrap needs a GPU per rank, this one does not.
+        """
+        if not is_model_wrapper(model):
+            seeding.seed_sample(seeding.derive(seeding.INIT, self.seed))
+            initialise: Any = getattr(model, "init_weights", None)
+            with noted_arrivals() as arrived:
+                if initialise is not None:
+                    initialise()
+            check_pretrained(model, arrived, lambda message: self.session.warn(0, message))
         if self.distributed and model_wrapper_cfg is None and get_device() == "cpu":
             return MMDistributedDataParallel(
                 module=model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sized
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,7 +81,8 @@ class PositionBatches(Sampler[list[Draw]]):
 
     Iteration ``i`` (counted from 0) is made of positions ``i * B`` to ``i * B + B - 1``, whatever
     the number of ranks and the size of the micro-batch. Each rank takes a contiguous share, so
-    that two ranks see the same global batch as one.
+    that two ranks see the same global batch as one. All ranks make the same number of passes, since
+    norms may look at all ranks' parts in each; only a rank with fewer images than that makes fewer.
 
     Args:
         sampler: The order.
@@ -111,9 +112,9 @@ class PositionBatches(Sampler[list[Draw]]):
                 f"Use at most {effective_batch} GPUs (--gpus {effective_batch}), or a larger batch size.",
             )
         bounds = [rank * effective_batch // self.world_size for rank in range(self.world_size + 1)]
-        first, last = bounds[self.rank], bounds[self.rank + 1]
-        step = micro_batch or last - first
-        self.slices = tuple((start, min(start + step, last)) for start in range(first, last, step))
+        shares = [last - first for first, last in pairwise(bounds)]
+        size = micro_batch or max(shares)
+        self.slices = _cut(bounds[self.rank], bounds[self.rank + 1], size, -(-max(shares) // size))
         self.batch_size = batch_size
         self.start_iteration = 0
 
@@ -144,6 +145,15 @@ class PositionBatches(Sampler[list[Draw]]):
 
     def __len__(self) -> int:
         return -(-self.sampler.length // self.effective_batch)
+
+
+def _cut(first: int, last: int, size: int, passes: int) -> tuple[tuple[int, int], ...]:
+    """Return a share's micro-batches: full ones, or as many even ones as other ranks need passes."""
+    share = last - first
+    if -(-share // size) < passes <= share:
+        bounds = [first + index * share // passes for index in range(passes + 1)]
+        return tuple(pairwise(bounds))
+    return tuple((start, min(start + size, last)) for start in range(first, last, size))
 
 
 @DATASETS.register_module(name="MapsagePositional")

@@ -77,6 +77,7 @@ class WorkerSession:
         self._last_shown_s = 0.0
         self._began = time.monotonic()
         self._losses: dict[str, list[float]] = {}
+        self._peak_bytes: int | None = None
         self._start_up_s = 0.0
         self._begins_session = False
         self._gpu_used_s = 0.0
@@ -214,6 +215,7 @@ class WorkerSession:
         compute_s: float,
         optimizer_s: float,
         hooks_s: float,
+        peak_bytes: int | None = None,
     ) -> None:
         """Take note of an iteration; tell of it now and then.
 
@@ -224,6 +226,7 @@ class WorkerSession:
             compute_s: Seconds of forward, backward and optimizer step.
             optimizer_s: Those of them that the optimizer took.
             hooks_s: Seconds of everything else in it.
+            peak_bytes: Of the GPU's memory, the most that was taken; None without a GPU.
         """
         step_s = compute_s + hooks_s
         first, self.checkpoints.has_trained = not self.has_trained, True
@@ -240,6 +243,8 @@ class WorkerSession:
             self.pace.iteration.add(data_s + step_s)
         for name, value in losses.items():
             self._losses.setdefault(name, []).append(value)
+        if peak_bytes is not None:
+            self._peak_bytes = max(peak_bytes, self._peak_bytes or 0)
         now = time.monotonic()
         # Often at first, then about as many events in an hour as a curve needs points.
         every_s = min(10.0, max(0.5, (now - self._began) / 200))
@@ -268,8 +273,8 @@ class WorkerSession:
         if len(self.pace.iteration) > 1:
             plan = self._plan(iteration)
             data |= {"iterations_left": plan.reach - iteration, "plan": plan.to_json()}
-        if torch.cuda.is_available():
-            data["memory_bytes"] = torch.cuda.max_memory_allocated()
+        if self._peak_bytes is not None:
+            data["memory_bytes"], self._peak_bytes = self._peak_bytes, None
         self.emit("iteration", iteration, **data)
 
     def _plan(self, iteration: int) -> SessionPlan:

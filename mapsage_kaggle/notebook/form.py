@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 MIN_CROP, CROP_STEP = 32, 32
 """Encoders halve an image five times."""
-PRECISIONS = ("fp32", "fp16", "bf16")
 _ASKED = {item.name: item for item in PARAMETERS if item.in_form}
-_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +90,6 @@ def knobs_of(cfg: Mapping[str, Any] | Any, options: Options) -> tuple[Knob, ...]
         ("lr", lr if lr is None else f"{lr:g}", ()),
         ("max_iters", options.extend_to or cfg["train_cfg"]["max_iters"], ()),
         ("val_interval", cfg["train_cfg"].get("val_interval"), ()),
-        ("precision", _precision(optim), PRECISIONS),
         ("workers", loader.get("num_workers", 0), ()),
         *((name, option_text(options, item), item.choices) for name, item in _ASKED.items()),
     ]
@@ -299,7 +296,6 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "lr": _rate,
     "max_iters": _whole(1),
     "val_interval": _whole(1),
-    "precision": _choice(*PRECISIONS),
     "workers": _whole(0),
     **{name: _choice(*item.choices) if item.choices else _duration for name, item in _ASKED.items()},
 }
@@ -313,7 +309,7 @@ def _misfits(
     end = int(options.extend_to or cfg["train_cfg"]["max_iters"])
     if asked.get("batch", setting.world_size) < setting.world_size:
         found["batch"] = Problem(text="form_batch", values={"count": setting.world_size})
-    if asked.get("precision", "fp32") != "fp32" and not setting.on_gpu:
+    if asked.get("precision") in ("float16", "bfloat16") and not setting.on_gpu:
         found["precision"] = Problem(text="form_precision")
     if asked.get("workers", 0) > setting.num_cpus:
         found["workers"] = Problem(text="form_workers", values={"count": setting.num_cpus})
@@ -356,12 +352,6 @@ def _end_overrides(end: int, cfg: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _precision_overrides(precision: str, cfg: Mapping[str, Any]) -> list[str]:
-    if precision == "fp32":
-        return ["optim_wrapper.type=OptimWrapper"]
-    return ["optim_wrapper.type=AmpOptimWrapper", f"optim_wrapper.dtype={_DTYPES[precision]}"]
-
-
 def _worker_overrides(workers: int, cfg: Mapping[str, Any]) -> list[str]:
     persistent = value_at(cfg, "train_dataloader.persistent_workers")
     off = ["train_dataloader.persistent_workers=False"] if persistent and workers == 0 else []
@@ -374,17 +364,9 @@ _OVERRIDES: Mapping[str, Callable[[Any, Mapping[str, Any]], list[str]]] = {
     "lr": lambda value, _: [f"optim_wrapper.optimizer.lr={value:g}"],
     "max_iters": _end_overrides,
     "val_interval": lambda value, _: [f"train_cfg.val_interval={value}"],
-    "precision": _precision_overrides,
     "workers": _worker_overrides,
 }
 
 
 def _side(crop: Any) -> int:
     return int(crop[0]) if isinstance(crop, (list, tuple)) else int(crop)
-
-
-def _precision(optim: Mapping[str, Any]) -> str:
-    kind = optim.get("type", "OptimWrapper")
-    if "Amp" not in (kind if isinstance(kind, str) else kind.__name__):
-        return "fp32"
-    return "bf16" if "bfloat16" in str(optim.get("dtype", "")) else "fp16"

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mapsage_kaggle.config.split import split_differences
 from mapsage_kaggle.records import Exactness
-from mapsage_kaggle.training.prepare import Prepared
+from mapsage_kaggle.training.prepare import Prepared, device_of
+
+_COMPUTED_WITH = {
+    "device": "device",
+    "precision": "precision",
+    "torch": "version of torch",
+    "cudnn": "version of cuDNN",
+    "threads": "number of CPU threads",
+}
+"""What changes the bits of a sum, as the record names it and as a person reads it."""
 
 
-def exactness_of(prepared: Prepared, before: Exactness) -> Exactness:
+def exactness_of(prepared: Prepared, before: Exactness, *, same_session: bool = False) -> Exactness:
     """Return what the record says of it.
 
     Args:
         prepared: The session as it goes on from here.
-        before: What was said of it before: how batches were split then counts.
+        before: What was said of it before: how batches were split then counts, and what with.
+        same_session: Whether that was in this session, so that its reasons are still true.
     """
-    facts, patch = prepared.facts, prepared.patch
-    reasons = list(patch.exactness)
+    facts, patch, machine = prepared.facts, prepared.patch, prepared.machine
     split: tuple[str, ...] = ()
     if patch.is_split:
+        in_step = facts.on_gpu and patch.norms_in_step
         traits = prepared.discovery.shapes.look().traits
-        split = split_differences(traits, world_size=facts.world_size if facts.on_gpu else 1)
+        split = split_differences(traits, world_size=facts.world_size if in_step else 1)
+    now = Exactness(
+        ranks=facts.world_size,
+        micro_batch=patch.micro_batch,
+        split=split,
+        device=device_of(prepared),
+        precision=patch.precision,
+        torch=machine.torch,
+        cudnn=machine.cudnn if facts.on_gpu else None,
+        threads=prepared.threads,
+    )
+    reasons = [*(before.reasons or ())] if same_session else []
+    reasons += patch.exactness
     if facts.on_gpu and not facts.deterministic:
         reasons.append("GPU kernels may add in another order (train with --deterministic to forbid it)")
     inspection = prepared.discovery.choice.inspection
@@ -27,6 +51,11 @@ def exactness_of(prepared: Prepared, before: Exactness) -> Exactness:
         reasons.append("the checkpoint was made by stock mmengine, which walks the data in another order")
         if inspection.seed is None:
             reasons.append(f"the checkpoint does not say its seed; the config's is taken ({patch.seed})")
+    if facts.action == "resume":
+        for name, word in _COMPUTED_WITH.items():
+            then, here = getattr(before, name), getattr(now, name)
+            if then is not None and here is not None and then != here:
+                reasons.append(f"the {word} was {then} before, and is {here} now")
     ranks = facts.world_size if before.ranks is None else before.ranks
     micro_batch = patch.micro_batch if before.micro_batch is None else before.micro_batch
     if facts.action == "resume" and (ranks, micro_batch) != (facts.world_size, patch.micro_batch):
@@ -35,10 +64,4 @@ def exactness_of(prepared: Prepared, before: Exactness) -> Exactness:
             f"each batch was split into {micro_batch} image(s) on {ranks} rank(s), "
             f"and now into {patch.micro_batch} on {facts.world_size}{equal}"
         )
-    return Exactness(
-        bitwise=not reasons,
-        reasons=tuple(reasons),
-        ranks=facts.world_size,
-        micro_batch=patch.micro_batch,
-        split=split,
-    )
+    return replace(now, bitwise=not reasons, reasons=tuple(dict.fromkeys(reasons)))

@@ -1,4 +1,4 @@
-"""What follows when a child has ended: done, once more, or with less memory."""
+"""What follows when a child has ended: done, once more, with less memory, or in float32."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-Kind = Literal["done", "memory", "refused", "error", "crashed", "hung", "killed"]
+Kind = Literal["done", "memory", "precision", "refused", "error", "crashed", "hung", "killed"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,9 +14,9 @@ class Outcome:
     """How a child ended.
 
     Attributes:
-        kind: ``done`` in good order; ``memory`` ran out of it; ``refused`` will fail again the
-            same way; ``error`` an exception; ``crashed`` without a word; ``hung``; ``killed`` by us
-            after a stop request it did not follow.
+        kind: ``done`` in good order; ``memory`` ran out of it; half ``precision`` is not enough;
+            ``refused`` will fail again the same way; ``error`` an exception; ``crashed`` without a word;
+            ``hung``; ``killed`` by us after a stop request it did not follow.
         reason: For ``done``: ``completed``, ``deadline`` or ``user``. For ``hung``: ``deadline`` where
             it was still there when the session's time was up.
         message: What it said last.
@@ -52,6 +52,7 @@ class MemoryFallback:
             to be trained on.
         least: The smallest micro-batch that the model can be trained with, as far as is known.
         error: What the last child said that failed with an error.
+        float32: Whether the half precision of the kit's choice was given up.
     """
 
     micro_batch: int
@@ -61,6 +62,7 @@ class MemoryFallback:
     above: int | None = None
     least: int = 1
     error: str = ""
+    float32: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +100,13 @@ VALIDATION_RUNGS = (
 
 
 def decide_next(
-    ladder: MemoryFallback, outcome: Outcome, *, can_recompute: bool, time_left_s: float, adapt: bool = True
+    ladder: MemoryFallback,
+    outcome: Outcome,
+    *,
+    can_recompute: bool,
+    time_left_s: float,
+    adapt: bool = True,
+    chose_half: bool = False,
 ) -> Next:
     """Decide what follows the end of a child. Pure.
 
@@ -116,11 +124,14 @@ def decide_next(
         can_recompute: Whether its backbone can recompute blocks.
         time_left_s: Of the session.
         adapt: Whether running out of memory is answered at all, instead of ending there.
+        chose_half: Whether half precision was the kit's choice, so that its failure is the kit's to mend.
     """
     if outcome.kind in ("done", "killed") or outcome.reason == "deadline":
         return Next(ladder=None, message=outcome.message)
     if outcome.kind == "refused":
         return _next_after_refusal(ladder, outcome, can_recompute=can_recompute)
+    if outcome.kind == "precision":
+        return _next_in_float32(ladder, outcome, chose_half=chose_half)
     if outcome.kind == "memory" and not adapt:
         return Next(ladder=None, message=f"{outcome.message} Nothing is to be adapted to it, as was asked.")
     if outcome.kind == "memory" and outcome.data.get("stage") == "validation":
@@ -173,6 +184,19 @@ def decide_next(
         wait_s=wait_s,
         message=f"{outcome.message} Starting again from the newest checkpoint in {wait_s:.0f} s "
         f"(try {crashes} of {MAX_CRASHES}).",
+    )
+
+
+def _next_in_float32(ladder: MemoryFallback, outcome: Outcome, *, chose_half: bool) -> Next:
+    if chose_half and not ladder.float32:
+        return Next(
+            ladder=replace(ladder, float32=True, crashes=0),
+            message=f"{outcome.message} Going on in float32 from the newest checkpoint.",
+        )
+    return Next(
+        ladder=None,
+        message=f"{outcome.message} Half precision is the config's choice, or a person's: --precision "
+        "float32 trains without it.",
     )
 
 

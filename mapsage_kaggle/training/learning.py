@@ -23,16 +23,17 @@ class Learning:
 
     def __init__(self, prepared: Prepared) -> None:
         facts, patch = prepared.facts, prepared.patch
+        record = prepared.discovery.choice.record
+        before = record.learned if record is not None else Learned()
         share = -(-patch.effective_batch // facts.world_size)
         self.ladder = MemoryFallback(
             micro_batch=patch.micro_batch,
             above=min(share, 2 * patch.micro_batch) if patch.micro_batch < share else None,
             with_cp=facts.with_cp,
             validation_rung=facts.validation_rung,
+            float32=before.precision == "float32" and not facts.precision,
         )
         self.steps: list[str] = []
-        record = prepared.discovery.choice.record
-        before = record.learned if record is not None else Learned()
         self.pace: Mapping[str, float] = before.pace or {}
         self._memory = Learned().with_memory(before)
         self._threads = prepared.threads
@@ -49,6 +50,7 @@ class Learning:
             ladder=tuple(self.steps),
             machine=self._machine if machine is None and rung else machine,
             validation_rung=rung or None,
+            precision="float32" if self.ladder.float32 else None,
             pace=dict(self.pace) or None,
         )
 

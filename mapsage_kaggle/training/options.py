@@ -132,6 +132,8 @@ class Options:
         rdzv_endpoint: ``host:port`` where they meet.
         deterministic: Whether only deterministic algorithms may run on a GPU.
         fast: Whether the kit may swap in its own, faster parts.
+        precision: ``auto`` leaves it to the config and, where that is silent, to what the GPUs are faster
+            in; else what is computed in, whatever the config says.
         on_bad_image: ``fail`` or ``skip``.
         on_memory: ``adapt`` goes on with smaller micro-batches, ``fail`` ends where memory runs out.
         micro_batch: Images per forward pass and rank to begin with, whatever earlier sessions have
@@ -199,6 +201,10 @@ class Options:
     fast: bool = _option(
         True, "--no-fast", read=_not, action="store_true", help="no faster parts in place of stock ones"
     )
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = _option(
+        "auto", "--precision", notebook=True, form=True, choices=("auto", "float32", "float16", "bfloat16"),
+        help="what to compute in (auto: as the config says, else in what the GPUs are faster)",
+    )  # fmt: skip
     on_bad_image: Literal["fail", "skip"] = _option(
         "fail", "--on-bad-image", choices=("skip", "fail"), help="damaged images"
     )
@@ -253,8 +259,8 @@ def options_from(config: Path, asked: Mapping[str, Any]) -> Options:
         if item.name in asked:
             value = asked[item.name]
             if item.choices and value not in item.choices:
-                one, other = item.choices
-                raise UsageError(f"{item.name}={value!r} means nothing.", f"Choose {one!r} or {other!r}.")
+                choices = ", ".join(map(repr, item.choices))
+                raise UsageError(f"{item.name}={value!r} means nothing.", f"Choose one of {choices}.")
             values[item.field] = item.read(value)
     return Options(config=config, **values)
 

@@ -20,7 +20,7 @@ from mapsage_kaggle.config.requirements import check_installed
 from mapsage_kaggle.data.check import check_data_of
 from mapsage_kaggle.data.find import find_data, find_pretrained
 from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, MapsageError
-from mapsage_kaggle.machine import Machine, survey
+from mapsage_kaggle.machine import Gpu, Machine, survey
 from mapsage_kaggle.paths import KagglePaths, WorkDir, keep_caches_in
 from mapsage_kaggle.records import Learned, SessionRecord, new_run_id, read_record
 from mapsage_kaggle.training.history import archive_session
@@ -226,13 +226,14 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
     clock = clock or SessionClock.for_this_session(
         limit_s=options.session_limit_s, reserve_s=options.reserve_s
     )
-    usable = sum(1 for gpu in machine.gpus if gpu.supported is not False)
+    usable = len(_usable(machine))
     num_gpus = usable if options.gpus == "auto" else options.gpus
     if num_gpus > usable:
         raise MachineError(
             f"--gpus {num_gpus} was asked for, but this machine has {usable} that this torch can use.",
             "Use --gpus auto, or choose another accelerator in the notebook's settings.",
         )
+    _check_precision(options.precision, machine, num_gpus)
     ranks_here = num_gpus or max(1, options.cpu_ranks)
     world_size = ranks_here * options.nnodes
     choice = discovery.choice
@@ -270,7 +271,10 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
         validation_rung=learned.validation_rung or 0,
         fast=options.fast,
         cache_dir=paths.temp / "decoded",
-        precision=half_precision(machine, num_gpus) if options.fast else "",
+        precision=_precision(options, machine, num_gpus, learned),
+        precision_is_asked=options.precision != "auto",
+        emulates_bfloat16=not _has_bfloat16(machine, num_gpus),
+        shared_bytes=machine.shared_bytes,
     )
     patch = plan_patch(discovery.cfg, options.config, facts)
     patch = replace(patch, warnings=(*patch.warnings, *warnings))
@@ -279,9 +283,21 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
     )
 
 
+def device_of(prepared: Prepared) -> str:
+    """Return the name of what a session computes on."""
+    facts = prepared.facts
+    num_gpus = facts.ranks_here if facts.on_gpu else 0
+    return str(memory_of(prepared.machine, num_gpus, facts.ranks_here)["device"])
+
+
+def _usable(machine: Machine) -> list[Gpu]:
+    """Return the GPUs that this torch was seen to be able to use."""
+    return [gpu for gpu in machine.gpus if gpu.supported is True]
+
+
 def memory_of(machine: Machine, num_gpus: int, ranks_here: int) -> dict[str, Any]:
     """Return what a rank has for memory: the device's name, and its bytes."""
-    gpus = [gpu for gpu in machine.gpus if gpu.supported is not False][:num_gpus]
+    gpus = _usable(machine)[:num_gpus]
     if not gpus:
         return {"device": "CPU", "memory_bytes": machine.ram_bytes // ranks_here, "ranks": ranks_here}
     least = min(gpus, key=lambda gpu: gpu.memory_bytes)
@@ -300,10 +316,37 @@ def memory_text(memory: Mapping[str, Any]) -> str:
 
 def half_precision(machine: Machine, num_gpus: int) -> str:
     """Return in which half precision all the GPUs compute faster than in float32; empty where none."""
-    capabilities = [gpu.capability for gpu in machine.gpus if gpu.supported is not False][:num_gpus]
-    if not capabilities or any(item is None or item < (7, 0) for item in capabilities):
+    capabilities = [gpu.capability or (0, 0) for gpu in _usable(machine)[:num_gpus]]
+    if not capabilities or min(capabilities) < (7, 0):
         return ""  # without tensor cores there is little to gain
-    return "bfloat16" if all(item is not None and item >= (8, 0) for item in capabilities) else "float16"
+    return "bfloat16" if _has_bfloat16(machine, num_gpus) else "float16"
+
+
+def _has_bfloat16(machine: Machine, num_gpus: int) -> bool:
+    """Tell whether all GPUs compute in bfloat16 themselves; older ones only emulate it, slowly."""
+    return all((gpu.capability or (0, 0)) >= (8, 0) for gpu in _usable(machine)[:num_gpus])
+
+
+def _precision(options: Options, machine: Machine, num_gpus: int, learned: Learned) -> str:
+    """Return what is to be computed in: what is asked for, else what suits the GPUs, empty for no matter."""
+    if options.precision != "auto":
+        return options.precision
+    if not options.fast or learned.precision == "float32":
+        return ""
+    return half_precision(machine, num_gpus)
+
+
+def _check_precision(asked: str, machine: Machine, num_gpus: int) -> None:
+    if asked in ("float16", "bfloat16") and num_gpus == 0:
+        raise MachineError(
+            f"--precision {asked} was asked for, and training is on the CPU.",
+            "Leave it out, or train on a GPU.",
+        )
+    if asked == "bfloat16" and not _has_bfloat16(machine, num_gpus):
+        raise MachineError(
+            f"--precision bfloat16 was asked for, which {_usable(machine)[0].name} only emulates, slowly.",
+            "Use --precision float16, or leave it out.",
+        )
 
 
 def _end_of_run(discovery: Discovery, options: Options) -> tuple[int | None, tuple[str, ...]]:

@@ -195,6 +195,7 @@ class SessionRun:
                 and prepared.discovery.shapes.can_recompute(),
                 time_left_s=prepared.clock.left_s(),
                 adapt=prepared.options.on_memory == "adapt",
+                chose_half=self.prepared.patch.chose_half,
             )
             if step.ladder is None:
                 return outcome, step.message
@@ -245,6 +246,7 @@ class SessionRun:
             micro_batch=ladder.micro_batch,
             with_cp=ladder.with_cp,
             validation_rung=ladder.validation_rung,
+            precision="" if ladder.float32 else prepared.facts.precision,
         )
         if newest is not None:
             path, seed = self.files.path / newest.file, prepared.patch.seed
@@ -254,7 +256,7 @@ class SessionRun:
         self.record = self.record.evolve(
             config_sha256=self._write_config(),
             learned=self.learning.learned(),
-            exactness=exactness_of(self.prepared, self.record.exactness),
+            exactness=exactness_of(self.prepared, self.record.exactness, same_session=True),
             # A child that took us for gone has closed the record.
             stop_reason="running", exit_code=None, message="", ended_s=None,
         )  # fmt: skip

@@ -384,7 +384,7 @@ class _Watch:
             )
         if self._failure is not None:
             told, message = self._failure.data.get("kind"), str(self._failure.data.get("message", ""))
-            kind: Kind = told if told in ("memory", "refused") else "error"
+            kind: Kind = told if told in ("memory", "precision", "refused") else "error"
             return replace(seen, kind=kind, message=message, data=self._failure.data)
         if late and self._is_starting:
             message = "The session's time was up before training began."

@@ -287,6 +287,26 @@ def test_the_older_key_for_pretrained_weights_is_understood(place: str) -> None:
     assert node is None
 
 
+# --- norms over ranks -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("batch", "ranks", "micro", "kept"),
+    [(4, 2, None, True), (4, 2, 1, True), (5, 2, 2, True), (4, 3, 2, True),
+     (3, 2, 1, False), (5, 2, 1, False), (7, 2, 1, False), (4, 3, 1, False)],
+)  # fmt: skip
+def test_norms_over_ranks_stay_where_all_make_as_many_passes(
+    batch: int, ranks: int, micro: int | None, kept: bool
+) -> None:
+    cfg = small(train_dataloader__batch_size=batch)
+    patch = planned(cfg, on_gpu=True, world_size=ranks, ranks_here=ranks, micro_batch=micro)
+    norm = apply_patch(Config(cfg), patch).model.decode_head.norm_cfg.type
+    assert norm == ("SyncBN" if kept else "BN")
+    assert any("SyncBN would wait for ever" in line for line in patch.warnings) is not kept
+    if not kept:
+        assert any("from its own part" in line for line in patch.split)
+
+
 # --- data sets -------------------------------------------------------------------------------------------
 
 

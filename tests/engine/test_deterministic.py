@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.deterministic
 from mmengine.config import ConfigDict
 from mmengine.optim import OptimWrapper
 from support.losses import MEAN, SIZE, VALID, WEIGHTED, build, images
@@ -65,6 +66,68 @@ def test_adaptive_pooling_is_torch_s(size: Any, shape: tuple[int, ...]) -> None:
     actual = with_gradient(lambda item: deterministic.adaptive_avg_pool2d(item, size), inputs)
     for first, second in zip(expected, actual, strict=True):
         torch.testing.assert_close(first, second)
+
+
+SIZES = [((5, 7), (20, 28)), ((8, 8), (13, 9)), ((9, 6), (4, 6)), ((1, 1), (7, 7)), ((4, 5), (1, 1))]
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("before", "after"), SIZES)
+def test_bilinear_resizing_is_torch_s(before: Any, after: Any, align_corners: bool) -> None:
+    inputs = torch.randn(2, 3, *before, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    options = {"size": after, "mode": "bilinear", "align_corners": align_corners}
+    expected = with_gradient(lambda item: functional.interpolate(item, **options), inputs)
+    actual = with_gradient(lambda item: deterministic.interpolate(item, **options), inputs)
+    for first, second in zip(expected, actual, strict=True):
+        torch.testing.assert_close(first, second)
+
+
+def test_bilinear_resizing_in_float32_differs_from_torch_s_by_rounding() -> None:
+    inputs = torch.randn(1, 8, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    expected = functional.interpolate(inputs, 128, mode="bilinear", align_corners=False)
+    actual = deterministic.interpolate(inputs, 128, mode="bilinear", align_corners=False)
+    assert float((expected - actual).detach().abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": 6},
+        {"scale_factor": 2.0, "mode": "bilinear"},
+        {"size": 6, "mode": "bicubic"},
+        {"size": 2, "mode": "bilinear", "antialias": True},
+    ],
+)
+def test_other_ways_to_resize_are_left_to_torch(options: dict[str, Any]) -> None:
+    inputs = torch.randn(1, 2, 4, 4).requires_grad_()
+    expected = functional.interpolate(inputs, **options)
+    assert torch.equal(deterministic.interpolate(inputs, **options), expected)
+
+
+def test_without_a_gradient_resizing_is_torch_s_bit_for_bit() -> None:
+    inputs = torch.randn(1, 2, 4, 4)
+    expected = functional.interpolate(inputs, 9, mode="bilinear")
+    assert torch.equal(deterministic.interpolate(inputs, 9, mode="bilinear"), expected)
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        lambda item: deterministic.interpolate(item, 16, mode="bilinear"),
+        lambda item: deterministic.adaptive_avg_pool2d(item, 3),
+    ],
+)
+def test_under_autocast_it_computes_in_float32_and_returns_what_it_was_given(replaced: Any) -> None:
+    inputs = torch.randn(1, 4, 8, 8, dtype=torch.bfloat16).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = replaced(inputs)
+    assert found.dtype == torch.bfloat16
+    exact = replaced(inputs.detach().float().requires_grad_())
+    assert torch.equal(found, exact.to(torch.bfloat16))
+
+
+def test_memory_is_not_filled_before_it_is_written(only_deterministic: None) -> None:
+    assert torch.utils.deterministic.fill_uninitialized_memory is False
 
 
 class Recording(TorchDispatchMode):

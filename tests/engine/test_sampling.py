@@ -151,7 +151,8 @@ def test_the_shares_of_the_ranks_are_one_global_batch(
     [
         (0, 1, [[0], [1], [2]]),
         (0, 2, [[0, 1], [2]]),
-        (0, 3, [[0, 1, 2]]),
+        (0, 3, [[0], [1, 2]]),
+        (0, 4, [[0, 1, 2]]),
         (1, 1, [[3], [4], [5], [6]]),
         (1, 3, [[3, 4, 5], [6]]),
         (1, 9, [[3, 4, 5, 6]]),
@@ -161,6 +162,20 @@ def test_a_share_is_cut_into_micro_batches(rank: int, size: int, expected: list[
     found = batches(rank, 2, size=size, effective=7)
     assert positions(found, 0) == expected
     assert found.micro_batches == len(expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize(("effective", "world_size"), [(3, 2), (5, 2), (7, 2), (4, 3), (8, 3), (16, 2)])
+def test_all_ranks_make_the_same_number_of_passes_where_images_allow_it(
+    effective: int, world_size: int, size: int
+) -> None:
+    ranks = [batches(rank, world_size, size=size, effective=effective) for rank in range(world_size)]
+    passes, least = max(rank.micro_batches for rank in ranks), effective // world_size
+    for rank in ranks:
+        sizes = [len(part) for part in positions(rank, 0)]
+        assert len(sizes) == (passes if sum(sizes) >= passes else sum(sizes))
+        assert max(sizes) <= size
+    assert ({rank.micro_batches for rank in ranks} == {passes}) is (passes <= least)
 
 
 def test_a_draw_is_the_sample_and_the_seed_of_its_position() -> None:

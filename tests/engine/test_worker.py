@@ -49,6 +49,29 @@ def spec(tmp_path: Path) -> ChildSpec:
     )  # fmt: skip
 
 
+# --- memory ----------------------------------------------------------------------------------------------
+
+
+def test_the_peak_of_memory_is_that_since_the_last_event(
+    spec: ChildSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = WorkerSession(spec, rank=0, world_size=1)
+    wrapper = SimpleNamespace(get_lr=lambda: {"lr": [0.1]})
+    runner: Any = SimpleNamespace(optim_wrapper=wrapper, max_iters=9, val_interval=0, val_loop=None)
+    session.attach(runner, "")
+    told: list[Any] = []
+    monkeypatch.setattr(
+        session, "emit", lambda kind, iteration, **data: told.append(data.get("memory_bytes"))
+    )
+    times = {"data_s": 0.1, "compute_s": 0.1, "optimizer_s": 0.0, "hooks_s": 0.0}
+    for iteration, (peak, is_due) in enumerate(
+        [(5, True), (9, False), (3, True), (2, True), (None, True)], 1
+    ):
+        session._last_shown_s = 0.0 if is_due else math.inf
+        session.iteration_done(iteration, {}, **times, peak_bytes=peak)
+    assert told == [5, 9, 2, None]
+
+
 # --- the best score --------------------------------------------------------------------------------------
 
 

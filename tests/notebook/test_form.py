@@ -32,10 +32,10 @@ def test_the_fields_hold_what_the_config_and_the_options_say(cfg: Any) -> None:
         "lr": "6e-05",
         "max_iters": "40000",
         "val_interval": "4000",
-        "precision": "fp32",
         "workers": "2",
         "session_limit": "12h 00m",
         "reserve": "10m 00s",
+        "precision": "auto",
         "on_memory": "adapt",
     }
 
@@ -69,22 +69,21 @@ def test_each_field_says_what_is_wrong_with_it(cfg: Any, name: str, text: str, p
 
 
 def test_mixed_precision_is_refused_without_a_gpu(cfg: Any) -> None:
-    outcome = asked(cfg, Setting(on_gpu=False, world_size=1, num_cpus=2), precision="fp16")
+    outcome = asked(cfg, Setting(on_gpu=False, world_size=1, num_cpus=2), precision="float16")
     assert outcome.problems["precision"].text == "form_precision"
 
 
 def test_what_is_asked_for_reaches_the_config(cfg: Any) -> None:
     outcome = asked(
-        cfg, batch="8", crop="768", lr="1e-4", max_iters="20000", val_interval="2000", precision="bf16",
-        workers="0",
+        cfg, batch="8", crop="768", lr="1e-4", max_iters="20000", val_interval="2000",
+        precision="bfloat16", workers="0",
     )  # fmt: skip
     assert outcome.options is not None
     after = as_mapping(read_config(CONFIG, outcome.options.overrides))
     values = {knob.name: knob.value for knob in knobs_of(after, outcome.options)}
     assert values["crop"] == "768"
-    assert (values["batch"], values["lr"], values["precision"], values["workers"]) == (
-        "8", "0.0001", "bf16", "0",
-    )  # fmt: skip
+    assert (values["batch"], values["lr"], values["workers"]) == ("8", "0.0001", "0")
+    assert outcome.options.precision == values["precision"] == "bfloat16"
     assert tuple(after["model"]["data_preprocessor"]["size"]) == (768, 768)
     assert [item["end"] for item in after["param_scheduler"]] == [1500, 20000]
     assert after["train_dataloader"]["persistent_workers"] is False

@@ -20,7 +20,7 @@ from mapsage_kaggle.training.fallback import (
 )
 
 HOUR_S = 3600.0
-KINDS: tuple[Kind, ...] = ("done", "memory", "refused", "error", "crashed", "hung", "killed")
+KINDS: tuple[Kind, ...] = ("done", "memory", "precision", "refused", "error", "crashed", "hung", "killed")
 FAILURES: tuple[Kind, ...] = ("error", "crashed", "hung")
 
 
@@ -29,6 +29,7 @@ def after(kind: Kind, ladder: MemoryFallback | None = None, **options: Any) -> N
     can_recompute = options.pop("can_recompute", True)
     time_left_s = options.pop("time_left_s", HOUR_S)
     adapt = options.pop("adapt", True)
+    chose_half = options.pop("chose_half", False)
     outcome = Outcome(kind=kind, message=options.pop("message", "What happened."), **options)
     return decide_next(
         ladder or MemoryFallback(micro_batch=4),
@@ -36,6 +37,7 @@ def after(kind: Kind, ladder: MemoryFallback | None = None, **options: Any) -> N
         can_recompute=can_recompute,
         time_left_s=time_left_s,
         adapt=adapt,
+        chose_half=chose_half,
     )
 
 
@@ -48,6 +50,22 @@ def test_running_out_of_memory_ends_it_where_nothing_is_to_be_adapted(stage: str
 @pytest.mark.parametrize("kind", ["done", "killed", "refused"])
 def test_what_would_end_the_same_way_again_is_not_tried_again(kind: Kind) -> None:
     assert after(kind) == Next(ladder=None, message="What happened.")
+
+
+def test_half_precision_of_the_kit_s_choice_is_given_up_once_and_at_once() -> None:
+    ladder = MemoryFallback(micro_batch=2, with_cp=True, crashes=2)
+    found = after("precision", ladder, chose_half=True)
+    assert found.ladder == replace(ladder, float32=True, crashes=0)
+    assert found.wait_s == 0.0
+    assert found.message == "What happened. Going on in float32 from the newest checkpoint."
+    assert found.ladder is not None
+    assert after("precision", found.ladder, chose_half=True).ladder is None
+
+
+def test_half_precision_of_a_person_s_choice_ends_with_how_to_do_without() -> None:
+    found = after("precision")
+    assert found.ladder is None
+    assert found.message.endswith("--precision float32 trains without it.")
 
 
 def test_out_of_memory_halves_the_micro_batch_down_to_one_then_recomputes_then_ends() -> None:

@@ -33,11 +33,10 @@ def test_patch_has_what_changes_the_plan_only() -> None:
     assert set(vars(parser.parse_args([]))) == names
 
 
-def test_the_notebook_has_the_parameters_that_it_had() -> None:
+def test_the_notebook_has_these_parameters() -> None:
     assert {item.name for item in PARAMETERS if item.in_notebook} == {
         "resume", "run", "expect_iteration", "allow_weights_only", "extend_to", "session_limit", "reserve",
-        "gpus",
-        "on_memory", "overrides", "upload_to", "upload_every",
+        "gpus", "precision", "on_memory", "overrides", "upload_to", "upload_every",
     }  # fmt: skip
 
 

@@ -19,10 +19,10 @@ from mapsage_kaggle.config.patch import apply_patch
 from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.config.split import ModelTraits
 from mapsage_kaggle.display.locale.messages import translate
-from mapsage_kaggle.errors import ConfigError
+from mapsage_kaggle.errors import ConfigError, MachineError
 from mapsage_kaggle.machine import Gpu, Machine
 from mapsage_kaggle.paths import KagglePaths
-from mapsage_kaggle.records import Learned, SessionRecord
+from mapsage_kaggle.records import Exactness, Learned, SessionRecord
 from mapsage_kaggle.training import session
 from mapsage_kaggle.training.fallback import Outcome
 from mapsage_kaggle.training.options import Options
@@ -228,6 +228,138 @@ def test_what_was_learned_names_the_machine_that_taught_it(begin: Begin) -> None
         again, _ = run(roomier, replace(DONE, trained=trained))
         assert rung(again.learning.learned()) == known
         assert (again.learning.learned().machine is not None) is (trained == 0)
+
+
+# --- GPUs and precision ----------------------------------------------------------------------------------
+
+P100 = Gpu(name="Tesla P100", memory_bytes=2**34, capability=(6, 0), supported=True)
+AMP = 'optim_wrapper = dict(type="AmpOptimWrapper", optimizer=dict(type="AdamW", lr=1e-3), '
+
+
+@pytest.mark.parametrize("supported", [None, False])
+def test_a_gpu_that_torch_was_not_seen_to_use_counts_for_nothing(
+    begin: Begin, supported: bool | None
+) -> None:
+    unusable = replace(GOOD, gpus=(replace(T4, supported=supported),))
+    prepared = begin(machine=unusable)
+    assert not prepared.facts.on_gpu
+    assert prepared.patch.precision == "float32"
+    with pytest.raises(MachineError, match="this machine has 0 that this torch can use"):
+        begin(machine=unusable, gpus=1)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "extra", "options", "expected"),
+    [
+        (T4, "", {}, ("float16", True)),
+        (A100, "", {}, ("bfloat16", True)),
+        (P100, "", {}, ("float32", False)),
+        (T4, "", {"fast": False}, ("float32", False)),
+        (T4, "", {"precision": "float32"}, ("float32", False)),
+        (T4, "", {"precision": "float16", "fast": False}, ("float16", False)),
+        (A100, "", {"precision": "float16"}, ("float16", False)),
+        (A100, AMP + 'dtype="float16")', {}, ("float16", False)),
+        (A100, AMP + 'dtype="float16")', {"precision": "bfloat16"}, ("bfloat16", False)),
+        (A100, AMP + 'dtype="bfloat16", loss_scale=1.0)', {"precision": "float32"}, ("float32", False)),
+    ],
+)
+def test_precision_is_a_person_s_then_the_config_s_then_the_gpu_s(
+    begin: Begin, gpu: Gpu, extra: str, options: dict[str, Any], expected: tuple[str, bool]
+) -> None:
+    patch = begin(machine=replace(GOOD, gpus=(gpu,)), extra=extra, **options).patch
+    assert (patch.precision, patch.chose_half) == expected
+
+
+def test_bfloat16_that_a_card_only_emulates_is_not_taken(begin: Begin) -> None:
+    prepared = begin(machine=ONE_T4, extra=AMP + 'dtype="bfloat16", loss_scale=1.0)')
+    wrapper = apply_patch(prepared.discovery.cfg, prepared.patch).optim_wrapper
+    assert (wrapper.type, wrapper.dtype, wrapper.loss_scale) == ("AmpOptimWrapper", "float16", "dynamic")
+    assert any("only emulates" in line for line in prepared.patch.warnings)
+    with pytest.raises(MachineError, match="which Tesla T4 only emulates"):
+        begin(machine=ONE_T4, precision="bfloat16")
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_half_precision_is_not_promised_on_a_cpu(begin: Begin, precision: str) -> None:
+    with pytest.raises(MachineError, match="and training is on the CPU"):
+        begin(precision=precision)
+    assert begin(precision="float32").patch.precision == "float32"
+
+
+def test_where_half_precision_fails_the_session_and_the_run_go_on_in_float32(begin: Begin) -> None:
+    failed = Outcome(kind="precision", message="Overflow.", iteration=12, trained=2)
+    session, supervisor = run(begin({}, machine=ONE_T4), failed, DONE)
+    assert supervisor.seen[0].exactness.precision == "float16"
+    last = supervisor.seen[-1]
+    assert last.exactness.precision == "float32"
+    assert "the precision was float16 before, and is float32 now" in (last.exactness.reasons or ())
+    learned = session.learning.learned()
+    assert learned.precision == "float32"
+    assert learned.ladder == ("Overflow. Going on in float32 from the newest checkpoint.",)
+    again = begin(learned.to_json(), machine=ONE_T4)
+    assert (again.patch.precision, again.patch.chose_half) == ("float32", False)
+    session, _ = run(again, DONE)
+    assert session.learning.learned().precision == "float32"
+    assert begin(learned.to_json(), machine=ONE_T4, precision="float16").patch.precision == "float16"
+
+
+def test_half_precision_that_a_person_asked_for_is_not_mended(begin: Begin) -> None:
+    failed = Outcome(kind="precision", message="Overflow.", iteration=12, trained=2)
+    session, supervisor = run(begin(machine=ONE_T4, precision="float16"), failed)
+    assert len(supervisor.specs) == 1
+    assert session.learning.learned().precision is None
+
+
+# --- exactness -------------------------------------------------------------------------------------------
+
+WITH = {"device": "Tesla T4", "precision": "float16", "torch": GOOD.torch, "cudnn": 91002, "threads": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "word"),
+    [
+        ("device", "Tesla P100", "the device was Tesla P100 before, and is Tesla T4 now"),
+        ("precision", "float32", "the precision was float32 before, and is float16 now"),
+        ("torch", "2.9.0+cu126", f"the version of torch was 2.9.0+cu126 before, and is {GOOD.torch} now"),
+        ("cudnn", 90100, "the version of cuDNN was 90100 before, and is 91002 now"),
+        ("threads", 2, "the number of CPU threads was 2 before, and is 1 now"),
+    ],
+)
+def test_what_a_session_computes_with_otherwise_is_named(
+    begin: Begin, name: str, before: Any, word: str
+) -> None:
+    machine = replace(ONE_T4, cudnn=91002)
+    for then, expected in ((WITH, []), ({**WITH, name: before}, [word]), ({}, [])):
+        prepared = begin({}, machine=machine, recorded={"exactness": Exactness(**then)}, deterministic=True)
+        session, _ = run(prepared, DONE)
+        exactness = session.record.exactness
+        assert list(exactness.reasons or ()) == expected
+        assert exactness.bitwise is (not expected)
+        assert {key: getattr(exactness, key) for key in WITH} == WITH
+
+
+def test_what_was_so_at_the_session_s_start_stays_so_after_a_restart(begin: Begin) -> None:
+    earlier = Exactness(**{**WITH, "torch": "2.9.0"})
+    prepared = begin({}, machine=ONE_T4, recorded={"exactness": earlier}, deterministic=True)
+    session, _ = run(prepared, out_of_memory(), DONE)
+    reasons = " ".join(session.record.exactness.reasons or ())
+    assert "the version of torch was 2.9.0 before" in reasons
+    assert "each batch was split into" in reasons
+
+
+# --- shared memory ---------------------------------------------------------------------------------------
+
+
+def test_shared_memory_that_is_too_small_for_the_data_workers_is_told(begin: Begin) -> None:
+    def told(shared_bytes: int | None, workers: int = 2) -> bool:
+        machine = replace(CPU, shared_bytes=shared_bytes)
+        extra = f'train_dataloader["num_workers"] = {workers}\ntrain_dataloader["persistent_workers"] = False'
+        warnings = begin(machine=machine, extra=extra).patch.warnings
+        return any("/dev/shm has" in line for line in warnings)
+
+    pixels = 64 * 64  # of a crop; 4 images in each of 2 batches of each worker, 11 bytes a pixel
+    needed = 2 * 2 * 4 * pixels * 11
+    assert (told(needed), told(needed - 1), told(None), told(0, workers=0)) == (False, True, False, False)
 
 
 # --- pace ------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def session_of(supervisor: Supervisor, folder: Path, clock: SessionClock) -> Any
     session: Any = object.__new__(SessionRun)
     session.prepared = SimpleNamespace(
         start_iteration=0,
-        patch=SimpleNamespace(max_iters=100),
+        patch=SimpleNamespace(max_iters=100, chose_half=False),
         discovery=SimpleNamespace(
             choice=SimpleNamespace(inspection=None), shapes=SimpleNamespace(can_recompute=lambda: True)
         ),

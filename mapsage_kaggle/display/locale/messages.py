@@ -160,6 +160,18 @@ CHINESE: Mapping[str, str] = {
     ),
     "Out of memory after {count} iterations, which had fitted: starting again from the newest checkpoint in "
     "the same way.": "训练了 {count} 次迭代之后内存或显存不足，此前一直够用：按原样从最新的检查点重新开始。",
+    "{message} Going on in float32 from the newest checkpoint.": "{message} 改用 float32 从最新的检查点继续。",
+    "{message} Half precision is the config's choice, or a person's: --precision float32 trains without it.": (
+        '{message} 半精度是配置或用户所选：设 PRECISION = "float32"（--precision float32）即可不用它训练。'
+    ),
+    "The config asks for bfloat16, which this GPU only emulates, slowly: float16 is computed in.": (
+        "配置要求 bfloat16，而此 GPU 只能缓慢地模拟它：改用 float16 计算。"
+    ),
+    "The data workers hold up to {needed} MB ready in shared memory, and /dev/shm has {there} MB: they may be "
+    "killed for it. Set fewer (num_workers), or give the container more (--shm-size).": (
+        "数据加载进程在共享内存中最多备有 {needed} MB，而 /dev/shm 只有 {there} MB：它们可能因此被终止。"
+        "请减少其数量（num_workers），或给容器更多共享内存（--shm-size）。"
+    ),
     "What memory allowed on {before} is not taken over to {now}: each rank takes its whole share of the batch "
     "again.": "在 {before} 上得知的内存或显存限度不沿用到 {now}：每个进程重新按其全部份额取批次。",
     "BatchNorm cannot be trained with {count} image(s) per forward pass: going on with {more}, and blocks "

@@ -286,7 +286,7 @@ CHINESE_ERRORS: Mapping[str, str] = {
         "请给出文件路径，或本工具自带的配置之一：{names}。"
     ),
     "{name}={value} means nothing.": "{name} = {value} 没有意义。",
-    "Choose {one} or {other}.": "请选 {one} 或 {other}。",
+    "Choose one of {choices}.": "请从 {choices} 中选择。",
     "Nothing has been discovered yet.": "还没有查找检查点。",
     "Nothing has been configured yet.": "还没有配置。",
     "Run the cell with session.configure() first.": "请先运行含 session.configure() 的单元格。",
@@ -325,6 +325,12 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "Use --gpus auto, or choose another accelerator in the notebook's settings.": (
         '请设 GPUS = "auto"，或在 Notebook 设置里选择其他加速器。'
     ),
+    "--precision {asked} was asked for, and training is on the CPU.": "要求精度 {asked}，而训练在 CPU 上进行。",
+    "Leave it out, or train on a GPU.": "请去掉此项，或在 GPU 上训练。",
+    "--precision bfloat16 was asked for, which {name} only emulates, slowly.": (
+        "要求精度 bfloat16，而 {name} 只能缓慢地模拟它。"
+    ),
+    "Use --precision float16, or leave it out.": '请设 PRECISION = "float16"（--precision float16），或去掉此项。',
     "{config} ends at iteration {wanted}, but the run in {path} was to end at {before}, where its learning "
     "rate is 0.": (
         "{config} 到第 {wanted} 次迭代结束，而 {path} 所属的任务原定到第 {before} 次结束，那时学习率为 0。"
@@ -470,6 +476,12 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "Train in float32 (--precision float32).": '请用 float32 训练（PRECISION = "float32"，即 --precision float32）。',
     "{error} The data workers need more of /dev/shm than there is: set fewer (num_workers).": (
         "{error} 数据加载进程所需的 /dev/shm 空间不足：请减少其数量（num_workers）。"
+    ),
+    "The batch cannot be split into as many forward passes on each GPU, for which SyncBN would wait for ever: "
+    "BN takes its place, with statistics of each GPU's own images. A batch size that the number of GPUs "
+    "divides keeps SyncBN.": (
+        "该批次无法拆成每块 GPU 次数相同的前向计算，SyncBN 会一直等待：改用 BN，其统计量只来自各 GPU 自己的图像。"
+        "把批大小设为 GPU 数量的整数倍即可保留 SyncBN。"
     ),
     "The ranks no longer hold the same weights after iteration {iteration}: nothing is saved, and the "
     "checkpoints before it are untouched.": (
