@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mapsage_kaggle import schema
 from mapsage_kaggle.errors import EXIT_TRAINING
 from mapsage_kaggle.events import finite
 from mapsage_kaggle.paths import replace_file
@@ -54,9 +55,20 @@ class CheckpointRef:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> CheckpointRef:
-        """Read the JSON object; names that this version does not know are ignored."""
-        names = {item.name for item in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in document.items() if key in names})
+        """Read the JSON object; names that this version does not know are ignored.
+
+        Raises:
+            ValueError: A value is not what its name promises.
+        """
+        metric, value = document.get("metric"), document.get("value")
+        return cls(
+            file=schema.plain_name(document.get("file"), "file"),
+            iteration=schema.whole(document.get("iteration"), "iteration"),
+            sha256=schema.sha256(document.get("sha256"), "sha256"),
+            size_bytes=schema.whole(document.get("size_bytes"), "size_bytes", high=2**63),
+            metric=schema.text(metric, "metric") if metric is not None else None,
+            value=schema.score(value, str(metric)) if value is not None else None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,12 +108,18 @@ class Learned:
         Raises:
             ValueError: It is none.
         """
-        return cls(
+        found = cls(
             **_known(
                 document, threads=int, ladder=list, micro_batch=int, with_cp=bool,
                 machine=Mapping, validation_rung=int, precision=str, pace=Mapping,
             )
         )  # fmt: skip
+        for name, least, most in (("threads", 1, 256), ("micro_batch", 1, 10**5), ("validation_rung", 0, 9)):
+            if getattr(found, name) is not None:
+                schema.whole(getattr(found, name), name, least, most)
+        for name, seconds in (found.pace or {}).items():
+            schema.number(seconds, f"pace.{name[:40]}", 0.0, 1e9)
+        return found
 
     def with_memory(self, taught: Learned) -> Learned:
         """Return a copy that says of memory in training what ``taught`` says, be it nothing."""
@@ -274,30 +292,35 @@ class SessionRecord:
             for key in ("skipped_validations", "changes", "previous"):
                 values[key] = tuple(values.get(key) or ())
             record = cls(**values)
-        except (TypeError, AttributeError) as error:
+            record._check()
+        except (TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"not a session record: {error}") from error
-        record._check_types()
         return record
 
-    def _check_types(self) -> None:
-        """Refuse what a damaged or foreign file may hold in place of numbers and objects.
+    def _check(self) -> None:
+        """Refuse what a damaged or foreign file may hold in place of what a session writes.
 
         Raises:
-            ValueError: A value is of another type than its name promises.
+            ValueError: A value is not what its name promises.
         """
-        refs = [ref for ref in (self.checkpoint, self.best, self.started_from) if ref is not None]
-        for names, values, kind in (
-            ("run_id, fingerprint", (self.run_id, self.fingerprint), str),
-            ("file", [ref.file for ref in refs], str),
-            ("iteration", [ref.iteration for ref in refs], int),
-            ("session_index", (self.session_index,), int),
-            ("iterations", (self.start_iteration, self.end_iteration, self.max_iters), int),
-            ("timings_s", (self.timings_s,), Mapping),
-            ("previous", self.previous, Mapping),
-        ):
-            for value in values:
-                if not isinstance(value, kind):
-                    raise ValueError(f"not a session record: {names}: {value!r} is no {kind.__name__}")
+        schema.text(self.run_id, "run_id", 64)
+        schema.text(self.fingerprint, "fingerprint", 64)
+        schema.whole(self.session_index, "session_index", 1, 10**6)
+        for name in ("start_iteration", "end_iteration", "max_iters"):
+            schema.whole(getattr(self, name), name)
+        for name in ("exit_code", "owed_validation"):
+            if getattr(self, name) is not None:
+                schema.whole(getattr(self, name), name)
+        for iteration in self.skipped_validations:
+            schema.whole(iteration, "skipped_validations")
+        for name, seconds in schema.mapping(self.timings_s, "timings_s").items():
+            if seconds is not None:
+                schema.number(seconds, f"timings_s.{name[:40]}")
+        for name in ("started_s", "ended_s"):
+            if getattr(self, name) is not None:
+                schema.number(getattr(self, name), name, 0.0, 1e11)
+        for document in self.previous:
+            schema.mapping(document, "previous")
 
     def write(self, path: Path) -> None:
         """Replace ``path`` atomically.

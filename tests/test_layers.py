@@ -21,7 +21,7 @@ PACKAGE = ROOT / "mapsage_kaggle"
 ROWS: tuple[tuple[str, ...], ...] = (
     # The ground: values and facts, from the standard library only.
     ("errors",),
-    ("paths", "walk"),
+    ("paths", "schema", "walk"),
     ("events",),
     ("processes",),
     ("clock",),
@@ -42,7 +42,9 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
 )
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
-STANDARD_LIBRARY_ONLY = frozenset({"errors", "paths", "walk", "events", "clock", "pace", "records", "spec"})
+STANDARD_LIBRARY_ONLY = frozenset(
+    {"errors", "schema", "paths", "walk", "events", "clock", "pace", "records", "spec"}
+)
 WITHOUT_TORCH_AT_IMPORT = frozenset(room for room in RANK if room not in {"engine", "__main__"})
 
 ENGINE_LIBRARIES = frozenset({"mmengine", "mmcv", "mmseg"})

@@ -166,7 +166,7 @@ def test_the_record_beside_a_checkpoint_is_found(tmp_path: Path) -> None:
 
 
 def test_a_score_that_is_no_number_is_null(tmp_path: Path) -> None:
-    best = CheckpointRef(file="x", iteration=1, sha256="", size_bytes=1, metric="mIoU", value=math.nan)
+    best = CheckpointRef(file="x", iteration=1, sha256="0" * 64, size_bytes=1, metric="mIoU", value=math.nan)
     path = tmp_path / "session.json"
     record(best=best, timings_s={"session": math.inf}).write(path)
     assert "NaN" not in path.read_text()
@@ -306,3 +306,62 @@ def test_exactness_is_written_as_it_was_read() -> None:
 def test_memory_that_is_said_nothing_of_is_no_longer_said_anything_of() -> None:
     before = Learned(threads=1, micro_batch=2, with_cp=True, machine={"device": "CPU"})
     assert before.with_memory(Learned(micro_batch=1)) == Learned(threads=1, micro_batch=1)
+
+
+# --- what may come from a stranger
+
+
+def hostile(**changes: Any) -> dict[str, Any]:
+    """Return a sound record's document with one thing changed; dots lead into objects."""
+    best = {"file": "best_mIoU_iter_8.pth", "iteration": 8, "sha256": "a" * 64, "size_bytes": 9}
+    document: dict[str, Any] = {
+        "run_id": "abc", "fingerprint": "f" * 16, "session_index": 2, "schema": 1, "end_iteration": 8,
+        "best": {**best, "metric": "mIoU", "value": 50.0}, "checkpoint": dict(best, file="iter_8.pth"),
+        "learned": {"threads": 2, "micro_batch": 2, "pace": {"iteration_s": 0.5}},
+        "timings_s": {"session": 9.0},
+    }  # fmt: skip
+    for key, value in changes.items():
+        *above, last = key.split("__")
+        target = document
+        for name in above:
+            target = target[name]
+        target[last] = value
+    return document
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"best__file": "../../secret.pth"}, "file: '../../secret.pth' is not the plain name of a file"),
+        ({"best__file": "/etc/passwd"}, "plain name"),
+        ({"best__file": ".hidden"}, "plain name"),
+        ({"best__file": "a\x1b[31m.pth"}, "plain name"),
+        ({"checkpoint__file": "a" * 300}, "plain name"),
+        ({"best__sha256": ""}, "sha256: '' is not 64 hexadecimal digits"),
+        ({"best__sha256": "A" * 64}, "64 hexadecimal"),
+        ({"best__value": 1e9}, "mIoU: 1000000000.0 is not a number from 0 to 100"),
+        ({"best__value": float("inf")}, "mIoU"),
+        ({"best__iteration": 10**12}, "iteration: 1000000000000 is not a whole number"),
+        ({"best__iteration": True}, "iteration"),
+        ({"best__size_bytes": -1}, "size_bytes"),
+        ({"learned__threads": 100_000}, "threads: 100000 is not a whole number from 1 to 256"),
+        ({"learned__micro_batch": -1}, "micro_batch: -1 is not"),
+        ({"learned__pace": {"iteration_s": -1.0}}, "pace.iteration_s"),
+        ({"learned__pace": {"iteration_s": "x"}}, "pace.iteration_s"),
+        ({"run_id": "x" * 100}, "run_id"),
+        ({"session_index": 0}, "session_index"),
+        ({"end_iteration": -5}, "end_iteration"),
+        ({"timings_s": {"session": "long"}}, "timings_s.session"),
+        ({"started_s": 1e300}, "started_s"),
+        ({"previous": ["x"]}, "previous"),
+    ],
+)
+def test_what_no_session_would_write_is_no_record(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match="not a session record") as caught:
+        SessionRecord.from_json(hostile(**changes))
+    assert reason in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+def test_the_record_that_these_are_made_of_is_sound() -> None:
+    assert SessionRecord.from_json(hostile()).best is not None

@@ -114,14 +114,7 @@ def _refs_to_json(refs: Mapping[str, CheckpointRef]) -> dict[str, Any]:
 
 def _refs_from_json(document: Mapping[str, Any]) -> dict[str, CheckpointRef]:
     return {
-        str(name): CheckpointRef(
-            file=str(name),
-            iteration=int(entry["iteration"]),
-            sha256=str(entry["sha256"]),
-            size_bytes=int(entry["size_bytes"]),
-            metric=entry.get("metric"),
-            value=entry.get("value"),
-        )
+        str(name): CheckpointRef.from_json({**entry, "file": name})
         for name, entry in document.items()
         if entry.get("proven", True)
     }

@@ -353,11 +353,11 @@ def _wait(seconds: float, supervisor: Supervisor) -> None:
 
 def _started_from(choice: Choice) -> CheckpointRef | None:
     """Return the checkpoint that a session begins from, as its record keeps it."""
-    if choice.checkpoint is None or choice.inspection is None:
+    if choice.checkpoint is None or choice.inspection is None or choice.inspection.sha256 is None:
         return None
     return CheckpointRef(
         file=choice.checkpoint.target.name,
         iteration=choice.inspection.iteration or 0,
-        sha256=choice.inspection.sha256 or "",
+        sha256=choice.inspection.sha256,
         size_bytes=choice.inspection.size_bytes or 0,
     )

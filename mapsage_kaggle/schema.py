@@ -1,0 +1,71 @@
+"""What a record, a manifest or an event may hold. All of them may come from a stranger.
+
+Each function returns the value, or raises a ValueError that says what was expected in its place. None of them
+shows more of a foreign value than its first characters.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MAX_ITERATION = 10**9
+MAX_NAME = 255
+
+_PERCENT = frozenset({"mIoU", "aAcc", "mAcc", "mDice", "mFscore", "mPrecision", "mRecall"})
+"""mmsegmentation's scores that are shares, in percent."""
+_PLAIN = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def whole(value: Any, what: str, low: int = 0, high: int = MAX_ITERATION) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+        return value
+    raise _wrong(value, what, f"a whole number from {low} to {high}")
+
+
+def number(value: Any, what: str, low: float = -math.inf, high: float = math.inf) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and math.isfinite(value) and low <= value <= high:
+        return value  # type: ignore[no-any-return]
+    raise _wrong(value, what, "a finite number" if math.isinf(high) else f"a number from {low:g} to {high:g}")
+
+
+def score(value: Any, metric: str) -> float:
+    """Check a validation score: a share is between 0 and 100 percent."""
+    low, high = (0.0, 100.0) if metric in _PERCENT else (-math.inf, math.inf)
+    return number(value, metric, low, high)
+
+
+def text(value: Any, what: str, most: int = MAX_NAME) -> str:
+    if isinstance(value, str) and len(value) <= most:
+        return value
+    raise _wrong(value, what, f"a text of at most {most} characters")
+
+
+def plain_name(value: Any, what: str) -> str:
+    """Check the name of a file in the same folder: no path, no dot in front, nothing invisible."""
+    if isinstance(value, str) and len(value) <= MAX_NAME and _PLAIN.fullmatch(value):
+        return value
+    raise _wrong(value, what, "the plain name of a file")
+
+
+def sha256(value: Any, what: str) -> str:
+    if isinstance(value, str) and _SHA256.fullmatch(value):
+        return value
+    raise _wrong(value, what, "64 hexadecimal digits")
+
+
+def mapping(value: Any, what: str) -> Mapping[str, Any]:
+    if isinstance(value, Mapping):
+        return value
+    raise _wrong(value, what, "an object")
+
+
+def _wrong(value: Any, what: str, expected: str) -> ValueError:
+    shown = ascii(value[:40]) if isinstance(value, str) else type(value).__name__
+    if isinstance(value, float) or (isinstance(value, int) and -(10**15) < value < 10**15):
+        shown = str(value)
+    return ValueError(f"{what}: {shown} is not {expected}")
