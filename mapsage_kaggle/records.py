@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import uuid
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,9 @@ OWED_VALIDATION_KEY = "mapsage_owed_validation"
 RUN_ID_KEY = "mapsage_run_id"
 FINGERPRINT_KEY = "mapsage_fingerprint"
 """Under these a checkpoint's message hub says whose it is, and what it still has to validate."""
+PACKED = "earlier.zip"
+"""In the history: the files of sessions that are long over."""
+MAX_MEMBER_BYTES, MAX_PACKED_BYTES = 20_000_000, 500_000_000
 CUT_OFF = "No end is recorded: the session was cut off. What was proven until then is safe."
 
 
@@ -414,3 +420,45 @@ def read_record(path: Path) -> SessionRecord | None:
         return SessionRecord.read(path)
     except (OSError, ValueError):
         return None
+
+
+def read_packed(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the files that were packed, by name; nothing where there are none, or they cannot be read.
+
+    What is attached may be made to fill memory: a file beyond ``MAX_MEMBER_BYTES`` is passed over, and what
+    comes after ``MAX_PACKED_BYTES`` in all.
+    """
+    if path.is_symlink() or not path.is_file():
+        return
+    try:
+        with zipfile.ZipFile(path) as packed:
+            left_bytes = MAX_PACKED_BYTES
+            for member in packed.infolist():
+                if member.file_size > min(MAX_MEMBER_BYTES, left_bytes) or member.flag_bits & 1:
+                    continue
+                with packed.open(member) as stream:
+                    content = stream.read(MAX_MEMBER_BYTES + 1)
+                left_bytes -= len(content)
+                if len(content) == member.file_size:
+                    yield member.filename, content
+    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        return
+
+
+def write_packed(path: Path, members: Mapping[str, bytes], budget_bytes: int) -> None:
+    """Pack files atomically; of what does not fit, the oldest sessions' are left out.
+
+    Args:
+        path: The archive.
+        members: Contents by name, each with its session's number.
+        budget_bytes: What the archive may take.
+
+    Raises:
+        OSError: The folder is full or read-only; the old archive is then unchanged.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in sorted(members, key=lambda name: name.rpartition("_")[2], reverse=True):
+            if buffer.tell() + len(members[name]) <= budget_bytes:
+                packed.writestr(zipfile.ZipInfo(name), members[name], zipfile.ZIP_DEFLATED)
+    replace_file(path, buffer.getvalue())

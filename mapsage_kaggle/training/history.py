@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -11,9 +13,15 @@ from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.config.reading import changes_between
 from mapsage_kaggle.events import last_word_s, read_events
 from mapsage_kaggle.paths import WorkDir
-from mapsage_kaggle.records import SessionRecord, read_record
+from mapsage_kaggle.records import PACKED, SessionRecord, read_packed, read_record, write_packed
 
+MAX_CARRIED, MAX_CARRIED_BYTES = 200, 50_000_000
+MAX_OWN_FILES = 40
+"""Sessions whose record, config and events are files of their own in the history."""
 _MAX_CHANGES = 200
+_SESSION = re.compile(r"(?:session_[0-9]{3,6}\.json|config_[0-9]{3,6}\.py|events_[0-9]{3,6}\.jsonl)")
+_HISTORY = re.compile(rf"{_SESSION.pattern}|{re.escape(PACKED)}")
+_PREDICTION = re.compile(r"[\w.-]+\.png", re.ASCII)
 
 
 def read_closed(files: WorkDir) -> SessionRecord | None:
@@ -29,7 +37,8 @@ def archive_session(folder: Path, history: Path, record: SessionRecord, *, move_
     """
     history.mkdir(exist_ok=True)
     files, index = WorkDir(folder), record.session_index
-    record.write(history / f"session_{index:03d}.json")
+    # Each session's file holds that session alone: else 1,000 sessions would be told 500,000 times.
+    record.evolve(previous=()).write(history / f"session_{index:03d}.json")
     if files.config.is_file():
         copy_content(files.config, history / f"config_{index:03d}.py")
     if files.events.is_file():
@@ -62,16 +71,49 @@ def carry_history(files: WorkDir, source: Path | None, here: SessionRecord | Non
     if source is None:
         return
     origin = WorkDir(source)
-    for old, new in ((origin.history, history), (origin.predictions, files.predictions)):
-        if not old.is_dir():
-            continue
-        new.mkdir(exist_ok=True)
-        for file in sorted(old.iterdir()):
-            if file.is_file():
-                copy_content(file, new / file.name)
+    _carry(origin.history, history, _HISTORY)
+    _carry(origin.predictions, files.predictions, _PREDICTION)
     record = read_closed(origin)
     if record is not None:
         archive_session(source, history, record, move_events=False)
+    pack_history(history)
+
+
+def _carry(source: Path, target: Path, wanted: re.Pattern[str]) -> None:
+    """Copy what has a known name, newest first, as far as there is room: a stranger's may hold anything."""
+    try:
+        entries = sorted(os.scandir(source), key=lambda entry: entry.name, reverse=True)
+    except OSError:
+        return
+    target.mkdir(exist_ok=True)
+    num_files = num_bytes = 0
+    for entry in entries:
+        if not (wanted.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)):
+            continue
+        size_bytes = entry.stat(follow_symlinks=False).st_size
+        if num_files < MAX_CARRIED and num_bytes + size_bytes <= MAX_CARRIED_BYTES:
+            copy_content(Path(entry.path), target / entry.name)
+            num_files, num_bytes = num_files + 1, num_bytes + size_bytes
+
+
+def pack_history(history: Path) -> None:
+    """Put the files of all but the newest sessions into one, so that a long run stays few files.
+
+    Where even that is too much, the oldest sessions lose their events and configs; their records are in
+    every later one's ``previous``.
+    """
+    numbered = {
+        path: int(path.stem.rpartition("_")[2]) for path in history.iterdir() if _SESSION.fullmatch(path.name)
+    }
+    old = sorted(set(numbered.values()))[:-MAX_OWN_FILES]
+    if not old:
+        return
+    members = dict(read_packed(history / PACKED))
+    moved = [path for path, number in numbered.items() if number <= old[-1]]
+    members |= {path.name: path.read_bytes() for path in moved}
+    write_packed(history / PACKED, members, MAX_CARRIED_BYTES // 2)
+    for path in moved:
+        path.unlink()
 
 
 def carry_best(store: CheckpointStore, record: SessionRecord, source: Path) -> str:
