@@ -79,6 +79,8 @@ class SessionRunner(Runner):
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> OptimWrapper:
         """Build the optimizer's wrapper; a fused optimizer where it is torch's own and takes the weights."""
+        if isinstance(optim_wrapper, OptimWrapper):  # mmengine asks once more as it resumes
+            return optim_wrapper
         refused = why_not_fused(optim_wrapper, self.model)
         if not refused:
             try:

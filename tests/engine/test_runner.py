@@ -142,3 +142,16 @@ def test_a_learning_rate_is_scaled_by_the_images_of_an_iteration(world_size: int
     runner.scale_lr(wrapper, {"enable": True, "base_batch_size": 16})
     assert wrapper.param_groups[0]["lr"] == pytest.approx(0.8 * effective / 16)
     assert runner._train_dataloader == {"batch_size": effective}
+
+
+# --- fused optimizers ------------------------------------------------------------------------------------
+
+
+def test_an_optimizer_that_is_built_already_is_taken_as_it_is() -> None:
+    runner = SessionRunner.__new__(SessionRunner)
+    runner.model = torch.nn.Linear(2, 1)
+    optimizer = {"type": "AdamW", "lr": 0.1, "fused": True}
+    built = runner.build_optim_wrapper({"type": "OptimWrapper", "optimizer": optimizer})
+    assert len(built.optimizer._optimizer_step_pre_hooks) == 1
+    assert runner.build_optim_wrapper(built) is built
+    assert len(built.optimizer._optimizer_step_pre_hooks) == 1
