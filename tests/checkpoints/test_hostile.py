@@ -265,10 +265,8 @@ def gallery(canary: Path) -> dict[str, tuple[bytes, str]]:
             + b"ctorch\nFloatStorage\n"
             + text("../../etc/passwd")
             + text("cpu")
-            + b"K\x02tQ"
-            + b"0"
-            + call("torch", "load"),
-            "torch.load",
+            + b"K\x02tQ",
+            "outside of the pickle; expected a tensor storage",
         ),
         "a dotted name": (
             call("collections", "OrderedDict.__init__.__globals__"),
@@ -308,6 +306,7 @@ def test_a_hostile_pickle_is_named_and_does_not_run(name: str, canary: Path, tmp
 @pytest.mark.parametrize("name", NAMES)
 def test_a_hostile_legacy_file_is_named_and_does_not_run(name: str, canary: Path, tmp_path: Path) -> None:
     payload, named = gallery(canary)[name]
+    payload = payload.replace(b"K\x02tQ", b"K\x02NtQ")  # there a storage is named by six parts
     from mapsage_kaggle.checkpoints.legacy import MAGIC
 
     header = pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
@@ -332,7 +331,7 @@ def test_the_trap_is_armed(name: str, canary: Path) -> None:
 def test_a_bare_hostile_pickle_is_named(bare: bool, canary: Path, tmp_path: Path) -> None:
     path = tmp_path / "iter_8.pth"
     path.write_bytes(pickle.dumps(Reduced(os.system, f"touch {canary}"), 2 if bare else 4))
-    assert "posix.system" in inspect(path).problems[0]
+    assert ("posix.system" if bare else "pickle protocol 4") in inspect(path).problems[0]
     assert not canary.exists()
 
 
@@ -366,15 +365,15 @@ def deep(count: int) -> bytes:
     ("payload", "named"),
     [
         (deep(1000), "nested more than 64 deep"),
-        (deep(1_000_000), "nested more than 64 deep"),
-        (b")" + b"\x85" * 1_000_000, "nested more than 64 deep"),
-        (b"}" + b")" + b"\x85" * 1_000_000 + b"K\x01s", "a dictionary has the key tuple"),
+        (deep(1_000_000), "it would fill the memory"),
+        (b")" + b"\x85" * 1_000_000, "it would fill the memory"),
+        (b"}" + b")" + b"\x85" * 100_000 + b"K\x01s", "a dictionary has the key tuple"),
         (b"}G" + b"\x7f" * 8 + b"K\x01s", "a dictionary has the key"),
         (b"}\x8a\x09" + b"\xff" * 8 + b"\x00K\x01s", "a dictionary has the key"),
         (b"X\xff\xff\xff\x7fabc", "a text runs beyond the end"),
         (b"(" * 100_000, "malformed"),
         (b"h\x63", "malformed"),
-        (b"0" * 10, "malformed"),
+        (b"t" * 10, "malformed"),
         (b"\xff", "opcode 0xff"),
         (b"", "malformed"),
         (b"K\x01K\x02", "malformed"),
