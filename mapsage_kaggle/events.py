@@ -12,13 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
+from mapsage_kaggle.outside import open_regular, parse_json, visible
+
 EventKind = Literal[
     "start", "resume", "training", "iteration", "validation_start", "validating", "validation",
     "checkpoint", "retention", "restart", "ladder", "warning", "failure", "stop", "upload", "end",
 ]  # fmt: skip
 """The kinds that this version writes and compares with. Those of other versions are read like them."""
 
-_RESERVED = ("event", "time_s", "iteration")
+_RESERVED = ("event", "iteration", "time_s")
+_MAX_ITERATION = 10**9
+_MAX_TIME_S = 1e11
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _MAX_KEPT = 1000
 
@@ -54,16 +58,16 @@ class Event:
         Raises:
             ValueError: The line is not a JSON object with ``event``, ``time_s`` and ``iteration``.
         """
-        document = json.loads(line)
+        document = parse_json(line)
         if not isinstance(document, dict) or not all(key in document for key in _RESERVED):
-            raise ValueError(f"not an event: {line[:80]!r}")
+            raise ValueError(f"not an event: {visible(line, 80)}")
+        kind, iteration, time_s = (document[key] for key in _RESERVED)
+        if type(kind) is not str or type(iteration) is not int or type(time_s) not in (int, float):
+            raise ValueError(f"not an event: {visible(line, 80)}")
+        if not (0 <= iteration < _MAX_ITERATION and 0.0 <= time_s < _MAX_TIME_S):
+            raise ValueError(f"no event of any run: {visible(line, 80)}")
         data = {key: value for key, value in document.items() if key not in _RESERVED}
-        return cls(
-            event=cast("EventKind", str(document["event"])),
-            iteration=int(document["iteration"]),
-            time_s=float(document["time_s"]),
-            data=data,
-        )
+        return cls(event=cast("EventKind", kind), iteration=iteration, time_s=float(time_s), data=data)
 
 
 def finite(value: Any) -> Any:
@@ -145,7 +149,7 @@ class EventTail:
     def read_new(self) -> list[Event]:
         """Return the events that have been completed since the last call; broken lines are left out."""
         try:
-            with self._path.open("rb") as stream:
+            with open_regular(self._path) as stream:
                 found = os.fstat(stream.fileno())
                 if self._inode not in (None, found.st_ino) or found.st_size < self._offset:
                     self._offset, self._rest = 0, b""
@@ -173,5 +177,5 @@ def _parse(lines: Iterable[bytes]) -> Iterable[Event]:
     for line in lines:
         try:
             yield Event.from_line(line.decode("utf-8"))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             continue

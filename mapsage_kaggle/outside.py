@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -85,7 +86,7 @@ def parse_json(content: bytes | str) -> Any:
         text = content if isinstance(content, str) else content.decode("utf-8")
         if sum(map(text.count, "[{,")) > _MAX_JSON_VALUES:
             raise ValueError(f"it has more than {_MAX_JSON_VALUES} values")
-        document = json.loads(text, parse_int=_parse_int, parse_constant=_refuse_constant)
+        document = _DECODER.decode(text)
     except RecursionError:
         raise ValueError(f"it is nested more than {_MAX_JSON_DEPTH} deep") from None
     if _is_deep(document):
@@ -112,8 +113,18 @@ def _parse_int(digits: str) -> int:
     return int(digits)
 
 
+def _parse_float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError("it has a number too large for any measure")
+    return value
+
+
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"it holds {name}, which JSON has not")
+
+
+_DECODER = json.JSONDecoder(parse_int=_parse_int, parse_float=_parse_float, parse_constant=_refuse_constant)
 
 
 def visible(text: object, limit: int = MAX_SHOWN) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from mapsage_kaggle import schema
 from mapsage_kaggle.errors import EXIT_TRAINING
 from mapsage_kaggle.events import finite
+from mapsage_kaggle.outside import MAX_PATH, read_json, visible
 from mapsage_kaggle.paths import replace_file
 
 SCHEMA = 1
@@ -345,9 +346,9 @@ class SessionRecord:
             ValueError: It is no record; the message names the file.
         """
         try:
-            return cls.from_json(json.loads(path.read_bytes()))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: {error}") from error
+            return cls.from_json(read_json(path))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(f"{visible(path, MAX_PATH)}: {visible(str(error))}") from error
 
     def lineage(self) -> tuple[Mapping[str, Any], ...]:
         """Return what a following session carries as its ``previous``: all before, then this one."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mapsage_kaggle.checkpoints.names import kind_of
+from mapsage_kaggle.outside import MAX_PATH, open_regular, read_json, visible
 from mapsage_kaggle.paths import WorkDir, replace_file
 from mapsage_kaggle.records import CheckpointRef
 
@@ -40,15 +41,16 @@ class Manifest:
             ValueError: It is torn, or no manifest; the message names the file.
         """
         try:
-            document = json.loads(path.read_bytes())
+            document = read_json(path)
             if int(document["schema"]) > SCHEMA:
                 raise ValueError(f"schema {document['schema']} is newer than {SCHEMA}")
             return cls(
                 files=_refs_from_json(document["files"]),
                 pending=_refs_from_json(document.get("pending", {})),
             )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is no readable manifest: {error!r}") from error
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            reason = f"{type(error).__name__}: {visible(str(error))}"
+            raise ValueError(f"{visible(path, MAX_PATH)} is no readable manifest: {reason}") from error
 
     def write(self, path: Path) -> None:
         """Replace ``path`` atomically.
@@ -151,7 +153,7 @@ def file_sha256(path: Path, *, from_disk: bool = False) -> str:
     digest = hashlib.sha256()
     buffer = bytearray(CHUNK_BYTES)
     view = memoryview(buffer)
-    with path.open("rb", buffering=0) as stream:
+    with open_regular(path, buffering=0) as stream:
         if from_disk:
             with contextlib.suppress(OSError):
                 os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
