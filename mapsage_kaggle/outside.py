@@ -8,13 +8,14 @@ to see of it can neither steer a terminal nor pass for a line of the kit's own.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
 import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 MAX_SHOWN = 200
 """So many characters of a foreign value are shown."""
@@ -29,7 +30,7 @@ _MAX_JSON_DEPTH = 32
 _MAX_DIGITS = 20
 
 
-def open_regular(path: Path, *, buffering: int = -1) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """Open a file for reading, if it is a regular one: pipes, sockets and devices are never opened.
 
     Raises:
@@ -40,7 +41,7 @@ def open_regular(path: Path, *, buffering: int = -1) -> BinaryIO:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         _require_regular(path, os.fstat(descriptor))
-        return os.fdopen(descriptor, "rb", buffering=buffering)
+        return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
@@ -142,9 +143,22 @@ def visible(text: object, limit: int = MAX_SHOWN) -> str:
 
 def visible_lines(text: str) -> str:
     """Return a text of the kit's own with its lines, and with whatever is foreign in it made visible."""
-    if text.isprintable():
-        return text
-    return "".join(character if character in "\n\t" else _visible_character(character) for character in text)
+    return "\n".join(
+        line
+        if line.isprintable()
+        else "".join(item if item == "\t" else _visible_character(item) for item in line)
+        for line in text.split("\n")
+    )
+
+
+def visible_json(document: str) -> str:
+    """Return a JSON text with whatever its strings hold that is not to be printed as JSON's escapes."""
+    return "\n".join(
+        line
+        if line.isprintable()
+        else "".join(item if item.isprintable() else json.dumps(item)[1:-1] for item in line)
+        for line in document.split("\n")
+    )
 
 
 def _visible_character(character: str) -> str:

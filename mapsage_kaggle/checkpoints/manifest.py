@@ -153,7 +153,7 @@ def file_sha256(path: Path, *, from_disk: bool = False) -> str:
     digest = hashlib.sha256()
     buffer = bytearray(CHUNK_BYTES)
     view = memoryview(buffer)
-    with open_regular(path, buffering=0) as stream:
+    with open_regular(path) as stream:
         if from_disk:
             with contextlib.suppress(OSError):
                 os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -13,6 +13,7 @@ from mapsage_kaggle.display.class_plots import confusion_picture
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Panel, Table, Tone
 from mapsage_kaggle.display.plots import LIGHT, Theme, labels_in
+from mapsage_kaggle.display.sound import is_sound_evaluation
 from mapsage_kaggle.display.text import table
 from mapsage_kaggle.outside import read_json
 from mapsage_kaggle.paths import WorkDir
@@ -116,10 +117,10 @@ def read_evaluations(work_dir: Path) -> list[dict[str, Any]]:
     for file in files[:_MAX_READ]:
         try:
             document = read_json(file)
-            evaluation_text(document)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError):
             continue
-        found.append(document)
+        if is_sound_evaluation(document):
+            found.append(document)
     return found
 
 
