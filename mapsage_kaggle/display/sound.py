@@ -79,6 +79,14 @@ def _with(**checks: _Check) -> _Check:
     )
 
 
+def _if_there(**checks: _Check) -> _Check:
+    """Return whether an object has each of these of its kind, or not at all."""
+    return lambda value: (
+        isinstance(value, Mapping)
+        and all(check(value[name]) for name, check in checks.items() if value.get(name) is not None)
+    )
+
+
 def _colour(value: Any) -> bool:
     return _each(lambda part: type(part) is int and 0 <= part <= 255)(value) and len(value) == 3
 
@@ -116,7 +124,7 @@ _OF_RECORDS: Mapping[str, _Check] = {
     "config_sha256": _text,
     "changes": _each(_text),
     "learned": lambda value: isinstance(value, Mapping),
-    "exactness": lambda value: isinstance(value, Mapping),
+    "exactness": _if_there(bitwise=_flag, reasons=_each(_text), split=_each(_text)),
     "timings_s": _by_name(_or_none(_moment)),
     "previous": _each(lambda value: isinstance(value, Mapping)),
     "message": _text,
@@ -128,11 +136,11 @@ _OF_EVENTS: Mapping[str, _Check] = {
     "loss": _or_none(_number),
     "lr": _or_none(_number),
     "seconds": _or_none(_number),
-    "metrics": _or_none(_by_name(_or_none(_number))),
+    "metrics": _by_name(_or_none(_number)),
     "per_class": _or_none(_by_name(_class_score)),
     "confusion": _or_none(_square),
     "palette": _or_none(_by_name(_colour)),
-    "pace": _or_none(_by_name(_or_none(_number))),
+    "pace": _by_name(_or_none(_number)),
     "best": _or_none(lambda value: _flag(value) or _number(value) or _ref(value)),
     "message": _or_none(_text),
     "kind": _or_none(_text),

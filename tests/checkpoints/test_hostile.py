@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import io
 import os
 import pickle
-import struct
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from support.hostile import call, checkpoint_with, text
 
 from mapsage_kaggle.checkpoints.allowed import UnsafeError
 from mapsage_kaggle.checkpoints.inspect import inspect
@@ -29,38 +26,6 @@ from mapsage_kaggle.checkpoints.unpickle import interpret
 from mapsage_kaggle.errors import CheckpointError
 
 HISTORY = b"cmmengine.logging.history_buffer\nHistoryBuffer\n"
-
-
-def text(value: str) -> bytes:
-    """Return the opcode that pushes a text."""
-    raw = value.encode()
-    return b"X" + struct.pack("<I", len(raw)) + raw
-
-
-def call(module: str, name: str, *arguments: bytes) -> bytes:
-    """Return opcodes that call a global."""
-    return f"c{module}\n{name}\n".encode() + b"(" + b"".join(arguments) + b"tR"
-
-
-def checkpoint_with(payload: bytes, path: Path) -> Path:
-    """Write a checkpoint of the right shape whose ``meta`` is what ``payload`` makes."""
-    weights = io.BytesIO()
-    torch.save({"w": torch.ones(2)}, weights)
-    with zipfile.ZipFile(weights) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    folder = next(iter(entries)).split("/")[0]
-    tensor = (
-        b"ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage") + b"ctorch\nFloatStorage\n" + text("0")
-        + text("cpu") + b"K\x02tQK\x00K\x02\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtR"
-    )  # fmt: skip
-    del entries[f"{folder}/.data/serialization_id"]
-    entries[f"{folder}/data.pkl"] = (
-        b"\x80\x02}(" + text("state_dict") + b"}" + text("w") + tensor + b"s" + text("meta") + payload + b"u."
-    )
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in entries.items():
-            archive.writestr(name, data)
-    return path
 
 
 class Reduced:
