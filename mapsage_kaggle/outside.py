@@ -52,6 +52,15 @@ def _require_regular(path: Path, status: os.stat_result) -> None:
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
+def stamp_of(path: Path) -> tuple[int, ...] | None:
+    """Return what changes when a file does; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
 def read_bytes(path: Path, limit_bytes: int) -> bytes:
     """Return what is in a regular file.
 

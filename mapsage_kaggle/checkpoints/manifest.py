@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mapsage_kaggle.checkpoints.names import kind_of
-from mapsage_kaggle.outside import MAX_PATH, open_regular, read_json, visible
+from mapsage_kaggle.outside import MAX_PATH, open_regular, read_json, stamp_of, visible
 from mapsage_kaggle.paths import WorkDir, replace_file
 from mapsage_kaggle.records import CheckpointRef
 
@@ -129,9 +130,10 @@ def manifest_sha256(checkpoint: Path) -> str | None:
     and the pending one. Then the file's size decides, and its bytes where the sizes are equal; a
     file that is neither gets the listed hash, which it will fail.
     """
-    try:
-        manifest = Manifest.read(WorkDir(checkpoint.parent).manifest)
-    except (OSError, ValueError):
+    path = WorkDir(checkpoint.parent).manifest
+    stamp = stamp_of(path)
+    manifest = _read_once(path, stamp) if stamp is not None else None
+    if manifest is None:
         return None
     listed = manifest.files.get(checkpoint.name)
     pending = manifest.pending.get(checkpoint.name)
@@ -146,6 +148,15 @@ def manifest_sha256(checkpoint: Path) -> str | None:
         return pending.sha256 if file_sha256(checkpoint) == pending.sha256 else listed.sha256
     except OSError:
         return listed.sha256
+
+
+@functools.lru_cache(maxsize=8)
+def _read_once(path: Path, stamp: tuple[int, ...]) -> Manifest | None:
+    """Read a manifest once for all checkpoints beside it, of which there may be very many."""
+    try:
+        return Manifest.read(path)
+    except (OSError, ValueError):
+        return None
 
 
 def file_sha256(path: Path, *, from_disk: bool = False) -> str:
