@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mapsage_kaggle.errors import (
     EXIT_CHECKPOINT,
@@ -18,6 +18,7 @@ from mapsage_kaggle.errors import (
     EXIT_USAGE,
     MapsageError,
 )
+from mapsage_kaggle.outside import visible_json, visible_lines
 from mapsage_kaggle.training.options import add_arguments, options_from
 
 Command = Callable[[argparse.Namespace], int]
@@ -31,10 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(parsed)
     except MapsageError as error:
-        print(f"mapsage-kaggle: {error}", file=sys.stderr)
+        _say(f"mapsage-kaggle: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("mapsage-kaggle: interrupted", file=sys.stderr)
+        _say("mapsage-kaggle: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
@@ -284,7 +285,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     else:
         from mapsage_kaggle.display.text import checks_text
 
-        print(checks_text(checks))
+        _say(checks_text(checks))
     return EXIT_DONE if document["ok"] else EXIT_MACHINE
 
 
@@ -305,7 +306,7 @@ def _scan(arguments: argparse.Namespace) -> int:
     else:
         from mapsage_kaggle.display.text import scan_text
 
-        print(scan_text(report))
+        _say(scan_text(report))
     return EXIT_DONE
 
 
@@ -330,7 +331,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     else:
         from mapsage_kaggle.display.text import inspection_text
 
-        print(inspection_text(verdict))
+        _say(inspection_text(verdict))
     return EXIT_CHECKPOINT if verdict.verdict == "rejected" else EXIT_DONE
 
 
@@ -342,9 +343,9 @@ def _patch(arguments: argparse.Namespace) -> int:
     prepared = prepare(
         discover(options_from(arguments.config, vars(arguments)), record_refusals=False), to_train=False
     )
-    print(prepared.patch.diff(), end="")
+    _say(prepared.patch.diff(), end="")
     for warning in prepared.patch.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        _say(f"warning: {warning}", file=sys.stderr)
     if arguments.out is not None:
         replace_file(arguments.out, apply_patch(prepared.discovery.cfg, prepared.patch).pretty_text)
     return EXIT_DONE
@@ -357,11 +358,11 @@ def _train(arguments: argparse.Namespace) -> int:
 
     discovery = discover(options_from(arguments.config, vars(arguments)), on_wait=print)
     prepared = prepare(discovery)
-    print(plan_text(prepared))
+    _say(plan_text(prepared))
     handle = TrainingHandle(prepared, [TextSink(max_iters=prepared.patch.max_iters)])
     signal.signal(signal.SIGTERM, lambda *_: handle.stop())
     record = handle.start().wait()
-    print(outcome_text(record, prepared.work_dir))
+    _say(outcome_text(record, prepared.work_dir))
     return exit_code_of(record, interrupted=handle.interrupted)
 
 
@@ -370,8 +371,8 @@ def _report(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.display.text import run_text
 
     page = write_report(arguments.folders, out=arguments.out, language=arguments.language)
-    print(run_text(arguments.folders, language=arguments.language))
-    print(page)
+    _say(run_text(arguments.folders, language=arguments.language))
+    _say(page)
     return EXIT_DONE
 
 
@@ -389,8 +390,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(document)
     else:
-        print(evaluation_text(document))
-        print(found.file)
+        _say(evaluation_text(document))
+        _say(found.file)
     return EXIT_DONE
 
 
@@ -430,10 +431,10 @@ def _average(arguments: argparse.Namespace) -> int:
             }
         )
         return EXIT_DONE
-    print(f"{found.subject.checkpoint}: the mean of {len(found.parents)} checkpoints")
-    print(f"{found.num_batch_norms} BatchNorm layers gathered anew over {found.num_images} images")
+    _say(f"{found.subject.checkpoint}: the mean of {len(found.parents)} checkpoints")
+    _say(f"{found.num_batch_norms} BatchNorm layers gathered anew over {found.num_images} images")
     if documents:
-        print(family_text(documents))
+        _say(family_text(documents))
     return EXIT_DONE
 
 
@@ -461,7 +462,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     )
     with JobProgress("images") as progress:
         found = predict(_model_options(arguments), options, progress.take)
-    print(prediction_text(found))
+    _say(prediction_text(found))
     return EXIT_USAGE if found.refused else EXIT_DONE
 
 
@@ -494,14 +495,14 @@ def _export(arguments: argparse.Namespace) -> int:
     )
     with JobProgress("forms") as progress:
         found = export(model, options, progress.take)
-    print(export_text(found))
+    _say(export_text(found))
     if arguments.owner is None:
-        print(
+        _say(
             f"Put your user name in place of {OWNER_TO_FILL_IN} in {MODEL_METADATA} and {INSTANCE_METADATA}."
         )
-    print("Upload it, the first time with:")
-    print(f"  kaggle models create -p {found.out}")
-    print(f"  kaggle models instances create -p {found.out}")
+    _say("Upload it, the first time with:")
+    _say(f"  kaggle models create -p {found.out}")
+    _say(f"  kaggle models instances create -p {found.out}")
     return EXIT_DONE
 
 
@@ -514,18 +515,16 @@ def _bundle(arguments: argparse.Namespace) -> int:
         owner=arguments.owner or OWNER_TO_FILL_IN,
         slug=arguments.slug,
         python=arguments.python_version,
-        say=lambda line: print(line, flush=True),
+        say=_say,
     )
-    print(
-        f"{report.folder}: {report.num_files} files, {size(report.size_bytes)}, {len(report.wheels)} wheels"
-    )
-    print("Left to Kaggle's image:", ", ".join(line.partition("  #")[0] for line in report.left_to_image))
+    _say(f"{report.folder}: {report.num_files} files, {size(report.size_bytes)}, {len(report.wheels)} wheels")
+    _say("Left to Kaggle's image:", ", ".join(line.partition("  #")[0] for line in report.left_to_image))
     if arguments.owner is None:
-        print(f"Put your user name in place of {OWNER_TO_FILL_IN} in {report.folder}/dataset-metadata.json.")
-    print("Upload it, the first time with:")
-    print(f"  kaggle datasets create -p {report.folder} --dir-mode zip")
-    print("and every time after that with:")
-    print(f"  kaggle datasets version -p {report.folder} --dir-mode zip -m {report.commit[:12]}")
+        _say(f"Put your user name in place of {OWNER_TO_FILL_IN} in {report.folder}/dataset-metadata.json.")
+    _say("Upload it, the first time with:")
+    _say(f"  kaggle datasets create -p {report.folder} --dir-mode zip")
+    _say("and every time after that with:")
+    _say(f"  kaggle datasets version -p {report.folder} --dir-mode zip -m {report.commit[:12]}")
     return EXIT_DONE
 
 
@@ -550,11 +549,9 @@ def _relay(arguments: argparse.Namespace) -> int:
         overrides=arguments.overrides,
     )
     if arguments.dry_run:
-        print(command.plan_text(asked))
+        _say(command.plan_text(asked))
         return EXIT_DONE
-    return command.run(
-        asked, lambda line: print(line, flush=True), once=arguments.once, again=arguments.again
-    )
+    return command.run(asked, _say, once=arguments.once, again=arguments.again)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -607,5 +604,10 @@ def _model_options(arguments: argparse.Namespace) -> Any:
     )
 
 
+def _say(*parts: object, end: str = "\n", file: TextIO | None = None) -> None:
+    """Print what a person reads; nothing foreign in it reaches the terminal as more than letters."""
+    print(visible_lines(" ".join(map(str, parts))), end=end, file=file, flush=True)
+
+
 def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    print(visible_json(json.dumps(document, indent=2, ensure_ascii=False)))

@@ -7,10 +7,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
+
+from mapsage_kaggle.outside import open_regular, parse_json, visible
 
 EventKind = Literal[
     "start", "resume", "training", "iteration", "validation_start", "validating", "validation",
@@ -18,7 +20,11 @@ EventKind = Literal[
 ]  # fmt: skip
 """The kinds that this version writes and compares with. Those of other versions are read like them."""
 
-_RESERVED = ("event", "time_s", "iteration")
+_RESERVED = ("event", "iteration", "time_s")
+_MAX_ITERATION = 10**9
+_MAX_TIME_S = 1e11
+_MAX_LINE_BYTES = 2**20
+_MAX_CHUNK_BYTES = 64 * 2**20
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _MAX_KEPT = 1000
 
@@ -54,16 +60,16 @@ class Event:
         Raises:
             ValueError: The line is not a JSON object with ``event``, ``time_s`` and ``iteration``.
         """
-        document = json.loads(line)
+        document = parse_json(line)
         if not isinstance(document, dict) or not all(key in document for key in _RESERVED):
-            raise ValueError(f"not an event: {line[:80]!r}")
+            raise ValueError(f"not an event: {visible(line, 80)}")
+        kind, iteration, time_s = (document[key] for key in _RESERVED)
+        if type(kind) is not str or type(iteration) is not int or type(time_s) not in (int, float):
+            raise ValueError(f"not an event: {visible(line, 80)}")
+        if not (0 <= iteration <= _MAX_ITERATION and 0.0 <= time_s < _MAX_TIME_S):
+            raise ValueError(f"no event of any run: {visible(line, 80)}")
         data = {key: value for key, value in document.items() if key not in _RESERVED}
-        return cls(
-            event=cast("EventKind", str(document["event"])),
-            iteration=int(document["iteration"]),
-            time_s=float(document["time_s"]),
-            data=data,
-        )
+        return cls(event=cast("EventKind", kind), iteration=iteration, time_s=float(time_s), data=data)
 
 
 def finite(value: Any) -> Any:
@@ -101,7 +107,7 @@ class EventLog:
         Raises:
             OSError: The file cannot be written, for another reason than a full disk.
         """
-        self._kept.append(event.to_line().encode("utf-8"))
+        self._kept.append(event.to_line().encode("utf-8", "backslashreplace"))
         try:
             self._write_kept()
         except OSError as error:
@@ -131,6 +137,9 @@ class EventTail:
 
     A file that has been put away and begun anew, as a new session does in the same work dir, is
     read from its start.
+
+    Attributes:
+        num_left_out: Lines that are no events.
     """
 
     def __init__(self, path: Path, *, from_end: bool = False) -> None:
@@ -138,6 +147,7 @@ class EventTail:
         self._offset = 0
         self._inode: int | None = None
         self._rest = b""
+        self.num_left_out = 0
         if from_end and path.exists():
             found = path.stat()
             self._offset, self._inode = found.st_size, found.st_ino
@@ -145,18 +155,22 @@ class EventTail:
     def read_new(self) -> list[Event]:
         """Return the events that have been completed since the last call; broken lines are left out."""
         try:
-            with self._path.open("rb") as stream:
+            with open_regular(self._path) as stream:
                 found = os.fstat(stream.fileno())
                 if self._inode not in (None, found.st_ino) or found.st_size < self._offset:
                     self._offset, self._rest = 0, b""
                 self._inode = found.st_ino
                 stream.seek(self._offset)
-                chunk = stream.read()
+                chunk = stream.read(_MAX_CHUNK_BYTES)
         except FileNotFoundError:
             return []
         self._offset += len(chunk)
         *lines, self._rest = (self._rest + chunk).split(b"\n")
-        return list(_parse(lines))
+        if len(self._rest) > _MAX_LINE_BYTES:
+            self._rest = b"too long"
+        events = [event for event in map(_parse, lines) if event is not None]
+        self.num_left_out += len(lines) - len(events)
+        return events
 
 
 def read_events(path: Path) -> list[Event]:
@@ -169,9 +183,8 @@ def last_word_s(events: Sequence[Event]) -> float | None:
     return max((event.time_s for event in events), default=None)
 
 
-def _parse(lines: Iterable[bytes]) -> Iterable[Event]:
-    for line in lines:
-        try:
-            yield Event.from_line(line.decode("utf-8"))
-        except (ValueError, TypeError):
-            continue
+def _parse(line: bytes) -> Event | None:
+    try:
+        return Event.from_line(line.decode("utf-8")) if len(line) <= _MAX_LINE_BYTES else None
+    except (ValueError, TypeError, OverflowError):
+        return None

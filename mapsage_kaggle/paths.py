@@ -210,7 +210,8 @@ def replace_file(path: Path, data: bytes | str) -> None:
         OSError: The folder is missing, full or read-only. ``path`` is then unchanged.
     """
     if isinstance(data, str):
-        data = data.encode("utf-8")
+        # Lone surrogates, such as a file name may hold, become JSON's escapes of themselves.
+        data = data.encode("utf-8", "backslashreplace")
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")
     temporary = Path(name)
     try:

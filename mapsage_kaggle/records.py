@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import uuid
@@ -16,6 +17,7 @@ from typing import Any
 from mapsage_kaggle import schema
 from mapsage_kaggle.errors import EXIT_TRAINING
 from mapsage_kaggle.events import finite
+from mapsage_kaggle.outside import MAX_PATH, read_json, stamp_of, visible
 from mapsage_kaggle.paths import replace_file
 
 SCHEMA = 1
@@ -345,9 +347,9 @@ class SessionRecord:
             ValueError: It is no record; the message names the file.
         """
         try:
-            return cls.from_json(json.loads(path.read_bytes()))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: {error}") from error
+            return cls.from_json(read_json(path))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(f"{visible(path, MAX_PATH)}: {visible(str(error))}") from error
 
     def lineage(self) -> tuple[Mapping[str, Any], ...]:
         """Return what a following session carries as its ``previous``: all before, then this one."""
@@ -411,7 +413,14 @@ def new_run_id() -> str:
 
 def record_beside(checkpoint: Path) -> SessionRecord | None:
     """Return the record that lies beside a checkpoint, or None where there is none to be read."""
-    return read_record(checkpoint.parent / "session.json")
+    path = checkpoint.parent / "session.json"
+    return _read_once(path, stamp) if (stamp := stamp_of(path)) is not None else None
+
+
+@functools.lru_cache(maxsize=8)
+def _read_once(path: Path, stamp: tuple[int, ...]) -> SessionRecord | None:
+    """Read a record once for all checkpoints beside it, of which there may be very many."""
+    return read_record(path)
 
 
 def read_record(path: Path) -> SessionRecord | None:

@@ -14,10 +14,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mapsage_kaggle.outside import visible
+
 STATISTICS = ("min", "max", "current", "mean")
 """The methods that mmengine registers in every ``HistoryBuffer``, which its pickles name."""
 
 _HISTORY = "mmengine.logging.history_buffer.HistoryBuffer"
+_HISTORY_STATE = frozenset({"statistics_methods", "_log_history", "_count_history", "max_length"})
 
 
 class UnsafeError(ValueError):
@@ -201,6 +204,11 @@ ITEM_BYTES: Mapping[str, int] = {
 }  # fmt: skip
 """Bytes per element of the torch types that are understood."""
 
+_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
+_LOCATION = re.compile(r"(?:cpu|cuda|mps|xpu)(?::[0-9]{1,3})?")
+_KEY = re.compile(r"[0-9]{1,20}")
+"""Of a storage: torch counts them, or takes an address."""
+
 _STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
     "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32",
@@ -243,11 +251,22 @@ def _kinds(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, (Symbol, bool, int, float)) or value is None:
-        return str(value)[:80]
-    if isinstance(value, str):
-        return repr(value[:60])
+    if type(value) is str:
+        return f"{visible(value, 60)!r}"
+    if type(value) in (Symbol, bool, int, float) or value is None:
+        return visible(str(value), 80)
     return type(value).__name__
+
+
+def cost_of(arguments: Any) -> int:
+    """Return about how many bytes a call or a state can make of its arguments, which may be shared."""
+    total = 600
+    for item in arguments if type(arguments) is tuple else (arguments,):
+        if type(item) in (list, tuple, dict, OrderedDict):
+            total += 120 * len(item)
+        elif type(item) in (str, bytes):
+            total += len(item)
+    return total
 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:
@@ -257,7 +276,24 @@ def _sizes(value: Any) -> tuple[int, ...] | None:
     return value if all(type(item) is int and 0 <= item < 2**48 for item in value) else None
 
 
-def _make_tensor(name: str, args: tuple[Any, ...], build: Builder, *, dtype: str | None = None) -> Any:
+def _is_empty(argument: tuple[Any, ...]) -> bool:
+    """Whether hooks or metadata, where they are given, are none: torch would change the tensor by them."""
+    return all(item is None or (type(item) in (dict, OrderedDict) and not item) for item in argument)
+
+
+def _check_gradient(name: str, dtype: str, requires_grad: bool) -> None:
+    if requires_grad and not dtype.startswith(("float", "bfloat", "complex")):
+        raise UnsafeError(f"{name} wants a gradient for {dtype}, which torch refuses")
+
+
+def _make_tensor(
+    name: str,
+    args: tuple[Any, ...],
+    build: Builder,
+    *,
+    dtype: str | None = None,
+    has_metadata: bool = False,
+) -> Any:
     storage, offset, shape, stride, requires_grad = args[:5]
     sizes, steps = _sizes(shape), _sizes(stride)
     if (
@@ -268,6 +304,8 @@ def _make_tensor(name: str, args: tuple[Any, ...], build: Builder, *, dtype: str
         or steps is None
         or len(sizes) != len(steps)
         or type(requires_grad) is not bool
+        or not _is_empty(args[5:6])
+        or not _is_empty(args[-1:] if has_metadata else ())
     ):
         raise _refuse_args(name, args)
     info = TensorInfo(
@@ -278,6 +316,7 @@ def _make_tensor(name: str, args: tuple[Any, ...], build: Builder, *, dtype: str
         storage=storage,
         requires_grad=requires_grad,
     )
+    _check_gradient(name, info.dtype, requires_grad)
     if (info.last_element + 1) * ITEM_BYTES[info.dtype] > storage.size_bytes:
         raise UnsafeError(
             f"a tensor of shape {sizes} reaches beyond its storage {storage.key}, "
@@ -289,9 +328,9 @@ def _make_tensor(name: str, args: tuple[Any, ...], build: Builder, *, dtype: str
 
 
 def _call_tensor_v2(args: tuple[Any, ...], build: Builder) -> Any:
-    if len(args) not in (6, 7) or args[5]:
+    if len(args) not in (6, 7):
         raise _refuse_args("torch._utils._rebuild_tensor_v2", args)
-    return _make_tensor("torch._utils._rebuild_tensor_v2", args, build)
+    return _make_tensor("torch._utils._rebuild_tensor_v2", args, build, has_metadata=len(args) == 7)
 
 
 def _call_tensor(args: tuple[Any, ...], build: Builder) -> Any:
@@ -302,25 +341,31 @@ def _call_tensor(args: tuple[Any, ...], build: Builder) -> Any:
 
 def _call_tensor_v3(args: tuple[Any, ...], build: Builder) -> Any:
     name = "torch._utils._rebuild_tensor_v3"
-    if len(args) not in (7, 8) or args[5]:
+    if len(args) not in (7, 8):
         raise _refuse_args(name, args)
-    dtypes = (dtype for dtype in ITEM_BYTES if build.symbol(Symbol(f"torch.{dtype}")) == args[6])
-    if (dtype := next(dtypes, None)) is None:
+    kind = type(build.symbol(Symbol("torch.float32")))
+    symbols = ((dtype, build.symbol(Symbol(f"torch.{dtype}"))) for dtype in ITEM_BYTES)
+    alike = (dtype for dtype, symbol in symbols if type(args[6]) is kind and args[6] == symbol)
+    if (dtype := next(alike, None)) is None:
         raise _refuse_args(name, args)
-    return _make_tensor(name, args, build, dtype=dtype)
+    return _make_tensor(name, args, build, dtype=dtype, has_metadata=len(args) == 8)
 
 
 def _call_size(args: tuple[Any, ...], build: Builder) -> Any:
-    if len(args) != 1 or (sizes := _sizes(args[0] if type(args[0]) is tuple else tuple(args[0]))) is None:
+    items = args[0] if len(args) == 1 else None
+    sizes = _sizes(tuple(items) if type(items) is list and len(items) <= 32 else items)
+    if sizes is None:
         raise _refuse_args("torch.Size", args)
     return sizes
 
 
 def _call_device(args: tuple[Any, ...], build: Builder) -> Any:
-    kind = args[0] if args else None
-    if len(args) not in (1, 2) or type(kind) is not str or not kind.isalnum() or len(kind) > 16:
-        raise _refuse_args("torch.device", args)
-    if len(args) == 2 and not (type(args[1]) is int and 0 <= args[1] < 4096):
+    if not (
+        len(args) in (1, 2)
+        and type(args[0]) is str
+        and args[0] in _DEVICES
+        and all(type(index) is int and 0 <= index < 128 for index in args[1:])
+    ):
         raise _refuse_args("torch.device", args)
     return build.symbol(Symbol("torch.device:" + ":".join(str(item) for item in args)))
 
@@ -350,7 +395,7 @@ def _call_config_dict(args: tuple[Any, ...], build: Builder) -> Any:
     if args == ():
         return {}
     if len(args) == 1 and type(args[0]) is dict:
-        return args[0]
+        return dict(args[0])
     raise _refuse_args("mmengine.config.config.ConfigDict", args)
 
 
@@ -421,10 +466,12 @@ def _call_scalar(args: tuple[Any, ...], build: Builder) -> Any:
 def _call_parameter(args: tuple[Any, ...], build: Builder) -> Any:
     """Return the data as a plain tensor: a state dict is copied into parameters, not made of them."""
     data = args[0] if args else None
-    if len(args) not in (2, 3) or type(args[1]) is not bool or (len(args) == 3 and args[2]):
+    if len(args) not in (2, 3) or type(args[1]) is not bool or not _is_empty(args[2:]):
         raise _refuse_args("torch._utils._rebuild_parameter", args)
     if not isinstance(data, build.tensor_types):
         raise _refuse_args("torch._utils._rebuild_parameter", args)
+    if type(data) is TensorInfo:
+        _check_gradient("torch._utils._rebuild_parameter", data.dtype, args[1])
     return data
 
 
@@ -489,7 +536,8 @@ def resolve(module: str, name: str, build: Builder) -> Any:
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     symbol = _SYMBOLS.get(f"{module}.{name}")
     if symbol is None:
-        raise UnsafeError(f"it names {module}.{name}, which no checkpoint needs; loading it could run code")
+        name = visible(f"{module}.{name}")
+        raise UnsafeError(f"it names {name}, which no checkpoint needs; loading it could run code")
     return build.symbol(symbol) if symbol.name in _DTYPE_NAMES else symbol
 
 
@@ -513,7 +561,7 @@ def new(kind: Any, arguments: Any, build: Builder) -> Any:
 def set_state(target: Any, state: Any, build: Builder) -> None:
     """Give an object the state that a file states for it."""
     if type(target) is OrderedDict:
-        if type(state) is not dict or set(state) != {"_metadata"}:
+        if type(state) is not dict or len(state) != 1 or "_metadata" not in state:
             raise UnsafeError("it alters an OrderedDict beyond its _metadata, which no checkpoint does")
         target._metadata = state["_metadata"]  # type: ignore[attr-defined]  # as torch does
     elif type(target) is _DType:
@@ -533,18 +581,18 @@ def set_state(target: Any, state: Any, build: Builder) -> None:
         raise UnsafeError(f"it alters the state of {_short(target)}, which no checkpoint does")
 
 
-def storage_of(identity: Any) -> StorageInfo:
-    """Return the storage that a persistent id names."""
-    if type(identity) is tuple and len(identity) in (5, 6) and identity[0] == "storage":
+def storage_of(identity: Any, num_parts: int) -> StorageInfo:
+    """Return the storage that a persistent id names: of 5 parts in a zip file, of 6 in the old format."""
+    if type(identity) is tuple and len(identity) == num_parts and identity[0] == "storage":
         _, kind, key, location, count = identity[:5]
         dtype = _STORAGES.get(kind.name.removeprefix("torch.")) if type(kind) is Symbol else None
-        plain = len(identity) == 5 or identity[5] is None
         if (
             dtype is not None
-            and plain
+            and all(part is None for part in identity[5:])
             and type(key) is str
-            and key.isascii()
+            and _KEY.fullmatch(key)
             and type(location) is str
+            and _LOCATION.fullmatch(location)
             and type(count) is int
             and 0 <= count < 2**48
         ):
@@ -568,8 +616,8 @@ def _fill_array(target: Any, state: Any, build: Builder) -> None:
 
 
 def _fill_history(target: Any, state: Any, build: Builder) -> None:
-    if type(state) is not dict:
-        raise _refuse_args("the state of a HistoryBuffer", state)
+    if type(state) is not dict or not set(state) <= _HISTORY_STATE:
+        raise _refuse_args("the state of a HistoryBuffer", (state,))
     methods = state.get("statistics_methods", {})
     if type(methods) is not dict or any(
         name not in STATISTICS or method != Symbol(f"{_HISTORY}.{name}") for name, method in methods.items()
@@ -577,9 +625,8 @@ def _fill_history(target: Any, state: Any, build: Builder) -> None:
         raise UnsafeError("it plants a statistics method in HistoryBuffer's class, where it would stay")
     log, count = state.get("_log_history"), state.get("_count_history")
     length = state.get("max_length")
-    unknown = set(state) - {"statistics_methods", "_log_history", "_count_history", "max_length"}
-    if unknown or type(length) is not int:
-        raise _refuse_args(f"the state of a HistoryBuffer ({', '.join(map(str, state))[:80]})", ())
     if not (isinstance(log, build.array_types) and isinstance(count, build.array_types)):
-        raise _refuse_args(f"the state of a HistoryBuffer ({', '.join(map(str, state))[:80]})", ())
+        raise _refuse_args("the state of a HistoryBuffer", (log, count))
+    if type(length) is not int:
+        raise _refuse_args("the state of a HistoryBuffer", (length,))
     build.fill_history(target, HistoryInfo(log=log, count=count, max_length=length))

@@ -7,11 +7,9 @@ other, then the directory, then the end), so that anything else can be told as d
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
-import stat
 import struct
 import threading
 import zlib
@@ -21,9 +19,15 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO
 
+from mapsage_kaggle.outside import open_regular, visible
+
 CHUNK_BYTES = 256 * 2**10
 _NUM_BUFFERS = 4
-_MAX_DIRECTORY_BYTES = 64 * 2**20
+_MAX_DIRECTORY_BYTES = 8 * 2**20
+_MAX_ENTRIES = 50_000
+_MAX_NAME_BYTES = 300
+_FLAGS = frozenset({0, 0x8, 0x800, 0x808})
+"""A descriptor that follows the data, a name in UTF-8; any other asks for encryption or patching."""
 
 _MARK = 2**32 - 1
 """Stands in 32 bits for a number that needs more, given elsewhere."""
@@ -78,13 +82,9 @@ class Source:
         self._descriptor: int | None = None
         self._stream: BinaryIO | None = None
         if isinstance(source, Path):
-            # Without waiting: opening a pipe would never return where nobody writes into it.
-            self._descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            status = os.fstat(self._descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                os.close(self._descriptor)
-                raise OSError(errno.EINVAL, "it is not a regular file", str(source))
-            self.size_bytes = status.st_size
+            with open_regular(source) as stream:
+                self._descriptor = os.dup(stream.fileno())
+            self.size_bytes = os.fstat(self._descriptor).st_size
         else:
             self._stream = source
             self.size_bytes = source.seek(0, io.SEEK_END)
@@ -120,6 +120,10 @@ class Source:
         """
         if offset < 0 or size < 0 or offset + size > self.size_bytes:
             raise DamagedError(f"it refers to bytes {offset} to {offset + size}, but has {self.size_bytes}")
+        if self._descriptor is not None and size < 2**30:
+            content = os.pread(self._descriptor, size, offset)
+            if len(content) == size:
+                return content
         buffer = bytearray(size)
         if self.read_into(offset, memoryview(buffer)) != size:
             raise DamagedError("it became shorter while it was read")
@@ -364,7 +368,7 @@ def _read_tail(source: Source) -> tuple[int, int, bytes]:
             (length, size64, _MARK),
             (start, start64, _MARK),
         ):
-            if short not in (whole, limit):
+            if short != min(whole, limit):
                 raise DamagedError("the two ends of the zip archive contradict each other")
         count, length, start, stop = count64, size64, start64, end64_start
     if start + length != stop:
@@ -378,61 +382,77 @@ def _parse_directory(tail: bytes, count: int, directory_start: int) -> tuple[Ent
     """Return the entries in the order in which they lie in the file."""
     if count * _CENTRAL.size > len(tail):
         raise DamagedError(f"its directory cannot hold {count} entries")
+    if count > _MAX_ENTRIES:
+        raise DamagedError(f"it has {count} entries, more than any checkpoint")
     entries: list[Entry] = []
+    names: set[str] = set()
     at = 0
-    prefix: bytes | None = None
     for _ in range(count):
-        if at + _CENTRAL.size > len(tail):
-            raise DamagedError("the directory of the zip archive is cut off")
-        fields = _CENTRAL.unpack_from(tail, at)
-        magic, flags, method, crc32, stamp = fields[0], fields[3], fields[4], fields[7], fields[2:7]
-        packed, size, header_start = fields[8], fields[9], fields[16]
-        num_name, num_extra, num_comment = fields[10:13]
-        if magic != b"PK\x01\x02":
-            raise DamagedError("the directory of the zip archive is damaged")
-        at += _CENTRAL.size
-        full_name = tail[at : at + num_name]
-        extra = tail[at + num_name : at + num_name + num_extra]
-        at += num_name + num_extra + num_comment
-        packed, size, header_start = _long_sizes(packed, size, header_start, extra)
-        folder, slash, rest = full_name.partition(b"/")
-        try:
-            name = rest.decode("ascii")
-        except UnicodeDecodeError:
-            raise DamagedError(f"an entry has the name {full_name!r}; torch writes plain ones") from None
-        shown = full_name.decode("utf-8", "backslashreplace")[:120]
-        if flags & 0x1 or fields[13]:
-            raise DamagedError(f"{shown} is encrypted or in another part, which torch.save never does")
-        if method != 0 or packed != size:
+        entry, at = _parse_entry(tail, at, directory_start)
+        entries.append(entry)
+        if entry.full_name.partition(b"/")[0] != entries[0].full_name.partition(b"/")[0]:
+            raise _not_in_one_folder(entry.full_name)
+        # torch does not tell upper from lower case.
+        if entry.name.lower() in names:
             raise DamagedError(
-                f"{shown} is compressed, which torch.save never does: another kind of zip file, or a bomb"
+                f"two entries have the name {entry.name}: which one counts would depend on the reader"
             )
-        if header_start + _LOCAL.size + num_name + size > directory_start:
-            raise DamagedError(f"{shown} reaches beyond the end of the file's data")
-        if prefix is None:
-            prefix = folder
-        if not slash or not rest or folder != prefix:
-            raise DamagedError(
-                f"it is a zip file, but not a checkpoint: {shown!r} does not lie in one folder with the rest"
-            )
-        entries.append(
-            Entry(
-                name=name,
-                full_name=full_name,
-                size_bytes=size,
-                crc32=crc32,
-                header_start=header_start,
-                stamp=stamp,
-            )
-        )
+        names.add(entry.name.lower())
     if not tail.startswith((b"PK\x05\x06", b"PK\x06\x06"), at):
         raise DamagedError("the directory of the zip archive has more in it than its entries")
-    if len({entry.name for entry in entries}) != len(entries):
-        names = [entry.name for entry in entries]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DamagedError(f"two entries have the name {twice}: which one counts would depend on the reader")
     entries.sort(key=lambda entry: entry.header_start)
     return tuple(entries)
+
+
+def _parse_entry(tail: bytes, at: int, directory_start: int) -> tuple[Entry, int]:
+    """Return the entry at ``at`` of the directory, and where the next one begins."""
+    if at + _CENTRAL.size > len(tail):
+        raise DamagedError("the directory of the zip archive is cut off")
+    fields = _CENTRAL.unpack_from(tail, at)
+    magic, flags, method, crc32, stamp = fields[0], fields[3], fields[4], fields[7], fields[2:7]
+    num_name, num_extra, num_comment = fields[10:13]
+    if magic != b"PK\x01\x02":
+        raise DamagedError("the directory of the zip archive is damaged")
+    if num_name > _MAX_NAME_BYTES:
+        raise DamagedError(f"an entry has a name of {num_name} bytes; torch writes short ones")
+    at += _CENTRAL.size
+    full_name = tail[at : at + num_name]
+    extra = tail[at + num_name : at + num_name + num_extra]
+    packed, size, header_start = _long_sizes(fields[8], fields[9], fields[16], extra)
+    _, slash, rest = full_name.partition(b"/")
+    shown = _shown(full_name)
+    if not rest.isascii() or not rest.decode("ascii").isprintable():
+        raise DamagedError(f"an entry has the name {shown}; torch writes plain ones")
+    if flags not in _FLAGS or fields[13]:
+        raise DamagedError(f"{shown} is encrypted or in another part, which torch.save never does")
+    if method != 0 or packed != size:
+        raise DamagedError(
+            f"{shown} is compressed, which torch.save never does: another kind of zip file, or a bomb"
+        )
+    if header_start + _LOCAL.size + num_name + size > directory_start:
+        raise DamagedError(f"{shown} reaches beyond the end of the file's data")
+    if not slash or not rest:
+        raise _not_in_one_folder(full_name)
+    entry = Entry(
+        name=rest.decode("ascii"),
+        full_name=full_name,
+        size_bytes=size,
+        crc32=crc32,
+        header_start=header_start,
+        stamp=stamp,
+    )
+    return entry, at + num_name + num_extra + num_comment
+
+
+def _not_in_one_folder(full_name: bytes) -> DamagedError:
+    shown = _shown(full_name)
+    return DamagedError(
+        f"it is a zip file, but not a checkpoint: {shown} does not lie in one folder with the rest"
+    )
+
+
+def _shown(name: bytes) -> str:
+    return f"'{visible(name.decode('utf-8', 'surrogateescape'), 80)}'"
 
 
 def _long_sizes(packed: int, size: int, start: int, extra: bytes) -> tuple[int, int, int]:
@@ -445,11 +465,13 @@ def _long_sizes(packed: int, size: int, start: int, extra: bytes) -> tuple[int, 
         if kind == 1:
             numbers = iter(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
             try:
-                size = next(numbers) if size == _MARK else size
-                packed = next(numbers) if packed == _MARK else packed
-                start = next(numbers) if start == _MARK else start
+                found = [next(numbers) if short == _MARK else None for short in (size, packed, start)]
             except StopIteration:
                 break
+            if any(number is not None and number < _MARK for number in found):
+                raise DamagedError("an entry says of its size that it is large, and it is not")
+            shorts = zip(found, (size, packed, start), strict=True)
+            size, packed, start = (short if number is None else number for number, short in shorts)
             return packed, size, start
         at += 4 + length
     raise DamagedError("an entry of more than 4 GB lacks its sizes")
@@ -468,7 +490,7 @@ def _check_local(entry: Entry, header: bytes) -> int:
 
 def _check_local_name(entry: Entry, name: bytes) -> None:
     if name != entry.full_name:
-        raise DamagedError(f"{entry.name}: its header has the name {name[:80]!r}: exchanged or overwritten")
+        raise DamagedError(f"{entry.name}: its header has the name {_shown(name)}: exchanged or overwritten")
 
 
 def _check_crc(entry: Entry, crc32: int) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mapsage_kaggle.checkpoints.manifest import file_sha256
-from mapsage_kaggle.checkpoints.names import LAST_CHECKPOINT, counts_in, iteration_of, kind_of
+from mapsage_kaggle.checkpoints.names import LAST_CHECKPOINT, counts_in, iteration_of, likely_kind_of
 from mapsage_kaggle.checkpoints.runs import RunGroup
-from mapsage_kaggle.checkpoints.scan import FoundCheckpoint
+from mapsage_kaggle.checkpoints.scan import FoundCheckpoint, name_in
 from mapsage_kaggle.errors import CheckpointError
+from mapsage_kaggle.outside import MAX_LINES, MAX_PATH, listed, visible
 from mapsage_kaggle.records import SessionRecord
 
 if TYPE_CHECKING:
@@ -83,12 +84,12 @@ class Prospect:
     @property
     def is_best(self) -> bool:
         """Whether its name says that it is a best checkpoint, which holds no optimizer."""
-        return kind_of(self.target.name) == "best"
+        return likely_kind_of(self.target.name) == "best"
 
     @property
     def counts_epochs(self) -> bool:
         """Whether its name counts epochs, whatever stands before."""
-        return counts_in(self.target.name)[1] is not None
+        return likely_kind_of(self.target.name) == "epoch" or counts_in(self.target.name)[1] is not None
 
     @property
     def is_recorded(self) -> bool:
@@ -112,8 +113,8 @@ class Prospect:
 
     def line(self, reason: str) -> str:
         at = "iteration unknown" if self.iteration is None else f"iteration {self.iteration}"
-        leads = "" if self.target == self.found.path else f" -> {self.target.name}"
-        return f"{self.found.path}{leads} ({self.origin}, {at}): {reason}"
+        leads = "" if self.target == self.found.path else f" -> {visible(self.target.name)}"
+        return f"{visible(self.found.path, MAX_PATH)}{leads} ({self.origin}, {at}): {reason}"
 
 
 class Account:
@@ -126,8 +127,8 @@ class Account:
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """Each file once, with the last word on it; the one that was taken first."""
-        return tuple(sorted(self._judged.values(), key=lambda item: not item.taken))
+        """The first files, each once, with the last word on it; the one that was taken first."""
+        return tuple(sorted(self._judged.values(), key=lambda item: not item.taken)[:MAX_LINES])
 
     def explain(self, prospect: Prospect, reason: str) -> None:
         self.explanations.append(prospect.line(reason))
@@ -147,7 +148,7 @@ class Account:
     def no_checkpoint(self, place: Rejected) -> None:
         """Say of a place that is named like a checkpoint that it is none: a step down, too."""
         reason = f"not taken: {place.reason}"
-        self.explanations.append(f"{place.path}: {reason}")
+        self.explanations.append(f"{visible(place.path, MAX_PATH)}: {reason}")
         self.steps_down.append(self.explanations[-1])
         self._judged[place.path] = Candidate(
             path=place.path, origin="", iteration=None, size_bytes=0, verdict="rejected", reason=reason
@@ -167,7 +168,9 @@ class Account:
 
     def refusal(self, problem: str, remedy: str = "") -> CheckpointError:
         """Return the error that lists every file beside what is wrong."""
-        return CheckpointError("\n  ".join((problem, *self.explanations)), f"\n{remedy}" if remedy else "")
+        return CheckpointError(
+            "\n  ".join((problem, *listed(self.explanations))), f"\n{remedy}" if remedy else ""
+        )
 
 
 def group_of(key: str, prospects: Sequence[Prospect]) -> RunGroup:
@@ -271,16 +274,15 @@ def as_found(path: Path) -> FoundCheckpoint:
     """Return a file that was named rather than found; a ``last_checkpoint`` stands for what it names."""
     target = path
     if path.name == LAST_CHECKPOINT:
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            named = path.read_text(encoding="utf-8").strip().replace("\\", "/")
-            target = path.parent / (named.rpartition("/")[2] or path.name)
+        with contextlib.suppress(OSError):
+            target = path.parent / (name_in(path) or path.name)
     try:
         size_bytes = target.stat().st_size
     except OSError:
         size_bytes = 0
     return FoundCheckpoint(
         path=path,
-        kind="best" if kind_of(target.name) == "best" else "iter",
+        kind="best" if likely_kind_of(target.name) == "best" else "iter",
         iteration=iteration_of(target.name),
         size_bytes=size_bytes,
         source="",

@@ -32,9 +32,10 @@ from mapsage_kaggle.checkpoints.candidates import (
 )
 from mapsage_kaggle.checkpoints.inspect import inspect as inspect_any
 from mapsage_kaggle.checkpoints.manifest import manifest_sha256
-from mapsage_kaggle.checkpoints.names import kind_of
+from mapsage_kaggle.checkpoints.names import likely_kind_of
 from mapsage_kaggle.checkpoints.selector import Inspect, Selector
 from mapsage_kaggle.errors import CheckpointError
+from mapsage_kaggle.outside import MAX_PATH, listed, visible
 from mapsage_kaggle.records import SessionRecord, record_beside
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Choice:
         record: The session record beside it, if there is one.
         explanations: One line for each candidate: taken, or why not.
         steps_down: One line for each step down the ladder, each to be an event and in the record.
-        candidates: Each file once, the one that was taken first.
+        candidates: The first files, each once, the one that was taken before all.
         notice: What a person must see before all else: that nothing says whose checkpoint it is.
     """
 
@@ -184,7 +185,7 @@ class _Ladder(Selector):
             )
         for item in seen:
             reason = "not considered, as --resume says never"
-            self.account.explanations.append(f"{item.path}: {reason}")
+            self.account.explanations.append(f"{visible(item.path, MAX_PATH)}: {reason}")
             self.account.note(self.candidate(item, "named"), reason)
         if load_from is None:
             return self._fresh("starting fresh, as --resume says never")
@@ -232,7 +233,7 @@ class _Ladder(Selector):
         for candidate in strangers:
             self.account.explain(candidate, "not taken: it is of a run with another config")
         for place in rejected:
-            if kind_of(place.path.name) not in ("epoch", "other"):
+            if likely_kind_of(place.path.name) not in ("epoch", "other"):
                 self.num_failed += 1
                 self.account.no_checkpoint(place)
         if start is not None and self.num_failed:
@@ -309,8 +310,8 @@ class _Ladder(Selector):
             checkpoint=candidate.found,
             inspection=inspection,
             record=candidate.record,
-            explanations=tuple(self.account.explanations),
-            steps_down=tuple(self.account.steps_down),
+            explanations=tuple(listed(self.account.explanations)),
+            steps_down=tuple(listed(self.account.steps_down)),
             candidates=self.account.candidates,
             notice=self.taken_run.notice if self.taken_run else "",
         )
@@ -323,7 +324,7 @@ class _Ladder(Selector):
             )
         return Choice(
             action="fresh",
-            explanations=(*self.account.explanations, reason),
+            explanations=(*listed(self.account.explanations), reason),
             candidates=self.account.candidates,
         )
 

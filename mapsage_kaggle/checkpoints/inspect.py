@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from mapsage_kaggle.checkpoints.allowed import ITEM_BYTES, StorageInfo, TensorInfo, UnsafeError
-from mapsage_kaggle.checkpoints.archive import Archive, DamagedError, Entry, Source
+from mapsage_kaggle.checkpoints.allowed import StorageInfo, TensorInfo, UnsafeError
+from mapsage_kaggle.checkpoints.archive import Archive, DamagedError, Source
+from mapsage_kaggle.checkpoints.finite import FiniteSweep
 from mapsage_kaggle.checkpoints.legacy import LegacyArchive, is_legacy
 from mapsage_kaggle.checkpoints.names import counts_in
-from mapsage_kaggle.checkpoints.unpickle import MAX_PICKLE_BYTES, interpret, interpret_one
+from mapsage_kaggle.checkpoints.unpickle import MAX_PICKLE_BYTES, interpret
+from mapsage_kaggle.outside import joined, visible
 from mapsage_kaggle.records import FINGERPRINT_KEY, OWED_VALIDATION_KEY, RUN_ID_KEY
 
 _MAX_DEPTH = 64
@@ -131,14 +135,22 @@ def _inspect(
         content = read_content(archive)
         found = _judge(path, content.tree, shapes=shapes, classes=classes)
         found = replace(found, size_bytes=size_bytes, format=content.format)
+        if content.odd_numbers:
+            found = _without_resume(
+                found, f"NaN or Inf in the optimizer's state: {joined(content.odd_numbers)}"
+            )
         if content.format == "legacy":
             found = _without_resume(found, _LEGACY)
         if not full:
             return found
-        sweep = _FiniteSweep(content)
+        sweep = FiniteSweep(content.tensors)
         sha256 = archive.sweep(sweep.take)
     except (DamagedError, UnsafeError) as error:
         return Inspection(path=path, verdict="rejected", problems=(str(error),), size_bytes=size_bytes)
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the one boundary: a file is never a reason to crash
+        return Inspection(path=path, verdict="rejected", problems=(unforeseen(error),), size_bytes=size_bytes)
     found = replace(found, sha256=sha256, full=True)
     problems, verdict = list(found.problems), found.verdict
     if manifest_sha256 is not None and sha256 != manifest_sha256:
@@ -147,11 +159,16 @@ def _inspect(
     bad_weights, bad_state = sweep.tensors_not_finite()
     if bad_weights:
         verdict = "rejected"
-        problems.insert(0, f"NaN or Inf in the weights: {_list(bad_weights)}")
+        problems.insert(0, f"NaN or Inf in the weights: {joined(bad_weights)}")
     if bad_state:
         verdict = "weights-only" if verdict == "resumable" else verdict
-        problems.append(f"NaN or Inf in the optimizer's state: {_list(bad_state)}")
+        problems.append(f"NaN or Inf in the optimizer's state: {joined(bad_state)}")
     return replace(found, verdict=verdict, problems=tuple(problems))
+
+
+def unforeseen(error: Exception) -> str:
+    """Return what is wrong with a file whose reader met what nobody foresaw."""
+    return f"it cannot be read as a checkpoint ({type(error).__name__}: {visible(str(error))})"
 
 
 def _without_resume(found: Inspection, reason: str) -> Inspection:
@@ -187,9 +204,10 @@ def open_archive(source: Source) -> Archive | LegacyArchive:
     if not any(head):
         raise DamagedError("it begins with zeros: it was never written out")
     if head[:1] == b"\x80":
-        interpret_one(source.read(0, min(source.size_bytes, MAX_PICKLE_BYTES)))
+        interpret(source.read(0, min(source.size_bytes, MAX_PICKLE_BYTES)))
         raise DamagedError("it is a bare pickle, not a file that torch.save writes")
-    raise DamagedError(f"it is not a file that torch.save writes: it begins with {head[:8]!r}")
+    begin = visible(head[:8].decode("latin-1"))
+    raise DamagedError(f"it is not a file that torch.save writes: it begins with '{begin}'")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,14 +217,16 @@ class Content:
     Attributes:
         pickle: Its bytes, as they were checked.
         tree: What it describes, with a ``TensorInfo`` for each tensor.
-        tensors: Every tensor by its place, such as ``state_dict.conv.weight``.
+        tensors: Every tensor with its place, such as ``state_dict.conv.weight``.
+        odd_numbers: The places of numbers that no optimizer can go on with, such as a NaN for a rate.
         storages: What the tensors' data lies in, by the name of its entry, ``data/0``.
         format: Of the file.
     """
 
     pickle: bytes
     tree: dict[str, Any]
-    tensors: Mapping[str, TensorInfo]
+    tensors: Sequence[tuple[str, TensorInfo]]
+    odd_numbers: Sequence[str]
     storages: Mapping[str, StorageInfo]
     format: Literal["zip", "legacy"]
 
@@ -225,11 +245,12 @@ def read_content(archive: Archive | LegacyArchive) -> Content:
         tree = interpret(pickle)
     if not isinstance(tree, dict):
         raise DamagedError(f"it holds a {type(tree).__name__}, expected a dictionary")
-    tensors = dict(_tensors(tree))
+    tensors, odd_numbers = _survey(tree)
     return Content(
         pickle=pickle,
         tree=tree,
         tensors=tensors,
+        odd_numbers=odd_numbers,
         storages=_check_storages(archive, tensors),
         format="legacy" if isinstance(archive, LegacyArchive) else "zip",
     )
@@ -246,11 +267,11 @@ def _read_pickle(archive: Archive) -> bytes:
 
 
 def _check_storages(
-    archive: Archive | LegacyArchive, tensors: Mapping[str, TensorInfo]
+    archive: Archive | LegacyArchive, tensors: Sequence[tuple[str, TensorInfo]]
 ) -> dict[str, StorageInfo]:
     stored = {entry.name: entry for entry in archive.entries if entry.name.startswith("data/")}
     used: dict[str, StorageInfo] = {}
-    for place, tensor in tensors.items():
+    for place, tensor in tensors:
         storage = tensor.storage
         name = f"data/{storage.key}"
         entry = stored.get(name)
@@ -263,110 +284,61 @@ def _check_storages(
         used[name] = storage
     unused = sorted(set(stored) - set(used))
     if unused:
-        raise DamagedError(f"nothing in it refers to {_list(unused)}: it does not belong to this pickle")
+        raise DamagedError(f"nothing in it refers to {joined(unused)}: it does not belong to this pickle")
     return used
 
 
-def _tensors(tree: Any) -> Iterator[tuple[str, TensorInfo]]:
-    """Yield every tensor with its place. Shared and circular containers are visited once."""
+def _survey(tree: Mapping[str, Any]) -> tuple[list[tuple[str, TensorInfo]], list[str]]:
+    """Return every tensor with its place, and the places of numbers that no optimizer can go on with.
+
+    Shared and circular containers are visited once, and so are tensors; a tensor that is a weight as well
+    as a part of the optimizer's state is a weight.
+    """
+    tensors: list[tuple[str, TensorInfo]] = []
+    odd_numbers: list[str] = []
     seen: set[int] = set()
-    stack: list[tuple[str, Any, int]] = [("", tree, 0)]
-    while stack:
-        place, value, depth = stack.pop()
-        if type(value) is TensorInfo:
-            yield place, value
-        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
-            if depth == _MAX_DEPTH:
-                raise UnsafeError(
-                    f"its containers are nested more than {_MAX_DEPTH} deep; no checkpoint's are"
-                )
-            seen.add(id(value))
-            pairs = value.items() if isinstance(value, dict) else enumerate(value)
-            stack.extend((f"{place}.{key}" if place else str(key), item, depth + 1) for key, item in pairs)
-
-
-class _FiniteSweep:
-    """Looks for NaN and Inf while the storages' data passes by."""
-
-    def __init__(self, content: Content) -> None:
-        self._on: dict[str, list[tuple[str, TensorInfo]]] = {}
-        for place, tensor in content.tensors.items():
-            self._on.setdefault(f"data/{tensor.storage.key}", []).append((place, tensor))
-        self._bad: list[str] = []
-
-    def take(self, entry: Entry, pieces: Iterator[memoryview]) -> None:
-        """Take the content of one entry."""
-        tensors = [item for item in self._on.get(entry.name, ()) if item[1].dtype in _EXPONENTS]
-        if not tensors:
-            return
-        dtype = tensors[0][1].dtype
-        whole_bytes = entry.size_bytes
-        if all(
-            tensor.dtype == dtype and tensor.num_elements * ITEM_BYTES[dtype] == whole_bytes
-            for _, tensor in tensors
-        ):
-            if not all_finite(pieces, dtype):
-                self._bad.extend(place for place, _ in tensors)
-            return
-        # Windows on a larger storage: what lies outside of them is nobody's and may be anything.
-        data = b"".join(bytes(piece) for piece in pieces)
-        self._bad.extend(place for place, tensor in tensors if not _window_finite(data, tensor))
-
-    def tensors_not_finite(self) -> tuple[list[str], list[str]]:
-        """Return the places of tensors with NaN or Inf: those in weights, and those elsewhere."""
-        bad = sorted(self._bad)
-        state = [place for place in bad if place.startswith("optimizer.")]
-        return [place for place in bad if not place.startswith("optimizer.")], state
-
-
-def _window_finite(data: bytes, tensor: TensorInfo) -> bool:
-    import numpy as np
-
-    if tensor.num_elements == 0:
-        return True
-    item_bytes = ITEM_BYTES[tensor.dtype]
-    words = np.frombuffer(data, f"<u{item_bytes}", offset=tensor.offset * item_bytes)
-    window = np.lib.stride_tricks.as_strided(
-        words, tensor.shape, [step * item_bytes for step in tensor.stride], writeable=False
+    root = chain(
+        ((key, value) for key, value in tree.items() if key != "optimizer"),
+        ((key, value) for key, value in tree.items() if key == "optimizer"),
     )
-    exponent = _EXPONENTS[tensor.dtype]
-    return not bool(((window & exponent) == exponent).any())
-
-
-_EXPONENTS: Mapping[str, int] = {
-    "float64": 0x7FF0000000000000,
-    "float32": 0x7F800000,
-    "float16": 0x7C00,
-    "bfloat16": 0x7F80,
-}
-"""The exponent's bits: all set in NaN and Inf, and in no other value."""
-
-
-def all_finite(pieces: Iterator[memoryview], dtype: str) -> bool:
-    """Tell whether little-endian floats, given in pieces cut anywhere, hold neither NaN nor Inf."""
-    import numpy as np
-
-    item_bytes = ITEM_BYTES[dtype]
-    native = np.dtype({"float64": "<f8", "float32": "<f4"}.get(dtype, "<u2"))
-    exponent = _EXPONENTS[dtype]
-    finite = True
-    rest = b""
-    for piece in pieces:
-        if rest or len(piece) % item_bytes:
-            whole = rest + bytes(piece)
-            cut = len(whole) - len(whole) % item_bytes
-            values = np.frombuffer(whole[:cut], native)
-            rest = whole[cut:]
+    stack: list[tuple[str, Iterator[tuple[Any, Any]]]] = [("", iter(root))]
+    while stack:
+        place, items = stack[-1]
+        for key, value in items:
+            kind = type(value)
+            if kind is float:
+                if not math.isfinite(value) and _matters(place, key, value):
+                    odd_numbers.append(_inside(place, key))
+            elif kind in _SURVEYED and id(value) not in seen:
+                seen.add(id(value))
+                if kind is TensorInfo:
+                    tensors.append((_inside(place, key), value))
+                    continue
+                if len(stack) == _MAX_DEPTH:
+                    raise UnsafeError(
+                        f"its containers are nested more than {_MAX_DEPTH} deep; no checkpoint's are"
+                    )
+                inner = value.items() if isinstance(value, dict) else enumerate(value)
+                stack.append((_inside(place, key), iter(inner)))
+                break
         else:
-            values = np.frombuffer(piece, native)
-        if not values.size or not finite:
-            continue
-        if native.kind == "f":
-            # Both propagate NaN, and need no array of flags: four times as fast as isfinite.
-            finite = bool(np.isfinite(values.max()) and np.isfinite(values.min()))
-        else:
-            finite = not bool(((values & exponent) == exponent).any())
-    return finite
+            stack.pop()
+    return tensors, odd_numbers
+
+
+_SURVEYED = frozenset({TensorInfo, dict, OrderedDict, Counter, list, tuple})
+
+
+def _inside(place: str, key: Any) -> str:
+    shown = visible(key, 80)
+    return visible(f"{place}.{shown}" if place else shown)
+
+
+def _matters(place: str, key: Any, value: float) -> bool:
+    """Whether training cannot go on with a number: NaN in the optimizer or a schedule, or a rate of Inf."""
+    if place.startswith("optimizer"):
+        return math.isnan(value) or key in ("lr", "initial_lr")
+    return place.startswith("param_schedulers") and math.isnan(value)
 
 
 def _judge(
@@ -387,7 +359,7 @@ def _judge(
     wrong: list[str] = []  # makes it rejected
     lacking: list[str] = []  # makes it weights-only
     if not weights:
-        keys = _list([str(key) for key in tree])
+        keys = joined(tree)
         wrong.append(f"it has no weights: expected a state_dict, found {keys or 'nothing'}")
     wrong += _misnamed(path.name, iteration, epoch)
     if is_bare:
@@ -400,7 +372,7 @@ def _judge(
             "it has meta.config, which mmengine would run as Python on resume; true checkpoints have none"
         )
     if classes is not None and trained_on is not None and tuple(classes) != trained_on:
-        wrong.append(f"it was trained on the classes {_list(trained_on)}, expected {_list(tuple(classes))}")
+        wrong.append(f"it was trained on the classes {joined(trained_on)}, expected {joined(tuple(classes))}")
     if shapes is not None and weights:
         wrong += compare_shapes({key: value.shape for key, value in weights.items()}, shapes)
 
@@ -423,7 +395,7 @@ def _judge(
         num_param_schedulers=len(schedulers) if isinstance(schedulers, (list, dict)) else None,
         num_tensors=len(weights),
         num_weights=sum(value.num_elements for value in weights.values()),
-        config_text=_text(meta.get("cfg")),
+        config_text=meta["cfg"] if type(meta.get("cfg")) is str else None,
     )
 
 
@@ -472,7 +444,7 @@ def compare_shapes(
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
     mismatched = [
-        f"{key} is {tuple(found[key])}, expected {tuple(shape)}"
+        f"{visible(key, 100)} is {tuple(found[key])}, expected {tuple(shape)}"
         for key, shape in expected.items()
         if key in found and tuple(found[key]) != tuple(shape)
     ]
@@ -481,12 +453,7 @@ def compare_shapes(
         (unexpected, "weights in it are not in the model"),
         (mismatched, "weights differ in shape"),
     )
-    return [f"{len(keys)} {words}: {_list(keys)}" for keys, words in sentences if keys]
-
-
-def _list(items: Sequence[str], limit: int = 4) -> str:
-    shown = ", ".join(items[:limit])
-    return f"{shown} and {len(items) - limit} more" if len(items) > limit else shown
+    return [f"{len(keys)} {words}: {joined(keys)}" for keys, words in sentences if keys]
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:
@@ -502,7 +469,8 @@ def _number(value: Any) -> float | None:
 
 
 def _text(value: Any) -> str | None:
-    return value if type(value) is str else None
+    """Return a name that a file states, as it may be shown and compared."""
+    return visible(value) if type(value) is str else None
 
 
 def _texts(value: Any) -> tuple[str, ...] | None:

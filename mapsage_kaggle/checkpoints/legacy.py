@@ -10,14 +10,15 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mapsage_kaggle.checkpoints.allowed import StorageInfo
+from mapsage_kaggle.checkpoints.allowed import StorageInfo, UnsafeError
 from mapsage_kaggle.checkpoints.archive import DamagedError, Entry, Reader, Source
-from mapsage_kaggle.checkpoints.unpickle import MAX_PICKLE_BYTES, interpret_one, storages_named_in
+from mapsage_kaggle.checkpoints.unpickle import MAX_PICKLE_BYTES, interpret_one
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickled number 0x1950a86a20f9469cfc6c, with which each such file begins."""
 
 _PROTOCOL_VERSION = 1001
+_FIRST_LOOK_BYTES = 4 * 2**20
 
 
 class LegacyArchive:
@@ -33,24 +34,38 @@ class LegacyArchive:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        head = source.read(0, min(source.size_bytes, MAX_PICKLE_BYTES))
-        version, at = interpret_one(head, len(MAGIC))
-        if version != _PROTOCOL_VERSION:
-            raise DamagedError(
-                f"it has the legacy format's version {version!r}, expected {_PROTOCOL_VERSION}"
-            )
-        machine, at = interpret_one(head, at)
+        # The pickles are small, and nothing says how long they are.
+        for limit_bytes in (_FIRST_LOOK_BYTES, MAX_PICKLE_BYTES):
+            head = source.read(0, min(source.size_bytes, limit_bytes))
+            try:
+                keys, storages = self._read(head)
+                break
+            except (DamagedError, UnsafeError):
+                if limit_bytes >= min(source.size_bytes, MAX_PICKLE_BYTES):
+                    raise
+        self.entries = self._lay_out(keys, storages)
+
+    def _read(self, head: bytes) -> tuple[Any, dict[str, StorageInfo]]:
+        """Read the pickles at the beginning; return the keys of the storages, and the storages by key."""
+        version, at, _ = interpret_one(head, len(MAGIC))
+        if type(version) is not int or version != _PROTOCOL_VERSION:
+            raise DamagedError(f"it has another version of the legacy format than {_PROTOCOL_VERSION}")
+        machine, at, _ = interpret_one(head, at)
         if type(machine) is not dict or machine.get("little_endian") is not True:
             raise DamagedError("it was written on a big-endian machine, or its header is damaged")
         start = at
-        self.tree, at = interpret_one(head, start)
+        self.tree, at, storages = interpret_one(head, start)
         self.pickle = head[start:at]
-        keys, self._data_start = interpret_one(head, at)
+        keys, self._data_start, _ = interpret_one(head, at)
         self._head = head[: self._data_start]
-        self.entries = self._lay_out(keys, storages_named_in(self.pickle))
+        return keys, storages
 
     def _lay_out(self, keys: Any, storages: dict[str, StorageInfo]) -> tuple[Entry, ...]:
-        if type(keys) is not list or sorted(map(str, keys)) != sorted(storages):
+        if (
+            type(keys) is not list
+            or len(keys) != len(storages)
+            or {key for key in keys if type(key) is str} != set(storages)
+        ):
             raise DamagedError("the storages in it are not those that its pickle names")
         entries: list[Entry] = []
         at = self._data_start

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mapsage_kaggle.checkpoints.allowed import ArrayInfo, HistoryInfo, Symbol, TensorInfo, UnsafeError
 from mapsage_kaggle.checkpoints.archive import DamagedError, Entry, Source
-from mapsage_kaggle.checkpoints.inspect import Content, open_archive, read_content
-from mapsage_kaggle.checkpoints.unpickle import interpret
+from mapsage_kaggle.checkpoints.inspect import Content, open_archive, read_content, unforeseen
+from mapsage_kaggle.checkpoints.unpickle import LEGACY_PARTS, ZIP_PARTS, interpret
 from mapsage_kaggle.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -47,16 +47,23 @@ def load_checkpoint(
         raise CheckpointError(f"{name} cannot be read: {error.strerror or error}.") from error
     except (DamagedError, UnsafeError) as error:
         raise CheckpointError(f"{name} is rejected: {error}.", "Use another checkpoint.") from error
+    except Exception as error:  # the one boundary: a file is never a reason to crash
+        raise CheckpointError(
+            f"{name} is rejected: {unforeseen(error)}.", "Use another checkpoint."
+        ) from error
 
 
 def _load(source: Source, sha256: str | None, history_buffer: Callable[[], Any] | None) -> dict[str, Any]:
     archive = open_archive(source)
     content = read_content(archive)
     build = _Realise(content, history_buffer)
+    pickle = content.pickle
+    num_parts = ZIP_PARTS if content.format == "zip" else LEGACY_PARTS
+    del content  # what the pickle describes is not needed twice
     found = archive.sweep(build.take)
     if sha256 is not None and found != sha256:
         raise DamagedError(f"its sha256 is {found}, expected {sha256}")
-    tree: dict[str, Any] = interpret(content.pickle, build)
+    tree: dict[str, Any] = interpret(pickle, build, num_parts)
     meta = tree.get("meta")
     if isinstance(meta, dict):
         # mmengine's Runner.resume passes meta.config to Config.fromstring, which runs it as Python.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mapsage_kaggle.checkpoints.names import kind_of
+from mapsage_kaggle.outside import MAX_PATH, open_regular, read_json, stamp_of, visible
 from mapsage_kaggle.paths import WorkDir, replace_file
 from mapsage_kaggle.records import CheckpointRef
 
@@ -40,15 +42,16 @@ class Manifest:
             ValueError: It is torn, or no manifest; the message names the file.
         """
         try:
-            document = json.loads(path.read_bytes())
+            document = read_json(path)
             if int(document["schema"]) > SCHEMA:
                 raise ValueError(f"schema {document['schema']} is newer than {SCHEMA}")
             return cls(
                 files=_refs_from_json(document["files"]),
                 pending=_refs_from_json(document.get("pending", {})),
             )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is no readable manifest: {error!r}") from error
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            reason = f"{type(error).__name__}: {visible(str(error))}"
+            raise ValueError(f"{visible(path, MAX_PATH)} is no readable manifest: {reason}") from error
 
     def write(self, path: Path) -> None:
         """Replace ``path`` atomically.
@@ -127,9 +130,10 @@ def manifest_sha256(checkpoint: Path) -> str | None:
     and the pending one. Then the file's size decides, and its bytes where the sizes are equal; a
     file that is neither gets the listed hash, which it will fail.
     """
-    try:
-        manifest = Manifest.read(WorkDir(checkpoint.parent).manifest)
-    except (OSError, ValueError):
+    path = WorkDir(checkpoint.parent).manifest
+    stamp = stamp_of(path)
+    manifest = _read_once(path, stamp) if stamp is not None else None
+    if manifest is None:
         return None
     listed = manifest.files.get(checkpoint.name)
     pending = manifest.pending.get(checkpoint.name)
@@ -146,12 +150,21 @@ def manifest_sha256(checkpoint: Path) -> str | None:
         return listed.sha256
 
 
+@functools.lru_cache(maxsize=8)
+def _read_once(path: Path, stamp: tuple[int, ...]) -> Manifest | None:
+    """Read a manifest once for all checkpoints beside it, of which there may be very many."""
+    try:
+        return Manifest.read(path)
+    except (OSError, ValueError):
+        return None
+
+
 def file_sha256(path: Path, *, from_disk: bool = False) -> str:
     """Hash a file; ``from_disk`` first asks the kernel to forget what it has of it in memory."""
     digest = hashlib.sha256()
     buffer = bytearray(CHUNK_BYTES)
     view = memoryview(buffer)
-    with path.open("rb", buffering=0) as stream:
+    with open_regular(path) as stream:
         if from_disk:
             with contextlib.suppress(OSError):
                 os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

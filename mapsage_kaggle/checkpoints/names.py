@@ -10,12 +10,18 @@ Kind = Literal["iter", "best", "epoch", "latest", "last_checkpoint", "other"]
 LAST_CHECKPOINT = "last_checkpoint"
 """A file that holds the name of the newest checkpoint."""
 
-ENDINGS = (".pth", LAST_CHECKPOINT)
-"""What every such name ends with."""
+ENDINGS = (".pth", ".pt", LAST_CHECKPOINT)
+"""What every such name ends with, and that of a copy."""
 
 # [0-9], for \d also matches the digits of other scripts; 15 of them at most, for no run is longer and
 # JSON's numbers hold no more everywhere.
 _NAME = re.compile(r"(?:best_(?P<metric>.+)_)?(?P<unit>iter|epoch)_(?P<count>[0-9]{1,15})\.pth")
+# As browsers, file managers and people name copies: "iter_24 (1).pth", "Copy of iter_24.pth", "iter_24.pt".
+_COPY = re.compile(
+    r"(?:copy of |copy_of_|副本|复制)?[ _-]?"
+    r"(?:best_(?P<metric>.+)_)?(?P<unit>iter|epoch)_[0-9]{1,15}(?:副本|复制|(?![^\W_]))[^/]*\.pth?",
+    re.IGNORECASE,
+)
 _ENDS_LIKE_ONE = re.compile(r"(?:.*_)?(?P<unit>iter|epoch)_(?P<count>[0-9]{1,15})\.pth", re.DOTALL)
 
 
@@ -38,10 +44,19 @@ def kind_of(name: str) -> Kind:
         return "last_checkpoint"
     if name == "latest.pth":
         return "latest"
-    found = _NAME.fullmatch(name)
+    return _kind(_NAME.fullmatch(name))
+
+
+def likely_kind_of(name: str) -> Kind:
+    """Return what a file name promises, a copy's too; which iteration a copy holds, its header has to say."""
+    kind = kind_of(name)
+    return _kind(_COPY.fullmatch(name)) if kind == "other" else kind
+
+
+def _kind(found: re.Match[str] | None) -> Kind:
     if not found:
         return "other"
-    if found["unit"] == "epoch":
+    if found["unit"].lower() == "epoch":
         return "epoch"
     return "best" if found["metric"] else "iter"
 

@@ -14,6 +14,7 @@ from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.checkpoints.manifest import CHUNK_BYTES, file_sha256
 from mapsage_kaggle.checkpoints.names import iteration_of, kind_of, metric_of
 from mapsage_kaggle.errors import MachineError
+from mapsage_kaggle.outside import open_regular
 from mapsage_kaggle.records import CheckpointRef, record_beside
 
 
@@ -94,7 +95,7 @@ def copy_proven(source: Path, expected: str | None, stream: BinaryIO) -> None:
         SaveFailed: It is not the file of that sha256.
     """
     digest = hashlib.sha256()
-    with source.open("rb") as original:
+    with open_regular(source) as original:
         while chunk := original.read(CHUNK_BYTES):
             digest.update(chunk)
             stream.write(chunk)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mapsage_kaggle.checkpoints.names import ENDINGS, LAST_CHECKPOINT, Kind, iteration_of, kind_of
+from mapsage_kaggle.checkpoints.names import ENDINGS, LAST_CHECKPOINT, Kind, iteration_of, likely_kind_of
+from mapsage_kaggle.outside import read_bytes, visible
 from mapsage_kaggle.paths import KagglePaths
 from mapsage_kaggle.walk import WalkResult, walk
 
@@ -123,7 +124,7 @@ def scan(
 
 
 def _is_wanted(name: str) -> bool:
-    return name == _RECORD or kind_of(name) != "other"
+    return name == _RECORD or likely_kind_of(name) != "other"
 
 
 def _absent(root: Path, found: WalkResult) -> str:
@@ -169,7 +170,7 @@ class _NotOneError(Exception):
 
 def _found(path: Path, anchor: Path) -> FoundCheckpoint:
     target = path
-    kind = kind_of(path.name)
+    kind = likely_kind_of(path.name)
     if kind == LAST_CHECKPOINT:
         target = _named_in(path)
         status = target.stat()
@@ -198,19 +199,27 @@ def _named_in(path: Path) -> Path:
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise _NotOneError("it is not a regular file")
-    with path.open("rb") as stream:
-        raw = stream.read(_MAX_NAME_BYTES + 1)
-    try:
-        text = raw.decode("utf-8").strip()
-    except UnicodeDecodeError:
-        text = ""
-    name = text.replace("\\", "/").rpartition("/")[2]
-    if not name or len(raw) > _MAX_NAME_BYTES or "\n" in text or "\0" in text or name in (".", ".."):
+    name = name_in(path)
+    if name is None:
         raise _NotOneError("it does not hold the name of a checkpoint")
     target = path.parent / name
     if not target.exists():
-        raise _NotOneError(f"it names {text}, but there is no {name} beside it")
+        raise _NotOneError(f"it leads nowhere: there is no {visible(name)} beside it")
     return target
+
+
+def name_in(path: Path) -> str | None:
+    """Return the file name in a ``last_checkpoint``; None where it holds none.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    try:
+        text = read_bytes(path, _MAX_NAME_BYTES).decode("utf-8").strip()
+    except ValueError:
+        return None
+    name = text.replace("\\", "/").rpartition("/")[2]
+    return name if name not in ("", ".", "..") and "\n" not in text and "\0" not in text else None
 
 
 def _anchor(root: Path) -> Path:

@@ -14,6 +14,7 @@ file can then reach any attribute, and write into the class (``HistoryBuffer._st
 from __future__ import annotations
 
 import struct
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -25,96 +26,129 @@ from mapsage_kaggle.checkpoints.allowed import (
     UnsafeError,
     call,
     checked_key,
+    cost_of,
     new,
     resolve,
     set_state,
     storage_of,
 )
+from mapsage_kaggle.outside import visible
 
 MAX_PICKLE_BYTES = 256 * 2**20
-"""A true one of 40,000 iterations has about 20 MB; the limit keeps a planted one from filling the memory."""
+"""A true one of 40,000 iterations has about 20 MB, one of 160,000 with 40 scalars 134 MB."""
+
+_BASE_BYTES = 56 * 2**20
+_BYTES_PER_BYTE = 2.75
+"""What may be made of a pickle, so that all of reading it stays below 64 MB and four times its size."""
+_MAX_NAME_BYTES = 200
 
 
-def interpret(data: bytes, build: Builder | None = None) -> Any:
+ZIP_PARTS, LEGACY_PARTS = 5, 6
+"""Of what names a storage, in a zip file and in the old format."""
+
+
+def interpret(data: bytes, build: Builder | None = None, num_parts: int = ZIP_PARTS) -> Any:
     """Return what a pickle describes, as plain containers and what ``build`` makes.
 
     Args:
         data: The pickle. Bytes after its end are refused.
         build: Makes tensors, arrays and histories; descriptions of them where it is None.
+        num_parts: Of what names a storage.
 
     Raises:
         UnsafeError: It names something that is not in ``ALLOWED``, uses an allowed name in a way that
             no checkpoint does, or is malformed. The reason says what and where.
     """
-    value, end = interpret_one(data, 0, build)
-    if end != len(data):
-        raise UnsafeError(f"{len(data) - end} bytes follow the end of the pickle")
-    return value
+    machine = _run(data, 0, build, num_parts)
+    if machine.position != len(data):
+        raise UnsafeError(f"{len(data) - machine.position} bytes follow the end of the pickle")
+    return machine.result
 
 
-def interpret_one(data: bytes, start: int = 0, build: Builder | None = None) -> tuple[Any, int]:
-    """Return what the pickle at ``start`` describes, and where it ends.
+def interpret_one(
+    data: bytes, start: int = 0, build: Builder | None = None
+) -> tuple[Any, int, dict[str, StorageInfo]]:
+    """Return what the pickle at ``start`` of a file in the old format describes.
+
+    Returns:
+        That, where it ends, and the storages that it refers to by key, those of no tensor included.
 
     Raises:
         UnsafeError: As :func:`interpret`.
     """
-    machine = _Machine(data, start, build or Describe())
+    machine = _run(data, start, build, LEGACY_PARTS)
+    return machine.result, machine.position, machine.storages
+
+
+def _run(data: bytes, start: int, build: Builder | None, num_parts: int) -> _Machine:
+    machine = _Machine(data, start, build or Describe(), num_parts)
     try:
-        return machine.run(), machine.position
+        machine.run()
     except UnsafeError as error:
         raise UnsafeError(f"{error} (byte {machine.position} of the pickle)") from None
     except (IndexError, KeyError, struct.error, UnicodeError, TypeError, ValueError, OverflowError) as error:
         raise UnsafeError(
-            f"the pickle is malformed at byte {machine.position} ({type(error).__name__}: {error})"
+            f"the pickle is malformed at byte {machine.position} "
+            f"({type(error).__name__}: {visible(str(error))})"
         ) from error
-
-
-def storages_named_in(data: bytes) -> dict[str, StorageInfo]:
-    """Return the storages that a pickle refers to, by key, those of no tensor included.
-
-    Raises:
-        UnsafeError: As :func:`interpret`.
-    """
-    machine = _Machine(data, 0, Describe())
-    machine.run()
-    return machine.storages
+    return machine
 
 
 class _Machine:
-    """The pickle machine: a stack, marks and a memo."""
+    """The pickle machine: a stack, marks and a memo, and a bound on what they may come to hold.
 
-    def __init__(self, data: bytes, start: int, build: Builder) -> None:
+    Each step is paid for by what it makes, in bytes as CPython needs them, rounded up. A step takes
+    time in proportion to what it makes or takes from the stack, so that time is bounded as well.
+    """
+
+    def __init__(self, data: bytes, start: int, build: Builder, num_parts: int) -> None:
         self.data = data
+        self.view = memoryview(data)
         self.position = start
         self.build = build
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, StorageInfo] = {}
+        self.num_parts = num_parts
+        self.result: Any = None
+        self.left_bytes = _BASE_BYTES + int(_BYTES_PER_BYTE * (len(data) - start))
 
-    def run(self) -> Any:
-        """Run to the STOP; return what it leaves."""
+    def run(self) -> None:
+        """Run to the STOP; what it leaves is the result."""
         data = self.data
         while True:
             code = data[self.position]
             self.position += 1
+            self.pay(_SLOT_BYTES)
             step = _STEPS.get(code)
             if step is not None:
                 step(self)
             elif code == _STOP:
                 if len(self.stack) != 1 or self.marks:
                     raise UnsafeError("the pickle ends with an untidy stack")
-                return self.stack[0]
+                self.result = self.stack[0]
+                return
             else:
                 raise UnsafeError(f"it has the opcode 0x{code:02x}, which torch.save never writes")
 
-    def take(self, size: int) -> bytes:
-        """Return the next bytes."""
+    def pay(self, size_bytes: int) -> None:
+        """Take what a step makes from what may be made.
+
+        Raises:
+            UnsafeError: Nothing is left.
+        """
+        self.left_bytes -= size_bytes
+        if self.left_bytes < 0:
+            raise UnsafeError("it would fill the memory with more than a checkpoint of its size can hold")
+
+    def take(self, size: int) -> memoryview:
+        """Return the next bytes, not copied."""
         start = self.position
         if start + size > len(self.data):
             raise UnsafeError("a text runs beyond the end")
         self.position += size
-        return self.data[start : self.position]
+        return self.view[start : self.position]
 
     def number(self, layout: struct.Struct) -> Any:
         """Return the number that comes next."""
@@ -123,8 +157,10 @@ class _Machine:
         return value
 
     def line(self) -> str:
-        """Return the rest of the line."""
-        end = self.data.index(b"\n", self.position)
+        """Return the rest of the line, which holds a name."""
+        end = self.data.find(b"\n", self.position, self.position + _MAX_NAME_BYTES)
+        if end < 0:
+            raise UnsafeError(f"it names something of more than {_MAX_NAME_BYTES} bytes")
         text = self.data[self.position : end].decode("utf-8")
         self.position = end + 1
         return text
@@ -133,8 +169,16 @@ class _Machine:
         """Return what has been pushed since the last mark, and forget the mark."""
         items = self.stack
         self.stack = self.marks.pop()
+        self.left_bytes += _LIST_BYTES + _SLOT_BYTES * len(items)
         return items
 
+
+_SLOT_BYTES = 10
+_MEMO_BYTES = 130
+_PAIR_BYTES = 80
+_LIST_BYTES = 80
+_DICT_BYTES = 200
+_NUMBER_BYTES = 32
 
 _Step = Callable[[_Machine], None]
 _STOP = 0x2E
@@ -145,24 +189,34 @@ def _push(value: Any) -> _Step:
     return lambda machine: machine.stack.append(value)
 
 
-def _push_new(kind: Callable[[], Any]) -> _Step:
-    return lambda machine: machine.stack.append(kind())
-
-
-def _push_number(layout: struct.Struct) -> _Step:
-    return lambda machine: machine.stack.append(machine.number(layout))
-
-
-def _push_text(layout: struct.Struct, *how: str) -> _Step:
+def _push_new(kind: Callable[[], Any], size_bytes: int) -> _Step:
     def step(machine: _Machine) -> None:
-        raw = machine.take(machine.number(layout))
-        machine.stack.append(raw.decode(*how) if how else raw)
+        machine.pay(size_bytes)
+        machine.stack.append(kind())
+
+    return step
+
+
+def _push_number(layout: struct.Struct, size_bytes: int = _NUMBER_BYTES) -> _Step:
+    def step(machine: _Machine) -> None:
+        machine.pay(size_bytes)
+        machine.stack.append(machine.number(layout))
+
+    return step
+
+
+def _push_text(layout: struct.Struct, encoding: str, errors: str = "strict") -> _Step:
+    def step(machine: _Machine) -> None:
+        text = str(machine.take(machine.number(layout)), encoding, errors)
+        machine.pay(sys.getsizeof(text))
+        machine.stack.append(text)
 
     return step
 
 
 def _remember(layout: struct.Struct) -> _Step:
     def step(machine: _Machine) -> None:
+        machine.pay(_MEMO_BYTES)
         machine.memo[machine.number(layout)] = machine.stack[-1]
 
     return step
@@ -177,31 +231,31 @@ def _make_tuple(size: int) -> _Step:
         items = tuple(machine.stack[-size:])
         if len(items) != size:
             raise UnsafeError("the pickle takes more from its stack than is there")
+        machine.pay(_LIST_BYTES)
         machine.stack[-size:] = [items]
 
     return step
 
 
 def _proto(machine: _Machine) -> None:
-    if (version := machine.number(_U1)) > 5:
-        raise UnsafeError(f"it has pickle protocol {version}")
-
-
-def _frame(machine: _Machine) -> None:
-    machine.position += 8
+    if (version := machine.number(_U1)) != 2:
+        raise UnsafeError(f"it has pickle protocol {version}, and torch.save writes 2")
 
 
 def _mark(machine: _Machine) -> None:
+    machine.pay(_LIST_BYTES)
     machine.marks.append(machine.stack)
     machine.stack = []
 
 
 def _tuple(machine: _Machine) -> None:
     items = tuple(machine.since_mark())
+    machine.pay(_LIST_BYTES + _SLOT_BYTES * len(items))
     machine.stack.append(items)
 
 
 def _set_item(machine: _Machine) -> None:
+    machine.pay(_PAIR_BYTES)
     value = machine.stack.pop()
     key = checked_key(machine.stack.pop())
     _is_mapping(machine.stack[-1])[key] = value
@@ -209,43 +263,28 @@ def _set_item(machine: _Machine) -> None:
 
 def _set_items(machine: _Machine) -> None:
     pairs = machine.since_mark()
+    machine.pay(_PAIR_BYTES * len(pairs) // 2)
     target = _is_mapping(machine.stack[-1])
     for index in range(0, len(pairs), 2):
         target[checked_key(pairs[index])] = pairs[index + 1]
 
 
 def _append(machine: _Machine) -> None:
+    machine.pay(_SLOT_BYTES)
     value = machine.stack.pop()
     _is_list(machine.stack[-1]).append(value)
 
 
 def _append_all(machine: _Machine) -> None:
     values = machine.since_mark()
+    machine.pay(_SLOT_BYTES * len(values))
     _is_list(machine.stack[-1]).extend(values)
-
-
-def _add_items(machine: _Machine) -> None:
-    values = machine.since_mark()
-    if type(machine.stack[-1]) is not set:
-        raise UnsafeError("items are added to something that is no set")
-    machine.stack[-1].update(checked_key(value) for value in values)
 
 
 def _long(machine: _Machine) -> None:
     raw = machine.take(machine.number(_U1))
+    machine.pay(_NUMBER_BYTES + len(raw))
     machine.stack.append(int.from_bytes(raw, "little", signed=True))
-
-
-def _memoize(machine: _Machine) -> None:
-    machine.memo[len(machine.memo)] = machine.stack[-1]
-
-
-def _duplicate(machine: _Machine) -> None:
-    machine.stack.append(machine.stack[-1])
-
-
-def _pop(machine: _Machine) -> None:
-    machine.stack.pop()
 
 
 def _global(machine: _Machine) -> None:
@@ -256,37 +295,41 @@ def _global(machine: _Machine) -> None:
     machine.position = end
 
 
-def _stack_global(machine: _Machine) -> None:
-    name = machine.stack.pop()
-    module = machine.stack.pop()
-    if type(name) is not str or type(module) is not str:
-        raise UnsafeError("a global is named by something other than text")
-    machine.stack.append(resolve(module, name, machine.build))
-
-
 def _inst(machine: _Machine) -> None:
     """Refuse it: it names a class and calls it."""
     resolve(machine.line(), machine.line(), machine.build)
     raise UnsafeError("it has the opcode INST, which torch.save never writes")
 
 
+def _stack_global(machine: _Machine) -> None:
+    """Refuse it, as torch does, with what it names."""
+    name, module = machine.stack.pop(), machine.stack.pop()
+    if type(name) is str and type(module) is str:
+        resolve(module, name, machine.build)
+    raise UnsafeError("it has the opcode STACK_GLOBAL, which torch.save never writes")
+
+
 def _reduce(machine: _Machine) -> None:
     arguments = machine.stack.pop()
+    machine.pay(cost_of(arguments))
     machine.stack[-1] = call(machine.stack[-1], arguments, machine.build)
 
 
 def _new_object(machine: _Machine) -> None:
     arguments = machine.stack.pop()
+    machine.pay(cost_of(()))
     machine.stack[-1] = new(machine.stack[-1], arguments, machine.build)
 
 
 def _build(machine: _Machine) -> None:
     state = machine.stack.pop()
+    machine.pay(cost_of(state))
     set_state(machine.stack[-1], state, machine.build)
 
 
 def _persistent_id(machine: _Machine) -> None:
-    storage = storage_of(machine.stack[-1])
+    machine.pay(cost_of(()))
+    storage = storage_of(machine.stack[-1], machine.num_parts)
     known = machine.storages.setdefault(storage.key, storage)
     if known != storage:
         raise UnsafeError(f"its storage {storage.key} is described in two ways")
@@ -308,27 +351,22 @@ def _is_list(value: Any) -> Any:
 _STEPS: dict[int, _Step] = {
     0x71: _remember(_U1),  # BINPUT
     0x72: _remember(_U4),  # LONG_BINPUT
-    0x94: _memoize,  # MEMOIZE
     0x68: _recall(_U1),  # BINGET
     0x6A: _recall(_U4),  # LONG_BINGET
-    0x4B: _push_number(_U1),  # BININT1
+    0x4B: _push_number(_U1, 0),  # BININT1
     0x4D: _push_number(_U2),  # BININT2
     0x4A: _push_number(_I4),  # BININT
     0x47: _push_number(_F8),  # BINFLOAT
     0x8A: _long,  # LONG1
     0x58: _push_text(_U4, "utf-8", "surrogatepass"),  # BINUNICODE
-    0x8C: _push_text(_U1, "utf-8", "surrogatepass"),  # SHORT_BINUNICODE
-    0x54: _push_text(_U4, "ascii"),  # BINSTRING
     0x55: _push_text(_U1, "ascii"),  # SHORT_BINSTRING
-    0x42: _push_text(_U4),  # BINBYTES
-    0x43: _push_text(_U1),  # SHORT_BINBYTES
     0x4E: _push(None),  # NONE
     0x88: _push(True),  # NEWTRUE
     0x89: _push(False),  # NEWFALSE
     0x29: _push(()),  # EMPTY_TUPLE
-    0x5D: _push_new(list),  # EMPTY_LIST
-    0x7D: _push_new(dict),  # EMPTY_DICT
-    0x8F: _push_new(set),  # EMPTY_SET
+    0x5D: _push_new(list, _LIST_BYTES),  # EMPTY_LIST
+    0x7D: _push_new(dict, _DICT_BYTES),  # EMPTY_DICT
+    0x8F: _push_new(set, _DICT_BYTES),  # EMPTY_SET
     0x28: _mark,  # MARK
     0x74: _tuple,  # TUPLE
     0x85: _make_tuple(1),  # TUPLE1
@@ -338,7 +376,6 @@ _STEPS: dict[int, _Step] = {
     0x75: _set_items,  # SETITEMS
     0x61: _append,  # APPEND
     0x65: _append_all,  # APPENDS
-    0x90: _add_items,  # ADDITEMS
     0x63: _global,  # GLOBAL
     0x93: _stack_global,  # STACK_GLOBAL
     0x69: _inst,  # INST
@@ -346,8 +383,5 @@ _STEPS: dict[int, _Step] = {
     0x81: _new_object,  # NEWOBJ
     0x62: _build,  # BUILD
     0x51: _persistent_id,  # BINPERSID
-    0x32: _duplicate,  # DUP
-    0x30: _pop,  # POP
     0x80: _proto,  # PROTO
-    0x95: _frame,  # FRAME
 }

@@ -5,7 +5,6 @@ The document is what :mod:`mapsage_kaggle.jobs.evaluate` writes into ``<work dir
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ from mapsage_kaggle.display.class_plots import confusion_picture
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Panel, Table, Tone
 from mapsage_kaggle.display.plots import LIGHT, Theme, labels_in
+from mapsage_kaggle.display.sound import is_sound_evaluation
 from mapsage_kaggle.display.text import table
+from mapsage_kaggle.outside import read_json
 from mapsage_kaggle.paths import WorkDir
 
 Document = Mapping[str, Any]
@@ -115,11 +116,11 @@ def read_evaluations(work_dir: Path) -> list[dict[str, Any]]:
     found = []
     for file in files[:_MAX_READ]:
         try:
-            document = json.loads(file.read_bytes())
-            evaluation_text(document)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            document = read_json(file)
+        except (OSError, ValueError):
             continue
-        found.append(document)
+        if is_sound_evaluation(document):
+            found.append(document)
     return found
 
 

@@ -8,12 +8,14 @@ from statistics import mean, pstdev
 
 from mapsage_kaggle.display.history import PastSession, series
 from mapsage_kaggle.display.panels import Finding
+from mapsage_kaggle.outside import visible
 
 JUMP_POINTS = 8
 """How many loss points on either side of a resume are compared."""
 FALL_POINTS = 2.0
 """How far below its best, in points of mIoU, validation must end up to count as falling."""
 LEARNED_IOU = 0.01
+_MAX_NAME = 60
 
 
 def findings(sessions: Sequence[PastSession]) -> tuple[Finding, ...]:
@@ -26,6 +28,7 @@ def findings(sessions: Sequence[PastSession]) -> tuple[Finding, ...]:
         *_classes(sessions),
         *_inexact(sessions),
         *_stated_by_events(sessions),
+        *_left_out(sessions),
     ]
     order = {"bad": 0, "note": 1, "": 2, "good": 3}
     return tuple(sorted(dict.fromkeys(found), key=lambda item: order[item.tone]))
@@ -118,7 +121,7 @@ def class_scores(sessions: Sequence[PastSession]) -> list[tuple[int, dict[str, f
         table = event.data.get("per_class")
         if isinstance(table, Mapping) and table:
             stated[event.iteration] = {
-                str(name): value.get("IoU") if isinstance(value, Mapping) else value
+                visible(name, _MAX_NAME): value.get("IoU") if isinstance(value, Mapping) else value
                 for name, value in table.items()
             }
     return sorted(stated.items())
@@ -129,7 +132,7 @@ def last_confusion(sessions: Sequence[PastSession]) -> tuple[int, list[str], lis
     for event in (event for session in reversed(sessions) for event in reversed(session.of("validation"))):
         counts, names = event.data.get("confusion"), list(event.data.get("per_class") or ())
         if counts and len(counts) - len(names) in (0, 1) and all(len(row) == len(counts) for row in counts):
-            return event.iteration, [str(name) for name in names], counts
+            return event.iteration, [visible(name, _MAX_NAME) for name in names], counts
     return None
 
 
@@ -138,7 +141,7 @@ def palette_of(sessions: Sequence[PastSession]) -> dict[str, Sequence[int]]:
     for event in (event for session in reversed(sessions) for event in session.of("training")):
         palette = event.data.get("palette")
         if isinstance(palette, Mapping) and palette:
-            return {str(name): colour for name, colour in palette.items() if len(colour) == 3}
+            return {visible(name, _MAX_NAME): colour for name, colour in palette.items() if len(colour) == 3}
     return {}
 
 
@@ -152,13 +155,19 @@ def _inexact(sessions: Sequence[PastSession]) -> list[Finding]:
     return [Finding(tone="note", name="exactness", message=reason) for reason in sorted(reasons)]
 
 
+def _left_out(sessions: Sequence[PastSession]) -> list[Finding]:
+    count = sum(session.num_left_out for session in sessions)
+    message = f"{count:,} lines or values of the records could not be read, and were left out"
+    return [Finding(tone="note", name="records", message=message)] if count else []
+
+
 def _stated_by_events(sessions: Sequence[PastSession]) -> list[Finding]:
     """Return warnings and restarts that the sessions told of, each once."""
     return [
         Finding(
             tone="note",
             name=f"session {session.record.session_index}",
-            message=str(event.data.get("message") or event.data.get("kind") or event.event),
+            message=visible(event.data.get("message") or event.data.get("kind") or event.event, 1000),
         )
         for session in sessions
         for event in session.of("warning", "restart", "ladder")

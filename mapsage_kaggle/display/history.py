@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mapsage_kaggle.checkpoints.lock import holder_of
-from mapsage_kaggle.events import Event, EventKind, last_word_s, read_events
+from mapsage_kaggle.display.sound import is_sound_event, sound_record
+from mapsage_kaggle.events import Event, EventKind, EventTail, last_word_s
+from mapsage_kaggle.outside import read_json
 from mapsage_kaggle.paths import WorkDir
-from mapsage_kaggle.records import SessionRecord, read_record
+from mapsage_kaggle.records import SessionRecord
 from mapsage_kaggle.walk import walk
 
 SILENT_S = 90.0
@@ -26,11 +27,13 @@ class PastSession:
         record: What it did and handed over.
         events: What happened, in order; empty where its events were not carried along.
         folder: The work dir, or the history folder, that it was read from.
+        num_left_out: Values of its record and lines of its events that are none.
     """
 
     record: SessionRecord
     events: tuple[Event, ...]
     folder: Path
+    num_left_out: int = 0
 
     def of(self, *kinds: EventKind) -> list[Event]:
         """Return the events of some kinds."""
@@ -125,22 +128,35 @@ def series(sessions: Sequence[PastSession], kind: EventKind, *names: str) -> Ser
 def _all_sessions(folders: Sequence[Path]) -> Iterator[PastSession]:
     for folder in (work_dir for given in folders for work_dir in work_dirs_below(given)):
         files = WorkDir(folder)
-        record = read_record(files.session)
-        if record is not None:
-            # A refusal trains nothing: events that lie beside it are those of the session before.
-            events = [] if record.stop_reason == "refused" else read_events(files.events)
-            yield PastSession(record=record, events=tuple(events), folder=folder)
-        places = [files.history, folder] if not files.history.is_dir() else [files.history]
-        for place in places:
-            for path in sorted(place.glob("session_*.json")):
-                earlier = read_record(path)
-                if earlier is not None:
-                    beside = path.with_name(path.name.replace("session_", "events_")).with_suffix(".jsonl")
-                    yield PastSession(record=earlier, events=tuple(read_events(beside)), folder=place)
-        for document in record.previous if record is not None else ():
-            earlier = _parse(document)
+        newest = _session(files.session, files.events)
+        if newest is not None:
+            yield newest
+        place = files.history if files.history.is_dir() else folder
+        for path in sorted(place.glob("session_*.json")):
+            beside = path.with_name(path.name.replace("session_", "events_")).with_suffix(".jsonl")
+            earlier = _session(path, beside)
             if earlier is not None:
-                yield PastSession(record=earlier, events=(), folder=folder)
+                yield earlier
+        for document in newest.record.previous if newest is not None else ():
+            record, num_left_out = sound_record(document)
+            if record is not None:
+                yield PastSession(record=record, events=(), folder=folder, num_left_out=num_left_out)
+
+
+def _session(path: Path, events: Path) -> PastSession | None:
+    """Read a record and the events beside it; None where there is no record to be read."""
+    try:
+        record, num_left_out = sound_record(read_json(path))
+    except (OSError, ValueError):
+        return None
+    if record is None:
+        return None
+    tail = EventTail(events)
+    # A refusal trains nothing: events that lie beside it are those of the session before.
+    told = [] if record.stop_reason == "refused" else tail.read_new()
+    sound = [event for event in told if is_sound_event(event)]
+    num_left_out += tail.num_left_out + len(told) - len(sound)
+    return PastSession(record=record, events=tuple(sound), folder=path.parent, num_left_out=num_left_out)
 
 
 def _goes_on(session: PastSession) -> bool:
@@ -170,13 +186,6 @@ def _order(session: PastSession) -> tuple[float, int, bool]:
 def _weight(session: PastSession) -> tuple[bool, bool, int]:
     """Sort key of copies: with events, finished, and with the most of them."""
     return bool(session.events), session.record.stop_reason != "running", len(session.events)
-
-
-def _parse(document: object) -> SessionRecord | None:
-    try:
-        return SessionRecord.from_json(json.loads(json.dumps(document)))
-    except (ValueError, TypeError):
-        return None
 
 
 def one_run(sessions: Iterable[PastSession]) -> list[PastSession]:

@@ -13,6 +13,7 @@ from mapsage_kaggle.display.findings import class_scores
 from mapsage_kaggle.display.history import PastSession
 from mapsage_kaggle.display.panels import text_templates
 from mapsage_kaggle.display.text import score_text, size, table
+from mapsage_kaggle.outside import visible_lines
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -74,6 +75,7 @@ class JobProgress:
             self._say(f"{count} of {total} {self._unit}{f', {name}' if name else ''}")
 
     def _say(self, line: str) -> None:
+        line = visible_lines(line)
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         else:

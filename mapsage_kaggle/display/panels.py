@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mapsage_kaggle.outside import visible_lines
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -107,7 +109,7 @@ class Panel:
     def html(self) -> str:
         """The panel for a browser, with its own style and without scripts."""
         template = templates().get_template("panel.html.j2")
-        return template.render(
+        page = template.render(
             style=style(),
             title=self.title,
             aside=self.aside,
@@ -125,6 +127,7 @@ class Panel:
             tail=self.tail,
             pictures=[data_uri(path) for path in self.pictures],
         )
+        return visible_lines(page)
 
     @property
     def text(self) -> str:
@@ -146,7 +149,7 @@ class Panel:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         # IPython's protocol: https://ipython.readthedocs.io/en/stable/config/integrating.html
-        return {"text/plain": self.text, "text/html": self.html}
+        return {"text/plain": visible_lines(self.text), "text/html": self.html}
 
 
 def show(panel: Panel) -> None:
@@ -156,12 +159,12 @@ def show(panel: Panel) -> None:
 
         display(panel)  # type: ignore[no-untyped-call]
     else:
-        print(panel.text, flush=True)
+        print(visible_lines(panel.text), flush=True)
 
 
 def say(line: str) -> None:
     """Print a line at once, so that a log has it when it happens."""
-    print(line, flush=True)
+    print(visible_lines(line), flush=True)
 
 
 def in_kernel() -> bool:

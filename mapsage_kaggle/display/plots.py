@@ -589,6 +589,8 @@ def png(figure: Figure, theme: Theme) -> bytes:
     families = ["DejaVu Sans", *cjk_families()]
     for text in figure.findobj(Text):
         text.set_fontfamily(families)
+        if "$" in text.get_text():
+            text.set_parse_math(False)  # of a name, not a formula
     buffer = io.BytesIO()
     # No version in it: the same events give the same bytes.
     figure.savefig(buffer, format="png", facecolor=theme.paper, metadata={"Software": None})

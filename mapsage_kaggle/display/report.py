@@ -18,6 +18,7 @@ from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Panel, Table, Tone, data_uri, style, templates
 from mapsage_kaggle.display.text import next_text, score_text, size, times_text
 from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.outside import visible_lines
 from mapsage_kaggle.paths import WorkDir, predictions_below, replace_file
 from mapsage_kaggle.records import CheckpointRef, SessionRecord, share_of_steps
 
@@ -66,7 +67,7 @@ def write_report(folders: Sequence[Path], *, out: Path | None = None, language: 
     for name, (light, _) in pictures.items():
         replace_file(out / name, light)
     page = out / WorkDir(out).report.name
-    replace_file(page, render(sessions, pictures, words))
+    replace_file(page, visible_lines(render(sessions, pictures, words)))
     return page
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.events import Event
+from mapsage_kaggle.outside import MAX_LINES, MAX_PATH, listed, visible, visible_lines
 from mapsage_kaggle.records import ACTIVITIES, CheckpointRef, SessionRecord, share_of_steps
 
 if TYPE_CHECKING:
@@ -83,21 +84,31 @@ def scan_text(report: ScanReport) -> str:
     lines = [f"{len(report.files)} checkpoint files below {report.root}"]
     if report.files:
         rows = [
-            (item.kind, item.iteration, size(item.size_bytes), item.source, item.path)
-            for item in report.files
+            (
+                item.kind,
+                item.iteration,
+                size(item.size_bytes),
+                visible(item.source),
+                visible(item.path, MAX_PATH),
+            )
+            for item in report.files[:MAX_LINES]
         ]
         lines.append(table(rows, ("kind", "iteration", "size", "source", "path")))
-    lines += [f"not usable: {item.path}: {item.reason}" for item in report.rejected]
+        if len(report.files) > MAX_LINES:
+            lines.append(f"… and {len(report.files) - MAX_LINES:,} more")
+    lines += listed(
+        [f"not usable: {visible(item.path, MAX_PATH)}: {item.reason}" for item in report.rejected]
+    )
     return "\n".join(lines)
 
 
 def inspection_text(inspection: Inspection) -> str:
     """Return the verdict on a file, with its reasons."""
     at = f", iteration {inspection.iteration}" if inspection.iteration is not None else ""
-    lines = [f"{inspection.path}: {inspection.verdict}{at}"]
+    lines = [f"{visible(inspection.path, MAX_PATH)}: {inspection.verdict}{at}"]
     if inspection.size_bytes is not None:
         lines.append(f"  size {size(inspection.size_bytes)}, sha256 {inspection.sha256 or '-'}")
-    lines += [f"  - {problem}" for problem in inspection.problems]
+    lines += listed([f"  - {problem}" for problem in inspection.problems])
     return "\n".join(lines)
 
 
@@ -232,7 +243,7 @@ class TextSink:
         """Print an event, or leave it out."""
         line = self._line(event)
         if line:
-            print(line, file=self._stream or sys.stdout, flush=True)
+            print(visible_lines(line), file=self._stream or sys.stdout, flush=True)
 
     def _line(self, event: Event) -> str:
         if event.event == "iteration":

@@ -13,6 +13,7 @@ from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256, manifest_sha256
 from mapsage_kaggle.checkpoints.names import kind_of
 from mapsage_kaggle.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_TRAINING
+from mapsage_kaggle.outside import visible_lines
 from mapsage_kaggle.records import CheckpointRef, SessionRecord, read_record
 from mapsage_kaggle.relay.client import KaggleClient, OutputFile, Unreachable
 from mapsage_kaggle.relay.decide import Status
@@ -192,9 +193,9 @@ def plain_log(log: str) -> str:
     try:
         pieces = json.loads(log)
         text = "".join(str(piece.get("data", "")) for piece in pieces)
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         text = log
-    return _ANSI.sub("", text)
+    return visible_lines(_ANSI.sub("", text).replace("\r", "\n"))
 
 
 def refusal_in(log: str) -> tuple[str, int]:

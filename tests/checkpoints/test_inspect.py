@@ -253,7 +253,7 @@ def test_inspection_needs_no_torch(tiny: Path) -> None:
         (b"  \n<html>", "it is a web page, not a checkpoint: a download went wrong; fetch it again"),
         (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer, not the checkpoint"),
         (b"\0" * 5000, "it begins with zeros: it was never written out"),
-        (b"\x89PNG\r\n", "it is not a file that torch.save writes: it begins with b'\\x89PNG\\r\\n'"),
+        (b"\x89PNG\r\n", "it is not a file that torch.save writes: it begins with '\\x89PNG\\x0d\\x0a'"),
         (b"\x80\x02}.", "it is a bare pickle, not a file that torch.save writes"),
     ],
     ids=["empty", "four bytes", "html", "html after space", "lfs", "zeros", "png", "bare pickle"],
@@ -351,7 +351,7 @@ def test_one_flipped_bit_in_a_tensor_is_named_by_its_entry(copy: Path) -> None:
         (
             b"PK\x03\x04",
             30,
-            "data.pkl: its header has the name b'brchive/data.pkl': exchanged or overwritten",
+            "data.pkl: its header has the name 'brchive/data.pkl': exchanged or overwritten",
         ),
     ],
     ids=["checksum behind", "size behind", "flags", "time", "checksum before", "name"],
@@ -387,7 +387,7 @@ def test_exchanged_directory_entries_are_rejected(copy: Path) -> None:
     body = raw[start:].replace(b"archive/data/2", b"archive/data/X")
     body = body.replace(b"archive/data/3", b"archive/data/2").replace(b"archive/data/X", b"archive/data/3")
     copy.write_bytes(raw[:start] + body)
-    assert "exchanged or overwritten" in rejection(copy) or "has" in rejection(copy, full=False)
+    assert "exchanged or overwritten" in rejection(copy) or "data/" in rejection(copy, full=False)
 
 
 def test_storages_exchanged_by_a_zip_tool_are_told_by_the_identity(copy: Path) -> None:

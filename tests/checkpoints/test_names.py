@@ -10,6 +10,7 @@ from mapsage_kaggle.checkpoints.names import (
     iteration_name,
     iteration_of,
     kind_of,
+    likely_kind_of,
     metric_of,
 )
 
@@ -62,3 +63,28 @@ def test_what_is_formatted_is_read_back(metric: str) -> None:
 )
 def test_any_name_that_ends_like_one_states_a_count(name: str, counts: tuple[int | None, int | None]) -> None:
     assert counts_in(name) == counts
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("iter_24 (1).pth", "iter"),
+        ("iter_24(1).pth", "iter"),
+        ("iter_24 - Copy.pth", "iter"),
+        ("iter_24_副本.pth", "iter"),
+        ("iter_24副本.pth", "iter"),
+        ("iter_24.pt", "iter"),
+        ("Copy of iter_24.pth", "iter"),
+        ("best_mIoU_iter_24 (1).pth", "best"),
+        ("epoch_3 (1).pth", "epoch"),
+        ("iter_24.pth", "iter"),
+        ("iter_8k.pth", "other"),
+        ("iter_1234567890123456 (1).pth", "other"),
+        ("iter_\uff11\uff12 (1).pth", "other"),
+        ("segformer_iter_80000.pth", "other"),
+        ("model.pt", "other"),
+    ],
+)
+def test_a_copy_is_known_for_one(name: str, kind: str) -> None:
+    assert likely_kind_of(name) == kind
+    assert name == "iter_24.pth" or kind_of(name) == "other"

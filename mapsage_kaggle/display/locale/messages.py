@@ -321,6 +321,9 @@ CHINESE: Mapping[str, str] = {
     "share of each true class, %": "占各真值类别的比例，%", "of all pixels": "占全部像素",
     # what the report finds
     "failed: {message}": "失败：{message}",
+    "{count} lines or values of the records could not be read, and were left out": (
+        "记录中有 {count} 行或数值无法读取，已略去"
+    ),
     "went on at {start}, though session {index} had got to {end}: {lost} iterations were trained twice": (
         "从 {start} 接着训练，而第 {index} 次会话已到 {end}：有 {lost} 次迭代训练了两遍"
     ),
