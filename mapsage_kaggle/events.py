@@ -168,8 +168,8 @@ class EventTail:
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         if len(self._rest) > _MAX_LINE_BYTES:
             self._rest = b"too long"
-        events = [event for event in map(_parse, lines) if event is not None]
-        self.num_left_out += len(lines) - len(events)
+        events, num_broken = _parse_lines(lines)
+        self.num_left_out += num_broken
         return events
 
 
@@ -181,6 +181,16 @@ def read_events(path: Path) -> list[Event]:
 def last_word_s(events: Sequence[Event]) -> float | None:
     """Return when the last of some events happened, in seconds since the epoch; None where there is none."""
     return max((event.time_s for event in events), default=None)
+
+
+def parse_events(content: bytes) -> tuple[list[Event], int]:
+    """Return the events of a whole file, and how many of its lines are none."""
+    return _parse_lines(content.split(b"\n")[:-1])
+
+
+def _parse_lines(lines: Sequence[bytes]) -> tuple[list[Event], int]:
+    events = [event for event in map(_parse, lines) if event is not None]
+    return events, len(lines) - len(events)
 
 
 def _parse(line: bytes) -> Event | None:

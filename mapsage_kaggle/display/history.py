@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,10 +10,10 @@ from pathlib import Path
 
 from mapsage_kaggle.checkpoints.lock import holder_of
 from mapsage_kaggle.display.sound import is_sound_event, sound_record
-from mapsage_kaggle.events import Event, EventKind, EventTail, last_word_s
-from mapsage_kaggle.outside import read_json
+from mapsage_kaggle.events import Event, EventKind, EventTail, last_word_s, parse_events
+from mapsage_kaggle.outside import parse_json, read_json
 from mapsage_kaggle.paths import WorkDir
-from mapsage_kaggle.records import SessionRecord
+from mapsage_kaggle.records import PACKED, SessionRecord, read_packed
 from mapsage_kaggle.walk import walk
 
 SILENT_S = 90.0
@@ -137,6 +138,7 @@ def _all_sessions(folders: Sequence[Path]) -> Iterator[PastSession]:
             earlier = _session(path, beside)
             if earlier is not None:
                 yield earlier
+        yield from _packed_sessions(files.history / PACKED)
         for document in newest.record.previous if newest is not None else ():
             record, num_left_out = sound_record(document)
             if record is not None:
@@ -146,17 +148,36 @@ def _all_sessions(folders: Sequence[Path]) -> Iterator[PastSession]:
 def _session(path: Path, events: Path) -> PastSession | None:
     """Read a record and the events beside it; None where there is no record to be read."""
     try:
-        record, num_left_out = sound_record(read_json(path))
+        document = read_json(path)
     except (OSError, ValueError):
         return None
+    tail = EventTail(events)
+    return _sound_session(document, tail.read_new(), tail.num_left_out, path.parent)
+
+
+def _packed_sessions(path: Path) -> Iterator[PastSession]:
+    """Yield the sessions whose files have been put into one."""
+    files = dict(read_packed(path))
+    for name, content in files.items():
+        if name.startswith("session_"):
+            events = files.get(name.replace("session_", "events_") + "l", b"")
+            with contextlib.suppress(ValueError):
+                session = _sound_session(parse_json(content), *parse_events(events), path.parent)
+                if session is not None:
+                    yield session
+
+
+def _sound_session(
+    document: object, events: Sequence[Event], num_broken: int, folder: Path
+) -> PastSession | None:
+    record, num_left_out = sound_record(document)
     if record is None:
         return None
-    tail = EventTail(events)
     # A refusal trains nothing: events that lie beside it are those of the session before.
-    told = [] if record.stop_reason == "refused" else tail.read_new()
-    sound = [event for event in told if is_sound_event(event)]
-    num_left_out += tail.num_left_out + len(told) - len(sound)
-    return PastSession(record=record, events=tuple(sound), folder=path.parent, num_left_out=num_left_out)
+    told = () if record.stop_reason == "refused" else events
+    sound = tuple(event for event in told if is_sound_event(event))
+    num_left_out += num_broken + len(told) - len(sound)
+    return PastSession(record=record, events=sound, folder=folder, num_left_out=num_left_out)
 
 
 def _goes_on(session: PastSession) -> bool:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mapsage_kaggle.display.history import read_sessions
+from mapsage_kaggle.events import Event
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import MAX_MEMBER_BYTES, PACKED, SessionRecord, read_packed
 from mapsage_kaggle.training import history
@@ -86,6 +88,20 @@ def test_a_thousand_sessions_stay_few_files(target: WorkDir) -> None:
     packed = dict(read_packed(target.history / PACKED))
     assert {f"session_{index:03d}.json" for index in range(1, 1001 - MAX_OWN_FILES)} <= set(packed)
     assert b'"session_index": 7' in packed["session_007.json"]
+
+
+def test_the_report_reads_the_sessions_that_were_packed(target: WorkDir) -> None:
+    target.history.mkdir()
+    for index in range(1, MAX_OWN_FILES + 3):
+        record(index).write(target.history / f"session_{index:03d}.json")
+        event = Event(event="iteration", iteration=index, data={"loss": 1.0})
+        (target.history / f"events_{index:03d}.jsonl").write_text(event.to_line() + "no event\n")
+    record(MAX_OWN_FILES + 3).write(target.session)
+    pack_history(target.history)
+    sessions = read_sessions([target.path])
+    assert [item.record.session_index for item in sessions] == list(range(1, MAX_OWN_FILES + 4))
+    assert [event.iteration for event in sessions[0].events] == [1]
+    assert sessions[0].num_left_out == 1
 
 
 def test_where_room_ends_the_oldest_sessions_are_left_out(
