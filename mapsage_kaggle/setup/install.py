@@ -29,9 +29,10 @@ from packaging.version import InvalidVersion, Version
 from mapsage_kaggle.checks import MIN_TORCH, conflict_remedy, stack_conflicts
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.errors import MachineError
+from mapsage_kaggle.kit import own_home
 from mapsage_kaggle.machine import STACK
 from mapsage_kaggle.paths import KagglePaths, bundled
-from mapsage_kaggle.processes import ChildError, module_command, run_for_json
+from mapsage_kaggle.processes import ChildError, clean_environment, module_command, run_for_json
 from mapsage_kaggle.setup.pip import explain_failure, run_pip
 from mapsage_kaggle.setup.wheels import find_bundles, find_wheels, verified_wheels
 
@@ -413,21 +414,19 @@ def loaded_versions() -> dict[str, str]:
 
 
 def share_with_children() -> Path | None:
-    """Make the kit importable in children where it is only on this process's path.
+    """Make the kit importable in processes that a person starts from this one, where only this one can.
 
-    That is so where its code is attached as a data set. Returns the folder that was added to
-    ``PYTHONPATH``, or None where the kit is installed.
+    That is so where its code is attached as a data set: a copy of it then, without what lies beside it.
+    Returns the folder that was added to ``PYTHONPATH``, or None where the kit is installed.
     """
-    home = Path(__file__).resolve().parents[2]
+    home = own_home()
     lasting = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
     lasting.add(Path(site.getusersitepackages()).resolve())
     # An editable install is found by a finder of its own, in every process, and is on no path.
     if home in lasting or home not in {Path(path).resolve() for path in sys.path}:
         return None
-    known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if str(home) not in known:
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(home), *known])
-    return home
+    os.environ["PYTHONPATH"] = clean_environment()["PYTHONPATH"]
+    return Path(os.environ["PYTHONPATH"].split(os.pathsep)[0])
 
 
 def prove_in_child(config: Path) -> dict[str, Any]:
@@ -436,7 +435,7 @@ def prove_in_child(config: Path) -> dict[str, Any]:
     Raises:
         MachineError: That failed, or took more than ``PROOF_TIMEOUT_S``.
     """
-    environ = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    environ = clean_environment() | {"CUDA_VISIBLE_DEVICES": ""}
     command = module_command("mapsage_kaggle.engine.proof", str(config))
     try:
         seen: dict[str, Any] = run_for_json(command, timeout_s=PROOF_TIMEOUT_S, env=environ)
