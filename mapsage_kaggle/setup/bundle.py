@@ -24,6 +24,7 @@ from packaging.utils import canonicalize_name
 
 from mapsage_kaggle.checks import MAX_PYTHON, MIN_PYTHON
 from mapsage_kaggle.errors import MachineError, UsageError
+from mapsage_kaggle.kit import kit_files, kit_sha256
 from mapsage_kaggle.processes import run
 from mapsage_kaggle.setup.pip import explain_failure, index_unreachable, run_pip
 from mapsage_kaggle.setup.wheels import (
@@ -205,8 +206,9 @@ def bundle(
         left = leave_to_image(packed, image_versions(), target_environment(python))
         for wheel in wheels:
             wheel.rename(folder / wheel.name)
-        _add_what_people_read(tree, folder, left)
         [kit] = [item for item in packed if canonicalize_name(item.name) == KIT]
+        [kit_wheel] = folder.glob(f"{KIT.replace('-', '_')}-*.whl")
+        _add_what_people_read(tree, folder, kit_wheel, left)
         files = {str(path.relative_to(folder)): BundledFile.of(path) for path in _files_of(folder)}
         names = {line.partition("==")[0] for line in left}
         manifest = BundleManifest(
@@ -382,9 +384,15 @@ def _pip(arguments: Sequence[str], environ: Mapping[str, str]) -> None:
     raise explain_failure(output, offline=False)
 
 
-def _add_what_people_read(tree: Path, folder: Path, left: Sequence[str]) -> None:
-    """Add what is in the kit's wheel, too, for people to look at and take: configs and the notebook."""
-    shutil.copyfile(tree / "notebooks" / NOTEBOOK, folder / NOTEBOOK)
+def _add_what_people_read(tree: Path, folder: Path, kit: Path, left: Sequence[str]) -> None:
+    """Add what is in the kit's wheel, too, for people to look at and take: configs and the notebook.
+
+    The notebook takes no other kit than this one.
+    """
+    text = (tree / "notebooks" / NOTEBOOK).read_text(encoding="utf-8")
+    before, unset, after = text.partition("KIT_SHA256 = None")
+    assert unset, "the notebook has no parameter KIT_SHA256"
+    _write(folder / NOTEBOOK, f'{before}KIT_SHA256 = \\"{kit_sha256(kit_files(kit))}\\"{after}')
     for path in sorted((tree / "configs").rglob("*.py")):
         target = folder / path.relative_to(tree)
         target.parent.mkdir(parents=True, exist_ok=True)
