@@ -186,6 +186,10 @@ def _add_chain(add: _Add) -> None:
     )
     bundler.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
     bundler.add_argument("--owner", metavar="OWNER", help="your Kaggle user name, for the data set's id")
+    bundler.add_argument(
+        "--with", action="append", default=[], dest="extra", metavar="REQUIREMENT",
+        help="pack this as well, into a second folder beside DIR",
+    )  # fmt: skip
     bundler.add_argument("--slug", default="mapsage-kaggle", metavar="SLUG", help="the data set's name there")
     bundler.add_argument(
         "--python-version", default="3.12", metavar="X.Y", help="the Python of Kaggle's image (3.12)"
@@ -530,6 +534,7 @@ def _bundle(arguments: argparse.Namespace) -> int:
         owner=arguments.owner or OWNER_TO_FILL_IN,
         slug=arguments.slug,
         python=arguments.python_version,
+        extra=tuple(arguments.extra),
         say=_say,
     )
     _say(f"{report.folder}: {report.num_files} files, {size(report.size_bytes)}, {len(report.wheels)} wheels")
@@ -540,6 +545,10 @@ def _bundle(arguments: argparse.Namespace) -> int:
     _say(f"  kaggle datasets create -p {report.folder} --dir-mode zip")
     _say("and every time after that with:")
     _say(f"  kaggle datasets version -p {report.folder} --dir-mode zip -m {report.commit[:12]}")
+    if report.extra is not None:
+        owner = arguments.owner or OWNER_TO_FILL_IN
+        _say(f"So too {report.extra}; then, in the notebook that is to have it:")
+        _say(f'  EXTRA_WHEELS = "{owner}/{arguments.slug}-extra"')
     return EXIT_DONE
 
 

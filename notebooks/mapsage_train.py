@@ -42,6 +42,7 @@ UPLOAD_TO = None  # "you/slug": upload the newest checkpoint to this data set as
 UPLOAD_EVERY = "1h"  # from one upload to the next
 KIT = None  # "owner/slug" or a path: which attached kit to import, where there are several
 KIT_SHA256 = None  # import no kit but the one with this hash
+EXTRA_WHEELS = None  # "owner/slug" of a data set that `bundle --with` has made: install what it holds as well
 EVALUATE = True  # evaluate the best checkpoint afterwards, if the session's time allows
 LANGUAGE = "en"  # or "zh"
 
@@ -142,7 +143,7 @@ sys.path[:0] = filter(None, [choose_kit()])
 # %%
 import mapsage_kaggle
 
-installed = mapsage_kaggle.install(language=LANGUAGE)
+installed = mapsage_kaggle.install(language=LANGUAGE, extra_wheels=EXTRA_WHEELS)
 
 # %% [markdown]
 # ## Preflight

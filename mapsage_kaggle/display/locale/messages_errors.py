@@ -274,7 +274,16 @@ CHINESE_ERRORS: Mapping[str, str] = {
         "本工具自带的目录 {name} 既不在 {package} 里，也不在它旁边。"
     ),
     "Install the kit again, or attach the whole of it.": "请重新安装本工具，或挂载完整的一份。",
-    "The bundle in {folder} is damaged: {problems}{more}.": "{folder} 中的安装包已损坏：{problems}{more}。",
+    "EXTRA_WHEELS names {named}, and there is no {file} in {places}.": (
+        "EXTRA_WHEELS 指明了 {named}，但 {places} 中没有 {file}。"
+    ),
+    "Attach the second data set that `mapsage-kaggle bundle --with` makes, or name it as owner/slug.": (
+        "请挂载 `mapsage-kaggle bundle --with` 生成的第二个数据集，或写成 owner/slug。"
+    ),
+    "{folder} is damaged: {names} is missing or is not what its list says.": (
+        "{folder} 已损坏：{names} 缺失，或与其清单不符。"
+    ),
+    "The list of wheels {path} cannot be used: {why}.": "wheel 清单 {path} 无法使用：{why}。",
     "The manifest of the bundle, {path}, cannot be used: {why}.": "安装包的清单 {path} 无法使用：{why}。",
     "If it was attached just now, wait a minute and run the cell again; else upload the bundle again, or "
     "detach it.": "若刚刚挂载，请等一分钟再运行本单元格；否则请重新上传安装包，或取消挂载。",
