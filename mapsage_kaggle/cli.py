@@ -19,7 +19,7 @@ from mapsage_kaggle.errors import (
     MapsageError,
 )
 from mapsage_kaggle.outside import visible_json, visible_lines
-from mapsage_kaggle.training.options import add_arguments, options_from
+from mapsage_kaggle.training.options import add_argument, add_arguments, options_from
 
 Command = Callable[[argparse.Namespace], int]
 _Add = Callable[[str, Command, str], argparse.ArgumentParser]
@@ -71,6 +71,7 @@ def _add_checks(add: _Add) -> None:
     verify = add("verify", _verify, "Judge a checkpoint file without running what is in it.")
     verify.add_argument("file", type=Path, metavar="FILE")
     verify.add_argument("--config", type=Path, metavar="CFG", help="also compare with this config")
+    _code(verify)
     _json(verify)
 
 
@@ -103,6 +104,7 @@ def _add_evaluation(add: _Add) -> None:
     evaluator.add_argument("--against", type=Path, metavar="OTHER", help="compare with this checkpoint")
     _looks(evaluator)
     _overrides(evaluator)
+    _code(evaluator)
     _json(evaluator)
 
     averager = add(
@@ -117,6 +119,7 @@ def _add_evaluation(add: _Add) -> None:
     averager.add_argument("--no-evaluate", action="store_true", help="write it and measure nothing")
     _looks(averager)
     _overrides(averager)
+    _code(averager)
     _json(averager)
 
 
@@ -174,6 +177,7 @@ def _add_export(add: _Add) -> None:
     )
     exporter.add_argument("--threads", type=int, metavar="N", help="CPU threads (all cores)")
     _overrides(exporter)
+    _code(exporter)
 
 
 def _add_chain(add: _Add) -> None:
@@ -182,6 +186,10 @@ def _add_chain(add: _Add) -> None:
     )
     bundler.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
     bundler.add_argument("--owner", metavar="OWNER", help="your Kaggle user name, for the data set's id")
+    bundler.add_argument(
+        "--with", action="append", default=[], dest="extra", metavar="REQUIREMENT",
+        help="pack this as well, into a second folder beside DIR",
+    )  # fmt: skip
     bundler.add_argument("--slug", default="mapsage-kaggle", metavar="SLUG", help="the data set's name there")
     bundler.add_argument(
         "--python-version", default="3.12", metavar="X.Y", help="the Python of Kaggle's image (3.12)"
@@ -254,6 +262,7 @@ def _model(parser: argparse.ArgumentParser) -> None:
     _machine(parser)
     parser.add_argument("--no-fast", action="store_true", help="no quicker parts in place of stock ones")
     _overrides(parser)
+    _code(parser)
 
 
 def _machine(parser: argparse.ArgumentParser) -> None:
@@ -261,6 +270,11 @@ def _machine(parser: argparse.ArgumentParser) -> None:
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (auto)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (all cores)")
+
+
+def _code(parser: argparse.ArgumentParser) -> None:
+    for name in ("code", "pass_env"):
+        add_argument(parser, name)
 
 
 def _overrides(parser: argparse.ArgumentParser) -> None:
@@ -316,12 +330,15 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     shapes, classes = None, None
     if arguments.config is not None:
+        from mapsage_kaggle.config.modules import code_places
         from mapsage_kaggle.config.reading import read_config
         from mapsage_kaggle.paths import KagglePaths
         from mapsage_kaggle.training.shapes import look_at_model
 
+        paths = KagglePaths.from_environment()
+        code = code_places(arguments.config, paths.input, tuple(map(Path, arguments.code)))
         cfg = read_config(arguments.config)
-        model = look_at_model(cfg, arguments.config, KagglePaths.from_environment().temp)
+        model = look_at_model(cfg, arguments.config, paths.temp, code, arguments.pass_env)
         shapes, classes = model.shapes, model.classes
     verdict = inspect(
         arguments.file, shapes=shapes, classes=classes, manifest_sha256=manifest_sha256(arguments.file)
@@ -484,6 +501,8 @@ def _export(arguments: argparse.Namespace) -> int:
         work_dir=arguments.work_dir,
         overrides=tuple(arguments.overrides),
         threads=arguments.threads,
+        code=tuple(map(Path, arguments.code)),
+        pass_env=tuple(arguments.pass_env),
     )
     options = ExportOptions(
         out=arguments.out,
@@ -515,6 +534,7 @@ def _bundle(arguments: argparse.Namespace) -> int:
         owner=arguments.owner or OWNER_TO_FILL_IN,
         slug=arguments.slug,
         python=arguments.python_version,
+        extra=tuple(arguments.extra),
         say=_say,
     )
     _say(f"{report.folder}: {report.num_files} files, {size(report.size_bytes)}, {len(report.wheels)} wheels")
@@ -525,6 +545,10 @@ def _bundle(arguments: argparse.Namespace) -> int:
     _say(f"  kaggle datasets create -p {report.folder} --dir-mode zip")
     _say("and every time after that with:")
     _say(f"  kaggle datasets version -p {report.folder} --dir-mode zip -m {report.commit[:12]}")
+    if report.extra is not None:
+        owner = arguments.owner or OWNER_TO_FILL_IN
+        _say(f"So too {report.extra}; then, in the notebook that is to have it:")
+        _say(f'  EXTRA_WHEELS = "{owner}/{arguments.slug}-extra"')
     return EXIT_DONE
 
 
@@ -573,6 +597,8 @@ def _model_with_data(arguments: argparse.Namespace, config: Path, checkpoint: Pa
         overrides=tuple(arguments.overrides),
         device=arguments.device,
         threads=arguments.threads,
+        code=tuple(map(Path, arguments.code)),
+        pass_env=tuple(arguments.pass_env),
         needs_data=True,
     )
 
@@ -601,6 +627,8 @@ def _model_options(arguments: argparse.Namespace) -> Any:
         overrides=tuple(arguments.overrides),
         device=arguments.device,
         threads=arguments.threads,
+        code=tuple(map(Path, arguments.code)),
+        pass_env=tuple(arguments.pass_env),
     )
 
 

@@ -15,11 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
+
+from mapsage_kaggle.kit import copy_kit, own_home
+from mapsage_kaggle.paths import KagglePaths
 
 if TYPE_CHECKING:
     import psutil
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 POLL_S = 0.1
 _SHORT_POLL_S = 0.02
 """For children that may be done at once."""
+SECRET_NAMES = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?(_|$)|_SECRETS?_", re.IGNORECASE)
+"""Of environment variables that hold credentials: Kaggle's, trackers', clouds'."""
+
 _MAX_WORDS = 15
 """Lines of what a child said last that its error quotes."""
 
@@ -146,27 +152,55 @@ def process_start_s(pid: int | Literal["self"] = "self", *, proc: Path = Path("/
 # -- children
 
 
+def clean_environment(
+    environ: Mapping[str, str] | None = None, *, passed: Collection[str] = (), credentials: bool = False
+) -> dict[str, str]:
+    """Return an environment for a child: without credentials, and with nothing attached to import.
+
+    Of what is attached only the kit in use is importable, by a copy without what lies beside it: Python
+    runs a ``sitecustomize`` of any folder that ``PYTHONPATH`` names.
+
+    Args:
+        environ: What to start from; by default this process's own.
+        passed: Names that stay although they look like those of credentials.
+        credentials: Whether all of these stay.
+    """
+    env = dict(os.environ if environ is None else environ)
+    if not credentials:
+        env = {name: value for name, value in env.items() if name in passed or not SECRET_NAMES.search(name)}
+    paths = KagglePaths.from_environment(env)
+    inputs = paths.input.resolve()
+    home = own_home()
+    if home.is_relative_to(inputs):
+        home = copy_kit(home, paths.temp)
+    kept = [
+        place
+        for place in env.get("PYTHONPATH", "").split(os.pathsep)
+        if place and not Path(place).resolve().is_relative_to(inputs)
+    ]
+    env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(home), *kept]))
+    return env
+
+
 def child_environment(
     *,
     threads: int,
-    import_paths: Sequence[Path],
     scratch: Path,
     gpus: bool,
+    passed: Collection[str] = (),
     environ: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return the environment of a child that loads torch.
 
     Args:
         threads: Of its numerical libraries.
-        import_paths: Folders that must be importable, first ones first.
         scratch: For what libraries cache, which must not go into the user's home.
         gpus: Whether it may see them.
+        passed: See :func:`clean_environment`.
         environ: What to start from; by default this process's own.
     """
-    env = dict(os.environ if environ is None else environ)
+    env = clean_environment(environ, passed=passed)
     env |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    paths = [str(path) for path in import_paths]
-    env["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [env.get("PYTHONPATH")])])
     env["PYTHONUNBUFFERED"] = "1"
     env["MPLBACKEND"] = "Agg"
     env["MPLCONFIGDIR"] = str(scratch / "matplotlib")
@@ -182,7 +216,7 @@ class Child(subprocess.Popen[bytes]):
 
     Args:
         command: Its command line.
-        env: Its environment; by default this process's own.
+        env: Its environment; by default :func:`clean_environment`.
         cwd: Its working directory.
         stdin: As for :class:`subprocess.Popen`; nothing to read by default.
         stdout: As there.
@@ -199,6 +233,7 @@ class Child(subprocess.Popen[bytes]):
         stdout: int | IO[bytes] = subprocess.DEVNULL,
         stderr: int | IO[bytes] = subprocess.DEVNULL,
     ) -> None:
+        env = clean_environment() if env is None else env
         super().__init__(
             command, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
         )
@@ -307,7 +342,7 @@ def run(
     Args:
         command: The command line.
         timeout_s: How long it may take; None for any time.
-        env: Its environment; by default this process's own.
+        env: Its environment; by default :func:`clean_environment`.
         one_stream: Whether standard error goes to the output, in its order.
 
     Raises:

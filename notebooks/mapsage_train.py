@@ -36,30 +36,104 @@ GPUS = "auto"  # or a number; 0 trains on the CPU
 PRECISION = "auto"  # or "float32", "float16", "bfloat16", whatever the config and the GPU say
 ON_MEMORY = "adapt"  # smaller micro-batches where memory runs out; "fail" ends there
 OVERRIDES = []  # such as "train_dataloader.batch_size=2"
+CODE = []  # attached folders that the config may import its own modules from, as they are trusted
+PASS_ENV = []  # credentials that training may see, such as "WANDB_API_KEY"
 UPLOAD_TO = None  # "you/slug": upload the newest checkpoint to this data set as well, with your credentials
 UPLOAD_EVERY = "1h"  # from one upload to the next
+KIT = None  # "owner/slug" or a path: which attached kit to import, where there are several
+KIT_SHA256 = None  # import no kit but the one with this hash
+EXTRA_WHEELS = None  # "owner/slug" of a data set that `bundle --with` has made: install what it holds as well
 EVALUATE = True  # evaluate the best checkpoint afterwards, if the session's time allows
 LANGUAGE = "en"  # or "zh"
 
 # %% [markdown]
 # ## Install
 # The kit comes as an attached data set, its code or its wheel (which Kaggle may have unpacked), unless it is
-# installed already.
+# installed already. Only its own files are copied and imported. Where different kits are attached, `KIT`
+# chooses one; where `KIT_SHA256` is set, no other is imported.
 #
-# 安装：本工具以挂载的数据集提供（代码或 wheel），除非已经装好。
+# 安装：本工具以挂载的数据集提供（代码或 wheel），除非已经装好；只复制并导入它自己的文件。
+# 挂载了不同的版本时用 `KIT` 选定；设了 `KIT_SHA256` 时只导入与之相符的那一份。
 
 # %%
+import hashlib
+import importlib.util
 import os
 import sys
 import zipfile
 from pathlib import Path
 
 ROOT = Path(os.environ.get("MAPSAGE_KAGGLE_ROOT", "/kaggle"))
-PLACES = ["input/*", "input/*/*", "input/datasets/*/*", "input/datasets/*/*/*", "temp/kit"]
-WHEELS = [wheel for place in PLACES for wheel in ROOT.glob(f"{place}/mapsage_kaggle-*.whl")]
-[zipfile.ZipFile(wheel).extractall(ROOT / "temp/kit") for wheel in WHEELS if wheel.is_file()]
-KITS = [kit for place in PLACES for kit in ROOT.glob(f"{place}/mapsage_kaggle/__init__.py")]
-sys.path += [str(kit.parents[1]) for kit in KITS]
+ENDINGS = (".py", ".txt", ".j2", ".css", ".js", ".json", ".ipynb", ".typed")
+
+
+def kit_files(kit):
+    """Return the kit's own files in a wheel or a folder, as mapsage_kaggle.kit does."""
+    if kit.is_file():
+        with zipfile.ZipFile(kit) as wheel:
+            names = [name for name in wheel.namelist() if name.startswith("mapsage_kaggle/")]
+            return {name: wheel.read(name) for name in names if name.endswith(ENDINGS)}
+    package, files = kit / "mapsage_kaggle", {}
+    beside = [name for name in ("configs", "notebooks") if not (package / name).is_dir()]
+    for root, at in [(package, package.parent), *((kit / name, package.parent) for name in beside)]:
+        for path in root.rglob("*"):
+            if path.name.endswith(ENDINGS) and path.is_file():
+                name = path.relative_to(at).as_posix()
+                files[name if root == package else f"mapsage_kaggle/{name}"] = path.read_bytes()
+    return files
+
+
+def kit_hash(files):
+    lines = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def find_kits():
+    """Return the attached kits that KIT and KIT_SHA256 allow: hash and files by place."""
+    found = {}
+    for place in ("*", "*/*", "datasets/*/*", "datasets/*/*/*"):
+        wheels = (ROOT / "input").glob(f"{place}/mapsage_kaggle-*.whl")
+        folders = (ROOT / "input").glob(f"{place}/mapsage_kaggle/__init__.py")
+        for kit in [*filter(Path.is_file, wheels), *(path.parents[1] for path in folders)]:
+            owner, _, slug = str(KIT).partition("/")
+            names = [Path(str(KIT)), ROOT / "input" / slug, ROOT / "input/datasets" / owner / slug]
+            if KIT is None or (slug and {kit, *kit.parents} & set(names)):
+                try:
+                    files = kit_files(kit)
+                    found[kit] = (kit_hash(files), files)
+                except (OSError, zipfile.BadZipFile) as error:
+                    print(f"{kit} is no kit: {error}")
+    return found
+
+
+def choose_kit():
+    """Copy the kit that is to be imported, and nothing else, into scratch space; return its folder."""
+    found = find_kits()
+    hashes = {sha256 for sha256, _ in found.values() if KIT_SHA256 in (None, sha256)}
+    told = "".join(f"\n  {kit}  (sha256 {sha256[:12]})" for kit, (sha256, _) in found.items())
+    installed = importlib.util.find_spec("mapsage_kaggle")
+    if installed is not None and KIT is None:
+        own = kit_hash(kit_files(Path(installed.origin).parents[1])) if KIT_SHA256 else None
+        if own == KIT_SHA256:
+            return None
+    if len(hashes) > 1:
+        raise RuntimeError(f'Different kits are attached; choose one by KIT = "owner/slug" or a path:{told}')
+    if not hashes and (KIT or KIT_SHA256):
+        wanted = f"sha256 {KIT_SHA256[:12]}" if KIT_SHA256 else f"KIT {KIT}"
+        raise RuntimeError(
+            f"No attached kit is the one that this notebook names ({wanted}). Attach it, upload the bundle "
+            f"again, or set KIT and KIT_SHA256 to None. Attached:{told or ' none'}"
+        )
+    for sha256 in hashes:
+        folder, files = ROOT / "temp" / f"kit-{sha256[:12]}", dict(found.values())[sha256]
+        for name, data in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        return str(folder)
+    return None
+
+
+sys.path[:0] = filter(None, [choose_kit()])
 
 # %% [markdown]
 # It adds what this Python lacks to train, leaves its torch as it is, and proves it in a fresh process.
@@ -69,7 +143,7 @@ sys.path += [str(kit.parents[1]) for kit in KITS]
 # %%
 import mapsage_kaggle
 
-installed = mapsage_kaggle.install(language=LANGUAGE)
+installed = mapsage_kaggle.install(language=LANGUAGE, extra_wheels=EXTRA_WHEELS)
 
 # %% [markdown]
 # ## Preflight
@@ -93,6 +167,8 @@ session = mapsage_kaggle.preflight(
     precision=PRECISION,
     on_memory=ON_MEMORY,
     overrides=OVERRIDES,
+    code=CODE,
+    pass_env=PASS_ENV,
     upload_to=UPLOAD_TO,
     upload_every=UPLOAD_EVERY,
     language=LANGUAGE,

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "mapsage_kaggle"
 ROWS: tuple[tuple[str, ...], ...] = (
     # The ground: values and facts, from the standard library only.
     ("errors", "outside"),
-    ("paths", "schema", "walk"),
+    ("paths", "schema", "walk", "kit"),
     ("events",),
     ("processes",),
     ("clock",),
@@ -43,7 +43,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 )
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 STANDARD_LIBRARY_ONLY = frozenset(
-    {"errors", "outside", "schema", "paths", "walk", "events", "clock", "pace", "records", "spec"}
+    {"errors", "outside", "schema", "paths", "walk", "kit", "events", "clock", "pace", "records", "spec"}
 )
 WITHOUT_TORCH_AT_IMPORT = frozenset(room for room in RANK if room not in {"engine", "__main__"})
 

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from mapsage_kaggle import errors
-from mapsage_kaggle.config.modules import import_paths
 from mapsage_kaggle.errors import Interrupted, JobError, MapsageError
 from mapsage_kaggle.jobs.subject import ModelSource
 from mapsage_kaggle.processes import POLL_S, Child, child_environment, module_command
@@ -85,9 +84,9 @@ def _run(entry: str, file: Path, log: Path, subject: ModelSource, on_event: OnEv
     options, paths = subject.options, subject.paths
     env = child_environment(
         threads=options.threads or len(os.sched_getaffinity(0)),
-        import_paths=import_paths(options.config, paths.input),
         scratch=paths.temp,
         gpus=options.device != "cpu",
+        passed=options.pass_env,
     )
     with log.open("wb") as stream:
         child = Child(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +12,7 @@ from mapsage_kaggle.checkpoints.manifest import manifest_sha256
 from mapsage_kaggle.checkpoints.scan import scan
 from mapsage_kaggle.checkpoints.selector import Selector
 from mapsage_kaggle.config.fingerprint import fingerprint
+from mapsage_kaggle.config.modules import CodePlaces, check_custom_imports, code_places
 from mapsage_kaggle.config.patch import for_inference
 from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.data.find import find_data
@@ -39,6 +40,8 @@ class ModelOptions:
         overrides: ``key=value`` with dotted keys, for the config.
         device: ``auto`` takes a GPU where there is one.
         threads: CPU threads; by default the cores.
+        code: Folders whose modules the config may import, besides what came with it.
+        pass_env: Environment variables that children get although they look like credentials.
         needs_data: Whether the config's data set must be there.
     """
 
@@ -49,6 +52,8 @@ class ModelOptions:
     overrides: tuple[str, ...] = ()
     device: Device = "auto"
     threads: int | None = None
+    code: tuple[Path, ...] = ()
+    pass_env: tuple[str, ...] = ()
     needs_data: bool = False
 
 
@@ -60,6 +65,7 @@ class ModelSource:
         options: What was asked.
         paths: Kaggle's folders.
         cfg: The config as a child on one device takes it.
+        code: Where its own modules are imported from.
         work_dir: Of the run.
         inspection: What is known of the checkpoint; its ``sha256`` and ``iteration`` among it.
     """
@@ -67,6 +73,7 @@ class ModelSource:
     options: ModelOptions
     paths: KagglePaths
     cfg: Config
+    code: CodePlaces = field(default_factory=CodePlaces)
     work_dir: Path
     inspection: Inspection
 
@@ -82,6 +89,7 @@ class ModelSource:
             "sha256": self.inspection.sha256,
             "iteration": self.inspection.iteration,
             "device": self.options.device,
+            "code": self.code.to_json(),
         }
 
 
@@ -95,7 +103,9 @@ def open_subject(options: ModelOptions, *, paths: KagglePaths | None = None) -> 
     """
     paths = paths or KagglePaths.from_environment()
     keep_caches_in(paths.temp)
+    code = code_places(options.config, paths.input, options.code)
     cfg = read_config(options.config, options.overrides)
+    check_custom_imports(cfg, code, paths.input)
     work_dir = (options.work_dir or paths.work_dir(options.config)).absolute()
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"--threads {options.threads} is too low.", "Give 1 or more.")
@@ -108,6 +118,7 @@ def open_subject(options: ModelOptions, *, paths: KagglePaths | None = None) -> 
         options=options,
         paths=paths,
         cfg=for_inference(cfg, roots),
+        code=code,
         work_dir=work_dir,
         inspection=inspection,
     )

@@ -473,6 +473,8 @@ def _evaluate_best(session: NotebookSession) -> Evaluation:
             config=session.options.config,
             work_dir=session.work_dir,
             overrides=session.options.overrides,
+            code=session.options.code,
+            pass_env=session.options.pass_env,
             device="cpu" if session.options.gpus == 0 else "auto",
             needs_data=True,
         ),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.kit import kit_files, kit_sha256, own_home
 from mapsage_kaggle.relay.decide import Push
 from mapsage_kaggle.relay.journal import TRANSPORTS, Attempt
 
@@ -64,6 +65,8 @@ def parameters(push: Push, job: Job) -> dict[str, Any]:
         "GPUS": 0 if job.machine is None else NUM_GPUS.get(job.machine, "auto"),
         "OVERRIDES": list(job.overrides),
         "UPLOAD_TO": job.upload_to,
+        # The kit that plans the chain is the one that trains in it.
+        "KIT_SHA256": kit_sha256(kit_files(own_home())),
     }
     return values
 

@@ -13,10 +13,11 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
@@ -24,14 +25,19 @@ from packaging.utils import canonicalize_name
 
 from mapsage_kaggle.checks import MAX_PYTHON, MIN_PYTHON
 from mapsage_kaggle.errors import MachineError, UsageError
+from mapsage_kaggle.kit import kit_files, kit_sha256
 from mapsage_kaggle.processes import run
 from mapsage_kaggle.setup.pip import explain_failure, index_unreachable, run_pip
 from mapsage_kaggle.setup.wheels import (
     BUNDLE_MANIFEST,
+    EXTRA_LIST,
+    PINS,
     BundledFile,
     BundleManifest,
+    PinnedWheel,
     WheelMetadata,
     normalise,
+    read_pins,
 )
 
 KIT = "mapsage-kaggle"
@@ -48,7 +54,6 @@ PYTHONS = tuple(f"{MIN_PYTHON[0]}.{minor}" for minor in range(MIN_PYTHON[1], MAX
 _OPENCV = re.compile(r"opencv(-contrib)?-python(-headless)?")
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{4,48}[a-z0-9]")
 _OWNER = re.compile(r"[a-z0-9][a-z0-9-]*")
-_PINS = Path(__file__).parents[1] / "pins"
 _MAX_TOLD = 5
 
 
@@ -64,6 +69,7 @@ class BundleReport:
         num_files: Files in the folder.
         size_bytes: Of all of them.
         uncommitted: Files that differ from the commit, and so are not in the bundle as they are.
+        extra: The second folder, with what ``--with`` named; None where it named nothing.
     """
 
     folder: Path
@@ -73,6 +79,7 @@ class BundleReport:
     num_files: int
     size_bytes: int
     uncommitted: tuple[str, ...]
+    extra: Path | None = None
 
 
 # -- deciding
@@ -80,7 +87,7 @@ class BundleReport:
 
 def pinned(name: str) -> tuple[str, ...]:
     """Return the lines of a list in ``pins/``: ``image``, ``wheels`` or ``build``."""
-    lines = (_PINS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    lines = (PINS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
     return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
 
 
@@ -156,7 +163,7 @@ def leave_to_image(
     if unmet:
         raise MachineError(
             f"The bundle would not be complete: {'; '.join(unmet)}.",
-            f"Complete {_PINS / 'wheels.txt'} or {_PINS / 'image.txt'}.",
+            f"Complete {PINS / 'wheels.txt'} or {PINS / 'image.txt'}.",
         )
     return tuple(f"{name}=={image[name]}  # needed: {'; '.join(who)}" for name, who in sorted(needed.items()))
 
@@ -170,6 +177,7 @@ def bundle(
     owner: str = OWNER_TO_FILL_IN,
     slug: str = DEFAULT_SLUG,
     python: str = KAGGLE_PYTHON,
+    extra: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> BundleReport:
     """Make a folder that is ready for ``kaggle datasets create``, or for a new version of one.
@@ -182,6 +190,9 @@ def bundle(
         owner: Whose data set it is to be.
         slug: Its name in addresses.
         python: The Python that it is for.
+        extra: Further requirements, which go with all that the image lacks of what they need into a second
+            folder beside ``out``, its name with ``-extra``. A session installs that where its notebook
+            names it.
         say: Told what is being done.
 
     Raises:
@@ -191,6 +202,9 @@ def bundle(
     _check_names(owner, slug, python)
     out = out.absolute()
     _refuse_foreign(out)
+    beside = out.with_name(f"{out.name}-extra") if extra else None
+    if beside is not None:
+        _refuse_foreign(beside)
     source = Path(__file__).resolve().parents[2]
     commit, uncommitted = _commit_of(source)
     if uncommitted:
@@ -201,12 +215,14 @@ def bundle(
         tree = scratch / "tree"
         _export(source, tree)
         wheels = _collect_wheels(tree, scratch, python, say)
+        _check_pins(wheels)
         packed = [WheelMetadata.read(wheel) for wheel in wheels]
         left = leave_to_image(packed, image_versions(), target_environment(python))
         for wheel in wheels:
             wheel.rename(folder / wheel.name)
-        _add_what_people_read(tree, folder, left)
         [kit] = [item for item in packed if canonicalize_name(item.name) == KIT]
+        [kit_wheel] = folder.glob(f"{KIT.replace('-', '_')}-*.whl")
+        _add_what_people_read(tree, folder, kit_wheel, left)
         files = {str(path.relative_to(folder)): BundledFile.of(path) for path in _files_of(folder)}
         names = {line.partition("==")[0] for line in left}
         manifest = BundleManifest(
@@ -217,8 +233,12 @@ def bundle(
             files=files,
         )
         _write(folder / BUNDLE_MANIFEST, json.dumps(manifest.to_json(), indent=2) + "\n")
-        metadata = {"title": TITLE, "id": f"{owner}/{slug}", "licenses": [{"name": "other"}]}
-        _write(folder / DATASET_METADATA, json.dumps(metadata, indent=2) + "\n")
+        _write_metadata(folder, TITLE, f"{owner}/{slug}")
+        if beside is not None:
+            say(f"Getting {', '.join(extra)}, and what these need beyond the image ...")
+            _collect_extra(extra, scratch, python)
+            _write_metadata(scratch / "extra", f"{TITLE} extra", f"{owner}/{slug}-extra")
+            _put_in_place(scratch / "extra", beside)
         _put_in_place(folder, out)
     everything = _files_of(out)
     return BundleReport(
@@ -229,6 +249,7 @@ def bundle(
         num_files=len(everything),
         size_bytes=sum(path.stat().st_size for path in everything),
         uncommitted=uncommitted,
+        extra=beside,
     )
 
 
@@ -262,6 +283,8 @@ def _refuse_foreign(out: Path) -> None:
     ours: set[str] = set()
     if BUNDLE_MANIFEST in there:
         ours = {*BundleManifest.read(out / BUNDLE_MANIFEST).files, BUNDLE_MANIFEST, DATASET_METADATA}
+    elif EXTRA_LIST in there:
+        ours = {*(pin.name for pin in read_pins(out / EXTRA_LIST)), EXTRA_LIST, DATASET_METADATA}
     foreign = sorted(there - ours)
     if foreign:
         listed = ", ".join(foreign[:_MAX_TOLD]) + (" ..." if len(foreign) > _MAX_TOLD else "")
@@ -357,11 +380,90 @@ def _collect_wheels(tree: Path, scratch: Path, python: str, say: Callable[[str],
         if not wheel.name.endswith("-none-any.whl"):
             raise MachineError(
                 f"{wheel.name} is not pure Python, and so would not fit every machine.",
-                f"Pin another release or file of it in {_PINS / 'wheels.txt'}.",
+                f"Pin another release or file of it in {PINS / 'wheels.txt'}.",
             )
         if BundledFile.of(wheel).sha256 not in published:
             normalise(wheel)
     return wheels
+
+
+def _check_pins(wheels: Sequence[Path]) -> None:
+    """Compare what was made with what the kit will install.
+
+    Raises:
+        MachineError: Something differs; the message has the lines.
+    """
+    pins = set(read_pins(PINS / "files.txt"))
+    made = [PinnedWheel.of(wheel) for wheel in wheels if not wheel.name.startswith(KIT.replace("-", "_"))]
+    if wrong := [str(wheel) for wheel in made if wheel not in pins]:
+        raise MachineError(
+            f"What was built here is not what the kit knows: {'; '.join(wrong)}.",
+            f"Where that is meant to be so, these are the lines for {PINS / 'files.txt'}.",
+        )
+
+
+def extra_wheels(
+    report: Mapping[str, Any],
+    requested: Sequence[str],
+    there: Collection[str],
+    environment: Mapping[str, str],
+) -> tuple[str, ...]:
+    """Return what has to be brought along for some requirements, as pip reads it, with hashes. Pure.
+
+    Args:
+        report: pip's installation report for them.
+        requested: The requirements.
+        there: Names of what the image and the bundle have, which is left out with all that it needs.
+        environment: The markers' values on the target.
+    """
+    items = {canonicalize_name(item["metadata"]["name"]): item for item in report["install"]}
+    waiting, lines = [Requirement(text) for text in requested], dict[str, str]()
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name in lines or name in there or name not in items:
+            continue
+        item = items[name]
+        sha256 = item["download_info"]["archive_info"]["hashes"]["sha256"]
+        lines[name] = f"{name}=={item['metadata']['version']} --hash=sha256:{sha256}"
+        for text in item["metadata"].get("requires_dist", ()):
+            needed = Requirement(text)
+            extras = ("", *requirement.extras)
+            if needed.marker is None or any(
+                needed.marker.evaluate({**environment, "extra": extra}) for extra in extras
+            ):
+                waiting.append(needed)
+    return tuple(lines[name] for name in sorted(lines))
+
+
+def _collect_extra(requested: Sequence[str], scratch: Path, python: str) -> None:
+    """Fill ``scratch/extra`` with wheels and the list of them.
+
+    Raises:
+        MachineError: They cannot be got as wheels for that Python, or the image has all of it.
+    """
+    folder, report, constraints = scratch / "extra", scratch / "report.json", scratch / "constraints.txt"
+    folder.mkdir(mode=0o755)
+    own = [Requirement(line.partition(" --hash")[0]) for line in wheels_for(python)]
+    image = [f"{name}=={version.partition('+')[0]}" for name, version in image_versions().items()]
+    _write(constraints, "\n".join([*image, *map(str, own)]) + "\n")
+    target = [
+        "--only-binary=:all:", "--implementation=cp", f"--python-version={python}",
+        "--platform=manylinux_2_28_x86_64", "--platform=manylinux2014_x86_64",
+    ]  # fmt: skip
+    where = ["--find-links", str(scratch / "bundle"), "--constraint", str(constraints)]
+    dry = ["install", "--dry-run", "--ignore-installed", "--target", str(scratch / "never")]
+    _pip([*dry, *target, *where, "--report", str(report), *requested], {})
+    there = {canonicalize_name(item.name) for item in own} | set(image_versions())
+    lines = extra_wheels(json.loads(report.read_bytes()), requested, there, target_environment(python))
+    if not lines:
+        listed = ", ".join(requested)
+        raise MachineError(f"The image or the bundle has {listed} already.", "Leave --with out.")
+    _write(scratch / "exactly.txt", "\n".join(lines) + "\n")
+    fetch = ["download", "--no-deps", "--require-hashes", "--dest", str(folder)]
+    _pip([*fetch, *target, "--requirement", str(scratch / "exactly.txt")], {})
+    pins = [PinnedWheel.of(wheel) for wheel in sorted(folder.glob("*.whl"))]
+    _write(folder / EXTRA_LIST, "".join(f"{pin}\n" for pin in pins))
 
 
 def _pip(arguments: Sequence[str], environ: Mapping[str, str]) -> None:
@@ -375,21 +477,32 @@ def _pip(arguments: Sequence[str], environ: Mapping[str, str]) -> None:
         )
     if "DO NOT MATCH THE HASHES" in output:
         raise MachineError(
-            f"A package is not the file that {_PINS / 'wheels.txt'} pins: "
+            f"A package is not the file that {PINS / 'wheels.txt'} pins: "
             + " ".join(line.strip() for line in output.splitlines() if "sha256" in line),
             "Do not use it. Look whether the index or a proxy serves altered files.",
         )
     raise explain_failure(output, offline=False)
 
 
-def _add_what_people_read(tree: Path, folder: Path, left: Sequence[str]) -> None:
-    """Add what is in the kit's wheel, too, for people to look at and take: configs and the notebook."""
-    shutil.copyfile(tree / "notebooks" / NOTEBOOK, folder / NOTEBOOK)
+def _add_what_people_read(tree: Path, folder: Path, kit: Path, left: Sequence[str]) -> None:
+    """Add what is in the kit's wheel, too, for people to look at and take: configs and the notebook.
+
+    The notebook takes no other kit than this one.
+    """
+    text = (tree / "notebooks" / NOTEBOOK).read_text(encoding="utf-8")
+    before, unset, after = text.partition("KIT_SHA256 = None")
+    assert unset, "the notebook has no parameter KIT_SHA256"
+    _write(folder / NOTEBOOK, f'{before}KIT_SHA256 = \\"{kit_sha256(kit_files(kit))}\\"{after}')
     for path in sorted((tree / "configs").rglob("*.py")):
         target = folder / path.relative_to(tree)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     _write(folder / IMAGE_LIST, "\n".join(left) + "\n")
+
+
+def _write_metadata(folder: Path, title: str, handle: str) -> None:
+    metadata = {"title": title, "id": handle, "licenses": [{"name": "other"}]}
+    _write(folder / DATASET_METADATA, json.dumps(metadata, indent=2) + "\n")
 
 
 def _write(path: Path, text: str) -> None:
@@ -401,7 +514,7 @@ def _put_in_place(folder: Path, out: Path) -> None:
     if not out.exists():
         folder.rename(out)
         return
-    aside = out.rename(folder.with_name("earlier"))
+    aside = out.rename(folder.with_name(f"earlier-{folder.name}"))
     try:
         folder.rename(out)
     except OSError:

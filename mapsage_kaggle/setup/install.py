@@ -26,14 +26,16 @@ from packaging.tags import Tag, sys_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
+from mapsage_kaggle.checkpoints.manifest import file_sha256
 from mapsage_kaggle.checks import MIN_TORCH, conflict_remedy, stack_conflicts
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.errors import MachineError
+from mapsage_kaggle.kit import own_home
 from mapsage_kaggle.machine import STACK
 from mapsage_kaggle.paths import KagglePaths, bundled
-from mapsage_kaggle.processes import ChildError, module_command, run_for_json
+from mapsage_kaggle.processes import ChildError, clean_environment, module_command, run_for_json
 from mapsage_kaggle.setup.pip import explain_failure, run_pip
-from mapsage_kaggle.setup.wheels import find_bundles, find_wheels, verified_wheels
+from mapsage_kaggle.setup.wheels import EXTRA_LIST, PINS, REMEDY, prove_wheels, read_pins
 
 LIBRARIES: tuple[str, ...] = (
     # The kit's own core; setup.cfg has the reasons of the bounds.
@@ -86,6 +88,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
 
 PROOF_TIMEOUT_S = 180.0
 TRIES = 2
+_MAX_TOLD = 5
 
 _PASSING = ("Read timed out", "Connection reset", "Connection aborted", "502", "503", "IncompleteRead")
 """Words of failures that may be gone at the next try."""
@@ -93,7 +96,9 @@ _PASSING = ("Read timed out", "Connection reset", "Connection aborted", "502", "
 _TEXT: Mapping[str, Mapping[str, str]] = {
     "en": {
         "present": "Everything is installed already: {stack}.",
-        "verified": "The bundle in {bundle} is whole: {count} wheels have the sha256 of its manifest.",
+        "proven": "{count} attached wheels are, byte for byte, those that the kit was tried with.",
+        "ignored": "Left alone, since the kit does not know it: {what}.",
+        "extra": "Adding {what} from {folder}, as EXTRA_WHEELS says ...",
         "adding": "Adding {what} from {source} ...",
         "wheels": "the attached wheels",
         "index": "the package index",
@@ -109,7 +114,9 @@ _TEXT: Mapping[str, Mapping[str, str]] = {
     },
     "zh": {
         "present": "所需的包均已安装：{stack}。",
-        "verified": "{bundle} 中的安装包完整：{count} 个 wheel 文件的 sha256 与清单一致。",
+        "proven": "{count} 个已挂载的 wheel 与本工具测试时所用的逐字节一致。",
+        "ignored": "以下内容不在本工具的清单中，不予理会：{what}。",
+        "extra": "按 EXTRA_WHEELS 从 {folder} 安装 {what} ……",
         "adding": "正在从{source}安装 {what} ……",
         "wheels": "已挂载的 wheel 文件",
         "index": "软件包索引",
@@ -133,15 +140,15 @@ class InstallPlan:
         libraries: Requirements to install with all that they need.
         stack: Requirements of the stack itself, to install without what they ask for.
         constraints: ``name==version`` of everything present, so that pip cannot change it.
-        find_links: Folders with attached wheels.
-        use_index: Whether the package index may be asked.
-        uncovered: Names for which no attached wheel fits this interpreter.
+        wheels: Proven wheels to install, exactly these.
+        use_index: Whether the package index has to be asked.
+        uncovered: Names for which no proven wheel fits this interpreter.
     """
 
     libraries: tuple[str, ...] = ()
     stack: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
-    find_links: tuple[Path, ...] = ()
+    wheels: tuple[Path, ...] = ()
     use_index: bool = False
     uncovered: tuple[str, ...] = ()
 
@@ -187,7 +194,7 @@ def plan_install(
 
     Args:
         installed: Version of each distribution present, by canonical name.
-        wheels: Wheels attached as input; those for other interpreters are passed over.
+        wheels: Proven wheels; those for other interpreters are passed over.
         online: Whether the package index may be asked.
         tags: What this interpreter can use; found out by default.
 
@@ -220,7 +227,8 @@ def plan_install(
         libraries=tuple(libraries),
         stack=tuple(stack),
         constraints=tuple(_constraints(installed, changing)),
-        find_links=tuple(dict.fromkeys(path.parent for _, path in usable.values())),
+        # What is missing, and what those need in turn.
+        wheels=tuple(path for name, (_, path) in usable.items() if name in changing or name not in installed),
         use_index=bool(uncovered),
         uncovered=uncovered,
     )
@@ -314,6 +322,7 @@ def install(
     prove: bool = True,
     language: str = "en",
     config: Path | None = None,
+    extra_wheels: str | None = None,
 ) -> InstallReport:
     """Make the running interpreter able to train, and prove it in a fresh process.
 
@@ -327,6 +336,8 @@ def install(
         prove: Build a model and run it in a fresh process.
         language: Of what is printed and raised: ``en`` or ``zh``.
         config: The config whose model proves it; the kit's EarthVQA config by default.
+        extra_wheels: ``owner/slug`` or the path of a folder that ``bundle --with`` has made: what it holds
+            is installed as well.
 
     Raises:
         MachineError: It cannot be done, or the proof failed; the message says what to do.
@@ -334,23 +345,34 @@ def install(
     """
     with Words(language).refusing():
         voice = _Voice(language, quiet=quiet)
-        return _install(inputs, offline=offline, prove=prove, config=config, voice=voice)
+        return _install(
+            inputs, offline=offline, prove=prove, config=config, extra_wheels=extra_wheels, voice=voice
+        )
 
 
 def _install(
-    inputs: Path | None, *, offline: bool | None, prove: bool, config: Path | None, voice: _Voice
+    inputs: Path | None,
+    *,
+    offline: bool | None,
+    prove: bool,
+    config: Path | None,
+    extra_wheels: str | None,
+    voice: _Voice,
 ) -> InstallReport:
     started = time.monotonic()
     before = installed_versions()
     plan = plan_install(before, (), online=True)
+    inputs = KagglePaths.from_environment().input if inputs is None else inputs
     if not plan.empty:
-        inputs = KagglePaths.from_environment().input if inputs is None else inputs
         with tempfile.TemporaryDirectory(prefix="mapsage-install-") as folder:
             wheels = _attached_wheels(inputs, Path(folder) / "wheels", voice)
             plan = plan_install(before, wheels, online=not offline)
             _carry_out(plan, Path(folder), voice, may_ask_index=not offline, prefer_index=offline is False)
     else:
         voice.say("present", stack=", ".join(f"{name} {version}" for name, version in STACK.items()))
+    if extra_wheels is not None:
+        with tempfile.TemporaryDirectory(prefix="mapsage-install-") as folder:
+            _add_extra(extra_wheels, inputs, Path(folder), voice)
     after = installed_versions()
     kept = tuple(
         f"{name}=={after[name]}"
@@ -413,21 +435,19 @@ def loaded_versions() -> dict[str, str]:
 
 
 def share_with_children() -> Path | None:
-    """Make the kit importable in children where it is only on this process's path.
+    """Make the kit importable in processes that a person starts from this one, where only this one can.
 
-    That is so where its code is attached as a data set. Returns the folder that was added to
-    ``PYTHONPATH``, or None where the kit is installed.
+    That is so where its code is attached as a data set: a copy of it then, without what lies beside it.
+    Returns the folder that was added to ``PYTHONPATH``, or None where the kit is installed.
     """
-    home = Path(__file__).resolve().parents[2]
+    home = own_home()
     lasting = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
     lasting.add(Path(site.getusersitepackages()).resolve())
     # An editable install is found by a finder of its own, in every process, and is on no path.
     if home in lasting or home not in {Path(path).resolve() for path in sys.path}:
         return None
-    known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if str(home) not in known:
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(home), *known])
-    return home
+    os.environ["PYTHONPATH"] = clean_environment()["PYTHONPATH"]
+    return Path(os.environ["PYTHONPATH"].split(os.pathsep)[0])
 
 
 def prove_in_child(config: Path) -> dict[str, Any]:
@@ -436,7 +456,7 @@ def prove_in_child(config: Path) -> dict[str, Any]:
     Raises:
         MachineError: That failed, or took more than ``PROOF_TIMEOUT_S``.
     """
-    environ = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    environ = clean_environment() | {"CUDA_VISIBLE_DEVICES": ""}
     command = module_command("mapsage_kaggle.engine.proof", str(config))
     try:
         seen: dict[str, Any] = run_for_json(command, timeout_s=PROOF_TIMEOUT_S, env=environ)
@@ -472,50 +492,104 @@ class _Voice:
 
 
 def _attached_wheels(inputs: Path, scratch: Path, voice: _Voice) -> tuple[Path, ...]:
-    """Return the attached wheels, those of bundles once they are proven.
-
-    Raises:
-        MachineError: A bundle is damaged.
-    """
-    bundles = find_bundles(inputs)
-    wheels = [path for path in find_wheels(inputs) if path.parent not in bundles]
-    for number, bundle in enumerate(bundles):
-        proven = verified_wheels(bundle, scratch / str(number))
-        voice.say("verified", count=len(proven), bundle=bundle)
-        wheels += proven
-    return tuple(wheels)
+    """Return the attached wheels that the kit knows, proven; what else there is is named."""
+    found = prove_wheels(inputs, read_pins(PINS / "files.txt"), scratch)
+    if found.proven:
+        voice.say("proven", count=len(found.proven))
+    # The kit itself has been chosen, and is imported, by now.
+    others = [text for text in found.others if not Path(text).name.startswith("mapsage_kaggle-")]
+    if others:
+        more = f" (+{len(others) - _MAX_TOLD})" if len(others) > _MAX_TOLD else ""
+        voice.say("ignored", what=", ".join(others[:_MAX_TOLD]) + more)
+    return found.proven
 
 
 def _carry_out(
     plan: InstallPlan, scratch: Path, voice: _Voice, *, may_ask_index: bool, prefer_index: bool
 ) -> None:
-    """Install what the plan says: libraries first, so that a failure leaves no half of the stack."""
-    attached = _find_links(plan.find_links)
-    constraints = scratch / "constraints.txt"
-    constraints.write_text("\n".join(plan.constraints) + "\n")
-    steps = (
-        (plan.libraries, ["--constraint", str(constraints)]),
-        (plan.stack, ["--no-deps"]),
-    )
-    for requirements, options in steps:
-        if not requirements:
-            continue
-        use_index = prefer_index or not set(requirements).isdisjoint(plan.uncovered)
-        source = voice.word("index" if use_index else "wheels")
-        voice.say("adding", what=", ".join(requirements), source=source)
-        command = ["install", "--only-binary=:all:", *options, *requirements]
-        if not use_index:
-            output = run_pip([*command, "--no-index", *attached])
-            if output is None:
-                continue
+    """Install what the plan says: the libraries before the stack, so that a failure leaves no half of it."""
+    libraries, stack = plan.libraries, plan.stack
+    if plan.wheels and not prefer_index:
+        voice.say("adding", what=", ".join(map(_distribution, plan.wheels)), source=voice.word("wheels"))
+        output = install_exactly(plan.wheels, scratch)
+        if output is not None:
             if not may_ask_index:
                 raise explain_failure(output, offline=True)
             voice.say("fallback")
-        if requirements == plan.stack:
-            built = _build_wheels(requirements, scratch / "built", attached, voice)
-            _online([*command, "--no-index", "--find-links", str(built)], voice)
         else:
-            _online([*command, *attached], voice)
+            libraries = tuple(text for text in libraries if text in plan.uncovered)
+            stack = tuple(text for text in stack if text in plan.uncovered)
+    for requirements in (libraries, stack):
+        if requirements:
+            voice.say("adding", what=", ".join(requirements), source=voice.word("index"))
+    constraints = scratch / "constraints.txt"
+    constraints.write_text("\n".join(plan.constraints) + "\n")
+    command = ["install", "--only-binary=:all:"]
+    if libraries:
+        _online([*command, "--constraint", str(constraints), *libraries], voice)
+    if stack:
+        built = _build_wheels(stack, scratch / "built", voice)
+        _online([*command, "--no-deps", *stack, "--no-index", "--find-links", str(built)], voice)
+
+
+def install_exactly(wheels: Sequence[Path], scratch: Path) -> str | None:
+    """Install these files and nothing else; return None if it succeeded, else pip's output.
+
+    Args:
+        wheels: Proven wheels, all in one folder.
+        scratch: For the list that pip takes, with the hash of each.
+    """
+    lines = [f"{_distribution(wheel)} --hash=sha256:{file_sha256(wheel)}" for wheel in wheels]
+    requirements = scratch / "exactly.txt"
+    requirements.write_text("\n".join(lines) + "\n")
+    return run_pip(
+        [
+            "install", "--no-index", "--no-deps", "--only-binary=:all:", "--require-hashes",
+            "--find-links", str(wheels[0].parent), "--requirement", str(requirements),
+        ],
+        environ={"PIP_FIND_LINKS": ""},
+    )  # fmt: skip
+
+
+def _distribution(wheel: Path) -> str:
+    name, version, _, _ = parse_wheel_filename(wheel.name)
+    return f"{name}=={version}"
+
+
+def _add_extra(named: str, inputs: Path, scratch: Path, voice: _Voice) -> None:
+    """Install what a folder holds that ``bundle --with`` has made, and that the notebook names.
+
+    Raises:
+        MachineError: It is not attached, not whole, or does not go together with this Python.
+    """
+    owner, _, slug = named.partition("/")
+    places = (Path(named), inputs / "datasets" / owner / slug, inputs / (slug or owner))
+    folder = next((place for place in places if (place / EXTRA_LIST).is_file()), None)
+    if folder is None:
+        raise MachineError(
+            f"EXTRA_WHEELS names {named}, and there is no {EXTRA_LIST} in {', '.join(map(str, places))}.",
+            "Attach the second data set that `mapsage-kaggle bundle --with` makes, or name it as owner/slug.",
+        )
+    pins = read_pins(folder / EXTRA_LIST)
+    found = prove_wheels(folder, pins, scratch / "extra")
+    if len(found.proven) < len(pins):
+        lacking = sorted({pin.name for pin in pins} - {path.name for path in found.proven})
+        raise MachineError(
+            f"{folder} is damaged: {', '.join(lacking[:_MAX_TOLD])} is missing or is not what its list says.",
+            REMEDY,
+        )
+    installed = installed_versions()
+    lacking_here = [path for path in found.proven if _distribution(path) not in _spelt(installed)]
+    if not lacking_here:
+        return
+    voice.say("extra", what=", ".join(map(_distribution, lacking_here)), folder=folder)
+    output = install_exactly(lacking_here, scratch)
+    if output is not None:
+        raise explain_failure(output, offline=True)
+
+
+def _spelt(installed: Mapping[str, str]) -> set[str]:
+    return {f"{name}=={version}" for name, version in installed.items()}
 
 
 def _online(arguments: Sequence[str], voice: _Voice) -> None:
@@ -529,7 +603,7 @@ def _online(arguments: Sequence[str], voice: _Voice) -> None:
         raise explain_failure(output, offline=False)
 
 
-def _build_wheels(requirements: Sequence[str], folder: Path, attached: Sequence[str], voice: _Voice) -> Path:
+def _build_wheels(requirements: Sequence[str], folder: Path, voice: _Voice) -> Path:
     """Get pure-Python wheels of the stack, some of which is published as source only.
 
     onedl-mmcv's build compiles only where it can import torch, and pip's build isolation keeps torch
@@ -543,7 +617,7 @@ def _build_wheels(requirements: Sequence[str], folder: Path, attached: Sequence[
     """
     # Not from pip's cache: there may lie a wheel that was compiled against another torch.
     command = ["wheel", "--no-deps", "--no-cache-dir", "--wheel-dir", str(folder)]
-    _online([*command, *attached, *requirements], voice)
+    _online([*command, *requirements], voice)
     for wheel in folder.glob("*.whl"):
         if not wheel.name.endswith("-none-any.whl"):
             raise MachineError(
@@ -551,7 +625,3 @@ def _build_wheels(requirements: Sequence[str], folder: Path, attached: Sequence[
                 "Turn pip's build isolation on again: `pip config unset global.no-build-isolation`.",
             )
     return folder
-
-
-def _find_links(folders: Sequence[Path]) -> list[str]:
-    return [option for folder in folders for option in ("--find-links", str(folder))]

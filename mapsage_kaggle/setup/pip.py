@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 
 from mapsage_kaggle.errors import MachineError
-from mapsage_kaggle.processes import ChildError, module_command, run
+from mapsage_kaggle.processes import ChildError, clean_environment, module_command, run
 
 PIP_TIMEOUT_S = 300.0
 
@@ -82,7 +81,9 @@ def run_pip(arguments: Sequence[str], *, environ: Mapping[str, str] | None = Non
     """
     command = module_command("pip", *arguments, "--quiet", "--no-input", "--progress-bar=off")
     command += ["--disable-pip-version-check", "--retries=2", "--timeout=15"]
-    kept = {name: value for name, value in os.environ.items() if name not in _PIP_OPTIONS_IN_THE_WAY}
+    kept = clean_environment(credentials=True)  # an index may ask for some
+    for name in _PIP_OPTIONS_IN_THE_WAY:
+        kept.pop(name, None)
     # Nothing that pip builds here needs a compiler; what asks for one fails at once, not after half an
     # hour.
     kept.update(CC="/bin/false", CXX="/bin/false", **(environ or {}))

@@ -1,8 +1,8 @@
 """Wheels as files: where they lie, what is in them, and the bundle that Kaggle takes as a data set.
 
-A bundle is a folder of wheels with a manifest of their hashes. Kaggle unpacks archives that are
-uploaded, and a wheel is a zip file: so a wheel counts as there, too, where its content lies in a folder
-and is, file by file, what its own RECORD and the manifest say.
+Only wheels that are expected, by hashes that the kit itself ships, are ever installed from what is
+attached. Kaggle unpacks archives that are uploaded, and a wheel is a zip file: so a wheel counts as
+there, too, where its content lies in a folder and is, file by file, what an expected RECORD says.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import csv
 import hashlib
 import io
 import json
+import re
 import stat
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path
@@ -25,16 +26,13 @@ from mapsage_kaggle.errors import MachineError
 from mapsage_kaggle.walk import walk
 
 BUNDLE_MANIFEST = "mapsage-bundle.json"
+EXTRA_LIST = "mapsage-extra-wheels.txt"
+"""In a folder that ``bundle --with`` makes: its wheels, as :func:`read_pins` reads them."""
+PINS = Path(__file__).parents[1] / "pins"
 SCHEMA = 1
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip file can state."""
-_MAX_TOLD = 5
-
-
-def find_wheels(inputs: Path) -> tuple[Path, ...]:
-    """Return all wheels below a folder, sorted; a folder that is not there has none."""
-    return walk(inputs, want_file=lambda name: name.endswith(".whl"), endings=(".whl",)).files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,10 +119,7 @@ class BundledFile:
     @classmethod
     def of(cls, path: Path) -> BundledFile:
         """Read a file."""
-        record: str | None = None
-        if path.suffix == ".whl":
-            with zipfile.ZipFile(path) as archive:
-                record = hashlib.sha256(archive.read(f"{_dist_info(path.name)}/RECORD")).hexdigest()
+        record = PinnedWheel.of(path).record_sha256 if path.suffix == ".whl" else None
         return cls(sha256=file_sha256(path), size_bytes=path.stat().st_size, record_sha256=record)
 
 
@@ -166,7 +161,7 @@ class BundleManifest:
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise MachineError(
-                f"The manifest of the bundle, {path}, cannot be used: {error!r}.", _REMEDY
+                f"The manifest of the bundle, {path}, cannot be used: {error!r}.", REMEDY
             ) from error
 
     def to_json(self) -> dict[str, Any]:
@@ -186,65 +181,110 @@ class BundleManifest:
         }
 
 
-_REMEDY = (
+# -- what is attached, and whether it is what is expected
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PinnedWheel:
+    """A wheel that may be installed.
+
+    Attributes:
+        name: Its file name.
+        sha256: Of the file, in hex.
+        record_sha256: Of the RECORD within, which has the hashes of all its other files.
+    """
+
+    name: str
+    sha256: str
+    record_sha256: str
+
+    @classmethod
+    def of(cls, wheel: Path) -> PinnedWheel:
+        """Read a wheel."""
+        with zipfile.ZipFile(wheel) as archive:
+            record = hashlib.sha256(archive.read(f"{_dist_info(wheel.name)}/RECORD")).hexdigest()
+        return cls(name=wheel.name, sha256=file_sha256(wheel), record_sha256=record)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.sha256} {self.record_sha256}"
+
+
+def read_pins(path: Path) -> tuple[PinnedWheel, ...]:
+    """Read a list of wheels, one a line: file name, sha256, sha256 of the RECORD.
+
+    Raises:
+        MachineError: It cannot be read, or is no such list.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        fields = [line.split() for line in lines if line.strip() and not line.startswith("#")]
+        pins = tuple(PinnedWheel(name=a, sha256=b, record_sha256=c) for a, b, c in fields)
+        if not all(_PLAIN_WHEEL.fullmatch(pin.name) for pin in pins):
+            raise ValueError("a name in it is no wheel's")
+    except (OSError, ValueError) as error:
+        raise MachineError(f"The list of wheels {path} cannot be used: {error}.", REMEDY) from error
+    return pins
+
+
+_PLAIN_WHEEL = re.compile(r"[A-Za-z0-9_.+!-]+-[A-Za-z0-9_.+!-]+\.whl")
+REMEDY = (
     "If it was attached just now, wait a minute and run the cell again; else upload the bundle again, or "
     "detach it."
 )
 
 
-def find_bundles(inputs: Path) -> tuple[Path, ...]:
-    """Return the folder of every bundle below a folder, sorted; a folder that is not there has none."""
-    found = walk(inputs, want_file=lambda name: name == BUNDLE_MANIFEST, endings=(BUNDLE_MANIFEST,))
-    return tuple(path.parent for path in found.files)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttachedWheels:
+    """The wheels below a folder.
+
+    Attributes:
+        proven: Those that are expected and are what they should be, in scratch space: links to whole ones,
+            and unpacked ones that were put together again.
+        others: All else that is or was a wheel, with what is wrong with it where it has an expected name.
+    """
+
+    proven: tuple[Path, ...]
+    others: tuple[str, ...]
 
 
-def verified_wheels(folder: Path, scratch: Path) -> tuple[Path, ...]:
-    """Return the wheels of a bundle, each proven to be what its manifest says.
-
-    The further files of a bundle are for people, and need not have come along.
+def prove_wheels(folder: Path, pins: Sequence[PinnedWheel], scratch: Path) -> AttachedWheels:
+    """Look for expected wheels below a folder, whole or unpacked; a folder that is not there has none.
 
     Args:
-        folder: The bundle.
-        scratch: Where wheels are put together again that were unpacked on the way.
-
-    Raises:
-        MachineError: One is missing or is not what it was; each is named.
+        folder: Where to look.
+        pins: What is expected.
+        scratch: Where a folder is made that holds those, and nothing else.
     """
-    manifest = BundleManifest.read(folder / BUNDLE_MANIFEST)
-    wheels: list[Path] = []
-    problems: list[str] = []
-    unpacked: dict[str, list[Path]] | None = None
-    for name, expected in sorted(manifest.files.items()):
-        if not name.endswith(".whl"):
+    scratch.mkdir(parents=True, exist_ok=True)
+    by_name = {pin.name: pin for pin in pins}
+    by_info = {_dist_info(pin.name): pin for pin in pins}
+    found = walk(
+        folder, want_file=lambda name: name.endswith(".whl"), want_dir=by_info.__contains__, endings=(".whl",)
+    )
+    proven: dict[str, Path] = {}
+    others: list[str] = []
+    for path in found.files:
+        pin = by_name.get(path.name)
+        if pin is None:
+            others.append(str(path))
+        elif file_sha256(path) != pin.sha256:
+            others.append(f"{path} (it is not the file that the kit expects)")
+        elif pin.name not in proven:
+            proven[pin.name] = scratch / pin.name
+            proven[pin.name].symlink_to(path)
+    for place in found.dirs:
+        pin = by_info[place.name]
+        if pin.name in proven:
             continue
-        path = folder / name
-        if path.is_file():
-            if path.stat().st_size == expected.size_bytes and file_sha256(path) == expected.sha256:
-                wheels.append(path)
-            else:
-                problems.append(f"{name} is not what the manifest says")
-            continue
-        if unpacked is None:
-            unpacked = {}
-            for found in walk(folder, want_dir=lambda name: name.endswith(".dist-info")).dirs:
-                unpacked.setdefault(found.name, []).append(found)
-        places = unpacked.get(_dist_info(name), [])
-        problem = f"{name} is missing"
-        for place in places:
-            problem = _pack(place, expected, scratch / name)
-            if not problem:
-                wheels.append(scratch / name)
-                break
+        problem = _pack(place, pin, scratch / pin.name)
         if problem:
-            problems.append(problem)
-    if problems:
-        listed = "; ".join(problems[:_MAX_TOLD])
-        more = f"; and {len(problems) - _MAX_TOLD} more" if len(problems) > _MAX_TOLD else ""
-        raise MachineError(f"The bundle in {folder} is damaged: {listed}{more}.", _REMEDY)
-    return tuple(wheels)
+            others.append(problem)
+        else:
+            proven[pin.name] = scratch / pin.name
+    return AttachedWheels(proven=tuple(proven[name] for name in sorted(proven)), others=tuple(others))
 
 
-def _pack(dist_info: Path, expected: BundledFile, target: Path) -> str:
+def _pack(dist_info: Path, expected: PinnedWheel, target: Path) -> str:
     """Put an unpacked wheel together again; return what is wrong with it, or nothing.
 
     Dot-files may be missing: Kaggle drops some, and none that the kit needs is one.
@@ -253,19 +293,18 @@ def _pack(dist_info: Path, expected: BundledFile, target: Path) -> str:
     try:
         record = (dist_info / "RECORD").read_bytes()
         if hashlib.sha256(record).hexdigest() != expected.record_sha256:
-            return f"{dist_info / 'RECORD'} is not what the manifest says"
+            return f"{dist_info} (its RECORD is not the one that the kit expects)"
         content: dict[str, bytes] = {}
         for name, hashed, *_ in csv.reader(io.StringIO(record.decode("utf-8"))):
             file = root / name
             if not file.is_file():
                 if any(part.startswith(".") for part in Path(name).parts):
                     continue
-                return f"{file} is missing"
+                return f"{dist_info} ({file} is missing)"
             content[name] = file.read_bytes()
             if hashed and hashed != f"sha256={_record_hash(content[name])}":
-                return f"{file} is not what was bundled"
-        target.parent.mkdir(parents=True, exist_ok=True)
+                return f"{dist_info} ({file} is not what its RECORD says)"
         _write_zip(target, content)
     except (OSError, ValueError) as error:
-        return f"{dist_info} cannot be read: {error}"
+        return f"{dist_info} (it cannot be read: {error})"
     return ""

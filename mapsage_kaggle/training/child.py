@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mapsage_kaggle.config.modules import import_paths
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import CheckpointRef, SessionRecord
 from mapsage_kaggle.spec import ChildSpec
@@ -45,6 +44,7 @@ def first_spec(prepared: Prepared, record: SessionRecord, learning: Learning) ->
         validation_rung=learning.ladder.validation_rung,
         rung=learning.tried(),
         launched_s=clock.elapsed_s(),
+        code=prepared.discovery.code.to_json(),
     )
 
 
@@ -76,7 +76,7 @@ def launch_of(prepared: Prepared, spec: ChildSpec) -> Launch:
         num_workers=prepared.facts.ranks_here,
         threads=prepared.threads,
         gpus=prepared.facts.on_gpu,
-        import_paths=import_paths(options.config, paths.input),
+        passed=options.pass_env,
         scratch=paths.temp,
         nnodes=options.nnodes,
         node_rank=options.node_rank,

@@ -6,7 +6,7 @@ Imported by whatever shows help: it loads nothing that takes time.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -77,6 +77,10 @@ def _resume(text: str | Path) -> str | Path:
     return text if text in ("auto", "require", "never") else Path(text)
 
 
+def _paths(folders: Sequence[str | Path]) -> tuple[Path, ...]:
+    return tuple(Path(folder) for folder in folders)
+
+
 def _not(value: bool) -> bool:
     return not value
 
@@ -140,6 +144,9 @@ class Options:
             learned of memory; None for what they learned, else the whole share of a rank.
         save_every_s: Seconds between checkpoints by the clock; 0 for none.
         budget_bytes: What the work dir may hold in checkpoints.
+        code: Folders whose modules the config may import, besides what came with it. One that holds a
+            package that is installed, too, goes before that.
+        pass_env: Environment variables that children get although they look like credentials.
         upload_to: The data set, ``owner/slug``, that the newest checkpoint is uploaded to while training
             goes on; None for none.
         upload_every_s: Seconds from one upload to the next.
@@ -221,6 +228,14 @@ class Options:
         help="between checkpoints; 0 for none",
     )  # fmt: skip
     budget_bytes: int = 4_000_000_000
+    code: tuple[Path, ...] = _option(
+        (), "--code", default=[], read=_paths, plans=True, notebook=True, action="append", metavar="DIR",
+        help="import the config's modules from this folder as well",
+    )  # fmt: skip
+    pass_env: tuple[str, ...] = _option(
+        (), "--pass-env", default=[], read=tuple, notebook=True, action="append", metavar="NAME",
+        help="let training see this variable, a credential",
+    )  # fmt: skip
     upload_to: str | None = _option(
         None, "--upload-to", notebook=True, metavar="OWNER/SLUG",
         help="also upload the newest to this data set",
@@ -241,11 +256,21 @@ PARAMETERS = tuple(Parameter(field=item.name, **item.metadata) for item in field
 
 def add_arguments(parser: argparse.ArgumentParser, *, planning: bool = False) -> None:
     """Add the arguments of ``train``, or those of them that ``patch`` has, too."""
-    defaults: dict[str, Any] = {item.name: item.default for item in fields(Options)}
     for item in PARAMETERS:
         if item.plans or not planning:
-            given = {} if item.argument.get("action") == "store_true" else {"default": defaults[item.field]}
-            parser.add_argument(item.flag, **{**given, **item.argument})
+            _add(parser, item)
+
+
+def add_argument(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add one of them, by the name of its field, to another command."""
+    [item] = [item for item in PARAMETERS if item.field == name]
+    _add(parser, item)
+
+
+def _add(parser: argparse.ArgumentParser, item: Parameter) -> None:
+    [default] = [each.default for each in fields(Options) if each.name == item.field]
+    given = {} if item.argument.get("action") == "store_true" else {"default": default}
+    parser.add_argument(item.flag, **{**given, **item.argument})
 
 
 def options_from(config: Path, asked: Mapping[str, Any]) -> Options:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from mapsage_kaggle.checkpoints.scan import ScanReport, scan
 from mapsage_kaggle.checks import preflight, require
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.config.fingerprint import fingerprint
+from mapsage_kaggle.config.modules import CodePlaces, check_custom_imports, code_places
 from mapsage_kaggle.config.patch import ConfigPatch, PatchContext, plan_patch
 from mapsage_kaggle.config.reading import check_trainable, read_config, written_value
 from mapsage_kaggle.config.requirements import check_installed
@@ -46,6 +47,7 @@ class Discovery:
         options: What was asked.
         paths: Kaggle's folders.
         cfg: The person's config, with overrides.
+        code: Where its own modules are imported from.
         report: What was found in the inputs.
         choice: What the session starts from, and why.
         work_dir: Where it will write.
@@ -55,6 +57,7 @@ class Discovery:
     options: Options
     paths: KagglePaths
     cfg: Config
+    code: CodePlaces = field(default_factory=CodePlaces)
     report: ScanReport
     choice: Choice
     work_dir: Path
@@ -124,6 +127,7 @@ def discover(
     check_options(options)
     paths = paths or KagglePaths.from_environment()
     keep_caches_in(paths.temp)
+    code = code_places(options.config, paths.input, options.code)
     cfg = read_config(options.config, options.overrides)
     work_dir = (options.work_dir or paths.work_dir(options.config)).absolute()
     if options.node_rank > 0:
@@ -131,11 +135,19 @@ def discover(
         work_dir = work_dir.with_name(f"{work_dir.name}-node{options.node_rank}")
     with _refusals(work_dir, cfg, options, record=record_refusals):
         max_iters = check_trainable(cfg, options.config)
+        check_custom_imports(cfg, code, paths.input)
         check_installed(cfg, options.config)
-        shapes = LazyShapes(cfg, options.config, paths.temp)
+        shapes = LazyShapes(cfg, options.config, paths.temp, code, options.pass_env)
         report, choice = _find_and_choose(options, paths, cfg, work_dir, max_iters, shapes, on_wait)
     return Discovery(
-        options=options, paths=paths, cfg=cfg, report=report, choice=choice, work_dir=work_dir, shapes=shapes
+        options=options,
+        paths=paths,
+        cfg=cfg,
+        code=code,
+        report=report,
+        choice=choice,
+        work_dir=work_dir,
+        shapes=shapes,
     )
 
 
@@ -277,7 +289,7 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
         shared_bytes=machine.shared_bytes,
     )
     patch = plan_patch(discovery.cfg, options.config, facts)
-    patch = replace(patch, warnings=(*patch.warnings, *warnings))
+    patch = replace(patch, warnings=(*patch.warnings, *discovery.code.messages, *warnings))
     return Prepared(
         discovery=discovery, machine=machine, clock=clock, facts=facts, patch=patch, threads=threads
     )

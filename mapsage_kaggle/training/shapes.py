@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mapsage_kaggle.checkpoints.inspect import Inspection, inspect
-from mapsage_kaggle.config.modules import import_paths
+from mapsage_kaggle.config.modules import CodePlaces
 from mapsage_kaggle.config.reading import dataset_of
 from mapsage_kaggle.config.split import ModelTraits
 from mapsage_kaggle.errors import ConfigError, MachineError, MapsageError
-from mapsage_kaggle.processes import ChildError, module_command, run_for_json
+from mapsage_kaggle.processes import ChildError, child_environment, module_command, run_for_json
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -41,8 +41,17 @@ class BuiltModel:
 class LazyShapes:
     """Builds the config's model only once something has to be known of it."""
 
-    def __init__(self, cfg: Config, source: Path, scratch: Path) -> None:
+    def __init__(
+        self,
+        cfg: Config,
+        source: Path,
+        scratch: Path,
+        code: CodePlaces | None = None,
+        passed: Collection[str] = (),
+    ) -> None:
         self._cfg = cfg
+        self._code = code
+        self._passed = passed
         self._source = source
         self._scratch = scratch
         self._built: BuiltModel | None = None
@@ -50,7 +59,7 @@ class LazyShapes:
     def look(self) -> BuiltModel:
         """Return what is to be known of the model; raises what :func:`look_at_model` raises."""
         if self._built is None:
-            self._built = look_at_model(self._cfg, self._source, self._scratch)
+            self._built = look_at_model(self._cfg, self._source, self._scratch, self._code, self._passed)
         return self._built
 
     def can_recompute(self) -> bool:
@@ -67,7 +76,13 @@ class LazyShapes:
         return inspect(path, shapes=built.shapes, classes=built.classes, manifest_sha256=manifest_sha256)
 
 
-def look_at_model(cfg: Config, source: Path, scratch: Path) -> BuiltModel:
+def look_at_model(
+    cfg: Config,
+    source: Path,
+    scratch: Path,
+    code: CodePlaces | None = None,
+    passed: Collection[str] = (),
+) -> BuiltModel:
     """Build the config's model in a child, and return what is to be known of it.
 
     Raises:
@@ -83,11 +98,13 @@ def look_at_model(cfg: Config, source: Path, scratch: Path) -> BuiltModel:
         "type": kind if isinstance(kind, str) else kind.__name__,
         "metainfo": {"classes": list(classes)} if (classes := _own_classes(innermost)) else {},
     }
-    env = dict(os.environ, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
-    env["PYTHONPATH"] = os.pathsep.join(
-        [*map(str, import_paths(source)), *filter(None, [env.get("PYTHONPATH")])]
+    env = child_environment(threads=1, scratch=scratch, gpus=False, passed=passed)
+    command = module_command(
+        "mapsage_kaggle.engine.shapes",
+        str(file),
+        json.dumps(data),
+        json.dumps((code or CodePlaces()).to_json()),
     )
-    command = module_command("mapsage_kaggle.engine.shapes", str(file), json.dumps(data))
     try:
         document = run_for_json(command, timeout_s=SHAPES_TIMEOUT_S, env=env)
     except ChildError as error:

@@ -51,7 +51,7 @@ class Launch:
         num_workers: Ranks on this machine.
         threads: Per rank, pinned.
         gpus: Whether each rank gets a GPU; else none is visible.
-        import_paths: Folders that must be importable, first ones first.
+        passed: Names of credentials that the child gets all the same.
         scratch: For what libraries cache.
         nnodes: Machines, as torchrun takes it.
         node_rank: This machine's number.
@@ -64,7 +64,7 @@ class Launch:
     num_workers: int = 1
     threads: int = 1
     gpus: bool = False
-    import_paths: tuple[Path, ...] = ()
+    passed: tuple[str, ...] = ()
     scratch: Path
     nnodes: int = 1
     node_rank: int = 0
@@ -96,9 +96,9 @@ class Launch:
         """Return the child's environment."""
         env = child_environment(
             threads=self.threads,
-            import_paths=self.import_paths,
             scratch=self.scratch,
             gpus=self.gpus,
+            passed=self.passed,
             environ=environ,
         )
         env[SUPERVISOR_VARIABLE] = str(os.getpid())

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256
 from mapsage_kaggle.events import Event, EventKind, EventLog
 from mapsage_kaggle.paths import WorkDir
-from mapsage_kaggle.processes import Child, module_command
+from mapsage_kaggle.processes import SECRET_NAMES, Child, clean_environment, module_command
 from mapsage_kaggle.records import CheckpointRef, SessionRecord, read_record
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ MAX_FILES = 50
 
 _POLL_S = 0.2
 _STAGE_TRIES = 5
-_SECRET_NAMES = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 
 def credential_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
@@ -354,7 +353,7 @@ def send(staged: Staged, handle: str, *, limit_s: float, cancelled: Callable[[],
     command = module_command(module, str(staged.folder), handle, staged.notes, seconds)
     with tempfile.TemporaryFile() as output:
         # Not its standard error: progress bars, and addresses that must stay secret.
-        child = Child(command, stdout=output)
+        child = Child(command, env=clean_environment(credentials=True), stdout=output)
         try:
             end = time.monotonic() + limit_s
             while not child.ended() and time.monotonic() < end and not cancelled():
@@ -383,7 +382,7 @@ def harmless(error: BaseException, environ: Mapping[str, str]) -> str:
 
 
 def _secrets(environ: Mapping[str, str]) -> set[str]:
-    found = {value.strip() for name, value in environ.items() if _SECRET_NAMES.search(name)}
+    found = {value.strip() for name, value in environ.items() if SECRET_NAMES.search(name)}
     for path in credential_files(environ):
         if not _is_file(path):
             continue

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mapsage_kaggle.errors import MapsageError, UsageError
+from mapsage_kaggle.kit import kit_files, kit_sha256, own_home
 from mapsage_kaggle.paths import bundled
 from mapsage_kaggle.relay import command
 from mapsage_kaggle.relay.decide import Push
@@ -47,6 +48,7 @@ def test_a_session_is_told_its_parameters_after_the_notebooks_own(tmp_path: Path
     assert assigned(cells[index + 1]["source"]) == {
         "CONFIG": "demo.py", "RESUME": "require", "EXPECT_ITERATION": 800, "SESSION_LIMIT": "43140s",
         "RESERVE": "10m", "GPUS": 2, "OVERRIDES": ["a.b='c'"], "UPLOAD_TO": "alice/saved",
+        "KIT_SHA256": kit_sha256(kit_files(own_home())),
     }  # fmt: skip
     own = json.loads(NOTEBOOK.read_text())["cells"]
     assert [*cells[: index + 1], *cells[index + 2 :]] == own

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,23 @@ from mapsage_kaggle.setup import bundle as bundle_module
 from mapsage_kaggle.setup.bundle import (
     BUNDLE_MANIFEST,
     bundle,
+    extra_wheels,
     image_versions,
     leave_to_image,
     target_environment,
     wheels_for,
 )
-from mapsage_kaggle.setup.install import LIBRARIES, install
+from mapsage_kaggle.setup.install import LIBRARIES, install, install_exactly
 from mapsage_kaggle.setup.wheels import (
+    EXTRA_LIST,
+    PINS,
     BundledFile,
     BundleManifest,
+    PinnedWheel,
     WheelMetadata,
-    find_bundles,
     normalise,
-    verified_wheels,
+    prove_wheels,
+    read_pins,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,6 +176,12 @@ def attached(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def pins(attached: Path) -> tuple[PinnedWheel, ...]:
+    """Return what the kit expects: the two wheels."""
+    return tuple(PinnedWheel.of(path) for path in sorted(attached.glob("*.whl")))
+
+
 def unpack(folder: Path, *, into: Callable[[Path], Path], dot_files: bool = False) -> None:
     """Unpack every wheel of a folder, as Kaggle unpacks archives."""
     for wheel in list(folder.glob("*.whl")):
@@ -191,37 +202,35 @@ INTO: dict[str, Callable[[Path], Path]] = {
 }
 
 
-def test_a_bundle_is_found_under_any_mount(attached: Path, tmp_path: Path) -> None:
+def test_expected_wheels_are_found_under_any_mount_and_no_folder_has_none(
+    attached: Path, pins: tuple[PinnedWheel, ...], tmp_path: Path
+) -> None:
     older = tmp_path / "input" / "kit-of-mine"
     shutil.copytree(attached, older)
-    assert find_bundles(tmp_path / "input") == (attached, older)
-    assert find_bundles(tmp_path / "absent") == ()
-
-
-def test_whole_wheels_are_taken_as_they_lie(attached: Path, tmp_path: Path) -> None:
-    wheels = verified_wheels(attached, tmp_path / "scratch")
-    assert [path.parent for path in wheels] == [attached, attached]
+    found = prove_wheels(tmp_path / "input", pins, tmp_path / "scratch")
+    assert [path.name for path in found.proven] == [WHEEL.replace("thing", "other"), WHEEL]
+    assert found.others == ()
+    assert prove_wheels(tmp_path / "absent", pins, tmp_path / "none").proven == ()
 
 
 @pytest.mark.parametrize("into", INTO.values(), ids=INTO)
 def test_unpacked_wheels_are_proven_file_by_file_and_put_together_again(
-    attached: Path, tmp_path: Path, into: Callable[[Path], Path]
+    attached: Path, pins: tuple[PinnedWheel, ...], tmp_path: Path, into: Callable[[Path], Path]
 ) -> None:
     unpack(attached, into=into)
-    wheels = verified_wheels(attached, tmp_path / "scratch")
-    assert [path.name for path in wheels] == [WHEEL.replace("thing", "other"), WHEEL]
-    assert WheelMetadata.read(wheels[1]).name == "thing"
-    with zipfile.ZipFile(wheels[1]) as archive:
+    found = prove_wheels(tmp_path / "input", pins, tmp_path / "scratch")
+    assert [path.name for path in found.proven] == [WHEEL.replace("thing", "other"), WHEEL]
+    assert WheelMetadata.read(found.proven[1]).name == "thing"
+    with zipfile.ZipFile(found.proven[1]) as archive:
         assert archive.read("thing/__init__.py") == b"x = 1\n"
 
 
 def test_an_unpacked_wheel_with_all_its_files_gives_the_same_bytes_again(
-    attached: Path, tmp_path: Path
+    attached: Path, pins: tuple[PinnedWheel, ...], tmp_path: Path
 ) -> None:
     before = (attached / WHEEL).read_bytes()
     unpack(attached, into=INTO["a folder without the ending"], dot_files=True)
-    wheels = verified_wheels(attached, tmp_path / "scratch")
-    assert wheels[1].read_bytes() == before
+    assert prove_wheels(attached, pins, tmp_path / "scratch").proven[1].read_bytes() == before
 
 
 def flip(path: Path) -> None:
@@ -230,62 +239,167 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize(
-    ("damage", "told"),
-    [
-        (lambda folder: flip(folder / WHEEL), f"{WHEEL} is not what the manifest says"),
-        (lambda folder: (folder / WHEEL).unlink(), f"{WHEEL} is missing"),
-        (lambda folder: (folder / WHEEL).write_bytes(b""), f"{WHEEL} is not what the manifest says"),
-    ],
-)
-def test_a_damaged_wheel_is_refused_by_name(
-    attached: Path, tmp_path: Path, damage: Callable[[Path], Any], told: str
+@pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(b"")])
+def test_a_wheel_that_is_not_the_expected_file_is_named_and_no_wheel(
+    attached: Path, pins: tuple[PinnedWheel, ...], tmp_path: Path, damage: Callable[[Path], Any]
 ) -> None:
-    damage(attached)
-    with pytest.raises(MachineError) as caught:
-        verified_wheels(attached, tmp_path / "scratch")
-    assert f"The bundle in {attached} is damaged: {told}" in caught.value.problem
-    assert "other" not in caught.value.problem
+    damage(attached / WHEEL)
+    found = prove_wheels(attached, pins, tmp_path / "scratch")
+    assert [path.name for path in found.proven] == [WHEEL.replace("thing", "other")]
+    assert found.others == (f"{attached / WHEEL} (it is not the file that the kit expects)",)
+
+
+def test_a_whole_copy_counts_beside_a_damaged_one(
+    attached: Path, pins: tuple[PinnedWheel, ...], tmp_path: Path
+) -> None:
+    shutil.copytree(attached, tmp_path / "input" / "another")
+    flip(attached / WHEEL)
+    assert len(prove_wheels(tmp_path / "input", pins, tmp_path / "scratch").proven) == 2
 
 
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("thing/__init__.py", "thing/__init__.py is not what was bundled"),
-        ("thing-1.0.dist-info/RECORD", "RECORD is not what the manifest says"),
+        ("thing/__init__.py", r"__init__\.py is not what its RECORD says"),
+        ("thing-1.0.dist-info/RECORD", "its RECORD is not the one that the kit expects"),
     ],
 )
-def test_one_changed_byte_in_an_unpacked_wheel_is_refused_by_name(
-    attached: Path, tmp_path: Path, name: str, told: str
+def test_one_changed_byte_in_an_unpacked_wheel_makes_it_none(
+    attached: Path, pins: tuple[PinnedWheel, ...], tmp_path: Path, name: str, told: str
 ) -> None:
     unpack(attached, into=INTO["a folder without the ending"])
     flip(attached / WHEEL.removesuffix(".whl") / name)
-    with pytest.raises(MachineError, match=told):
-        verified_wheels(attached, tmp_path / "scratch")
+    found = prove_wheels(attached, pins, tmp_path / "scratch")
+    assert len(found.proven) == 1
+    assert re.search(told, found.others[0])
 
 
-def test_a_missing_file_of_an_unpacked_wheel_is_named(attached: Path, tmp_path: Path) -> None:
+def test_a_missing_file_of_an_unpacked_wheel_is_named(
+    attached: Path, pins: tuple[PinnedWheel, ...], tmp_path: Path
+) -> None:
     unpack(attached, into=INTO["one folder for all"])
     (attached / "thing" / "__init__.py").unlink()
-    with pytest.raises(MachineError, match=r"thing/__init__\.py is missing"):
-        verified_wheels(attached, tmp_path / "scratch")
+    assert "__init__.py is missing" in prove_wheels(attached, pins, tmp_path / "scratch").others[0]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 2}', '{"schema": 1, "kit": "0"}'])
-def test_a_torn_manifest_is_refused_and_named(attached: Path, tmp_path: Path, text: str) -> None:
-    (attached / BUNDLE_MANIFEST).write_text(text)
-    with pytest.raises(MachineError, match=r"mapsage-bundle\.json, cannot be used"):
-        verified_wheels(attached, tmp_path / "scratch")
-
-
-def test_nothing_is_installed_from_a_damaged_bundle(
-    attached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_wheel_of_another_name_is_named_and_never_reaches_pip(
+    attached: Path, pins: tuple[PinnedWheel, ...], tmp_path: Path
 ) -> None:
-    flip(attached / WHEEL)
-    monkeypatch.setattr("mapsage_kaggle.setup.install.installed_versions", image_versions)
-    monkeypatch.setattr("mapsage_kaggle.setup.install.run_pip", lambda *_, **__: pytest.fail("pip was run"))
-    with pytest.raises(MachineError, match="is damaged"):
-        install(inputs=tmp_path / "input", quiet=True)
+    stranger = write_wheel(attached / "prettytable-999-py3-none-any.whl", THING)
+    found = prove_wheels(attached, pins, tmp_path / "scratch")
+    assert found.others == (str(stranger),)
+    assert {path.name for path in (tmp_path / "scratch").iterdir()} == {pin.name for pin in pins}
+
+
+@pytest.mark.parametrize("text", ["a.whl", "a b c", "../a-1-py3-none-any.whl b c", "a-1.whl b c d"])
+def test_a_torn_list_of_wheels_is_refused_and_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(MachineError, match=r"list\.txt cannot be used"):
+        read_pins(tmp_path / "list.txt")
+
+
+def test_every_pinned_requirement_is_pinned_as_a_file() -> None:
+    names = {(pin.name.split("-")[0], pin.name.split("-")[1]) for pin in read_pins(PINS / "files.txt")}
+    wanted = set()
+    for python in ("3.10", "3.12"):
+        for line in wheels_for(python):
+            name, _, version = line.partition(" ")[0].partition("==")
+            wanted.add((name.replace("-", "_"), version))
+    assert names == wanted
+
+
+def test_a_wheel_as_published_is_pinned_by_the_hash_of_its_publication() -> None:
+    published = {line.rpartition("sha256:")[2] for line in wheels_for("3.10")}
+    built = {pin.name.split("-")[0] for pin in read_pins(PINS / "files.txt") if pin.sha256 not in published}
+    assert built == {"onedl_mmcv", "onedl_mmsegmentation"}
+
+
+def test_what_is_installed_is_exactly_the_proven_files(
+    attached: Path, pins: tuple[PinnedWheel, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("mapsage_kaggle.setup.install.run_pip", lambda words, **_: asked.extend(words))
+    found = prove_wheels(attached, pins, tmp_path / "scratch")
+    install_exactly(found.proven, tmp_path)
+    assert {"--no-index", "--require-hashes", "--no-deps"} <= set(asked)
+    assert asked[asked.index("--find-links") + 1] == str(tmp_path / "scratch")
+    lines = Path(asked[asked.index("--requirement") + 1]).read_text().splitlines()
+    assert lines == [
+        f"{name}==1.0 --hash=sha256:{pin.sha256}" for name, pin in zip(("other", "thing"), pins, strict=True)
+    ]
+
+
+# -- what comes along by --with
+
+
+def item(name: str, *requires: str) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "version": "1.0", "requires_dist": list(requires)},
+        "download_info": {"archive_info": {"hashes": {"sha256": name}}},
+    }
+
+
+def test_what_the_image_has_is_left_out_with_all_that_it_needs() -> None:
+    items = [
+        item("A", "b>=1", "torch"),
+        item("b", 'c; extra == "x"'),
+        item("torch", "nvidia"),
+        item("nvidia"),
+    ]
+    lines = extra_wheels({"install": [*items, item("c")]}, ["a>=1"], {"torch"}, LINUX)
+    assert lines == ("a==1.0 --hash=sha256:A", "b==1.0 --hash=sha256:b")
+
+
+def test_a_requested_extra_brings_what_it_needs() -> None:
+    items = [item("a", 'c; extra == "x"'), item("c")]
+    assert len(extra_wheels({"install": items}, ["a[x]"], set(), LINUX)) == 2
+
+
+@pytest.fixture
+def extra(attached: Path, pins: tuple[PinnedWheel, ...]) -> Path:
+    """Return a folder of wheels with their list, as ``bundle --with`` makes it, attached."""
+    (attached / EXTRA_LIST).write_text("".join(f"{pin}\n" for pin in pins))
+    return attached
+
+
+@pytest.fixture
+def ready(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of what pip is asked for where all that training needs is there."""
+    there = {**image_versions(), **STACK, "addict": "2.4", "ftfy": "6", "termcolor": "3", "yapf": "0.43"}
+    asked: list[str] = []
+
+    def install_all(wheels: Sequence[Path], scratch: Path) -> None:
+        asked.extend(wheel.name.split("-")[0] for wheel in wheels)
+
+    monkeypatch.setattr("mapsage_kaggle.setup.install.installed_versions", lambda: there)
+    monkeypatch.setattr("mapsage_kaggle.setup.install.install_exactly", install_all)
+    return asked
+
+
+def test_extra_wheels_are_left_alone_unless_they_are_named(
+    extra: Path, tmp_path: Path, ready: list[str]
+) -> None:
+    install(inputs=tmp_path / "input", quiet=True, prove=False)
+    assert ready == []
+
+
+@pytest.mark.parametrize("named", ["me/kit", "{folder}"])
+def test_named_extra_wheels_are_installed(extra: Path, tmp_path: Path, ready: list[str], named: str) -> None:
+    named = named.format(folder=extra)
+    install(inputs=tmp_path / "input", quiet=True, prove=False, extra_wheels=named)
+    assert ready == ["other", "thing"]
+
+
+def test_a_damaged_extra_wheel_is_refused_by_name(extra: Path, tmp_path: Path, ready: list[str]) -> None:
+    flip(extra / WHEEL)
+    with pytest.raises(MachineError, match=f"is damaged: {WHEEL} is missing or is not"):
+        install(inputs=tmp_path / "input", quiet=True, prove=False, extra_wheels="me/kit")
+    assert ready == []
+
+
+def test_extra_wheels_that_are_not_attached_are_refused(tmp_path: Path, ready: list[str]) -> None:
+    with pytest.raises(MachineError, match="EXTRA_WHEELS names me/absent"):
+        install(inputs=tmp_path / "input", quiet=True, prove=False, extra_wheels="me/absent")
 
 
 # -- what is refused, and what is left behind
@@ -421,8 +535,8 @@ def test_the_wheels_unpacked_by_kaggle_are_enough_without_a_network(
     unpack(folder, into=INTO["a folder of its own name"])
     lock(folder)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    code = kit_cell(notebook) + (
-        "\nimport dataclasses, json, mapsage_kaggle\n"
+    code = (
+        f"KIT = KIT_SHA256 = None\n{kit_cell(notebook)}\nimport dataclasses, json, mapsage_kaggle\n"
         "report = mapsage_kaggle.install(prove=False)\n"
         "print(json.dumps(dataclasses.asdict(report), default=str))\n"
     )
@@ -441,7 +555,7 @@ def test_the_wheels_unpacked_by_kaggle_are_enough_without_a_network(
     report = json.loads(done.stdout.splitlines()[-1])
     assert {f"{name}=={version}" for name, version in STACK.items()} <= set(report["added"])
     assert report["changed"] == []
-    assert report["python_path"].startswith(str(folder))
+    assert Path(report["python_path"]).parent == root / "temp"
 
 
 @pytest.mark.slow
@@ -491,7 +605,7 @@ def test_the_real_notebook_trains_from_the_bundle_alone_without_a_network(
         for cell in code_cells(nbformat.read(saved, as_version=4))
         for output in cell.outputs
     )
-    assert "is whole: 10 wheels have the sha256 of its manifest" in printed
+    assert "attached wheels are, byte for byte, those that the kit was tried with" in printed
     assert "from the attached wheels" in printed
     record = SessionRecord.read(root / "working" / "work_dirs" / "demo" / "session.json")
     assert (record.stop_reason, record.end_iteration) == ("completed", 12)

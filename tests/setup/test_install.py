@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +30,6 @@ from mapsage_kaggle.setup.install import (
     plan_install,
 )
 from mapsage_kaggle.setup.pip import explain_failure
-from mapsage_kaggle.setup.wheels import find_wheels
 
 KAGGLE = image_versions()
 MISSING = ("addict", "ftfy", "termcolor", "yapf")
@@ -77,11 +77,25 @@ def test_attached_wheels_go_before_the_index() -> None:
 
     assert not plan.use_index
     assert plan.uncovered == ()
-    assert plan.find_links == (WHEELS[0].parent,)
+    assert plan.wheels == WHEELS
 
 
 def test_attached_wheels_suffice_without_internet() -> None:
     assert not plan_install(KAGGLE, WHEELS, online=False, tags=TAGS).use_index
+
+
+def test_what_is_there_already_is_not_installed_from_a_wheel_again() -> None:
+    plan = plan_install({**KAGGLE, "addict": "2.4.0"}, WHEELS, online=False, tags=TAGS)
+
+    assert plan.wheels == WHEELS[1:]
+
+
+def test_what_a_missing_library_needs_in_turn_is_installed_with_it() -> None:
+    wcwidth = WHEELS[0].with_name("wcwidth-0.9.4-py3-none-any.whl")
+
+    assert wcwidth in plan_install(KAGGLE, (*WHEELS, wcwidth), online=False, tags=TAGS).wheels
+    there = {**KAGGLE, "wcwidth": "0.2.0"}
+    assert wcwidth not in plan_install(there, (*WHEELS, wcwidth), online=False, tags=TAGS).wheels
 
 
 def test_one_missing_wheel_asks_the_index_where_there_is_one() -> None:
@@ -185,21 +199,6 @@ def test_the_libraries_are_all_that_the_stack_asks_for() -> None:
 
     known = {canonicalize_name(Requirement(text).name) for text in LIBRARIES}
     assert asked - known - set(STACK) == {"opencv-python"}
-
-
-def test_wheels_are_found_in_both_layouts(tmp_path: Path) -> None:
-    old = tmp_path / "bundle" / "wheels" / "a-1-py3-none-any.whl"
-    new = tmp_path / "datasets" / "me" / "bundle" / "b-1-py3-none-any.whl"
-    for path in (old, new):
-        path.parent.mkdir(parents=True)
-        path.touch()
-    (new.parent / "readme.md").touch()
-
-    assert find_wheels(tmp_path) == (old, new)
-
-
-def test_no_input_folder_has_no_wheels(tmp_path: Path) -> None:
-    assert find_wheels(tmp_path / "absent") == ()
 
 
 def test_the_installed_versions_are_by_canonical_name() -> None:
@@ -392,6 +391,7 @@ def test_a_fresh_interpreter_is_made_ready_from_attached_wheels_alone(
 
     assert answer.returncode == 0, answer.stderr
     report = json.loads(answer.stdout.splitlines()[-1])
+    assert "10 attached wheels are, byte for byte," in answer.stdout or "9 attached wheels" in answer.stdout
     added = {text.split("==")[0] for text in report["added"]}
     assert added == {*MISSING, *STACK, "wcwidth", "platformdirs"}
     assert report["changed"] == []
@@ -402,6 +402,39 @@ def test_a_fresh_interpreter_is_made_ready_from_attached_wheels_alone(
 
     again = fresh.install(inputs, model_config)
     assert json.loads(again.stdout.splitlines()[-1])["added"] == []
+
+
+@pytest.mark.slow
+def test_a_strangers_newer_wheel_is_named_and_left_alone(
+    tmp_path: Path, wheelhouse: Path, model_config: Path
+) -> None:
+    lacking = {*MISSING, *STACK, "wcwidth", "platformdirs", "prettytable", "mapsage-kaggle"}
+    fresh = Fresh(tmp_path / "venv", lacking=lacking)
+    inputs = tmp_path / "input"
+    shutil.copytree(wheelhouse, inputs / "bundle")
+    stranger = inputs / "pictures" / "prettytable-999-py3-none-any.whl"
+    write_stranger(stranger)
+
+    answer = fresh.install(inputs, model_config, offline=None)
+
+    assert answer.returncode == 0, answer.stderr
+    assert f"Left alone, since the kit does not know it: {stranger}" in answer.stdout
+    report = json.loads(answer.stdout.splitlines()[-1])
+    [added] = [text for text in report["added"] if text.startswith("prettytable==")]
+    assert added != "prettytable==999"
+
+
+def write_stranger(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    name, version = path.name.split("-")[:2]
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}.py", "raise SystemExit('a stranger')\n")
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n"
+        )
 
 
 @pytest.mark.slow

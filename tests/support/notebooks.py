@@ -16,7 +16,7 @@ def code_cells(notebook: Any) -> list[Any]:
 
 
 def kit_cell(notebook: Any) -> str:
-    return next(cell.source for cell in code_cells(notebook) if "KITS" in cell.source)
+    return next(cell.source for cell in code_cells(notebook) if "def choose_kit" in cell.source)
 
 
 SMALL = [

@@ -29,14 +29,14 @@ def test_a_session_s_time_is_the_clock_s_where_nothing_is_said() -> None:
 def test_patch_has_what_changes_the_plan_only() -> None:
     parser = ArgumentParser()
     add_arguments(parser, planning=True)
-    names = {"resume", "run", "allow_weights_only", "expect_iteration", "extend_to", "overrides"}
+    names = {"resume", "run", "allow_weights_only", "expect_iteration", "extend_to", "overrides", "code"}
     assert set(vars(parser.parse_args([]))) == names
 
 
 def test_the_notebook_has_these_parameters() -> None:
     assert {item.name for item in PARAMETERS if item.in_notebook} == {
         "resume", "run", "expect_iteration", "allow_weights_only", "extend_to", "session_limit", "reserve",
-        "gpus", "precision", "on_memory", "overrides", "upload_to", "upload_every",
+        "gpus", "precision", "on_memory", "overrides", "code", "pass_env", "upload_to", "upload_every",
     }  # fmt: skip
 
 

@@ -70,10 +70,10 @@ def test_the_rest_of_the_environment_is_handed_on() -> None:
     assert launch().environment()["PATH"] == os.environ["PATH"]
 
 
-def test_import_paths_come_before_those_that_are_there() -> None:
-    env = launch(import_paths=(Path("/a"), Path("/b"))).environment({"PYTHONPATH": "/c"})
-    assert env["PYTHONPATH"].split(os.pathsep) == ["/a", "/b", "/c"]
-    assert launch(import_paths=(Path("/a"),)).environment({})["PYTHONPATH"] == "/a"
+def test_credentials_reach_a_training_only_where_they_are_passed() -> None:
+    environ = {"KAGGLE_KEY": "secret", "WANDB_API_KEY": "secret"}
+    assert environ.keys() & launch().environment(environ).keys() == set()
+    assert environ.keys() & launch(passed=("WANDB_API_KEY",)).environment(environ).keys() == {"WANDB_API_KEY"}
 
 
 def test_no_gpu_is_visible_where_none_is_used() -> None:

@@ -274,7 +274,16 @@ CHINESE_ERRORS: Mapping[str, str] = {
         "本工具自带的目录 {name} 既不在 {package} 里，也不在它旁边。"
     ),
     "Install the kit again, or attach the whole of it.": "请重新安装本工具，或挂载完整的一份。",
-    "The bundle in {folder} is damaged: {problems}{more}.": "{folder} 中的安装包已损坏：{problems}{more}。",
+    "EXTRA_WHEELS names {named}, and there is no {file} in {places}.": (
+        "EXTRA_WHEELS 指明了 {named}，但 {places} 中没有 {file}。"
+    ),
+    "Attach the second data set that `mapsage-kaggle bundle --with` makes, or name it as owner/slug.": (
+        "请挂载 `mapsage-kaggle bundle --with` 生成的第二个数据集，或写成 owner/slug。"
+    ),
+    "{folder} is damaged: {names} is missing or is not what its list says.": (
+        "{folder} 已损坏：{names} 缺失，或与其清单不符。"
+    ),
+    "The list of wheels {path} cannot be used: {why}.": "wheel 清单 {path} 无法使用：{why}。",
     "The manifest of the bundle, {path}, cannot be used: {why}.": "安装包的清单 {path} 无法使用：{why}。",
     "If it was attached just now, wait a minute and run the cell again; else upload the bundle again, or "
     "detach it.": "若刚刚挂载，请等一分钟再运行本单元格；否则请重新上传安装包，或取消挂载。",
@@ -308,6 +317,23 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "Machines are numbered from 0.": "机器从 0 开始编号。",
     "--nnodes {count} needs --rdzv-endpoint.": "--nnodes {count} 需要 --rdzv-endpoint。",
     "Give HOST:PORT of machine 0, the same on all of them.": "请给出 0 号机器的 HOST:PORT，各台机器都相同。",
+    "--code {path} is no folder.": "CODE（--code）中的 {path} 不是文件夹。",
+    "Name the folder that holds the package.": "请指定含有该软件包的文件夹。",
+    "Code is imported from {folder}, before the installed {names}.": (
+        "从 {folder} 导入代码，优先于已安装的 {names}。"
+    ),
+    "Code is imported from {folder}.": "从 {folder} 导入代码。",
+    "{folder} came with {config} and holds {names}, which is installed, too.": (
+        "{folder} 随 {config} 而来，其中的 {names} 也已另行安装。"
+    ),
+    "Remove it, or say that it is to be imported in place of the installed one: --code {folder}": (
+        "请删除它；若要用它代替已安装的版本，请在 CODE 中加入该文件夹（--code {folder}）"
+    ),
+    "custom_imports names {module}, which is neither installed nor beside the config; what is attached is "
+    "not imported unless it is named. {folder} has it.": (
+        "custom_imports 中的 {module} 既未安装，也不在配置旁边；挂载的代码只有指明后才会导入。{folder} 中有它。"
+    ),
+    "If you trust it: --code {folder}": "如果信任它，请在 CODE 中加入该文件夹（--code {folder}）",
     "--upload-every must be more than nothing.": "UPLOAD_EVERY（--upload-every）必须大于零。",
     "Give a time, such as 1h.": "请给出时长，例如 1h。",
     "{handle} cannot be a data set on Kaggle.": "{handle} 不是有效的 Kaggle 数据集名。",
