@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, BinaryIO
 
 import torch
+import torch.distributed
 from mmengine.runner import Runner
 
 from mapsage_kaggle.checkpoints.host_copy import HostCopy
@@ -17,7 +18,7 @@ from mapsage_kaggle.checkpoints.retention import greater_is_better, plan_retenti
 from mapsage_kaggle.checkpoints.saver import BackgroundSaver, SaveSchedule
 from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.clock import SessionClock
-from mapsage_kaggle.engine.ranks import check_same_weights, core_model
+from mapsage_kaggle.engine.ranks import check_same_weights, core_model, reduce_number
 from mapsage_kaggle.engine.snapshot import first_poisoned, keep_loadable, snapshot
 from mapsage_kaggle.errors import EXIT_DONE, TrainingError
 from mapsage_kaggle.events import EventKind
@@ -279,7 +280,7 @@ class SessionCheckpoints:
         return None
 
     def is_best(self, score: float) -> bool:
-        """Tell whether a score beats the one in the message hub, which every rank holds."""
+        """Tell whether a score beats the one in the message hub."""
         if math.isnan(score):
             return False
         best = self._require_runner().message_hub.get_info("best_score", None)
@@ -287,15 +288,17 @@ class SessionCheckpoints:
             return True
         return score > float(best) if self._greater_is_better else score < float(best)
 
-    def save_best(self, iteration: int, score: float) -> bool:
-        """Write the weights with the best score, and tell whether they are proven. Collective.
+    def keep_best(self, iteration: int, score: float) -> bool:
+        """Write the weights where their score is the best, and tell whether they are kept. Collective.
 
-        The score is noted in the message hub only then: what is not there to be kept is none to beat.
+        The score is noted in every rank's message hub only then: what is not there to be kept is none to
+        beat. It is rank 0's to say, which alone knows what is kept.
         """
         hub = self._require_runner().message_hub
         name = self._metric.replace("/", "_")
         noted = {"best_score": score, "best_ckpt": best_name(name, iteration)}
-        if self._rank == 0 and not self._write_best(iteration, noted, metric=name):
+        kept = self._rank == 0 and self.is_best(score) and self._write_best(iteration, noted, metric=name)
+        if not reduce_number(int(kept), torch.distributed.ReduceOp.MAX):
             return False
         for key, value in noted.items():
             hub.update_info(key, value)

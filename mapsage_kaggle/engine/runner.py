@@ -29,9 +29,12 @@ class SessionRunner(Runner):
 
     session: WorkerSession
     _loaded_checkpoint: dict[str, Any] | None = None
+    _weights_warnings: tuple[str, ...] = ()
 
     def _init_model_weights(self) -> None:
-        """Draw nothing: :meth:`wrap_model` has, before the model went to its device."""
+        """Draw nothing: :meth:`wrap_model` has, before there was a session to warn."""
+        for message in self._weights_warnings:
+            self.session.warn(0, message)
 
     def load_or_resume(self) -> None:
         """Load what the session was told to load, and check that it arrived."""
@@ -122,7 +125,9 @@ class SessionRunner(Runner):
             with noted_arrivals() as arrived:
                 if initialise is not None:
                     initialise()
-            check_pretrained(model, arrived, lambda message: self.session.warn(0, message))
+            warnings: list[str] = []
+            check_pretrained(model, arrived, warnings.append)
+            self._weights_warnings = tuple(warnings)
         if self.distributed and model_wrapper_cfg is None and get_device() == "cpu":
             return MMDistributedDataParallel(
                 module=model,

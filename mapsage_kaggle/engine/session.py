@@ -348,11 +348,7 @@ class WorkerSession:
         seconds = self._lap_validation()
         self.pace.validated(seconds)
         score = self.checkpoints.score_of(metrics, iteration)
-        is_best = (
-            score is not None
-            and self.checkpoints.is_best(score)
-            and self.checkpoints.save_best(iteration, score)
-        )
+        is_best = score is not None and self.checkpoints.keep_best(iteration, score)
         # Written again, with the score and without the debt; the old file stays until this is proven.
         self.checkpoints.save(iteration)
         if self.rank == 0:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.optim import OptimWrapper
 from support.losses import MEAN, VALID, WEIGHTED, build, images
 from support.memory_faults import TO_ROUNDING
 from support.standin import StandIn, differences
 from torch.nn import functional
 
+from mapsage_kaggle.checkpoints.host_copy import HostCopy
 from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.engine import deterministic
+from mapsage_kaggle.engine.validation_memory import less_memory
+from mapsage_kaggle.training.fallback import VALIDATION_RUNGS
 
 NUM_GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
+HAS_BFLOAT16 = NUM_GPUS > 0 and torch.cuda.get_device_capability() >= (8, 0)
 WITH_GPU = [
     pytest.mark.gpu,
     pytest.mark.skipif(NUM_GPUS < 1, reason="no CUDA device: torch.cuda.is_available() is False"),
@@ -161,6 +168,53 @@ def test_the_loss_scaler_goes_on_where_it_was(tmp_path: Path, gpus: int) -> None
     assert cut.record().exactness.bitwise is True
 
 
+# In float32 such a loss and its gradients are numbers; in float16 no gradient of it is.
+OVERFLOWING = 'model["decode_head"]["loss_decode"]["loss_weight"] = 1e30\n'
+
+
+@pytest.mark.skipif(HAS_BFLOAT16, reason="the kit's choice here is bfloat16, which has float32's range")
+@ON_CUDA
+def test_half_precision_that_fails_is_given_up_for_float32(tmp_path: Path, gpus: int) -> None:
+    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=40, val_interval=40, extra=OVERFLOWING)
+    train(run, gpus)
+    assert [event.data["kind"] for event in run.events("restart")] == ["precision"]
+    record = run.record()
+    assert record.learned.precision == "float32"
+    assert record.exactness.precision == "float32"
+
+
+# --- host copies -----------------------------------------------------------------------------------------
+
+
+@DEVICES
+def test_a_host_copy_holds_what_was_there_whatever_is_written_over_it_at_once(device: str) -> None:
+    host = HostCopy()
+    weights = torch.arange(1 << 24, dtype=torch.float32, device=device)
+    for turn in range(5):
+        expected = weights.clone()
+        taken = host.take({"state_dict": {"w": weights}})
+        weights.mul_(-1.5).add_(turn)
+        assert torch.equal(taken["state_dict"]["w"], expected.cpu())
+
+
+# --- labels ----------------------------------------------------------------------------------------------
+
+
+FEWER_CLASSES = 'model["decode_head"]["num_classes"] = 4\n'
+
+
+@ON_EITHER
+def test_a_label_beyond_the_classes_is_refused_once_and_by_name(tmp_path: Path, gpus: int) -> None:
+    run = StandIn.with_scenes(tmp_path / "kaggle", extra=FEWER_CLASSES)
+    done = run.train("--gpus", str(gpus))
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert run.events("restart") == []
+    message = run.record().message
+    assert message.startswith("The mask ")
+    assert "with num_classes = 4, labels are 0 to 3, and 255 is ignored" in message
+    assert "reduce_zero_label is True" in message
+
+
 # --- memory ----------------------------------------------------------------------------------------------
 
 MEMORY_HOOK = '''
@@ -273,3 +327,64 @@ def test_more_gpus_than_there_are_is_refused_with_what_to_do(tmp_path: Path, gpu
     assert done.returncode == 4, done.stdout + done.stderr
     assert f"--gpus {NUM_GPUS + 1} was asked for" in done.stderr
     assert "--gpus auto" in done.stderr
+
+
+# Takes what is free but so much, trains a step from nothing, and says how that ended.
+STEP_IN = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from mmengine.config import ConfigDict
+from mmengine.optim import OptimWrapper
+from support.losses import MEAN, VALID, build, images
+from mapsage_kaggle.engine.faults import failure_kind
+torch.cuda.init()
+free, _ = torch.cuda.mem_get_info()
+hog = torch.empty(max(0, free - {left}), dtype=torch.uint8, device="cuda")
+try:
+    model = build(VALID, MEAN).float().cuda()
+    model.backbone._forward_pre_hooks.clear()
+    batch = images(0, 4)
+    batch["inputs"] = [item.float().repeat(1, {size} // 32, {size} // 32) for item in batch["inputs"]]
+    for sample in batch["data_samples"]:
+        sample.gt_sem_seg.data = sample.gt_sem_seg.data.repeat(1, {size} // 32, {size} // 32)
+        sample.set_metainfo({{"img_shape": ({size}, {size})}})
+    model.data_preprocessor.size = ({size}, {size})
+    model.train_step(batch, OptimWrapper(torch.optim.AdamW(model.parameters())))
+    torch.cuda.synchronize()
+    print("fits")
+except Exception as error:
+    print(failure_kind(error, has_trained=False), "|", str(error).splitlines()[0])
+"""
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=WITH_GPU)])
+def test_memory_that_runs_out_is_known_in_whatever_words_it_is_said(device: str) -> None:
+    left_bytes, said = 3e9, set[str]()
+    while left_bytes > 1.5e8:
+        code = STEP_IN.format(tests=str(Path(__file__).parents[1]), left=int(left_bytes), size=256)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        said.add((done.stdout.strip().splitlines() or [f"no word (exit code {done.returncode})"])[-1])
+        left_bytes *= 0.97 if said - {"fits"} else 0.8
+    print("\n".join(sorted(said)))
+    assert "fits" in said
+    assert [line for line in said if line != "fits" and not line.startswith("memory |")] == []
+
+
+@DEVICES
+@pytest.mark.filterwarnings("ignore:Default ``avg_non_ignore``:UserWarning")
+def test_validation_of_a_large_image_gives_the_same_classes_at_each_level_of_memory(device: str) -> None:
+    model = build(MEAN, MEAN).float().to(device).eval()
+    model.test_cfg = ConfigDict(mode="whole")
+    model.backbone._forward_pre_hooks.clear()
+    side = 1024 if device == "cuda" else 160
+    image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    metas = [{"img_shape": (side, side), "ori_shape": (side, side)}]
+    found = []
+    for level in range(len(VALIDATION_RUNGS)):
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        with torch.no_grad(), less_memory(model, level):
+            found.append(model.inference(image, metas).argmax(dim=1).cpu())
+        if device == "cuda":
+            print(f"level {level}: {torch.cuda.max_memory_allocated() / 1e6:.0f} MB")
+    assert all(float((item == found[0]).float().mean()) > 0.9999 for item in found)

@@ -155,3 +155,46 @@ def test_an_optimizer_that_is_built_already_is_taken_as_it_is() -> None:
     assert len(built.optimizer._optimizer_step_pre_hooks) == 1
     assert runner.build_optim_wrapper(built) is built
     assert len(built.optimizer._optimizer_step_pre_hooks) == 1
+
+
+# --- initial weights -------------------------------------------------------------------------------------
+
+
+def bare_runner() -> Any:
+    runner: Any = SessionRunner.__new__(SessionRunner)
+    runner._seed, runner._distributed, runner.cfg = 3, False, Config()
+    runner.logger = SimpleNamespace(info=lambda _: None)
+    return runner
+
+
+class Drawn(torch.nn.Linear):
+    """A weight that is drawn where it lies."""
+
+    def init_weights(self) -> None:
+        self.drawn_on = self.weight.device.type
+        torch.nn.init.normal_(self.weight)
+
+
+def test_initial_weights_are_drawn_from_the_seed_before_the_model_is_moved() -> None:
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(len(drawn))
+        model = Drawn(2, 2)
+        model.to = lambda device, model=model: drawn.append((model.drawn_on, model.weight.tolist())) or model  # type: ignore[method-assign]
+        bare_runner().wrap_model(None, model)
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] == "cpu"
+
+
+def test_what_pretrained_weights_lack_is_told_once_there_is_a_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def check(model: Any, arrived: set[int], warn: Any) -> None:
+        warn("half of them")
+
+    monkeypatch.setattr("mapsage_kaggle.engine.runner.check_pretrained", check)
+    runner, told = bare_runner(), []
+    runner.wrap_model(None, Drawn(2, 2))
+    runner.session = SimpleNamespace(warn=lambda *item: told.append(item))
+    runner._init_model_weights()
+    assert told == [(0, "half of them")]

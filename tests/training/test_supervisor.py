@@ -103,6 +103,16 @@ def test_what_libraries_cache_stays_out_of_the_output() -> None:
 # --- how its end is read ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("told", "kind"),
+    [("memory", "memory"), ("precision", "precision"), ("refused", "refused"), ("peer", "error")],
+)
+def test_what_a_child_says_of_its_failure_is_believed(told: str, kind: str) -> None:
+    failure = Event(event="failure", iteration=5, data={"kind": told, "message": "Why."})
+    found = watch(failure).outcome(1)
+    assert (found.kind, found.message) == (kind, "Why.")
+
+
 def watch(*events: Event, hang_after_s: float = 600.0) -> _Watch:
     found = _Watch(0, hang_after_s)
     for event in events:
