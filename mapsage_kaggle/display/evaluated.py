@@ -111,10 +111,8 @@ def notes(document: Document, words: Words) -> list[str]:
 
 def read_evaluations(work_dir: Path) -> list[dict[str, Any]]:
     """Return the evaluations that lie beside a run, newest first; what cannot be read is left out."""
-    folder = WorkDir(work_dir).evaluation
-    files = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     found = []
-    for file in files[:_MAX_READ]:
+    for file in _newest_files(work_dir):
         try:
             document = read_json(file)
         except (OSError, ValueError):
@@ -122,6 +120,16 @@ def read_evaluations(work_dir: Path) -> list[dict[str, Any]]:
         if is_sound_evaluation(document):
             found.append(document)
     return found
+
+
+def num_left_out(work_dir: Path) -> int:
+    """Return how many of those files cannot be read."""
+    return len(_newest_files(work_dir)) - len(read_evaluations(work_dir))
+
+
+def _newest_files(work_dir: Path) -> list[Path]:
+    files = WorkDir(work_dir).evaluation.glob("*.json")
+    return sorted(files, key=lambda file: file.lstat().st_mtime, reverse=True)[:_MAX_READ]
 
 
 def evaluation_panel(document: Document, words: Words, pictures: Sequence[Path | bytes] = ()) -> Panel:

@@ -18,8 +18,13 @@ LEARNED_IOU = 0.01
 _MAX_NAME = 60
 
 
-def findings(sessions: Sequence[PastSession]) -> tuple[Finding, ...]:
-    """Return what a person should know of a run, worst first."""
+def findings(sessions: Sequence[PastSession], *, num_left_out: int = 0) -> tuple[Finding, ...]:
+    """Return what a person should know of a run, worst first.
+
+    Args:
+        sessions: Of one run, oldest first.
+        num_left_out: Documents beside them that cannot be read.
+    """
     found = [
         *_ends(sessions),
         *_gaps(sessions),
@@ -28,7 +33,7 @@ def findings(sessions: Sequence[PastSession]) -> tuple[Finding, ...]:
         *_classes(sessions),
         *_inexact(sessions),
         *_stated_by_events(sessions),
-        *_left_out(sessions),
+        *_left_out(num_left_out + sum(session.num_left_out for session in sessions)),
     ]
     order = {"bad": 0, "note": 1, "": 2, "good": 3}
     return tuple(sorted(dict.fromkeys(found), key=lambda item: order[item.tone]))
@@ -155,8 +160,7 @@ def _inexact(sessions: Sequence[PastSession]) -> list[Finding]:
     return [Finding(tone="note", name="exactness", message=reason) for reason in sorted(reasons)]
 
 
-def _left_out(sessions: Sequence[PastSession]) -> list[Finding]:
-    count = sum(session.num_left_out for session in sessions)
+def _left_out(count: int) -> list[Finding]:
     message = f"{count:,} lines or values of the records could not be read, and were left out"
     return [Finding(tone="note", name="records", message=message)] if count else []
 

@@ -122,7 +122,7 @@ def render(sessions: Sequence[PastSession], pictures: dict[str, tuple[bytes, byt
             next_step=next_text(last, sessions[-1].folder, words),
             key_numbers=_key_numbers(sessions),
             strips=[_strip(item.record, last.max_iters) for item in counted],
-            findings=findings(sessions),
+            findings=findings(sessions, num_left_out=evaluated.num_left_out(sessions[-1].folder)),
             pictures={
                 Path(name).stem.removeprefix("report_"): tuple(map(data_uri, pair))
                 for name, pair in pictures.items()

@@ -44,6 +44,7 @@ from mapsage_kaggle.checkpoints.manifest import Manifest, manifest_sha256
 from mapsage_kaggle.checkpoints.scan import scan
 from mapsage_kaggle.display.evaluated import read_evaluations
 from mapsage_kaggle.display.history import read_sessions
+from mapsage_kaggle.display.report import write_report
 from mapsage_kaggle.display.text import inspection_text, scan_text
 from mapsage_kaggle.errors import CheckpointError
 from mapsage_kaggle.events import EventTail
@@ -644,6 +645,14 @@ def test_an_odd_line_of_events_is_left_out_and_counted(line: bytes, tmp_path: Pa
     put(tmp_path / "events.jsonl", good + line + b"\n" + good)
     (session,) = read_sessions([tmp_path])
     assert (len(session.events), session.num_left_out) == (2, 1)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"checkpoint": 1}', b"[" * 10_000, b'{"a": NaN}'])
+def test_an_odd_evaluation_is_left_out_and_counted(content: bytes, tmp_path: Path) -> None:
+    put(tmp_path / "session.json", json.dumps(RECORD))
+    put(tmp_path / "evaluation" / "x.json", content)
+    assert read_evaluations(tmp_path) == []
+    assert "1 lines or values of the records could not be read" in write_report([tmp_path]).read_text()
 
 
 def test_a_line_without_an_end_fills_no_memory(tmp_path: Path) -> None:
