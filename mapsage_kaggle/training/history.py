@@ -103,7 +103,9 @@ def pack_history(history: Path) -> None:
     every later one's ``previous``.
     """
     numbered = {
-        path: int(path.stem.rpartition("_")[2]) for path in history.iterdir() if _SESSION.fullmatch(path.name)
+        path: int(path.stem.rpartition("_")[2])
+        for path in history.glob("*_*")
+        if _SESSION.fullmatch(path.name)
     }
     old = sorted(set(numbered.values()))[:-MAX_OWN_FILES]
     if not old:
