@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,6 @@ class ChildSpec:
         restarted: Another child has trained, or tried to, in this session before.
         launched_s: How old the session was when the child was launched; None where nobody says.
         rung: What the record says was learned of memory, once the child has trained.
-        code: Where the config's own modules lie, as :func:`mapsage_kaggle.config.modules.use_code` takes it.
         pace: What an earlier session measured, by the names of :meth:`mapsage_kaggle.pace.Pace.learned`.
     """
 
@@ -73,7 +72,6 @@ class ChildSpec:
     restarted: bool = False
     launched_s: float | None = None
     rung: Learned = field(default_factory=Learned)
-    code: Mapping[str, Sequence[str]] = field(default_factory=dict)
     pace: Mapping[str, float] = field(default_factory=dict)
 
     def clock(self) -> SessionClock:

@@ -8,6 +8,7 @@ child adds the folders to its own path, behind everything that is installed.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,8 +44,12 @@ class CodePlaces:
     messages: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, list[str]]:
-        """Return what a child takes, see :func:`use_code`."""
+        """Return what :func:`use_code` takes."""
         return {"first": [str(path) for path in self.first], "last": [str(path) for path in self.last]}
+
+    def start(self, module: str) -> tuple[str, str, str]:
+        """Return the command line by which ``python -m`` starts a module of the engine with them."""
+        return ("mapsage_kaggle.engine.start", json.dumps(self.to_json()), module)
 
 
 def use_code(places: Mapping[str, Sequence[str]]) -> None:

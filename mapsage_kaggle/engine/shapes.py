@@ -1,6 +1,6 @@
 """The names and shapes of a config's model: run in a child of its own, which needs no GPU.
 
-    python -m mapsage_kaggle.engine.shapes config.py '{"type": "EarthVQADataset"}' '{}'
+    python -m mapsage_kaggle.engine.shapes config.py '{"type": "EarthVQADataset"}'
 
 prints one JSON document, ``{"shapes": {name: [sizes]}, "classes": [...], "traits": {...}}``, or
 ``{"error", "problem", "remedy"}`` where the model cannot be built. It is really built, with random weights:
@@ -22,7 +22,6 @@ from typing import Any
 from mmengine.config import Config
 
 import mapsage_kaggle.engine.register  # noqa: F401 - registers the kit's data sets
-from mapsage_kaggle.config.modules import use_code
 from mapsage_kaggle.engine.building import build_model, traits_of
 from mapsage_kaggle.engine.problems import known_problem
 from mapsage_kaggle.errors import ConfigError
@@ -52,8 +51,7 @@ def json_like(value: Any) -> Any:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the document for one config, given its file, its data set's type, and its code's places."""
-    use_code(json.loads(arguments[2]))
+    """Print the document for one config, given its file, and its data set's type."""
     # Libraries greet on stdout; the one document must be alone there.
     with contextlib.redirect_stdout(sys.stderr):
         document = _document(Path(arguments[0]), json.loads(arguments[1]))

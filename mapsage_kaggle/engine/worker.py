@@ -11,7 +11,6 @@ from pathlib import Path
 import cv2
 import torch
 
-from mapsage_kaggle.config.modules import use_code
 from mapsage_kaggle.engine.deterministic import only_deterministic
 from mapsage_kaggle.engine.faults import failure_kind, failure_message
 from mapsage_kaggle.engine.problems import known_problem
@@ -80,7 +79,6 @@ def _train(spec: ChildSpec, session: WorkerSession, *, scratch: Path) -> None:
 
     format_configs_once()
     install_safe_loading()
-    use_code(spec.code)
     cfg = Config.fromfile(spec.config)
     join(cfg)
     spec = session.spec = follow_rank_0(spec, cfg, scratch)

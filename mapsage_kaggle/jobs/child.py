@@ -90,7 +90,7 @@ def _run(entry: str, file: Path, log: Path, subject: ModelSource, on_event: OnEv
     )
     with log.open("wb") as stream:
         child = Child(
-            module_command("mapsage_kaggle.engine.jobs.child", entry, str(file)),
+            module_command(*subject.code.start("mapsage_kaggle.engine.jobs.child"), entry, str(file)),
             env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -89,7 +89,6 @@ class ModelSource:
             "sha256": self.inspection.sha256,
             "iteration": self.inspection.iteration,
             "device": self.options.device,
-            "code": self.code.to_json(),
         }
 
 

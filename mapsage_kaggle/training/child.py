@@ -44,7 +44,6 @@ def first_spec(prepared: Prepared, record: SessionRecord, learning: Learning) ->
         validation_rung=learning.ladder.validation_rung,
         rung=learning.tried(),
         launched_s=clock.elapsed_s(),
-        code=prepared.discovery.code.to_json(),
     )
 
 
@@ -76,6 +75,7 @@ def launch_of(prepared: Prepared, spec: ChildSpec) -> Launch:
         num_workers=prepared.facts.ranks_here,
         threads=prepared.threads,
         gpus=prepared.facts.on_gpu,
+        code=prepared.discovery.code,
         passed=options.pass_env,
         scratch=paths.temp,
         nnodes=options.nnodes,

@@ -99,12 +99,8 @@ def look_at_model(
         "metainfo": {"classes": list(classes)} if (classes := _own_classes(innermost)) else {},
     }
     env = child_environment(threads=1, scratch=scratch, gpus=False, passed=passed)
-    command = module_command(
-        "mapsage_kaggle.engine.shapes",
-        str(file),
-        json.dumps(data),
-        json.dumps((code or CodePlaces()).to_json()),
-    )
+    start = (code or CodePlaces()).start("mapsage_kaggle.engine.shapes")
+    command = module_command(*start, str(file), json.dumps(data))
     try:
         document = run_for_json(command, timeout_s=SHAPES_TIMEOUT_S, env=env)
     except ChildError as error:

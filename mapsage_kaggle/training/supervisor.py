@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from mapsage_kaggle.clock import SessionClock
+from mapsage_kaggle.config.modules import CodePlaces
 from mapsage_kaggle.events import Event, EventKind, EventLog, EventTail, ProgressSink
 from mapsage_kaggle.pace import OUTPUT_S_PER_BYTE
 from mapsage_kaggle.paths import WorkDir
@@ -51,6 +52,7 @@ class Launch:
         num_workers: Ranks on this machine.
         threads: Per rank, pinned.
         gpus: Whether each rank gets a GPU; else none is visible.
+        code: Where the config's own modules are imported from.
         passed: Names of credentials that the child gets all the same.
         scratch: For what libraries cache.
         nnodes: Machines, as torchrun takes it.
@@ -64,6 +66,7 @@ class Launch:
     num_workers: int = 1
     threads: int = 1
     gpus: bool = False
+    code: CodePlaces = field(default_factory=CodePlaces)
     passed: tuple[str, ...] = ()
     scratch: Path
     nnodes: int = 1
@@ -90,7 +93,7 @@ class Launch:
         else:
             # The machine's own name may not resolve where there is no network.
             command += ["--standalone", "--nnodes=1", "--local-addr=127.0.0.1"]
-        return [*command, "-m", "mapsage_kaggle.engine.worker", str(self.spec)]
+        return [*command, "-m", *self.code.start("mapsage_kaggle.engine.worker"), str(self.spec)]
 
     def environment(self, environ: Mapping[str, str] | None = None) -> dict[str, str]:
         """Return the child's environment."""

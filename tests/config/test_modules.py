@@ -12,7 +12,7 @@ import pytest
 from mapsage_kaggle.config.modules import CodePlaces, check_custom_imports, code_places, use_code
 from mapsage_kaggle.errors import ConfigError, UsageError
 from mapsage_kaggle.paths import bundled
-from mapsage_kaggle.processes import clean_environment
+from mapsage_kaggle.processes import clean_environment, module_command, run_for_json
 
 KEYS = (
     "KAGGLE_USER_SECRETS_TOKEN",
@@ -191,3 +191,18 @@ print(json.dumps([mapsage_kaggle.__file__, str(bundled("configs")), sys.path]))
     assert str(tmp_path / "temp" / "kit-") in done.stdout
     assert str(inputs) not in done.stdout
     assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_child_of_the_engine_finds_code_before_or_behind_what_is_installed(
+    tmp_path: Path, first: bool
+) -> None:
+    folder = package(tmp_path / "code", "yaml")  # installed, too
+    (folder / "own.py").write_text(
+        "import json, sys, yaml; print(json.dumps([yaml.__file__, *sys.argv[1:]]))"
+    )
+    (folder / "sitecustomize.py").write_text("raise SystemExit('a stranger')")
+    places = CodePlaces(first=(folder,)) if first else CodePlaces(last=(folder,))
+    done = run_for_json(module_command(*places.start("own"), "a", "b"), timeout_s=60)
+    assert done[1:] == ["a", "b"]
+    assert done[0].startswith(str(folder)) is first

@@ -39,7 +39,8 @@ def test_the_child_is_torchrun_s_with_as_many_workers_as_ranks() -> None:
     command = launch(num_workers=2).command()
     assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
     assert {"--nproc-per-node=2", "--max-restarts=0", "--standalone", "--nnodes=1"} <= set(command)
-    assert command[-3:] == ["-m", "mapsage_kaggle.engine.worker", "/t/spec.json"]
+    assert command[-5:-3] == ["-m", "mapsage_kaggle.engine.start"]
+    assert command[-2:] == ["mapsage_kaggle.engine.worker", "/t/spec.json"]
 
 
 def test_one_machine_needs_no_name_of_its_own() -> None:

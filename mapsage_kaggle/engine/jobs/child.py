@@ -27,7 +27,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from mapsage_kaggle.config.modules import use_code
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_TRAINING, MachineError, MapsageError
 
 Emit = Callable[..., None]
@@ -46,7 +45,6 @@ def main(arguments: list[str]) -> int:
     threading.Thread(target=_leave_with_parent, name="parent-pipe", daemon=True).start()
     try:
         job = json.loads(Path(file).read_bytes())
-        use_code(job.get("code", {}))
         work = importlib.import_module(f"mapsage_kaggle.engine.jobs.{entry}")
         emit("result", result=work.run(job, emit))
     except KeyboardInterrupt:

@@ -1,0 +1,21 @@
+"""Starts a module of the engine with a config's own code importable.
+
+    python -m mapsage_kaggle.engine.start '{"last": ["/folder"]}' mapsage_kaggle.engine.worker spec.json
+
+A folder that goes before what is installed must do so before anything is imported; and none may stand in
+the environment, where each process that Python starts would run the ``sitecustomize`` in it.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+
+from mapsage_kaggle.config.modules import use_code
+
+if __name__ == "__main__":
+    places, module = sys.argv[1:3]
+    del sys.argv[1:3]
+    use_code(json.loads(places))
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
