@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from mapsage_kaggle.engine.control import Control
 from mapsage_kaggle.engine.fast.plan import plan_cache
 from mapsage_kaggle.engine.ranks import is_local_rank_zero
 from mapsage_kaggle.engine.snapshot import check_resumed, flat_schedulers
-from mapsage_kaggle.engine.tiles import PredictionTiles
+from mapsage_kaggle.engine.tiles import PredictionTiles, classes_and_palette, keep_predictions
 from mapsage_kaggle.events import Event, EventKind, EventLog
 from mapsage_kaggle.pace import Pace, SessionPlan, week_start_s
 from mapsage_kaggle.paths import WorkDir
@@ -148,14 +147,14 @@ class WorkerSession:
         self.has_begun = True
         self.checkpoints.training_begins(iteration)
         if self.spec.action == "resume":
-            self._check_resume(runner, iteration, next_position=next_position)
+            _check_resume(self, runner, self._loaded, iteration, next_position=next_position)
         self._loaded = None
-        self._plan_cache(runner)
+        _plan_cache(self, runner)
         if self.rank == 0:
             seconds = self._since_launch()
             self.timings_s["start_up"] += seconds
-            self._keep_predictions(runner)
-            classes, palette = _classes_and_palette(runner)
+            self._tiles = keep_predictions(runner, self.files.predictions, anew=self.spec.action != "resume")
+            classes, palette = classes_and_palette(runner)
             self.emit(
                 "training",
                 iteration,
@@ -172,39 +171,6 @@ class WorkerSession:
             self._gpu_used_s = _gpu_s_this_week(record, time.time())
             _guess_costs(self.pace, runner, self.world_size)
         self._stage_began = time.monotonic()
-
-    def _check_resume(self, runner: Runner, iteration: int, *, next_position: int) -> None:
-        assert self._loaded is not None
-        verdict = check_resumed(
-            runner,
-            self._loaded,
-            iteration=iteration if self.spec.expect_iteration is None else self.spec.expect_iteration,
-            next_position=next_position,
-            effective_batch=runner.train_dataloader.batch_sampler.effective_batch,
-            extended=self.spec.extend,
-        )
-        runner.logger.info(verdict)
-        if self.rank == 0:
-            lines = [
-                f"load checkpoint from {self.spec.checkpoint}",
-                f"resumed epoch: {runner.epoch}, iter: {iteration}",
-                f"resume optimizer: {type(runner.optim_wrapper.optimizer)}",
-                *(f"resume lr_scheduler: {type(item)}" for item in flat_schedulers(runner.param_schedulers)),
-                verdict,
-            ]
-            owed = self.checkpoints.owed_validation
-            self.emit("resume", iteration, verdict=verdict, lines=lines, owed=owed)
-
-    def _plan_cache(self, runner: Runner) -> None:
-        """Settle how many decoded images are kept, before the data workers start."""
-        loaders = [runner.train_dataloader]
-        if runner.val_loop is not None:
-            loaders.append(runner.val_dataloader)
-        plan = plan_cache(loader.dataset for loader in loaders)
-        if plan is not None:
-            runner.logger.info(str(plan))
-            if plan.share < 1.0:
-                self.warn(self._iteration, str(plan))
 
     def iteration_done(
         self,
@@ -357,36 +323,9 @@ class WorkerSession:
             self.emit(
                 "validation", iteration, metrics=numbers, seconds=round(seconds, 2), best=is_best, **by_class
             )
-            self._write_predictions(iteration)
-
-    def _keep_predictions(self, runner: Runner) -> None:
-        """Have validation's predictions on a few images kept, where the data set has colours for them."""
-        if runner.val_loop is None:
-            return
-        if self.spec.action != "resume":
-            shutil.rmtree(self.files.predictions, ignore_errors=True)  # of another run
-        classes, palette = _classes_and_palette(runner)
-        if classes and len(palette) == len(classes):
-            self._tiles = PredictionTiles(
-                self.files.predictions,
-                classes=len(classes),
-                palette=palette,
-                num_batches=len(runner.val_dataloader),
-            )
-            runner.register_hook(self._tiles)
-
-    def _write_predictions(self, iteration: int) -> None:
-        """Write the pictures for the report; that they cannot be written must not end a training."""
-        if self._tiles is None:
-            return
-        try:
-            self._tiles.write(iteration)
-            problem = self._tiles.problem
-        except Exception as error:  # noqa: BLE001 - a picture for the report is worth no training
-            problem = error
-        if problem is not None:
-            reason = getattr(problem, "strerror", None) or f"{type(problem).__name__}: {problem}"
-            self.warn(iteration, f"The predictions for the report could not be written: {reason}.")
+            problem = self._tiles.try_to_write(iteration) if self._tiles is not None else ""
+            if problem:
+                self.warn(iteration, f"The predictions for the report could not be written: {problem}.")
 
     # -- the end
 
@@ -436,6 +375,49 @@ class WorkerSession:
         return self._runner
 
 
+def _check_resume(
+    session: WorkerSession,
+    runner: Runner,
+    checkpoint: dict[str, Any] | None,
+    iteration: int,
+    *,
+    next_position: int,
+) -> None:
+    assert checkpoint is not None
+    spec = session.spec
+    verdict = check_resumed(
+        runner,
+        checkpoint,
+        iteration=iteration if spec.expect_iteration is None else spec.expect_iteration,
+        next_position=next_position,
+        effective_batch=runner.train_dataloader.batch_sampler.effective_batch,
+        extended=spec.extend,
+    )
+    runner.logger.info(verdict)
+    if session.rank == 0:
+        lines = [
+            f"load checkpoint from {spec.checkpoint}",
+            f"resumed epoch: {runner.epoch}, iter: {iteration}",
+            f"resume optimizer: {type(runner.optim_wrapper.optimizer)}",
+            *(f"resume lr_scheduler: {type(item)}" for item in flat_schedulers(runner.param_schedulers)),
+            verdict,
+        ]
+        owed = session.checkpoints.owed_validation
+        session.emit("resume", iteration, verdict=verdict, lines=lines, owed=owed)
+
+
+def _plan_cache(session: WorkerSession, runner: Runner) -> None:
+    """Settle how many decoded images are kept, before the data workers start."""
+    loaders = [runner.train_dataloader]
+    if runner.val_loop is not None:
+        loaders.append(runner.val_dataloader)
+    plan = plan_cache(loader.dataset for loader in loaders)
+    if plan is not None:
+        runner.logger.info(str(plan))
+        if plan.share < 1.0:
+            session.warn(session.iteration, str(plan))
+
+
 def _guess_costs(pace: Pace, runner: Runner, world_size: int) -> None:
     """Guess, on the safe side, what nothing has been measured of."""
     num_bytes = 4.0 * sum(parameter.numel() for parameter in runner.model.parameters())
@@ -447,14 +429,6 @@ def _guess_costs(pace: Pace, runner: Runner, world_size: int) -> None:
         images = len(loader) * (getattr(loader, "batch_size", None) or 1)
         per_iteration = runner.train_dataloader.batch_sampler.effective_batch / world_size
         pace.validation_iterations = 1.5 * images / per_iteration
-
-
-def _classes_and_palette(runner: Runner) -> tuple[list[str], list[list[int]]]:
-    """Return the names and colours of the classes, as far as the data set states them."""
-    loader = runner.train_dataloader
-    meta = getattr(getattr(loader, "dataset", None), "metainfo", None) or {}
-    classes = [str(name) for name in meta.get("classes") or ()]
-    return classes, [[int(value) for value in colour] for colour in meta.get("palette") or ()]
 
 
 def _gpu_s_this_week(record: SessionRecord, now_s: float) -> float:

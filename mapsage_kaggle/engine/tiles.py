@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from PIL import Image
 
 from mapsage_kaggle.paths import prediction_file, predictions_below, replace_file
@@ -102,6 +104,17 @@ class PredictionTiles(Hook):
             path.unlink(missing_ok=True)
         self._taken.clear()
 
+    def try_to_write(self, iteration: int) -> str:
+        """Write, and return why that could not be done: a picture for the report is worth no training."""
+        try:
+            self.write(iteration)
+            problem = self.problem
+        except Exception as error:  # noqa: BLE001 - whatever a person's data set or model gives
+            problem = error
+        if problem is None:
+            return ""
+        return getattr(problem, "strerror", None) or f"{type(problem).__name__}: {problem}"
+
     def _outdated(self, iteration: int) -> Iterator[Path]:
         """Yield what is neither of the first validation nor of this one, and images that are no more used."""
         for found in predictions_below(self._folder):
@@ -109,6 +122,35 @@ class PredictionTiles(Hook):
             yield from (path for at, path in found.predictions.items() if at not in kept or at > iteration)
             if found.name not in self._taken and iteration not in found.predictions:
                 yield from found.files
+
+
+def keep_predictions(runner: Runner, folder: Path, *, anew: bool) -> PredictionTiles | None:
+    """Have validation's predictions on a few images kept, where the data set has colours for them.
+
+    Args:
+        runner: What validates.
+        folder: Where the tiles go.
+        anew: Whether those that are there are of another run, and go.
+    """
+    if runner.val_loop is None:
+        return None
+    if anew:
+        shutil.rmtree(folder, ignore_errors=True)
+    classes, palette = classes_and_palette(runner)
+    if not classes or len(palette) != len(classes):
+        return None
+    num_batches = len(runner.val_dataloader)
+    tiles = PredictionTiles(folder, classes=len(classes), palette=palette, num_batches=num_batches)
+    runner.register_hook(tiles)
+    return tiles
+
+
+def classes_and_palette(runner: Runner) -> tuple[list[str], list[list[int]]]:
+    """Return the names and colours of the classes, as far as the data set states them."""
+    loader = runner.train_dataloader
+    meta = getattr(getattr(loader, "dataset", None), "metainfo", None) or {}
+    classes = [str(name) for name in meta.get("classes") or ()]
+    return classes, [[int(value) for value in colour] for colour in meta.get("palette") or ()]
 
 
 def _png(tile: Image.Image) -> bytes:

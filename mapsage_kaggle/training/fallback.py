@@ -136,38 +136,8 @@ def decide_next(
         return Next(ladder=None, message=f"{outcome.message} Nothing is to be adapted to it, as was asked.")
     if outcome.kind == "memory" and outcome.data.get("stage") == "validation":
         return _next_for_validation(ladder, outcome)
-    if outcome.kind == "memory" and outcome.trained >= MANY_ITERATIONS and outcome.gained > 0:
-        return Next(
-            ladder=replace(ladder, crashes=0),
-            message=f"Out of memory after {outcome.trained} iterations, which had fitted: starting again "
-            "from the newest checkpoint in the same way.",
-        )
     if outcome.kind == "memory":
-        if ladder.micro_batch > ladder.least:
-            smaller = max(ladder.least, ladder.micro_batch // 2)
-            return Next(
-                ladder=replace(
-                    ladder,
-                    micro_batch=smaller,
-                    crashes=0,
-                    above=None if ladder.with_cp else ladder.micro_batch,
-                ),
-                message=f"Out of memory: going on with {smaller} image(s) per forward pass and more of them; "
-                "the batch that the optimizer sees stays the same.",
-            )
-        if can_recompute and not ladder.with_cp:
-            return Next(
-                ladder=replace(ladder, with_cp=True, crashes=0),
-                message="Out of memory with one image: going on with blocks recomputed in the backward pass "
-                "(with_cp).",
-            )
-        if ladder.least > 1:
-            return Next(ladder=None, message=_neither_fits(ladder, outcome))
-        return Next(
-            ladder=None,
-            message=f"Out of memory with one image per forward pass. {outcome.message} "
-            "Use a smaller crop (crop_size) or a smaller backbone.",
-        )
+        return _next_with_less_memory(ladder, outcome, can_recompute=can_recompute)
     if outcome.kind == "error" and outcome.trained == 0 and outcome.message == ladder.error:
         return Next(ladder=None, message=f"{outcome.message} It failed in the same way twice.")
     crashes = 1 if outcome.proven is not None else ladder.crashes + 1
@@ -184,6 +154,36 @@ def decide_next(
         wait_s=wait_s,
         message=f"{outcome.message} Starting again from the newest checkpoint in {wait_s:.0f} s "
         f"(try {crashes} of {MAX_CRASHES}).",
+    )
+
+
+def _next_with_less_memory(ladder: MemoryFallback, outcome: Outcome, *, can_recompute: bool) -> Next:
+    if outcome.trained >= MANY_ITERATIONS and outcome.gained > 0:
+        return Next(
+            ladder=replace(ladder, crashes=0),
+            message=f"Out of memory after {outcome.trained} iterations, which had fitted: starting again "
+            "from the newest checkpoint in the same way.",
+        )
+    if ladder.micro_batch > ladder.least:
+        smaller = max(ladder.least, ladder.micro_batch // 2)
+        above = None if ladder.with_cp else ladder.micro_batch
+        return Next(
+            ladder=replace(ladder, micro_batch=smaller, crashes=0, above=above),
+            message=f"Out of memory: going on with {smaller} image(s) per forward pass and more of them; "
+            "the batch that the optimizer sees stays the same.",
+        )
+    if can_recompute and not ladder.with_cp:
+        return Next(
+            ladder=replace(ladder, with_cp=True, crashes=0),
+            message="Out of memory with one image: going on with blocks recomputed in the backward pass "
+            "(with_cp).",
+        )
+    if ladder.least > 1:
+        return Next(ladder=None, message=_neither_fits(ladder, outcome))
+    return Next(
+        ladder=None,
+        message=f"Out of memory with one image per forward pass. {outcome.message} "
+        "Use a smaller crop (crop_size) or a smaller backbone.",
     )
 
 

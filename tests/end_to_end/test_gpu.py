@@ -169,7 +169,7 @@ def test_the_loss_scaler_goes_on_where_it_was(tmp_path: Path, gpus: int) -> None
 
 
 # In float32 such a loss and its gradients are numbers; in float16 no gradient of it is.
-OVERFLOWING = 'model["decode_head"]["loss_decode"]["loss_weight"] = 1e30\n'
+OVERFLOWING = 'model["decode_head"]["loss_decode"] = dict(loss_weight=1e30)\n'
 
 
 @pytest.mark.skipif(HAS_BFLOAT16, reason="the kit's choice here is bfloat16, which has float32's range")
@@ -181,6 +181,31 @@ def test_half_precision_that_fails_is_given_up_for_float32(tmp_path: Path, gpus:
     record = run.record()
     assert record.learned.precision == "float32"
     assert record.exactness.precision == "float32"
+
+
+PLANTED = """
+@OPTIM_WRAPPERS.register_module()
+class Overflowing(ScaledOnCPU):
+    def backward(self, loss, **options):
+        super().backward(loss, **options)
+        self.optimizer.param_groups[0]["params"][0].grad.fill_(float("inf"))
+"""
+
+
+@pytest.mark.slow
+def test_half_precision_of_the_config_s_own_that_fails_is_not_tried_again(tmp_path: Path) -> None:
+    code = tmp_path / "kaggle" / "code"
+    code.mkdir(parents=True)
+    (code / "scaled.py").write_text(SCALED_ON_CPU + PLANTED)
+    extra = AMP[0].replace("init_scale=16.0", "init_scale=2.0").replace("ScaledOnCPU", "Overflowing")
+    run = StandIn.with_scenes(tmp_path / "kaggle", extra=extra)
+    done = run.train("--gpus", "0")
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert [event.data["kind"] for event in run.events("failure")] == ["precision"]
+    assert run.events("restart") == []
+    message = run.record().message
+    assert message.startswith("The loss scale has come down to 0.5 in iteration 2")
+    assert message.endswith("--precision float32 trains without it.")
 
 
 # --- host copies -----------------------------------------------------------------------------------------
