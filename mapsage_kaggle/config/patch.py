@@ -20,7 +20,6 @@ from mapsage_kaggle.config.reading import (
     as_list,
     as_mapping,
     assignment,
-    check_trainable,
     effective_batch,
     mapping_or_empty,
     plain_copy,
@@ -28,6 +27,7 @@ from mapsage_kaggle.config.reading import (
     weights_files,
 )
 from mapsage_kaggle.config.schedules import plan_extension
+from mapsage_kaggle.config.trainable import check_trainable
 from mapsage_kaggle.errors import ConfigError
 from mapsage_kaggle.paths import WorkDir, replace_file
 

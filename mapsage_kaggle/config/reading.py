@@ -19,12 +19,6 @@ if TYPE_CHECKING:
 MISSING = object()
 
 
-_EPOCH_LOOPS = ("EpochBasedTrainLoop",)
-
-
-_ITERATION_LOOPS = ("IterBasedTrainLoop", "MapsageTrainLoop")
-
-
 WRAPPERS = ("MapsagePositional", "MapsageReadable")
 
 
@@ -179,42 +173,6 @@ def _values_in(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from _values_in(value, f"{key}.{index}")
     else:
         yield key, node
-
-
-def check_trainable(cfg: Mapping[str, Any] | Config, source: Path) -> int:
-    """Return ``max_iters`` of a config that the kit can train.
-
-    Raises:
-        ConfigError: It trains by epochs, or has no training loop, model, data or optimizer.
-    """
-    cfg = as_mapping(cfg)
-    train = cfg.get("train_cfg")
-    if not isinstance(train, Mapping):
-        raise ConfigError(
-            f"{source} has no training loop (train_cfg).",
-            "Add train_cfg = dict(type='IterBasedTrainLoop', max_iters=…, val_interval=…).",
-        )
-    kind = type_name(train.get("type"))
-    by_epoch = kind in _EPOCH_LOOPS or (not kind and train.get("by_epoch", True))
-    if by_epoch or "max_epochs" in train:
-        raise ConfigError(
-            f"{source} trains by epochs ({kind or 'by_epoch=True'}, max_epochs={train.get('max_epochs')}); "
-            "the kit cuts a run between iterations and needs an iteration-based loop.",
-            "Set train_cfg = dict(type='IterBasedTrainLoop', max_iters=…) and by_epoch=False in the "
-            "schedulers and the checkpoint hook; one epoch is (images / batch size) iterations.",
-        )
-    if kind and kind not in _ITERATION_LOOPS:
-        raise ConfigError(
-            f"{source} has a training loop of its own ({kind}).",
-            "The kit runs IterBasedTrainLoop; what your loop does beyond it can be a hook (custom_hooks).",
-        )
-    max_iters = train.get("max_iters")
-    if not isinstance(max_iters, int) or isinstance(max_iters, bool) or max_iters <= 0:
-        raise ConfigError(f"{source}: train_cfg.max_iters is {max_iters!r}; a positive number is needed.")
-    for key in ("model", "train_dataloader", "optim_wrapper"):
-        if not isinstance(cfg.get(key), Mapping):
-            raise ConfigError(f"{source} has no {key}.", "It is no complete training config.")
-    return max_iters
 
 
 def effective_batch(loader: Mapping[str, Any]) -> int:

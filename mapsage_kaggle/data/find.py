@@ -7,7 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mapsage_kaggle.config.reading import data_roots_of, datasets_of, pretrained_of, weights_files
+from mapsage_kaggle.config.reading import (
+    data_roots_of,
+    datasets_of,
+    pretrained_of,
+    type_name,
+    weights_files,
+)
 from mapsage_kaggle.data import datasets
 from mapsage_kaggle.errors import DataError
 
@@ -72,6 +78,33 @@ def _find_by_layout(cfg: Mapping[str, Any], root: str, inputs: Path) -> Path | N
         "Attach the data set as input, or set data_root to where it lies; if it was attached just now, wait "
         "a minute and try again.",
     )
+
+
+def count_images(cfg: Mapping[str, Any], inputs: Path) -> int | None:
+    """Return how many images a config trains on, repeats counted; None where its data are not here."""
+    dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
+    try:
+        roots = find_data(cfg, inputs)
+    except DataError:
+        return None
+    total, repeats = 0, 1
+    for item in datasets_of(dataset):
+        if type_name(item.get("type")) == "RepeatDataset":
+            repeats *= int(item.get("times") or 1)
+        places = item.get("data_prefix")
+        folder = places.get("img_path") if isinstance(places, Mapping) else None
+        if folder is None:
+            continue
+        root = roots.get(str(item.get("data_root")), Path(str(item.get("data_root") or "")))
+        listing = root / str(item.get("ann_file") or "")
+        if listing.is_file():
+            total += sum(1 for line in listing.read_text(encoding="utf-8").splitlines() if line.strip())
+        elif (root / folder).is_dir():
+            total += sum(1 for file in (root / folder).rglob("*") if file.suffix.lower() in _IMAGES)
+    return total * repeats or None
+
+
+_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 
 
 def layout_of(cfg: Mapping[str, Any], root: str) -> tuple[Path, ...]:

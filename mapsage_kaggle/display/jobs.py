@@ -117,6 +117,7 @@ class Card:
         failed: Forms that could not be made, each with the reason.
         compared_on: What they were compared on.
         divisor: What sides of images must be a multiple of.
+        draws: What of the model draws random numbers in use.
         sessions: Those of the run that made it, oldest first; none where they are not known.
         data: The data set's type.
     """
@@ -133,6 +134,7 @@ class Card:
     failed: Sequence[tuple[str, str]]
     compared_on: Sequence[str]
     divisor: int
+    draws: Sequence[str]
     sessions: Sequence[PastSession]
     data: str
 
@@ -148,7 +150,9 @@ def card_text(card: Card) -> str:
         best=score_text(last.best) if last is not None and last.best is not None else None,
         last=last,
         validation=validation,
-        names={file.name for file in card.files},
+        onnx=next((file for file in card.files if file.name.endswith(".onnx")), None),
+        program=next((file for file in card.files if file.name.endswith(".pt2")), None),
+        resize=next((step for step in card.classes["prepare"] if step["type"] == "Resize"), None),
         legend=list(
             zip(card.classes["mask_values"], card.classes["classes"], card.classes["palette"], strict=True)
         ),

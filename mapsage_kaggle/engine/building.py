@@ -69,11 +69,17 @@ def _draws(model: torch.nn.Module) -> tuple[str, ...]:
         if rate and module.training:
             place = (type(module).__name__, name.partition(".")[0])
             highest[place] = max(rate, highest.get(place, 0.0))
-    others = {type(module).__name__ for module in _matching(model, _DRAWS)}
-    return (
-        *(f"{kind} {rate:.2g} in {part}" for (kind, part), rate in sorted(highest.items())),
-        *sorted(kind for kind in others if "drop" not in kind.lower()),
-    )
+    rates = (f"{kind} {rate:.2g} in {part}" for (kind, part), rate in sorted(highest.items()))
+    return (*rates, *drawing_modules(model))
+
+
+def drawing_modules(model: torch.nn.Module) -> tuple[str, ...]:
+    """Return the classes of a model's modules that draw random numbers in their own code, also in use.
+
+    Drop-outs are none: they draw in training alone.
+    """
+    found = {type(module).__name__ for module in _matching(model, _DRAWS)}
+    return tuple(sorted(kind for kind in found if "drop" not in kind.lower()))
 
 
 def _matching(model: torch.nn.Module, pattern: re.Pattern[str]) -> Iterator[torch.nn.Module]:

@@ -235,6 +235,8 @@ class SessionTrainLoop(IterBasedTrainLoop):
         """Run a validation and keep what came out of it; return why to stop, empty to go on."""
         session = self.session
         session.validation_begins()
+        # A model may draw here too, and a validation that is owed begins elsewhere.
+        seeding.seed_all(seeding.derive(seeding.VALIDATION, self.runner.seed, self._iter))
         try:
             with less_memory(core_model(self.runner.model), session.spec.validation_rung):
                 metrics = self.runner.val_loop.run()

@@ -19,6 +19,7 @@ ORDER = "order"
 SAMPLE = "sample"
 STEP = "step"
 INIT = "init"
+VALIDATION = "validation"
 SUBSTITUTE = "substitute"
 
 
@@ -44,6 +45,13 @@ def seed_sample(value: int) -> None:
     torch.default_generator.manual_seed(value & 0x7FFFFFFFFFFFFFFF)
 
 
+def seed_all(value: int) -> None:
+    """Seed every generator that a forward pass may draw from, on all devices."""
+    random.seed(value)
+    np.random.seed(value & 0xFFFFFFFF)
+    torch.manual_seed(value & 0x7FFFFFFFFFFFFFFF)
+
+
 def seed_step(seed: int, iteration: int, rank: int, micro_batch: int) -> None:
     """Seed every generator that a forward pass may draw from, on all devices.
 
@@ -53,10 +61,7 @@ def seed_step(seed: int, iteration: int, rank: int, micro_batch: int) -> None:
         rank: This worker's rank.
         micro_batch: The index of the micro-batch within the iteration.
     """
-    value = derive(STEP, seed, iteration, rank, micro_batch)
-    random.seed(value)
-    np.random.seed(value & 0xFFFFFFFF)
-    torch.manual_seed(value & 0x7FFFFFFFFFFFFFFF)
+    seed_all(derive(STEP, seed, iteration, rank, micro_batch))
 
 
 @contextmanager

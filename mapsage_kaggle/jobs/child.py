@@ -19,12 +19,14 @@ This process loads no torch.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +48,13 @@ _LOG_LINES = 12
 
 
 def run_child(
-    entry: str, job: Mapping[str, Any], subject: ModelSource, on_event: OnEvent | None = None
+    entry: str,
+    job: Mapping[str, Any],
+    subject: ModelSource,
+    on_event: OnEvent | None = None,
+    *,
+    limit_s: float = math.inf,
+    on_wait: Callable[[float], None] = lambda elapsed_s: None,
 ) -> dict[str, Any]:
     """Run ``mapsage_kaggle.engine.<entry>`` in a child, and return what it returned.
 
@@ -55,11 +63,13 @@ def run_child(
         job: Its document. ``config`` is added: the file with the effective config.
         subject: What it works with.
         on_event: Told of every event that is not the result.
+        limit_s: How long it may take; then it is ended.
+        on_wait: Told again and again how many seconds have gone by.
 
     Raises:
         Interrupted: By Ctrl-C. The child was interrupted too, and has ended.
         MapsageError: What the child raised.
-        JobError: It failed in another way; the message names the log.
+        JobError: It failed in another way, or took too long; the message names the log.
     """
     scratch = subject.paths.temp
     scratch.mkdir(parents=True, exist_ok=True)
@@ -70,7 +80,7 @@ def run_child(
         config.write_text(subject.cfg.pretty_text, encoding="utf-8")
         file = folder / "job.json"
         file.write_text(json.dumps({**job, "config": str(config)}, indent=2), encoding="utf-8")
-        outcome = _run(entry, file, log, subject, on_event or (lambda event: None))
+        outcome = _run(entry, file, log, subject, on_event or (lambda event: None), limit_s, on_wait)
     except BaseException as error:
         keeps = isinstance(error, JobError)  # its message names the log
         if not keeps:
@@ -80,7 +90,15 @@ def run_child(
     return outcome
 
 
-def _run(entry: str, file: Path, log: Path, subject: ModelSource, on_event: OnEvent) -> dict[str, Any]:
+def _run(
+    entry: str,
+    file: Path,
+    log: Path,
+    subject: ModelSource,
+    on_event: OnEvent,
+    limit_s: float,
+    on_wait: Callable[[float], None],
+) -> dict[str, Any]:
     options, paths = subject.options, subject.paths
     env = child_environment(
         threads=options.threads or len(os.sched_getaffinity(0)),
@@ -102,7 +120,7 @@ def _run(entry: str, file: Path, log: Path, subject: ModelSource, on_event: OnEv
     reader = threading.Thread(target=_read, args=(child.stdout, events), name="child-events", daemon=True)
     reader.start()
     try:
-        last = _stay_with(reader, events, on_event)
+        last = _stay_with(reader, events, on_event, limit_s, on_wait)
     except BaseException:
         child.send_signal(signal.SIGINT)
         raise
@@ -132,9 +150,18 @@ def _read(stream: IO[bytes], events: list[Mapping[str, Any]]) -> None:
 
 
 def _stay_with(
-    reader: threading.Thread, events: list[Mapping[str, Any]], on_event: OnEvent
+    reader: threading.Thread,
+    events: list[Mapping[str, Any]],
+    on_event: OnEvent,
+    limit_s: float,
+    on_wait: Callable[[float], None],
 ) -> Mapping[str, Any] | None:
-    """Pass events on until the child has ended; return its last word: the result or the failure."""
+    """Pass events on until the child has ended; return its last word: the result or the failure.
+
+    Raises:
+        JobError: It takes too long.
+    """
+    begin_s = time.monotonic()
     last: Mapping[str, Any] | None = None
     num_read = 0
     while True:
@@ -150,6 +177,10 @@ def _stay_with(
         if ended:
             return last
         reader.join(POLL_S)
+        elapsed_s = time.monotonic() - begin_s
+        if elapsed_s > limit_s:
+            raise JobError(f"It took more than {limit_s:.0f} s.", "")
+        on_wait(elapsed_s)
 
 
 def _raised(entry: str, event: Mapping[str, Any], log: Path) -> MapsageError:

@@ -21,7 +21,7 @@ from mapsage_kaggle.checkpoints.manifest import file_sha256
 from mapsage_kaggle.config.reading import dataset_of
 from mapsage_kaggle.display.history import one_run, read_sessions
 from mapsage_kaggle.display.jobs import Card, card_text
-from mapsage_kaggle.errors import DataError, UsageError
+from mapsage_kaggle.errors import DataError, Interrupted, MapsageError, UsageError
 from mapsage_kaggle.jobs.child import OnEvent, as_interrupted, run_child
 from mapsage_kaggle.jobs.subject import ModelOptions, ModelSource, open_subject
 from mapsage_kaggle.paths import KagglePaths
@@ -34,6 +34,7 @@ CARD, SUMS = "README.md", "SHA256SUMS"
 MODEL_METADATA, INSTANCE_METADATA = "model-metadata.json", "model-instance-metadata.json"
 
 _TITLE_LENGTH = (5, 50)
+_TOLD_EVERY_S = 10.0
 _SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 
 
@@ -49,6 +50,7 @@ class ExportOptions:
             of the data and of pretrained weights.
         owner: Kaggle user name, for the upload; None to leave it to be filled in.
         slug: The model's name on Kaggle.
+        form_limit_s: How long one form may take; its exporter is then ended.
     """
 
     out: Path
@@ -57,6 +59,7 @@ class ExportOptions:
     licence: str = "Other"
     owner: str | None = None
     slug: str = "mapsage-segformer"
+    form_limit_s: float = 900.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +73,7 @@ class ExportedFile:
         max_difference: The furthest that any of its logits was from the original's.
         agreement: Share of the pixels that got the same class.
         sizes: What it was run at: height and width, or a batch and these.
+        fixed: The one height and width that it takes; None where it takes any.
     """
 
     name: str
@@ -78,6 +82,7 @@ class ExportedFile:
     max_difference: float
     agreement: float
     sizes: tuple[tuple[int, ...], ...]
+    fixed: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,8 +111,8 @@ def export(
 ) -> Export:
     """Write a trained model in forms that need neither this kit nor a pickle.
 
-    Each form is run again after writing and compared with the original; one that does not hold is left
-    out, and named.
+    The weights come first. Each form is run again after writing and compared with the original; one that
+    does not hold, or takes too long, is left out, and named.
 
     Args:
         model: Which one. It is exported on the CPU, whatever the device.
@@ -120,7 +125,7 @@ def export(
         CheckpointError: There is no checkpoint, or it is rejected, or of another model.
         DataError: An image to compare on cannot be read.
         Interrupted: By Ctrl-C; nothing is left behind.
-        JobError: No form could be made.
+        JobError: Not even the weights could be written.
     """
     _check(options)
     subject = _open(model, options, paths)
@@ -130,14 +135,7 @@ def export(
     unfinished.mkdir()
     try:
         with as_interrupted("Nothing was written. Run the same command again."):
-            forms = [form for form in FORMS if form == FORMS[0] or form in options.forms]
-            job = {
-                **subject.job(),
-                "out": str(unfinished.absolute()),
-                "forms": forms,
-                "images": [str(file.absolute()) for file in options.images],
-            }
-            found = run_child("export", job, subject, on_event)
+            found = _make(subject, options, unfinished, on_event or (lambda event: None))
             _describe(unfinished, found, subject, options)
             if options.out.is_dir():
                 options.out.rmdir()
@@ -150,6 +148,62 @@ def export(
         failed=tuple((item["name"], item["reason"]) for item in found["failed"]),
         compared_on=tuple(found["compared_on"]),
     )
+
+
+def _make(subject: ModelSource, options: ExportOptions, out: Path, on_event: OnEvent) -> dict[str, Any]:
+    """Have each form made by a child of its own, the weights first: what fails takes nothing with it.
+
+    A form that does not hold for any size, or whose exporter comes to no end, is made for one size.
+    """
+    job = {
+        **subject.job(),
+        "out": str(out.absolute()),
+        "images": [str(file.absolute()) for file in options.images],
+    }
+    forms = [form for form in FORMS if form == FORMS[0] or form in options.forms]
+    found = run_child("export", {**job, "forms": forms[:1]}, subject, on_event)
+    for number, form in enumerate(forms[1:], start=1):
+        problems: list[dict[str, str]] = []
+        for fixed in (False, True):
+            name = f"{form}, {'one size' if fixed else 'any size'}"
+            show = _Progress(on_event, name, number, len(forms), options.form_limit_s)
+            try:
+                more = run_child(
+                    "export", {**job, "forms": [form], "fixed": fixed}, subject, show.take,
+                    limit_s=options.form_limit_s, on_wait=show.wait,
+                )  # fmt: skip
+            except MapsageError as error:
+                if isinstance(error, Interrupted):
+                    raise
+                more = {"files": [], "failed": [{"name": name, "reason": error.problem}]}
+            problems += [{**item, "name": name} for item in more["failed"]]
+            found["files"] += more["files"]
+            if more["files"]:
+                break
+        found["failed"] += problems
+        for item in problems:
+            on_event({"event": "warning", "problem": f"{item['name']}: {item['reason']}"})
+    return found
+
+
+class _Progress:
+    """Tells of a form how long it has taken, every few seconds."""
+
+    def __init__(self, on_event: OnEvent, name: str, done: int, total: int, limit_s: float) -> None:
+        self._on_event, self._name, self._limit_s = on_event, name, limit_s
+        self._done, self._total, self._last_s = done, total, -_TOLD_EVERY_S
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Pass on what the child says but its own progress, and what the first one has said already."""
+        if event["event"] not in ("progress", "warning"):
+            self._on_event(event)
+
+    def wait(self, elapsed_s: float) -> None:
+        """Tell how long it has taken."""
+        if elapsed_s - self._last_s >= _TOLD_EVERY_S:
+            self._last_s = elapsed_s
+            name = f"{self._name}: {elapsed_s:.0f} s of at most {self._limit_s:.0f} s"
+            self._on_event({"event": "progress", "done": self._done, "total": self._total, "name": name})
 
 
 def _check(options: ExportOptions) -> None:
@@ -185,7 +239,13 @@ def _with_data(model: ModelOptions, needs_data: bool) -> ModelOptions:
 
 def _files(found: Mapping[str, Any]) -> tuple[ExportedFile, ...]:
     return tuple(
-        ExportedFile(**{**item, "sizes": tuple(tuple(size) for size in item["sizes"])})
+        ExportedFile(
+            **{
+                **item,
+                "sizes": tuple(tuple(size) for size in item["sizes"]),
+                "fixed": tuple(item["fixed"]) if item["fixed"] else None,
+            }
+        )
         for item in found["files"]
     )
 
@@ -206,6 +266,7 @@ def _describe(folder: Path, found: Mapping[str, Any], subject: ModelSource, opti
         failed=tuple((item["name"], item["reason"]) for item in found["failed"]),
         compared_on=tuple(found["compared_on"]),
         divisor=int(found["divisor"]),
+        draws=tuple(found["draws"]),
         sessions=tuple(one_run(read_sessions([subject.checkpoint.parent]))),
         data=str(_data_name(subject)),
     )

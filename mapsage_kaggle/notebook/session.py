@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mapsage_kaggle import checks
 from mapsage_kaggle.clock import SessionClock, format_duration
 from mapsage_kaggle.config.modules import find_config
-from mapsage_kaggle.config.reading import check_trainable, data_roots_of, read_config
+from mapsage_kaggle.config.reading import data_roots_of, read_config
+from mapsage_kaggle.config.trainable import check_trainable
 from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE, LOVEDA_CLASSES, LOVEDA_PALETTE
 from mapsage_kaggle.data.find import find_data
 from mapsage_kaggle.display.cells import (

@@ -10,7 +10,8 @@ from typing import Literal
 
 from mapsage_kaggle.clock import DEFAULT_LIMIT_S, parse_duration_s
 from mapsage_kaggle.config.modules import find_config
-from mapsage_kaggle.config.reading import check_trainable, read_config
+from mapsage_kaggle.config.reading import read_config
+from mapsage_kaggle.config.trainable import check_trainable
 from mapsage_kaggle.errors import MapsageError, UsageError
 from mapsage_kaggle.pace import GPU_QUOTA_S
 from mapsage_kaggle.paths import bundled

@@ -16,10 +16,11 @@ from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.config.fingerprint import fingerprint
 from mapsage_kaggle.config.modules import CodePlaces, check_custom_imports, code_places
 from mapsage_kaggle.config.patch import ConfigPatch, PatchContext, plan_patch
-from mapsage_kaggle.config.reading import check_trainable, read_config, written_value
+from mapsage_kaggle.config.reading import read_config, written_value
 from mapsage_kaggle.config.requirements import check_installed
+from mapsage_kaggle.config.trainable import check_trainable
 from mapsage_kaggle.data.check import check_data_of
-from mapsage_kaggle.data.find import find_data, find_pretrained
+from mapsage_kaggle.data.find import count_images, find_data, find_pretrained
 from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, MapsageError
 from mapsage_kaggle.machine import Gpu, Machine, survey
 from mapsage_kaggle.paths import KagglePaths, WorkDir, keep_caches_in
@@ -134,9 +135,9 @@ def discover(
         # Also right where the machines share the folder.
         work_dir = work_dir.with_name(f"{work_dir.name}-node{options.node_rank}")
     with _refusals(work_dir, cfg, options, record=record_refusals):
-        max_iters = check_trainable(cfg, options.config)
+        max_iters = check_trainable(cfg, options.config, lambda: count_images(cfg, paths.input))
+        check_installed(cfg, options.config, (*code.first, *code.last))
         check_custom_imports(cfg, code, paths.input)
-        check_installed(cfg, options.config)
         shapes = LazyShapes(cfg, options.config, paths.temp, code, options.pass_env)
         report, choice = _find_and_choose(options, paths, cfg, work_dir, max_iters, shapes, on_wait)
     return Discovery(

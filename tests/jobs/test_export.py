@@ -19,7 +19,7 @@ from mapsage_kaggle import cli
 from mapsage_kaggle.config.patch import for_inference
 from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load_model
-from mapsage_kaggle.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_USAGE
+from mapsage_kaggle.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_USAGE, JobError
 from mapsage_kaggle.records import SessionRecord
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,7 +155,7 @@ def test_the_card_tells_how_near_each_form_is_and_where_the_model_comes_from(out
 
     for name in ("model.safetensors", "model.onnx", "model.pt2"):
         assert f"| `{name}` |" in text
-    for word in ("CC BY-NC-SA 4.0", "abc123", "tile.png", "203 × 165", "playground", "completed"):
+    for word in ("CC BY-NC-SA 4.0", "abc123", "tile.png", "256 × 208", "playground", "completed"):
         assert word in text
     assert str(run) not in text
 
@@ -224,12 +224,11 @@ def test_a_form_that_strays_from_the_original_is_left_out_and_named(
 ) -> None:
     from mapsage_kaggle.engine.jobs import export as forms
 
-    def stray(portable: torch.nn.Module, file: Path) -> forms.Logits:
+    def stray(portable: torch.nn.Module, size: Any, file: Path) -> forms.Logits:
         file.write_bytes(b"a program")
         return lambda image: portable(image) + 0.01
 
     monkeypatch.setattr(forms, "_program", stray)
-    told: list[tuple[str, dict[str, Any]]] = []
     config = tmp_path / "config.py"
     config.write_text(small_config().pretty_text)
     job = {
@@ -241,10 +240,60 @@ def test_a_form_that_strays_from_the_original_is_left_out_and_named(
         "images": [str(run / "tile.png")],
     }
 
-    found = forms.run(job, lambda event, **data: told.append((event, data)))
+    found = forms.run(job, lambda event, **data: None)
 
     assert [file["name"] for file in found["files"]] == ["model.safetensors"]
     assert [item["name"] for item in found["failed"]] == ["model.pt2"]
     assert "differ" in found["failed"][0]["reason"]
     assert not (tmp_path / "model.pt2").exists()
-    assert any(event == "warning" and "model.pt2" in data["problem"] for event, data in told)
+
+
+def test_a_form_that_does_not_hold_for_any_size_is_made_for_one(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mapsage_kaggle.jobs import export as parent
+
+    asked: list[tuple[tuple[str, ...], bool]] = []
+
+    def child(entry: str, job: Any, subject: Any, on_event: Any, **options: Any) -> dict[str, Any]:
+        forms, fixed = tuple(job["forms"]), bool(job.get("fixed"))
+        asked.append((forms, fixed))
+        if forms == ("safetensors",):
+            (Path(job["out"]) / "classes.json").write_text(json.dumps(CLASSES))
+            return {**FOUND, "files": [exported("model.safetensors")], "failed": []}
+        if forms == ("torch",):
+            raise JobError("It took more than 900 s.")
+        files = [exported("model-64x64.onnx", fixed=[64, 64])] if fixed else []
+        failed = [] if fixed else [{"name": "model.onnx", "reason": "its logits differ"}]
+        return {**FOUND, "files": files, "failed": failed}
+
+    monkeypatch.setattr(parent, "run_child", child)
+    monkeypatch.setenv("MAPSAGE_KAGGLE_ROOT", str(tmp_path / "kaggle"))
+    out = tmp_path / "out"
+    assert export(run, out, "--images", str(run / "tile.png")) == EXIT_DONE
+    onnx, program = ("onnx",), ("torch",)
+    assert asked == [
+        (("safetensors",), False),
+        (onnx, False),
+        (onnx, True),
+        (program, False),
+        (program, True),
+    ]
+    card = (out / "README.md").read_text()
+    assert "`model-64x64.onnx`" in card
+    assert "`onnx, any size` could not be made: its logits differ" in card
+    assert "`torch, one size` could not be made: It took more than 900 s." in card
+
+
+CLASSES = {
+    "classes": ["a", "b"], "palette": [[0, 0, 0], [1, 1, 1]], "mask_values": [0, 1], "no_data": 255,
+    "output": {"num_channels": 2}, "windows": None, "prepare": [],
+}  # fmt: skip
+FOUND = {"compared_on": ["noise"], "classes": ["a", "b"], "divisor": 1, "draws": [], "num_weights": 7}
+
+
+def exported(name: str, fixed: list[int] | None = None) -> dict[str, Any]:
+    return {
+        "name": name, "size_bytes": 1, "sha256": "0" * 64, "max_difference": 0.0, "agreement": 1.0,
+        "sizes": [[64, 64]], "fixed": fixed,
+    }  # fmt: skip

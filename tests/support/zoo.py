@@ -37,7 +37,7 @@ def reduced(config: Path, *extra: str, side: int = SIDE) -> list[str]:
         "default_hooks.logger.interval": 2,
         "train_dataloader.batch_size": 2,
     }
-    for name in ("train_dataloader", "val_dataloader"):
+    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
         found |= {f"{name}.num_workers": 0, f"{name}.persistent_workers": False}
         found |= {key: scene for key, _ in find_keys(cfg[name], name, "scale")}
         for key in ("crop_size", "img_scale"):

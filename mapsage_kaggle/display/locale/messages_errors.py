@@ -562,6 +562,18 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "Attach the code that holds it beside the config, install its package, or take it out of custom_imports.": (
         "请把含有它的代码与配置一起挂载，或安装其软件包，或从 custom_imports 中去掉它。"
     ),
+    "{source} is a config of mmsegmentation 0.x ({keys}); the kit trains those of 1.x.": (
+        "{source} 是 mmsegmentation 0.x 的配置（{keys}）；本工具训练 1.x 的配置。"
+    ),
+    "Take the model's config from mmsegmentation 1.x (_base_ = 'mmseg::…'), or translate it: data becomes "
+    "train_dataloader, optimizer becomes optim_wrapper, runner becomes train_cfg, lr_config becomes "
+    "param_scheduler.": (
+        "请使用 mmsegmentation 1.x 中该模型的配置（_base_ = 'mmseg::…'），或改写：data 改为 train_dataloader，"
+        "optimizer 改为 optim_wrapper，runner 改为 train_cfg，lr_config 改为 param_scheduler。"
+    ),
+    "Put this at the end of the config, or of one that has it as its _base_:\n{lines}": (
+        "请把下面几行放在该配置的末尾，或放在以它为 _base_ 的配置末尾：\n{lines}"
+    ),
     "In the validation at iteration {iteration}, with {images}: {why}": (
         "第 {iteration} 次迭代的验证中，图像 {images}：{why}"
     ),

@@ -7,6 +7,8 @@ The child of :func:`mapsage_kaggle.jobs.export.export`. All forms take one tenso
 - ``model.safetensors``: the weights under mmsegmentation's names, for ``config.py``.
 - ``model.onnx``: for any runtime that reads ONNX, of any batch, height and width.
 - ``model.pt2``: ``torch.export``'s program, for one image of any height and width at a time.
+
+The latter two are made for one size, which is in their names, where a model does not hold for any.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mapsage_kaggle.checkpoints.manifest import file_sha256
+from mapsage_kaggle.config.reading import type_name
 from mapsage_kaggle.engine.jobs.child import Emit
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load_model
-from mapsage_kaggle.engine.jobs.predict import labels_of
+from mapsage_kaggle.engine.jobs.predict import TestPipeline, labels_of, pipeline_of
 from mapsage_kaggle.engine.shapes import json_like
-from mapsage_kaggle.errors import DataError, JobError
+from mapsage_kaggle.errors import ConfigError, DataError, JobError
 from mapsage_kaggle.imagery.reading import open_picture
 
 WEIGHTS, ONNX, PROGRAM = "model.safetensors", "model.onnx", "model.pt2"
@@ -43,8 +46,10 @@ TOLERANCE = 1e-3
 _OPSET = 18
 _MAX_PIXELS = 1024
 _TRACED = (128, 160)
-_DIVISOR = 32
+_DIVISORS = (32, 64)
+"""Of what sides must be multiples for a model that does not take any."""
 _MIN_SIDE = 64
+_SEED = 0
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
 """``(N, 3, H, W)`` to ``(N, classes, H, W)``."""
@@ -89,61 +94,79 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
 
     Args:
         job: ``config``, ``checkpoint``, ``sha256``; ``out``, the folder; ``forms``, of ``safetensors``,
-            ``onnx`` and ``torch``; ``images`` to compare on, none for the validation set's first ones.
+            ``onnx`` and ``torch``; ``fixed``, whether those are made for one size only; ``images`` to
+            compare on, none for the validation set's first ones.
         emit: Told of progress and of a form that does not hold.
 
     Returns:
         ``files``: for each form ``name``, ``size_bytes``, ``sha256``, ``max_difference`` (of logits),
-        ``agreement`` (share of pixels of the same class), ``sizes`` that it was run at. ``failed``: the
-        forms that do not hold, with the reason. ``compared_on``: names of the images.
+        ``agreement`` (share of pixels of the same class), ``sizes`` that it was run at, and ``fixed``,
+        the one height and width that it takes, or None. ``failed``: the forms that do not hold, with the
+        reason. ``compared_on``: names of the images.
 
     Raises:
         DataError: An image to compare on cannot be read.
-        JobError: The weights do not come back as they were; or no form could be made.
+        JobError: The weights do not come back as they were, or the model takes no image.
     """
     cfg = Config.fromfile(job["config"], use_environment_variables=False)
     out = Path(job["out"])
     model = load_model(cfg, Path(job["checkpoint"]), sha256=job["sha256"], device="cpu")
-    divisor = _divisor(model.net)
-    tiles, names = _tiles(cfg, [Path(file) for file in job["images"]], emit, divisor)
+    pictures, names = _pictures(cfg, [Path(file) for file in job["images"]], emit)
+    tiles, divisor = _tiles(model, pictures, names)
+    fixed = bool(job.get("fixed"))
+    tiles = tiles[:1] if fixed else tiles
     expected = [_original(model, tile) for tile in tiles]
-    (out / CONFIG).write_text(portable_config(cfg).pretty_text, encoding="utf-8")
-    (out / CLASSES).write_text(json.dumps(_classes(cfg, model), indent=2) + "\n", encoding="utf-8")
+    if "safetensors" in job["forms"]:
+        (out / CONFIG).write_text(portable_config(cfg).pretty_text, encoding="utf-8")
+        (out / CLASSES).write_text(json.dumps(_classes(cfg, model), indent=2) + "\n", encoding="utf-8")
 
     portable = Portable(model.net).eval()
+    size: tuple[int, int] | None = (tiles[0].shape[2], tiles[0].shape[3]) if fixed else None
     makers: Mapping[str, tuple[str, Callable[[Path], Logits]]] = {
         "safetensors": (WEIGHTS, lambda file: _safetensors(model.net, cfg, file)),
-        "onnx": (ONNX, lambda file: _onnx(portable, model.classes, file)),
-        "torch": (PROGRAM, lambda file: _program(portable, file)),
+        "onnx": (ONNX, lambda file: _onnx(portable, model, size, file)),
+        "torch": (PROGRAM, lambda file: _program(portable, size, file)),
     }
     files, failed = [], []
     for done, form in enumerate(job["forms"]):
-        name, make = makers[form]
+        plain_name, make = makers[form]
+        name = _sized(plain_name, size)
         emit("progress", done=done, total=len(job["forms"]), name=name)
         try:
-            found = _compare(make(out / name), tiles, expected, takes_batches=form != "torch")
+            takes_batches = form == "safetensors" or (form == "onnx" and not fixed)
+            takes_batches = takes_batches and not model.draws  # which draws anew for each image
+            found = _compare(make(out / name), tiles, expected, takes_batches=takes_batches)
         except (ImportError, MemoryError, OSError):
             raise
         except Exception as error:  # exporters raise whatever they run into
             if form == "safetensors":
                 raise
             (out / name).unlink(missing_ok=True)
-            reason = (str(error).strip().splitlines() or ["no message"])[0]
-            failed.append({"name": name, "reason": f"{type(error).__name__}: {reason}"})
-            emit("warning", problem=f"{name} is not written: {type(error).__name__}: {reason}")
+            failed.append({"name": name, "reason": _reason(error)})
             continue
-        size = (out / name).stat().st_size
-        files.append({"name": name, "size_bytes": size, "sha256": file_sha256(out / name), **found})
-    if not files:
-        raise JobError(f"no form of the model could be written: {failed[0]['reason']}")
+        num_bytes = (out / name).stat().st_size
+        sha256 = file_sha256(out / name)
+        files.append({"name": name, "size_bytes": num_bytes, "sha256": sha256, "fixed": size, **found})
     return {
         "files": files,
         "failed": failed,
         "compared_on": names,
         "classes": list(model.classes),
         "divisor": divisor,
+        "draws": list(model.draws),
         "num_weights": sum(value.numel() for value in model.net.parameters()),
     }
+
+
+def _sized(name: str, size: tuple[int, int] | None) -> str:
+    """Return a file's name with the one size that it takes, height first."""
+    stem, dot, suffix = name.rpartition(".")
+    return name if size is None else f"{stem}-{size[0]}x{size[1]}{dot}{suffix}"
+
+
+def _reason(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return first if isinstance(error, JobError) else f"{type(error).__name__}: {first}"
 
 
 def portable_config(cfg: Config) -> Config:
@@ -170,44 +193,84 @@ def _classes(cfg: Config, model: TrainedModel) -> dict[str, Any]:
         "windows": None
         if model.windows is None
         else {"size": list(model.windows.size), "stride": list(model.windows.stride)},
+        "prepare": _preparation(cfg),
     }
+
+
+def _preparation(cfg: Config) -> list[dict[str, Any]]:
+    """Return what the test pipeline does to an image between reading and packing it."""
+    steps = []
+    for item in pipeline_of(cfg):
+        name = type_name(item.get("type"))
+        if not name.startswith(("Load", "Pack")):
+            steps.append({"type": name, **{key: value for key, value in item.items() if key != "type"}})
+    return steps
 
 
 # -- what to compare on
 
 
-def _tiles(
-    cfg: Config, images: Sequence[Path], emit: Emit, divisor: int
-) -> tuple[list[torch.Tensor], list[str]]:
-    """Return crops, uint8 RGB of shape ``(1, 3, H, W)`` and of different sizes, and what they are from."""
+def _pictures(cfg: Config, images: Sequence[Path], emit: Emit) -> tuple[list[torch.Tensor], list[str]]:
+    """Return images as the test pipeline prepares them, uint8 RGB of shape ``(3, H, W)``, and their names."""
     files = list(images) or _validation_images(cfg)
-    if not files:
+    if files:
+        pictures, names = [_read(file) for file in files], [file.name for file in files]
+    else:
         emit(
             "warning",
             problem="No data set and no image is at hand: the forms are compared on noise, not on images.",
         )
-        noise = np.random.RandomState(0).randint(0, 256, (512, 512, 3)).astype(np.uint8)
-        pictures, names = [noise], ["noise"]
-    else:
-        pictures, names = [_read(file) for file in files], [file.name for file in files]
-    tiles = []
-    for number, picture in enumerate(pictures):
-        height, width = (min(side, _MAX_PIXELS) for side in picture.shape[:2])
-        wanted = [(height, width)]
-        if number == 0:  # another size, and neither of its sides a round number
-            wanted.append((height * 5 // 8 - 3, width * 3 // 4 - 5))
-        for rows, columns in wanted:
-            rows, columns = (side // divisor * divisor for side in (rows, columns))
-            if min(rows, columns) < _MIN_SIDE:
-                continue
-            crop = np.ascontiguousarray(picture[:rows, :columns].transpose(2, 0, 1))
-            tiles.append(torch.from_numpy(crop)[None])
-    if not tiles:
+        pictures, names = (
+            [np.random.RandomState(0).randint(0, 256, (512, 512, 3)).astype(np.uint8)],
+            ["noise"],
+        )
+    try:
+        prepare = TestPipeline(cfg)
+        return [prepare(picture)[0].flip(0).to(torch.uint8) for picture in pictures], names
+    except ConfigError:  # none that makes one input of one image
+        return [torch.from_numpy(picture).permute(2, 0, 1).contiguous() for picture in pictures], names
+
+
+def _tiles(
+    model: TrainedModel, pictures: Sequence[torch.Tensor], names: Sequence[str]
+) -> tuple[list[torch.Tensor], int]:
+    """Return crops, uint8 of shape ``(1, 3, H, W)``, that the model takes, and what divides their sides.
+
+    The first has the size that the model is asked at: a window, or an image as it is prepared. Another
+    size follows, neither of its sides a round number unless the model asks for that.
+
+    Raises:
+        DataError: The images are too small.
+        JobError: The model takes none of the sizes.
+    """
+    first = pictures[0]
+    most = model.windows.size if model.windows is not None else (_MAX_PIXELS, _MAX_PIXELS)
+    height, width = (min(side, limit) for side, limit in zip(first.shape[1:], most, strict=True))
+    if min(height, width) < _MIN_SIDE:
         raise DataError(
             f"{', '.join(names)}: too small to compare on; {_MIN_SIDE} pixels a side are needed.",
             "Give larger images (--images).",
         )
-    return tiles, names
+    error: Exception | None = None
+    for divisor in dict.fromkeys((_divisor(model.net), *_DIVISORS)):
+        sizes = [(height, width), (height * 5 // 8 - 3, width * 3 // 4 - 5)]
+        rounded = [(rows // divisor * divisor, columns // divisor * divisor) for rows, columns in sizes]
+        wanted = [size for size in rounded if min(size) >= _MIN_SIDE]
+        tiles = [first[None, :, :rows, :columns].contiguous() for rows, columns in wanted]
+        tiles += [
+            picture[None, :, : wanted[0][0], : wanted[0][1]].contiguous()
+            for picture in pictures[1:]
+            if wanted and picture.shape[1] >= wanted[0][0] and picture.shape[2] >= wanted[0][1]
+        ]
+        try:
+            for tile in tiles[:2]:
+                _original(model, tile)
+        except (RuntimeError, ValueError, AssertionError) as problem:
+            error = problem
+            continue
+        if tiles:
+            return tiles, divisor
+    raise JobError(f"the model takes no image of {height} x {width} pixels: {error}")
 
 
 def _read(file: Path) -> NDArray[np.uint8]:
@@ -228,7 +291,12 @@ def _validation_images(cfg: Config) -> list[Path]:
 
 
 def _original(model: TrainedModel, tile: torch.Tensor) -> torch.Tensor:
-    return model.logits(tile.flip(1), windows=None)  # flip: as mmsegmentation reads it
+    """Return what the checkpoint's model says, with the draws, where it has any, of one seed."""
+    net = Portable(model.net).eval()
+    torch.manual_seed(_SEED)
+    with torch.no_grad():
+        logits: torch.Tensor = net(tile.float())
+    return logits
 
 
 def _divisor(net: Any) -> int:
@@ -247,6 +315,7 @@ def _compare(
     """
     furthest, same, pixels, sizes = 0.0, 0, 0, []
     for tile, logits in zip(tiles, expected, strict=True):
+        torch.manual_seed(_SEED)
         found = again(tile.float())
         if found.shape != logits.shape:
             raise JobError(f"it gives {tuple(found.shape)} instead of {tuple(logits.shape)}")
@@ -258,9 +327,10 @@ def _compare(
         pixels += found.shape[2] * found.shape[3]
         sizes.append(list(tile.shape[2:]))
     if takes_batches:
-        several = again(tiles[-1].float().expand(3, -1, -1, -1).contiguous())
-        furthest = max(furthest, float((several - expected[-1]).abs().max()))
-        sizes.append([3, *tiles[-1].shape[2:]])
+        tile, logits = min(zip(tiles, expected, strict=True), key=lambda pair: pair[0].numel())
+        several = again(tile.float().expand(3, -1, -1, -1).contiguous())
+        furthest = max(furthest, float((several - logits).abs().max()))
+        sizes.append([3, *tile.shape[2:]])
     return {"max_difference": furthest, "agreement": same / pixels, "sizes": sizes}
 
 
@@ -303,44 +373,55 @@ def _in_inference(module: Callable[[torch.Tensor], torch.Tensor]) -> Logits:
     return logits
 
 
-def _trace(portable: Portable, batch: int) -> torch.export.ExportedProgram:
-    """Return the program for any height and width; of any batch where it is traced with several."""
+def _trace(
+    portable: Portable, size: tuple[int, int] | None, *, batch: int = 1
+) -> torch.export.ExportedProgram:
+    """Return the program for one size; without one for any, and of any batch where traced with several."""
     auto = torch.export.Dim.AUTO
-    free = {0: auto, 2: auto, 3: auto} if batch > 1 else {2: auto, 3: auto}
+    free = {2: auto, 3: auto} if batch == 1 else {0: auto, 2: auto, 3: auto}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         return torch.export.export(
-            portable, (torch.rand(batch, 3, *_TRACED) * 255,), dynamic_shapes=(free,), strict=False
+            portable,
+            (torch.rand(batch, 3, *(size or _TRACED)) * 255,),
+            dynamic_shapes=(free,) if size is None else None,
+            strict=False,
         )
 
 
-def _program(portable: Portable, file: Path) -> Logits:
+def _program(portable: Portable, size: tuple[int, int] | None, file: Path) -> Logits:
     """Write ``torch.export``'s program; return it as read again.
 
     One image at a time: with a free batch the program of torch's own attention keeps a condition on
     the traced one.
     """
-    torch.export.save(_trace(portable, batch=1), file)
+    torch.export.save(_trace(portable, size), file)
     return _in_inference(torch.export.load(file).module())
 
 
-def _onnx(portable: Portable, classes: Sequence[str], file: Path) -> Logits:
-    """Write ONNX; return it as onnxruntime runs it on the CPU."""
+def _onnx(portable: Portable, model: TrainedModel, size: tuple[int, int] | None, file: Path) -> Logits:
+    """Write ONNX; return it as onnxruntime runs it on the CPU.
+
+    Raises:
+        JobError: The model draws random numbers, which no other runtime draws alike.
+    """
     import onnx
     import onnxruntime
 
+    if model.draws:
+        raise JobError(f"the model draws random numbers in use ({', '.join(model.draws)}), which ONNX cannot")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            _trace(portable, batch=2), (), None, dynamo=True, verbose=False, opset_version=_OPSET,
-            input_names=["image"], output_names=["logits"],
+            _trace(portable, size, batch=2 if size is None else 1), (), None, dynamo=True, verbose=False,
+            opset_version=_OPSET, input_names=["image"], output_names=["logits"],
         )  # fmt: skip
     assert program is not None
     proto = program.model_proto
     axes = dict(zip((0, 2, 3), ("batch", "height", "width"), strict=True))
     shape = proto.graph.input[0].type.tensor_type.shape.dim
     _rename_sizes(proto, {shape[at].dim_param: name for at, name in axes.items() if shape[at].dim_param})
-    metadata = {"classes": json.dumps(list(classes), ensure_ascii=False), "channels": "RGB, 0 to 255"}
+    metadata = {"classes": json.dumps(list(model.classes), ensure_ascii=False), "channels": "RGB, 0 to 255"}
     for key, value in metadata.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value

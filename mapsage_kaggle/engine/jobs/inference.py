@@ -12,6 +12,7 @@ logits are averaged.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,9 @@ from mmseg.structures import SegDataSample
 import mapsage_kaggle.engine.register  # noqa: F401 - registers the kit's data sets
 from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.config.reading import dataset_of
+from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.building import build_model as build_as_mmengine
+from mapsage_kaggle.engine.building import drawing_modules
 from mapsage_kaggle.engine.problems import known_problem
 from mapsage_kaggle.engine.shapes import dataset_classes
 from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, UsageError
@@ -40,6 +43,8 @@ _FLIPPED_AXES: Mapping[Flip, tuple[int, ...]] = {
     "both": (2, 3),
 }
 _MAX_NAMED = 3
+_SEEN_EVERY = 8
+"""Of so many pixels along each axis one decides what a model draws for an image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +132,7 @@ class TrainedModel:
         device: As given.
         meta: As given.
         windows: Those of the config's ``test_cfg``; None where it looks at whole images.
+        draws: Classes of modules that draw random numbers in use; what they draw follows from the image.
     """
 
     def __init__(
@@ -145,6 +151,7 @@ class TrainedModel:
         self.device = device
         self.meta = meta
         self.windows = windows_of(net.test_cfg or {})
+        self.draws = drawing_modules(net)
         self._mixed = mixed
 
     @property
@@ -235,6 +242,8 @@ class TrainedModel:
         return logits
 
     def _whole(self, inputs: torch.Tensor, keep_on: torch.device) -> torch.Tensor:
+        if self.draws:
+            seeding.seed_all(zlib.crc32(inputs[..., ::_SEEN_EVERY, ::_SEEN_EVERY].cpu().numpy().tobytes()))
         # A torch.Size here is how mmsegmentation's heads are told the size to enlarge to.
         metas = [{"img_shape": inputs.shape[2:], "ori_shape": tuple(inputs.shape[2:])}] * len(inputs)
         with torch.autocast(self.device.type, dtype=self._mixed, enabled=self._mixed is not None):

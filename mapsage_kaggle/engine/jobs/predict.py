@@ -113,7 +113,7 @@ class Task:
         """Return a digest of all that decides about the content of a file that is written."""
         options = [
             self.read.bands, self.read.value_range, self.overlay, self.probabilities, self.polygons,
-            self.window, self.overlap, self.fast, json_like(cfg.model), _pipeline_of(cfg),
+            self.window, self.overlap, self.fast, json_like(cfg.model), pipeline_of(cfg),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -471,7 +471,7 @@ class TestPipeline:
     __test__ = False  # no test class, whatever pytest takes its name for
 
     def __init__(self, cfg: Config) -> None:
-        pipeline = _pipeline_of(cfg)
+        pipeline = pipeline_of(cfg)
         loading = [item for item in pipeline if _type_of(item) == "LoadImageFromFile"]
         left = [item for item in pipeline if not _type_of(item).startswith("Load")]
         if not loading or any(_type_of(item) in ("TestTimeAug", "MultiScaleFlipAug") for item in left):
@@ -511,7 +511,7 @@ def labels_of(cfg: Config, model: TrainedModel) -> Labels:
     )
 
 
-def _pipeline_of(cfg: Config) -> list[dict[str, Any]]:
+def pipeline_of(cfg: Config) -> list[dict[str, Any]]:
     """Return the pipeline of the test data, else of the validation, else ``test_pipeline``."""
     for name in ("test_dataloader", "val_dataloader"):
         loader = cfg.get(name) or {}

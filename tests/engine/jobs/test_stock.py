@@ -1,0 +1,58 @@
+"""A mask of ``predict`` is what mmsegmentation's own ``inference_model`` gives, at the pipeline's scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmseg.apis import inference_model
+from PIL import Image
+from support.models import balance, fill
+from support.zoo import config_of, reduced
+
+from mapsage_kaggle.config.patch import for_inference
+from mapsage_kaggle.config.reading import read_config
+from mapsage_kaggle.data.scenes import draw_scene
+from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model
+from mapsage_kaggle.engine.jobs.predict import Predictor, Source, Task
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+@pytest.mark.slow(scope_s=40)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pspnet_r18-d8_4xb4-80k_loveda-512x512",
+        "fcn_hr18s_4xb4-80k_loveda-512x512",
+        "segmenter_vit-t_mask_8xb1-160k_ade20k-512x512",
+        "unet-s5-d16_fcn_4xb4-40k_drive-64x64",
+        "bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024",
+    ],
+)
+def test_an_image_is_predicted_as_by_mmsegmentation_s_inference_model(name: str, tmp_path: Path) -> None:
+    config = config_of(name)
+    cfg = for_inference(read_config(config, reduced(config)[1::2]), {})
+    cfg.test_dataloader = cfg.val_dataloader
+    cfg.test_pipeline = cfg.val_dataloader.dataset.pipeline
+    net = build_model(cfg)
+    fill(net)
+    if hasattr(net.decode_head, "conv_seg"):
+        balance(net)
+    net.cfg = cfg
+    classes = tuple(f"class {index}" for index in range(net.num_classes))
+    palette = tuple((index, index, index) for index in range(net.num_classes))
+    model = TrainedModel(net, classes=classes, palette=palette, device=torch.device("cpu"), meta={})
+    picture = tmp_path / "tile.png"
+    Image.fromarray(draw_scene(144, (0, 0))[0][:100]).save(picture)
+
+    task = Task(out=tmp_path / "out", sources=(Source(path=picture, name="tile.png"),), fast=False)
+    found = Predictor(cfg, model, task, "0" * 64, lambda event, **data: None).run()
+
+    expected = inference_model(net, str(picture)).pred_sem_seg.data[0].numpy()
+    with Image.open(task.out / found["files"]["tile.png"]) as image:
+        mask = np.asarray(image)
+    assert np.array_equal(mask - found["labels"]["class 0"], expected)
+    assert len(np.unique(expected)) > 1
