@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,28 +51,34 @@ _PARTS = ("model", "train_dataloader", "val_dataloader", "val_evaluator", "custo
           "vis_backends")  # fmt: skip
 
 
-def check_installed(cfg: Mapping[str, Any] | Config, source: Path) -> None:
+def check_installed(cfg: Mapping[str, Any] | Config, source: Path, places: Sequence[Path] = ()) -> None:
     """Make sure that the packages are there that a config is known to need.
 
     Args:
         cfg: The config.
         source: Where it came from, for messages.
+        places: Folders that its own code may lie in, besides what is installed.
 
     Raises:
         MachineError: One is missing; the message names it and what to install.
     """
     cfg = as_mapping(cfg)
+    path = [str(place) for place in places]
+
+    def is_missing(package: str) -> bool:
+        return find_spec(package) is None and PathFinder.find_spec(package, path) is None
+
     kinds = [kind for part in _PARTS for kind in _types_in(cfg.get(part))]
     for kind in dict.fromkeys(kinds):
         scope, _, name = kind.replace("::", ".").rpartition(".")
         package = scope if scope in _SCOPES else _NEEDED_BY.get(name, "")
-        if package and find_spec(package) is None:
+        if package and is_missing(package):
             raise missing(package, f"{source} uses {kind}")
         if name in _WITH_COMPILED_OPS and not has_compiled_ops():
             raise without_ops(f"{source} uses {kind}")
     for module in as_list(mapping_or_empty(cfg.get("custom_imports")).get("imports")):
         package = str(module).partition(".")[0]
-        if package in PACKAGES and find_spec(package) is None:
+        if package in PACKAGES and is_missing(package):
             raise missing(package, f"{source} imports {module}")
 
 

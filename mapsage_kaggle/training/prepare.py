@@ -136,7 +136,7 @@ def discover(
         work_dir = work_dir.with_name(f"{work_dir.name}-node{options.node_rank}")
     with _refusals(work_dir, cfg, options, record=record_refusals):
         max_iters = check_trainable(cfg, options.config, lambda: count_images(cfg, paths.input))
-        check_installed(cfg, options.config)
+        check_installed(cfg, options.config, (*code.first, *code.last))
         check_custom_imports(cfg, code, paths.input)
         shapes = LazyShapes(cfg, options.config, paths.temp, code, options.pass_env)
         report, choice = _find_and_choose(options, paths, cfg, work_dir, max_iters, shapes, on_wait)

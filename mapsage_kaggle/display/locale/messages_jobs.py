@@ -137,7 +137,13 @@ CHINESE_JOBS: Mapping[str, str] = {
         "{names}：太小，无法用来比较；每边至少需要 {least} 像素。"
     ),
     "Give larger images (--images).": "请给更大的图像（--images）。",
-    "no form of the model could be written: {why}": "模型的任何格式都无法写出：{why}",
+    "the model takes no image of {height} x {width} pixels: {why}": (
+        "模型不接受 {height} x {width} 像素的图像：{why}"
+    ),
+    "the model draws random numbers in use ({names}), which ONNX cannot": (
+        "模型在使用时会抽取随机数（{names}），ONNX 做不到"
+    ),
+    "It took more than {seconds} s.": "用时超过了 {seconds} 秒。",
     "it gives {found} instead of {expected}": "它给出 {found}，而不是 {expected}",
     "its logits differ by up to {difference} from the original's": "其 logits 与原模型最多相差 {difference}",
     "{name} does not read back as it was written": "{name} 读回的内容与写入的不一致",
@@ -145,5 +151,4 @@ CHINESE_JOBS: Mapping[str, str] = {
     "No data set and no image is at hand: the forms are compared on noise, not on images.": (
         "手头没有数据集也没有图像：各格式以噪声而非图像进行比较。"
     ),
-    "{name} is not written: {kind}: {why}": "未写出 {name}：{kind}：{why}",
 }
