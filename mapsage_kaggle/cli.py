@@ -232,7 +232,9 @@ def _add_relay(relay: argparse.ArgumentParser) -> None:
     relay.add_argument("--session-limit", default="12h", metavar="TIME", help="a session's life (12h)")
     relay.add_argument("--reserve", default="10m", metavar="TIME", help="what is kept free at its end (10m)")
     relay.add_argument("--state", type=Path, metavar="DIR", help="where the journal lies (./relay/SLUG)")
-    relay.add_argument("--poll", default="2m", metavar="TIME", help="between two looks (2m)")
+    relay.add_argument(
+        "--poll", default="2m", metavar="TIME", help="between two looks (2m); below 1m a rehearsal"
+    )
     relay.add_argument("--once", action="store_true", help="one step, then end; for schedulers")
     relay.add_argument("--again", action="store_true", help="forget the failures so far")
     relay.add_argument(

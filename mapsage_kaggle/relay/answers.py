@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
-from mapsage_kaggle.errors import MachineError, UsageError
+from mapsage_kaggle.errors import EXIT_USAGE, MachineError
 
 Kind = Literal["capacity", "quota", "suspended", "verification", "size", "other"]
 """What a refusal is about: no free place for a session, the weekly GPU time, the account, its phone
@@ -63,8 +63,11 @@ class Rejected(Refusal):
     """What was sent is not taken."""
 
 
-class Absent(UsageError):
+class Absent(Refusal):
     """There is no such thing on Kaggle."""
+
+    exit_code = EXIT_USAGE
+    stray = True
 
 
 def sentence(text: str) -> str:

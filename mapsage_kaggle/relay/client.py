@@ -137,7 +137,7 @@ class KaggleClient:
             answer = self.call(
                 lambda api: api.kernels.kernels_api_client.get_accelerator_quota_statistics, request
             )
-        except (Absent, Refusal, Unreachable):
+        except (Refusal, Unreachable):
             return None
         gpu = answer.gpu_quota
         if gpu is None or gpu.total_time_allowed is None:

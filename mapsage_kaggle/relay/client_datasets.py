@@ -32,8 +32,13 @@ class Datasets:
     def files(self, ref: str) -> Mapping[str, int] | None:
         """Return the size in bytes of each file in the newest version; None where there is no such set.
 
-        Packed by Kaggle, a file may be told with another size, or with none.
+        Packed by Kaggle, a file may be told with another size, or with none. It is asked twice before it is
+        taken for missing: one refusal may be an accident.
         """
+        first = self._files(ref)
+        return self._files(ref) if first is None else first
+
+    def _files(self, ref: str) -> Mapping[str, int] | None:
         found: dict[str, int] = {}
         token = ""
         try:
@@ -43,7 +48,7 @@ class Datasets:
                 if not page.next_page_token or page.next_page_token == token:
                     break
                 token = page.next_page_token
-        except (Absent, Refusal):
+        except Refusal:
             return None
         return found
 

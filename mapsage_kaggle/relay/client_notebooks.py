@@ -254,7 +254,7 @@ class Notebooks:
             answer = self._kaggle.call(
                 lambda api: api.kernels.kernels_api_client.cancel_kernel_session, request
             )
-        except (Absent, Refusal) as error:
+        except Refusal as error:
             return error.problem
         return str(answer.error_message or "")
 

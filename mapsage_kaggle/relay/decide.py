@@ -96,7 +96,7 @@ class Settings:
     config_max_iters: int | None = None
 
     def scaled(self, seconds: float) -> float:
-        """Return a pause; all are shorter alike where a poll of less than a minute was asked for."""
+        """Return a pause; all are shorter alike where a poll below a minute makes it a rehearsal."""
         return seconds * min(1.0, self.poll_s / 60.0)
 
     def pause_s(self, failures: int) -> float:

@@ -84,8 +84,7 @@ class Watch:
 
     def _missing(self) -> tuple[str, ...]:
         exists = self.kaggle.datasets.exists
-        # Asked twice: one refusal may be an accident.
-        return tuple(f"data set {ref}" for ref in self.settings.datasets if not (exists(ref) or exists(ref)))
+        return tuple(f"data set {ref}" for ref in self.settings.datasets if not exists(ref))
 
     def _at_open(self, attempt: Attempt) -> Observation:
         status: Status = attempt.status if attempt.ended_s is not None else "unknown"  # type: ignore[assignment]

@@ -14,7 +14,7 @@ from pathlib import Path
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.errors import MachineError, MapsageError, UsageError
 from mapsage_kaggle.relay import forecast, harvest
-from mapsage_kaggle.relay.answers import Absent, Refusal, Unreachable, sentence
+from mapsage_kaggle.relay.answers import Refusal, Unreachable, sentence
 from mapsage_kaggle.relay.client import KaggleClient
 from mapsage_kaggle.relay.decide import (
     ACTIVE,
@@ -274,7 +274,7 @@ class Relay:
             pushed = self.kaggle.notebooks.push(
                 self.places.kernel, limit_s=push.limit_s, machine=self.job.machine
             )
-        except (Refusal, Absent) as error:
+        except Refusal as error:
             self._not_pushed(error)
             return
         if not pushed.version:
@@ -294,13 +294,13 @@ class Relay:
             self.reporter.say(f"Kaggle did not attach {names}; this session will end.")
         self._keep(journal)
 
-    def _not_pushed(self, error: Refusal | Absent) -> None:
+    def _not_pushed(self, error: Refusal) -> None:
         """Wait for what comes by itself; the rest is an accident, or for a person.
 
         Raises:
             MapsageError: It is for a person, or may be an accident.
         """
-        kind, now_s = error.kind if isinstance(error, Refusal) else "other", self.kaggle.now_s()
+        kind, now_s = error.kind, self.kaggle.now_s()
         if kind == "capacity":
             retry_s = now_s + self.settings.scaled(CAPACITY_LOOK_S)
             self._keep(self.journal.forgotten(retry_s=retry_s, retry_on="capacity"))
@@ -310,7 +310,7 @@ class Relay:
             self._keep(self.journal.forgotten(retry_s=retry_s, retry_on="quota"))
             return
         self._keep(self.journal.forgotten())
-        if isinstance(error, Refusal) and (error.stray or kind == "suspended"):
+        if error.stray or kind == "suspended":
             raise error
         remedies = {
             "verification": "Verify the phone number on kaggle.com (Settings), then run the relay again.",
@@ -373,7 +373,7 @@ class Relay:
                 outcome = harvest.judge(
                     self.kaggle, left, attempt, status=action.status, before=before, ran_s=ran_s
                 )
-        except (Unreachable, Refusal, Absent) as error:
+        except (Unreachable, Refusal) as error:
             self.reporter.say(error.problem)
             asked_s = now_s + getattr(error, "retry_after_s", 0.0)
             self._keep(self.journal.doubting("", now_s=now_s, look_s=max(look_s, asked_s)))

@@ -47,7 +47,11 @@ class CheckpointDataset:
             Unreachable: It cannot be seen now.
         """
         last = journal.attempts[-1]
-        names = self.kaggle.datasets.files(self.ref) or {}
+        names = self.kaggle.datasets.files(self.ref)
+        if names is None:
+            if self.kaggle.datasets.state(self.ref) != "none":
+                raise Unreachable(f"What {self.ref} holds cannot be seen now.")
+            names = {}
         if not {RECORD, MANIFEST} <= set(names):
             return None
         folder = self.fetched / "dataset"
