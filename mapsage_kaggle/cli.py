@@ -195,8 +195,19 @@ def _add_chain(add: _Add) -> None:
         "--python-version", default="3.12", metavar="X.Y", help="the Python of Kaggle's image (3.12)"
     )
 
-    relay = add("relay", _relay, "Run the chain of sessions on Kaggle from here, until the run is complete.")
-    relay.add_argument("config", metavar="CONFIG", help="one of the kit's own, or its path on Kaggle")
+    _add_relay(
+        add("relay", _relay, "Run the chain of sessions on Kaggle from here, until the run is complete.")
+    )
+
+    demo = add("demo", _demo, "Run the whole chain on this machine: generated scenes, three short sessions.")
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where to (./demo)")
+
+
+def _add_relay(relay: argparse.ArgumentParser) -> None:
+    relay.add_argument(
+        "config", metavar="CONFIG|status|cancel",
+        help="one of the kit's own, or its path on Kaggle; status: what is there; cancel: end its session",
+    )  # fmt: skip
     relay.add_argument("--owner", required=True, metavar="OWNER", help="your user name on Kaggle")
     relay.add_argument("--slug", required=True, metavar="SLUG", help="the notebook, as in its address")
     relay.add_argument(
@@ -209,23 +220,34 @@ def _add_chain(add: _Add) -> None:
     )  # fmt: skip
     relay.add_argument(
         "--transport", default="auto", choices=("auto", "self", "pingpong", "dataset"),
-        help="how checkpoints are handed on (auto: the cheapest that works)",
+        help="how checkpoints are handed on (auto: two notebooks in turn, or the data set)",
     )  # fmt: skip
     relay.add_argument("--machine", default="NvidiaTeslaT4", metavar="NAME|none", help="Kaggle's name of it")
     relay.add_argument("--no-internet", action="store_true", help="sessions without Internet")
     relay.add_argument("--until", type=int, metavar="N", help="stop the relay at this iteration")
+    relay.add_argument(
+        "--extend-to", type=int, metavar="N", help="a new, later end for a run that is complete"
+    )
     relay.add_argument("--max-sessions", type=int, metavar="N", help="push no more sessions than this")
     relay.add_argument("--session-limit", default="12h", metavar="TIME", help="a session's life (12h)")
     relay.add_argument("--reserve", default="10m", metavar="TIME", help="what is kept free at its end (10m)")
     relay.add_argument("--state", type=Path, metavar="DIR", help="where the journal lies (./relay/SLUG)")
-    relay.add_argument("--poll", default="1m", metavar="TIME", help="between two looks (1m)")
+    relay.add_argument(
+        "--poll", default="2m", metavar="TIME", help="between two looks (2m); below 1m a rehearsal"
+    )
     relay.add_argument("--once", action="store_true", help="one step, then end; for schedulers")
     relay.add_argument("--again", action="store_true", help="forget the failures so far")
+    relay.add_argument(
+        "--from-nothing", action="store_true", help="with --again: do without what cannot be found"
+    )
     relay.add_argument("--dry-run", action="store_true", help="print the plan; push nothing, write nothing")
+    relay.add_argument("--log", type=Path, metavar="FILE", help="add every line to a file as well")
+    relay.add_argument(
+        "--notify", nargs="?", const="end", choices=("end", "session"),
+        help="send a message at the end, or at each session's; to the address in MAPSAGE_KAGGLE_NOTIFY",
+    )  # fmt: skip
+    _json(relay)
     _overrides(relay)
-
-    demo = add("demo", _demo, "Run the whole chain on this machine: generated scenes, three short sessions.")
-    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where to (./demo)")
 
 
 def _json(parser: argparse.ArgumentParser) -> None:
@@ -553,7 +575,10 @@ def _bundle(arguments: argparse.Namespace) -> int:
 
 
 def _relay(arguments: argparse.Namespace) -> int:
+    if arguments.config in ("status", "cancel"):
+        return _relay_status(arguments)
     from mapsage_kaggle.relay import command
+    from mapsage_kaggle.relay.progress import Reporter
 
     asked = command.read(
         arguments.config,
@@ -565,17 +590,40 @@ def _relay(arguments: argparse.Namespace) -> int:
         machine=arguments.machine,
         internet=not arguments.no_internet,
         until=arguments.until,
+        extend_to=arguments.extend_to,
         max_sessions=arguments.max_sessions,
         session_limit=arguments.session_limit,
         reserve=arguments.reserve,
         state=arguments.state,
         poll=arguments.poll,
         overrides=arguments.overrides,
+        notify=arguments.notify,
+        log=arguments.log,
     )
     if arguments.dry_run:
         _say(command.plan_text(asked))
         return EXIT_DONE
-    return command.run(asked, _say, once=arguments.once, again=arguments.again)
+    reporter = Reporter(stream=sys.stderr if arguments.json else sys.stdout, log=asked.log)
+    document = command.run(
+        asked, reporter, once=arguments.once, again=arguments.again, from_nothing=arguments.from_nothing
+    )
+    if arguments.json:
+        _print_json(document)
+    return EXIT_DONE
+
+
+def _relay_status(arguments: argparse.Namespace) -> int:
+    from mapsage_kaggle.relay import status
+
+    if arguments.config == "cancel":
+        _say(status.cancel(arguments.owner, arguments.slug))
+        return EXIT_DONE
+    found = status.status(arguments.owner, arguments.slug)
+    if arguments.json:
+        _print_json(found)
+    else:
+        _say(status.status_text(found))
+    return EXIT_DONE
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ from mapsage_kaggle.paths import replace_file
 SCHEMA = 1
 ACTIVITIES = ("start_up", "waiting_for_data", "forward_backward", "optimizer", "saving", "validation")
 """What is timed of a session; the rest of its wall time is ``other``."""
-STOP_REASONS = ("running", "completed", "deadline", "user", "failed", "refused")
+STOP_REASONS = ("running", "completed", "early", "deadline", "user", "failed", "refused")
 OWED_VALIDATION_KEY = "mapsage_owed_validation"
 RUN_ID_KEY = "mapsage_run_id"
 FINGERPRINT_KEY = "mapsage_fingerprint"
@@ -233,6 +233,7 @@ class SessionRecord:
             ``session``, the whole of it. ``saving`` is what training was held up by.
         previous: The records of earlier sessions, oldest first, each without its own ``previous``.
         message: One sentence for a person: why it ended as it did.
+        container: Kaggle's name of the container, which holds the session's number; empty elsewhere.
         started_s: Start, in seconds since the epoch (UTC).
         ended_s: End, in seconds since the epoch (UTC).
     """
@@ -257,6 +258,7 @@ class SessionRecord:
     timings_s: Mapping[str, float] = field(default_factory=dict)
     previous: tuple[Mapping[str, Any], ...] = ()
     message: str = ""
+    container: str = ""
     started_s: float = 0.0
     ended_s: float | None = None
     schema: int = SCHEMA

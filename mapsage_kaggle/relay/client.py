@@ -1,4 +1,4 @@
-"""Kaggle, spoken to through the objects of its own client. Nothing else of the kit imports ``kaggle``.
+"""Kaggle, spoken to through the objects of its own client. Only the modules ``client*`` import it.
 
 ``import kaggle`` reads the credentials where the official client does, and checks a token over the
 network. So it is imported by :meth:`KaggleClient.connect` and not before. The client itself has no time
@@ -14,55 +14,32 @@ import json
 import re
 import threading
 import time
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from mapsage_kaggle.errors import MachineError, MapsageError, UsageError
-from mapsage_kaggle.relay.decide import Status
+from mapsage_kaggle.relay.answers import (
+    Absent,
+    Denied,
+    Refusal,
+    Rejected,
+    Unreachable,
+    kind_of_refusal,
+    sentence,
+)
+from mapsage_kaggle.relay.client_datasets import Datasets
+from mapsage_kaggle.relay.client_notebooks import Notebooks
 
 TIMEOUT_S = 60.0
 """For one answer of Kaggle's, and between two pieces of a download."""
 CONNECT_S = 120.0
 """For the import of the client, which checks a token."""
-PAGE_SIZE = 100
-MAX_PAGES = 100
-
-_STATUSES: Mapping[str, Status] = {
-    "NEW_SCRIPT": "new",
-    "QUEUED": "queued",
-    "RUNNING": "running",
-    "COMPLETE": "complete",
-    "ERROR": "error",
-    "CANCEL_REQUESTED": "cancelling",
-    "CANCEL_ACKNOWLEDGED": "cancelled",
-}
-
-
-class Unreachable(MachineError):
-    """Kaggle did not answer, or answered that it cannot now: worth another try."""
-
-
-class Denied(MachineError):
-    """The credentials do not allow it."""
-
-
-class Absent(UsageError):
-    """There is no such thing on Kaggle."""
-
-
-class Rejected(MachineError):
-    """Kaggle understood, and said no."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OutputFile:
-    """A file that a version left: its name within the output, and where it can be had."""
-
-    name: str
-    url: str
+LATER_S = 300.0
+"""How long to wait where Kaggle answers at the start that it cannot now."""
+CLOCKS_AGREE_S = 120.0
+"""By how much this machine's clock may differ from Kaggle's without being corrected."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,29 +49,14 @@ class Quota:
     Attributes:
         left_s: What is left of it, what running sessions have reserved taken off.
         allowed_s: The whole of it.
-        renews: When it is renewed, for people; empty where Kaggle does not say.
+        used_s: What has been used of it, what is reserved included.
+        renews_s: When it is renewed, in seconds since the epoch; None where Kaggle does not say.
     """
 
     left_s: float
     allowed_s: float
-    renews: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pushed:
-    """What Kaggle answered to a push that it took.
-
-    Attributes:
-        version: The version that it became; 0 where the answer does not say.
-        slug: Of the notebook that it became a version of.
-        invalid_kernels: Notebooks that it was not given.
-        invalid_datasets: Data sets that it was not given.
-    """
-
-    version: int
-    slug: str
-    invalid_kernels: tuple[str, ...] = ()
-    invalid_datasets: tuple[str, ...] = ()
+    used_s: float
+    renews_s: float | None = None
 
 
 class KaggleClient:
@@ -102,13 +64,20 @@ class KaggleClient:
 
     Attributes:
         owner: Whose.
+        notebooks: Its notebooks, and the sessions of their versions.
+        datasets: Its data sets.
         timeout_s: For one answer.
     """
 
-    def __init__(self, api: Any, owner: str) -> None:
-        self._api = api
+    def __init__(self, api: Any, owner: str, *, clock: Callable[[], float] = time.time) -> None:
+        self.api = api
         self.owner = owner
         self.timeout_s = TIMEOUT_S
+        self.notebooks = Notebooks(self)
+        self.datasets = Datasets(self)
+        self._clock = clock
+        self._ahead_s = 0.0
+        self._renewing = False
         self._build = api.build_kaggle_client
         # So that what the client does on its own (push, upload, follow a log) has time limits, too.
         api.build_kaggle_client = self._bounded_client
@@ -153,181 +122,22 @@ class KaggleClient:
             )
         return cls(found[0], user)
 
-    # -- notebooks
-
-    def newest_version(self, slug: str) -> int:
-        """Return the number of a notebook's newest version; 0 where there is no such notebook.
-
-        Raises:
-            Denied: The credentials do not allow to look.
-            Unreachable: Kaggle does not answer.
-        """
-        from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
-
-        request = ApiGetKernelRequest()
-        request.user_name, request.kernel_slug = self.owner, slug
-        try:
-            answer = self._call(lambda api: api.kernels.kernels_api_client.get_kernel, request)
-        except (Absent, Denied) as error:
-            # Kaggle answers 403 as well for one that does not exist. Its list tells.
-            if self._is_listed(slug):
-                raise Denied(
-                    f"The credentials do not allow to read {self.owner}/{slug}.",
-                    "Create a token with all rights to notebooks on kaggle.com (Settings, API).",
-                ) from error
-            return 0
-        number = int(answer.metadata.current_version_number or 0)
-        if number <= 0:
-            raise Unreachable(f"Kaggle does not tell the version of {self.owner}/{slug}.", "Try again later.")
-        return number
-
-    def _is_listed(self, slug: str) -> bool:
-        from kagglesdk.kernels.types.kernels_api_service import ApiListKernelsRequest
-        from kagglesdk.kernels.types.kernels_enums import KernelsListViewType
-
-        for page in range(1, MAX_PAGES + 1):
-            request = ApiListKernelsRequest()
-            request.group, request.user = KernelsListViewType.PROFILE, self.owner
-            request.page, request.page_size = page, PAGE_SIZE
-            kernels = self._call(lambda api: api.kernels.kernels_api_client.list_kernels, request).kernels
-            if any(item.ref.rpartition("/")[2] == slug for item in kernels or []):
-                return True
-            if len(kernels or []) < PAGE_SIZE:
-                break
-        return False
-
-    def source(self, slug: str, version: int) -> str:
-        """Return the text of a version.
-
-        Raises:
-            Absent: There is none.
-        """
-        from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
-
-        request = self._of_version(ApiGetKernelRequest(), slug, version)
-        answer = self._call(lambda api: api.kernels.kernels_api_client.get_kernel, request)
-        return str(answer.blob.source or "")
-
-    def status(self, slug: str, version: int) -> Status:
-        """Return how a version is doing; ``unknown`` for a word that this client does not know."""
-        from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelSessionStatusRequest
-
-        request = self._of_version(ApiGetKernelSessionStatusRequest(), slug, version)
-        try:
-            answer = self._call(lambda api: api.kernels.kernels_api_client.get_kernel_session_status, request)
-        except KeyError:
-            return "unknown"
-        return _STATUSES.get(answer.status.name, "unknown")
-
-    def outputs(self, slug: str, version: int) -> tuple[tuple[OutputFile, ...], str]:
-        """Return the files that a version left, and its log as Kaggle keeps it."""
-        from kagglesdk.kernels.types.kernels_api_service import ApiListKernelSessionOutputRequest
-
-        files: dict[str, OutputFile] = {}
-        log, token = "", ""
-        for _ in range(MAX_PAGES):
-            request = self._of_version(ApiListKernelSessionOutputRequest(), slug, version)
-            request.page_size, request.page_token = PAGE_SIZE, token
-            answer = self._call(
-                lambda api: api.kernels.kernels_api_client.list_kernel_session_output, request
-            )
-            for item in answer.files or []:
-                files[item.file_name] = OutputFile(name=item.file_name, url=item.url)
-            log = log or answer.log or ""
-            if not answer.next_page_token or answer.next_page_token == token:
-                break
-            token = answer.next_page_token
-        return tuple(files.values()), log
-
-    def download(self, file: OutputFile, target: Path) -> None:
-        """Fetch a file of an output; ``target`` is there as a whole or not at all.
-
-        Raises:
-            Unreachable: It did not come, or not all of it.
-        """
-        import requests
-
-        partial = target.with_name(f"{target.name}.part")
-        try:
-            with requests.get(file.url, stream=True, timeout=self.timeout_s) as answer:
-                answer.raise_for_status()
-                num_bytes = 0
-                with partial.open("wb") as stream:
-                    for chunk in answer.iter_content(1 << 20):
-                        stream.write(chunk)
-                        num_bytes += len(chunk)
-                promised = answer.headers.get("Content-Length")
-            if (
-                promised is not None
-                and "Content-Encoding" not in answer.headers
-                and num_bytes != int(promised)
-            ):
-                raise Unreachable(f"{file.name} came with {num_bytes} bytes of {promised}.")
-            partial.replace(target)
-        except requests.RequestException as error:
-            # Its text holds the signed address.
-            raise Unreachable(f"{file.name} did not come ({type(error).__name__}).") from None
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def push(self, folder: Path, *, limit_s: float, machine: str | None) -> Pushed:
-        """Send the notebook that ``folder`` describes, which starts a session. Never repeats anything.
-
-        Args:
-            folder: With ``kernel-metadata.json`` and the notebook.
-            limit_s: Kaggle ends the session after this.
-            machine: Kaggle's name of the machine; None for one without GPU.
-
-        Raises:
-            Rejected: Kaggle said no.
-            Denied: The credentials do not allow it.
-            Unreachable: No answer came, or none that can be read: it may have been taken.
-        """
-        with self._translating():
-            answer = self._api.kernels_push(str(folder), timeout=str(int(limit_s)), acc=machine)
-        if answer.error:
-            raise Rejected(self._scrub(answer.error))
-        return Pushed(
-            version=int(answer.version_number or 0),
-            slug=str(answer.ref or "").rstrip("/").rpartition("/")[2],
-            invalid_kernels=tuple(answer.invalid_kernel_sources or ()),
-            invalid_datasets=tuple(answer.invalid_dataset_sources or ()),
-        )
-
-    def follow(self, slug: str, version: int, seconds: float) -> Iterator[str]:
-        """Give the log of a version, from its beginning and then as it grows, for so many seconds.
-
-        Ends early, without an error, where the session ends or Kaggle does not stream.
-        """
-        end = time.monotonic() + seconds
-        usual_s, self.timeout_s = self.timeout_s, max(1.0, min(self.timeout_s, seconds))
-        try:
-            stream = iter(self._api.kernels_logs_stream(f"{self.owner}/{slug}/{version}"))
-            while time.monotonic() < end:
-                with self._translating():
-                    event = next(stream, None)
-                if event is None:
-                    return
-                yield from str(event.get("data", "")).splitlines()
-        except (MapsageError, AttributeError, KeyError, ValueError):
-            return  # shows less, and that is all
-        finally:
-            self.timeout_s = usual_s
-
-    # -- the rest
+    def now_s(self) -> float:
+        """Return the time by Kaggle's clock: this machine's may jump, or have been asleep."""
+        return self._clock() + self._ahead_s
 
     def quota(self) -> Quota | None:
-        """Return this week's GPU time; None where Kaggle does not tell."""
+        """Return this week's GPU time; None where Kaggle does not tell. Nothing may depend on it."""
         try:
             from kagglesdk.kernels.types.kernels_api_service import ApiGetAcceleratorQuotaStatisticsRequest
         except ImportError:  # kagglesdk before 0.1.15
             return None
         request = ApiGetAcceleratorQuotaStatisticsRequest()
         try:
-            answer = self._call(
+            answer = self.call(
                 lambda api: api.kernels.kernels_api_client.get_accelerator_quota_statistics, request
             )
-        except (Absent, Rejected, Denied):
+        except (Refusal, Unreachable):
             return None
         gpu = answer.gpu_quota
         if gpu is None or gpu.total_time_allowed is None:
@@ -338,113 +148,35 @@ class KaggleClient:
         return Quota(
             left_s=max(0.0, allowed_s - used_s),
             allowed_s=allowed_s,
-            renews=f"{renews:%Y-%m-%d %H:%M} UTC" if renews else "",
+            used_s=used_s,
+            renews_s=_epoch_s(renews) if renews else None,
         )
-
-    def has_dataset(self, ref: str) -> bool:
-        """Tell whether a data set, ``owner/slug``, is there and may be seen."""
-        try:
-            self._dataset_page(ref, "")
-        except (Absent, Denied, Rejected):
-            return False
-        return True
-
-    def dataset_files(self, ref: str) -> tuple[str, ...]:
-        """Return the names of the files in a data set's newest version; none where there is no such set."""
-        names: list[str] = []
-        token = ""
-        try:
-            for _ in range(MAX_PAGES):
-                page = self._dataset_page(ref, token)
-                names += [item.name for item in page.dataset_files or []]
-                if not page.next_page_token or page.next_page_token == token:
-                    break
-                token = page.next_page_token
-        except (Absent, Denied, Rejected):
-            return ()
-        return tuple(names)
-
-    def _dataset_page(self, ref: str, token: str) -> Any:
-        from kagglesdk.datasets.types.dataset_api_service import ApiListDatasetFilesRequest
-
-        request = ApiListDatasetFilesRequest()
-        request.owner_slug, _, request.dataset_slug = ref.partition("/")
-        request.page_size, request.page_token = PAGE_SIZE, token
-        return self._call(lambda api: api.datasets.dataset_api_client.list_dataset_files, request)
-
-    def fetch_from_dataset(self, ref: str, name: str, folder: Path) -> Path:
-        """Fetch one file of a data set's newest version into ``folder``, and return where it is.
-
-        Raises:
-            Unreachable: It did not come.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        target, packed = folder / name, folder / f"{name}.zip"
-        for path in (target, packed):
-            path.unlink(missing_ok=True)
-        with self._translating():
-            self._api.dataset_download_file(ref, name, path=str(folder), force=True, quiet=True)
-        if packed.is_file():  # Kaggle packs what is large; only the newest clients unpack it
-            with contextlib.suppress(zipfile.BadZipFile, KeyError), zipfile.ZipFile(packed) as archive:
-                archive.extract(name, folder)
-            packed.unlink()
-        if not target.is_file():
-            raise Unreachable(f"{name} of {ref} did not come.")
-        return target
-
-    def dataset_is_ready(self, ref: str) -> bool:
-        """Tell whether Kaggle is done with the newest version of one's own data set.
-
-        Raises:
-            Rejected: It failed.
-        """
-        from kagglesdk.datasets.types.dataset_api_service import ApiGetDatasetStatusRequest
-
-        request = ApiGetDatasetStatusRequest()
-        request.owner_slug, _, request.dataset_slug = ref.partition("/")
-        try:
-            answer = self._call(lambda api: api.datasets.dataset_api_client.get_dataset_status, request)
-        except (Absent, Denied, KeyError):
-            return False
-        if answer.status.name == "FAILED":
-            raise Rejected(
-                f"Kaggle could not take the files into {ref}.", f"Look at kaggle.com/datasets/{ref}."
-            )
-        return bool(answer.status.name == "READY")
-
-    def upload(self, folder: Path, ref: str, notes: str) -> None:
-        """Make the files of ``folder`` the newest version of one's own data set; create it where needed.
-
-        Args:
-            folder: With ``dataset-metadata.json``; folders in it are not taken.
-            ref: ``owner/slug``.
-            notes: What is new.
-
-        Raises:
-            Rejected: Kaggle said no.
-            Unreachable: No answer came. To repeat it does no harm.
-        """
-        exists = self.has_dataset(ref)
-        with self._translating():
-            if exists:
-                answer = self._api.dataset_create_version(str(folder), notes, quiet=True)
-            else:
-                answer = self._api.dataset_create_new(str(folder), quiet=True)
-        if answer.error or str(answer.status).lower() == "error":
-            raise Rejected(self._scrub(f"Kaggle did not take {ref}: {answer.error}"))
 
     # -- how it is called
 
-    def _of_version(self, request: Any, slug: str, version: int) -> Any:
-        request.user_name, request.kernel_slug = self.owner, slug
-        # kagglesdk before 0.1.16 knows the newest version only, which is what is mostly asked for.
-        if hasattr(type(request), "version_label"):
-            request.version_label = f"v{version}"
-        return request
-
-    def _call(self, method: Callable[[Any], Callable[[Any], Any]], request: Any) -> Any:
-        with self._translating(), self._api.build_kaggle_client() as client:
+    def call(self, method: Callable[[Any], Callable[[Any], Any]], request: Any) -> Any:
+        """Send one request, and return the answer."""
+        with self.translating(), self.api.build_kaggle_client() as client:
             return method(client)(request)
+
+    def renew(self) -> bool:
+        """Read the credentials again, since a token may have expired; tell whether there are any.
+
+        The official client takes a token at its start and never another; those of ``kaggle auth login``
+        live for hours.
+        """
+        if self._renewing:
+            return False
+        self._renewing, known = True, dict(self.api.config_values)
+        try:
+            with _quiet():
+                self.api.authenticate()
+        except (SystemExit, Exception):  # noqa: BLE001 - it exits without credentials; raises what it meets
+            self.api.config_values = known  # which may have been begun anew
+            return False
+        finally:
+            self._renewing = False
+        return bool(self.api.config_values.get("username"))
 
     def _bounded_client(self) -> Any:
         from requests.adapters import HTTPAdapter
@@ -454,7 +186,15 @@ class KaggleClient:
         class Bounded(HTTPAdapter):
             def send(self, request: Any, *arguments: Any, **options: Any) -> Any:
                 options["timeout"] = options.get("timeout") or kaggle.timeout_s
-                return super().send(request, *arguments, **options)
+                answer = super().send(request, *arguments, **options)
+                if answer.status_code == 401 and kaggle.renew():
+                    # Nothing was done yet, so that it can be asked again whatever it is.
+                    token = kaggle.api.config_values.get("token")
+                    if token:
+                        request.headers["Authorization"] = f"Bearer {token}"
+                    answer = super().send(request, *arguments, **options)
+                kaggle.note_time(answer.headers.get("Date"))
+                return answer
 
         client = self._build()
         http = client.http_client()
@@ -463,8 +203,14 @@ class KaggleClient:
             http._session.mount(scheme, Bounded())
         return client
 
+    def note_time(self, date: str | None) -> None:
+        """Take note of the time that an answer carries."""
+        with contextlib.suppress(ValueError, TypeError):
+            ahead_s = parsedate_to_datetime(date or "").timestamp() - self._clock()
+            self._ahead_s = ahead_s if abs(ahead_s) > CLOCKS_AGREE_S else 0.0
+
     @contextlib.contextmanager
-    def _translating(self) -> Iterator[None]:
+    def translating(self) -> Iterator[None]:
         """Turn what the client raises into what the loop understands, without a secret in it."""
         import requests
 
@@ -479,7 +225,13 @@ class KaggleClient:
             raise Unreachable("Kaggle answered with something else than JSON.") from None
         except ValueError as error:
             # The client's own: what it was given does not do.
-            raise Rejected(self._scrub(str(error))) from None
+            raise self.rejected(str(error)) from None
+
+    def rejected(self, text: str, *, stray: bool = False) -> Rejected:
+        """Return the refusal that is put in these words."""
+        error = Rejected(sentence(self._scrub(text)))
+        error.kind, error.stray = kind_of_refusal(text), stray
+        return error
 
     def _refusal(self, error: Any) -> MapsageError:
         code, message = error.response.status_code, ""
@@ -487,30 +239,50 @@ class KaggleClient:
             document = error.response.json()
             code = int(document.get("code", code))
             message = str(document.get("message", ""))
-        message = self._scrub(message)
+        message = sentence(self._scrub(message))
         if code == 429 or code >= 500:
-            return Unreachable(f"Kaggle cannot answer now (HTTP {code}).")
+            later = Unreachable(f"Kaggle cannot answer now (HTTP {code}).")
+            later.retry_after_s = _retry_after_s(error.response.headers.get("Retry-After"), self.now_s())
+            return later
+        said = f" (HTTP {code}): {message}" if message else f" (HTTP {code})."
         if code == 401:
             return Denied(
-                "Kaggle does not accept the credentials (HTTP 401).",
-                "Create a new token on kaggle.com (Settings, API).",
+                f"Kaggle does not accept the credentials{said}",
+                "Create a new token on kaggle.com (Settings, API), or run `kaggle auth login`.",
             )
         if code == 403:
-            return Denied(
-                f"The credentials do not allow it (HTTP 403){': ' + message if message else ''}.",
+            denied = Denied(
+                f"The credentials do not allow it{said}",
                 "Create a token with rights to notebooks and data sets on kaggle.com (Settings, API).",
             )
+            denied.kind = kind_of_refusal(message)
+            return denied
         if code == 404:
-            return Absent(f"Kaggle knows nothing of it (HTTP 404){': ' + message if message else ''}.")
-        return Rejected(message or f"Kaggle said no (HTTP {code}).")
+            return Absent(f"Kaggle knows nothing of it{said}")
+        return self.rejected(f"Kaggle said no{said}", stray=True)
 
     def _scrub(self, text: str) -> str:
         for name in ("token", "key"):
-            secret = self._api.config_values.get(name)
+            secret = self.api.config_values.get(name)
             if secret:
                 text = text.replace(str(secret), "***")
         text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1?***", text)
         return re.sub(r"KGAT_\w+", "***", text)[:500]
+
+
+def _epoch_s(moment: Any) -> float:
+    """Return a time of the client's, which is UTC without saying so, in seconds since the epoch."""
+    from datetime import timezone
+
+    return float((moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp())
+
+
+def _retry_after_s(value: str | None, now_s: float) -> float:
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, float(value or 0))
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, parsedate_to_datetime(value or "").timestamp() - now_s)
+    return 0.0
 
 
 def _imported() -> Any:
@@ -534,6 +306,10 @@ def _raise_unless_without_credentials(error: BaseException) -> None:
     refused = answer is not None and answer.status_code < 500 and answer.status_code != 429
     if isinstance(error, SystemExit) or refused:
         return
+    if answer is not None:  # it is there, and cannot now: for maintenance, or because it is asked too often
+        later = Unreachable(f"Kaggle cannot answer now (HTTP {answer.status_code}).", "Try again later.")
+        later.retry_after_s = max(LATER_S, _retry_after_s(answer.headers.get("Retry-After"), time.time()))
+        raise later from None
     if isinstance(error, requests.RequestException):
         raise Unreachable("Kaggle cannot be reached.", "Check the network, then try again.") from None
     raise MachineError(

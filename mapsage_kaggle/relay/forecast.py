@@ -9,6 +9,9 @@ from typing import Any
 
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.pace import Pace, quota_date_s
+from mapsage_kaggle.relay.client import Quota
+from mapsage_kaggle.relay.decide import Settings
+from mapsage_kaggle.relay.journal import Journal
 
 ASSUMED_ITERATION_S = 1.0
 ASSUMED_VALIDATION_S = 600.0
@@ -145,6 +148,47 @@ def plan_text(found: Plan, *, end: int, quota_left_s: float | None) -> str:
         if found.finish_by_quota_s is not None:
             lines.append(f"           {_date(found.finish_by_quota_s)} within the weekly quota")
     return "\n".join(lines)
+
+
+def still_to_come(
+    journal: Journal, settings: Settings, *, reserve_s: float, quota: Quota | None, now_s: float
+) -> str:
+    """Return what is still to come of a run, in one sentence; empty where that is not known."""
+    end = min((item for item in (journal.end, settings.until) if item), default=0)
+    start = journal.hand_over.iteration if journal.hand_over else 0
+    if not journal.learned or start >= end:
+        return ""
+    found = plan(
+        start=start,
+        end=end,
+        session_limit_s=settings.session_limit_s,
+        reserve_s=reserve_s,
+        learned=journal.learned,
+        now_s=now_s,
+        quota_s=quota.allowed_s if quota else None,
+        quota_left_s=quota.left_s if quota else None,
+    )
+    if not found.legs or not found.reaches_end:
+        return ""
+    finish = _date(found.finish_by_quota_s or found.finish_s)
+    left = format_duration(found.needed_s)
+    return f" Still to come: {len(found.legs)} session(s), {left}, until {finish}."
+
+
+def summary_text(journal: Journal, *, on_gpu: bool) -> str:
+    """Return what a run has cost and gained, as lines."""
+    sessions = journal.sessions
+    futile_s = sum(item.seconds for item in sessions if item.verdict not in ("completed", "progress"))
+    hours = sum(item.seconds for item in sessions) / 3600.0
+    kind = "GPU hours" if on_gpu else "hours"
+    return "\n".join(
+        [
+            f"sessions   {journal.num_sessions}",
+            f"{kind:<10} {hours:.1f}, {futile_s / 3600.0:.1f} of them gained nothing",
+            f"best       {journal.best or 'no score yet'}",
+            f"address    https://www.kaggle.com/code/{journal.owner}/{journal.slug}",
+        ]
+    )
 
 
 def _date(seconds: float) -> str:

@@ -1,30 +1,32 @@
-"""What a version that has ended left behind, and what that is worth."""
+"""What a version that has ended left behind, and what that is worth.
+
+What could not be listed, read or fetched is no finding: it is raised, and asked for again. A finding that
+says less than was hoped for (no record, another hash, an older checkpoint) carries a doubt, and is
+believed once a later look has found the same.
+"""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from mapsage_kaggle import errors
 from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256, manifest_sha256
 from mapsage_kaggle.checkpoints.names import kind_of
-from mapsage_kaggle.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_TRAINING
-from mapsage_kaggle.outside import visible_lines
+from mapsage_kaggle.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_MACHINE, EXIT_TRAINING
 from mapsage_kaggle.records import CheckpointRef, SessionRecord, read_record
-from mapsage_kaggle.relay.client import KaggleClient, OutputFile, Unreachable
-from mapsage_kaggle.relay.decide import Status
+from mapsage_kaggle.relay.answers import Unreachable, sentence
+from mapsage_kaggle.relay.client import KaggleClient
+from mapsage_kaggle.relay.client_notebooks import OutputFile
+from mapsage_kaggle.relay.decide import TRAINED_S, Status
 from mapsage_kaggle.relay.journal import Attempt, HandOver, Outcome, Verdict
+from mapsage_kaggle.relay.log import SessionLog, read_log
 
-MAX_DOWNLOADS = 3
-"""How many checkpoints of one version are looked at before it is given up."""
-DOWNLOAD_TRIES = 3
-
-_REFUSAL = re.compile(r"(?:mapsage_kaggle\.errors\.)?\b([A-Z]\w+): (.+)")
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+WORK_DIRS = "work_dirs/"
+NO_GPU = "An account whose phone number is not verified gets neither GPU nor Internet, whatever it asks for."
+ENDS = ("completed", "early")
+"""The stop reasons of a run that has come to its end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,128 +34,192 @@ class SessionOutput:
     """The files of a version that matter here.
 
     Attributes:
+        slug: The notebook.
+        version: Its version.
+        work_dir: The name of the work dir within the output.
         record: The session's record; None where there is none, or it cannot be read.
         manifest: Of the checkpoints.
-        files: All files of the work dir, by their name in it.
+        files: The files of the work dir that are listed, by their name in it.
+        others: Whether there are work dirs of other configs.
         log: What the session printed.
+        folder: Where the record and the manifest are, and checkpoints are put.
     """
 
+    slug: str
+    version: int
+    work_dir: str
     record: SessionRecord | None
     manifest: Manifest
     files: Mapping[str, OutputFile]
-    log: str
+    others: bool
+    log: SessionLog
+    folder: Path
+
+    def fetch(self, kaggle: KaggleClient, ref: CheckpointRef) -> str | None:
+        """Fetch a checkpoint, unless it is there; return its sha256, or None where there is no such file.
+
+        Raises:
+            Unreachable: It did not come.
+        """
+        target = self.folder / ref.file
+        if not (target.is_file() and file_sha256(target) == ref.sha256):
+            file = self.files.get(ref.file) or OutputFile(name=f"{self.work_dir}/{ref.file}")
+            if not kaggle.notebooks.download(self.slug, self.version, file, target):
+                return None
+        return file_sha256(target)
 
 
 def fetch(kaggle: KaggleClient, slug: str, version: int, *, stem: str, folder: Path) -> SessionOutput:
     """Fetch the record and the manifest of a version into ``folder``, and list the rest.
 
+    Args:
+        kaggle: Where it can be had.
+        slug: The notebook.
+        version: Its version.
+        stem: The config's name, which is its work dir's; empty for that of any.
+        folder: Made where needed.
+
     Raises:
-        Unreachable: Kaggle does not answer.
+        Unreachable: Kaggle does not answer, or shows neither a file nor a log yet.
     """
-    outputs, log = kaggle.outputs(slug, version)
-    marker = f"work_dirs/{stem}/"
+    outputs, kept_log = kaggle.notebooks.outputs(slug, version)
+    if not outputs and not kept_log:
+        raise Unreachable(f"Nothing of {slug} version {version} is listed yet.")
+    stems = [
+        item.name.partition(WORK_DIRS)[2].partition("/")[0] for item in outputs if WORK_DIRS in item.name
+    ]
+    stem = stem or next(iter(stems), "")
+    work_dir = f"{WORK_DIRS}{stem}"
     files = {
-        item.name.partition(marker)[2]: item
+        item.name.partition(f"{work_dir}/")[2]: item
         for item in outputs
-        if item.name.startswith(marker) or f"/{marker}" in item.name
+        if item.name.startswith(f"{work_dir}/") or f"/{work_dir}/" in item.name
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("session.json", "manifest.json"):
         (folder / name).unlink(missing_ok=True)
-        if name in files:
-            kaggle.download(files[name], folder / name)
-    record = read_record(folder / "session.json")
+        # A listing may be cut: what it does not name is asked for.
+        file = files.get(name) or OutputFile(name=f"{work_dir}/{name}")
+        kaggle.notebooks.download(slug, version, file, folder / name)
     try:
         manifest = Manifest.read(folder / "manifest.json")
     except (OSError, ValueError):
         manifest = Manifest()
-    return SessionOutput(record=record, manifest=manifest, files=files, log=plain_log(log))
+    return SessionOutput(
+        slug=slug,
+        version=version,
+        work_dir=work_dir,
+        record=read_record(folder / "session.json"),
+        manifest=manifest,
+        files=files,
+        others=any(item != stem for item in stems),
+        log=read_log(kept_log),
+        folder=folder,
+    )
 
 
 def judge(
-    kaggle: KaggleClient, slug: str, version: int, *, status: Status, left: SessionOutput, before: int,
-    resumed: bool, folder: Path,
-) -> Outcome:  # fmt: skip
+    kaggle: KaggleClient, left: SessionOutput, attempt: Attempt, *, status: Status, before: int, ran_s: float
+) -> Outcome:
     """Return what a version is worth.
 
     Args:
         kaggle: Where its checkpoints can be had.
-        slug: The notebook.
-        version: Its version.
-        status: How it ended.
         left: What :func:`fetch` gave.
+        attempt: The session.
+        status: How it ended.
         before: The iteration that was reached before it.
-        resumed: Whether it was to go on from something.
-        folder: Where :func:`fetch` wrote, and where a checkpoint in doubt is put.
+        ran_s: How long it ran as far as was seen.
+
+    Raises:
+        Unreachable: A checkpoint in doubt did not come.
     """
-    record = left.record
-    ref = newest_good(kaggle, left, sure=status == "complete", folder=folder)
+    record, log = left.record, left.log
+    if record is None and not left.files and left.others and not attempt.token:
+        return Outcome(status=status, verdict="skipped", message="It is of another config.")
+    ref, sure = newest_good(kaggle, left, complete=status == "complete", before=before)
     hand_over = None
     if ref is not None:
+        file = left.files.get(ref.file)
         hand_over = HandOver(
-            slug=slug, version=version, iteration=ref.iteration, file=left.files[ref.file].name,
+            slug=left.slug, version=left.version, iteration=ref.iteration,
+            file=file.name if file else f"{left.work_dir}/{ref.file}",
             sha256=ref.sha256, size_bytes=ref.size_bytes, attachable=status == "complete",
         )  # fmt: skip
-    message, code = refusal_in(left.log)
-    if record is not None:
-        message = record.message or message
-        if record.stop_reason == "refused":
-            code = record.exit_code or code
-    reached = ref.iteration if ref is not None else 0
-    if record is not None:
-        before = max(before, record.start_iteration)
-    verdict: Verdict = "progress" if reached > before else "none"
-    if record is not None and record.stop_reason == "completed" and reached >= record.max_iters > 0:
-        verdict = "completed"
-    elif verdict == "none" and code == EXIT_CHECKPOINT and resumed:
-        verdict = "unmounted"
-    elif verdict == "none" and code not in (EXIT_DONE, EXIT_TRAINING):
-        verdict = "hopeless"
+    refused = record is not None and record.stop_reason == "refused"
+    code = (record.exit_code or log.exit_code) if record is not None and refused else log.exit_code
+    verdict = _verdict(record, ref, attempt, code=code, before=before)
+    told_s = record.timings_s.get("session") if record is not None else None
+    seconds = float(told_s or (log.seconds if log.seen else ran_s))
+    trained = bool(ref) or log.iteration > 0 or (seconds > TRAINED_S and not refused)
+    final = record is not None and record.stop_reason != "running"
+    told = code not in (EXIT_DONE, EXIT_TRAINING) and not log.iteration
+    found = f"{verdict} {ref.file} {ref.sha256}" if ref is not None else verdict
+    best = record.best if record is not None else None
+    message = (record.message if record is not None else "") or log.refusal
     return Outcome(
         status=status,
         verdict=verdict,
         hand_over=hand_over,
         run_id=record.run_id if record else "",
         session_index=record.session_index if record else 0,
+        start_iteration=record.start_iteration if record else attempt.expect_iteration or 0,
+        started_s=record.started_s if record else 0.0,
+        seconds=seconds,
         max_iters=record.max_iters if record else 0,
         learned=record.learned.to_json() if record else {},
-        message=message,
+        best=f"{best.metric} {best.value:.2f}" if best is not None and best.value is not None else "",
+        trained=trained,
+        message=f"{sentence(message)} {NO_GPU}" if code == EXIT_MACHINE else message,
         exit_code=code or None,
+        doubt="" if (final and sure) or refused or told else found,
     )
 
 
-def with_uploaded(outcome: Outcome, stored: CheckpointRef, attempt: Attempt, *, before: int) -> Outcome:
-    """Return an outcome that counts what the session uploaded, where its output has nothing newer."""
-    reached = outcome.hand_over.iteration if outcome.hand_over else 0
-    if outcome.verdict == "completed" or stored.iteration <= max(reached, before):
-        return outcome
-    hand_over = HandOver(
-        slug=attempt.slug,
-        version=attempt.version,
-        iteration=stored.iteration,
-        file=stored.file,
-        sha256=stored.sha256,
-        size_bytes=stored.size_bytes,
-        attachable=False,
-    )
-    return replace(outcome, verdict="progress", hand_over=hand_over)
+def _verdict(
+    record: SessionRecord | None, ref: CheckpointRef | None, attempt: Attempt, *, code: int, before: int
+) -> Verdict:
+    start = record.start_iteration if record is not None and record.run_id else before
+    reached = ref.iteration if ref is not None else 0
+    ends = record is not None and ref is not None and record.stop_reason in ENDS
+    if ends and record is not None and (record.stop_reason == "early" or reached >= record.max_iters > 0):
+        return "completed"
+    if reached > start:
+        return "progress"
+    if code == EXIT_CHECKPOINT and attempt.expect_iteration is not None:
+        return "unmounted"
+    return "hopeless" if code not in (EXIT_DONE, EXIT_TRAINING) else "none"
+
+
+def gone(attempt: Attempt, *, ran_s: float) -> Outcome:
+    """Return what is left of a session whose notebook is not there any more."""
+    trained = ran_s > TRAINED_S
+    return Outcome(
+        status="gone", verdict="none", seconds=ran_s, trained=trained, doubt="gone",
+        start_iteration=attempt.expect_iteration or 0, message="Its notebook was deleted.",
+    )  # fmt: skip
 
 
 def newest_good(
-    kaggle: KaggleClient, left: SessionOutput, *, sure: bool, folder: Path
-) -> CheckpointRef | None:
-    """Return the newest checkpoint that is what the manifest says; None where there is none.
+    kaggle: KaggleClient, left: SessionOutput, *, complete: bool, before: int
+) -> tuple[CheckpointRef | None, bool]:
+    """Return the newest checkpoint that is what the manifest says, and whether that is sure.
 
     Where the version ended complete, its record was finalised and all agrees, that is believed.
-    Otherwise the file is fetched and its hash compared, and where it is another, the one before.
+    Otherwise the file is fetched and its hash compared, and where it is another, or missing, the one
+    before; then it is not sure, since a listing may be late. One below ``before`` is not looked at: there
+    is a better one.
+
+    Raises:
+        Unreachable: A file did not come.
     """
     record = left.record
     stated = {name: ref for name, ref in left.manifest.files.items() if kind_of(name) == "iter"}
     stated_ref = record.checkpoint if record is not None else None
     if stated_ref is not None and kind_of(stated_ref.file) == "iter":
         stated.setdefault(stated_ref.file, stated_ref)
-    sure = (
-        sure
+    if (
+        complete
         and record is not None
         and record.stop_reason != "running"
         and not left.manifest.pending
@@ -162,49 +228,22 @@ def newest_good(
         and left.manifest.files.get(stated_ref.file) is not None
         and left.manifest.files[stated_ref.file].sha256 == stated_ref.sha256
         and stated_ref.iteration == max(ref.iteration for ref in stated.values())
-    )
-    if sure:
-        return stated_ref
-    there = [ref for name, ref in stated.items() if name in left.files]
-    for ref in sorted(there, key=lambda ref: ref.iteration, reverse=True)[:MAX_DOWNLOADS]:
-        path = folder / ref.file
-        if _downloaded(kaggle, left.files[ref.file], path):
-            sha256 = manifest_sha256(path) or ref.sha256
-            if file_sha256(path) == sha256 and inspect(path, manifest_sha256=sha256).verdict == "resumable":
-                return CheckpointRef(
-                    file=ref.file, iteration=ref.iteration, sha256=sha256, size_bytes=path.stat().st_size
+    ):
+        return stated_ref, True
+    sure = bool(stated)
+    for ref in sorted(stated.values(), key=lambda ref: ref.iteration, reverse=True):
+        if ref.iteration < before:
+            return ref, sure
+        sha256 = left.fetch(kaggle, ref)
+        path = left.folder / ref.file
+        if sha256 is not None:
+            expected = manifest_sha256(path) or ref.sha256
+            if sha256 == expected and inspect(path, manifest_sha256=expected).verdict == "resumable":
+                size_bytes = path.stat().st_size
+                good = CheckpointRef(
+                    file=ref.file, iteration=ref.iteration, sha256=sha256, size_bytes=size_bytes
                 )
-        path.unlink(missing_ok=True)
-    return None
-
-
-def _downloaded(kaggle: KaggleClient, file: OutputFile, path: Path) -> bool:
-    for _ in range(DOWNLOAD_TRIES):
-        try:
-            kaggle.download(file, path)
-        except Unreachable:
-            continue
-        return True
-    return False
-
-
-def plain_log(log: str) -> str:
-    """Return a log as text; Kaggle keeps it as a JSON list of pieces."""
-    try:
-        pieces = json.loads(log)
-        text = "".join(str(piece.get("data", "")) for piece in pieces)
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        text = log
-    return visible_lines(_ANSI.sub("", text).replace("\r", "\n"))
-
-
-def refusal_in(log: str) -> tuple[str, int]:
-    """Return the kit's own refusal that ended a session, and its exit code; empty and 0 without one."""
-    for name, message in reversed(_REFUSAL.findall(log)):
-        kind = getattr(errors, name, None)
-        if isinstance(kind, type) and issubclass(kind, errors.MapsageError):
-            problem = message.strip()
-            if "--gpus" in problem:
-                problem += " An account whose phone number is not verified gets no GPU, whatever it asks for."
-            return problem, kind.exit_code
-    return "", 0
+                return good, sure
+            path.unlink(missing_ok=True)
+        sure = False
+    return None, sure and record is not None

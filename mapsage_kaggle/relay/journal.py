@@ -15,20 +15,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.paths import replace_file
 
 SCHEMA = 1
+T = TypeVar("T")
 
 Transport = Literal["self", "pingpong", "dataset"]
 TRANSPORTS: tuple[Transport, ...] = ("self", "pingpong", "dataset")
-"""The ways to hand a checkpoint on, cheapest first."""
+"""The ways to hand a checkpoint on."""
 
-Verdict = Literal["completed", "progress", "none", "unmounted", "hopeless"]
-"""How a session ended: the run is complete, it went on, it did not, it did not find what was handed
-on, or it cannot go on whatever is tried again."""
+Verdict = Literal["completed", "progress", "none", "unmounted", "hopeless", "skipped"]
+"""How a session ended: the run is complete, it went on, it did not, it did not find what was handed on,
+it cannot go on whatever is tried again; or it is none of this run's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,16 +63,28 @@ class Attempt:
     Attributes:
         slug: The notebook.
         version: The version that it has, or, before the push is known to have landed, will have.
-        token: Marks this push in the notebook's text, so that it is known again.
+        token: Marks this push in the notebook's text, so that it is known again; empty for a version that
+            no relay pushed.
         transport: How the checkpoint is handed on; None for a start from nothing.
         expect_iteration: Where the session must go on from; None for a start from nothing.
         limit_s: The session limit that it was told.
+        extend_to: The later end of the run that it was told.
         intended_s: When the push was written down, in seconds since the epoch.
         landed: Whether Kaggle is known to have it.
-        refusal: What Kaggle said in place of accepting the push.
+        found: Whether it was found on Kaggle, and is no push of this journal's.
+        began_s: When it was first seen to run, in seconds since the epoch; None until then.
+        ended_s: When it was first seen to have ended; None until then.
         status: How Kaggle says it ended; empty until then.
+        looks: How often its output was looked at in vain.
+        look_s: Not to look at its output before, in seconds since the epoch.
+        doubt: What the last look found, where it is not believed before it is seen again.
+        doubt_s: Since when every look has found that.
         verdict: What came of it; None until then.
+        session_index: Of the session in the run, where its record told.
+        start_iteration: Iterations done when it began, as far as is known.
         end_iteration: Iterations done in the newest good checkpoint after it.
+        trained: Whether it may have trained: its log shows an iteration, or it ran for long.
+        seconds: How long it ran, as far as is known.
         message: Why it ended as it did.
         exit_code: By the table of exit codes, where the session told a refusal.
     """
@@ -81,12 +95,23 @@ class Attempt:
     transport: Transport | None = None
     expect_iteration: int | None = None
     limit_s: float = 0.0
+    extend_to: int | None = None
     intended_s: float = 0.0
     landed: bool = False
-    refusal: str = ""
+    found: bool = False
+    began_s: float | None = None
+    ended_s: float | None = None
     status: str = ""
+    looks: int = 0
+    look_s: float = 0.0
+    doubt: str = ""
+    doubt_s: float = 0.0
     verdict: Verdict | None = None
+    session_index: int = 0
+    start_iteration: int = 0
     end_iteration: int = 0
+    trained: bool = False
+    seconds: float = 0.0
     message: str = ""
     exit_code: int | None = None
 
@@ -101,10 +126,16 @@ class Outcome:
         hand_over: The newest good checkpoint in its output, if any.
         run_id: Of the run, where the record tells.
         session_index: Of the session, where the record tells.
+        start_iteration: Iterations done when it began, where the record tells.
+        started_s: When it began, where the record tells, in seconds since the epoch.
+        seconds: How long it ran, as far as is known.
         max_iters: Where the run ends, where the record tells.
         learned: What the session learned, for the plan.
+        best: The best score so far, for people.
+        trained: Whether it may have trained.
         message: Why it ended as it did.
         exit_code: By the table of exit codes, where the session told a refusal.
+        doubt: Names what was found, where it is not sure: it is believed once it is found again.
     """
 
     status: str
@@ -112,10 +143,50 @@ class Outcome:
     hand_over: HandOver | None = None
     run_id: str = ""
     session_index: int = 0
+    start_iteration: int = 0
+    started_s: float = 0.0
+    seconds: float = 0.0
     max_iters: int = 0
     learned: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    best: str = ""
+    trained: bool = False
     message: str = ""
     exit_code: int | None = None
+    doubt: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upload:
+    """A version of the checkpoint data set that is on its way.
+
+    Attributes:
+        iteration: Of its checkpoint.
+        sizes: The size in bytes of each of its files.
+        since_s: When it was first uploaded, in seconds since the epoch.
+        tries: How often it was.
+        look_s: Not to look before.
+    """
+
+    iteration: int
+    sizes: Mapping[str, int]
+    since_s: float
+    tries: int = 1
+    look_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Denial:
+    """A refusal of Kaggle's that may be an accident, until it has been met often enough.
+
+    Attributes:
+        text: In Kaggle's words.
+        since_s: When it was first met, in seconds since the epoch.
+        count: How often it was, with nothing but it in between.
+    """
+
+    text: str
+    since_s: float
+    count: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,33 +197,51 @@ class Journal:
         owner: Whose account.
         slug: The notebook; with ``pingpong`` there is a second one beside it.
         config: The config that is trained.
-        attempts: The sessions, oldest first; only the last may be open.
+        attempts: The sessions, oldest first; only one may be open.
+        accounted: By notebook, the version up to which nothing is left to be read.
         earlier: Sessions before those, where the journal was rebuilt.
         hand_over: The newest good checkpoint.
-        refused: Transports that Kaggle has been seen to refuse.
+        refused: Transports that are not to be used any more in this run.
         stored_iteration: The iteration that the checkpoint data set is known to hold.
+        upload: A version of it that is on its way.
         run_id: Of the run, once a record told.
         max_iters: Where it ends, once a record told.
         learned: What the last session learned, for the plan.
+        best: The best score so far, for people.
+        overrides: The overrides of the config that every session is told.
+        extend_to: The later end of the run that every session is told.
         forgiven: How many attempts, from the oldest, no longer count: the relay was told to go on.
+        consented: How many attempts, from the oldest, may be lost: a person said so.
         rejected_pushes: How many pushes in a row came to nothing.
         retry_s: Not to push before, in seconds since the epoch.
+        retry_on: What is waited for until then.
+        dataset_read: Whether the checkpoint data set was looked at since the last session ended.
+        denial: A refusal that is not believed yet.
     """
 
     owner: str
     slug: str
     config: str
     attempts: tuple[Attempt, ...] = ()
+    accounted: Mapping[str, int] = dataclasses.field(default_factory=dict)
     earlier: int = 0
     hand_over: HandOver | None = None
     refused: tuple[Transport, ...] = ()
     stored_iteration: int | None = None
+    upload: Upload | None = None
     run_id: str = ""
     max_iters: int = 0
     learned: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    best: str = ""
+    overrides: tuple[str, ...] = ()
+    extend_to: int | None = None
     forgiven: int = 0
+    consented: int = 0
     rejected_pushes: int = 0
     retry_s: float = 0.0
+    retry_on: Literal["retry", "capacity", "quota"] = "retry"
+    dataset_read: bool = False
+    denial: Denial | None = None
     schema: int = SCHEMA
 
     @property
@@ -163,75 +252,134 @@ class Journal:
     @property
     def open(self) -> Attempt | None:
         """The session that has no verdict yet, if any."""
-        return self.attempts[-1] if self.attempts and self.attempts[-1].verdict is None else None
+        return next((attempt for attempt in self.attempts if attempt.verdict is None), None)
+
+    @property
+    def sessions(self) -> tuple[Attempt, ...]:
+        """The sessions of this run that have their verdict, oldest first."""
+        return tuple(item for item in self.attempts if item.verdict not in (None, "skipped"))
 
     @property
     def last(self) -> Attempt | None:
         """The last session that has its verdict."""
-        ended = [attempt for attempt in self.attempts if attempt.verdict is not None]
-        return ended[-1] if ended else None
+        return self.sessions[-1] if self.sessions else None
 
     @property
     def num_sessions(self) -> int:
         """How many sessions have been pushed in all."""
-        return self.earlier + len(self.attempts)
+        seen = self.earlier + len(self.sessions)
+        told = max((attempt.session_index for attempt in self.sessions), default=0)
+        return max(seen, told) + (self.open is not None)
+
+    @property
+    def end(self) -> int:
+        """Where the run ends: what a record told, or the later end that was asked for; 0 for unknown."""
+        return max(self.max_iters, self.extend_to or 0)
 
     @property
     def completed(self) -> bool:
-        """Whether the run has reached its end."""
-        return any(attempt.verdict == "completed" for attempt in self.attempts[self.forgiven :])
+        """Whether the run has come to its end, and no later one was asked for since."""
+        last = self.last
+        if last is None or last.verdict != "completed":
+            return False
+        return max(last.end_iteration, last.extend_to or 0) >= (self.extend_to or 0)
 
     @property
     def num_futile(self) -> int:
-        """How many sessions in a row, up to the last, ended without progress."""
+        """How many of the relay's sessions in a row, up to the last, ended without progress."""
         count = 0
         for attempt in reversed(self.attempts[self.forgiven :]):
-            if attempt.verdict is None:
-                continue
             if attempt.verdict in ("completed", "progress"):
                 break
-            count += 1
+            count += bool(attempt.verdict not in (None, "skipped") and attempt.token)
         return count
+
+    @property
+    def lost(self) -> Attempt | None:
+        """A session after which nothing is to be started from less than it reached.
+
+        It may have trained and seems to have left nothing; or it was told to go on from an iteration
+        that is no longer to be found.
+        """
+        iteration = self.hand_over.iteration if self.hand_over else 0
+        for attempt in self.attempts[self.consented :]:
+            if attempt.verdict == "skipped":
+                continue
+            if (attempt.expect_iteration or 0) > iteration or (attempt.trained and self.hand_over is None):
+                return attempt
+        return None
 
     # -- what happens to it
 
     def intending(self, attempt: Attempt) -> Journal:
-        """Return the journal in which a push is about to be sent."""
+        """Return the journal in which a session is open: about to be sent, or found on Kaggle."""
         if self.open is not None:
             raise ValueError("a session is open")
         return dataclasses.replace(self, attempts=(*self.attempts, attempt))
 
-    def landed(self, version: int) -> Journal:
+    def landed(self, version: int, slug: str = "") -> Journal:
         """Return the journal in which Kaggle has the open session, under this version."""
-        return dataclasses.replace(self._with_open(version=version, landed=True), rejected_pushes=0)
+        slug = slug or self._must_be_open().slug
+        journal = self.opening(version=version, slug=slug, landed=True)
+        return dataclasses.replace(journal, rejected_pushes=0)
 
-    def refused_push(self, message: str) -> Journal:
-        """Return the journal in which Kaggle answered the push with a refusal."""
-        return self._with_open(refusal=message)
+    def forgotten(
+        self, *, retry_s: float = 0.0, retry_on: Literal["retry", "capacity", "quota"] = "retry"
+    ) -> Journal:
+        """Return the journal in which the push that was intended has not happened.
 
-    def forgotten(self, *, retry_s: float = 0.0) -> Journal:
-        """Return the journal in which the push that was intended has not happened."""
+        Args:
+            retry_s: Not to push before, in seconds since the epoch.
+            retry_on: What is waited for until then. Only where that is nothing in particular does the
+                push count as one that came to nothing.
+        """
         attempt = self._must_be_open()
         if attempt.landed:
             raise ValueError(f"{attempt.slug} version {attempt.version} exists; it cannot be forgotten")
         return dataclasses.replace(
             self,
-            attempts=self.attempts[:-1],
-            rejected_pushes=self.rejected_pushes + 1,
+            attempts=tuple(item for item in self.attempts if item is not attempt),
+            rejected_pushes=self.rejected_pushes + (retry_on == "retry"),
             retry_s=retry_s,
+            retry_on=retry_on,
         )
 
     def without(self, transport: Transport) -> Journal:
-        """Return the journal in which a transport is known to be refused."""
+        """Return the journal in which a transport is not to be used any more."""
         return dataclasses.replace(self, refused=tuple(dict.fromkeys([*self.refused, transport])))
 
-    def stored(self, iteration: int) -> Journal:
-        """Return the journal in which the checkpoint data set holds this iteration."""
-        return dataclasses.replace(self, stored_iteration=iteration)
+    def stored(self, iteration: int | None) -> Journal:
+        """Return the journal in which the checkpoint data set holds this iteration, or it is not known."""
+        return dataclasses.replace(self, stored_iteration=iteration, upload=None)
+
+    def denied(self, text: str, now_s: float) -> Journal:
+        """Return the journal in which Kaggle refused something in these words."""
+        same = self.denial is not None and self.denial.text == text
+        denial = (
+            dataclasses.replace(self.denial, count=self.denial.count + 1)
+            if same and self.denial
+            else Denial(text=text, since_s=now_s)
+        )
+        return dataclasses.replace(self, denial=denial)
+
+    def doubting(self, doubt: str, *, now_s: float, look_s: float) -> Journal:
+        """Return the journal in which a look at the open session's output was not enough to judge it."""
+        attempt = self._must_be_open()
+        since_s = attempt.doubt_s if doubt and doubt == attempt.doubt else now_s
+        return self.opening(doubt=doubt, doubt_s=since_s, looks=attempt.looks + 1, look_s=look_s)
 
     def closed(self, outcome: Outcome) -> Journal:
         """Return the journal in which the open session has ended."""
         attempt = self._must_be_open()
+        # A refusal makes a record of its own, with an id of its own.
+        foreign = bool(self.run_id and outcome.run_id not in ("", self.run_id)) and outcome.hand_over
+        if foreign and attempt.token and not any(item.token for item in self.sessions):
+            # What was read so far was pushed by hand, and is of another run than the relay's. This one is
+            # looked at again, with nothing before it.
+            return self._forgetting_what_was_by_hand()
+        if foreign or outcome.verdict == "skipped":
+            message = f"It is of another run ({outcome.run_id})." if foreign else outcome.message
+            return self.opening(status=outcome.status, verdict="skipped", message=message)
         before = self.hand_over.iteration if self.hand_over else 0
         found = outcome.hand_over
         # What was carried along from the session before is no progress, but its place may be better.
@@ -240,37 +388,101 @@ class Journal:
             or found.iteration > before
             or (found.iteration == before and (found.attachable or not self.hand_over.attachable))
         )
-        journal = self._with_open(
+        journal = self.opening(
             status=outcome.status,
             verdict=outcome.verdict,
+            intended_s=attempt.intended_s or outcome.started_s,
+            session_index=outcome.session_index,
+            start_iteration=outcome.start_iteration,
             end_iteration=max(before, found.iteration if found else 0),
+            trained=outcome.trained,
+            seconds=outcome.seconds,
             message=outcome.message,
             exit_code=outcome.exit_code,
         )
         if outcome.verdict == "unmounted" and attempt.transport is not None:
             journal = journal.without(attempt.transport)
+        if better and found is not None and not found.attachable and outcome.verdict == "progress":
+            # Its output cannot be attached. From now on the data set is the way, which always works.
+            journal = journal.without("pingpong")
+        # Oldest first, whatever the order in which they were read; the last closed comes last among equals.
+        attempts = sorted(journal.attempts, key=lambda item: item.intended_s)
+        newest = better or self.hand_over is None
+        told = outcome.run_id and outcome.exit_code is None
         return dataclasses.replace(
             journal,
+            attempts=tuple(attempts),
             hand_over=found if better else self.hand_over,
-            run_id=outcome.run_id or self.run_id,
-            max_iters=outcome.max_iters or self.max_iters,
-            learned=outcome.learned or self.learned,
+            run_id=self.run_id or (outcome.run_id if told else ""),
+            max_iters=(outcome.max_iters if newest else 0) or self.max_iters or outcome.max_iters,
+            learned=(outcome.learned if newest else {}) or self.learned,
+            best=(outcome.best if newest else "") or self.best,
+            dataset_read=False,
         )
+
+    def _forgetting_what_was_by_hand(self) -> Journal:
+        attempts = tuple(
+            item if item.verdict is None else dataclasses.replace(item, verdict="skipped")
+            for item in self.attempts
+        )
+        return dataclasses.replace(
+            self, attempts=attempts, run_id="", hand_over=None, max_iters=0, learned={}, best=""
+        )
+
+    def offered(self, hand_over: HandOver | None) -> Journal:
+        """Return the journal that knows what the checkpoint data set holds of this run, if anything."""
+        journal = dataclasses.replace(self, dataset_read=True)
+        if hand_over is None:
+            return journal
+        journal = dataclasses.replace(journal, stored_iteration=hand_over.iteration)
+        if self.hand_over is not None and hand_over.iteration <= self.hand_over.iteration:
+            return journal
+        attempts = tuple(
+            dataclasses.replace(item, verdict="progress", end_iteration=hand_over.iteration)
+            if item is self.last and item.verdict == "none"
+            else item
+            for item in self.attempts
+        )
+        journal = dataclasses.replace(journal, hand_over=hand_over, attempts=attempts)
+        return journal.without("pingpong")
 
     def forgiving(self) -> Journal:
         """Return the journal in which the failures so far no longer count, and every way is open again."""
+        journal = self
+        if self.open is not None:
+            journal = self.opening(looks=0, look_s=0.0, ended_s=None)
         return dataclasses.replace(
-            self, forgiven=len(self.attempts), refused=(), rejected_pushes=0, retry_s=0.0
+            journal,
+            forgiven=len(self.attempts),
+            refused=(),
+            upload=None,
+            rejected_pushes=0,
+            retry_s=0.0,
+            denial=None,
         )
+
+    def consenting(self) -> Journal:
+        """Return the journal in which a person has agreed to a start from nothing.
+
+        A session whose output could not be seen is given up with it.
+        """
+        journal = self
+        attempt = self.open
+        if attempt is not None and attempt.landed and attempt.ended_s is not None:
+            journal = self.closed(Outcome(status=attempt.status, verdict="none", message="It was given up."))
+        return dataclasses.replace(journal, consented=len(journal.attempts))
+
+    def opening(self, **changes: Any) -> Journal:
+        """Return the journal in which the open session has changed."""
+        attempt = self._must_be_open()
+        changed = dataclasses.replace(attempt, **changes)
+        attempts = tuple(changed if item is attempt else item for item in self.attempts)
+        return dataclasses.replace(self, attempts=attempts)
 
     def _must_be_open(self) -> Attempt:
         if self.open is None:
             raise ValueError("no session is open")
         return self.open
-
-    def _with_open(self, **changes: Any) -> Journal:
-        attempt = dataclasses.replace(self._must_be_open(), **changes)
-        return dataclasses.replace(self, attempts=(*self.attempts[:-1], attempt))
 
     # -- on the disk
 
@@ -288,12 +500,7 @@ class Journal:
         try:
             if int(document["schema"]) > SCHEMA:
                 raise ValueError(f"schema {document['schema']} is newer than {SCHEMA}")
-            values = _known(cls, document)
-            values["attempts"] = tuple(Attempt(**_known(Attempt, item)) for item in values["attempts"])
-            if values["hand_over"] is not None:
-                values["hand_over"] = HandOver(**_known(HandOver, values["hand_over"]))
-            values["refused"] = tuple(values["refused"])
-            return cls(**values)
+            return _built(cls, document)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a journal: {error!r}") from error
 
@@ -312,16 +519,48 @@ class Journal:
             return cls.from_json(json.loads(path.read_bytes()))
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise UsageError(
                 f"{path} is no readable journal of the relay ({error}).",
                 "Move it away; the journal is then rebuilt from the versions on Kaggle.",
             ) from error
 
 
-def _known(kind: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
-    names = {item.name for item in dataclasses.fields(kind)}
-    return {key: value for key, value in document.items() if key in names}
+def _built(kind: type[T], document: Mapping[str, Any]) -> T:
+    """Return a dataclass made of a JSON object; names that it does not know are ignored.
+
+    Raises:
+        TypeError: A value is of another type than its field.
+    """
+    hints = get_type_hints(kind)
+    known = {item.name for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: _valued(hints[name], document[name]) for name in document if name in known})
+
+
+def _valued(hint: Any, value: Any) -> Any:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is UnionType or origin is Union:
+        if value is None:
+            return None
+        return _valued(next(item for item in inner if item is not NoneType), value)
+    if dataclasses.is_dataclass(hint):
+        return _built(hint, value)  # type: ignore[arg-type]
+    if origin is tuple and isinstance(value, list):
+        return tuple(_valued(inner[0], item) for item in value)
+    if origin is Literal:
+        fits = value in inner
+    elif hint is float:
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    elif hint is Any:
+        fits = True
+    else:
+        fits = isinstance(value, origin or hint) and not (hint is int and isinstance(value, bool))
+        if fits and isinstance(value, Mapping) and inner:
+            fits = all(isinstance(name, str) for name in value)
+            value = {name: _valued(inner[1], item) for name, item in value.items()}
+    if not fits:
+        raise TypeError(f"{value!r} is no {hint}")
+    return value
 
 
 @contextmanager
@@ -329,10 +568,15 @@ def held(path: Path) -> Iterator[None]:
     """Keep any other relay on this machine from working with the same journal.
 
     Raises:
-        UsageError: One does already.
+        UsageError: One does already, or the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UsageError(
+            f"{path.parent} cannot be written: {error.strerror}.", "Choose another --state folder."
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,15 +15,22 @@ from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.kit import kit_files, kit_sha256, own_home
 from mapsage_kaggle.relay.decide import Push
 from mapsage_kaggle.relay.journal import TRANSPORTS, Attempt
+from mapsage_kaggle.relay.log import NUMBER_KEY
 
 CODE_FILE = "mapsage_train.ipynb"
 NUM_GPUS: Mapping[str, int] = {"NvidiaTeslaT4": 2}
 """How many GPUs a machine of Kaggle's has, where that is known; the session insists on them."""
-RETIRED: Mapping[str, str] = {
-    "NvidiaTeslaP100": "torch on Kaggle has no kernels for it any more",
-    "Tpu1VmV38": "the kit trains on GPUs",
-    "TpuV38": "the kit trains on GPUs",
+MACHINES = (
+    "NvidiaTeslaT4", "NvidiaTeslaT4Highmem", "NvidiaTeslaA100", "NvidiaL4", "NvidiaL4X1", "NvidiaH100",
+    "NvidiaRtxPro6000",
+)  # fmt: skip
+"""The machines with a GPU that the documentation of Kaggle's client lists (November 2026)."""
+UNFIT: Mapping[str, str] = {
+    "NvidiaTeslaP100": "Kaggle has retired it, and torch there has no kernels for it any more",
+    **dict.fromkeys(("TpuV38", "Tpu1VmV38", "TpuV5E8", "TpuV6E8"), "the kit trains on GPUs"),
 }
+MAX_SOURCE_BYTES = 1 << 20
+"""Kaggle refuses a longer notebook, without a word."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +43,9 @@ class Job:
         machine: Kaggle's name of the machine; None for one without GPU.
         internet: Whether sessions get Internet.
         reserve: The notebook's ``RESERVE``.
+        reserve_s: The same in seconds.
         overrides: The notebook's ``OVERRIDES``.
+        extend_to: The notebook's ``EXTEND_TO``.
         upload_to: The notebook's ``UPLOAD_TO``: a data set that sessions upload to while they train.
     """
 
@@ -45,7 +54,9 @@ class Job:
     machine: str | None = "NvidiaTeslaT4"
     internet: bool = True
     reserve: str = "10m"
+    reserve_s: float = 600.0
     overrides: tuple[str, ...] = ()
+    extend_to: int | None = None
     upload_to: str | None = None
 
     @property
@@ -59,11 +70,13 @@ def parameters(push: Push, job: Job) -> dict[str, Any]:
     values: dict[str, Any] = {
         "CONFIG": job.config,
         "RESUME": "auto" if push.expect_iteration is None else "require",
+        "RUN": push.run_id or None,
         "EXPECT_ITERATION": push.expect_iteration,
         "SESSION_LIMIT": f"{push.limit_s:.0f}s",
         "RESERVE": job.reserve,
         "GPUS": 0 if job.machine is None else NUM_GPUS.get(job.machine, "auto"),
         "OVERRIDES": list(job.overrides),
+        "EXTEND_TO": push.extend_to,
         "UPLOAD_TO": job.upload_to,
         # The kit that plans the chain is the one that trains in it.
         "KIT_SHA256": kit_sha256(kit_files(own_home())),
@@ -94,7 +107,13 @@ def with_parameters(notebook: Mapping[str, Any], values: Mapping[str, Any], note
             f"The notebook's parameters cell does not have {', '.join(unknown)}.",
             "Take the notebook of this version of the kit.",
         )
-    lines = [f"# {note}", *(f"{name} = {value!r}" for name, value in values.items())]
+    lines = [
+        f"# {note}",
+        *(f"{name} = {value!r}" for name, value in values.items()),
+        # The session's first line: by this number Kaggle can be asked to end it.
+        "import json, os",
+        f"print(json.dumps({{{NUMBER_KEY!r}: os.environ.get('KAGGLE_CONTAINER_NAME', '')}}))",
+    ]
     injected: dict[str, Any] = {
         "cell_type": "code",
         "execution_count": None,
@@ -137,17 +156,39 @@ def metadata(push: Push, job: Job, owner: str) -> dict[str, Any]:
     }
 
 
+def check_machine(name: str) -> str | None:
+    """Return a machine's name as Kaggle writes it; None for ``none``.
+
+    Kaggle gives another machine for a name that it does not know, without a word.
+
+    Raises:
+        UsageError: It is none that the kit can train on.
+    """
+    if name.lower() == "none":
+        return None
+    known = {item.lower(): item for item in (*MACHINES, *UNFIT)}
+    found = known.get(name.lower())
+    if found is None:
+        raise UsageError(
+            f"--machine {name} is none of Kaggle's.", f"Take one of {', '.join(MACHINES)}, or none."
+        )
+    if found in UNFIT:
+        raise UsageError(f"--machine {name}: {UNFIT[found]}.", "Take NvidiaTeslaT4.")
+    return found
+
+
 def title_of(slug: str) -> str:
     """Return a title that Kaggle makes the same slug of."""
     return slug.replace("-", " ")
 
 
-def mark(attempt: Attempt) -> str:
+def mark(attempt: Attempt, run_id: str = "") -> str:
     """Return the line by which a push is known again, and all that it was, in the text of a version."""
     way = attempt.transport or "nothing"
     return (
         f"Set by mapsage-kaggle relay: push {attempt.token} at {attempt.intended_s:.0f}, handed on by {way}, "
         f"for {attempt.limit_s:.0f} s, from iteration {attempt.expect_iteration or 0}"
+        + (f" of run {run_id}" if run_id else "")
     )
 
 
@@ -185,7 +226,13 @@ def write_kernel(folder: Path, push: Push, job: Job, *, owner: str, attempt: Att
         notebook = json.loads(job.notebook.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{job.notebook} is no readable notebook: {error}.") from error
-    document = with_parameters(notebook, parameters(push, job), mark(attempt))
+    document = with_parameters(notebook, parameters(push, job), mark(attempt, push.run_id))
+    num_bytes = len(json.dumps(document))
+    if num_bytes > MAX_SOURCE_BYTES:
+        raise UsageError(
+            f"{job.notebook} has {num_bytes:,} bytes; Kaggle takes {MAX_SOURCE_BYTES:,} at most.",
+            "Clear the outputs of its cells.",
+        )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / CODE_FILE).write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
-import re
 import secrets
 import shutil
 import time
@@ -13,47 +11,42 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256
-from mapsage_kaggle.checkpoints.names import kind_of
 from mapsage_kaggle.clock import format_duration
-from mapsage_kaggle.errors import EXIT_DONE, MachineError, MapsageError, UsageError
-from mapsage_kaggle.records import CheckpointRef, read_record
-from mapsage_kaggle.relay import harvest
-from mapsage_kaggle.relay.client import Absent, Denied, KaggleClient, Quota, Rejected, Unreachable
+from mapsage_kaggle.errors import MachineError, MapsageError, UsageError
+from mapsage_kaggle.relay import forecast, harvest
+from mapsage_kaggle.relay.answers import Refusal, Unreachable, sentence
+from mapsage_kaggle.relay.client import KaggleClient
 from mapsage_kaggle.relay.decide import (
     ACTIVE,
-    ENDED,
+    BELIEVED_S,
+    LOST_S,
+    MAX_STRAY,
+    PROOF_S,
+    QUOTA_LOOK_S,
     Action,
     Adopt,
     Fetch,
+    Follow,
     Forget,
-    Observation,
+    Note,
     Push,
     Settings,
-    Status,
     Stop,
     Store,
+    Stored,
+    Version,
     Wait,
     decide,
 )
-from mapsage_kaggle.relay.journal import Attempt, HandOver, Journal
+from mapsage_kaggle.relay.journal import Attempt, HandOver, Journal, Outcome
 from mapsage_kaggle.relay.kernel import Job, attempt_of, write_kernel
+from mapsage_kaggle.relay.log import LogFollower
+from mapsage_kaggle.relay.look import Watch
+from mapsage_kaggle.relay.progress import Reporter, progress_text
+from mapsage_kaggle.relay.store import CheckpointDataset
 
-MAX_SILENCE_S = 6 * 3600.0
-"""For how long Kaggle may be unreachable before the relay gives up; the session goes on meanwhile."""
-MAX_BACK_OFF_S = 600.0
-READY_S = 1800.0
-"""How long Kaggle may take over a version of the checkpoint data set."""
-LOOK_BACK = 5
-"""How many versions, from the newest, are looked at where there is no journal."""
-LATE_RECORD_LOOKS = 3
-"""How often a version that ended complete is looked at again where its output has no record yet."""
-
-CLOCKS_DIFFER_S = 3600.0
-"""By how much this machine's clock may be ahead of Kaggle's."""
-
-_ITERATION = re.compile(r"^\[(\d+)/(\d+)\]")
-_SCORE = re.compile(r"mIoU\s+(\d+(?:\.\d+)?)")
+CAPACITY_LOOK_S = 600.0
+"""Between two tries while other sessions of the account take all places."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,20 +80,6 @@ class Places:
         return self.folder / "upload"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Found:
-    """A version that is on Kaggle and in no journal."""
-
-    attempt: Attempt
-    status: Status
-    left: harvest.SessionOutput | None
-
-    @property
-    def index(self) -> int:
-        record = self.left.record if self.left is not None else None
-        return record.session_index if record is not None else 0
-
-
 @dataclass(kw_only=True)
 class Relay:
     """Runs a chain of sessions. Everything it has to remember is in the journal.
@@ -110,409 +89,372 @@ class Relay:
         settings: What was asked.
         job: What is trained.
         places: Where it keeps what it knows.
-        say: Told what happens, one line each.
-        now_s: Seconds since the epoch; injected in tests.
+        reporter: Told what happens.
         sleep: Injected in tests.
         jitter: Between 0.8 and 1.2, so that many relays do not ask in step.
+        follow: Whether the logs of running sessions are followed.
+        notify: Called with a message where a session has ended, if anybody wants to know.
     """
 
     kaggle: KaggleClient
     settings: Settings
     job: Job
     places: Places
-    say: Callable[[str], None] = print
-    now_s: Callable[[], float] = time.time
+    reporter: Reporter = field(default_factory=Reporter)
     sleep: Callable[[float], None] = time.sleep
     jitter: Callable[[], float] = field(default=lambda: random.uniform(0.8, 1.2))
-    _said: str = field(default="", init=False, repr=False)
-    _busy_since_s: float | None = field(default=None, init=False, repr=False)
-    _quota: Quota | None = field(default=None, init=False, repr=False)
-    _progress: str = field(default="", init=False, repr=False)
+    follow: bool = True
+    notify: Callable[[str], None] | None = None
+    journal: Journal = field(init=False)
+    _from_nothing: bool = field(default=False, init=False)
+    _failures: int = field(default=0, init=False)
+    _follower: tuple[tuple[str, int], LogFollower] | None = field(default=None, init=False)
 
-    def run(self, *, once: bool = False, again: bool = False) -> int:
-        """Go on until the run is over or something is in the way; return the exit code.
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.dataset = CheckpointDataset(
+            kaggle=self.kaggle, ref=settings.checkpoint_dataset, fetched=self.places.fetched,
+            folder=self.places.upload, stem=self.job.stem,
+        )  # fmt: skip
+        self.watch = Watch(
+            kaggle=self.kaggle, settings=settings, dataset=self.dataset, on_gpu=self.job.machine is not None
+        )
+
+    def run(self, *, once: bool = False, again: bool = False, from_nothing: bool = False) -> Stop | Wait:
+        """Go on until the run is over or something needs a person; return what that is.
 
         Args:
-            once: End instead of waiting, for schedulers.
+            once: End instead of waiting, for schedulers; what is waited for is returned.
             again: Failures so far no longer count.
+            from_nothing: A person consents to lose what cannot be found.
 
         Raises:
             UsageError: The journal is another run's.
-            MachineError: Kaggle could not be reached for hours, or does not accept the credentials.
+            MachineError: Kaggle does not accept the credentials, or the disk is full.
         """
-        journal = self._journal()
-        if again:
-            journal = self._keep(journal.forgiving())
-        silent_since_s: float | None = None
-        failures = 0
-        while True:
-            try:
-                action = decide(journal, self.look(journal), self.settings)
-                if isinstance(action, Stop):
-                    return self._end(action)
-                if isinstance(action, Wait):
-                    self._emit(action.reason + self._progress)
+        try:
+            self.open(again=again, from_nothing=from_nothing)
+            while True:
+                step = self.step()
+                if isinstance(step, Stop):
+                    return step
+                if isinstance(step, Wait):
+                    self.reporter.say(f"{step.reason}.")
                     if once:
-                        return EXIT_DONE
-                    self._wait(action, journal)
-                else:
-                    journal = self.act(action, journal)
-                    if isinstance(action, Forget) and action.then is not None:
-                        return self._end(action.then)
-                silent_since_s, failures = None, 0
-            except Unreachable as error:
-                now = self.now_s()
-                silent_since_s = now if silent_since_s is None else silent_since_s
-                failures += 1
-                if now - silent_since_s > MAX_SILENCE_S or (once and failures > 3):
-                    raise
-                pause_s = min(MAX_BACK_OFF_S, self.settings.poll_s * 2 ** min(failures - 1, 8))
-                self._emit(f"{error} Trying again in {format_duration(pause_s)}.")
-                self.sleep(pause_s * self.jitter())
-                # What was done before the failure is in the journal, whatever this variable holds.
-                journal = Journal.read(self.places.journal) or journal
+                        return step
+                    self._wait(step)
+        except OSError as error:
+            raise MachineError(
+                f"{error.filename or self.places.folder} cannot be written: {error.strerror or error}.",
+                "Make room, or choose another --state folder; then run the relay again.",
+            ) from error
 
-    def _journal(self) -> Journal:
+    def open(self, *, again: bool = False, from_nothing: bool = False) -> None:
+        """Read the journal, or begin one."""
         journal = Journal.read(self.places.journal)
-        if journal is None:
-            self._emit("There is no journal; looking at what is on Kaggle.")
-            return self._keep(self._patiently(self.rebuild))
         asked = (self.settings.owner, self.settings.slug, self.job.config)
-        if (journal.owner, journal.slug, journal.config) != asked:
+        if journal is None:
+            self.reporter.say("There is no journal; looking at what is on Kaggle.")
+            journal = Journal(owner=asked[0], slug=asked[1], config=asked[2])
+        elif (journal.owner, journal.slug, journal.config) != asked:
             raise UsageError(
                 f"{self.places.journal} is of {journal.config} in {journal.owner}/{journal.slug}, not of "
                 f"{asked[2]} in {asked[0]}/{asked[1]}.",
                 "Give another --state folder for another run.",
             )
-        return journal
+        self._from_nothing = from_nothing
+        journal = dataclasses.replace(
+            journal,
+            overrides=self.job.overrides or journal.overrides,
+            extend_to=self.job.extend_to or journal.extend_to,
+        )
+        self._keep(journal.forgiving() if again else journal)
 
-    def _patiently(self, look: Callable[[], Journal]) -> Journal:
-        for failures in range(1, 6):
-            try:
-                return look()
-            except Unreachable as error:
-                self._emit(f"{error} Trying again.")
-                self.sleep(self.settings.poll_s * 2**failures * self.jitter())
-        return look()
-
-    # -- looking
-
-    def look(self, journal: Journal) -> Observation:
-        """Return what is seen on Kaggle, as far as the next decision needs it.
+    def step(self) -> Stop | Wait | None:
+        """Look, decide and do one thing; return why nothing is to be done now, if that is so.
 
         Raises:
-            Unreachable: It cannot be seen now.
-            MachineError: The credentials do not allow it.
+            MapsageError: It needs a person; the message says why and what to do.
         """
-        attempt, now_s = journal.open, self.now_s()
-        if attempt is not None and attempt.landed:
-            status = self.kaggle.status(attempt.slug, attempt.version)
-            return Observation(now_s=now_s, statuses={(attempt.slug, attempt.version): status})
-        latest = {slug: self.kaggle.newest_version(slug) for slug in self._slugs(journal)}
-        if attempt is not None:
-            landed = self._find(attempt, latest.get(attempt.slug, 0))
-            return Observation(now_s=now_s, latest=latest, landed=landed)
-        statuses = self._statuses(journal, latest)
-        busy = any(status in ACTIVE for status in statuses.values())
-        self._busy_since_s = (self._busy_since_s or now_s) if busy else None
-        if busy:
-            return Observation(now_s=now_s, latest=latest, statuses=statuses, busy_since_s=self._busy_since_s)
-        missing = tuple(
-            f"data set {ref}" for ref in self.settings.datasets if not self.kaggle.has_dataset(ref)
-        )
-        self._quota = self.kaggle.quota() if self.job.machine is not None else None
-        return Observation(
-            now_s=now_s,
-            latest=latest,
-            statuses=statuses,
-            missing=missing,
-            quota_left_s=self._quota.left_s if self._quota else None,
-            quota_renews=self._quota.renews if self._quota else "",
-        )
-
-    def _slugs(self, journal: Journal) -> tuple[str, ...]:
-        return journal.slugs if self.settings.transport in ("auto", "pingpong") else journal.slugs[:1]
-
-    def _find(self, attempt: Attempt, newest: int) -> int | None:
-        """Return the version that an intended push became, by the mark in its text."""
-        for version in range(newest, attempt.version - 1, -1):
+        try:
+            seen = self.watch.look(self.journal)
+            attempt = self.journal.open
             if (
-                attempt_of(self.kaggle.source(attempt.slug, version), attempt.slug, version).token
-                == attempt.token
+                attempt is not None
+                and attempt.landed
+                and attempt.began_s is None
+                and seen.status == "running"
             ):
-                return version
-        return None
+                self._keep(self.journal.opening(began_s=seen.now_s))
+            action = decide(self.journal, seen, self.settings)
+            if isinstance(action, Stop) and action.consent and self._from_nothing:
+                self._from_nothing = False
+                self._keep(self.journal.consenting())
+                return None
+            if not isinstance(action, (Stop, Wait)):
+                self.act(action)
+            if self.journal.denial is not None and not (isinstance(action, Wait) and action.on == "retry"):
+                self._keep(dataclasses.replace(self.journal, denial=None))
+            self._failures = 0
+            return action if isinstance(action, (Stop, Wait)) else None
+        except Unreachable as error:
+            pause_s = max(error.retry_after_s, self.settings.pause_s(self._failures))
+            self._failures += 1
+            reason = f"{error.problem} It is asked again in {format_duration(pause_s)}".rstrip(".")
+            return Wait(seconds=pause_s, on="kaggle", reason=reason)
+        except Refusal as error:
+            return self._denied(error)
 
-    def _statuses(self, journal: Journal, latest: dict[str, int]) -> dict[tuple[str, int], Status]:
-        """Return how the versions are doing that are not known to have ended."""
-        ended = {(item.slug, item.version) for item in journal.attempts if item.verdict is not None}
-        statuses: dict[tuple[str, int], Status] = {}
-        for slug, newest in latest.items():
-            for version in range(newest, max(0, newest - LOOK_BACK), -1):
-                if (slug, version) in ended:
-                    break
-                statuses[slug, version] = self.kaggle.status(slug, version)
-        return statuses
-
-    # -- where there is no journal
-
-    def rebuild(self) -> Journal:
-        """Return a journal made from the versions on Kaggle and the records in their outputs.
+    def _denied(self, error: Refusal) -> Wait:
+        """Take a refusal for an accident, until it has been met three times over an hour.
 
         Raises:
-            Unreachable: They cannot be seen now.
+            Refusal: It is believed.
         """
-        journal = Journal(owner=self.settings.owner, slug=self.settings.slug, config=self.job.config)
-        found: list[_Found] = []
-        for slug in self._slugs(journal):
-            newest = self.kaggle.newest_version(slug)
-            for version in range(newest, max(0, newest - LOOK_BACK), -1):
-                status = self.kaggle.status(slug, version)
-                if status == "new":
-                    continue
-                attempt = attempt_of(self.kaggle.source(slug, version), slug, version)
-                if attempt.intended_s == 0 and status not in ENDED:
-                    # Pushed by hand; since when is not known.
-                    limit_s = self.settings.session_limit_s
-                    attempt = dataclasses.replace(attempt, intended_s=self.now_s(), limit_s=limit_s)
-                left = self._fetch(slug, version) if status in ENDED else None
-                found.append(_Found(attempt=attempt, status=status, left=left))
-                record = left.record if left is not None else None
-                if record is not None and record.end_iteration > record.start_iteration:
-                    break
-        # A version that somebody pushed by hand does not say when, but its record says which it was.
-        found.sort(key=lambda item: (item.attempt.intended_s, item.index, item.attempt.version))
-        if found:
-            journal = dataclasses.replace(journal, earlier=max(0, found[0].index - 1))
-        return self._retrace(journal, found)
-
-    def _retrace(self, journal: Journal, found: list[_Found]) -> Journal:
-        """Put what was found into the journal, oldest first."""
-        for index, item in enumerate(found):
-            if journal.open is not None:
-                two = f"{journal.open.slug} version {journal.open.version} and {item.attempt.slug}"
-                self._emit(f"{two} version {item.attempt.version} are both going on; the latter is followed.")
-                journal = dataclasses.replace(journal, attempts=journal.attempts[:-1])
-            journal = journal.intending(item.attempt)
-            if item.left is not None:
-                journal = self._close(journal, item.left, item.status, newest=index == len(found) - 1)
-        return journal
+        if not error.stray or error.kind in ("suspended", "verification", "size"):
+            raise error
+        now_s = self.kaggle.now_s()
+        self._keep(self.journal.denied(error.problem, now_s))
+        denial = self.journal.denial
+        assert denial is not None
+        if denial.count > MAX_STRAY and now_s - denial.since_s >= self.settings.scaled(BELIEVED_S):
+            self._keep(dataclasses.replace(self.journal, denial=None))
+            raise error
+        pause_s = self.settings.scaled(BELIEVED_S / 2 + 60.0)
+        reason = f"{error.problem} It is asked again in {format_duration(pause_s)}"
+        return Wait(seconds=pause_s, on="kaggle", reason=reason)
 
     # -- doing
 
-    def act(self, action: Action, journal: Journal) -> Journal:
-        """Do what was decided, and return the journal, which is on the disk by then."""
+    def act(self, action: Action) -> None:
+        """Do what was decided; by then it is in the journal, which is on the disk."""
+        journal = self.journal
         if isinstance(action, Push):
-            return self._push(action, journal)
-        if isinstance(action, Fetch):
-            return self._harvest(action, journal)
-        if isinstance(action, Store):
-            return self._store(action.hand_over, journal)
-        if isinstance(action, Adopt):
-            self._emit(f"The push did land, as version {action.version}.")
-            return self._keep(journal.landed(action.version))
-        if isinstance(action, Forget):
-            return self._keep(journal.forgotten(retry_s=action.retry_s))
-        raise TypeError(f"{action} is nothing to do")
+            self._push(action)
+        elif isinstance(action, Fetch):
+            self._harvest(action)
+        elif isinstance(action, Follow):
+            self._follow_version(action.version)
+        elif isinstance(action, Store):
+            self._store(action.hand_over)
+        elif isinstance(action, Stored):
+            shutil.rmtree(self.places.upload, ignore_errors=True)
+            self._keep(journal.stored(action.iteration))
+        elif isinstance(action, Note):
+            self._note(action)
+        elif isinstance(action, Adopt):
+            self.reporter.say(f"The session is found as {action.slug} version {action.version}.")
+            self._keep(journal.landed(action.version, action.slug))
+        elif isinstance(action, Forget):
+            self._keep(journal.forgotten(retry_s=action.retry_s))
+        else:
+            raise TypeError(f"{action} is nothing to do")
 
-    def _push(self, push: Push, journal: Journal) -> Journal:
-        token = secrets.token_hex(8)
+    def _push(self, push: Push) -> None:
         attempt = Attempt(
             slug=push.slug,
             version=push.version,
-            token=token,
+            token=secrets.token_hex(8),
             transport=push.transport,
             expect_iteration=push.expect_iteration,
             limit_s=push.limit_s,
-            intended_s=round(self.now_s()),
+            extend_to=push.extend_to,
+            intended_s=round(self.kaggle.now_s()),
         )
-        write_kernel(self.places.kernel, push, self.job, owner=self.settings.owner, attempt=attempt)
+        job = dataclasses.replace(self.job, overrides=self.journal.overrides)
+        write_kernel(self.places.kernel, push, job, owner=self.settings.owner, attempt=attempt)
         # On the disk before it is sent: from here on a kill, a restart or a lost answer leads to a look
         # at the versions, never to a second push.
-        journal = self._keep(journal.intending(attempt))
+        self._keep(self.journal.intending(attempt))
         start = "from nothing" if push.expect_iteration is None else f"from iteration {push.expect_iteration}"
         way = f", handed on by {push.transport}" if push.transport else ""
-        self._emit(f"Pushing {journal.owner}/{push.slug} version {push.version}: {start}{way}.")
+        name = f"{self.journal.owner}/{push.slug} version {push.version}"
+        self.reporter.say(f"Pushing {name}: {start}{way}.")
         try:
-            pushed = self.kaggle.push(self.places.kernel, limit_s=push.limit_s, machine=self.job.machine)
-        except Denied:
-            self._keep(journal.forgotten())
-            raise
-        except (Rejected, Absent) as error:
-            return self._keep(journal.refused_push(str(error)))
-        if pushed.slug and pushed.slug != push.slug:
-            message = f"it was filed under {pushed.slug}, whose title does not match the slug {push.slug}"
-            return self._keep(journal.refused_push(message))
-        if not pushed.version:
-            return journal
-        journal = journal.landed(pushed.version)
-        if push.kernel_sources and push.transport is not None and pushed.invalid_kernels:
-            self._emit(
-                f"Kaggle refused {', '.join(pushed.invalid_kernels)} as a source; this session will end."
+            pushed = self.kaggle.notebooks.push(
+                self.places.kernel, limit_s=push.limit_s, machine=self.job.machine
             )
+        except Refusal as error:
+            self._not_pushed(error)
+            return
+        if not pushed.version:
+            return
+        if (pushed.slug or push.slug, pushed.version) != (push.slug, push.version):
+            self.reporter.say(
+                f"Kaggle has filed it as {pushed.slug or push.slug} version {pushed.version}: the notebook "
+                "was renamed, or somebody else has pushed as well."
+            )
+        journal = self.journal.landed(pushed.version, pushed.slug)
+        if push.kernel_sources and push.transport is not None and pushed.invalid_kernels:
+            names = ", ".join(pushed.invalid_kernels)
+            self.reporter.say(f"Kaggle refused {names} as a source; this session will end.")
             journal = journal.without(push.transport)
         if pushed.invalid_datasets:
-            self._emit(f"Kaggle did not attach {', '.join(pushed.invalid_datasets)}; this session will end.")
-        return self._keep(journal)
+            names = ", ".join(pushed.invalid_datasets)
+            self.reporter.say(f"Kaggle did not attach {names}; this session will end.")
+        self._keep(journal)
 
-    def _harvest(self, action: Fetch, journal: Journal) -> Journal:
-        self._progress = ""
-        left = self._fetch(action.slug, action.version)
-        for _ in range(LATE_RECORD_LOOKS):
-            if left.record is not None or action.status != "complete":
-                break
-            # The listing can lag behind the status.
-            self.sleep(self.settings.poll_s * self.jitter())
-            left = self._fetch(action.slug, action.version)
-        return self._keep(self._close(journal, left, action.status, newest=True))
+    def _not_pushed(self, error: Refusal) -> None:
+        """Wait for what comes by itself; the rest is an accident, or for a person.
 
-    def _fetch(self, slug: str, version: int) -> harvest.SessionOutput:
-        folder = self.places.fetched / f"{slug}-v{version}"
-        return harvest.fetch(self.kaggle, slug, version, stem=self.job.stem, folder=folder)
-
-    def _close(
-        self, journal: Journal, left: harvest.SessionOutput, status: Status, *, newest: bool
-    ) -> Journal:
-        attempt = journal.open
-        assert attempt is not None
-        before = journal.hand_over.iteration if journal.hand_over else 0
-        outcome = harvest.judge(
-            self.kaggle, attempt.slug, attempt.version, status=status, left=left, before=before,
-            resumed=attempt.expect_iteration is not None,
-            folder=self.places.fetched / f"{attempt.slug}-v{attempt.version}",
-        )  # fmt: skip
-        stored = self._uploaded(attempt, outcome.run_id or journal.run_id) if newest else None
-        if stored is not None:
-            outcome = harvest.with_uploaded(outcome, stored, attempt, before=before)
-        reached = f"iteration {outcome.hand_over.iteration}" if outcome.hand_over else "no checkpoint"
-        message = f" {outcome.message}" if outcome.message else ""
-        self._emit(
-            f"{journal.owner}/{attempt.slug} version {attempt.version} ended {status}: {outcome.verdict}, "
-            f"{reached}.{message}"
-        )
-        return dataclasses.replace(
-            journal.closed(outcome), stored_iteration=stored.iteration if stored is not None else None
-        )
-
-    def _uploaded(self, attempt: Attempt, run_id: str) -> CheckpointRef | None:
-        """Return the checkpoint that the session itself has put into the checkpoint data set, if it has."""
-        ref = self.settings.checkpoint_dataset
-        names = self.kaggle.dataset_files(ref) if ref else ()
-        if not {"session.json", "manifest.json"} <= set(names):
-            return None
-        folder = self.places.fetched / "dataset"
-        record = read_record(self.kaggle.fetch_from_dataset(ref, "session.json", folder))
-        # Without a run id to compare, it may be an earlier run's.
-        ours = record is not None and (
-            record.run_id == run_id if run_id else record.started_s > attempt.intended_s - CLOCKS_DIFFER_S
-        )
-        if not ours:
-            return None
-        manifest = Manifest.read(self.kaggle.fetch_from_dataset(ref, "manifest.json", folder))
-        there = [item for name, item in manifest.files.items() if name in names and kind_of(name) == "iter"]
-        return max(there, key=lambda item: item.iteration, default=None)
-
-    def _store(self, hand_over: HandOver, journal: Journal) -> Journal:
-        ref = self.settings.checkpoint_dataset
-        self._prepare_upload(hand_over)
-        self._emit(f"Putting iteration {hand_over.iteration} into the data set {ref}.")
-        self.kaggle.upload(self.places.upload, ref, f"iteration {hand_over.iteration}")
-        give_up_s = self.now_s() + READY_S
-        while not self.kaggle.dataset_is_ready(ref):
-            if self.now_s() > give_up_s:
-                raise MachineError(
-                    f"Kaggle is not done with {ref} after {format_duration(READY_S)}.",
-                    "Run the relay again later.",
-                )
-            self.sleep(self.settings.poll_s / 4 * self.jitter())
-        shutil.rmtree(self.places.upload, ignore_errors=True)
-        return self._keep(journal.stored(hand_over.iteration))
-
-    def _prepare_upload(self, hand_over: HandOver) -> None:
-        """Put the checkpoint and its record into one flat folder: a data set's folders may be lost."""
-        source = self.places.fetched / f"{hand_over.slug}-v{hand_over.version}"
-        name = Path(hand_over.file).name
-        if not (source / name).is_file() or file_sha256(source / name) != hand_over.sha256:
-            self._refetch(hand_over, source / name)
-        folder = self.places.upload
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        shutil.copyfile(source / name, folder / name)
-        if (source / "session.json").is_file():
-            shutil.copyfile(source / "session.json", folder / "session.json")
-        ref = CheckpointRef(
-            file=name,
-            iteration=hand_over.iteration,
-            sha256=hand_over.sha256,
-            size_bytes=hand_over.size_bytes,
-        )
-        Manifest().with_file(ref).write(folder / "manifest.json")
-        owner_slug = self.settings.checkpoint_dataset
-        metadata = {
-            "id": owner_slug,
-            "title": owner_slug.partition("/")[2].replace("-", " "),
-            "licenses": [{"name": "other"}],
+        Raises:
+            MapsageError: It is for a person, or may be an accident.
+        """
+        kind, now_s = error.kind, self.kaggle.now_s()
+        if kind == "capacity":
+            retry_s = now_s + self.settings.scaled(CAPACITY_LOOK_S)
+            self._keep(self.journal.forgotten(retry_s=retry_s, retry_on="capacity"))
+            return
+        if kind == "quota":
+            retry_s = now_s + self.settings.scaled(QUOTA_LOOK_S)
+            self._keep(self.journal.forgotten(retry_s=retry_s, retry_on="quota"))
+            return
+        self._keep(self.journal.forgotten())
+        if error.stray or kind == "suspended":
+            raise error
+        remedies = {
+            "verification": "Verify the phone number on kaggle.com (Settings), then run the relay again.",
+            "size": "Look at what is pushed, in the --state folder.",
         }
-        (folder / "dataset-metadata.json").write_text(json.dumps(metadata, indent=2), encoding="utf-8")
+        raise UsageError(
+            f"Kaggle does not accept the notebook: {error.problem}",
+            remedies.get(kind, "Check owner, slug, data sets and machine."),
+        )
 
-    def _refetch(self, hand_over: HandOver, target: Path) -> None:
-        left = self._fetch(hand_over.slug, hand_over.version)
-        file = left.files.get(Path(hand_over.file).name)
-        if file is not None:
-            self.kaggle.download(file, target)
-        if file is None or file_sha256(target) != hand_over.sha256:
-            raise MachineError(
-                f"{hand_over.file} of {hand_over.slug} version {hand_over.version} is gone, or another one.",
-                "Attach a checkpoint by hand, or start a new run under another --slug.",
+    def _follow_version(self, version: Version) -> None:
+        attempt = Attempt(slug=version.slug, version=version.number, landed=True, status=version.status)
+        if version.status in ("new", "gone"):  # saved and never run, or deleted: nothing to be read
+            self._keep(self.journal.intending(dataclasses.replace(attempt, verdict="skipped")))
+            return
+        if version.status in ACTIVE:
+            name = f"{self.journal.owner}/{version.slug} version {version.number}"
+            self.reporter.say(f"{name} is going on, pushed by a relay; it is followed.")
+        source = self.kaggle.notebooks.source(version.slug, version.number)
+        found = attempt_of(source, version.slug, version.number)
+        self._keep(self.journal.intending(dataclasses.replace(found, found=True)))
+
+    def _note(self, action: Note) -> None:
+        before = self.journal.hand_over
+        self._keep(self.journal.offered(action.hand_over))
+        after = self.journal.hand_over
+        if after is not None and after != before:
+            ref = self.settings.checkpoint_dataset
+            self.reporter.say(f"The data set {ref} holds iteration {after.iteration} of this run.")
+
+    def _store(self, hand_over: HandOver) -> None:
+        ref = self.settings.checkpoint_dataset
+        self.reporter.say(f"Putting iteration {hand_over.iteration} into the data set {ref}.")
+        upload = self.dataset.upload(hand_over, now_s=self.kaggle.now_s(), earlier=self.journal.upload)
+        self._keep(dataclasses.replace(self.journal, upload=upload, stored_iteration=None))
+
+    # -- what came out of a session
+
+    def _harvest(self, action: Fetch) -> None:
+        now_s, settings = self.kaggle.now_s(), self.settings
+        attempt = self.journal.open
+        assert attempt is not None
+        if attempt.ended_s is None:
+            self._keep(self.journal.opening(ended_s=now_s, status=action.status))
+        attempt = self.journal.open
+        assert attempt is not None
+        assert attempt.ended_s is not None
+        look_s = now_s + settings.pause_s(attempt.looks)
+        began_s = attempt.began_s or attempt.intended_s
+        ran_s = attempt.ended_s - began_s if began_s else 0.0
+        before = self.journal.hand_over.iteration if self.journal.hand_over else 0
+        try:
+            if action.status == "gone":
+                outcome = harvest.gone(attempt, ran_s=ran_s)
+            else:
+                folder = self.places.fetched / f"{attempt.slug}-v{attempt.version}"
+                left = harvest.fetch(
+                    self.kaggle, attempt.slug, attempt.version, stem=self.job.stem, folder=folder
+                )
+                outcome = harvest.judge(
+                    self.kaggle, left, attempt, status=action.status, before=before, ran_s=ran_s
+                )
+        except (Unreachable, Refusal) as error:
+            self.reporter.say(error.problem)
+            asked_s = now_s + getattr(error, "retry_after_s", 0.0)
+            self._keep(self.journal.doubting("", now_s=now_s, look_s=max(look_s, asked_s)))
+            return
+        missing = outcome.hand_over is None and (outcome.trained or action.status == "complete")
+        proof_s = settings.scaled(LOST_S if missing else PROOF_S)
+        if outcome.doubt and not (attempt.doubt == outcome.doubt and now_s - attempt.doubt_s >= proof_s):
+            self._keep(self.journal.doubting(outcome.doubt, now_s=now_s, look_s=look_s))
+            return
+        self._close(attempt, outcome)
+
+    def _close(self, attempt: Attempt, outcome: Outcome) -> None:
+        journal = self.journal.closed(outcome)
+        if journal.open is not None:  # what came before it was another run's: it is looked at again
+            self._keep(journal)
+            return
+        older = any(item.slug == attempt.slug and item.version < attempt.version for item in journal.attempts)
+        if attempt.found and attempt.token and outcome.hand_over is not None and not older:
+            # Without a journal versions are read from the newest back; this one says it all.
+            journal = dataclasses.replace(
+                journal, accounted={**journal.accounted, attempt.slug: attempt.version}
             )
+        self._keep(journal)
+        closed = next(
+            item for item in journal.attempts if (item.slug, item.version) == (attempt.slug, attempt.version)
+        )
+        reached = f"iteration {outcome.hand_over.iteration}" if outcome.hand_over else "no checkpoint"
+        best = f", best {outcome.best}" if outcome.best else ""
+        message = f" {sentence(closed.message)}" if closed.message else ""
+        line = (
+            f"{journal.owner}/{attempt.slug} version {attempt.version} ended {outcome.status}: "
+            f"{closed.verdict}, {reached}{best}.{message}{self._eta()}"
+        )
+        self.reporter.say(line)
+        if self.notify is not None:
+            self.notify(line)
 
     # -- waiting and telling
 
-    def _wait(self, action: Wait, journal: Journal) -> None:
-        seconds = action.seconds * self.jitter()
-        attempt = journal.open
-        end = time.monotonic() + seconds
-        if attempt is not None and attempt.landed and action.reason.endswith("is running"):
-            self._listen(attempt, seconds)
-        rest_s = end - time.monotonic()
-        if rest_s > 0:
-            self.sleep(rest_s)
+    def _wait(self, wait: Wait) -> None:
+        seconds = wait.seconds * self.jitter()
+        attempt = self.journal.open
+        if wait.on == "session" and attempt is not None and self.follow:
+            follower = self._following(attempt)
+            if attempt.began_s is not None:
+                follower.keep_on()
+                quota = self.watch.quota
+                text = progress_text(
+                    follower.log,
+                    ran_s=self.kaggle.now_s() - attempt.began_s,
+                    limit_s=attempt.limit_s,
+                    quota_left_s=quota.left_s if quota else None,
+                )
+                if follower.log.iteration:
+                    self.reporter.progress(f"{attempt.slug} version {attempt.version}: {text}")
+        self.sleep(max(seconds, self.settings.scaled(1.0)))
 
-    def _listen(self, attempt: Attempt, seconds: float) -> None:
-        """Take the progress from the session's log while waiting."""
-        iteration, score = "", ""
-        for line in self.kaggle.follow(attempt.slug, attempt.version, seconds):
-            if found := _ITERATION.match(line):
-                iteration = f", iteration {int(found[1]):,} of {int(found[2]):,}"
-            if found := _SCORE.search(line):
-                score = f", mIoU {found[1]} %"
-        if iteration or score:
-            since = format_duration(self.now_s() - attempt.intended_s)
-            quota = f", quota left {format_duration(self._quota.left_s)}" if self._quota else ""
-            self._progress = f"{iteration}{score}, {since} of {format_duration(attempt.limit_s)}{quota}"
+    def _following(self, attempt: Attempt) -> LogFollower:
+        key = (attempt.slug, attempt.version)
+        if self._follower is None or self._follower[0] != key:
+            self._follower = (key, LogFollower(opened=lambda: self.kaggle.notebooks.follow(*key)))
+        return self._follower[1]
 
-    def _end(self, stop: Stop) -> int:
-        if stop.exit_code != EXIT_DONE:
-            raise _error(stop)
-        self._emit(stop.reason)
-        return EXIT_DONE
+    def _eta(self) -> str:
+        return forecast.still_to_come(
+            self.journal,
+            self.settings,
+            reserve_s=self.job.reserve_s,
+            quota=self.watch.quota,
+            now_s=self.kaggle.now_s(),
+        )
 
-    def _emit(self, line: str) -> None:
-        if line != self._said:
-            self._said = line
-            self.say(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}")
-
-    def _keep(self, journal: Journal) -> Journal:
+    def _keep(self, journal: Journal) -> None:
         self.places.folder.mkdir(parents=True, exist_ok=True)
         journal.write(self.places.journal)
-        return journal
+        self.journal = journal
 
 
 class Stopped(MapsageError):
     """The relay cannot go on; its exit code is that of the reason."""
 
-
-def _error(stop: Stop) -> MapsageError:
-    error = Stopped(stop.reason, stop.remedy)
-    error.exit_code = stop.exit_code
-    return error
+    def __init__(self, stop: Stop) -> None:
+        super().__init__(stop.reason, stop.remedy)
+        self.exit_code = stop.exit_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -126,6 +127,7 @@ class SessionRun:
             learned=self.learning.learned(),
             exactness=exactness_of(prepared, choice.record.exactness if choice.record else Exactness()),
             previous=continued.lineage() if continued is not None else (),
+            container=os.environ.get("KAGGLE_CONTAINER_NAME", ""),
             started_s=time.time() - prepared.clock.elapsed_s(),
         )
         self.record.write(self.files.session)

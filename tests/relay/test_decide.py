@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 from hypothesis import given
@@ -16,32 +16,47 @@ from mapsage_kaggle.relay.decide import (
     ACTIVE,
     ENDED,
     MAX_REPEATS,
+    MAX_TIMEOUT_S,
     Action,
     Adopt,
     Fetch,
+    Follow,
     Forget,
+    Note,
     Observation,
     Push,
     Settings,
     Status,
     Stop,
     Store,
+    Stored,
+    Version,
     Wait,
     decide,
 )
-from mapsage_kaggle.relay.journal import TRANSPORTS, Attempt, HandOver, Journal, Outcome, Transport, Verdict
+from mapsage_kaggle.relay.journal import (
+    TRANSPORTS,
+    Attempt,
+    HandOver,
+    Journal,
+    Outcome,
+    Transport,
+    Upload,
+    Verdict,
+)
 
 NOW = 1_000_000.0
 SETTINGS = Settings(owner="alice", slug="train", datasets=("alice/kit",), checkpoint_dataset="alice/saved")
 GOOD = HandOver(
     slug="train", version=3, iteration=800, file="w/iter_800.pth", sha256="0", size_bytes=1, attachable=True
 )
-NEW = Journal(owner="alice", slug="train", config="demo.py")
+NEW = Journal(owner="alice", slug="train", config="demo.py", dataset_read=True)
 
 
 def ended(verdict: Verdict, number: int = 1) -> tuple[Attempt, ...]:
+    common = {"slug": "train", "landed": True, "status": "error", "verdict": verdict, "message": "told"}
     return tuple(
-        Attempt(slug="train", version=index + 1, landed=True, status="error", verdict=verdict, message="told")
+        Attempt(version=index + 1, token=f"t{index}", **common)  # type: ignore[arg-type]
         for index in range(number)
     )
 
@@ -55,8 +70,6 @@ OPEN: dict[str, tuple[Attempt, ...]] = {
     "nothing open": (),
     "intended just now": (Attempt(slug="train", version=4, intended_s=NOW - 1),),
     "intended long ago": (Attempt(slug="train", version=4, intended_s=NOW - 9e3),),
-    "no room": (Attempt(slug="train", version=4, intended_s=NOW - 1, refusal="Maximum batch session count"),),
-    "not accepted": (Attempt(slug="train", version=4, intended_s=NOW - 1, refusal="no such machine"),),
     "landed": (Attempt(slug="train", version=4, intended_s=NOW - 1, landed=True, limit_s=1.0),),
     "landed days ago": (Attempt(slug="train", version=4, intended_s=NOW - 1e6, landed=True, limit_s=1.0),),
 }
@@ -85,7 +98,7 @@ def futile(attempts: tuple[Attempt, ...]) -> int:
     for attempt in reversed([item for item in attempts if item.verdict is not None]):
         if attempt.verdict in ("progress", "completed"):
             break
-        count += 1
+        count += attempt.verdict != "skipped"
     return count
 
 
@@ -104,13 +117,14 @@ def test_what_must_never_happen_does_not_over_every_combination() -> None:
         if attempt and refused:
             continue  # what is open is decided before any transport is looked at
         journal = replace(NEW, attempts=endings + attempt, hand_over=hand_over, refused=refused)
-        look = seen(statuses={} if status is None else {("train", 4): status}, quota_left_s=quota_left_s)
+        unread = None if status is None else Version(slug="train", number=4, status=status)
+        look = seen(unread=unread, quota_left_s=quota_left_s)
         action = decide(journal, look, replace(SETTINGS, transport=transport))
         if not isinstance(action, Push):
             continue
         pushes += 1
         assert not attempt, "a push while another one is open"
-        assert status not in ACTIVE, "a push beside a session that may be running"
+        assert status is None, "a push beside a version that was not read"
         assert futile(endings) <= MAX_REPEATS, "a repeat too many"
         assert not endings or endings[-1].verdict not in ("hopeless", "completed")
         assert quota_left_s is None or 3600 <= action.limit_s <= quota_left_s
@@ -128,7 +142,7 @@ def test_what_must_never_happen_does_not_over_every_combination() -> None:
         assert hand_over.attachable
         assert look.latest[hand_over.slug] == hand_over.version
         assert (action.slug == hand_over.slug) == (action.transport == "self")
-    assert pushes > 500
+    assert pushes > 100
 
 
 @pytest.mark.parametrize("attempt", OPEN, ids=str)
@@ -140,54 +154,49 @@ def test_what_is_open_comes_before_everything_else(
     if not OPEN[attempt]:
         return
     journal = replace(NEW, attempts=OPEN[attempt], hand_over=GOOD)
-    statuses = {} if status is None else {("train", 4): status}
-    action = decide(journal, seen(statuses=statuses, landed=landed), SETTINGS)
+    where = None if landed is None else ("train", landed)
+    action = decide(journal, seen(status=status or "unknown", landed=where), SETTINGS)
     expected: dict[str, type[Action]] = {
         "intended just now": Wait,
         "intended long ago": Forget,
-        "no room": Forget,
-        "not accepted": Forget,
         "landed": Wait,
         "landed days ago": Stop,
     }
-    if attempt.startswith("landed"):
-        assert isinstance(action, Fetch if status in ENDED else expected[attempt])
-    elif landed is not None:
-        assert action == Adopt(version=landed)
+    if landed is not None:
+        assert action == Adopt(slug="train", version=landed)
+    elif attempt.startswith("landed"):
+        assert isinstance(action, Fetch if status in {*ENDED, "gone"} else expected[attempt])
     else:
         assert isinstance(action, expected[attempt])
 
 
-def test_no_room_for_a_third_session_is_waited_for_and_another_refusal_stops() -> None:
-    waits = decide(replace(NEW, attempts=OPEN["no room"]), seen(), SETTINGS)
-    assert isinstance(waits, Forget)
-    assert waits.then is None
-    assert waits.retry_s > NOW
-    stops = decide(replace(NEW, attempts=OPEN["not accepted"]), seen(), SETTINGS)
-    assert isinstance(stops, Forget)
-    assert stops.then is not None
-    assert (stops.then.exit_code, "no such machine" in stops.then.reason) == (EXIT_USAGE, True)
-
-
 def test_pushes_that_come_to_nothing_are_not_repeated_forever() -> None:
     journal = replace(NEW, attempts=OPEN["intended long ago"])
-    for _ in range(19):
+    for _ in range(20):
         action = decide(journal, seen(), SETTINGS)
         assert isinstance(action, Forget)
-        assert action.then is None
+        assert action.retry_s > NOW
         journal = replace(journal.forgotten(), attempts=OPEN["intended long ago"])
-    last = decide(journal, seen(), SETTINGS)
-    assert isinstance(last, Forget)
-    assert last.then is not None
+    assert isinstance(decide(journal.forgotten(), seen(), SETTINGS), Stop)
+
+
+@pytest.mark.parametrize("on", ["capacity", "quota"])
+def test_what_comes_by_itself_is_waited_for_however_often(on: Literal["capacity", "quota"]) -> None:
+    journal = NEW
+    for _ in range(100):
+        intended = journal.intending(Attempt(slug="train", version=4, intended_s=NOW))
+        journal = intended.forgotten(retry_s=NOW + 60.0, retry_on=on)
+        action = decide(journal, seen(), SETTINGS)
+        assert isinstance(action, Wait)
+        assert (action.on, action.seconds) == (on, 60.0)
+    assert isinstance(decide(replace(journal, retry_s=NOW), seen(), SETTINGS), Push)
 
 
 def test_a_wedged_session_stops_the_relay_and_nothing_is_pushed_beside_it() -> None:
-    action = decide(
-        replace(NEW, attempts=OPEN["landed days ago"]), seen(statuses={("train", 4): "running"}), SETTINGS
-    )
+    action = decide(replace(NEW, attempts=OPEN["landed days ago"]), seen(status="running"), SETTINGS)
     assert isinstance(action, Stop)
     assert action.exit_code == EXIT_MACHINE
-    assert "Cancel it" in action.remedy
+    assert "relay cancel" in action.remedy
 
 
 @pytest.mark.parametrize(
@@ -200,7 +209,6 @@ def test_a_wedged_session_stops_the_relay_and_nothing_is_pushed_beside_it() -> N
         (replace(NEW, attempts=ended("unmounted", 3)), {}, {}, EXIT_CHECKPOINT, "3 sessions in a row"),
         (replace(NEW, attempts=ended("hopeless")), {}, {}, EXIT_TRAINING, "cannot go on: told"),
         (NEW, {"missing": ("data set alice/kit",)}, {}, EXIT_USAGE, "no data set alice/kit"),
-        (NEW, {"quota_left_s": 100.0, "quota_renews": "Sat"}, {}, EXIT_MACHINE, "renewed Sat"),
         (replace(NEW, hand_over=replace(GOOD, attachable=False)), {}, {"transport": "self"},
          EXIT_CHECKPOINT, "no way to hand on iteration 800"),
     ],
@@ -214,28 +222,114 @@ def test_it_stops_with_the_reason(
     assert says in action.reason
 
 
-def test_transports_are_tried_from_the_cheapest_to_the_one_that_always_works() -> None:
-    def push(*refused: Transport, **changes: object) -> Action:
-        return decide(replace(NEW, hand_over=GOOD, refused=refused, **changes), seen(), SETTINGS)  # type: ignore[arg-type]
-
-    by_self, by_pingpong = push(), push("self")
-    assert isinstance(by_self, Push)
-    assert (by_self.slug, by_self.version, by_self.kernel_sources) == ("train", 4, ("alice/train",))
+def test_auto_alternates_and_goes_by_the_data_set_once_that_did_not_do() -> None:
+    by_pingpong = decide(replace(NEW, hand_over=GOOD), seen(), SETTINGS)
     assert isinstance(by_pingpong, Push)
     assert (by_pingpong.slug, by_pingpong.version) == ("train-2", 1)
     assert by_pingpong.kernel_sources == ("alice/train",)
-    assert push("self", "pingpong") == Store(hand_over=GOOD)
-    by_dataset = push("self", "pingpong", stored_iteration=800)
+    refused = replace(NEW, hand_over=GOOD, refused=("pingpong",))
+    assert decide(refused, seen(), SETTINGS) == Store(hand_over=GOOD)
+    by_dataset = decide(replace(refused, stored_iteration=800), seen(), SETTINGS)
     assert isinstance(by_dataset, Push)
     assert (by_dataset.kernel_sources, by_dataset.dataset_sources) == ((), ("alice/kit", "alice/saved"))
 
 
-def test_only_the_session_right_after_a_failed_one_goes_by_the_data_set() -> None:
-    failed = replace(GOOD, attachable=False)
-    assert decide(replace(NEW, hand_over=failed), seen(), SETTINGS) == Store(hand_over=failed)
-    action = decide(replace(NEW, hand_over=GOOD, stored_iteration=700), seen(), SETTINGS)
+def test_self_is_taken_only_where_it_is_asked_for() -> None:
+    asked = replace(SETTINGS, transport="self")
+    action = decide(replace(NEW, hand_over=GOOD), seen(), asked)
     assert isinstance(action, Push)
-    assert action.transport == "self"
+    assert (action.slug, action.kernel_sources) == ("train", ("alice/train",))
+
+
+def test_what_follows_a_session_that_failed_goes_by_the_data_set_for_good() -> None:
+    failed = replace(GOOD, version=4, iteration=900, attachable=False)
+    journal = replace(NEW, hand_over=GOOD).intending(Attempt(slug="train", version=4, token="a", landed=True))
+    journal = journal.closed(Outcome(status="error", verdict="progress", hand_over=failed))
+    journal = replace(journal, dataset_read=True)
+    assert decide(journal, seen(latest={"train": 4}), SETTINGS) == Store(hand_over=failed)
+    later = replace(GOOD, version=5, iteration=1000)
+    journal = journal.intending(Attempt(slug="train", version=5, token="b", landed=True))
+    journal = journal.closed(Outcome(status="complete", verdict="progress", hand_over=later))
+    journal = replace(journal, dataset_read=True)
+    assert decide(journal, seen(latest={"train": 5}), SETTINGS) == Store(hand_over=later)
+
+
+def test_an_upload_is_waited_for_and_repeated_and_given_up_in_the_end() -> None:
+    journal = replace(NEW, hand_over=GOOD, refused=("pingpong",))
+    journal = replace(journal, upload=Upload(iteration=800, sizes={}, since_s=NOW - 60.0))
+    assert decide(journal, seen(stored="there"), SETTINGS) == Stored(iteration=800)
+    assert decide(journal, seen(stored="wrong"), SETTINGS) == Store(hand_over=GOOD)
+    waits = decide(journal, seen(stored="not yet"), SETTINGS)
+    assert isinstance(waits, Wait)
+    assert waits.on == "dataset"
+    often = replace(journal, upload=Upload(iteration=800, sizes={}, since_s=NOW - 60.0, tries=3))
+    assert isinstance(decide(often, seen(stored="wrong"), SETTINGS), Stop)
+
+
+def test_versions_of_others_are_followed_or_waited_for_before_anything_else() -> None:
+    ours = Version(slug="train", number=4, status="running", pushed_by_relay=True)
+    for version in (
+        ours,
+        replace(ours, status="complete", pushed_by_relay=False),
+        replace(ours, status="new"),
+    ):
+        assert decide(replace(NEW, hand_over=GOOD), seen(unread=version), SETTINGS) == Follow(version=version)
+    by_hand = replace(ours, pushed_by_relay=False)
+    waits = decide(replace(NEW, hand_over=GOOD), seen(unread=by_hand), SETTINGS)
+    assert isinstance(waits, Wait)
+    assert (waits.on, "which the relay did not push" in waits.reason) == ("busy", True)
+
+
+def test_the_data_set_is_looked_at_after_each_session() -> None:
+    journal = replace(NEW, attempts=ended("none"), dataset_read=False)
+    assert decide(journal, seen(offered=GOOD), SETTINGS) == Note(hand_over=GOOD)
+    noted = journal.offered(GOOD)
+    assert (noted.hand_over, noted.num_futile) == (GOOD, 0)
+    assert isinstance(decide(noted, seen(), SETTINGS), Push)
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        Attempt(slug="train", version=1, landed=True, verdict="none", trained=True),
+        Attempt(slug="train", version=1, landed=True, verdict="none", expect_iteration=500),
+    ],
+)
+def test_nothing_is_started_below_what_was_reached_without_consent(attempt: Attempt) -> None:
+    journal = replace(NEW, attempts=(attempt,))
+    stop = decide(journal, seen(), SETTINGS)
+    assert isinstance(stop, Stop)
+    assert (stop.exit_code, stop.consent) == (EXIT_CHECKPOINT, True)
+    assert isinstance(decide(journal.forgiving(), seen(), SETTINGS), Stop)
+    assert isinstance(decide(journal.consenting(), seen(), SETTINGS), Push)
+
+
+def test_an_output_in_doubt_is_looked_at_later_and_given_up_after_half_a_day() -> None:
+    attempt = Attempt(
+        slug="train", version=4, token="a", landed=True, status="error", ended_s=NOW - 60.0, look_s=NOW + 30.0
+    )
+    waits = decide(replace(NEW, attempts=(attempt,)), seen(status="error"), SETTINGS)
+    assert isinstance(waits, Wait)
+    assert (waits.on, waits.seconds) == ("output", 30.0)
+    looks = decide(replace(NEW, attempts=(replace(attempt, look_s=NOW),)), seen(status="error"), SETTINGS)
+    assert looks == Fetch(status="error")
+    unseen = replace(attempt, look_s=NOW, ended_s=NOW - 13 * 3600.0)
+    stop = decide(replace(NEW, attempts=(unseen,)), seen(status="error"), SETTINGS)
+    assert isinstance(stop, Stop)
+    assert "cannot be seen" in stop.reason
+
+
+def test_the_quota_is_waited_for_until_it_is_renewed() -> None:
+    action = decide(NEW, seen(quota_left_s=100.0, quota_renews_s=NOW + 600.0), SETTINGS)
+    assert isinstance(action, Wait)
+    assert (action.on, action.seconds) == ("quota", 660.0)
+    assert "It is renewed" in action.reason or "it is renewed" in action.reason
+
+
+def test_the_limit_that_kaggle_is_told_is_below_its_own() -> None:
+    action = decide(NEW, seen(), replace(SETTINGS, session_limit_s=12 * 3600.0))
+    assert isinstance(action, Push)
+    assert action.limit_s == MAX_TIMEOUT_S < 12 * 3600.0
 
 
 def test_a_session_is_shortened_to_the_quota_that_is_left() -> None:
@@ -270,11 +364,15 @@ class ThoughtKaggle:
         attempt = self.journal.open
         landed = None
         if attempt and not attempt.landed and self.latest[attempt.slug] >= attempt.version:
-            landed = attempt.version
+            landed = (attempt.slug, attempt.version)
+        status: Status = "unknown"
+        if attempt and attempt.landed:
+            status = self.versions[attempt.slug, attempt.version]
+        upload = self.journal.upload
+        stored = self.draw(st.sampled_from(["there", "not yet", "wrong"])) if upload else None
         return Observation(
-            now_s=self.now_s, latest=dict(self.latest), statuses=dict(self.versions), landed=landed,
-            quota_left_s=None,
-        )  # fmt: skip
+            now_s=self.now_s, latest=dict(self.latest), status=status, landed=landed, stored=stored
+        )
 
     def act(self, action: Action) -> None:
         if isinstance(action, Wait):
@@ -287,11 +385,18 @@ class ThoughtKaggle:
         elif isinstance(action, Push):
             self.push(action)
         elif isinstance(action, Adopt):
-            self.journal = self.journal.landed(action.version)
+            self.journal = self.journal.landed(action.version, action.slug)
         elif isinstance(action, Forget):
             self.journal = self.journal.forgotten(retry_s=action.retry_s)
         elif isinstance(action, Store):
-            self.journal = self.journal.stored(action.hand_over.iteration)
+            upload = self.journal.upload
+            tries = upload.tries + 1 if upload else 1
+            upload = Upload(iteration=action.hand_over.iteration, sizes={}, since_s=self.now_s, tries=tries)
+            self.journal = replace(self.journal, upload=upload)
+        elif isinstance(action, Stored):
+            self.journal = self.journal.stored(action.iteration)
+        elif isinstance(action, Note):
+            self.journal = self.journal.offered(action.hand_over)
         elif isinstance(action, Fetch):
             self.fetch(action)
 
@@ -299,6 +404,7 @@ class ThoughtKaggle:
         assert not any(status in ACTIVE for status in self.versions.values())
         attempt = Attempt(
             slug=action.slug, version=action.version, transport=action.transport, intended_s=self.now_s,
+            token=f"push-{self.now_s}-{self.pushed}",
             expect_iteration=action.expect_iteration, limit_s=action.limit_s,
         )  # fmt: skip
         self.journal = self.journal.intending(attempt)
@@ -310,9 +416,11 @@ class ThoughtKaggle:
         if fate == "answered":
             self.journal = self.journal.landed(action.version)
         elif fate == "no room":
-            self.journal = self.journal.refused_push("Maximum batch GPU session count of 2 reached.")
+            self.journal = self.journal.forgotten(retry_s=self.now_s + 600.0, retry_on="capacity")
 
     def fetch(self, action: Fetch) -> None:
+        attempt = self.journal.open
+        assert attempt is not None
         before = self.journal.hand_over.iteration if self.journal.hand_over else 0
         gained = self.draw(st.sampled_from([0, 100, 100, 300]))
         attachable = action.status == "complete"
@@ -320,7 +428,7 @@ class ThoughtKaggle:
             self.journal = self.journal.closed(Outcome(status="error", verdict="unmounted"))
             return
         hand_over = replace(
-            GOOD, slug=action.slug, version=action.version, iteration=before + gained, attachable=attachable
+            GOOD, slug=attempt.slug, version=attempt.version, iteration=before + gained, attachable=attachable
         )
         verdict: Verdict = "progress" if gained else "none"
         if before + gained >= 1000:
@@ -334,10 +442,10 @@ class ThoughtKaggle:
 def test_any_run_ends_and_no_session_is_ever_pushed_beside_another(
     data: st.DataObject, transport: Transport
 ) -> None:
-    kaggle = ThoughtKaggle(data, replace(SETTINGS, transport=transport, poll_s=3600.0, settle_s=600.0))
+    kaggle = ThoughtKaggle(data, replace(SETTINGS, transport=transport, poll_s=3600.0))
     for _ in range(3000):
         action = decide(kaggle.journal, kaggle.look(), kaggle.settings)
-        if isinstance(action, Stop) or (isinstance(action, Forget) and action.then is not None):
+        if isinstance(action, Stop):
             break
         kaggle.act(action)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,34 @@ def test_a_name_from_a_later_version_is_ignored_and_a_later_schema_refused(tmp_p
     assert Journal.read(path) == OPEN
     path.write_text(json.dumps({**document, "schema": 99}))
     with pytest.raises(UsageError, match="schema 99 is newer"):
+        Journal.read(path)
+
+
+def test_a_journal_of_the_version_before_reads_and_goes_on() -> None:
+    attempt = {
+        "slug": "train", "version": 1, "token": "ab", "transport": "self", "expect_iteration": 8,
+        "limit_s": 43200.0, "intended_s": 1e9, "landed": True, "refusal": "", "status": "complete",
+        "verdict": "progress", "end_iteration": 16, "message": "", "exit_code": None,
+    }  # fmt: skip
+    document = {
+        "owner": "alice", "slug": "train", "config": "demo.py", "attempts": [attempt], "earlier": 1,
+        "hand_over": dataclasses.asdict(GOOD), "refused": [], "stored_iteration": None,
+        "run_id": "r", "max_iters": 40, "learned": {"pace": {"iteration_s": 0.5}}, "forgiven": 0,
+        "rejected_pushes": 0, "retry_s": 0.0, "schema": 1,
+    }  # fmt: skip
+    journal = Journal.from_json(document)
+    assert (journal.hand_over, journal.num_sessions, journal.open) == (GOOD, 2, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("attempts", [{"slug": 3, "version": 1}]), ("hand_over", "iter_8.pth"), ("max_iters", "many"),
+     ("refused", ["carrier pigeon"]), ("learned", [1]), ("accounted", {"train": "x"})],
+)  # fmt: skip
+def test_a_field_of_another_kind_is_refused(name: str, value: object, tmp_path: Path) -> None:
+    path = tmp_path / "journal.json"
+    path.write_text(json.dumps({**OPEN.to_json(), name: value}))
+    with pytest.raises(UsageError, match="no readable journal"):
         Journal.read(path)
 
 

@@ -15,9 +15,9 @@ from mapsage_kaggle.paths import bundled
 from mapsage_kaggle.relay import command
 from mapsage_kaggle.relay.decide import Push
 from mapsage_kaggle.relay.forecast import plan, plan_text
-from mapsage_kaggle.relay.harvest import plain_log, refusal_in
 from mapsage_kaggle.relay.journal import Attempt
-from mapsage_kaggle.relay.kernel import CODE_FILE, Job, attempt_of, mark, write_kernel
+from mapsage_kaggle.relay.kernel import CODE_FILE, Job, attempt_of, check_machine, mark, write_kernel
+from mapsage_kaggle.relay.log import read_log
 
 NOTEBOOK = bundled("notebooks") / CODE_FILE
 JOB = Job(config="demo.py", notebook=NOTEBOOK, overrides=("a.b='c'",), upload_to="alice/saved")
@@ -49,9 +49,40 @@ def test_a_session_is_told_its_parameters_after_the_notebooks_own(tmp_path: Path
         "CONFIG": "demo.py", "RESUME": "require", "EXPECT_ITERATION": 800, "SESSION_LIMIT": "43140s",
         "RESERVE": "10m", "GPUS": 2, "OVERRIDES": ["a.b='c'"], "UPLOAD_TO": "alice/saved",
         "KIT_SHA256": kit_sha256(kit_files(own_home())),
+        "EXTEND_TO": None,
     }  # fmt: skip
     own = json.loads(NOTEBOOK.read_text())["cells"]
     assert [*cells[: index + 1], *cells[index + 2 :]] == own
+
+
+def test_a_sessions_first_line_tells_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_kernel(tmp_path / "kernel", PUSH, JOB, owner="alice", attempt=ATTEMPT)
+    cells = json.loads((tmp_path / "kernel" / CODE_FILE).read_text())["cells"]
+    source = next(cell["source"] for cell in cells if cell["metadata"].get("tags") == ["injected-parameters"])
+    monkeypatch.setenv("KAGGLE_CONTAINER_NAME", "kaggle-kernel-280123456-x2")
+    exec(source, {})
+    line = capsys.readouterr().out
+    assert read_log(json.dumps([{"data": line, "time": 1.0}])).number == 280_123_456
+
+
+@pytest.mark.parametrize(
+    ("asked", "machine"),
+    [("none", None), ("NvidiaTeslaT4", "NvidiaTeslaT4"), ("nvidiateslat4", "NvidiaTeslaT4"),
+     ("NVIDIAL4", "NvidiaL4")],
+)  # fmt: skip
+def test_a_machine_is_known_whatever_its_case(asked: str, machine: str | None) -> None:
+    assert check_machine(asked) == machine
+
+
+def test_a_notebook_that_kaggle_would_not_take_for_its_size_is_refused(tmp_path: Path) -> None:
+    document = json.loads(NOTEBOOK.read_text())
+    document["cells"][0]["source"] = "a" * (1 << 20)
+    (tmp_path / "large.ipynb").write_text(json.dumps(document))
+    job = Job(config="d.py", notebook=tmp_path / "large.ipynb")
+    with pytest.raises(UsageError, match="Kaggle takes 1,048,576 at most"):
+        write_kernel(tmp_path / "k", PUSH, job, owner="a", attempt=ATTEMPT)
 
 
 def test_a_push_is_known_again_by_the_notebooks_text_and_a_persons_is_not(tmp_path: Path) -> None:
@@ -94,7 +125,9 @@ def test_a_notebook_that_cannot_take_the_parameters_is_refused(tmp_path: Path) -
         ({"session_limit": "5m"}, "leaves nothing"),
         ({"session_limit": "soon"}, "is not a duration"),
         ({"poll": "0"}, "without a pause"),
-        ({"machine": "NvidiaTeslaP100"}, "no kernels for it"),
+        ({"machine": "nvidiaTeslaP100"}, "no kernels for it"),
+        ({"machine": "TpuV6E8"}, "the kit trains on GPUs"),
+        ({"machine": "NvidiaT4"}, "is none of Kaggle's"),
         ({"config": "nothing.py"}, "There is no config nothing.py"),
         ({"overrides": ["nonsense"]}, "nonsense"),
     ],
@@ -114,7 +147,11 @@ def test_a_config_that_only_this_machine_has_is_refused_and_one_on_kaggle_taken(
     with pytest.raises(UsageError, match="sessions on Kaggle do not have it"):
         command.read(str(own), owner="alice", slug="mapsage-train")
     asked = command.read("/kaggle/input/own/own.py", owner="alice", slug="mapsage-train")
-    assert (asked.job.config, asked.job.stem, asked.max_iters) == ("/kaggle/input/own/own.py", "own", None)
+    assert (asked.job.config, asked.job.stem, asked.settings.config_max_iters) == (
+        "/kaggle/input/own/own.py",
+        "own",
+        None,
+    )
     with pytest.raises(UsageError, match="Give --until N"):
         command.plan_text(asked)
 
@@ -161,16 +198,26 @@ def test_the_plan_says_where_it_does_not_reach_the_end_or_where_nothing_fits() -
 
 
 def test_the_kits_own_refusal_is_found_in_a_log_as_kaggle_keeps_it() -> None:
+    error = "\x1b[31mmapsage_kaggle.errors.DataError\x1b[0m: No images. Add them.\n"
     pieces = [
         {"stream_name": "stdout", "time": 1.0, "data": "[10/400] loss\n"},
-        {
-            "stream_name": "stderr",
-            "data": "\x1b[31mmapsage_kaggle.errors.DataError\x1b[0m: No images. Add them.\n",
-        },
+        {"stream_name": "stderr", "time": 9.5, "data": error},
     ]
-    assert refusal_in(plain_log(json.dumps(pieces))) == ("No images. Add them.", 2)
-    assert refusal_in("ValueError: something else") == ("", 0)
-    assert plain_log("no json") == "no json"
-    told, code = refusal_in("MachineError: --gpus 2 was asked for, but this machine has 0.")
-    assert code == 4
-    assert "phone number is not verified" in told
+    log = read_log(json.dumps(pieces))
+    assert (log.refusal, log.exit_code, log.iteration, log.seconds) == ("No images. Add them.", 2, 10, 9.5)
+    assert read_log("ValueError: something else").refusal == ""
+    assert (read_log("").seen, read_log("[]").seen, read_log("no json").seen) == (False, True, True)
+
+
+def test_progress_is_read_as_the_session_prints_it() -> None:
+    from io import StringIO
+
+    from mapsage_kaggle.display.text import TextSink
+    from mapsage_kaggle.events import Event
+
+    printed = StringIO()
+    sink = TextSink(max_iters=400, stream=printed, every_s=0.0)
+    sink.handle(Event(event="iteration", iteration=120, data={"loss": 0.5}))
+    sink.handle(Event(event="validation", iteration=120, data={"metrics": {"mIoU": 51.25, "aAcc": 70.0}}))
+    log = read_log(printed.getvalue())
+    assert (log.iteration, log.max_iters, log.score) == (120, 400, 51.25)

@@ -1,0 +1,270 @@
+"""Notebooks on Kaggle: their versions, the sessions of these, and what they left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mapsage_kaggle.relay.answers import Absent, Denied, Refusal, Unreachable
+from mapsage_kaggle.relay.decide import Status
+
+if TYPE_CHECKING:
+    from mapsage_kaggle.relay.client import KaggleClient
+
+PAGE_SIZE = 100
+MAX_PAGES = 100
+
+_STATUSES: Mapping[str, Status] = {
+    "NEW_SCRIPT": "new",
+    "QUEUED": "queued",
+    "RUNNING": "running",
+    "COMPLETE": "complete",
+    "ERROR": "error",
+    "CANCEL_REQUESTED": "cancelling",
+    "CANCEL_ACKNOWLEDGED": "cancelled",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputFile:
+    """A file that a version left.
+
+    Attributes:
+        name: Within the output.
+        url: Where it can be had; empty where it was not listed, and must be asked for by its name.
+    """
+
+    name: str
+    url: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pushed:
+    """What Kaggle answered to a push that it took.
+
+    Attributes:
+        version: The version that it became; 0 where the answer does not say.
+        slug: Of the notebook that it became a version of.
+        invalid_kernels: Notebooks that it was not given.
+        invalid_datasets: Data sets that it was not given.
+    """
+
+    version: int
+    slug: str
+    invalid_kernels: tuple[str, ...] = ()
+    invalid_datasets: tuple[str, ...] = ()
+
+
+class Notebooks:
+    """The notebooks of one account."""
+
+    def __init__(self, kaggle: KaggleClient) -> None:
+        self._kaggle = kaggle
+
+    def newest_version(self, slug: str) -> int:
+        """Return the number of a notebook's newest version; 0 where there is no such notebook.
+
+        Raises:
+            Denied: The credentials do not allow to look.
+            Unreachable: Kaggle does not answer.
+        """
+        try:
+            answer = self._get(slug)
+        except (Absent, Denied) as error:
+            # Kaggle answers 403 as well for one that does not exist. Its list tells.
+            if slug in self.slugs():
+                denied = Denied(
+                    f"The credentials do not allow to read {self._kaggle.owner}/{slug}.",
+                    "Create a token with all rights to notebooks on kaggle.com (Settings, API).",
+                )
+                raise denied from error
+            return 0
+        number = int(answer.metadata.current_version_number or 0)
+        if number <= 0:
+            name = f"{self._kaggle.owner}/{slug}"
+            raise Unreachable(f"Kaggle does not tell the version of {name}.", "Try again later.")
+        return number
+
+    def slugs(self) -> tuple[str, ...]:
+        """Return the slugs of all of the account's notebooks, those that ran last first."""
+        from kagglesdk.kernels.types.kernels_api_service import ApiListKernelsRequest
+        from kagglesdk.kernels.types.kernels_enums import KernelsListSortType, KernelsListViewType
+
+        found: list[str] = []
+        for page in range(1, MAX_PAGES + 1):
+            request = ApiListKernelsRequest()
+            request.group, request.user = KernelsListViewType.PROFILE, self._kaggle.owner
+            request.sort_by = KernelsListSortType.DATE_RUN
+            request.page, request.page_size = page, PAGE_SIZE
+            kernels = self._kaggle.call(
+                lambda api: api.kernels.kernels_api_client.list_kernels, request
+            ).kernels
+            found += [item.ref.rpartition("/")[2] for item in kernels or []]
+            if len(kernels or []) < PAGE_SIZE:
+                break
+        return tuple(found)
+
+    def source(self, slug: str, version: int) -> str:
+        """Return the text of a version, 0 for the newest; empty where there is none that may be read."""
+        try:
+            return str(self._get(slug, version).blob.source or "")
+        except (Absent, Denied):
+            return ""
+
+    def _get(self, slug: str, version: int = 0) -> Any:
+        from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
+
+        request = ApiGetKernelRequest()
+        request.user_name, request.kernel_slug = self._kaggle.owner, slug
+        if version:
+            request = self._of_version(request, slug, version)
+        return self._kaggle.call(lambda api: api.kernels.kernels_api_client.get_kernel, request)
+
+    def status(self, slug: str, version: int) -> Status:
+        """Return how a version is doing.
+
+        ``new`` where it was saved and not run, ``gone`` where there is no such notebook, ``unknown`` for a
+        word that this client does not know.
+        """
+        from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelSessionStatusRequest
+
+        request = self._of_version(ApiGetKernelSessionStatusRequest(), slug, version)
+        try:
+            answer = self._kaggle.call(
+                lambda api: api.kernels.kernels_api_client.get_kernel_session_status, request
+            )
+        except KeyError:
+            return "unknown"
+        except Absent:  # "No runs found" for what never ran, and the same code for what is not there
+            return "new" if self.source(slug, version) else "gone"
+        except Denied:
+            if self.source(slug, version):
+                raise
+            return "gone"
+        return _STATUSES.get(answer.status.name, "unknown")
+
+    def outputs(self, slug: str, version: int) -> tuple[tuple[OutputFile, ...], str]:
+        """Return the files that a version left, as far as Kaggle lists them, and its log.
+
+        A listing may be late, in parts, or cut; what is not in it may be there.
+        """
+        from kagglesdk.kernels.types.kernels_api_service import ApiListKernelSessionOutputRequest
+
+        files: dict[str, OutputFile] = {}
+        log, token = "", ""
+        for _ in range(MAX_PAGES):
+            request = self._of_version(ApiListKernelSessionOutputRequest(), slug, version)
+            request.page_size, request.page_token = PAGE_SIZE, token
+            try:
+                answer = self._kaggle.call(
+                    lambda api: api.kernels.kernels_api_client.list_kernel_session_output, request
+                )
+            except Absent:
+                break
+            for item in answer.files or []:
+                files[item.file_name] = OutputFile(name=item.file_name, url=item.url)
+            log = log or answer.log or ""
+            if not answer.next_page_token or answer.next_page_token == token:
+                break
+            token = answer.next_page_token
+        return tuple(files.values()), log
+
+    def download(self, slug: str, version: int, file: OutputFile, target: Path) -> bool:
+        """Fetch a file of an output; ``target`` is there as a whole or not at all.
+
+        Returns:
+            Whether there is such a file. One that is listed is.
+
+        Raises:
+            Unreachable: It did not come, or not all of it.
+        """
+        import requests
+
+        partial = target.with_name(f"{target.name}.part")
+        try:
+            with self._opened(slug, version, file) as answer:
+                answer.raise_for_status()
+                num_bytes = 0
+                with partial.open("wb") as stream:
+                    for chunk in answer.iter_content(1 << 20):
+                        stream.write(chunk)
+                        num_bytes += len(chunk)
+                promised = answer.headers.get("Content-Length")
+            if (
+                promised is not None
+                and "Content-Encoding" not in answer.headers
+                and num_bytes != int(promised)
+            ):
+                raise Unreachable(f"{file.name} came with {num_bytes} bytes of {promised}.")
+            partial.replace(target)
+            return True
+        except Absent:
+            return False
+        except requests.RequestException as error:
+            # Its text holds the signed address.
+            raise Unreachable(f"{file.name} did not come ({type(error).__name__}).") from None
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _opened(self, slug: str, version: int, file: OutputFile) -> Any:
+        import requests
+
+        if file.url:
+            return requests.get(file.url, stream=True, timeout=self._kaggle.timeout_s)
+        from kagglesdk.kernels.types.kernels_api_service import ApiDownloadKernelOutputRequest
+
+        request = ApiDownloadKernelOutputRequest()
+        request.owner_slug, request.kernel_slug = self._kaggle.owner, slug
+        request.file_path, request.version_number = file.name, version
+        return self._kaggle.call(lambda api: api.kernels.kernels_api_client.download_kernel_output, request)
+
+    def push(self, folder: Path, *, limit_s: float, machine: str | None) -> Pushed:
+        """Send the notebook that ``folder`` describes, which starts a session. Never repeats anything.
+
+        Args:
+            folder: With ``kernel-metadata.json`` and the notebook.
+            limit_s: Kaggle ends the session after this.
+            machine: Kaggle's name of the machine; None for one without GPU.
+
+        Raises:
+            Rejected: Kaggle said no.
+            Denied: The credentials do not allow it.
+            Unreachable: No answer came, or none that can be read: it may have been taken.
+        """
+        with self._kaggle.translating():
+            answer = self._kaggle.api.kernels_push(str(folder), timeout=str(int(limit_s)), acc=machine)
+        if answer.error:
+            raise self._kaggle.rejected(answer.error)
+        return Pushed(
+            version=int(answer.version_number or 0),
+            slug=str(answer.ref or "").rstrip("/").rpartition("/")[2],
+            invalid_kernels=tuple(answer.invalid_kernel_sources or ()),
+            invalid_datasets=tuple(answer.invalid_dataset_sources or ()),
+        )
+
+    def cancel(self, number: int) -> str:
+        """Ask Kaggle to end a session; return why it does not, or nothing."""
+        from kagglesdk.kernels.types.kernels_api_service import ApiCancelKernelSessionRequest
+
+        request = ApiCancelKernelSessionRequest()
+        request.kernel_session_id = number
+        try:
+            answer = self._kaggle.call(
+                lambda api: api.kernels.kernels_api_client.cancel_kernel_session, request
+            )
+        except Refusal as error:
+            return error.problem
+        return str(answer.error_message or "")
+
+    def follow(self, slug: str, version: int) -> Iterator[Mapping[str, Any]]:
+        """Give the pieces of a version's log, from its beginning and then as it grows."""
+        yield from self._kaggle.api.kernels_logs_stream(f"{self._kaggle.owner}/{slug}/{version}")
+
+    def _of_version(self, request: Any, slug: str, version: int) -> Any:
+        request.user_name, request.kernel_slug = self._kaggle.owner, slug
+        # kagglesdk before 0.1.16 knows the newest version only, which is what is mostly asked for.
+        if hasattr(type(request), "version_label"):
+            request.version_label = f"v{version}"
+        return request

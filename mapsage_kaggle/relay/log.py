@@ -1,0 +1,142 @@
+"""A session's log: what Kaggle keeps of it, and what can be read from it while it is written.
+
+Three kinds of lines are read, each of a fixed form: the first one, which the relay puts into the notebook
+(a JSON object with the session's number), progress (``[100/400]  loss …``), and the last line of a
+traceback (``CheckpointError: …``). A decision needs no more of them than that there are any.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mapsage_kaggle import errors
+from mapsage_kaggle.outside import visible_lines
+
+NUMBER_KEY = "kaggle_session"
+"""In the JSON object of a session's first line."""
+MAX_STREAMS = 3
+"""A stream begins with the whole log, each time it is opened."""
+
+_ITERATION = re.compile(r"^\[(\d+)/(\d+)\]", re.MULTILINE)
+_SCORE = re.compile(r"^\[\d+\].*?mIoU\s+(\d+(?:\.\d+)?)", re.MULTILINE)
+_REFUSAL = re.compile(r"^\s*(?:mapsage_kaggle\.errors\.)?([A-Z]\w+): (.+)", re.MULTILINE)
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionLog:
+    """What a log shows.
+
+    Attributes:
+        seen: Whether there is one; it may be empty.
+        iteration: The last iteration that it shows; 0 for none.
+        max_iters: The end that is shown with it.
+        score: The last mIoU in percent; None for none.
+        seconds: How long it goes on.
+        number: Of the session, as Kaggle counts them; 0 where it does not tell.
+        refusal: The kit's own refusal that ended the session; empty without one.
+        exit_code: Of that refusal; 0 without one.
+    """
+
+    seen: bool = False
+    iteration: int = 0
+    max_iters: int = 0
+    score: float | None = None
+    seconds: float = 0.0
+    number: int = 0
+    refusal: str = ""
+    exit_code: int = 0
+
+
+def read_log(kept: str) -> SessionLog:
+    """Read a log as Kaggle keeps it: a JSON list of pieces, or text."""
+    pieces: list[Mapping[str, Any]]
+    try:
+        pieces = [piece for piece in json.loads(kept) if isinstance(piece, Mapping)]
+        text = "".join(str(piece.get("data", "")) for piece in pieces)
+    except (ValueError, TypeError):
+        pieces, text = [], kept
+    text = visible_lines(_ANSI.sub("", text))
+    times = [float(piece["time"]) for piece in pieces if isinstance(piece.get("time"), (int, float))]
+    refusal, code = _refusal_in(text)
+    found = list(_ITERATION.finditer(text))
+    scores = _SCORE.findall(text)
+    return SessionLog(
+        seen=bool(kept),
+        iteration=int(found[-1][1]) if found else 0,
+        max_iters=int(found[-1][2]) if found else 0,
+        score=float(scores[-1]) if scores else None,
+        seconds=max(times, default=0.0),
+        number=_number_in(text),
+        refusal=refusal,
+        exit_code=code,
+    )
+
+
+def number_of(container: str) -> int:
+    """Return the session's number in the name of its container; 0 where there is none."""
+    numbers = re.findall(r"\d+", container)
+    return int(max(numbers, key=len)) if numbers else 0
+
+
+def _number_in(text: str) -> int:
+    for line in text.splitlines()[:50]:
+        if NUMBER_KEY in line:
+            try:
+                return number_of(str(json.loads(line)[NUMBER_KEY]))
+            except (ValueError, TypeError, KeyError):
+                continue
+    return 0
+
+
+def _refusal_in(text: str) -> tuple[str, int]:
+    for name, message in reversed(_REFUSAL.findall(text)):
+        kind = getattr(errors, name, None)
+        if isinstance(kind, type) and issubclass(kind, errors.MapsageError):
+            return message.strip(), kind.exit_code
+    return "", 0
+
+
+@dataclass(kw_only=True)
+class LogFollower:
+    """Follows the log of a running session in a thread of its own, over one stream.
+
+    Attributes:
+        opened: Opens the stream: pieces, from the beginning and then as the log grows.
+    """
+
+    opened: Callable[[], Iterator[Mapping[str, Any]]]
+    log: SessionLog = field(default_factory=SessionLog, init=False)
+    _streams: int = field(default=0, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
+
+    def keep_on(self) -> None:
+        """Open the stream, where it is not open. What it gives is in ``log`` from then on."""
+        if self._streams < MAX_STREAMS and (self._thread is None or not self._thread.is_alive()):
+            self._streams += 1
+            self._thread = threading.Thread(target=self._follow, daemon=True, name="log")
+            self._thread.start()
+
+    def _follow(self) -> None:
+        try:
+            for piece in self.opened():
+                self._take(_ANSI.sub("", str(piece.get("data", ""))))
+        except Exception:  # noqa: BLE001 - shows less, and that is all
+            time.sleep(0)
+
+    def _take(self, text: str) -> None:
+        log = self.log
+        found, scores = _ITERATION.findall(text), _SCORE.findall(text)
+        self.log = SessionLog(
+            seen=True,
+            iteration=int(found[-1][0]) if found else log.iteration,
+            max_iters=int(found[-1][1]) if found else log.max_iters,
+            score=float(scores[-1]) if scores else log.score,
+            number=log.number or _number_in(text),
+        )
