@@ -23,7 +23,7 @@ NOTEBOOK = bundled("notebooks") / CODE_FILE
 JOB = Job(config="demo.py", notebook=NOTEBOOK, overrides=("a.b='c'",), upload_to="alice/saved")
 PUSH = Push(
     slug="mapsage-train", version=3, transport="self", expect_iteration=800, limit_s=43_140.0,
-    kernel_sources=("alice/mapsage-train",), dataset_sources=("alice/kit",),
+    kernel_sources=("alice/mapsage-train",), dataset_sources=("alice/kit",), run_id="abc123",
 )  # fmt: skip
 ATTEMPT = Attempt(
     slug="mapsage-train", version=3, token="0123456789abcdef", transport="self", expect_iteration=800,
@@ -46,8 +46,8 @@ def test_a_session_is_told_its_parameters_after_the_notebooks_own(tmp_path: Path
     index = tags.index(["parameters"])
     assert tags[index + 1] == ["injected-parameters"]
     assert assigned(cells[index + 1]["source"]) == {
-        "CONFIG": "demo.py", "RESUME": "require", "EXPECT_ITERATION": 800, "SESSION_LIMIT": "43140s",
-        "RESERVE": "10m", "GPUS": 2, "OVERRIDES": ["a.b='c'"], "UPLOAD_TO": "alice/saved",
+        "CONFIG": "demo.py", "RESUME": "require", "RUN": "abc123", "EXPECT_ITERATION": 800,
+        "SESSION_LIMIT": "43140s", "RESERVE": "10m", "GPUS": 2, "OVERRIDES": ["a.b='c'"], "UPLOAD_TO": "alice/saved",
         "KIT_SHA256": kit_sha256(kit_files(own_home())),
         "EXTEND_TO": None,
     }  # fmt: skip
@@ -94,6 +94,9 @@ def test_a_push_is_known_again_by_the_notebooks_text_and_a_persons_is_not(tmp_pa
     )
     fresh = Attempt(slug="mapsage-train", version=1, token="ff", limit_s=60.0, intended_s=5.0, landed=True)
     assert attempt_of(mark(fresh), "mapsage-train", 1) == fresh
+    named = mark(fresh, "abc123")
+    assert named.endswith("of run abc123")
+    assert attempt_of(named, "mapsage-train", 1) == fresh
 
 
 def test_a_notebook_that_cannot_take_the_parameters_is_refused(tmp_path: Path) -> None:
