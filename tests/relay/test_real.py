@@ -125,8 +125,13 @@ class Rig:
 
         from mapsage_kaggle.checkpoints.load import load_checkpoint
 
-        path = self.server.versions[slug][-1].output / "work_dirs" / "demo" / f"iter_{MAX_ITERS}.pth"
+        path = self.versions(slug)[-1].output / "work_dirs" / "demo" / f"iter_{MAX_ITERS}.pth"
         return load_checkpoint(path, history_buffer=HistoryBuffer)
+
+    def versions(self, slug: str) -> list[Version]:
+        """Return the versions of the two notebooks of a chain, in their order."""
+        found = [*self.server.versions.get(slug, []), *self.server.versions.get(f"{slug}-2", [])]
+        return sorted(found, key=lambda version: version.begins_s)
 
 
 @pytest.fixture
@@ -151,7 +156,7 @@ def test_a_relay_of_four_real_sessions_ends_with_an_uninterrupted_runs_weights(r
     ends = [item.end_iteration for item in sessions]
     assert [item.start_iteration for item in sessions] == [0, *ends[:-1]]
     assert ends[-1] == MAX_ITERS
-    told = [version.parameters["EXPECT_ITERATION"] for version in rig.server.versions["in-four-sessions"]]
+    told = [version.parameters["EXPECT_ITERATION"] for version in rig.versions("in-four-sessions")]
     assert told == [None, *ends[:-1]]
     assert f"The run is complete, at iteration {MAX_ITERS}." in output
     assert rig.server.overlaps == []

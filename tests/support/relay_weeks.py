@@ -53,6 +53,7 @@ class Week:
     api: Any
     folder: Path
     options: dict[str, Any] = field(default_factory=dict)
+    credentials: dict[str, Any] = field(default_factory=dict)
     output: StringIO = field(default_factory=StringIO)
     pushes: list[tuple[str, int, int]] = field(default_factory=list)
     consented: bool = False
@@ -63,8 +64,9 @@ class Week:
         asked = command.read(
             "demo.py", owner=OWNER, slug=SLUG, datasets=[f"{OWNER}/mapsage-kit"], state=state, **self.options
         )
-        # The client is patched by each that is made.
+        # A new process: the client is patched by each that is made, and one may have been killed within it.
         vars(self.api).pop("build_kaggle_client", None)
+        self.api.config_values = dict(self.credentials)
         kaggle = KaggleClient(self.api, OWNER, clock=self.clock.here)
         return Relay(
             kaggle=kaggle,
@@ -190,6 +192,7 @@ def week(folder: Path, **options: Any) -> Iterator[Week]:
             folder=folder,
             options={"poll": "20m", **options},
         )
+        found.credentials = dict(api.config_values)
         server.on_push = found.check_push
         yield found
         found.check()
