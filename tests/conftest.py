@@ -19,6 +19,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take where mmsegmentation's own tests are."""
+    parser.addoption(
+        "--mmsegmentation", type=Path, metavar="DIR", help="a checkout of mmsegmentation, whose tests are run"
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest, so that several workers end at about the same time.
 
