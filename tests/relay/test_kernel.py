@@ -47,7 +47,8 @@ def test_a_session_is_told_its_parameters_after_the_notebooks_own(tmp_path: Path
     assert tags[index + 1] == ["injected-parameters"]
     assert assigned(cells[index + 1]["source"]) == {
         "CONFIG": "demo.py", "RESUME": "require", "RUN": "abc123", "EXPECT_ITERATION": 800,
-        "SESSION_LIMIT": "43140s", "RESERVE": "10m", "GPUS": 2, "OVERRIDES": ["a.b='c'"], "UPLOAD_TO": "alice/saved",
+        "SESSION_LIMIT": "43140s", "RESERVE": "10m", "GPUS": 2, "OVERRIDES": ["a.b='c'"],
+        "UPLOAD_TO": "alice/saved",
         "KIT_SHA256": kit_sha256(kit_files(own_home())),
         "EXTEND_TO": None,
     }  # fmt: skip
