@@ -5,45 +5,23 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import os
-import random
 import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from support.stores import Events, assert_agrees, payload, run_python
 
 from mapsage_kaggle.checkpoints.choose import choose
-from mapsage_kaggle.checkpoints.host_copy import HostCopy, _buffer_like
 from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256, manifest_sha256
 from mapsage_kaggle.checkpoints.proving import SaveFailed
-from mapsage_kaggle.checkpoints.retention import best_of, newest_of, plan_retention, plan_room
-from mapsage_kaggle.checkpoints.saver import BackgroundSaver, SaveSchedule
 from mapsage_kaggle.checkpoints.scan import scan
 from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.errors import MachineError
 from mapsage_kaggle.records import CheckpointRef
-
-Events = list[tuple[str, int, Mapping[str, Any]]]
-
-
-def payload(text: str, size_bytes: int = 1000) -> Callable[[BinaryIO], None]:
-    """Return a writer of bytes that depend on ``text``, in several writes."""
-    data = random.Random(text).randbytes(size_bytes)
-
-    def write(stream: BinaryIO) -> None:
-        for start in range(0, size_bytes, max(1, size_bytes // 3)):
-            stream.write(data[start : start + max(1, size_bytes // 3)])
-
-    return write
 
 
 def real_checkpoint(iteration: int, *, score: float | None = None, optimizer: bool = True) -> dict[str, Any]:
@@ -73,35 +51,12 @@ def torch_writer(state: Mapping[str, Any]) -> Callable[[BinaryIO], None]:
     return write
 
 
-@pytest.fixture
-def events() -> Events:
-    return []
-
-
-@pytest.fixture
-def store(tmp_path: Path, events: Events) -> CheckpointStore:
-    return CheckpointStore(tmp_path / "work", on_event=lambda *event: events.append(event))
-
-
 def save_iter(store: CheckpointStore, iteration: int, size_bytes: int = 1000) -> CheckpointRef:
     return store.save(f"iter_{iteration}.pth", payload(str(iteration), size_bytes), iteration=iteration)
 
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
-
-
-def assert_agrees(folder: Path) -> None:
-    """Manifest, ``last_checkpoint`` and the files tell the same."""
-    manifest = Manifest.read(folder / "manifest.json")
-    assert set(manifest.files) == {path.name for path in folder.glob("*.pth")}
-    assert not manifest.pending
-    for name, ref in manifest.files.items():
-        assert (folder / name).stat().st_size == ref.size_bytes
-        assert file_sha256(folder / name) == ref.sha256
-    newest = newest_of(manifest.files.values())
-    if newest:
-        assert (folder / "last_checkpoint").read_text() == newest[0].file
 
 
 # --- a save -----------------------------------------------------------------------------------
@@ -371,17 +326,6 @@ def test_a_worker_that_outlives_the_trainer_does_not_hold_the_lock(tmp_path: Pat
         os.kill(worker, signal.SIGKILL)
 
 
-def run_python(script: str, *arguments: str, check: bool = True) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        check=check,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=120,
-        cwd=Path(__file__).resolve().parents[2],
-    ).stdout
-
-
 # --- order at the start -----------------------------------------------------------------------
 
 
@@ -536,70 +480,6 @@ def test_a_pending_rename_is_covered_by_either_hash(store: CheckpointStore) -> N
 
 # --- retention --------------------------------------------------------------------------------
 
-refs = st.lists(
-    st.tuples(st.integers(1, 60), st.booleans(), st.integers(1, 100), st.integers(0, 5)),
-    max_size=12,
-    unique_by=lambda item: item[:2],
-).map(
-    lambda items: [
-        CheckpointRef(
-            file=f"best_mIoU_iter_{iteration}.pth" if best else f"iter_{iteration}.pth",
-            iteration=iteration,
-            sha256="0" * 64,
-            size_bytes=size_bytes,
-            metric="mIoU" if best else None,
-            value=value / 5 if best else None,
-        )
-        for iteration, best, size_bytes, value in items
-    ]
-)
-
-
-@pytest.mark.parametrize("values", [(math.nan, 0.5), (0.5, math.nan), (0.4, 0.5, math.nan)])
-def test_nan_is_no_score_that_is_kept_as_the_best(values: tuple[float, ...]) -> None:
-    held = [
-        CheckpointRef(file=f"best_{i}.pth", iteration=i, sha256="0", size_bytes=1, metric="mIoU", value=value)
-        for i, value in enumerate(values)
-    ]
-    for refs in (held, held[::-1]):
-        best = best_of(refs)
-        assert best is not None
-        assert best.value == 0.5
-
-
-@given(refs, st.integers(0, 500), st.integers(1, 8), st.sampled_from([None, 5, 10]))
-def test_retention_keeps_the_newest_two_and_the_best_and_else_the_budget(
-    held: list[CheckpointRef], budget_bytes: int, max_files: int, milestones_every: int | None
-) -> None:
-    gone = plan_retention(
-        held, budget_bytes=budget_bytes, max_files=max_files, milestones_every=milestones_every
-    )
-    kept = [ref for ref in held if ref.file not in gone]
-    best = best_of(held)
-    safe = {ref.file for ref in newest_of(held, 2)} | ({best.file} if best else set())
-    assert safe <= {ref.file for ref in kept}
-    extra = [ref for ref in kept if ref.file not in safe]
-    assert all(milestones_every and ref.iteration % milestones_every == 0 for ref in extra)
-    if extra:
-        assert sum(ref.size_bytes for ref in kept) <= budget_bytes
-        assert len(kept) <= max_files
-    assert (
-        plan_retention(
-            kept, budget_bytes=budget_bytes, max_files=max_files, milestones_every=milestones_every
-        )
-        == ()
-    ), "what was kept once is kept again"
-
-
-@given(refs, st.integers(0, 1000))
-def test_making_room_never_takes_the_newest_or_the_best(held: list[CheckpointRef], needed_bytes: int) -> None:
-    gone = plan_room(held, needed_bytes=needed_bytes)
-    best = best_of(held)
-    assert best is None or best.file not in gone
-    assert all(ref.file not in gone for ref in newest_of(held))
-    by_name = {ref.file: ref for ref in held}
-    assert sum(by_name[name].size_bytes for name in gone[:-1]) < needed_bytes or not gone
-
 
 def test_milestones_that_fit_are_kept_newest_first(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path, budget_bytes=4000, milestones_every=10) as store:
@@ -614,237 +494,10 @@ def test_milestones_that_fit_are_kept_newest_first(tmp_path: Path) -> None:
 # --- in the background ------------------------------------------------------------------------
 
 
-def test_a_background_save_does_not_hold_up_and_one_runs_at_a_time(store: CheckpointStore) -> None:
-    go, running = threading.Event(), threading.Event()
-
-    def write(stream: BinaryIO) -> None:
-        running.set()
-        assert go.wait(60)
-        stream.write(b"x")
-
-    with store:
-        saver = BackgroundSaver(store)
-        saver.submit("iter_10.pth", write, iteration=10)
-        assert running.wait(60)
-        assert saver.busy
-        threading.Timer(0.05, go.set).start()
-        saver.submit("iter_20.pth", payload("20"), iteration=20)
-        assert (store.path / "iter_10.pth").exists(), "the second waited for the first"
-        assert [ref.iteration for ref in saver.wait()] == [10, 20]
-        assert not saver.busy
-        assert saver.wait() == ()
-
-
-def test_a_failed_background_save_is_told_and_raised_when_waited_for(
-    store: CheckpointStore, events: Events
-) -> None:
-    def write(stream: BinaryIO) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    with store:
-        saver = BackgroundSaver(store)
-        saver.submit("iter_10.pth", write, iteration=10)
-        with pytest.raises(SaveFailed, match="Input/output error"):
-            saver.wait()
-        assert saver.wait() == ()
-        saver.submit("iter_20.pth", write, iteration=20)
-        saver.submit("iter_30.pth", payload("30"), iteration=30)
-        assert [ref.iteration for ref in saver.wait()] == [30], "a later save makes up for a failed one"
-    assert [event[0] for event in events] == ["warning", "warning", "checkpoint"]
-
-
-def test_a_record_that_cannot_be_written_on_the_full_disk_does_not_fail_the_save(
-    store: CheckpointStore, events: Events
-) -> None:
-    def refresh(ref: CheckpointRef) -> None:
-        with Path("/dev/full").open("wb", buffering=0) as stream:
-            stream.write(b"x")
-
-    with store:
-        saver = BackgroundSaver(store)
-        saver.submit("iter_10.pth", payload("10"), iteration=10, then=refresh)
-        assert [ref.iteration for ref in saver.wait()] == [10]
-    assert "iter_10.pth is proven, but" in events[-1][2]["message"]
-
-
-def test_a_bug_in_the_writer_is_not_forgotten(store: CheckpointStore) -> None:
-    def write(stream: BinaryIO) -> None:
-        raise KeyError("a bug")
-
-    with store:
-        saver = BackgroundSaver(store)
-        saver.submit("iter_10.pth", write, iteration=10)
-        with pytest.raises(KeyError):
-            saver.submit("iter_20.pth", payload("20"), iteration=20)
-
-
-def test_ctrl_c_while_waiting_is_raised_after_the_save_has_ended(store: CheckpointStore) -> None:
-    main = threading.main_thread().ident
-    assert main is not None
-
-    def waiting() -> bool:
-        frame = sys._current_frames()[main]
-        while frame is not None and frame.f_code is not BackgroundSaver.join.__code__:
-            frame = frame.f_back  # type: ignore[assignment]
-        return frame is not None
-
-    def write(stream: BinaryIO) -> None:
-        while not waiting():
-            pass
-        os.kill(os.getpid(), signal.SIGINT)
-        threading.Event().wait(0.2)
-        stream.write(b"x")
-
-    with store:
-        saver = BackgroundSaver(store)
-        saver.submit("iter_10.pth", write, iteration=10)
-        with pytest.raises(KeyboardInterrupt):
-            saver.wait()
-        assert not saver.busy
-        assert [ref.iteration for ref in saver.wait()] == [10]
-    assert_agrees(store.path)
-
-
-def test_the_interpreter_does_not_end_before_the_save(tmp_path: Path) -> None:
-    script = (
-        "import sys, time; from pathlib import Path\n"
-        "from mapsage_kaggle.checkpoints.saver import BackgroundSaver\n"
-        "from mapsage_kaggle.checkpoints.store import CheckpointStore\n"
-        "store = CheckpointStore(Path(sys.argv[1])); store.lock()\n"
-        "def write(stream): time.sleep(0.3); stream.write(b'x' * 5_000_000)\n"
-        "BackgroundSaver(store).submit('iter_10.pth', write, iteration=10)\n"
-        "raise SystemExit(3)\n"
-    )
-    run_python(script, str(tmp_path), check=False)
-    assert_agrees(tmp_path)
-    assert (tmp_path / "iter_10.pth").stat().st_size == 5_000_000
-
-
 # --- a copy in the host's memory --------------------------------------------------------------
 
 
-def test_where_no_memory_can_be_pinned_the_copy_goes_to_pageable_memory(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    import torch
-
-    empty, asked = torch.empty, []
-
-    def scarce(*shape: Any, pin_memory: bool = False, **options: Any) -> Any:
-        asked.append(pin_memory)
-        if pin_memory:
-            raise RuntimeError("CUDA error: out of memory")
-        return empty(*shape, **options)
-
-    monkeypatch.setattr(torch, "empty", scarce)
-    found = _buffer_like(torch.ones(2, 3, dtype=torch.float16), pinned=True)
-    assert (found.shape, found.dtype, asked) == ((2, 3), torch.float16, [True, False])
-
-
-def test_a_host_copy_does_not_follow_what_training_changes() -> None:
-    import torch
-
-    weight, log, curve = torch.ones(3), [1, {"a": 2}], bytearray(b"abc")
-    taken = HostCopy().take({"state": (weight, log), "lr": 0.1, "curve": curve})
-    weight.zero_()
-    log.append(3)
-    curve.append(0)
-    assert taken["curve"] == b"abc"
-    assert torch.equal(taken["state"][0], torch.ones(3))
-    assert taken["state"][1] == [1, {"a": 2}]
-    assert taken["lr"] == 0.1
-
-
-def test_a_host_copy_keeps_its_buffers_and_forgets_those_out_of_use() -> None:
-    import torch
-
-    host = HostCopy()
-    first = host.take({"a": torch.ones(4), "b": torch.ones(8)})
-    assert host.size_bytes == 48
-    again = host.take({"a": torch.zeros(4)})
-    assert again["a"].data_ptr() == first["a"].data_ptr()
-    assert host.size_bytes == 16
-    assert host.take({"a": torch.ones(2, dtype=torch.float64)})["a"].dtype == torch.float64
-
-
-def test_a_host_copy_of_tied_weights_and_of_a_module_saves_like_the_original() -> None:
-    import io
-    import zipfile
-
-    import torch
-
-    module = torch.nn.ModuleDict({"a": torch.nn.Linear(64, 64), "b": torch.nn.Linear(64, 64)})
-    module["b"].weight = module["a"].weight
-    original, copied = io.BytesIO(), io.BytesIO()
-    torch.save(module.state_dict(), original)
-    taken = HostCopy().take(module.state_dict())
-    torch.save(taken, copied)
-    assert type(taken) is type(module.state_dict())
-    assert taken._metadata == module.state_dict()._metadata
-    storages = [
-        [entry.file_size for entry in zipfile.ZipFile(saved).infolist() if "/data/" in entry.filename]
-        for saved in (original, copied)
-    ]
-    assert storages[0] == storages[1] == [64 * 64 * 4, 64 * 4, 64 * 4], "tied weights are stored once"
-    assert all(torch.equal(taken[key], value) for key, value in module.state_dict().items())
-
-
-def test_a_host_copy_of_a_view_leaves_the_rest_of_its_storage_behind() -> None:
-    import torch
-
-    base = torch.arange(100.0).reshape(10, 10)
-    taken = HostCopy().take([base[:, 1], torch.empty(0), torch.tensor(3, dtype=torch.int64)])
-    assert torch.equal(taken[0], base[:, 1])
-    assert taken[0].untyped_storage().nbytes() == 40
-    assert taken[2] == 3
-
-
 # --- when to save -----------------------------------------------------------------------------
-
-
-class FakeClock:
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-def test_a_cheap_save_is_due_every_five_minutes() -> None:
-    clock = FakeClock()
-    schedule = SaveSchedule(now=clock)
-    clock.now_s = 299.0
-    assert not schedule.due()
-    clock.now_s = 300.0
-    assert schedule.due()
-    schedule.saved(cost_s=0.1)
-    assert not schedule.due()
-    assert schedule.left_s() == 300.0
-
-
-@given(st.lists(st.floats(0.0, 9.0), min_size=1, max_size=30))
-def test_saving_costs_at_most_half_a_percent(costs_s: list[float]) -> None:
-    clock = FakeClock()
-    schedule = SaveSchedule(now=clock)
-    for cost_s in costs_s:
-        schedule.saved(cost_s=cost_s)
-    assert 300.0 <= schedule.interval_s <= 1800.0
-    window = costs_s[-8:]
-    assert sum(window) / len(window) <= 0.005 * schedule.interval_s * (1 + 1e-9)
-
-
-def test_however_slow_the_disk_half_an_hour_is_the_longest_gap() -> None:
-    schedule = SaveSchedule(now=FakeClock())
-    schedule.saved(cost_s=1000.0)
-    assert schedule.interval_s == 1800.0
-
-
-def test_a_failed_save_is_tried_again_after_the_interval() -> None:
-    clock = FakeClock()
-    schedule = SaveSchedule(now=clock)
-    clock.now_s = 400.0
-    schedule.failed()
-    assert not schedule.due()
 
 
 # --- killed at every file event ---------------------------------------------------------------

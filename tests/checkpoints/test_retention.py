@@ -1,0 +1,76 @@
+"""Which checkpoints are kept where there is no room for all."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mapsage_kaggle.checkpoints.retention import best_of, newest_of, plan_retention, plan_room
+from mapsage_kaggle.records import CheckpointRef
+
+refs = st.lists(
+    st.tuples(st.integers(1, 60), st.booleans(), st.integers(1, 100), st.integers(0, 5)),
+    max_size=12,
+    unique_by=lambda item: item[:2],
+).map(
+    lambda items: [
+        CheckpointRef(
+            file=f"best_mIoU_iter_{iteration}.pth" if best else f"iter_{iteration}.pth",
+            iteration=iteration,
+            sha256="0" * 64,
+            size_bytes=size_bytes,
+            metric="mIoU" if best else None,
+            value=value / 5 if best else None,
+        )
+        for iteration, best, size_bytes, value in items
+    ]
+)
+
+
+@pytest.mark.parametrize("values", [(math.nan, 0.5), (0.5, math.nan), (0.4, 0.5, math.nan)])
+def test_nan_is_no_score_that_is_kept_as_the_best(values: tuple[float, ...]) -> None:
+    held = [
+        CheckpointRef(file=f"best_{i}.pth", iteration=i, sha256="0", size_bytes=1, metric="mIoU", value=value)
+        for i, value in enumerate(values)
+    ]
+    for refs in (held, held[::-1]):
+        best = best_of(refs)
+        assert best is not None
+        assert best.value == 0.5
+
+
+@given(refs, st.integers(0, 500), st.integers(1, 8), st.sampled_from([None, 5, 10]))
+def test_retention_keeps_the_newest_two_and_the_best_and_else_the_budget(
+    held: list[CheckpointRef], budget_bytes: int, max_files: int, milestones_every: int | None
+) -> None:
+    gone = plan_retention(
+        held, budget_bytes=budget_bytes, max_files=max_files, milestones_every=milestones_every
+    )
+    kept = [ref for ref in held if ref.file not in gone]
+    best = best_of(held)
+    safe = {ref.file for ref in newest_of(held, 2)} | ({best.file} if best else set())
+    assert safe <= {ref.file for ref in kept}
+    extra = [ref for ref in kept if ref.file not in safe]
+    assert all(milestones_every and ref.iteration % milestones_every == 0 for ref in extra)
+    if extra:
+        assert sum(ref.size_bytes for ref in kept) <= budget_bytes
+        assert len(kept) <= max_files
+    assert (
+        plan_retention(
+            kept, budget_bytes=budget_bytes, max_files=max_files, milestones_every=milestones_every
+        )
+        == ()
+    ), "what was kept once is kept again"
+
+
+@given(refs, st.integers(0, 1000))
+def test_making_room_never_takes_the_newest_or_the_best(held: list[CheckpointRef], needed_bytes: int) -> None:
+    gone = plan_room(held, needed_bytes=needed_bytes)
+    best = best_of(held)
+    assert best is None or best.file not in gone
+    assert all(ref.file not in gone for ref in newest_of(held))
+    by_name = {ref.file: ref for ref in held}
+    assert sum(by_name[name].size_bytes for name in gone[:-1]) < needed_bytes or not gone
