@@ -101,6 +101,7 @@ def _add_evaluation(add: _Add) -> None:
     evaluator.add_argument(
         "checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="(the run's best, else its newest)"
     )
+    add_argument(evaluator, "run")
     evaluator.add_argument("--against", type=Path, metavar="OTHER", help="compare with this checkpoint")
     _looks(evaluator)
     _overrides(evaluator)
@@ -159,6 +160,7 @@ def _add_export(add: _Add) -> None:
         metavar="CHECKPOINT",
         help="by default the run's best, else its newest",
     )
+    add_argument(exporter, "run")
     exporter.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
     exporter.add_argument("--work-dir", type=Path, metavar="DIR", help="where the run lies")
     exporter.add_argument(
@@ -520,6 +522,7 @@ def _export(arguments: argparse.Namespace) -> int:
     model = ModelOptions(
         config=arguments.config,
         checkpoint=arguments.checkpoint,
+        run=arguments.run,
         work_dir=arguments.work_dir,
         overrides=tuple(arguments.overrides),
         threads=arguments.threads,
@@ -641,6 +644,7 @@ def _model_with_data(arguments: argparse.Namespace, config: Path, checkpoint: Pa
     return ModelOptions(
         config=config,
         checkpoint=checkpoint,
+        run=getattr(arguments, "run", None),
         work_dir=arguments.work_dir,
         overrides=tuple(arguments.overrides),
         device=arguments.device,

@@ -472,6 +472,7 @@ def _evaluate_best(session: NotebookSession) -> Evaluation:
     subject = open_subject(
         ModelOptions(
             config=session.options.config,
+            run=session.options.run,
             work_dir=session.work_dir,
             overrides=session.options.overrides,
             code=session.options.code,
