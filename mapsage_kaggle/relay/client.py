@@ -167,16 +167,18 @@ class KaggleClient:
         """
         if self._renewing:
             return False
-        self._renewing, known = True, dict(self.api.config_values)
+        self._renewing, known, renewed = True, dict(self.api.config_values), False
         try:
             with _quiet():
                 self.api.authenticate()
+            renewed = bool(self.api.config_values.get("username"))
         except (SystemExit, Exception):  # noqa: BLE001 - it exits without credentials; raises what it meets
-            self.api.config_values = known  # which may have been begun anew
-            return False
+            renewed = False
         finally:
             self._renewing = False
-        return bool(self.api.config_values.get("username"))
+            if not renewed:
+                self.api.config_values = known  # which it may have begun anew
+        return renewed
 
     def _bounded_client(self) -> Any:
         from requests.adapters import HTTPAdapter
