@@ -69,7 +69,7 @@ def test_losses_that_overflow_now_and_then_are_normal_with_a_scaler() -> None:
         watch.check(iteration, {"loss": 0.5 if iteration % MAX_OVERFLOWS == 0 else math.inf})
 
 
-def test_losses_that_stay_out_of_range_are_half_precision_s_and_it_is_said_since_when() -> None:
+def test_losses_out_of_range_are_half_precision_s_and_it_is_said_since_when() -> None:
     watch = OverflowWatch(Scaled())
     watch.check(4, {"loss": 0.5})
     with pytest.raises(HalfPrecisionError, match=f"in iteration 5 and stayed so until {5 + MAX_OVERFLOWS};"):
