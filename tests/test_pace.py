@@ -158,7 +158,10 @@ def test_the_simulation_does_what_the_training_loop_does(tmp_path: Path) -> None
                 call_hook=lambda *_args, **_data: None,
                 register_hook=lambda _hook: None,
                 optim_wrapper=SimpleNamespace(
-                    _accumulative_counts=1, step=lambda: None, zero_grad=lambda: None
+                    _accumulative_counts=1,
+                    backward=lambda _loss: None,
+                    step=lambda: None,
+                    zero_grad=lambda: None,
                 ),
                 model=torch.nn.Linear(1, 1),
             )
