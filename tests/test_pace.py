@@ -154,6 +154,7 @@ def test_the_simulation_does_what_the_training_loop_does(tmp_path: Path) -> None
             self.dataloader = ()
             self._runner = SimpleNamespace(
                 session=session,
+                seed=0,
                 val_loop=SimpleNamespace(run=lambda: session.validate(ValidationAborted)),
                 call_hook=lambda *_args, **_data: None,
                 register_hook=lambda _hook: None,
