@@ -12,6 +12,9 @@ from pathlib import Path
 
 from mapsage_kaggle.errors import CheckpointError
 
+_ATTACH = "Attach an output of that run, or leave --run out."
+_NAME_ONE = "Start again with what stands behind the one to go on with, or detach the others."
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunGroup:
@@ -97,7 +100,7 @@ def pick_run(
                 "\n  ".join(
                     (f"No checkpoint of run {run}, which --run names, was found.", *map(str, groups))
                 ),
-                "Attach an output of that run, or leave --run out.",
+                f"\n{_ATTACH}",
             )
         return _taken(found, groups, is_named=True)
     named = [item for item in groups if item.key in from_config]
@@ -124,7 +127,7 @@ def _ambiguous(groups: Sequence[RunGroup], file_option: str) -> CheckpointError:
         "\n  ".join(
             (f"Checkpoints of {len(groups)} runs were found, and nothing says which is yours.", *lines)
         ),
-        "Start again with what stands behind the one to go on with, or detach the others.",
+        f"\n{_NAME_ONE}",
     )
 
 
