@@ -57,13 +57,17 @@ class Week:
     output: StringIO = field(default_factory=StringIO)
     pushes: list[tuple[str, int, int]] = field(default_factory=list)
     consented: bool = False
+    _asked: dict[str, command.RelayRequest] = field(default_factory=dict)
 
     def relay(self, machine: str = "laptop") -> Relay:
         """Return a relay that begins on a machine now."""
-        state = self.folder / machine
-        asked = command.read(
-            "demo.py", owner=OWNER, slug=SLUG, datasets=[f"{OWNER}/mapsage-kit"], state=state, **self.options
-        )
+        key = f"{machine} {self.options}"
+        if key not in self._asked:  # the config is read once, not at each of a thousand starts
+            self._asked[key] = command.read(
+                "demo.py", owner=OWNER, slug=SLUG, datasets=[f"{OWNER}/mapsage-kit"],
+                state=self.folder / machine, **self.options,
+            )  # fmt: skip
+        asked = self._asked[key]
         # A new process: the client is patched by each that is made, and one may have been killed within it.
         vars(self.api).pop("build_kaggle_client", None)
         self.api.config_values = dict(self.credentials)
