@@ -406,7 +406,7 @@ def _row(session: PastSession) -> tuple[Any, ...]:
         record.start_iteration,
         record.end_iteration,
         record.stop_reason,
-        format_duration(record.timings_s.get("session", 0.0)),
+        format_duration(record.timings_s.get("session") or 0.0),
         f"{losses[0]:.2f} → {losses[-1]:.2f}" if losses else None,
         f"{scores[0]:.1f} → {scores[-1]:.1f}" if scores else None,
     )

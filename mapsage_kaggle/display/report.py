@@ -185,7 +185,7 @@ def outcome_panel(record: SessionRecord, work_dir: Path, words: Words) -> Panel:
 def _key_numbers(sessions: Sequence[PastSession]) -> list[tuple[str, str, str]]:
     """Return name, value and what stands beside it."""
     last = sessions[-1].record
-    total_s = sum(item.record.timings_s.get("session", 0.0) for item in sessions)
+    total_s = sum(item.record.timings_s.get("session") or 0.0 for item in sessions)
     share = f"{100 * last.end_iteration / last.max_iters:.0f} %" if last.max_iters else ""
     rows = [
         ("iterations", f"{last.end_iteration:,}", f"of {last.max_iters:,}, {share}"),
@@ -228,7 +228,7 @@ def _session_row(session: PastSession, words: Words) -> dict[str, Any]:
         "tone": _TONES[record.stop_reason],
         "reason": words(record.stop_reason),
         "message": record.message,
-        "time": format_duration(record.timings_s.get("session", 0.0)),
+        "time": format_duration(record.timings_s.get("session") or 0.0),
         "pace": f"{pace:.2f}" if pace else "–",
         "loss": f"{losses[-1]:.3f}" if losses else "–",
         "score": f"{max(scores):.2f}" if scores else "–",

@@ -295,7 +295,7 @@ def run_text(folders: Sequence[Path], *, language: str = "en") -> str:
             record.end_iteration,
             words(record.stop_reason),
             score_text(record.best) if record.best is not None else None,
-            format_duration(record.timings_s.get("session", 0.0)),
+            format_duration(record.timings_s.get("session") or 0.0),
             None if (share := share_of_steps(record.timings_s)) is None else f"{100 * share:.0f} %",
         )
         for record in (item.record for item in sessions)
