@@ -101,7 +101,7 @@ def test_a_family_goes_on_bit_for_bit_where_it_was_cut(name: str, tmp_path: Path
     assert small(name, tmp_path / "kaggle").goes_on_where_it_was_cut() == []
 
 
-@pytest.mark.slow(scope_s=120)
+@pytest.mark.soak  # an ONNX of PSPNet for any size takes more than ten minutes on a busy core
 @pytest.mark.parametrize("name", EXPORTED)
 def test_a_family_is_evaluated_alike_twice_and_exported_with_code_that_predicts(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -144,7 +144,7 @@ def pixels(path: Path) -> Any:
         return np.asarray(image)
 
 
-@pytest.mark.slow(scope_s=60)
+@pytest.mark.soak
 def test_a_config_with_read_base_goes_on_where_it_was_cut(tmp_path: Path) -> None:
     folder = tmp_path / "code"
     folder.mkdir()

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
     [
         "pspnet_r18-d8_4xb4-80k_loveda-512x512",
         "fcn_hr18s_4xb4-80k_loveda-512x512",
-        "segmenter_vit-t_mask_8xb1-160k_ade20k-512x512",
+        pytest.param("segmenter_vit-t_mask_8xb1-160k_ade20k-512x512", marks=pytest.mark.soak),
         "unet-s5-d16_fcn_4xb4-40k_drive-64x64",
         "bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024",
     ],
