@@ -504,7 +504,7 @@ def test_memory_does_not_grow_with_a_scenes_height(tmp_path: Path, root: Path, w
     for times in (4, 24):
         image = save_tiff(tmp_path / f"{times}.tif", np.tile(strip, (times, 1, 1)), compress="deflate")
         code = (
-            "import sys, json; from pathlib import Path; from mapsage_kaggle.jobs.subject import ModelOptions; "
+            "import sys; from pathlib import Path; from mapsage_kaggle.jobs.subject import ModelOptions; "
             "from mapsage_kaggle.jobs.predict import PredictOptions, predict; "
             "a = list(map(Path, sys.argv[1:])); "
             "m = ModelOptions(config=a[0], checkpoint=a[1], device='cpu', threads=1); "
