@@ -30,7 +30,7 @@ FINGERPRINT_KEY = "mapsage_fingerprint"
 """Under these a checkpoint's message hub says whose it is, and what it still has to validate."""
 PACKED = "earlier.zip"
 """In the history: the files of sessions that are long over."""
-MAX_MEMBER_BYTES, MAX_PACKED_BYTES = 20_000_000, 500_000_000
+MAX_MEMBER_BYTES, MAX_PACKED_BYTES = 20_000_000, 100_000_000
 CUT_OFF = "No end is recorded: the session was cut off. What was proven until then is safe."
 
 
