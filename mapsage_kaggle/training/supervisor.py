@@ -371,8 +371,10 @@ class _Watch:
             proven=self.proven,
             gained=self.gained,
         )
-        # Workers whose torchrun was killed take us for gone, and save; but here we are.
-        if self._stop is not None and (not self._stop.data.get("orphaned") or code == 0 or late):
+        # Workers whose torchrun was killed take us for gone, and save; but here we are, and unless they
+        # were to end anyway, they are started again.
+        orphaned = self._stop is not None and self._stop.data.get("orphaned") and code != 0
+        if self._stop is not None and (not orphaned or late or stop_asked):
             reason, message = self._stop.data.get("reason", "completed"), self._stop.data.get("message", "")
             if late and ours:
                 reason, message = "deadline", _TOLD_TO_STOP

@@ -141,6 +141,8 @@ def test_workers_that_saved_because_torchrun_was_killed_are_a_crash_and_go_on() 
     assert "torchrun ended before its workers" in outcome.message
     # A machine whose workers followed the word of machine 0 ends as they did.
     assert watch(orphaned).outcome(0).kind == "done"
+    asked = watch(orphaned).outcome(-9, stop_asked=True)
+    assert (asked.kind, asked.reason, asked.iteration) == ("done", "user", 12)
 
 
 @pytest.mark.parametrize("code", [0, 1, -9])
