@@ -11,7 +11,6 @@ import base64
 import csv
 import hashlib
 import io
-import json
 import re
 import stat
 import zipfile
@@ -23,6 +22,7 @@ from typing import Any
 
 from mapsage_kaggle.checkpoints.manifest import file_sha256
 from mapsage_kaggle.errors import MachineError
+from mapsage_kaggle.outside import read_json, visible
 from mapsage_kaggle.walk import walk
 
 BUNDLE_MANIFEST = "mapsage-bundle.json"
@@ -149,7 +149,7 @@ class BundleManifest:
             MachineError: It cannot be read, or is no manifest.
         """
         try:
-            document = json.loads(path.read_bytes())
+            document = read_json(path)
             if int(document["schema"]) > SCHEMA:
                 raise ValueError(f"schema {document['schema']} is newer than {SCHEMA}")
             return cls(
@@ -161,7 +161,7 @@ class BundleManifest:
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise MachineError(
-                f"The manifest of the bundle, {path}, cannot be used: {error!r}.", REMEDY
+                f"The manifest of the bundle, {path}, cannot be used: {visible(repr(error))}.", REMEDY
             ) from error
 
     def to_json(self) -> dict[str, Any]:
