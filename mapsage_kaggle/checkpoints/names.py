@@ -16,10 +16,11 @@ ENDINGS = (".pth", ".pt", LAST_CHECKPOINT)
 # [0-9], for \d also matches the digits of other scripts; 15 of them at most, for no run is longer and
 # JSON's numbers hold no more everywhere.
 _NAME = re.compile(r"(?:best_(?P<metric>.+)_)?(?P<unit>iter|epoch)_(?P<count>[0-9]{1,15})\.pth")
-# As browsers, file managers and people name copies: "iter_24 (1).pth", "Copy of iter_24.pth", "iter_24.pt".
+# As browsers, file managers and people name copies, in any language: "iter_24 (1).pth", "iter_24的副本.pth",
+# "Copy of iter_24.pth", "iter_24.pt". A further digit or letter makes another word of it: "iter_24k.pth".
 _COPY = re.compile(
     r"(?:copy of |copy_of_|副本|复制)?[ _-]?"
-    r"(?:best_(?P<metric>.+)_)?(?P<unit>iter|epoch)_[0-9]{1,15}(?:副本|复制|(?![^\W_]))[^/]*\.pth?",
+    r"(?:best_(?P<metric>.+)_)?(?P<unit>iter|epoch)_[0-9]{1,15}(?![\da-z])[^/]*\.pth?",
     re.IGNORECASE,
 )
 _ENDS_LIKE_ONE = re.compile(r"(?:.*_)?(?P<unit>iter|epoch)_(?P<count>[0-9]{1,15})\.pth", re.DOTALL)

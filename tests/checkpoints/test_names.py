@@ -73,6 +73,8 @@ def test_any_name_that_ends_like_one_states_a_count(name: str, counts: tuple[int
         ("iter_24 - Copy.pth", "iter"),
         ("iter_24_副本.pth", "iter"),
         ("iter_24副本.pth", "iter"),
+        ("iter_24的副本.pth", "iter"),
+        ("iter_24のコピー.pth", "iter"),
         ("iter_24.pt", "iter"),
         ("Copy of iter_24.pth", "iter"),
         ("best_mIoU_iter_24 (1).pth", "best"),
