@@ -100,12 +100,15 @@ def _expressions(tree: ast.AST) -> Iterator[ast.expr]:
         yield from _expressions(child)
 
 
-def tests_of(file: str) -> list[str]:
-    """Return the tests of a file, and those of its room where it has none of its own."""
+def tests_of(file: str) -> Iterator[list[str]]:
+    """Yield a file's own tests, and then those of the rest of its room."""
     path = Path(file)
     own = Path("tests") / path.parent / f"test_{path.stem}.py"
-    room = [path for path in (ROOT / own.parent).glob("test_*.py") if path.is_file()]
-    return [str(own)] if (ROOT / own).is_file() else sorted(str(path.relative_to(ROOT)) for path in room)
+    if (ROOT / own).is_file():
+        yield [str(own)]
+    if path.parent != Path():
+        room = {str(found.relative_to(ROOT)) for found in (ROOT / own.parent).glob("test_*.py")}
+        yield sorted(room - {str(own)})
 
 
 def is_noticed(mutation: Mutation, tree: Path) -> bool:
@@ -113,9 +116,16 @@ def is_noticed(mutation: Mutation, tree: Path) -> bool:
     file = tree / "mapsage_kaggle" / mutation.file
     source = file.read_bytes()
     file.write_bytes(mutation.apply(source))
+    try:
+        return any(_fails(tests, mutation, tree) for tests in tests_of(mutation.file))
+    finally:
+        file.write_bytes(source)
+
+
+def _fails(tests: Sequence[str], mutation: Mutation, tree: Path) -> bool:
     environ = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header"]
-    command += ["-m", "not slow and not soak and not gpu", *tests_of(mutation.file)]
+    command += ["-m", "not slow and not soak and not gpu", *tests]
     try:
         done = subprocess.run(
             command, cwd=tree, env=environ, stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT_S,
@@ -123,8 +133,6 @@ def is_noticed(mutation: Mutation, tree: Path) -> bool:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return True
-    finally:
-        file.write_bytes(source)
     if done.returncode not in (0, 1, 2):
         raise SystemExit(f"{mutation}: pytest could not run:\n{done.stdout.decode()[-2000:]}")
     return done.returncode != 0
