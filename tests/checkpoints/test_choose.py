@@ -306,6 +306,21 @@ def test_a_best_checkpoint_alone_is_refused_until_allowed(world: World, resume: 
     assert "WEIGHTS ONLY" in choice.steps_down[-1]
 
 
+def test_weights_that_were_allowed_and_fail_are_no_reason_to_allow_them(world: World) -> None:
+    world.add(world.output("a", fingerprint=OURS), "best_mIoU_iter_8000.pth", "rejected")
+    with pytest.raises(CheckpointError, match="Every checkpoint found was rejected") as error:
+        world.choose(allow_weights_only=True)
+    assert "--allow-weights-only" not in str(error.value)
+
+
+def test_the_weights_of_a_run_that_was_stepped_over_are_not_taken(world: World) -> None:
+    mine = world.output("mine", fingerprint=OURS, run_id="aaa")
+    world.add(mine, "iter_4000.pth", "rejected")
+    world.add(world.output("theirs", fingerprint=OURS, run_id="bbb"), "best_mIoU_iter_8000.pth", "weights-only")
+    with pytest.raises(CheckpointError, match="Every checkpoint found was rejected"):
+        world.choose(allow_weights_only=True, work_dir_run="aaa")
+
+
 def test_an_older_resumable_comes_before_newer_weights(world: World) -> None:
     folder = world.output("a", fingerprint=OURS)
     world.add(folder, "iter_8000.pth", "weights-only", problems=("it has no optimizer",))
