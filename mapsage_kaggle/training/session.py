@@ -249,10 +249,12 @@ class SessionRun:
             with_cp=ladder.with_cp,
             validation_rung=ladder.validation_rung,
             precision="" if ladder.float32 else prepared.facts.precision,
+            # Also where the one that a child before went on from is damaged: then it is the first again.
+            action=spec.action,
+            checkpoint=spec.checkpoint,
         )
         if newest is not None:
-            path, seed = self.files.path / newest.file, prepared.patch.seed
-            facts = replace(facts, checkpoint=path, action="resume", checkpoint_seed=seed)
+            facts = replace(facts, checkpoint_seed=prepared.patch.seed)
         patch = plan_patch(prepared.discovery.cfg, prepared.options.config, facts)
         self.prepared = replace(prepared, facts=facts, patch=patch)
         self.record = self.record.evolve(

@@ -22,7 +22,7 @@ from mapsage_kaggle.display.locale.messages import translate
 from mapsage_kaggle.errors import ConfigError, MachineError
 from mapsage_kaggle.machine import Gpu, Machine
 from mapsage_kaggle.paths import KagglePaths
-from mapsage_kaggle.records import Exactness, Learned, SessionRecord
+from mapsage_kaggle.records import CheckpointRef, Exactness, Learned, SessionRecord
 from mapsage_kaggle.training import session
 from mapsage_kaggle.training.fallback import Outcome
 from mapsage_kaggle.training.options import Options
@@ -84,6 +84,7 @@ def begin(scenes: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
         extra: str = "",
         inspected: Mapping[str, Any] | None = None,
         recorded: Mapping[str, Any] | None = None,
+        to_train: bool = False,
         **options: Any,
     ) -> Prepared:
         config = scenes.config(extra=extra)
@@ -120,7 +121,8 @@ def begin(scenes: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
             shapes=Shapes(cfg, asked.config, tmp_path / "temp"),
         )
         clock = SessionClock(started_s=0.0, limit_s=43_200.0, reserve_s=600.0, now=lambda: 60.0)
-        return prepare(discovery, machine=machine, clock=clock, to_train=False)
+        here = replace(machine, inputs=())
+        return prepare(discovery, machine=here, clock=clock, to_train=to_train)
 
     return prepared
 
@@ -230,6 +232,26 @@ def test_what_was_learned_names_the_machine_that_taught_it(begin: Begin) -> None
         assert (again.learning.learned().machine is not None) is (trained == 0)
 
 
+# --- another child -----------------------------------------------------------------------------------------
+
+
+def test_where_all_that_a_session_saved_is_damaged_it_goes_on_from_where_it_began(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = CheckpointRef(file="iter_12.pth", iteration=12, sha256="a" * 64, size_bytes=1)
+    found = iter([ref, None])
+    monkeypatch.setattr(SessionRun, "_newest_sound", lambda self: next(found))
+    prepared = begin({})
+    crash = Outcome(kind="crashed", message="Bang.", trained=2, proven=12)
+    session, supervisor = run(prepared, crash, crash, DONE)
+    began, here = prepared.facts.checkpoint, prepared.work_dir / ref.file
+    assert [spec.checkpoint for spec in supervisor.specs] == [began, here, began]
+    # The config that the last child reads names it, too.
+    assert session.prepared.facts.checkpoint == began
+    loaded = {change.key: change.new for change in session.prepared.patch.changes}["load_from"]
+    assert loaded == str(began)
+
+
 # --- GPUs and precision ----------------------------------------------------------------------------------
 
 P100 = Gpu(name="Tesla P100", memory_bytes=2**34, capability=(6, 0), supported=True)
@@ -246,6 +268,25 @@ def test_a_gpu_that_torch_was_not_seen_to_use_counts_for_nothing(
     assert prepared.patch.precision == "float32"
     with pytest.raises(MachineError, match="this machine has 0 that this torch can use"):
         begin(machine=unusable, gpus=1)
+
+
+def test_a_batch_session_that_was_granted_no_gpu_is_refused_before_it_trains(begin: Begin) -> None:
+    with pytest.raises(MachineError, match=r"no GPU that torch can use, and 24 iterations.*verified phone"):
+        begin(to_train=True)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"gpus": 0},
+        {"machine": replace(CPU, run_type="interactive")},
+        {"machine": replace(CPU, on_kaggle=False)},
+        {"learned": {}, "inspected": {"iteration": 24}},
+    ],
+    ids=["asked for", "somebody watches", "elsewhere", "complete"],
+)
+def test_the_cpu_trains_where_nothing_is_lost_by_it(begin: Begin, asked: dict[str, Any]) -> None:
+    assert not begin(to_train=True, **asked).facts.on_gpu
 
 
 @pytest.mark.parametrize(
