@@ -28,6 +28,10 @@ class MapsageError(Exception):
     def __str__(self) -> str:
         return f"{self.problem} {self.remedy}".rstrip()
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows of it (IPython asks): where the kit raised it helps nobody."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class UsageError(MapsageError):
     """The command or call was used wrongly."""

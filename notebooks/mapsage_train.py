@@ -60,11 +60,17 @@ import hashlib
 import importlib.util
 import os
 import sys
+import time
 import zipfile
 from pathlib import Path
 
 ROOT = Path(os.environ.get("MAPSAGE_KAGGLE_ROOT", "/kaggle"))
 ENDINGS = (".py", ".txt", ".j2", ".css", ".js", ".json", ".ipynb", ".typed")
+
+
+class Refusal(RuntimeError):
+    def _render_traceback_(self):  # what IPython shows of it
+        return [str(self)]
 
 
 def kit_files(kit):
@@ -106,9 +112,21 @@ def find_kits():
     return found
 
 
+def wait_for_kits(left_s=60):
+    """Return the attached kits; where there is none, look again while a folder may still be mounted."""
+    while not (found := find_kits()) and left_s > 0 and importlib.util.find_spec("mapsage_kaggle") is None:
+        mounts = [path for place in ("*", "datasets/*/*") for path in (ROOT / "input").glob(place)]
+        if mounts and all(path.is_file() or any(path.iterdir()) for path in mounts):
+            break
+        print(f"Waiting for the kit to be mounted ({left_s} s left). 等待挂载本工具（还剩 {left_s} 秒）。")
+        time.sleep(5)
+        left_s -= 5
+    return found
+
+
 def choose_kit():
     """Copy the kit that is to be imported, and nothing else, into scratch space; return its folder."""
-    found = find_kits()
+    found = wait_for_kits()
     hashes = {sha256 for sha256, _ in found.values() if KIT_SHA256 in (None, sha256)}
     told = "".join(f"\n  {kit}  (sha256 {sha256[:12]})" for kit, (sha256, _) in found.items())
     installed = importlib.util.find_spec("mapsage_kaggle")
@@ -117,10 +135,10 @@ def choose_kit():
         if own == KIT_SHA256:
             return None
     if len(hashes) > 1:
-        raise RuntimeError(f'Different kits are attached; choose one by KIT = "owner/slug" or a path:{told}')
+        raise Refusal(f'Different kits are attached; choose one by KIT = "owner/slug" or a path:{told}')
     if not hashes and (KIT or KIT_SHA256):
         wanted = f"sha256 {KIT_SHA256[:12]}" if KIT_SHA256 else f"KIT {KIT}"
-        raise RuntimeError(
+        raise Refusal(
             f"No attached kit is the one that this notebook names ({wanted}). Attach it, upload the bundle "
             f"again, or set KIT and KIT_SHA256 to None. Attached:{told or ' none'}"
         )
@@ -130,6 +148,14 @@ def choose_kit():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
         return str(folder)
+    if installed is None:
+        looked = [str(path) for path in sorted((ROOT / "input").glob("*"))] or ["nothing is attached"]
+        raise Refusal(
+            "The kit is not attached. Add Input: the data set that `mapsage-kaggle bundle` has made (with a "
+            "mapsage_kaggle folder or a mapsage_kaggle-*.whl in it); then run this again.\n"
+            "未挂载本工具：请用 Add Input 添加 `mapsage-kaggle bundle` 生成的数据集，然后重新运行。\n"
+            f"{ROOT / 'input'}: {', '.join(looked[:20])}"
+        )
     return None
 
 

@@ -161,6 +161,8 @@ def check_custom_imports(cfg: Mapping[str, Any], places: CodePlaces, inputs: Pat
 def find_config(name: str | Path) -> Path:
     """Return the config file of a given path, or of that name among the kit's own.
 
+    ``train_loveda`` is enough for ``train_loveda_kaggle.py``.
+
     Raises:
         ConfigError: There is none; the message has the names that there are.
     """
@@ -168,9 +170,11 @@ def find_config(name: str | Path) -> Path:
     if path.is_file():
         return path.absolute()
     folder = bundled("configs")
-    own = folder / path.name if path.suffix == ".py" else folder / f"{path.name}.py"
-    if not path.is_absolute() and own.is_file():
-        return own
+    if not path.is_absolute():
+        stem = path.name.removesuffix(".py")
+        for own in (folder / f"{stem}.py", folder / f"{stem}_kaggle.py"):
+            if own.is_file():
+                return own
     names = ", ".join(sorted(item.name for item in folder.glob("*.py") if not item.name.startswith("_")))
     raise ConfigError(
         f"There is no config {name}.", f"Give the path of a file, or one of the kit's own: {names}."

@@ -229,6 +229,8 @@ def prepare(
         if to_train:
             require(preflight(discovery.paths, machine))
         prepared = _prepare(discovery, machine, clock)
+        if to_train:
+            _check_worth_it(prepared)
         if to_train and prepared.patch.is_split:
             discovery.shapes.look()  # the record says what the split changes
         return prepared
@@ -294,6 +296,23 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
     return Prepared(
         discovery=discovery, machine=machine, clock=clock, facts=facts, patch=patch, threads=threads
     )
+
+
+def _check_worth_it(prepared: Prepared) -> None:
+    """Refuse to spend a batch session of Kaggle's on the CPU where nobody has asked for that.
+
+    Raises:
+        MachineError: It has no GPU, and there is something left to train.
+    """
+    machine, left = prepared.machine, prepared.patch.max_iters - prepared.start_iteration
+    unwatched = machine.on_kaggle and machine.run_type == "batch"
+    if unwatched and not prepared.facts.on_gpu and prepared.discovery.options.gpus == "auto" and left > 0:
+        raise MachineError(
+            f"Kaggle gave this session no GPU that torch can use, and {left} iterations are left to train: "
+            "on the CPU they would take weeks.",
+            "Set Accelerator to GPU T4 x2 in the notebook's settings, which needs an account with a "
+            "verified phone number; or set --gpus 0 to train on the CPU all the same.",
+        )
 
 
 def device_of(prepared: Prepared) -> str:

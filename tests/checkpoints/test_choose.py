@@ -316,7 +316,8 @@ def test_weights_that_were_allowed_and_fail_are_no_reason_to_allow_them(world: W
 def test_the_weights_of_a_run_that_was_stepped_over_are_not_taken(world: World) -> None:
     mine = world.output("mine", fingerprint=OURS, run_id="aaa")
     world.add(mine, "iter_4000.pth", "rejected")
-    world.add(world.output("theirs", fingerprint=OURS, run_id="bbb"), "best_mIoU_iter_8000.pth", "weights-only")
+    theirs = world.output("theirs", fingerprint=OURS, run_id="bbb")
+    world.add(theirs, "best_mIoU_iter_8000.pth", "weights-only")
     with pytest.raises(CheckpointError, match="Every checkpoint found was rejected"):
         world.choose(allow_weights_only=True, work_dir_run="aaa")
 

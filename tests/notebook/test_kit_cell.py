@@ -29,7 +29,8 @@ def notebook() -> Any:
 def imported(notebook: Any, root: Path, *, site: str = "-S", **parameters: str | None) -> str:
     """Run the cell in a Python that has no packages at all; tell where the kit comes from, or why not."""
     values = {"KIT": None, "KIT_SHA256": None, **parameters}
-    code = "\n".join(f"{name} = {value!r}" for name, value in values.items())
+    code = "import time; time.sleep = lambda s: None\n"  # a mount is waited for
+    code += "\n".join(f"{name} = {value!r}" for name, value in values.items())
     code += f"\n{kit_cell(notebook)}\nimport mapsage_kaggle; print(mapsage_kaggle.__file__)"
     answer = subprocess.run(
         [sys.executable, "-I", *([site] if site else []), "-c", code],
@@ -115,8 +116,23 @@ def test_an_attached_wheel_is_found(notebook: Any, tmp_path: Path, place: str) -
     assert imported(notebook, tmp_path) == f"{copy_in(tmp_path)}\n"
 
 
-def test_without_the_kit_the_error_names_it(notebook: Any, tmp_path: Path) -> None:
-    assert "ModuleNotFoundError: No module named 'mapsage_kaggle'" in imported(notebook, tmp_path)
+def test_without_the_kit_the_error_says_what_to_attach_and_where_it_looked(
+    notebook: Any, tmp_path: Path
+) -> None:
+    write(tmp_path / "input" / "pictures", {"a.png": b""})
+    found = imported(notebook, tmp_path)
+    assert "Refusal: The kit is not attached. Add Input: the data set that `mapsage-kaggle bundle`" in found
+    assert "未挂载本工具" in found
+    assert f"{tmp_path / 'input'}: {tmp_path / 'input' / 'pictures'}" in found
+    assert "Waiting" not in found
+
+
+@pytest.mark.parametrize("mount", ["input", "input/kit", "input/datasets/me/kit"])
+def test_a_mount_that_is_not_up_yet_is_waited_for(notebook: Any, tmp_path: Path, mount: str) -> None:
+    (tmp_path / mount).mkdir(parents=True)
+    found = imported(notebook, tmp_path)
+    assert found.count("Waiting for the kit to be mounted") == 12
+    assert "Refusal: The kit is not attached" in found
 
 
 def test_what_is_no_zip_is_named_and_passed_over(notebook: Any, tmp_path: Path) -> None:
@@ -156,7 +172,7 @@ def two(tmp_path: Path) -> Path:
 
 def test_two_different_kits_stop_the_cell_with_both_named(notebook: Any, two: Path) -> None:
     found = imported(notebook, two)
-    assert "RuntimeError: Different kits are attached; choose one by KIT" in found
+    assert "Refusal: Different kits are attached; choose one by KIT" in found
     assert str(two / "input/datasets/me/kit" / WHEEL) in found
     assert str(two / "input/datasets/eve/pictures") in found
     assert "a stranger" not in found
@@ -181,7 +197,7 @@ def test_the_hash_chooses_among_kits(notebook: Any, two: Path) -> None:
 
 def test_where_no_kit_has_the_hash_nothing_is_imported(notebook: Any, two: Path) -> None:
     found = imported(notebook, two, KIT_SHA256="0" * 64)
-    assert "RuntimeError: No attached kit is the one that this notebook names (sha256 000000000000)" in found
+    assert "Refusal: No attached kit is the one that this notebook names (sha256 000000000000)" in found
     assert "a stranger" not in found
 
 

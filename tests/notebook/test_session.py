@@ -110,6 +110,11 @@ def test_a_config_is_found_by_path_or_by_name(
     assert find_config(name) == ROOT / "configs" / "demo.py"
 
 
+@pytest.mark.parametrize("name", ["train_loveda", "train_loveda.py", "train_loveda_kaggle"])
+def test_a_configs_name_is_completed(name: str) -> None:
+    assert find_config(name) == ROOT / "configs" / "train_loveda_kaggle.py"
+
+
 def test_an_unknown_config_is_refused_with_the_names_that_there_are() -> None:
     with pytest.raises(ConfigError, match=r"There is no config nosuch.*demo\.py.*train_earthvqa_kaggle\.py"):
         find_config("nosuch")

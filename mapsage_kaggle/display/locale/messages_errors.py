@@ -348,6 +348,15 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "--gpus {count} was asked for, but this machine has {usable} that this torch can use.": (
         "要求 {count} 块 GPU，而本机只有 {usable} 块能被这个 torch 使用。"
     ),
+    "Kaggle gave this session no GPU that torch can use, and {left} iterations are left to train: on the CPU "
+    "they would take weeks.": (
+        "Kaggle 没有给本次会话分配 torch 可用的 GPU，而还有 {left} 次迭代要训练：用 CPU 要花几个星期。"
+    ),
+    "Set Accelerator to GPU T4 x2 in the notebook's settings, which needs an account with a verified phone "
+    "number; or set --gpus 0 to train on the CPU all the same.": (
+        "请在 Notebook 设置里把 Accelerator 选为 GPU T4 x2（需要已验证手机号的账号）；"
+        "若仍要用 CPU 训练，请设 GPUS = 0。"
+    ),
     "Use --gpus auto, or choose another accelerator in the notebook's settings.": (
         '请设 GPUS = "auto"，或在 Notebook 设置里选择其他加速器。'
     ),
