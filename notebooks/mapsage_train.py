@@ -169,7 +169,7 @@ sys.path[:0] = filter(None, [choose_kit()])
 # %%
 import mapsage_kaggle
 
-installed = mapsage_kaggle.install(language=LANGUAGE, extra_wheels=EXTRA_WHEELS)
+installed = mapsage_kaggle.install(trains=CONFIG, language=LANGUAGE, extra_wheels=EXTRA_WHEELS)
 
 # %% [markdown]
 # ## Preflight

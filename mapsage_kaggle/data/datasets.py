@@ -200,7 +200,8 @@ def choose_data_root(roots: Sequence[DataRoot], *, searched: Path, layout: Layou
         others = ", ".join(f"{root.path} ({root.layout} layout)" for root in roots)
         raise DataError(
             f"No data set with {shape} lies below {searched}, only {others}.",
-            "Attach the data set that the config was written for, or choose the config for this one.",
+            "Attach the data set that the config was written for, or choose the config for this one: "
+            f"train_{roots[0].layout}_kaggle.py.",
         )
     raise DataError(
         f"No data set lies below {searched}: no folder with {shape} and its masks_png was found.",

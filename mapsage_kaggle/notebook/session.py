@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mapsage_kaggle import checks
 from mapsage_kaggle.clock import SessionClock, format_duration
 from mapsage_kaggle.config.modules import find_config
-from mapsage_kaggle.config.reading import data_roots_of, read_config
+from mapsage_kaggle.config.reading import data_roots_of, pretrained_of, read_config, weights_files
 from mapsage_kaggle.config.trainable import check_trainable
 from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE, LOVEDA_CLASSES, LOVEDA_PALETTE
-from mapsage_kaggle.data.find import find_data
+from mapsage_kaggle.data.find import find_data, find_pretrained
 from mapsage_kaggle.display.cells import (
     check_finding,
     choice_panel,
@@ -502,6 +502,7 @@ def _look_around(session: NotebookSession, words: Words) -> None:
     pictures: list[bytes] = []
     if not any(item.tone == "bad" for item in findings):
         findings.append(_look_for_checkpoints(session.options, session.work_dir, session.paths, words))
+        findings += _look_for_weights(session.options, session.paths, words)
         try:
             found, pictures = _look_at_data(session.options, session.paths, words)
             findings += found
@@ -541,6 +542,26 @@ def _look_for_checkpoints(options: Options, work_dir: Path, paths: KagglePaths, 
     newest = max(files, key=lambda item: item.iteration or 0)
     message = words("checkpoint_found", count=len(files), iteration=newest.iteration, path=newest.target)
     return Finding(tone="good", name=name, message=message)
+
+
+def _look_for_weights(options: Options, paths: KagglePaths, words: Words) -> list[Finding]:
+    """Look whether the pretrained weights that the config names are attached; a resume needs none.
+
+    Raises:
+        ConfigError: The config does not parse.
+    """
+    cfg = read_config(options.config, options.overrides)
+    found = find_pretrained(cfg, paths.input)
+    return [
+        Finding(
+            tone="good" if name in found else "note",
+            name=words("weights_row"),
+            message=words("weights_found", path=found[name])
+            if name in found
+            else words("weights_missing", file=weights_files(name)[0], name=name),
+        )
+        for name in pretrained_of(cfg)
+    ]
 
 
 def _look_at_data(options: Options, paths: KagglePaths, words: Words) -> tuple[list[Finding], list[bytes]]:

@@ -28,6 +28,7 @@ from packaging.version import InvalidVersion, Version
 
 from mapsage_kaggle.checkpoints.manifest import file_sha256
 from mapsage_kaggle.checks import MIN_TORCH, conflict_remedy, stack_conflicts
+from mapsage_kaggle.config.modules import find_config
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.errors import MachineError
 from mapsage_kaggle.kit import own_home
@@ -323,6 +324,7 @@ def install(
     language: str = "en",
     config: Path | None = None,
     extra_wheels: str | None = None,
+    trains: str | Path | None = None,
 ) -> InstallReport:
     """Make the running interpreter able to train, and prove it in a fresh process.
 
@@ -338,12 +340,16 @@ def install(
         config: The config whose model proves it; the kit's EarthVQA config by default.
         extra_wheels: ``owner/slug`` or the path of a folder that ``bundle --with`` has made: what it holds
             is installed as well.
+        trains: The config that is to be trained, looked for before anything is installed.
 
     Raises:
+        ConfigError: There is no such config.
         MachineError: It cannot be done, or the proof failed; the message says what to do.
         UsageError: The language is neither of the two.
     """
     with Words(language).refusing():
+        if trains is not None:
+            find_config(trains)
         voice = _Voice(language, quiet=quiet)
         return _install(
             inputs, offline=offline, prove=prove, config=config, extra_wheels=extra_wheels, voice=voice

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mapsage_kaggle.config.modules import find_config
 from mapsage_kaggle.data import datasets
 from mapsage_kaggle.data.datasets import (
     check_data,
@@ -138,8 +139,10 @@ def test_the_layout_decides_between_earthvqa_and_loveda(tmp_path: Path) -> None:
 
 def test_the_other_layout_alone_is_refused(tmp_path: Path) -> None:
     lay_out(tmp_path / "a")
-    with pytest.raises(DataError, match=r"Train/Urban/images_png.*earthvqa layout"):
+    with pytest.raises(DataError, match=r"Train/Urban/images_png.*earthvqa layout") as error:
         choose_data_root(find_data_roots(tmp_path), searched=tmp_path, layout="loveda")
+    config = error.value.remedy.rpartition(": ")[2].removesuffix(".")
+    assert find_config(config).name == "train_earthvqa_kaggle.py"
 
 
 def test_a_whole_data_set_goes_before_a_partial_one(tmp_path: Path) -> None:

@@ -162,6 +162,22 @@ def test_preflight_shows_classes_images_and_masks_and_that_no_checkpoint_is_ther
     assert len(panel.html) < 600_000
 
 
+@pytest.mark.parametrize("attached", [False, True])
+def test_preflight_says_whether_the_pretrained_weights_are_attached(
+    able: Path, monkeypatch: pytest.MonkeyPatch, attached: bool
+) -> None:
+    shown: list[Panel] = []
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.show", shown.append)
+    place = able / "input" / "weights" / "mit_b2.pth"
+    if attached:
+        place.parent.mkdir()
+        place.touch()
+    preflight("demo", session_limit="2400h", overrides=["model.pretrained=https://host/mit_b2.pth"])
+    row = next(item for item in shown[0].findings if item.name == "pretrained weights")
+    assert row.tone == ("good" if attached else "note")
+    assert str(place) in row.message if attached else "mit_b2.pth is not attached" in row.message
+
+
 def test_a_picked_file_gives_its_weights_alone_where_that_was_chosen(
     able: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from packaging.tags import Tag, parse_tag
 from packaging.utils import canonicalize_name
 from support.fresh import ROOT, Fresh
 
-from mapsage_kaggle.errors import MachineError, UsageError
+from mapsage_kaggle.errors import ConfigError, MachineError, UsageError
 from mapsage_kaggle.machine import STACK
 from mapsage_kaggle.setup import install as install_module
 from mapsage_kaggle.setup.bundle import image_versions
@@ -48,6 +48,14 @@ WHEELS = tuple(
 )
 TAGS: frozenset[Tag] = parse_tag("cp312-cp312-manylinux_2_28_x86_64") | parse_tag("py3-none-any")
 STACK_PINS = tuple(f"{name}=={version}" for name, version in STACK.items())
+
+
+def test_a_config_that_is_not_there_is_refused_before_anything_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(install_module, "_install", lambda *args, **kwargs: pytest.fail("it was begun"))
+    with pytest.raises(ConfigError, match=r"There is no config train_lovda.*train_loveda_kaggle\.py"):
+        install(trains="train_lovda")
 
 
 # --- the plan ---------------------------------------------------------------------------------

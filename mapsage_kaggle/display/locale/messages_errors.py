@@ -171,8 +171,8 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "No data set with {shape} lies below {searched}, only {others}.": (
         "{searched} 下没有含 {shape} 的数据集，只有 {others}。"
     ),
-    "Attach the data set that the config was written for, or choose the config for this one.": (
-        "请挂载该配置对应的数据集，或为这个数据集选择相应的配置。"
+    "Attach the data set that the config was written for, or choose the config for this one: train_{layout}_kaggle.py.": (
+        "请挂载该配置对应的数据集，或为这个数据集选择相应的配置：train_{layout}_kaggle.py。"
     ),
     "{name} cannot be read": "无法读取 {name}",
     "{count} problem": "{count} 个问题",

@@ -9,6 +9,10 @@ ENGLISH: Mapping[str, str] = {
     "checkpoint": "checkpoint",
     "checkpoint_found": "{count} attached or here; the highest iteration is {iteration:,}, in {path}. "
     "Judged below.",
+    "weights_row": "pretrained weights",
+    "weights_found": "{path}.",
+    "weights_missing": "{file} is not attached: a fresh start trains the backbone from scratch, which costs "
+    "accuracy; a resume needs none. Attach a data set that holds it, under any folder ({name}).",
     "checkpoint_none": "None is attached: this is taken for the first session of its run.",
     "checkpoint_needed": 'None is attached, and RESUME = "require" needs one. Attach the output of '
     "the session before; one that was just attached can take a minute to appear.",
@@ -117,6 +121,10 @@ ENGLISH: Mapping[str, str] = {
 CHINESE: Mapping[str, str] = {
     "checkpoint": "检查点",
     "checkpoint_found": "已挂载或已存在 {count} 个，最高迭代为 {iteration:,}，位于 {path}，下面再作判断。",
+    "weights_row": "预训练权重",
+    "weights_found": "{path}。",
+    "weights_missing": "没有挂载 {file}：从头开始的训练任务会从随机权重训练主干网络，精度会下降；继续训练则不需要它。"
+    "请挂载一个含有该文件的数据集，放在任意文件夹下均可（{name}）。",
     "checkpoint_none": "没有挂载检查点：视为该训练任务的第一次会话。",
     "checkpoint_needed": '没有挂载检查点，但设置要求必须有（RESUME = "require"）。请挂载上一次会话的输出；'
     "刚挂载的来源可能要一分钟才出现。",
