@@ -38,6 +38,8 @@ _ENGINE_IMPORT = "mapsage_kaggle.engine.register"
 
 _KNOWN_SAMPLERS = ("InfiniteSampler", "DefaultSampler", "MapsageOrder")
 _VAL_LOOP = "MapsageValLoop"
+_BY_CLASS = ("IoUMetric", "MapsageIoUMetric")
+"""Metrics that count labels by class, and leave one label out."""
 _PIXEL_BYTES = 3 + 8
 """Of a sample that a data worker hands over: three channels of a byte, and a label of eight."""
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -528,7 +530,7 @@ def _labels(planner: Planner) -> dict[str, int]:
     """Return which labels the model takes, as far as its config says so."""
     head = mapping_or_empty(next(iter(as_list(planner.get("model.decode_head"))), None))
     num_classes = head.get("num_classes")
-    if not isinstance(num_classes, int):
+    if not isinstance(num_classes, int) or num_classes < 2:  # of one, 1 tells it and 0 its absence
         return {}
     return {"num_classes": num_classes, "ignore_index": int(head.get("ignore_index", 255))}
 
@@ -553,18 +555,18 @@ def _scales_rate(planner: Planner) -> bool:
 
 
 def _plan_readable(planner: Planner, facts: PatchContext) -> None:
-    """Have damaged validation images told by name, or left out."""
+    """Have damaged validation images told by name, or left out, and labels beyond the classes refused."""
     dataset = planner.get("val_dataloader.dataset")
     if not isinstance(dataset, Mapping) or type_name(dataset.get("type")) in WRAPPERS:
         return
-    evaluators = as_list(planner.get("val_evaluator"))
-    ignored = next(
-        (item["ignore_index"] for item in map(mapping_or_empty, evaluators) if "ignore_index" in item), 255
-    )
+    evaluators = [mapping_or_empty(item) for item in as_list(planner.get("val_evaluator"))]
+    ignored = next((item["ignore_index"] for item in evaluators if "ignore_index" in item), 255)
+    by_class = any(type_name(item.get("type")) in _BY_CLASS for item in evaluators)
+    labels = {**(_labels(planner) if by_class else {}), "ignore_index": ignored}
     planner.set(
         "val_dataloader.dataset",
         {"type": "MapsageReadable", "dataset": _with_changes(planner, "val_dataloader.dataset"),
-         "on_bad_image": facts.on_bad_image, "ignore_index": ignored},
+         "on_bad_image": facts.on_bad_image, **labels},
         "an image that cannot be loaded is told by its name, or left out where that is asked for",
     )  # fmt: skip
 

@@ -108,14 +108,27 @@ def emit(kind: str, **data: Any) -> None:
 class GuardedDataset(Dataset[Any]):
     """A map-style data set around another one, of which some samples may not be loadable.
 
+    Labels that are no class are refused here, by the mask's name: in training on a GPU they would end the
+    process in the midst of a loss, and name nothing; in validation they would lower the score in silence.
+
     Args:
         dataset: The data set, or the config to build it from.
         on_bad_image: ``fail`` ends training with the sample's name; ``skip`` takes another in its place.
+        num_classes: Of the model; None to take any label.
+        ignore_index: The label that the model's losses, or the metric, leave out.
     """
 
-    def __init__(self, dataset: Any, on_bad_image: str = "fail") -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        on_bad_image: str = "fail",
+        num_classes: int | None = None,
+        ignore_index: int = 255,
+    ) -> None:
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self.on_bad_image = on_bad_image
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
 
     def full_init(self) -> None:
         """Load the data set's index, where it is loaded lazily."""
@@ -163,6 +176,28 @@ class GuardedDataset(Dataset[Any]):
             "Check the data set: this is not a single damaged file.",
         )
 
+    def check_labels(self, index: int, sample: Any) -> None:
+        """Refuse a sample with a label that is neither a class nor left out.
+
+        Raises:
+            TrainingError: It has one.
+        """
+        truth = getattr(sample.get("data_samples") if isinstance(sample, dict) else None, "gt_sem_seg", None)
+        classes = self.num_classes
+        if truth is None or classes is None:
+            return
+        label = label_beyond(truth.data, num_classes=classes, ignore_index=self.ignore_index)
+        if label is None:
+            return
+        name = name_of(self.dataset, index, "seg_map_path")
+        raise TrainingError(
+            f"The mask {name} holds the label {label}; with num_classes = {classes}, labels are 0 to "
+            f"{classes - 1}, and {self.ignore_index} is ignored. "
+            f"reduce_zero_label is {_reduces_zero_label(self.dataset)}.",
+            "Where masks hold 0 for no data and class + 1 elsewhere, set reduce_zero_label = True; else map "
+            "the label or correct num_classes.",
+        )
+
 
 @DATASETS.register_module(name="MapsageReadable")
 class ReadableDataset(GuardedDataset):
@@ -174,12 +209,9 @@ class ReadableDataset(GuardedDataset):
     Args:
         dataset: As for :class:`GuardedDataset`.
         on_bad_image: As for :class:`GuardedDataset`.
+        num_classes: As for :class:`GuardedDataset`.
         ignore_index: The label that the metric leaves out.
     """
-
-    def __init__(self, dataset: Any, on_bad_image: str = "fail", ignore_index: int = 255) -> None:
-        super().__init__(dataset, on_bad_image)
-        self.ignore_index = ignore_index
 
     def get_data_info(self, index: int) -> Any:
         """Return what the data set says of a sample before loading it."""
@@ -188,6 +220,13 @@ class ReadableDataset(GuardedDataset):
     def __getitem__(self, index: int) -> Any:
         length = len(self.dataset)
         found, sample = self.first_loadable((index + step) % length for step in range(length))
+        self.check_labels(found, sample)
         if found != index:
             sample["data_samples"].gt_sem_seg.data.fill_(self.ignore_index)
         return sample
+
+
+def _reduces_zero_label(dataset: Any) -> bool:
+    while getattr(dataset, "dataset", None) is not None:
+        dataset = dataset.dataset
+    return bool(getattr(dataset, "reduce_zero_label", False))

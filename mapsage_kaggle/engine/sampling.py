@@ -14,7 +14,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import Sampler
 
 from mapsage_kaggle.engine import seeding
-from mapsage_kaggle.engine.reading import GuardedDataset, label_beyond, name_of
+from mapsage_kaggle.engine.reading import GuardedDataset
 from mapsage_kaggle.errors import TrainingError
 
 
@@ -161,26 +161,8 @@ class PositionalDataset(GuardedDataset):
     """Any map-style data set, with each sample's random draws seeded from its position.
 
     What takes the place of a sample that cannot be loaded follows from the position, so that it is the
-    same in every run. Labels that are no class are refused here, by the mask's name: on a GPU they would
-    end the process in the midst of a loss, and name nothing.
-
-    Args:
-        dataset: As for :class:`GuardedDataset`.
-        on_bad_image: As for :class:`GuardedDataset`.
-        num_classes: Of the model; None to take any label.
-        ignore_index: The label that the model's losses leave out.
+    same in every run. Its options are :class:`GuardedDataset`'s.
     """
-
-    def __init__(
-        self,
-        dataset: Any,
-        on_bad_image: str = "fail",
-        num_classes: int | None = None,
-        ignore_index: int = 255,
-    ) -> None:
-        super().__init__(dataset, on_bad_image)
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
 
     def __getitem__(self, draw: Draw) -> Any:
         if torch.utils.data.get_worker_info() is not None:
@@ -192,33 +174,10 @@ class PositionalDataset(GuardedDataset):
         index, sample = self.first_loadable(
             self._candidates(draw), prepare=partial(seeding.seed_sample, draw.seed), position=draw.position
         )
-        if self.num_classes is not None:
-            self._check_labels(index, sample, self.num_classes)
+        self.check_labels(index, sample)
         return sample
-
-    def _check_labels(self, index: int, sample: Any, num_classes: int) -> None:
-        truth = getattr(sample.get("data_samples") if isinstance(sample, dict) else None, "gt_sem_seg", None)
-        if truth is None:
-            return
-        label = label_beyond(truth.data, num_classes=num_classes, ignore_index=self.ignore_index)
-        if label is None:
-            return
-        name = name_of(self.dataset, index, "seg_map_path")
-        raise TrainingError(
-            f"The mask {name} holds the label {label}; with num_classes = {num_classes}, labels are 0 to "
-            f"{num_classes - 1}, and {self.ignore_index} is ignored. "
-            f"reduce_zero_label is {_reduces_zero_label(self.dataset)}.",
-            "Where masks hold 0 for no data and class + 1 elsewhere, set reduce_zero_label = True; else map "
-            "the label or correct num_classes.",
-        )
 
     def _candidates(self, draw: Draw) -> Iterator[int]:
         yield draw.sample
         for attempt in count():
             yield seeding.derive(seeding.SUBSTITUTE, draw.seed, attempt) % len(self.dataset)
-
-
-def _reduces_zero_label(dataset: Any) -> bool:
-    while getattr(dataset, "dataset", None) is not None:
-        dataset = dataset.dataset
-    return bool(getattr(dataset, "reduce_zero_label", False))

@@ -328,6 +328,23 @@ def test_metrics_in_a_list_are_replaced_one_by_one() -> None:
     assert [item.type for item in cfg.val_evaluator] == ["MapsageIoUMetric", "CityscapesMetric"]
 
 
+@pytest.mark.parametrize(
+    ("metric", "num_classes", "labels"),
+    [
+        ({"type": "IoUMetric"}, 8, {"num_classes": 8, "ignore_index": 255}),
+        ({"type": "IoUMetric", "ignore_index": 9}, 8, {"num_classes": 8, "ignore_index": 9}),
+        ({"type": "DepthMetric"}, 8, {"ignore_index": 255}),
+        ({"type": "IoUMetric"}, 1, {"ignore_index": 255}),
+    ],
+)
+def test_labels_to_validate_on_are_those_that_the_metric_counts(
+    metric: dict[str, Any], num_classes: int, labels: dict[str, int]
+) -> None:
+    cfg = patched(small(val_evaluator=metric, model__decode_head__num_classes=num_classes))
+    dataset = cfg.val_dataloader.dataset
+    assert {key: dataset[key] for key in ("num_classes", "ignore_index") if key in dataset} == labels
+
+
 def test_a_user_s_own_imports_stay_beside_the_kit_s() -> None:
     cfg = patched(small(custom_imports={"imports": ["my_module"], "allow_failed_imports": False}))
     assert cfg.custom_imports.imports == ["my_module", "mapsage_kaggle.engine.register"]

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from mapsage_kaggle.engine import sampling, seeding
 from mapsage_kaggle.engine.faults import failure_kind, failure_message
+from mapsage_kaggle.engine.reading import ReadableDataset
 from mapsage_kaggle.engine.sampling import (
     Draw,
     PositionalDataset,
@@ -330,6 +331,13 @@ def test_a_label_beyond_the_classes_is_refused_by_the_mask_s_name(
         "ignored. reduce_zero_label is False."
     )
     assert failure_kind(caught.value, has_trained=True) == "refused"
+
+
+def test_labels_to_validate_on_are_checked_as_those_to_train_on() -> None:
+    dataset = ReadableDataset(Masks([0, 7, 255], [7, 8]), num_classes=8)
+    assert dataset[0]["data_samples"].gt_sem_seg.data.flatten().tolist() == [0, 7, 255]
+    with pytest.raises(TrainingError, match=r"^The mask masks/1\.png holds the label 8; "):
+        dataset[1]
 
 
 def test_a_data_worker_s_refusal_of_a_label_is_one_line() -> None:
