@@ -58,6 +58,7 @@ class ValidationPulse(Hook):
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Say how far it is."""
+        self._session.validated_images = ()
         self._session.validating(batch_idx + 1)
 
 

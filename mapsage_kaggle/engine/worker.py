@@ -58,8 +58,12 @@ def main(arguments: list[str]) -> int:
             error = known_problem(error) or error
         message = failure_message(error)
         if session.stage == "validation" and not isinstance(error, MapsageError):
-            images = ", ".join(session.validated_images) or "an image that is not known"
-            message = f"In the validation at iteration {session.iteration}, with {images}: {message}"
+            images = ", ".join(session.validated_images)
+            message = (
+                f"In the validation at iteration {session.iteration}, with {images}: {message}"
+                if images
+                else f"In the validation at iteration {session.iteration}: {message}"
+            )
         code = EXIT_USAGE if kind == "refused" and not has_begun else EXIT_TRAINING
         code = error.exit_code if isinstance(error, MapsageError) else code
         emit_failure(session, kind=kind, message=message, trace=trace[-4000:], exit_code=code)

@@ -22,11 +22,15 @@ from torch.utils.data import DataLoader
 from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.checkpoints.proving import SaveFailed
 from mapsage_kaggle.clock import boot_time_s
+from mapsage_kaggle.engine import worker
+from mapsage_kaggle.engine.control import Control
 from mapsage_kaggle.engine.loop import ValidationAborted, ValidationPulse
+from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
 from mapsage_kaggle.engine.safety import load_ahead, load_local
 from mapsage_kaggle.engine.session import WorkerSession
 from mapsage_kaggle.engine.snapshot import keep_loadable
 from mapsage_kaggle.errors import CheckpointError
+from mapsage_kaggle.events import read_events
 from mapsage_kaggle.records import Learned, SessionRecord
 from mapsage_kaggle.spec import ChildSpec, ask_save, ask_stop
 
@@ -47,6 +51,41 @@ def spec(tmp_path: Path) -> ChildSpec:
         config=tmp_path / "config.py", work_dir=tmp_path, clock_started_s=boot_time_s(), limit_s=900.0,
         reserve_s=9.0, action="fresh", run_id="r", fingerprint="f",
     )  # fmt: skip
+
+
+# --- a failure -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("at", "where"),
+    [
+        ("before", ""),
+        ("within", "In the validation at iteration 4, with tiles/7.png: "),
+        ("between", "In the validation at iteration 4: "),
+    ],
+)
+def test_an_error_in_validation_is_told_with_the_image(
+    spec: ChildSpec, monkeypatch: pytest.MonkeyPatch, at: str, where: str
+) -> None:
+    def train(spec: ChildSpec, session: WorkerSession, *, scratch: Path) -> None:
+        session._iteration, session.has_begun = 4, True
+        if at != "before":
+            batch = {"data_samples": [SimpleNamespace(img_path="tiles/7.png")]}
+            session.validation_begins()
+            ValidationPulse(session).before_val_iter(None, 0, batch)
+            if at == "between":
+                ValidationPulse(session).after_val_iter(None, 0, batch)
+        raise ValueError("Bang.")
+
+    monkeypatch.setattr(worker, "_train", train)
+    monkeypatch.setattr(Control, "install_signal_handlers", lambda control: None)
+    monkeypatch.setenv(EVENTS_VARIABLE, "")  # which main sets
+    file = spec.work_dir / "spec.json"
+    spec.write(file)
+    SessionRecord(run_id="r", fingerprint="f").write(spec.work_dir / "session.json")
+    assert worker.main([str(file)]) == 5
+    (failure,) = [item for item in read_events(spec.work_dir / "events.jsonl") if item.event == "failure"]
+    assert failure.data["message"] == f"{where}ValueError: Bang."
 
 
 # --- memory ----------------------------------------------------------------------------------------------

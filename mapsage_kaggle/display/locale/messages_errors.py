@@ -586,6 +586,7 @@ CHINESE_ERRORS: Mapping[str, str] = {
     "In the validation at iteration {iteration}, with {images}: {why}": (
         "第 {iteration} 次迭代的验证中，图像 {images}：{why}"
     ),
+    "In the validation at iteration {iteration}: {why}": "第 {iteration} 次迭代的验证中：{why}",
     "{why} It failed in the same way twice.": "{why} 两次以同样的方式失败。",
     "BatchNorm cannot be trained with {images} image(s) per forward pass on each GPU. Use fewer GPUs (--gpus 1), "
     "a larger train_dataloader.batch_size, or a norm that needs no other images (norm_cfg = dict(type='GN', "
