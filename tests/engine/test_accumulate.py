@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
+import torch.distributed.nn.functional
 import torch.multiprocessing
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
@@ -138,6 +139,30 @@ def refusals(rank: int) -> list[str]:
     return said
 
 
+class BatchNormOverRanks(torch.nn.BatchNorm2d):
+    """What SyncBN computes, by gloo: in each pass statistics of all ranks' parts, forward and backward."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not torch.distributed.is_initialized():
+            return super().forward(input)
+        axes = (0, 2, 3)
+        count = torch.full_like(self.weight, input.numel() / input.shape[1])
+        sums = torch.stack([count, input.sum(axes), input.square().sum(axes)])
+        count, total, squares = torch.distributed.nn.functional.all_reduce(sums).unbind()
+        mean = (total / count)[:, None, None]
+        variance = (squares / count)[:, None, None] - mean.square()
+        normed = (input - mean) / (variance + self.eps).sqrt()
+        return normed * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def refusal_of_sync_bn() -> str:
+    try:
+        torch.nn.SyncBatchNorm(2)(torch.zeros(1, 2, 4, 4))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def _two_ranks(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -149,6 +174,7 @@ def _two_ranks(rank: int, folder: str) -> None:
     for name, (sizes, every) in ACCUMULATING.items():
         seen[name] = accumulating_steps(rank, sizes[rank], 5, every)
     seen["refusals"] = refusals(rank)
+    seen["SyncBN"] = refusal_of_sync_bn()
     torch.save(seen, f"{folder}/rank{rank}.pth")
     torch.distributed.destroy_process_group()
 
@@ -157,7 +183,9 @@ RANK_CASES = {
     "avg_non_ignore": (VALID, WEIGHTED, ((2,), (2,)), "GN"),
     "other micro-batches": (WEIGHTED, MEAN, ((2,), (1, 1)), "GN"),
     "batch norm": (VALID, MEAN, ((1, 1), (2,)), "BN"),
+    "norm over ranks": (VALID, MEAN, ((1, 1), (1, 1)), "BatchNormOverRanks"),
 }
+MODELS.register_module(module=BatchNormOverRanks, force=True)
 
 
 # Five iterations: the last step takes what is left of the accumulation.
@@ -257,3 +285,25 @@ def test_batch_norm_s_running_figures_are_the_same_on_all_ranks(two_ranks: list[
         assert torch.equal(buffer, second[name]), name
     # Rank 0 ran two micro-batches, rank 1 one.
     assert {int(value) for name, value in first.items() if name.endswith("num_batches_tracked")} == {2}
+
+
+@pytest.mark.slow
+def test_torch_has_no_sync_bn_for_a_cpu(two_ranks: list[dict[str, Any]]) -> None:
+    """Where it has one, it belongs in the place of the norm that computes the same below."""
+    assert "expected input tensor to be on GPU" in two_ranks[0]["SyncBN"]
+
+
+@pytest.mark.slow
+def test_a_norm_over_ranks_sees_in_each_pass_what_all_of_them_pass(two_ranks: list[dict[str, Any]]) -> None:
+    def both(index: int) -> dict[str, Any]:
+        first, second = images(index, index + 1), images(2 + index, 3 + index)
+        return {name: first[name] + second[name] for name in first}
+
+    model = build(VALID, MEAN, "BN")
+    optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1.0))
+    accumulated_step(
+        model, optim, [both(0), both(1)], effective_batch=4, world_size=1, before_forward=lambda index: None
+    )
+    start = _flat(build(VALID, MEAN, "BN"))
+    for seen in two_ranks:
+        assert _relative(seen["norm over ranks"][0], _flat(model), start) < 1e-9
