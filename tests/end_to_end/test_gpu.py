@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks import bench_step
 from mmengine.config import ConfigDict
 from mmengine.optim import OptimWrapper
 from support.losses import MEAN, VALID, WEIGHTED, build, images
@@ -20,6 +21,7 @@ from torch.nn import functional
 from mapsage_kaggle.checkpoints.host_copy import HostCopy
 from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.engine import deterministic
+from mapsage_kaggle.engine.fast.optimizer import step_equal_groups_together
 from mapsage_kaggle.engine.validation_memory import less_memory
 from mapsage_kaggle.training.fallback import VALIDATION_RUNGS
 
@@ -327,6 +329,80 @@ def test_real_memory_that_runs_out_costs_a_rung_and_nothing_else(tmp_path: Path,
     assert record.learned.micro_batch in (1, 2)
     assert peaks(run)["trained"] <= limit_bytes
     assert apart(whole, run) < 1e-3
+
+
+# --- the time of a step ----------------------------------------------------------------------------------
+
+_attention = functional.scaled_dot_product_attention
+
+
+def folded_queries(query: Any, key: Any, value: Any, *, chunks: int = 8, **options: Any) -> torch.Tensor:
+    """Return what attention does, with parts of the queries as if they were images of their own.
+
+    SegFormer's keys are few: a backward pass over them has few blocks to spread over a card.
+    """
+    batch, heads, length, width = query.shape
+    if length % chunks:
+        return _attention(query, key, value, **options)
+    parts = query.view(batch, heads, chunks, length // chunks, width).transpose(1, 2).flatten(0, 1)
+    pairs = (item.repeat_interleave(chunks, dim=0) for item in (key, value))
+    found = _attention(parts, *pairs, **options)
+    return found.view(batch, chunks, heads, -1, width).transpose(1, 2).flatten(2, 3)
+
+
+def products(query: Any, key: Any, value: Any, dropout_p: float = 0.0) -> torch.Tensor:
+    """Return what attention does, by two products of matrices, as mmsegmentation has it."""
+    weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    return functional.dropout(weights.softmax(-1), dropout_p) @ value
+
+
+VARIANTS = ("stock", "fast", "folded queries", "bmm", "merged groups", "deterministic")
+
+
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=WITH_GPU)]
+)
+@pytest.mark.filterwarnings("ignore:Default ``avg_non_ignore``:UserWarning")
+def test_a_step_of_the_shipped_model_learns_the_same_in_each_variant(
+    device: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Print what each variant takes in float16, by which to choose; none of it decides here."""
+    on_gpu = device == "cuda"
+    batch, crop = (4, 512) if on_gpu else (2, 64)
+    overrides = ["optim_wrapper.type=AmpOptimWrapper", "optim_wrapper.dtype=float16"]
+    overrides = overrides if on_gpu else list(bench_step.SMALL)
+    size = {
+        "batch": batch,
+        "crop": crop,
+        "overrides": [*overrides, f"model.data_preprocessor.size=({crop},{crop})"],
+    }
+    gradients, told = {}, []
+    for variant in VARIANTS:
+        with monkeypatch.context() as patch:
+            if variant in ("folded queries", "bmm"):
+                way = folded_queries if variant == "folded queries" else products
+                patch.setattr(functional, "scaled_dot_product_attention", way)
+            if variant == "deterministic":  # the last one: what it sets, it sets until the test ends
+                request.getfixturevalue("only_deterministic")
+            side = bench_step.build(fast=variant != "stock", device=torch.device(device), **size)
+            if variant == "merged groups":
+                step_equal_groups_together(side.optim_wrapper.optimizer)
+            side.leave_gradients()
+            gradients[variant] = torch.cat(
+                [
+                    weight.grad.double().cpu().reshape(-1)
+                    for name, weight in side.model.named_parameters()
+                    if ".attn." in name
+                ]
+            )
+            side.optim_wrapper.zero_grad()
+            bench_step.measure(side.step, torch.device(device), 5 if on_gpu else 1)
+            took_ms = bench_step.measure(side.step, torch.device(device), 20 if on_gpu else 2)
+        told.append(f"{variant}: {took_ms:.1f} ms a step of {batch} × {crop}²")
+    print("\n".join(told))
+    tolerance, stock = (0.1 if on_gpu else 1e-4), gradients["stock"]
+    apart_by = {variant: float((found - stock).norm() / stock.norm()) for variant, found in gradients.items()}
+    assert [variant for variant, by in apart_by.items() if not by < tolerance] == [], apart_by
 
 
 # --- several GPUs ----------------------------------------------------------------------------------------
