@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.outside import read_json
 from mapsage_kaggle.paths import replace_file
 
 SCHEMA = 1
@@ -516,7 +518,7 @@ class Journal:
             UsageError: The file is no journal; it is left alone.
         """
         try:
-            return cls.from_json(json.loads(path.read_bytes()))
+            return cls.from_json(read_json(path))
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:
@@ -532,9 +534,11 @@ def _built(kind: type[T], document: Mapping[str, Any]) -> T:
     Raises:
         TypeError: A value is of another type than its field.
     """
-    hints = get_type_hints(kind)
-    known = {item.name for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: _valued(hints[name], document[name]) for name in document if name in known})
+    hints = _hints(kind)
+    return kind(**{name: _valued(hints[name], value) for name, value in document.items() if name in hints})
+
+
+_hints = functools.cache(get_type_hints)
 
 
 def _valued(hint: Any, value: Any) -> Any:

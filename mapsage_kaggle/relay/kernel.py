@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import shutil
@@ -79,9 +80,15 @@ def parameters(push: Push, job: Job) -> dict[str, Any]:
         "EXTEND_TO": push.extend_to,
         "UPLOAD_TO": job.upload_to,
         # The kit that plans the chain is the one that trains in it.
-        "KIT_SHA256": kit_sha256(kit_files(own_home())),
+        "KIT_SHA256": _own_sha256(),
     }
     return values
+
+
+@functools.cache
+def _own_sha256() -> str:
+    """Return the hash of this kit, as it was when this process first asked."""
+    return kit_sha256(kit_files(own_home()))
 
 
 def with_parameters(notebook: Mapping[str, Any], values: Mapping[str, Any], note: str) -> dict[str, Any]:

@@ -163,6 +163,7 @@ class Relay:
                 "Give another --state folder for another run.",
             )
         self._from_nothing = from_nothing
+        self.journal = journal
         journal = dataclasses.replace(
             journal,
             overrides=self.job.overrides or journal.overrides,
@@ -447,6 +448,8 @@ class Relay:
         )
 
     def _keep(self, journal: Journal) -> None:
+        if journal == self.journal and self.places.journal.is_file():
+            return
         self.places.folder.mkdir(parents=True, exist_ok=True)
         journal.write(self.places.journal)
         self.journal = journal

@@ -125,9 +125,11 @@ def within(server: KaggleServer) -> Iterator[Any]:
             return response
 
     usual, before = HTTPAdapter.send, dict(os.environ)
+    proxies = requests.sessions.get_environ_proxies
     os.environ.update(KAGGLE_API_ENVIRONMENT="LOCALHOST", KAGGLE_API_TOKEN=TOKEN)
     try:
         HTTPAdapter.send = Memory.send  # type: ignore[method-assign]
+        requests.sessions.get_environ_proxies = lambda *_, **__: {}  # which takes longer than an answer
         import kaggle
         from kaggle.api import kaggle_api_extended
 
@@ -142,5 +144,6 @@ def within(server: KaggleServer) -> Iterator[Any]:
         yield kaggle.api
     finally:
         HTTPAdapter.send = usual  # type: ignore[method-assign]
+        requests.sessions.get_environ_proxies = proxies
         os.environ.clear()
         os.environ.update(before)

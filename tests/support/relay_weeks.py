@@ -5,14 +5,18 @@ What must hold whatever happens is checked as it happens: at every push, at ever
 
 from __future__ import annotations
 
+import functools
+import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from mapsage_kaggle.errors import MapsageError
 from mapsage_kaggle.relay import command
@@ -57,17 +61,11 @@ class Week:
     output: StringIO = field(default_factory=StringIO)
     pushes: list[tuple[str, int, int]] = field(default_factory=list)
     consented: bool = False
-    _asked: dict[str, command.RelayRequest] = field(default_factory=dict)
 
     def relay(self, machine: str = "laptop") -> Relay:
         """Return a relay that begins on a machine now."""
-        key = f"{machine} {self.options}"
-        if key not in self._asked:  # the config is read once, not at each of a thousand starts
-            self._asked[key] = command.read(
-                "demo.py", owner=OWNER, slug=SLUG, datasets=[f"{OWNER}/mapsage-kit"],
-                state=self.folder / machine, **self.options,
-            )  # fmt: skip
-        asked = self._asked[key]
+        asked = _asked(json.dumps(self.options))
+        asked = replace(asked, places=command.places_of(SLUG, self.folder / machine))
         # A new process: the client is patched by each that is made, and one may have been killed within it.
         vars(self.api).pop("build_kaggle_client", None)
         self.api.config_values = dict(self.credentials)
@@ -170,6 +168,13 @@ class Week:
             assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  .*[.!]$", line), line
 
 
+@functools.cache
+def _asked(options: str) -> command.RelayRequest:
+    """Return what is asked of a relay: its config is read once, not at each of a thousand starts."""
+    datasets = [f"{OWNER}/mapsage-kit"]
+    return command.read("demo.py", owner=OWNER, slug=SLUG, datasets=datasets, **json.loads(options))
+
+
 def checkpoint_of(path: Path) -> bytes:
     from support.kaggle_sessions import checkpoint_bytes
 
@@ -187,7 +192,8 @@ def week(folder: Path, **options: Any) -> Iterator[Week]:
     server.processing_s = 600.0
     server.quota_s = 1e6
     server.add_dataset("mapsage-kit")
-    with server, within(server) as api:
+    # Nobody pulls the plug in here.
+    with server, within(server) as api, mock.patch.object(os, "fsync"):
         found = Week(
             server=server,
             notebook=notebook,
