@@ -534,7 +534,7 @@ def _built(kind: type[T], document: Mapping[str, Any]) -> T:
     Raises:
         TypeError: A value is of another type than its field.
     """
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]  # a class is hashable
     return kind(**{name: _valued(hints[name], value) for name, value in document.items() if name in hints})
 
 

@@ -42,6 +42,67 @@ def test_nan_is_no_score_that_is_kept_as_the_best(values: tuple[float, ...]) -> 
         assert best.value == 0.5
 
 
+def held_at(*iterations: int, best: int | None = None, value: float | None = None) -> list[CheckpointRef]:
+    """Return checkpoints of 10 bytes each, and a best one beside them."""
+    refs = [
+        CheckpointRef(file=f"iter_{iteration}.pth", iteration=iteration, sha256="0", size_bytes=10)
+        for iteration in iterations
+    ]
+    if best is not None:
+        file = f"best_mIoU_iter_{best}.pth"
+        metric = None if value is None else "mIoU"
+        refs.append(
+            CheckpointRef(file=file, iteration=best, sha256="0", size_bytes=10, metric=metric, value=value)
+        )
+    return refs
+
+
+def test_a_best_file_whose_score_was_lost_is_still_the_best() -> None:
+    held = held_at(4, 8, best=2)
+    assert best_of(held) == held[-1]
+    assert plan_retention(held, budget_bytes=0) == ()
+
+
+def test_where_less_is_better_the_lowest_score_is_kept() -> None:
+    held = [*held_at(best=2, value=0.5), *held_at(best=4, value=0.3), *held_at(best=6, value=0.4)]
+    assert best_of(held, greater_is_better=False) == held[1]
+    assert best_of(held) == held[0]
+
+
+@pytest.mark.parametrize(
+    ("budget_bytes", "max_files", "gone"),
+    [
+        (60, 6, ["iter_0.pth", "iter_7.pth"]),
+        (59, 6, ["iter_0.pth", "iter_5.pth", "iter_7.pth"]),
+        (60, 5, ["iter_0.pth", "iter_5.pth", "iter_7.pth"]),
+        (60, 3, ["iter_0.pth", "iter_5.pth", "iter_7.pth", "iter_10.pth", "iter_15.pth"]),
+    ],
+)
+def test_milestones_are_kept_newest_first_as_far_as_there_is_room(
+    budget_bytes: int, max_files: int, gone: list[str]
+) -> None:
+    held = held_at(0, 5, 7, 10, 15, 16, 17, best=6, value=0.5)
+    kept = plan_retention(held, budget_bytes=budget_bytes, max_files=max_files, milestones_every=5)
+    assert list(kept) == gone
+
+
+@pytest.mark.parametrize(
+    ("needed_bytes", "gone"),
+    [
+        (0, []),
+        (1, ["iter_5.pth"]),
+        (10, ["iter_5.pth"]),
+        (11, ["iter_5.pth", "iter_8.pth"]),
+        (99, ["iter_5.pth", "iter_8.pth", "iter_16.pth"]),
+    ],
+)
+def test_room_is_made_by_the_oldest_and_at_last_by_the_second_newest(
+    needed_bytes: int, gone: list[str]
+) -> None:
+    held = held_at(5, 16, 17, 8, best=6, value=0.5)
+    assert list(plan_room(held, needed_bytes=needed_bytes)) == gone
+
+
 @given(refs, st.integers(0, 500), st.integers(1, 8), st.sampled_from([None, 5, 10]))
 def test_retention_keeps_the_newest_two_and_the_best_and_else_the_budget(
     held: list[CheckpointRef], budget_bytes: int, max_files: int, milestones_every: int | None

@@ -164,6 +164,15 @@ def test_however_slow_the_disk_half_an_hour_is_the_longest_gap() -> None:
     assert schedule.interval_s == 1800.0
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"every_s": 0}, {"max_cost": 0}, {"max_cost": 1.1}, {"every_s": 10, "longest_s": 9}]
+)
+def test_a_schedule_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="no schedule"):
+        SaveSchedule(**wrong)
+    SaveSchedule(every_s=0.5, max_cost=1, longest_s=0.5)
+
+
 def test_a_failed_save_is_tried_again_after_the_interval() -> None:
     clock = FakeClock()
     schedule = SaveSchedule(now=clock)
