@@ -16,43 +16,43 @@
 # 会话会及时自行停止并交接；再把本 Notebook 的输出挂载到下一次运行，就从停下的地方接着训练。
 
 # %% [markdown]
-# ## Parameters
+# ## Parameters 参数
 # `CONFIG` is a file, or the name of one of the kit's own. `RESUME = "auto"` takes the newest trusted
 # checkpoint that is attached and starts fresh where there is none at all; `"require"` never starts fresh.
 #
-# 参数：`CONFIG` 是配置文件，或本工具自带配置的名字。`RESUME = "auto"` 采用已挂载的最新可信检查点，
+# `CONFIG` 是配置文件，或本工具自带配置的名字。`RESUME = "auto"` 采用已挂载的最新可信检查点，
 # 一个都没有时从头训练；`"require"` 决不从头训练。面板和报告用中文：`LANGUAGE = "zh"`。
 
 # %% tags=["parameters"]
 CONFIG = "train_earthvqa_kaggle.py"
-RESUME = "auto"  # "auto", "require", "never", or the path of a checkpoint
-RUN = None  # the run to go on with, by its id, where several are attached
-EXPECT_ITERATION = None  # refuse to go on from any other iteration than this
-ALLOW_WEIGHTS_ONLY = False  # take weights alone where nothing can be resumed
-EXTEND_TO = None  # a new, later end for a run that is complete
-SESSION_LIMIT = "12h"  # how long Kaggle lets a session live
-RESERVE = "10m"  # kept free at its end
-GPUS = "auto"  # or a number; 0 trains on the CPU
-PRECISION = "auto"  # or "float32", "float16", "bfloat16", whatever the config and the GPU say
-ON_MEMORY = "adapt"  # smaller micro-batches where memory runs out; "fail" ends there
-OVERRIDES = []  # such as "train_dataloader.batch_size=2"
-CODE = []  # attached folders that the config may import its own modules from, as they are trusted
-PASS_ENV = []  # credentials that training may see, such as "WANDB_API_KEY"
-UPLOAD_TO = None  # "you/slug": upload the newest checkpoint to this data set as well, with your credentials
-UPLOAD_EVERY = "1h"  # from one upload to the next
-KIT = None  # "owner/slug" or a path: which attached kit to import, where there are several
-KIT_SHA256 = None  # import no kit but the one with this hash
-EXTRA_WHEELS = None  # "owner/slug" of a data set that `bundle --with` has made: install what it holds as well
-EVALUATE = True  # evaluate the best checkpoint afterwards, if the session's time allows
-LANGUAGE = "en"  # or "zh"
+RESUME = "auto"  # "auto", "require", "never", or the path of a checkpoint 或检查点的路径
+RUN = None  # the run to go on with, by its id, where several are attached 挂载了多个任务时选定一个
+EXPECT_ITERATION = None  # refuse to go on from any other iteration than this 只从这个迭代继续，否则拒绝
+ALLOW_WEIGHTS_ONLY = False  # take weights alone where nothing can be resumed 无法恢复时只取权重
+EXTEND_TO = None  # a new, later end for a run that is complete 给已完成的任务设一个更晚的终点
+SESSION_LIMIT = "12h"  # how long Kaggle lets a session live 会话的时限
+RESERVE = "10m"  # kept free at its end 末尾预留的时间
+GPUS = "auto"  # or a number; 0 trains on the CPU 或指定数量，0 表示用 CPU
+PRECISION = "auto"  # or "float32", "float16", "bfloat16", whatever the config and the GPU say 计算精度
+ON_MEMORY = "adapt"  # smaller micro-batches where memory runs out; "fail" ends there 显存不足时缩小微批
+OVERRIDES = []  # such as "train_dataloader.batch_size=2" 覆盖配置中的键
+CODE = []  # attached folders to import the config's own modules from, as they are trusted 可信的代码目录
+PASS_ENV = []  # credentials that training may see, such as "WANDB_API_KEY" 允许训练进程看到的凭据
+UPLOAD_TO = None  # "you/slug": upload the newest checkpoint to this data set as well 同时上传到此数据集
+UPLOAD_EVERY = "1h"  # from one upload to the next 上传间隔
+KIT = None  # "owner/slug" or a path: which attached kit to import, of several 挂载了多份本工具时选定一份
+KIT_SHA256 = None  # import no kit but the one with this hash 只导入哈希相符的那一份
+EXTRA_WHEELS = None  # "owner/slug" of a data set made by `bundle --with` to install as well 额外的 wheel
+EVALUATE = True  # evaluate the best checkpoint afterwards, if time allows 时间允许时评估最佳检查点
+LANGUAGE = "en"  # or "zh"; 中文填 "zh"
 
 # %% [markdown]
-# ## Install
+# ## Install 安装
 # The kit comes as an attached data set, its code or its wheel (which Kaggle may have unpacked), unless it is
 # installed already. Only its own files are copied and imported. Where different kits are attached, `KIT`
 # chooses one; where `KIT_SHA256` is set, no other is imported.
 #
-# 安装：本工具以挂载的数据集提供（代码或 wheel），除非已经装好；只复制并导入它自己的文件。
+# 本工具以挂载的数据集提供（代码或 wheel），除非已经装好；只复制并导入它自己的文件。
 # 挂载了不同的版本时用 `KIT` 选定；设了 `KIT_SHA256` 时只导入与之相符的那一份。
 
 # %%
@@ -172,11 +172,11 @@ import mapsage_kaggle
 installed = mapsage_kaggle.install(trains=CONFIG, language=LANGUAGE, extra_wheels=EXTRA_WHEELS)
 
 # %% [markdown]
-# ## Preflight
+# ## Preflight 运行前检查
 # What would stop the session is found now, before it costs quota: GPU, disk, time, data set. Look whether
 # the masks fit their images.
 #
-# 运行前检查：会妨碍本次会话的问题（GPU、磁盘、时间、数据集），在消耗限额之前就查出来。
+# 会妨碍本次会话的问题（GPU、磁盘、时间、数据集），在消耗限额之前就查出来。
 # 请看掩码是否与图像相符。
 
 # %%
@@ -201,49 +201,52 @@ session = mapsage_kaggle.preflight(
 )
 
 # %% [markdown]
-# ## Discover
+# ## Discover 查找检查点
 # Every checkpoint that is attached or here is judged, newest first, and the first sound one is taken. Cell by
 # cell, another start may be chosen below the table.
 #
-# 查找检查点：对已挂载和此处的每个检查点从新到旧逐一判断，采用第一个完好的。逐格运行时，可在表格下方改选起点。
+# 对已挂载和此处的每个检查点从新到旧逐一判断，采用第一个完好的。逐格运行时，可在表格下方改选起点。
 
 # %%
 session.discover()
 
 # %% [markdown]
-# ## Configure
+# ## Configure 配置
 # The config file stays as it is; these keys are changed to run it on this machine. Cell by cell, a form below
 # them changes what is trained.
 #
-# 配置：配置文件保持不变，只为在本机运行而改动下列键。逐格运行时，可用下方的表单修改训练设置。
+# 配置文件保持不变，只为在本机运行而改动下列键。逐格运行时，可用下方的表单修改训练设置。
 
 # %%
 session.configure()
 
 # %% [markdown]
-# ## Train
+# ## Train 训练
 # A batch run stays here until the session ends. Cell by cell, this returns at once, and a view with buttons
 # follows the training; `session.watch()` shows it again in any cell, `session.wait()` waits for the end.
 #
-# 训练：批处理运行停在这一格，直到会话结束。逐格运行时立即返回，由带按钮的视图跟踪训练；
+# 批处理运行停在这一格，直到会话结束。逐格运行时立即返回，由带按钮的视图跟踪训练；
 # `session.watch()` 可在任一格再次显示，`session.wait()` 等到结束。
 
 # %%
 session.train()
 
 # %% [markdown]
-# ## Evaluate
+# ## Evaluate 评估
 # Scores of the best checkpoint by class, with an interval that says how sure they are, and a few predictions:
 # image, mask, prediction. It is left out where time is short; the run loses nothing by it.
+#
+# 最佳检查点的各类别得分，附区间说明其可信程度，并给出几幅预测（图像、掩码、预测结果）。
+# 时间不够时略去，训练任务不受任何影响。
 
 # %%
 session.evaluate(EVALUATE)
 
 # %% [markdown]
-# ## What next
+# ## What next 下一步
 # How the session ended, the curves of the whole run, and what to do now.
 #
-# 下一步：会话如何结束，整个训练任务的曲线，现在该做什么。
+# 会话如何结束，整个训练任务的曲线，现在该做什么。
 
 # %%
 session.what_next()
