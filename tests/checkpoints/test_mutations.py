@@ -101,14 +101,15 @@ def same(left: Any, right: Any) -> bool:
 
 
 def judge(path: Path) -> None:
-    """Hold one file to the promise: told without a traceback, and what is accepted is what torch loads."""
+    """Hold one file to the promise: told without a traceback, and what is loaded is what torch loads."""
     found = inspect(path)
-    if found.verdict == "rejected":
-        assert found.problems
-        with pytest.raises(CheckpointError):
-            load_checkpoint(path)
+    assert found.problems or found.verdict == "resumable"
+    try:
+        ours = load_checkpoint(path)
+    except CheckpointError:
+        assert found.verdict == "rejected"
         return
-    ours = load_checkpoint(path)
+    # A sound file may still be rejected for what it holds: no weights, or those of another model.
     theirs = torch.load(path, map_location="cpu", weights_only=True)
     theirs.get("meta", {}).pop("config", None)
     assert same(ours, theirs)
