@@ -332,6 +332,13 @@ class SessionRecord:
         for document in self.previous:
             schema.mapping(document, "previous")
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Show it as a cell's last value, which IPython asks for."""
+        printer.text(
+            f"<session {self.session_index} of run {self.run_id}: {self.stop_reason}, iterations "
+            f"{self.start_iteration} to {self.end_iteration} of {self.max_iters}>"
+        )
+
     def write(self, path: Path) -> None:
         """Replace ``path`` atomically.
 

@@ -223,10 +223,11 @@ session.configure()
 # %% [markdown]
 # ## Train 训练
 # A batch run stays here until the session ends. Cell by cell, this returns at once, and a view with buttons
-# follows the training; `session.watch()` shows it again in any cell, `session.wait()` waits for the end.
+# follows the training. After the page was reloaded, `session.watch()` in any cell brings the view back.
+# `session.wait()` waits for the end; to interrupt it stops the training, with everything saved.
 #
 # 批处理运行停在这一格，直到会话结束。逐格运行时立即返回，由带按钮的视图跟踪训练；
-# `session.watch()` 可在任一格再次显示，`session.wait()` 等到结束。
+# 刷新页面后，在任一格运行 `session.watch()` 即可找回视图。`session.wait()` 等到结束；中断它会保存并停止训练。
 
 # %%
 session.train()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mapsage_kaggle.clock import format_duration
@@ -42,9 +44,12 @@ def refusal_panel(title: str, error: MapsageError, words: Words) -> Panel:
 def choice_panel(title: str, choice: Choice, words: Words) -> Panel:
     """Return what a session starts from, and what else there was."""
     verdicts = {"": "unopened", "weights-only": "weights"}
+    folders = {item.path.absolute().parent for item in choice.candidates}
+    # One output's files need no more than its folder's name; those of several, what sets them apart.
+    above = Path(os.path.commonpath([folder.parent for folder in folders])) if folders else Path()
     rows = [
         (
-            f"{item.path.parent.name}/{item.path.name}",
+            str(item.path.absolute().relative_to(above)),
             "–" if item.iteration is None else f"{item.iteration:,}",
             size(item.size_bytes) if item.size_bytes else "–",
             words(verdicts.get(item.verdict, item.verdict)),

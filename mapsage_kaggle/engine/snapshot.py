@@ -153,9 +153,10 @@ def check_resumed(
             f"The data loader stands at sample {next_position}; after {iteration} iterations of "
             f"{effective_batch} images it must be {iteration * effective_batch}."
         )
+    done = ", ".join(str(max(0, step)) for step in steps) or "no"  # -1 where one has not begun
     return (
         f"resume verified: iteration {iteration}, optimizer state of {num_states} parameters, "
-        f"{len(steps)} schedulers at step {', '.join(map(str, steps)) or '-'}, "
+        f"{len(steps)} learning-rate schedulers after {done} steps of their own, "
         f"next sample position {next_position}"
     )
 

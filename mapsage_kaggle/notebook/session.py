@@ -219,6 +219,8 @@ class NotebookSession:
             self.handle = TrainingHandle(self.prepared, [sink]).start()
             self.handle.wait()
             return
+        if self.machine.on_kaggle:
+            say(self._words("idle_session"))
         record = self.prepared.discovery.choice.record
         best = record.best if record is not None else None
         known = best is not None and best.metric == "mIoU" and best.value is not None
@@ -540,7 +542,8 @@ def _look_for_checkpoints(options: Options, work_dir: Path, paths: KagglePaths, 
         key = "checkpoint_needed" if needed else "checkpoint_none"
         return Finding(tone="note" if needed else "good", name=name, message=words(key))
     newest = max(files, key=lambda item: item.iteration or 0)
-    message = words("checkpoint_found", count=len(files), iteration=newest.iteration, path=newest.target)
+    count = len({item.target.resolve() for item in files})
+    message = words("checkpoint_found", count=count, iteration=newest.iteration, path=newest.target)
     return Finding(tone="good", name=name, message=message)
 
 

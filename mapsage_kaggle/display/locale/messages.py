@@ -244,9 +244,9 @@ CHINESE: Mapping[str, str] = {
     "Training is going on already.": "训练正在进行。",
     "Nothing is being trained.": "没有正在进行的训练。",
     "Run the cells from the top.": "请从头依次运行各单元格。",
-    "resume verified: iteration {iteration}, optimizer state of {states} parameters, {count} schedulers at step "
-    "{steps}, next sample position {position}": (
-        "恢复已核对：第 {iteration} 次迭代，{states} 个参数的优化器状态，{count} 个学习率调度器位于第 {steps} 步，"
+    "resume verified: iteration {iteration}, optimizer state of {states} parameters, {count} learning-rate "
+    "schedulers after {steps} steps of their own, next sample position {position}": (
+        "恢复已核对：第 {iteration} 次迭代，{states} 个参数的优化器状态，{count} 个学习率调度器各自已走 {steps} 步，"
         "下一个样本位置 {position}"
     ),
     # the report's page

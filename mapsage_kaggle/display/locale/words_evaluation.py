@@ -27,7 +27,7 @@ ENGLISH: Mapping[str, str] = {
     "interval from {low} to {high} holds zero. These images do not tell which is better.",
     "eval_off": "No evaluation: EVALUATE is False.",
     "eval_later": "Training is going on. Run this cell again when it has ended.",
-    "eval_nothing": "No evaluation: this session left no checkpoint to evaluate.",
+    "eval_nothing": "No evaluation: nothing has been validated yet, so no checkpoint is known to be the best.",
     "eval_no_time": "No evaluation: {left} of the session are left, and it may take {needed}. Run it later, the "
     "same cell or: mapsage-kaggle evaluate {config}",
     "eval_cut": "The evaluation was stopped to hand over in time; what was counted is kept.",
@@ -58,7 +58,7 @@ CHINESE: Mapping[str, str] = {
     "但 95 % 置信区间 {low} 到 {high} 包含零，这些图像不足以判断孰优孰劣。",
     "eval_off": "未做评估：EVALUATE 为 False。",
     "eval_later": "训练仍在进行。结束后请再运行本单元格。",
-    "eval_nothing": "未做评估：本次会话没有留下可评估的检查点。",
+    "eval_nothing": "未做评估：尚未做过任何验证，还不知道哪个检查点最好。",
     "eval_no_time": "未做评估：本次会话还剩 {left}，而评估可能需要 {needed}。以后可再运行本单元格，或运行："
     "mapsage-kaggle evaluate {config}",
     "eval_cut": "为按时交接，评估已停止；已统计的结果都保留。",

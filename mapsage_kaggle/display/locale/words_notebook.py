@@ -18,6 +18,8 @@ ENGLISH: Mapping[str, str] = {
     "the session before; one that was just attached can take a minute to appear.",
     "checkpoint_named": "{path} is there. Judged below.",
     "checkpoint_missing": "{path}, which RESUME names, does not exist. Attach it, or correct the path.",
+    "idle_session": "Kaggle ends a session in which nothing is clicked for a while, and then its files are gone. "
+    "Save & Run All, UPLOAD_TO, or Persistence (in the notebook's settings) keep them.",
     # The training view.
     "view_validating": "validating, {count:,} batches done",
     "view_stopping": "saving, then stopping …",
@@ -130,6 +132,8 @@ CHINESE: Mapping[str, str] = {
     "刚挂载的来源可能要一分钟才出现。",
     "checkpoint_named": "{path} 存在，下面再作判断。",
     "checkpoint_missing": "RESUME 指定的 {path} 不存在。请挂载它，或改正路径。",
+    "idle_session": "长时间没有操作的会话会被 Kaggle 结束，其文件随之消失。用 Save & Run All 运行、设置 UPLOAD_TO，"
+    "或在 Notebook 设置里开启 Persistence，都能保住它们。",
     "view_validating": "验证中，已完成 {count:,} 批",
     "view_stopping": "正在保存，随后停止 …",
     "view_saving": "正在保存 …",
