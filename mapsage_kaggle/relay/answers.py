@@ -26,6 +26,14 @@ _KINDS: Mapping[Kind, re.Pattern[str]] = {
 }
 
 
+REMEDIES: Mapping[Kind, str] = {
+    "suspended": "Only Kaggle can lift that: write to https://www.kaggle.com/contact.",
+    "verification": "Verify the phone number on kaggle.com (Settings), then run the relay again.",
+    "size": "Look at what is pushed, in the --state folder.",
+}
+"""The next step after a refusal that no second try is met by."""
+
+
 def kind_of_refusal(text: str) -> Kind:
     """Return what a refusal in Kaggle's words is about."""
     return next((kind for kind, pattern in _KINDS.items() if pattern.search(text)), "other")
@@ -39,6 +47,10 @@ class Unreachable(MachineError):
     """
 
     retry_after_s = 0.0
+
+
+class Unreadable(Unreachable):
+    """Kaggle answered with something else than its client knows: worth another try, too."""
 
 
 class Refusal(MachineError):
@@ -68,6 +80,11 @@ class Absent(Refusal):
 
     exit_code = EXIT_USAGE
     stray = True
+
+
+def number(value: object) -> int:
+    """Return a count as Kaggle tells it; 0 for what is none."""
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def sentence(text: str) -> str:

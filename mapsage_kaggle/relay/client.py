@@ -21,11 +21,13 @@ from typing import Any
 
 from mapsage_kaggle.errors import MachineError, MapsageError, UsageError
 from mapsage_kaggle.relay.answers import (
+    REMEDIES,
     Absent,
     Denied,
     Refusal,
     Rejected,
     Unreachable,
+    Unreadable,
     kind_of_refusal,
     sentence,
 )
@@ -38,6 +40,8 @@ CONNECT_S = 120.0
 """For the import of the client, which checks a token."""
 LATER_S = 300.0
 """How long to wait where Kaggle answers at the start that it cannot now."""
+MAX_RETRY_AFTER_S = 86_400.0
+"""Kaggle is left alone for no longer, whatever it asks for."""
 CLOCKS_AGREE_S = 120.0
 """By how much this machine's clock may differ from Kaggle's without being corrected."""
 
@@ -223,16 +227,18 @@ class KaggleClient:
             raise self._refusal(error) from None
         except (requests.RequestException, ConnectionError, TimeoutError) as error:
             raise Unreachable(f"Kaggle does not answer ({type(error).__name__}).") from None
-        except json.JSONDecodeError:
-            raise Unreachable("Kaggle answered with something else than JSON.") from None
+        except (json.JSONDecodeError, AttributeError, TypeError, LookupError):
+            raise Unreadable("Kaggle answered with something that its client cannot read.") from None
         except ValueError as error:
             # The client's own: what it was given does not do.
             raise self.rejected(str(error)) from None
 
     def rejected(self, text: str, *, stray: bool = False) -> Rejected:
         """Return the refusal that is put in these words."""
-        error = Rejected(sentence(self._scrub(text)))
-        error.kind, error.stray = kind_of_refusal(text), stray
+        kind = kind_of_refusal(text)
+        usual = "See whether it can be done on kaggle.com, then run the relay again." if stray else ""
+        error = Rejected(sentence(self._scrub(text)), REMEDIES.get(kind, usual))
+        error.kind, error.stray = kind, stray
         return error
 
     def _refusal(self, error: Any) -> MapsageError:
@@ -253,11 +259,11 @@ class KaggleClient:
                 "Create a new token on kaggle.com (Settings, API), or run `kaggle auth login`.",
             )
         if code == 403:
-            denied = Denied(
-                f"The credentials do not allow it{said}",
-                "Create a token with rights to notebooks and data sets on kaggle.com (Settings, API).",
-            )
-            denied.kind = kind_of_refusal(message)
+            kind = kind_of_refusal(message)
+            what = "This account is suspended" if kind == "suspended" else "The credentials do not allow it"
+            token = "Create a token with rights to notebooks and data sets on kaggle.com (Settings, API)."
+            denied = Denied(f"{what}{said}", REMEDIES.get(kind, token))
+            denied.kind = kind
             return denied
         if code == 404:
             return Absent(f"Kaggle knows nothing of it{said}")
@@ -280,11 +286,14 @@ def _epoch_s(moment: Any) -> float:
 
 
 def _retry_after_s(value: str | None, now_s: float) -> float:
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, float(value or 0))
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, parsedate_to_datetime(value or "").timestamp() - now_s)
-    return 0.0
+    try:
+        seconds = float(value or 0)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value or "").timestamp() - now_s
+        except (ValueError, TypeError):
+            return 0.0
+    return max(0.0, min(seconds, MAX_RETRY_AFTER_S))
 
 
 def _imported() -> Any:

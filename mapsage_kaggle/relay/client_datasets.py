@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mapsage_kaggle.relay.answers import Absent, Denied, Refusal, Unreachable
+from mapsage_kaggle.relay.answers import Absent, Denied, Refusal, Unreachable, Unreadable, number
 
 if TYPE_CHECKING:
     from mapsage_kaggle.relay.client import KaggleClient
@@ -44,7 +44,7 @@ class Datasets:
         try:
             for _ in range(MAX_PAGES):
                 page = self._page(ref, token)
-                found |= {item.name: int(item.total_bytes or 0) for item in page.dataset_files or []}
+                found |= {item.name: number(item.total_bytes) for item in page.dataset_files or []}
                 if not page.next_page_token or page.next_page_token == token:
                     break
                 token = page.next_page_token
@@ -92,7 +92,7 @@ class Datasets:
             )
         except (Absent, Denied):
             return "none"
-        except KeyError:  # a word that this client does not know
+        except Unreadable:  # a word that this client does not know
             return "processing"
         return (
             "failed"

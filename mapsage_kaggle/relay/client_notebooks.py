@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mapsage_kaggle.relay.answers import Absent, Denied, Refusal, Unreachable
+from mapsage_kaggle.relay.answers import Absent, Denied, Refusal, Unreachable, Unreadable, number
 from mapsage_kaggle.relay.decide import Status
 
 if TYPE_CHECKING:
@@ -72,20 +72,16 @@ class Notebooks:
         """
         try:
             answer = self._get(slug)
-        except (Absent, Denied) as error:
+        except (Absent, Denied):
             # Kaggle answers 403 as well for one that does not exist. Its list tells.
             if slug in self.slugs():
-                denied = Denied(
-                    f"The credentials do not allow to read {self._kaggle.owner}/{slug}.",
-                    "Create a token with all rights to notebooks on kaggle.com (Settings, API).",
-                )
-                raise denied from error
+                raise
             return 0
-        number = int(answer.metadata.current_version_number or 0)
-        if number <= 0:
+        newest = number(answer.metadata.current_version_number)
+        if not newest:
             name = f"{self._kaggle.owner}/{slug}"
             raise Unreachable(f"Kaggle does not tell the version of {name}.", "Try again later.")
-        return number
+        return newest
 
     def slugs(self) -> tuple[str, ...]:
         """Return the slugs of all of the account's notebooks, those that ran last first."""
@@ -120,7 +116,10 @@ class Notebooks:
         request.user_name, request.kernel_slug = self._kaggle.owner, slug
         if version:
             request = self._of_version(request, slug, version)
-        return self._kaggle.call(lambda api: api.kernels.kernels_api_client.get_kernel, request)
+        answer = self._kaggle.call(lambda api: api.kernels.kernels_api_client.get_kernel, request)
+        if answer.metadata is None or answer.blob is None:
+            raise Unreadable(f"Kaggle tells nothing of {self._kaggle.owner}/{slug}.")
+        return answer
 
     def status(self, slug: str, version: int) -> Status:
         """Return how a version is doing.
@@ -135,7 +134,7 @@ class Notebooks:
             answer = self._kaggle.call(
                 lambda api: api.kernels.kernels_api_client.get_kernel_session_status, request
             )
-        except KeyError:
+        except Unreadable:
             return "unknown"
         except Absent:  # "No runs found" for what never ran, and the same code for what is not there
             return "new" if self.source(slug, version) else "gone"
@@ -165,7 +164,7 @@ class Notebooks:
                 break
             for item in answer.files or []:
                 files[item.file_name] = OutputFile(name=item.file_name, url=item.url)
-            log = log or answer.log or ""
+            log = log or str(answer.log or "")
             if not answer.next_page_token or answer.next_page_token == token:
                 break
             token = answer.next_page_token
@@ -175,7 +174,7 @@ class Notebooks:
         """Fetch a file of an output; ``target`` is there as a whole or not at all.
 
         Returns:
-            Whether there is such a file. One that is listed is.
+            Whether there is such a file. One that is listed is; one that is not may be refused in any words.
 
         Raises:
             Unreachable: It did not come, or not all of it.
@@ -191,16 +190,12 @@ class Notebooks:
                     for chunk in answer.iter_content(1 << 20):
                         stream.write(chunk)
                         num_bytes += len(chunk)
-                promised = answer.headers.get("Content-Length")
-            if (
-                promised is not None
-                and "Content-Encoding" not in answer.headers
-                and num_bytes != int(promised)
-            ):
+                promised = answer.headers.get("Content-Length", "")
+            if promised.isdigit() and "Content-Encoding" not in answer.headers and num_bytes != int(promised):
                 raise Unreachable(f"{file.name} came with {num_bytes} bytes of {promised}.")
             partial.replace(target)
             return True
-        except Absent:
+        except Refusal:
             return False
         except requests.RequestException as error:
             # Its text holds the signed address.
@@ -238,18 +233,18 @@ class Notebooks:
         if answer.error:
             raise self._kaggle.rejected(answer.error)
         return Pushed(
-            version=int(answer.version_number or 0),
+            version=number(answer.version_number),
             slug=str(answer.ref or "").rstrip("/").rpartition("/")[2],
             invalid_kernels=tuple(answer.invalid_kernel_sources or ()),
             invalid_datasets=tuple(answer.invalid_dataset_sources or ()),
         )
 
-    def cancel(self, number: int) -> str:
+    def cancel(self, session: int) -> str:
         """Ask Kaggle to end a session; return why it does not, or nothing."""
         from kagglesdk.kernels.types.kernels_api_service import ApiCancelKernelSessionRequest
 
         request = ApiCancelKernelSessionRequest()
-        request.kernel_session_id = number
+        request.kernel_session_id = session
         try:
             answer = self._kaggle.call(
                 lambda api: api.kernels.kernels_api_client.cancel_kernel_session, request

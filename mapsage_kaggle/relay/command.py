@@ -197,9 +197,10 @@ def run(
                     raise Stopped(ended)
                 if asked.notify is not None:
                     message(f"{ended.reason}\n{summary}")
-        except MapsageError as error:
+        except Exception as error:
             if asked.notify is not None:
-                message(str(error))
+                known = isinstance(error, MapsageError)
+                message(str(error) if known else f"The relay has failed ({type(error).__name__}).")
             raise
     return _as_json(ended, relay.journal)
 
@@ -276,7 +277,7 @@ def plan_text(asked: RelayRequest) -> str:
         end=end,
         session_limit_s=settings.session_limit_s,
         reserve_s=asked.job.reserve_s,
-        learned=journal.learned if journal else {},
+        pace=journal.pace if journal else {},
         val_interval=asked.val_interval,
         most_sessions=most,
         now_s=time.time(),

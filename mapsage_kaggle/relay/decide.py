@@ -283,13 +283,26 @@ def decide(journal: Journal, seen: Observation, settings: Settings) -> Action:
         about = _about_open if attempt.landed else _about_intent
         return about(attempt, journal, seen, settings)
     unread = _about_unread(journal, seen, settings)
-    if unread is None and settings.checkpoint_dataset and journal.attempts and not journal.dataset_read:
-        return Note(hand_over=seen.offered)
+    if unread is None and settings.checkpoint_dataset and not journal.dataset_read:
+        return _about_what_is_stored(journal, seen, settings)
     return (
         unread
         or _whether_over(journal, settings)
         or _whether_to_wait(journal, seen, settings)
         or _next(journal, seen, settings)
+    )
+
+
+def _about_what_is_stored(journal: Journal, seen: Observation, settings: Settings) -> Note | Stop:
+    if journal.attempts or seen.offered is None:
+        return Note(hand_over=seen.offered)
+    return Stop(
+        reason=f"The data set {settings.checkpoint_dataset} holds iteration {seen.offered.iteration} of a "
+        f"run, and no notebook {journal.owner}/{journal.slug} is there.",
+        remedy="To go on from it, run the notebook once with the data set attached, then the relay again. To "
+        "start from nothing all the same, run the relay with --again --from-nothing.",
+        exit_code=EXIT_CHECKPOINT,
+        consent=True,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.pace import Pace, quota_date_s
@@ -67,7 +66,7 @@ def plan(
     end: int,
     session_limit_s: float,
     reserve_s: float,
-    learned: Mapping[str, Any],
+    pace: Mapping[str, float],
     val_interval: int = 0,
     most_sessions: int | None = None,
     now_s: float,
@@ -81,34 +80,32 @@ def plan(
         end: Where the relay is to stop.
         session_limit_s: A session's limit.
         reserve_s: What is kept free at its end.
-        learned: The last record's ``learned``, whose ``pace`` is taken where there is one.
+        pace: What the last session measured, in seconds, by the names of ``Pace.learned``.
         val_interval: Iterations between validations; 0 for none.
         most_sessions: No more sessions than this.
         now_s: Seconds since the epoch.
         quota_s: GPU time a week; None without a GPU.
         quota_left_s: What is left of it this week.
     """
-    measured = learned.get("pace") or {}
-    expected = {"iteration_s": ASSUMED_ITERATION_S, "validation_s": ASSUMED_VALIDATION_S, **measured}
     assumed = []
-    if "iteration_s" not in measured:
+    if "iteration_s" not in pace:
         assumed.append(f"{ASSUMED_ITERATION_S:.2f} s an iteration")
-    if "validation_s" not in measured and val_interval:
+    if "validation_s" not in pace and val_interval:
         assumed.append(f"{format_duration(ASSUMED_VALIDATION_S)} a validation")
     assumed.append(
         f"{format_duration(START_UP_S)} to start and {format_duration(CLOSING_S)} to end a session"
     )
-    pace = Pace(expected=expected)
+    costs = Pace(expected={"iteration_s": ASSUMED_ITERATION_S, "validation_s": ASSUMED_VALIDATION_S, **pace})
     usable_s = session_limit_s - reserve_s - START_UP_S - CLOSING_S
     legs: list[Leg] = []
     iteration = start
     most = min(MAX_SESSIONS, MAX_SESSIONS if most_sessions is None else most_sessions)
     while iteration < end and len(legs) < most:
-        count = pace.iterations_in(usable_s, iteration=iteration, val_interval=val_interval)
+        count = costs.iterations_in(usable_s, iteration=iteration, val_interval=val_interval)
         if count <= 0:
             break
         reach = min(end, iteration + count)
-        train_s = pace.time_for(reach, iteration=iteration, val_interval=val_interval)
+        train_s = costs.time_for(reach, iteration=iteration, val_interval=val_interval)
         seconds = min(session_limit_s - reserve_s, START_UP_S + CLOSING_S + train_s)
         legs.append(Leg(start=iteration, end=reach, seconds=seconds))
         iteration = reach
@@ -156,14 +153,14 @@ def still_to_come(
     """Return what is still to come of a run, in one sentence; empty where that is not known."""
     end = min((item for item in (journal.end, settings.until) if item), default=0)
     start = journal.hand_over.iteration if journal.hand_over else 0
-    if not journal.learned or start >= end:
+    if not journal.pace or start >= end:
         return ""
     found = plan(
         start=start,
         end=end,
         session_limit_s=settings.session_limit_s,
         reserve_s=reserve_s,
-        learned=journal.learned,
+        pace=journal.pace,
         now_s=now_s,
         quota_s=quota.allowed_s if quota else None,
         quota_left_s=quota.left_s if quota else None,

@@ -151,9 +151,11 @@ def judge(
     verdict = _verdict(record, ref, attempt, code=code, before=before)
     told_s = record.timings_s.get("session") if record is not None else None
     seconds = float(told_s or (log.seconds if log.seen else ran_s))
-    trained = bool(ref) or log.iteration > 0 or (seconds > TRAINED_S and not refused)
+    # A log may be torn, too: what was seen to run has run.
+    longest_s = max(seconds, ran_s if attempt.began_s is not None else 0.0)
     final = record is not None and record.stop_reason != "running"
-    told = code not in (EXIT_DONE, EXIT_TRAINING) and not log.iteration
+    told = refused or (code not in (EXIT_DONE, EXIT_TRAINING) and not log.iteration)
+    trained = bool(ref) or log.iteration > 0 or (longest_s > TRAINED_S and not told)
     found = f"{verdict} {ref.file} {ref.sha256}" if ref is not None else verdict
     best = record.best if record is not None else None
     message = (record.message if record is not None else "") or log.refusal
@@ -167,12 +169,12 @@ def judge(
         started_s=record.started_s if record else 0.0,
         seconds=seconds,
         max_iters=record.max_iters if record else 0,
-        learned=record.learned.to_json() if record else {},
+        pace=(record.learned.pace if record else None) or {},
         best=f"{best.metric} {best.value:.2f}" if best is not None and best.value is not None else "",
         trained=trained,
         message=f"{sentence(message)} {NO_GPU}" if code == EXIT_MACHINE else message,
         exit_code=code or None,
-        doubt="" if (final and sure) or refused or told else found,
+        doubt="" if (final and sure) or told else found,
     )
 
 

@@ -117,6 +117,11 @@ class Attempt:
     message: str = ""
     exit_code: int | None = None
 
+    @property
+    def counts(self) -> bool:
+        """Whether it has its verdict and is a session of this run; one's own push is, whatever it did."""
+        return self.verdict is not None and (self.verdict != "skipped" or bool(self.token and not self.found))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
@@ -132,7 +137,7 @@ class Outcome:
         started_s: When it began, where the record tells, in seconds since the epoch.
         seconds: How long it ran, as far as is known.
         max_iters: Where the run ends, where the record tells.
-        learned: What the session learned, for the plan.
+        pace: What the session measured, for the plan.
         best: The best score so far, for people.
         trained: Whether it may have trained.
         message: Why it ended as it did.
@@ -149,7 +154,7 @@ class Outcome:
     started_s: float = 0.0
     seconds: float = 0.0
     max_iters: int = 0
-    learned: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    pace: Mapping[str, float] = dataclasses.field(default_factory=dict)
     best: str = ""
     trained: bool = False
     message: str = ""
@@ -178,15 +183,13 @@ class Upload:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Denial:
-    """A refusal of Kaggle's that may be an accident, until it has been met often enough.
+    """Refusals of Kaggle's that may be an accident, until there are too many.
 
     Attributes:
-        text: In Kaggle's words.
-        since_s: When it was first met, in seconds since the epoch.
-        count: How often it was, with nothing but it in between.
+        since_s: When the first was met, in seconds since the epoch.
+        count: How many were, with nothing but them in between.
     """
 
-    text: str
     since_s: float
     count: int = 1
 
@@ -208,7 +211,7 @@ class Journal:
         upload: A version of it that is on its way.
         run_id: Of the run, once a record told.
         max_iters: Where it ends, once a record told.
-        learned: What the last session learned, for the plan.
+        pace: What the last session measured, for the plan.
         best: The best score so far, for people.
         overrides: The overrides of the config that every session is told.
         extend_to: The later end of the run that every session is told.
@@ -218,7 +221,7 @@ class Journal:
         retry_s: Not to push before, in seconds since the epoch.
         retry_on: What is waited for until then.
         dataset_read: Whether the checkpoint data set was looked at since the last session ended.
-        denial: A refusal that is not believed yet.
+        denial: Refusals that are not believed yet.
     """
 
     owner: str
@@ -233,7 +236,7 @@ class Journal:
     upload: Upload | None = None
     run_id: str = ""
     max_iters: int = 0
-    learned: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    pace: Mapping[str, float] = dataclasses.field(default_factory=dict)
     best: str = ""
     overrides: tuple[str, ...] = ()
     extend_to: int | None = None
@@ -259,7 +262,7 @@ class Journal:
     @property
     def sessions(self) -> tuple[Attempt, ...]:
         """The sessions of this run that have their verdict, oldest first."""
-        return tuple(item for item in self.attempts if item.verdict not in (None, "skipped"))
+        return tuple(item for item in self.attempts if item.counts)
 
     @property
     def last(self) -> Attempt | None:
@@ -281,10 +284,11 @@ class Journal:
     @property
     def completed(self) -> bool:
         """Whether the run has come to its end, and no later one was asked for since."""
-        last = self.last
-        if last is None or last.verdict != "completed":
-            return False
-        return max(last.end_iteration, last.extend_to or 0) >= (self.extend_to or 0)
+        return any(
+            max(item.end_iteration, item.extend_to or 0) >= (self.extend_to or 0)
+            for item in self.attempts
+            if item.verdict == "completed"
+        )
 
     @property
     def num_futile(self) -> int:
@@ -293,7 +297,7 @@ class Journal:
         for attempt in reversed(self.attempts[self.forgiven :]):
             if attempt.verdict in ("completed", "progress"):
                 break
-            count += bool(attempt.verdict not in (None, "skipped") and attempt.token)
+            count += bool(attempt.counts and attempt.token)
         return count
 
     @property
@@ -354,15 +358,10 @@ class Journal:
         """Return the journal in which the checkpoint data set holds this iteration, or it is not known."""
         return dataclasses.replace(self, stored_iteration=iteration, upload=None)
 
-    def denied(self, text: str, now_s: float) -> Journal:
-        """Return the journal in which Kaggle refused something in these words."""
-        same = self.denial is not None and self.denial.text == text
-        denial = (
-            dataclasses.replace(self.denial, count=self.denial.count + 1)
-            if same and self.denial
-            else Denial(text=text, since_s=now_s)
-        )
-        return dataclasses.replace(self, denial=denial)
+    def denied(self, now_s: float) -> Journal:
+        """Return the journal in which Kaggle refused something once more."""
+        before = self.denial or Denial(since_s=now_s, count=0)
+        return dataclasses.replace(self, denial=dataclasses.replace(before, count=before.count + 1))
 
     def doubting(self, doubt: str, *, now_s: float, look_s: float) -> Journal:
         """Return the journal in which a look at the open session's output was not enough to judge it."""
@@ -410,14 +409,15 @@ class Journal:
         # Oldest first, whatever the order in which they were read; the last closed comes last among equals.
         attempts = sorted(journal.attempts, key=lambda item: item.intended_s)
         newest = better or self.hand_over is None
-        told = outcome.run_id and outcome.exit_code is None
+        # Before there is a checkpoint there is no run: the next start from nothing makes another one.
+        told = found is not None and outcome.exit_code is None
         return dataclasses.replace(
             journal,
             attempts=tuple(attempts),
             hand_over=found if better else self.hand_over,
             run_id=self.run_id or (outcome.run_id if told else ""),
             max_iters=(outcome.max_iters if newest else 0) or self.max_iters or outcome.max_iters,
-            learned=(outcome.learned if newest else {}) or self.learned,
+            pace=(outcome.pace if newest else {}) or self.pace,
             best=(outcome.best if newest else "") or self.best,
             dataset_read=False,
         )
@@ -428,7 +428,7 @@ class Journal:
             for item in self.attempts
         )
         return dataclasses.replace(
-            self, attempts=attempts, run_id="", hand_over=None, max_iters=0, learned={}, best=""
+            self, attempts=attempts, run_id="", hand_over=None, max_iters=0, pace={}, best=""
         )
 
     def offered(self, hand_over: HandOver | None) -> Journal:
@@ -472,7 +472,7 @@ class Journal:
         attempt = self.open
         if attempt is not None and attempt.landed and attempt.ended_s is not None:
             journal = self.closed(Outcome(status=attempt.status, verdict="none", message="It was given up."))
-        return dataclasses.replace(journal, consented=len(journal.attempts))
+        return dataclasses.replace(journal, consented=len(journal.attempts), dataset_read=True)
 
     def opening(self, **changes: Any) -> Journal:
         """Return the journal in which the open session has changed."""
@@ -538,7 +538,9 @@ def _built(kind: type[T], document: Mapping[str, Any]) -> T:
     return kind(**{name: _valued(hints[name], value) for name, value in document.items() if name in hints})
 
 
-_hints = functools.cache(get_type_hints)
+@functools.cache
+def _hints(kind: Any) -> Mapping[str, Any]:
+    return get_type_hints(kind)
 
 
 def _valued(hint: Any, value: Any) -> Any:

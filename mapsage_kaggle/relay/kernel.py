@@ -19,6 +19,8 @@ from mapsage_kaggle.relay.journal import TRANSPORTS, Attempt
 from mapsage_kaggle.relay.log import NUMBER_KEY
 
 CODE_FILE = "mapsage_train.ipynb"
+OPTIONAL = ("RUN", "KIT_SHA256")
+"""Parameters that make a session surer, and that a person's own notebook may lack."""
 NUM_GPUS: Mapping[str, int] = {"NvidiaTeslaT4": 2}
 """How many GPUs a machine of Kaggle's has, where that is known; the session insists on them."""
 MACHINES = (
@@ -91,11 +93,16 @@ def _own_sha256() -> str:
     return kit_sha256(kit_files(own_home()))
 
 
-def with_parameters(notebook: Mapping[str, Any], values: Mapping[str, Any], note: str) -> dict[str, Any]:
+def with_parameters(
+    notebook: Mapping[str, Any], values: Mapping[str, Any], note: str
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return a notebook in which a cell after the one tagged ``parameters`` sets these values.
 
+    Returns:
+        It, and which of ``OPTIONAL`` it does not have.
+
     Raises:
-        UsageError: There is no such cell, or it does not have one of the names.
+        UsageError: There is no such cell, or it does not have another one of the names.
     """
     cells = list(notebook.get("cells", ()))
     tagged = [
@@ -108,7 +115,9 @@ def with_parameters(notebook: Mapping[str, Any], values: Mapping[str, Any], note
     index = tagged[0]
     cell = cells[index]
     source = cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
-    unknown = sorted(set(values) - _assigned(source))
+    lacking = sorted(set(values) - _assigned(source))
+    left = tuple(name for name in OPTIONAL if name in lacking)
+    unknown = [name for name in lacking if name not in left]
     if unknown:
         raise UsageError(
             f"The notebook's parameters cell does not have {', '.join(unknown)}.",
@@ -116,7 +125,7 @@ def with_parameters(notebook: Mapping[str, Any], values: Mapping[str, Any], note
         )
     lines = [
         f"# {note}",
-        *(f"{name} = {value!r}" for name, value in values.items()),
+        *(f"{name} = {value!r}" for name, value in values.items() if name not in left),
         # The session's first line: by this number Kaggle can be asked to end it.
         "import json, os",
         f"print(json.dumps({{{NUMBER_KEY!r}: os.environ.get('KAGGLE_CONTAINER_NAME', '')}}))",
@@ -129,7 +138,7 @@ def with_parameters(notebook: Mapping[str, Any], values: Mapping[str, Any], note
         "outputs": [],
         "source": "\n".join(lines),
     }
-    return {**notebook, "cells": [*cells[: index + 1], injected, *cells[index + 1 :]]}
+    return {**notebook, "cells": [*cells[: index + 1], injected, *cells[index + 1 :]]}, left
 
 
 def _assigned(source: str) -> set[str]:
@@ -203,6 +212,8 @@ _MARK = re.compile(
     r"Set by mapsage-kaggle relay: push (\w+) at (\d+), handed on by (\w+), for (\d+) s, from iteration (\d+)"
 )
 
+_CONFIG = re.compile(r"Set by mapsage-kaggle relay: push [^']*CONFIG = '([^']*)'")
+
 
 def attempt_of(source: str, slug: str, version: int) -> Attempt:
     """Return what a version's text says of its push; its number only, where it says nothing."""
@@ -223,8 +234,17 @@ def attempt_of(source: str, slug: str, version: int) -> Attempt:
     )
 
 
-def write_kernel(folder: Path, push: Push, job: Job, *, owner: str, attempt: Attempt) -> None:
+def is_for(source: str, config: str) -> bool:
+    """Tell whether a version's text is for this config, as far as a relay has written it."""
+    found = _CONFIG.search(source)
+    return found is None or found[1] == config
+
+
+def write_kernel(folder: Path, push: Push, job: Job, *, owner: str, attempt: Attempt) -> tuple[str, ...]:
     """Write what is pushed into ``folder``, in place of what was there.
+
+    Returns:
+        Which of ``OPTIONAL`` the notebook does not have.
 
     Raises:
         UsageError: The notebook cannot take the parameters.
@@ -233,7 +253,7 @@ def write_kernel(folder: Path, push: Push, job: Job, *, owner: str, attempt: Att
         notebook = json.loads(job.notebook.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{job.notebook} is no readable notebook: {error}.") from error
-    document = with_parameters(notebook, parameters(push, job), mark(attempt, push.run_id))
+    document, left = with_parameters(notebook, parameters(push, job), mark(attempt, push.run_id))
     num_bytes = len(json.dumps(document))
     if num_bytes > MAX_SOURCE_BYTES:
         raise UsageError(
@@ -245,6 +265,7 @@ def write_kernel(folder: Path, push: Push, job: Job, *, owner: str, attempt: Att
     (folder / CODE_FILE).write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
     text = json.dumps(metadata(push, job, owner), indent=2)
     (folder / "kernel-metadata.json").write_text(text + "\n", encoding="utf-8")
+    return left
 
 
 def check_names(owner: str, slug: str, datasets: tuple[str, ...], checkpoint_dataset: str) -> None:

@@ -60,10 +60,10 @@ def read_log(kept: str) -> SessionLog:
     try:
         pieces = [piece for piece in json.loads(kept) if isinstance(piece, Mapping)]
         text = "".join(str(piece.get("data", "")) for piece in pieces)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         pieces, text = [], kept
     text = visible_lines(_ANSI.sub("", text))
-    times = [float(piece["time"]) for piece in pieces if isinstance(piece.get("time"), (int, float))]
+    times = [piece["time"] for piece in pieces if isinstance(piece.get("time"), (int, float))]
     refusal, code = _refusal_in(text)
     found = list(_ITERATION.finditer(text))
     scores = _SCORE.findall(text)
@@ -72,7 +72,7 @@ def read_log(kept: str) -> SessionLog:
         iteration=int(found[-1][1]) if found else 0,
         max_iters=int(found[-1][2]) if found else 0,
         score=float(scores[-1]) if scores else None,
-        seconds=max(times, default=0.0),
+        seconds=max((float(item) for item in times if 0 <= item < 1e9), default=0.0),
         number=_number_in(text),
         refusal=refusal,
         exit_code=code,

@@ -9,7 +9,7 @@ from mapsage_kaggle.relay.answers import Rejected
 from mapsage_kaggle.relay.client import KaggleClient, Quota
 from mapsage_kaggle.relay.decide import ACTIVE, SETTLE_S, Observation, Settings, Status, Version
 from mapsage_kaggle.relay.journal import Attempt, Journal
-from mapsage_kaggle.relay.kernel import attempt_of
+from mapsage_kaggle.relay.kernel import attempt_of, is_for
 from mapsage_kaggle.relay.store import CheckpointDataset
 
 MAX_MARKS = 10
@@ -46,6 +46,16 @@ class Watch:
         attempt = journal.open
         if attempt is not None and attempt.landed:
             return self._at_open(attempt)
+        upload = journal.upload
+        if (
+            attempt is None
+            and upload is not None
+            and journal.hand_over
+            and upload.iteration == journal.hand_over.iteration
+        ):
+            now_s, patience_s = self.kaggle.now_s(), self.settings.scaled(SHOWN_LATE_S)
+            stored = self.dataset.look(upload, now_s=now_s, patience_s=patience_s)
+            return Observation(now_s=now_s, stored=stored)
         latest = {slug: self._newest(slug) for slug in journal.slugs}
         seen = Observation(now_s=self.kaggle.now_s(), latest=latest)
         if attempt is not None:
@@ -53,14 +63,10 @@ class Watch:
         seen = replace(seen, unread=self._unread(journal, latest))
         if seen.unread is not None:
             return seen
-        if self.settings.checkpoint_dataset and journal.attempts and not journal.dataset_read:
+        if self.settings.checkpoint_dataset and not journal.dataset_read:
             return replace(seen, offered=self.dataset.offered(journal))
         if seen.now_s < journal.retry_s:
             return seen
-        upload = journal.upload
-        if upload is not None and journal.hand_over and upload.iteration == journal.hand_over.iteration:
-            patience_s = self.settings.scaled(SHOWN_LATE_S)
-            return replace(seen, stored=self.dataset.look(upload, now_s=seen.now_s, patience_s=patience_s))
         missing = self._missing()
         if missing and journal.attempts:
             # They were there when it began, so that this may be an accident.
@@ -127,7 +133,8 @@ class Watch:
                 version = Version(slug=slug, number=number, status=self.kaggle.notebooks.status(slug, number))
                 if version.status in ACTIVE:
                     source = self.kaggle.notebooks.source(slug, number)
-                    return replace(version, pushed_by_relay=bool(attempt_of(source, slug, number).token))
+                    marked = bool(attempt_of(source, slug, number).token)
+                    return replace(version, pushed_by_relay=marked and is_for(source, journal.config))
                 found.append(version)
                 break
         return found[0] if found else None

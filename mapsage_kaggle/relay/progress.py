@@ -11,7 +11,9 @@ from typing import TextIO
 
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.outside import visible_lines
-from mapsage_kaggle.relay.log import SessionLog
+from mapsage_kaggle.relay.client import KaggleClient, Quota
+from mapsage_kaggle.relay.journal import Attempt
+from mapsage_kaggle.relay.log import LogFollower
 
 
 @dataclass(kw_only=True)
@@ -66,23 +68,52 @@ class Reporter:
         text = visible_lines(text)
         self.stream.write(text + "\n")
         self.stream.flush()
-        if self.log is not None:
+        if self.log is None:
+            return
+        try:
             with self.log.open("a", encoding="utf-8") as stream:
                 stream.write(text + "\n")
+        except OSError as error:  # it must not end a run
+            path, self.log = self.log, None
+            self.say(f"{path} cannot be written, and is left: {error.strerror}.")
 
     def _stamp(self) -> str:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.now_s()))
 
 
-def progress_text(log: SessionLog, *, ran_s: float, limit_s: float, quota_left_s: float | None) -> str:
-    """Return how far a session has got."""
-    parts = []
-    if log.iteration:
-        parts.append(f"iteration {log.iteration:,} of {log.max_iters:,}")
-    if log.score is not None:
-        parts.append(f"mIoU {log.score:.2f} %")
-    if limit_s:
-        parts.append(f"{format_duration(ran_s)} of {format_duration(limit_s)}")
-    if quota_left_s is not None:
-        parts.append(f"quota left {format_duration(quota_left_s)}")
-    return ", ".join(parts)
+@dataclass(kw_only=True)
+class Progress:
+    """Tells how far the session has got that is going on, by its log.
+
+    Attributes:
+        kaggle: Where the log can be followed.
+        reporter: Told.
+    """
+
+    kaggle: KaggleClient
+    reporter: Reporter
+    _follower: tuple[tuple[str, int], LogFollower] | None = field(default=None, init=False)
+
+    def tell(self, attempt: Attempt, quota: Quota | None) -> None:
+        """Tell it, where the session was seen to run."""
+        if attempt.began_s is None:
+            return
+        key = (attempt.slug, attempt.version)
+        if self._follower is None or self._follower[0] != key:
+            self._follower = (key, LogFollower(opened=lambda: self.kaggle.notebooks.follow(*key)))
+        follower = self._follower[1]
+        follower.keep_on()
+        log = follower.log
+        if not log.iteration:
+            return
+        parts = [
+            f"{attempt.slug} version {attempt.version}: iteration {log.iteration:,} of {log.max_iters:,}"
+        ]
+        if log.score is not None:
+            parts.append(f"mIoU {log.score:.2f} %")
+        if attempt.limit_s:
+            ran_s = self.kaggle.now_s() - attempt.began_s
+            parts.append(f"{format_duration(ran_s)} of {format_duration(attempt.limit_s)}")
+        if quota is not None:
+            parts.append(f"quota left {format_duration(quota.left_s)}")
+        self.reporter.progress(", ".join(parts))

@@ -14,7 +14,7 @@ from pathlib import Path
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.errors import MachineError, MapsageError, UsageError
 from mapsage_kaggle.relay import forecast, harvest
-from mapsage_kaggle.relay.answers import Refusal, Unreachable, sentence
+from mapsage_kaggle.relay.answers import REMEDIES, Refusal, Unreachable, sentence
 from mapsage_kaggle.relay.client import KaggleClient
 from mapsage_kaggle.relay.decide import (
     ACTIVE,
@@ -39,13 +39,12 @@ from mapsage_kaggle.relay.decide import (
     decide,
 )
 from mapsage_kaggle.relay.journal import Attempt, HandOver, Journal, Outcome
-from mapsage_kaggle.relay.kernel import Job, attempt_of, write_kernel
-from mapsage_kaggle.relay.log import LogFollower
+from mapsage_kaggle.relay.kernel import Job, attempt_of, is_for, write_kernel
 from mapsage_kaggle.relay.look import Watch
-from mapsage_kaggle.relay.progress import Reporter, progress_text
+from mapsage_kaggle.relay.progress import Progress, Reporter
 from mapsage_kaggle.relay.store import CheckpointDataset
 
-CAPACITY_LOOK_S = 600.0
+CAPACITY_LOOK_S = 1200.0
 """Between two tries while other sessions of the account take all places."""
 
 
@@ -108,7 +107,6 @@ class Relay:
     journal: Journal = field(init=False)
     _from_nothing: bool = field(default=False, init=False)
     _failures: int = field(default=0, init=False)
-    _follower: tuple[tuple[str, int], LogFollower] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -116,6 +114,7 @@ class Relay:
             kaggle=self.kaggle, ref=settings.checkpoint_dataset, fetched=self.places.fetched,
             folder=self.places.upload, stem=self.job.stem,
         )  # fmt: skip
+        self._progress = Progress(kaggle=self.kaggle, reporter=self.reporter)
         self.watch = Watch(
             kaggle=self.kaggle, settings=settings, dataset=self.dataset, on_gpu=self.job.machine is not None
         )
@@ -139,7 +138,8 @@ class Relay:
                 if isinstance(step, Stop):
                     return step
                 if isinstance(step, Wait):
-                    self.reporter.say(f"{step.reason}.")
+                    if step.on != "output":  # that was said at the look itself
+                        self.reporter.say(f"{step.reason}.")
                     if once:
                         return step
                     self._wait(step)
@@ -212,10 +212,10 @@ class Relay:
         Raises:
             Refusal: It is believed.
         """
-        if not error.stray or error.kind in ("suspended", "verification", "size"):
+        if not error.stray or error.kind in REMEDIES:
             raise error
         now_s = self.kaggle.now_s()
-        self._keep(self.journal.denied(error.problem, now_s))
+        self._keep(self.journal.denied(now_s))
         denial = self.journal.denial
         assert denial is not None
         if denial.count > MAX_STRAY and now_s - denial.since_s >= self.settings.scaled(BELIEVED_S):
@@ -263,14 +263,12 @@ class Relay:
             intended_s=round(self.kaggle.now_s()),
         )
         job = dataclasses.replace(self.job, overrides=self.journal.overrides)
-        write_kernel(self.places.kernel, push, job, owner=self.settings.owner, attempt=attempt)
+        left = write_kernel(self.places.kernel, push, job, owner=self.settings.owner, attempt=attempt)
+        if left:
+            self.reporter.say(f"The notebook has no parameter {' and no '.join(left)}; it is not set.")
         # On the disk before it is sent: from here on a kill, a restart or a lost answer leads to a look
         # at the versions, never to a second push.
         self._keep(self.journal.intending(attempt))
-        start = "from nothing" if push.expect_iteration is None else f"from iteration {push.expect_iteration}"
-        way = f", handed on by {push.transport}" if push.transport else ""
-        name = f"{self.journal.owner}/{push.slug} version {push.version}"
-        self.reporter.say(f"Pushing {name}: {start}{way}.")
         try:
             pushed = self.kaggle.notebooks.push(
                 self.places.kernel, limit_s=push.limit_s, machine=self.job.machine
@@ -280,6 +278,10 @@ class Relay:
             return
         if not pushed.version:
             return
+        start = "from nothing" if push.expect_iteration is None else f"from iteration {push.expect_iteration}"
+        way = f", handed on by {push.transport}" if push.transport else ""
+        name = f"{self.journal.owner}/{pushed.slug or push.slug} version {pushed.version}"
+        self.reporter.say(f"Pushed {name}: {start}{way}.")
         if (pushed.slug or push.slug, pushed.version) != (push.slug, push.version):
             self.reporter.say(
                 f"Kaggle has filed it as {pushed.slug or push.slug} version {pushed.version}: the notebook "
@@ -311,15 +313,11 @@ class Relay:
             self._keep(self.journal.forgotten(retry_s=retry_s, retry_on="quota"))
             return
         self._keep(self.journal.forgotten())
-        if error.stray or kind == "suspended":
+        if error.stray or kind in REMEDIES:
             raise error
-        remedies = {
-            "verification": "Verify the phone number on kaggle.com (Settings), then run the relay again.",
-            "size": "Look at what is pushed, in the --state folder.",
-        }
         raise UsageError(
             f"Kaggle does not accept the notebook: {error.problem}",
-            remedies.get(kind, "Check owner, slug, data sets and machine."),
+            "Check owner, slug, data sets and machine.",
         )
 
     def _follow_version(self, version: Version) -> None:
@@ -331,6 +329,12 @@ class Relay:
             name = f"{self.journal.owner}/{version.slug} version {version.number}"
             self.reporter.say(f"{name} is going on, pushed by a relay; it is followed.")
         source = self.kaggle.notebooks.source(version.slug, version.number)
+        if not is_for(source, self.journal.config):
+            message = "It is of another config."
+            self._keep(
+                self.journal.intending(dataclasses.replace(attempt, verdict="skipped", message=message))
+            )
+            return
         found = attempt_of(source, version.slug, version.number)
         self._keep(self.journal.intending(dataclasses.replace(found, found=True)))
 
@@ -359,6 +363,7 @@ class Relay:
         attempt = self.journal.open
         assert attempt is not None
         assert attempt.ended_s is not None
+        name = f"{self.journal.owner}/{attempt.slug} version {attempt.version}"
         look_s = now_s + settings.pause_s(attempt.looks)
         began_s = attempt.began_s or attempt.intended_s
         ran_s = attempt.ended_s - began_s if began_s else 0.0
@@ -375,13 +380,14 @@ class Relay:
                     self.kaggle, left, attempt, status=action.status, before=before, ran_s=ran_s
                 )
         except (Unreachable, Refusal) as error:
-            self.reporter.say(error.problem)
+            self.reporter.say(f"What {name} left cannot be seen yet. {error.problem}")
             asked_s = now_s + getattr(error, "retry_after_s", 0.0)
             self._keep(self.journal.doubting("", now_s=now_s, look_s=max(look_s, asked_s)))
             return
         missing = outcome.hand_over is None and (outcome.trained or action.status == "complete")
         proof_s = settings.scaled(LOST_S if missing else PROOF_S)
         if outcome.doubt and not (attempt.doubt == outcome.doubt and now_s - attempt.doubt_s >= proof_s):
+            self.reporter.say(f"What {name} left is not sure yet; it is looked at again.")
             self._keep(self.journal.doubting(outcome.doubt, now_s=now_s, look_s=look_s))
             return
         self._close(attempt, outcome)
@@ -398,6 +404,7 @@ class Relay:
                 journal, accounted={**journal.accounted, attempt.slug: attempt.version}
             )
         self._keep(journal)
+        self._sweep()
         closed = next(
             item for item in journal.attempts if (item.slug, item.version) == (attempt.slug, attempt.version)
         )
@@ -412,31 +419,22 @@ class Relay:
         if self.notify is not None:
             self.notify(line)
 
+    def _sweep(self) -> None:
+        """Remove what was fetched of versions that hold the newest good checkpoint no more."""
+        newest = self.journal.hand_over
+        kept = f"{newest.slug}-v{newest.version}" if newest is not None else ""
+        for folder in self.places.fetched.glob("*-v*"):
+            if folder.name != kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
     # -- waiting and telling
 
     def _wait(self, wait: Wait) -> None:
         seconds = wait.seconds * self.jitter()
         attempt = self.journal.open
         if wait.on == "session" and attempt is not None and self.follow:
-            follower = self._following(attempt)
-            if attempt.began_s is not None:
-                follower.keep_on()
-                quota = self.watch.quota
-                text = progress_text(
-                    follower.log,
-                    ran_s=self.kaggle.now_s() - attempt.began_s,
-                    limit_s=attempt.limit_s,
-                    quota_left_s=quota.left_s if quota else None,
-                )
-                if follower.log.iteration:
-                    self.reporter.progress(f"{attempt.slug} version {attempt.version}: {text}")
+            self._progress.tell(attempt, self.watch.quota)
         self.sleep(max(seconds, self.settings.scaled(1.0)))
-
-    def _following(self, attempt: Attempt) -> LogFollower:
-        key = (attempt.slug, attempt.version)
-        if self._follower is None or self._follower[0] != key:
-            self._follower = (key, LogFollower(opened=lambda: self.kaggle.notebooks.follow(*key)))
-        return self._follower[1]
 
     def _eta(self) -> str:
         return forecast.still_to_come(

@@ -13,7 +13,7 @@ from typing import Any
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.errors import MachineError, UsageError
 from mapsage_kaggle.relay import forecast, harvest
-from mapsage_kaggle.relay.answers import Unreachable
+from mapsage_kaggle.relay.answers import Refusal, Unreachable, sentence
 from mapsage_kaggle.relay.client import KaggleClient
 from mapsage_kaggle.relay.decide import ACTIVE, ENDED, MAX_TIMEOUT_S, utc
 from mapsage_kaggle.relay.kernel import attempt_of
@@ -33,26 +33,26 @@ def status(owner: str, slug: str) -> dict[str, Any]:
     """
     kaggle = KaggleClient.connect(owner)
     versions: list[dict[str, Any]] = []
-    learned: Mapping[str, Any] = {}
+    pace: Mapping[str, float] = {}
     iteration = max_iters = 0
     for name in (slug, f"{slug}-2"):
         newest = kaggle.notebooks.newest_version(name)
         for number in range(newest, max(0, newest - MAX_SHOWN), -1):
-            found, record = _version(kaggle, name, number)
+            found, measured = _version(kaggle, name, number)
             versions.append(found)
             if found["iteration"] >= iteration and found["iteration"]:
                 iteration, max_iters = found["iteration"], found["max_iters"] or max_iters
-                learned = record or learned
+                pace = measured or pace
     if not versions:
         raise UsageError(f"There is no notebook {owner}/{slug}.", "Check --owner and --slug.")
     versions.sort(key=lambda item: (item["pushed_s"] or 0.0, item["version"]))
     quota = kaggle.quota()
     eta = forecast.plan(
-        start=iteration, end=max_iters, session_limit_s=MAX_TIMEOUT_S, reserve_s=600.0, learned=learned,
+        start=iteration, end=max_iters, session_limit_s=MAX_TIMEOUT_S, reserve_s=600.0, pace=pace,
         now_s=kaggle.now_s(), quota_s=quota.allowed_s if quota else None,
         quota_left_s=quota.left_s if quota else None,
     )  # fmt: skip
-    known = bool(learned) and 0 < iteration < max_iters
+    known = bool(pace) and 0 < iteration < max_iters
     return {
         "owner": owner,
         "slug": slug,
@@ -67,7 +67,7 @@ def status(owner: str, slug: str) -> dict[str, Any]:
     }
 
 
-def _version(kaggle: KaggleClient, slug: str, number: int) -> tuple[dict[str, Any], Mapping[str, Any]]:
+def _version(kaggle: KaggleClient, slug: str, number: int) -> tuple[dict[str, Any], Mapping[str, float]]:
     state = kaggle.notebooks.status(slug, number)
     attempt = attempt_of(kaggle.notebooks.source(slug, number), slug, number)
     found: dict[str, Any] = {
@@ -75,33 +75,33 @@ def _version(kaggle: KaggleClient, slug: str, number: int) -> tuple[dict[str, An
         "pushed_by": "relay" if attempt.token else "hand", "pushed_s": attempt.intended_s or None,
         "from_iteration": attempt.expect_iteration, "iteration": 0, "max_iters": None, "best": None,
     }  # fmt: skip
-    learned: Mapping[str, Any] = {}
+    pace: Mapping[str, float] = {}
     if state in ENDED:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 left = harvest.fetch(kaggle, slug, number, stem="", folder=Path(folder))
-            except Unreachable:
-                return found, learned
+            except (Unreachable, Refusal):
+                return found, pace
         record = left.record
         if record is not None:
-            best = record.best
+            best = record.best if record.best and record.best.value is not None else None
             found |= {
                 "iteration": record.end_iteration,
                 "max_iters": record.max_iters,
-                "best": {"metric": best.metric, "value": best.value} if best is not None else None,
+                "best": {"metric": best.metric, "value": best.value} if best else None,
             }
-            learned = record.learned.to_json()
+            pace = record.learned.pace or {}
             found["pushed_s"] = found["pushed_s"] or record.started_s
         log = left.log
     elif state in ACTIVE:
         log = _live_log(kaggle, slug, number)
     else:
-        return found, learned
+        return found, pace
     found["iteration"] = found["iteration"] or log.iteration
     found["max_iters"] = found["max_iters"] or log.max_iters or None
     if found["best"] is None and log.score is not None:
         found["best"] = {"metric": "mIoU", "value": log.score}
-    return found, learned
+    return found, pace
 
 
 def _live_log(kaggle: KaggleClient, slug: str, number: int) -> SessionLog:
@@ -167,7 +167,7 @@ def cancel(owner: str, slug: str) -> str:
             refusal = kaggle.notebooks.cancel(session) if session else "Its log does not tell its number yet."
             if refusal:
                 raise MachineError(
-                    f"{owner}/{name} version {number} could not be ended: {refusal}",
+                    f"{owner}/{name} version {number} could not be ended: {sentence(refusal)}",
                     f"End it on https://www.kaggle.com/code/{owner}/{name}.",
                 )
             return f"Kaggle was asked to end {owner}/{name} version {number}; what it has saved stays."

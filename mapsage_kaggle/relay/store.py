@@ -15,7 +15,7 @@ from mapsage_kaggle.records import CheckpointRef, read_record
 from mapsage_kaggle.relay import harvest
 from mapsage_kaggle.relay.answers import Unreachable
 from mapsage_kaggle.relay.client import KaggleClient
-from mapsage_kaggle.relay.journal import HandOver, Journal, Upload
+from mapsage_kaggle.relay.journal import Attempt, HandOver, Journal, Upload
 
 CLOCKS_DIFFER_S = 3600.0
 """By how much this machine's clock may be ahead of Kaggle's."""
@@ -46,7 +46,7 @@ class CheckpointDataset:
         Raises:
             Unreachable: It cannot be seen now.
         """
-        last = journal.attempts[-1]
+        last = journal.attempts[-1] if journal.attempts else Attempt(slug=journal.slug, version=0)
         names = self.kaggle.datasets.files(self.ref)
         if names is None:
             if self.kaggle.datasets.state(self.ref) != "none":
@@ -61,7 +61,7 @@ class CheckpointDataset:
         ours = record is not None and (
             record.run_id == journal.run_id
             if journal.run_id
-            else record.started_s > first_s - CLOCKS_DIFFER_S
+            else not journal.attempts or record.started_s > first_s - CLOCKS_DIFFER_S
         )
         if not ours:
             return None

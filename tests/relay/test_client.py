@@ -48,6 +48,47 @@ def test_the_time_that_kaggle_asks_to_wait_is_told(found: Week) -> None:
     assert caught.value.retry_after_s == 90.0
 
 
+@pytest.mark.parametrize("asked", ["inf", "1e18", "Fri, 01 Jan 2100 00:00:00 GMT"])
+def test_kaggle_is_left_alone_for_a_day_at_most(asked: str, found: Week) -> None:
+    found.server.faults = [Fault(method="ListKernels", kind=f"429 {asked}")]
+    with pytest.raises(Unreachable) as caught:
+        client(found).notebooks.slugs()
+    assert caught.value.retry_after_s == 86_400.0
+
+
+@pytest.mark.parametrize(
+    "method", ["GetKernel", "ListKernels", "ListKernelSessionOutput", "ListDatasetFiles"]
+)
+def test_an_answer_that_nobody_can_read_is_asked_for_again(method: str, found: Week) -> None:
+    kaggle = client(found)
+    found.server.faults = [Fault(method=method, kind="odd")]
+    asks = {
+        "GetKernel": lambda: kaggle.notebooks.newest_version(SLUG), "ListKernels": kaggle.notebooks.slugs,
+        "ListKernelSessionOutput": lambda: kaggle.notebooks.outputs(SLUG, 1),
+        "ListDatasetFiles": lambda: kaggle.datasets.files(f"{OWNER}/mapsage-kit"),
+    }  # fmt: skip
+    with pytest.raises(Unreachable):
+        asks[method]()
+
+
+@pytest.mark.parametrize(
+    ("words", "says", "remedy"),
+    [
+        ("Your account has been suspended.", "This account is suspended (HTTP 403): Your", "contact"),
+        ("Verify your phone number first", "do not allow it (HTTP 403): Verify your", "Verify the phone"),
+        ("Permission denied", "do not allow it (HTTP 403): Permission denied.", "Create a token"),
+    ],
+)
+def test_a_refusal_tells_kaggles_own_words_and_what_helps(
+    words: str, says: str, remedy: str, found: Week, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(found.server, "call", lambda *_: (403, {"code": 403, "message": words}))
+    with pytest.raises(Denied) as caught:
+        client(found).notebooks.slugs()
+    assert says in caught.value.problem
+    assert remedy in caught.value.remedy
+
+
 def test_the_time_is_kaggles_where_this_machines_clock_is_wrong(found: Week) -> None:
     kaggle = client(found)
     found.clock.wrong_s = 86_400.0

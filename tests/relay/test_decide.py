@@ -280,6 +280,25 @@ def test_versions_of_others_are_followed_or_waited_for_before_anything_else() ->
     assert (waits.on, "which the relay did not push" in waits.reason) == ("busy", True)
 
 
+def test_pushes_that_make_another_run_are_not_repeated_for_ever() -> None:
+    own = tuple(replace(item, verdict="skipped") for item in ended("none", 3))
+    stop = decide(replace(NEW, attempts=own, hand_over=GOOD), seen(), SETTINGS)
+    assert isinstance(stop, Stop)
+    assert "3 sessions in a row made no progress" in stop.reason
+    others = tuple(replace(item, found=True) for item in own)
+    assert isinstance(decide(replace(NEW, attempts=others, hand_over=GOOD), seen(), SETTINGS), Push)
+
+
+def test_a_data_set_without_its_notebooks_needs_a_persons_consent() -> None:
+    fresh = replace(NEW, dataset_read=False)
+    stop = decide(fresh, seen(latest={"train": 0, "train-2": 0}, offered=GOOD), SETTINGS)
+    assert isinstance(stop, Stop)
+    assert (stop.exit_code, stop.consent) == (EXIT_CHECKPOINT, True)
+    assert "alice/saved holds iteration 800 of a run" in stop.reason
+    assert isinstance(decide(fresh.consenting(), seen(), SETTINGS), Push)
+    assert decide(fresh, seen(), SETTINGS) == Note(hand_over=None)
+
+
 def test_the_data_set_is_looked_at_after_each_session() -> None:
     journal = replace(NEW, attempts=ended("none"), dataset_read=False)
     assert decide(journal, seen(offered=GOOD), SETTINGS) == Note(hand_over=GOOD)

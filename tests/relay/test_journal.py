@@ -56,7 +56,7 @@ def test_a_journal_of_the_version_before_reads_and_goes_on() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("attempts", [{"slug": 3, "version": 1}]), ("hand_over", "iter_8.pth"), ("max_iters", "many"),
-     ("refused", ["carrier pigeon"]), ("learned", [1]), ("accounted", {"train": "x"})],
+     ("refused", ["carrier pigeon"]), ("pace", [1]), ("accounted", {"train": "x"})],
 )  # fmt: skip
 def test_a_field_of_another_kind_is_refused(name: str, value: object, tmp_path: Path) -> None:
     path = tmp_path / "journal.json"
@@ -90,6 +90,21 @@ def test_a_checkpoint_that_was_only_carried_along_is_no_progress_but_may_move() 
     assert journal.closed(Outcome(status="error", verdict="none", hand_over=failed)).hand_over == GOOD
     older = replace(carried, iteration=4)
     assert journal.closed(Outcome(status="complete", verdict="none", hand_over=older)).hand_over == GOOD
+
+
+def test_a_run_begins_with_its_first_checkpoint() -> None:
+    failed = OPEN.landed(1).closed(Outcome(status="error", verdict="none", run_id="first"))
+    again = failed.intending(Attempt(slug="train", version=2, token="a")).landed(2)
+    good = replace(GOOD, version=2)
+    journal = again.closed(Outcome(status="complete", verdict="progress", run_id="second", hand_over=good))
+    assert (journal.hand_over, journal.run_id) == (good, "second")
+
+
+def test_a_run_that_was_completed_stays_so_in_whatever_order_its_sessions_are() -> None:
+    ended = replace(OPEN.attempts[0], verdict="completed", end_iteration=40, intended_s=5.0)
+    journal = replace(OPEN, attempts=(ended, replace(ended, verdict="progress", intended_s=1e15)))
+    assert journal.completed
+    assert not replace(journal, extend_to=41).completed
 
 
 def test_a_source_that_was_not_mounted_rules_its_transport_out() -> None:

@@ -16,7 +16,7 @@ from mapsage_kaggle.relay import command
 from mapsage_kaggle.relay.decide import Push
 from mapsage_kaggle.relay.forecast import plan, plan_text
 from mapsage_kaggle.relay.journal import Attempt
-from mapsage_kaggle.relay.kernel import CODE_FILE, Job, attempt_of, check_machine, mark, write_kernel
+from mapsage_kaggle.relay.kernel import CODE_FILE, Job, attempt_of, check_machine, is_for, mark, write_kernel
 from mapsage_kaggle.relay.log import read_log
 
 NOTEBOOK = bundled("notebooks") / CODE_FILE
@@ -100,6 +100,27 @@ def test_a_push_is_known_again_by_the_notebooks_text_and_a_persons_is_not(tmp_pa
     assert attempt_of(named, "mapsage-train", 1) == fresh
 
 
+def test_a_notebook_that_lacks_what_only_makes_it_surer_is_taken_and_that_is_told(tmp_path: Path) -> None:
+    document = json.loads(NOTEBOOK.read_text())
+    cell = next(cell for cell in document["cells"] if "parameters" in cell["metadata"].get("tags", []))
+    lines = "".join(cell["source"]).splitlines(keepends=True)
+    cell["source"] = [line for line in lines if not line.startswith(("RUN =", "KIT_SHA256 ="))]
+    (tmp_path / "own.ipynb").write_text(json.dumps(document))
+    job = Job(config="demo.py", notebook=tmp_path / "own.ipynb")
+    assert write_kernel(tmp_path / "k", PUSH, job, owner="a", attempt=ATTEMPT) == ("RUN", "KIT_SHA256")
+    pushed = json.loads((tmp_path / "k" / CODE_FILE).read_text())["cells"]
+    injected = next(cell for cell in pushed if cell["metadata"].get("tags") == ["injected-parameters"])
+    told = assigned(injected["source"])
+    assert (told["EXPECT_ITERATION"], "RUN" in told, "KIT_SHA256" in told) == (800, False, False)
+
+
+def test_a_version_tells_the_config_that_a_relay_has_pushed_it_for(tmp_path: Path) -> None:
+    write_kernel(tmp_path / "kernel", PUSH, JOB, owner="alice", attempt=ATTEMPT)
+    text = (tmp_path / "kernel" / CODE_FILE).read_text()
+    assert (is_for(text, "demo.py"), is_for(text, "another.py")) == (True, False)
+    assert is_for(NOTEBOOK.read_text(), "another.py")
+
+
 def test_a_notebook_that_cannot_take_the_parameters_is_refused(tmp_path: Path) -> None:
     for name, text, says in (
         ("torn", "{", "no readable notebook"),
@@ -172,7 +193,7 @@ def test_sessions_without_internet_are_not_told_to_upload() -> None:
 def test_the_plan_fits_every_session_into_its_limit_and_reaches_the_end() -> None:
     found = plan(
         start=1_000, end=40_000, session_limit_s=12 * 3600, reserve_s=600, now_s=0.0, val_interval=4_000,
-        learned={"pace": {"iteration_s": 2.0, "validation_s": 900.0}}, quota_s=30 * 3600.0,
+        pace={"iteration_s": 2.0, "validation_s": 900.0}, quota_s=30 * 3600.0,
         quota_left_s=30 * 3600.0,
     )  # fmt: skip
     assert found.reaches_end
@@ -187,14 +208,12 @@ def test_the_plan_fits_every_session_into_its_limit_and_reaches_the_end() -> Non
 
 
 def test_the_plan_says_where_it_does_not_reach_the_end_or_where_nothing_fits() -> None:
-    few = plan(
-        start=0, end=40_000, session_limit_s=3600, reserve_s=600, now_s=0.0, learned={}, most_sessions=2
-    )
+    few = plan(start=0, end=40_000, session_limit_s=3600, reserve_s=600, now_s=0.0, pace={}, most_sessions=2)
     assert (len(few.legs), few.reaches_end) == (2, False)
     assert "iteration 40,000 is not reached" in plan_text(few, end=40_000, quota_left_s=None)
-    none = plan(start=0, end=40_000, session_limit_s=700, reserve_s=600, now_s=0.0, learned={})
+    none = plan(start=0, end=40_000, session_limit_s=700, reserve_s=600, now_s=0.0, pace={})
     assert "no iteration fits" in plan_text(none, end=40_000, quota_left_s=None)
-    done = plan(start=9, end=9, session_limit_s=3600, reserve_s=600, now_s=0.0, learned={})
+    done = plan(start=9, end=9, session_limit_s=3600, reserve_s=600, now_s=0.0, pace={})
     assert "nothing to do" in plan_text(done, end=9, quota_left_s=7200.0)
 
 

@@ -163,7 +163,7 @@ def test_once_says_as_json_what_it_waits_for_and_when_to_look_again(rig: Rig) ->
     assert (document["done"], document["waits_for"], document["sessions"]) == (False, "session", 1)
     assert document["next_look_s"] >= 0
     assert document["open"] == f"{OWNER}/{SLUG}/1"
-    assert f"Pushing {OWNER}/{SLUG} version 1: from nothing." in (rig.folder / "relay.log").read_text()
+    assert f"Pushed {OWNER}/{SLUG} version 1: from nothing." in (rig.folder / "relay.log").read_text()
     for version in rig.server.all_versions:
         version.ends_s = 0.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,20 @@ SCENARIOS: dict[str, Scenario] = {
     "a session that trained and left nothing": Scenario(
         script=["killed, no output"], code=EXIT_CHECKPOINT, says="may have trained, and seems to have left",
         spans=[(0, 100)], pushes=1,
+    ),
+    "nor a log of it": Scenario(
+        script=["killed, no log"], code=EXIT_CHECKPOINT, says="may have trained, and seems to have left",
+        spans=[(0, 100)], pushes=1,
+    ),
+    "crashed, and what is missing is refused": Scenario(
+        script=["ok", "crashed"], happens=with_server(missing_code=403), pushes=5
+    ),
+    "answers that cannot be read": Scenario(
+        happens=lambda found: [
+            each(method, "odd", 1, 1, 3)(found)
+            for method in ("GetKernel", "SaveKernel", "GetKernelSessionStatus", "ListKernelSessionOutput")
+        ],
+        pushes=4,
     ),
     "the same after a good one": Scenario(script=["ok", "killed, no output"], spans=REPEATED, pushes=5),
     "what it uploaded before it was killed": Scenario(script=["ok", "uploads"], pushes=4),
@@ -363,6 +377,33 @@ def test_a_lost_journal_is_rebuilt_behind_any_number_of(accident: str, found: We
 
 
 @pytest.mark.slow
+def test_notebooks_that_ran_another_config_are_stepped_over(found: Week) -> None:
+    found.options["max_sessions"] = 1
+    before = found.relay("server")
+    before.job = replace(before.job, config="another.py")
+    found.notebook.stem, found.notebook.run_id = "another", "before"
+    assert before.run().exit_code == EXIT_DONE
+    found.options.clear()
+    found.pushes.clear()
+    found.notebook = found.server.notebook = ScriptedNotebook(takes_s=SESSION_S, server=found.server)
+    ended = found.run()
+    assert (ended.exit_code, spans(found)) == (EXIT_DONE, FOUR), found.output.getvalue()
+
+
+@pytest.mark.slow
+def test_nothing_is_started_below_a_data_set_whose_notebooks_are_gone(tmp_path: Path) -> None:
+    with week(tmp_path, transport="dataset") as found:
+        assert start(found, hours=20.0) is None
+        found.clock.sleep(12 * HOUR)
+        found.lose()
+        found.server.versions.clear()
+        pushes = len(found.pushes)
+        ended = found.run()
+        assert (ended.exit_code, len(found.pushes)) == (EXIT_CHECKPOINT, pushes)
+        assert "holds iteration 100 of a run" in ended.text
+
+
+@pytest.mark.slow
 def test_a_mark_that_says_from_iteration_n_forbids_a_fresh_start(found: Week) -> None:
     assert start(found, hours=25.0) is None
     found.clock.sleep(12 * HOUR)
@@ -450,12 +491,16 @@ def test_a_journal_that_is_a_folder_is_told_in_a_sentence(found: Week) -> None:
 
 
 @pytest.mark.slow
-def test_a_quiet_day_takes_less_than_sixty_requests_an_hour(tmp_path: Path) -> None:
+@pytest.mark.parametrize("waits_for", ["a session", "a free place", "the quota"])
+def test_a_day_of_waiting_takes_less_than_sixty_requests_an_hour(waits_for: str, tmp_path: Path) -> None:
     with week(tmp_path, poll="2m") as found:
-        found.notebook.takes_s = SESSION_S
+        if waits_for == "a free place":
+            found.server.others_until_s = found.clock.now() + 48 * HOUR
+        elif waits_for == "the quota":
+            found.server.quota_s = found.server.quota_used_s = QUOTA_S
         assert found.once() is not None
         before, began_s = found.server.num_requests, found.clock.now_s
         with pytest.raises(AssertionError, match="never ends"):
             found.run(days=0.4)
         hours = (found.clock.now_s - began_s) / HOUR
-        assert found.server.num_requests - before < 40 * hours
+        assert found.server.num_requests - before < 50 * hours

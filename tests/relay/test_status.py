@@ -148,6 +148,18 @@ def test_an_address_that_is_missing_or_none_is_told_without_it() -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_a_log_file_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+    from io import StringIO
+
+    told = StringIO()
+    reporter = Reporter(stream=told, log=tmp_path, now_s=lambda: 0.0)
+    reporter.say("It ended.")
+    reporter.say("It began.")
+    assert [line[21:] for line in told.getvalue().splitlines()] == [
+        "It ended.", f"{tmp_path} cannot be written, and is left: Is a directory.", "It began.",
+    ]  # fmt: skip
+
+
 def test_a_terminal_gets_one_status_line_that_is_rewritten() -> None:
     from io import StringIO
 

@@ -184,7 +184,7 @@ class Fault:
     ``kind``: ``429`` and other numbers answer with that status and do nothing, with ``Retry-After`` where
     another number follows; ``drop`` cuts the connection and does nothing; ``lost`` does it and then cuts
     the connection; ``lost 502`` does it and answers 502; ``late`` cuts the connection and does it a little
-    later; ``html`` answers with a page; ``slow`` waits first.
+    later; ``html`` answers with a page, ``odd`` with ``null``; ``slow`` waits first.
     """
 
     method: str
@@ -230,6 +230,7 @@ class KaggleServer:
         self.queue_s = 0.0
         self.may_cancel = True
         self.listing_length = 10**6
+        self.missing_code = 404
         self.calls: Counter[str] = Counter()
         self.num_requests = 0
         self.log_bytes = 0
@@ -479,7 +480,8 @@ class KaggleServer:
         if version is None or self.clock.now() < version.listed_s:
             return 404, {"code": 404, "message": "not found"}
         path = version.output / body["filePath"]
-        return (200, path) if path.is_file() else (404, {"code": 404, "message": "not found"})
+        missing = {"code": self.missing_code, "message": "not found"}
+        return (200, path) if path.is_file() else (self.missing_code, missing)
 
     def _get_kernel(self, body: dict[str, Any]) -> tuple[int, Any]:
         version = self._version(body)
@@ -653,6 +655,8 @@ class KaggleServer:
             time.sleep(0.5)
         if fault == "html":
             return Answer(200, b"<html>busy</html>", {"Content-Type": "text/html"})
+        if fault == "odd":
+            return self._json(200, None)
         if fault == "drop":
             raise CutError
         if fault == "late":

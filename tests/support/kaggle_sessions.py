@@ -10,7 +10,7 @@ from typing import Any
 
 from support.kaggle_server import OWNER, KaggleServer, Version
 
-CUT_OFF = ("killed", "damaged", "killed, no output", "cancelled late", "uploads")
+CUT_OFF = ("killed", "damaged", "killed, no output", "killed, no log", "cancelled late", "uploads")
 """How a session ends whose record still says that it runs."""
 
 
@@ -20,7 +20,8 @@ class ScriptedNotebook:
 
     Each session takes the next of ``script``; after the last one all is well. ``ok``: goes on by
     ``per_session``, or to the end. ``failed after progress``: ends ERROR with a new checkpoint.
-    ``killed``: cancelled, its record still ``running``. ``killed, no output``. ``no progress``: fails
+    ``killed``: cancelled, its record still ``running``. ``killed, no output``, and ``killed, no log``: nor
+    a log beyond its first line. ``no progress``: fails
     and hands over what it got. ``damaged``: like ``killed``, its newest checkpoint not what the manifest
     says. ``truncated``: its newest checkpoint was not saved. ``crashed``: ERROR without a word. ``no gpu``,
     ``no internet``: refused by the kit. ``wedged``: never ends. ``late record``: complete, and the first
@@ -38,6 +39,7 @@ class ScriptedNotebook:
     done: list[tuple[int, int, str]] = field(default_factory=list)
     stem: str = "demo"
     run_id: str = "a-run"
+    starts: int = 0
     server: KaggleServer | None = None
 
     def __call__(self, version: Version) -> str:
@@ -89,7 +91,9 @@ class ScriptedNotebook:
         return end
 
     def _shape_output(self, version: Version, mode: str, work_dir: Path) -> None:
-        if mode in ("killed, no output", "uploads"):
+        if mode == "killed, no log":
+            del version.log[1:]
+        if mode in ("killed, no output", "killed, no log", "uploads"):
             if mode == "uploads" and self.server is not None:
                 ref = f"{OWNER}/{version.slug.removesuffix('-2')}-checkpoints"
                 folder = self.server.folder / "datasets" / f"by-session-{version.session_id}"
@@ -138,6 +142,9 @@ class ScriptedNotebook:
 
         manifest = Manifest()
         ref = None
+        self.starts += source is None  # and each of them is another run
+        own = self.run_id if self.starts == 1 else f"{self.run_id}-{self.starts}"
+        run_id = previous[-1]["run_id"] if previous else own
         for iteration in sorted({start + (end - start) // 2, end} - {0}):
             path = work_dir / f"iter_{iteration}.pth"
             if iteration == start and source is not None:
@@ -155,7 +162,7 @@ class ScriptedNotebook:
             **dict.fromkeys(CUT_OFF, "running"),
         }.get(mode, reason)  # fmt: skip
         SessionRecord(
-            run_id=self.run_id, fingerprint="f", session_index=len(previous) + 1, start_iteration=start,
+            run_id=run_id, fingerprint="f", session_index=len(previous) + 1, start_iteration=start,
             end_iteration=end, max_iters=self.max_iters, stop_reason=reason, checkpoint=ref,
             exit_code={"running": None, "failed": 5}.get(reason, 0), previous=tuple(previous),
             learned=Learned(pace={"iteration_s": 0.5}), message=f"session: {mode}",

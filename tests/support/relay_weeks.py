@@ -138,7 +138,7 @@ class Week:
         for place in places:
             for path in place.rglob("iter_*.pth"):
                 record = path.parent / "session.json"
-                if not record.is_file() or f'"{self.notebook.run_id}"' not in record.read_text():
+                if not record.is_file() or f'"{self.notebook.run_id}' not in record.read_text():
                     continue
                 if path.read_bytes() == checkpoint_of(path):
                     iterations.append(int(path.stem[5:]))
@@ -164,7 +164,11 @@ class Week:
         hours = (self.clock.now() - Clock().now_s) / 3600.0
         allowed = MAX_REQUESTS_PER_HOUR * hours + 200
         assert self.server.num_requests <= allowed, (self.server.num_requests, hours, self.server.calls)
-        for line in self.output.getvalue().splitlines():
+        lines = self.output.getvalue().splitlines()
+        assert len(lines) <= 2 * hours + 100, "more lines than something has changed"
+        for places in self.folder.glob("*/fetched"):
+            assert len(list(places.glob("*-v*"))) <= 2, "what is no longer needed is kept"
+        for line in lines:
             assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  .*[.!]$", line), line
 
 
