@@ -154,7 +154,8 @@ def _between(length: int, places: int, align_corners: bool) -> torch.Tensor:
 def _bins(length: int, bins: int) -> torch.Tensor:
     """Return the matrix ``(bins, length)`` whose rows average the places of each bin."""
     begins = [index * length // bins for index in range(bins)]
-    ends = [-(-(index + 1) * length // bins) for index in range(bins)]
+    # No negative numbers: ONNX, which this is exported to as well, rounds their quotients to zero.
+    ends = [((index + 1) * length + bins - 1) // bins for index in range(bins)]
     places = torch.arange(length)
     rows = [
         ((places >= begin) & (places < end)).double() / (end - begin)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmseg.models.utils import Upsample, resize
 from numpy.typing import NDArray
 from PIL import Image
 from support.models import balance, fill
@@ -246,6 +247,35 @@ def test_a_form_that_strays_from_the_original_is_left_out_and_named(
     assert [item["name"] for item in found["failed"]] == ["model.pt2"]
     assert "differ" in found["failed"][0]["reason"]
     assert not (tmp_path / "model.pt2").exists()
+
+
+class Enlarging(torch.nn.Module):
+    """What keeps to the size of the image in mmsegmentation's own way."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        options = {"mode": "bilinear", "align_corners": False}
+        enlarged = Upsample(scale_factor=2, **options)(image[:, :, ::4, ::4])
+        return enlarged + resize(torch.nn.AdaptiveAvgPool2d(3)(image), size=enlarged.shape[2:], **options)
+
+
+def test_what_enlarges_and_pools_is_traced_for_any_size() -> None:
+    from mapsage_kaggle.engine.jobs import export as forms
+
+    program = forms._trace(Enlarging(), None).module()
+    for size in ((64, 64), (104, 72)):
+        image = torch.rand(1, 3, *size)
+        torch.testing.assert_close(program(image), Enlarging()(image))
+
+
+def test_a_program_for_one_side_alone_is_not_taken_for_one_of_any_size() -> None:
+    from mapsage_kaggle.engine.jobs import export as forms
+
+    class OfOneHeight(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image * int(image.shape[2])
+
+    with pytest.raises(JobError, match="follow the height or the width"):
+        forms._trace(OfOneHeight(), None)
 
 
 def test_a_form_that_does_not_hold_for_any_size_is_made_for_one(

@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmseg.models.data_preprocessor import SegDataPreProcessor
+from mmseg.models.utils import wrappers
 from mmseg.registry import DATASETS
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional
 
 from mapsage_kaggle.checkpoints.manifest import file_sha256
 from mapsage_kaggle.config.reading import type_name
+from mapsage_kaggle.engine import deterministic
 from mapsage_kaggle.engine.jobs.child import Emit
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load_model
 from mapsage_kaggle.engine.jobs.predict import TestPipeline, labels_of, pipeline_of
@@ -44,7 +48,9 @@ TOLERANCE = 1e-3
 """How far logits may be from the original's, as a share of the original's largest (at least of 1)."""
 
 _OPSET = 18
-_MAX_PIXELS = 1024
+_MAX_ROWS = 1024
+_MAX_SIZE = (1024, 2048)
+"""The larger of the sizes that zoo configs look at images in whole, height first."""
 _TRACED = (128, 160)
 _DIVISORS = (32, 64)
 """Of what sides must be multiples for a model that does not take any."""
@@ -244,7 +250,7 @@ def _tiles(
         JobError: The model takes none of the sizes.
     """
     first = pictures[0]
-    most = model.windows.size if model.windows is not None else (_MAX_PIXELS, _MAX_PIXELS)
+    most = model.windows.size if model.windows is not None else _MAX_SIZE
     height, width = (min(side, limit) for side, limit in zip(first.shape[1:], most, strict=True))
     if min(height, width) < _MIN_SIDE:
         raise DataError(
@@ -275,7 +281,7 @@ def _tiles(
 
 def _read(file: Path) -> NDArray[np.uint8]:
     with open_picture(file) as picture:
-        return picture.read(0, min(picture.height, _MAX_PIXELS)).rgb
+        return picture.read(0, min(picture.height, _MAX_ROWS)).rgb
 
 
 def _validation_images(cfg: Config) -> list[Path]:
@@ -374,19 +380,46 @@ def _in_inference(module: Callable[[torch.Tensor], torch.Tensor]) -> Logits:
 
 
 def _trace(
-    portable: Portable, size: tuple[int, int] | None, *, batch: int = 1
+    portable: nn.Module, size: tuple[int, int] | None, *, batch: int = 1
 ) -> torch.export.ExportedProgram:
-    """Return the program for one size; without one for any, and of any batch where traced with several."""
+    """Return the program for one size; without one for any, and of any batch where traced with several.
+
+    Raises:
+        JobError: Traced for any size it holds for the traced one alone.
+    """
     auto = torch.export.Dim.AUTO
     free = {2: auto, 3: auto} if batch == 1 else {0: auto, 2: auto, 3: auto}
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _sizes_kept_free() if size is None else nullcontext():
         warnings.simplefilter("ignore")
-        return torch.export.export(
+        program = torch.export.export(
             portable,
             (torch.rand(batch, 3, *(size or _TRACED)) * 255,),
             dynamic_shapes=(free,) if size is None else None,
             strict=False,
         )
+    (image,) = (node for node in program.graph.nodes if node.op == "placeholder" and node.name == "image")
+    # A free side is written as a symbol.
+    if size is None and any(str(side).isdigit() for side in image.meta["val"].shape[2:]):
+        raise JobError("its operators follow the height or the width of the image that it is traced with")
+    return program
+
+
+@contextmanager
+def _sizes_kept_free() -> Iterator[None]:
+    """Within it, tracing does not take the traced image's size for the only one where that can be helped.
+
+    mmsegmentation's ``resize`` and ``Upsample`` make whole numbers of sizes by ``int``, which asks for
+    their values; ONNX takes the bins of adaptive pooling, as torch decomposes it, from them.
+    """
+    pool, bins = functional.adaptive_avg_pool2d, deterministic._bins
+    wrappers.int = torch.sym_int
+    functional.adaptive_avg_pool2d = deterministic.adaptive_avg_pool2d
+    deterministic._bins = bins.__wrapped__  # which keeps none of them for the next time
+    try:
+        yield
+    finally:
+        del wrappers.int
+        functional.adaptive_avg_pool2d, deterministic._bins = pool, bins
 
 
 def _program(portable: Portable, size: tuple[int, int] | None, file: Path) -> Logits:
