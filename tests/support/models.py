@@ -27,11 +27,11 @@ def fill(net: torch.nn.Module, seed: int = 0) -> None:
 
 def balance(net: torch.nn.Module) -> None:
     """Shift the logits so that no class wins everywhere."""
+    head = net.decode_head
+    last = head.mask_norm if hasattr(head, "mask_norm") else head.conv_seg  # Segmenter's, and others'
     with torch.inference_mode():
         inputs = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(5))
-        net.decode_head.conv_seg.bias -= (
-            net.eval().encode_decode(inputs, [{"img_shape": inputs.shape[2:]}]).mean((0, 2, 3))
-        )
+        last.bias -= net.eval().encode_decode(inputs, [{"img_shape": inputs.shape[2:]}]).mean((0, 2, 3))
 
 
 def write_model(cfg: Config, path: Path, seed: int) -> Path:
