@@ -15,6 +15,7 @@ from mapsage_kaggle.config.fingerprint import fingerprint
 from mapsage_kaggle.config.modules import CodePlaces, check_custom_imports, code_places
 from mapsage_kaggle.config.patch import for_inference
 from mapsage_kaggle.config.reading import read_config
+from mapsage_kaggle.config.requirements import check_installed
 from mapsage_kaggle.data.find import find_data
 from mapsage_kaggle.errors import CheckpointError, UsageError
 from mapsage_kaggle.paths import KagglePaths, WorkDir, keep_caches_in
@@ -97,6 +98,7 @@ def open_subject(options: ModelOptions, *, paths: KagglePaths | None = None) -> 
 
     Raises:
         ConfigError: The config does not parse, or has no model.
+        MachineError: A package that the model needs is missing.
         DataError: The data set is needed and missing.
         CheckpointError: There is no checkpoint, or it is damaged or harmful.
     """
@@ -104,6 +106,7 @@ def open_subject(options: ModelOptions, *, paths: KagglePaths | None = None) -> 
     keep_caches_in(paths.temp)
     code = code_places(options.config, paths.input, options.code)
     cfg = read_config(options.config, options.overrides)
+    check_installed({"model": cfg.get("model")}, options.config, (*code.first, *code.last))
     check_custom_imports(cfg, code, paths.input)
     work_dir = (options.work_dir or paths.work_dir(options.config)).absolute()
     if options.threads is not None and options.threads < 1:

@@ -18,6 +18,7 @@ from support.standin import REPOSITORY
 
 from mapsage_kaggle import errors
 from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256
+from mapsage_kaggle.config import requirements
 from mapsage_kaggle.errors import (
     CheckpointError,
     ConfigError,
@@ -129,6 +130,16 @@ def test_a_config_without_a_model_is_refused(paths: KagglePaths, tmp_path: Path)
 
     with pytest.raises(ConfigError, match="has no model"):
         open_subject(ModelOptions(config=tmp_path / "empty.py", checkpoint=file), paths=paths)
+
+
+def test_a_package_that_the_model_needs_is_named(
+    paths: KagglePaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
+    (tmp_path / "other.py").write_text("model = dict(backbone=dict(type='mmpretrain.ConvNeXt'))\n")
+
+    with pytest.raises(MachineError, match="needs the package mmpretrain"):
+        open_subject(ModelOptions(config=tmp_path / "other.py"), paths=paths)
 
 
 def test_no_threads_at_all_is_refused(paths: KagglePaths) -> None:
