@@ -249,6 +249,15 @@ def test_a_form_that_strays_from_the_original_is_left_out_and_named(
     assert not (tmp_path / "model.pt2").exists()
 
 
+def test_a_form_whose_near_logits_make_other_classes_does_not_hold() -> None:
+    from mapsage_kaggle.engine.jobs import export as forms
+
+    tile = torch.zeros(1, 3, 64, 64)
+    logits = torch.stack([torch.zeros(1, 64, 64), torch.full((1, 64, 64), 1e-5)], dim=1)
+    with pytest.raises(JobError, match=r"100\.0 % of the pixels another class"):
+        forms._compare(lambda image: logits.flip(1), [tile], [logits], takes_batches=False)
+
+
 class Enlarging(torch.nn.Module):
     """What keeps to the size of the image in mmsegmentation's own way."""
 

@@ -47,6 +47,9 @@ CONFIG, CLASSES = "config.py", "classes.json"
 TOLERANCE = 1e-3
 """How far logits may be from the original's, as a share of the original's largest (at least of 1)."""
 
+AGREEMENT = 0.99
+"""The least share of pixels that must get the class that the original gives them."""
+
 _OPSET = 18
 _MAX_ROWS = 1024
 _MAX_SIZE = (1024, 2048)
@@ -332,6 +335,8 @@ def _compare(
         same += int((_labels(found) == _labels(logits)).sum())
         pixels += found.shape[2] * found.shape[3]
         sizes.append(list(tile.shape[2:]))
+    if same < AGREEMENT * pixels:
+        raise JobError(f"it gives {100 * (1 - same / pixels):.1f} % of the pixels another class")
     if takes_batches:
         tile, logits = min(zip(tiles, expected, strict=True), key=lambda pair: pair[0].numel())
         several = again(tile.float().expand(3, -1, -1, -1).contiguous())
