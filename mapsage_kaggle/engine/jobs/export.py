@@ -419,7 +419,7 @@ def _sizes_kept_free() -> Iterator[None]:
     pool, bins = functional.adaptive_avg_pool2d, deterministic._bins
     wrappers.int = torch.sym_int
     functional.adaptive_avg_pool2d = deterministic.adaptive_avg_pool2d
-    deterministic._bins = bins.__wrapped__  # which keeps none of them for the next time
+    deterministic._bins = bins.__wrapped__  # type: ignore[assignment]  # keeps none for the next time
     try:
         yield
     finally:
