@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import pytest
 from support.stores import Events, assert_agrees, payload, run_python
 
+from mapsage_kaggle.checkpoints import store as store_module
 from mapsage_kaggle.checkpoints.choose import choose
 from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256, manifest_sha256
@@ -255,6 +256,35 @@ def test_a_full_disk_that_the_writer_hides_is_still_told_as_full(store: Checkpoi
             store.save("iter_20.pth", write, iteration=20)
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.ENOSPC
+
+
+def test_a_disk_that_fails_otherwise_costs_no_checkpoint(store: CheckpointStore) -> None:
+    def write(stream: BinaryIO) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with store:
+        save_iter(store, 10)
+        save_iter(store, 20)
+        with pytest.raises(SaveFailed, match="Input/output error"):
+            store.save("iter_30.pth", write, iteration=30)
+    assert {path.name for path in store.path.glob("*.pth")} == {"iter_10.pth", "iter_20.pth"}
+
+
+def test_an_interrupt_while_a_file_gets_its_name_is_an_interrupt(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store:
+        save_iter(store, 10)
+        with monkeypatch.context() as patched:
+            patched.setattr(store_module, "sync_folder", lambda folder: _raise(KeyboardInterrupt()))
+            with pytest.raises(KeyboardInterrupt):
+                save_iter(store, 20)
+        save_iter(store, 30)
+    assert "iter_30.pth" in {ref.file for ref in store.proven()}
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def test_a_full_disk_under_torchs_own_writer_is_told_as_full(store: CheckpointStore) -> None:
