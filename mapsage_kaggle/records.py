@@ -9,7 +9,7 @@ import json
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ STOP_REASONS = ("running", "completed", "early", "deadline", "user", "failed", "
 OWED_VALIDATION_KEY = "mapsage_owed_validation"
 RUN_ID_KEY = "mapsage_run_id"
 FINGERPRINT_KEY = "mapsage_fingerprint"
-"""Under these a checkpoint's message hub says whose it is, and what it still has to validate."""
+STOPPED_BY_KEY = "mapsage_stopped_by"
+"""Under these a checkpoint's message hub says whose it is, what it still has to validate, and what has ended
+training before its last iteration, if anything has."""
 PACKED = "earlier.zip"
 """In the history: the files of sessions that are long over."""
 MAX_MEMBER_BYTES, MAX_PACKED_BYTES = 20_000_000, 100_000_000
@@ -183,6 +185,13 @@ class Exactness:
                 device=str, precision=str, torch=str, cudnn=int, threads=int,
             )
         )  # fmt: skip
+
+    def less(self, reasons: Sequence[str]) -> Exactness:
+        """Return a copy with more reasons why it does not; with none, a copy as it is."""
+        if not reasons:
+            return self
+        told = tuple(dict.fromkeys((*(self.reasons or ()), *reasons)))
+        return dataclasses.replace(self, bitwise=False, reasons=told)
 
 
 def _known(document: Mapping[str, Any], **kinds: type) -> dict[str, Any]:
@@ -387,6 +396,11 @@ class SessionRecord:
     def evolve(self, **changes: Any) -> SessionRecord:
         """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+
+def early_text(iteration: int, max_iters: int, stopped_by: str) -> str:
+    """Return how a run is told of that has ended before its last iteration, and is to stay so."""
+    return f"Stopped early at {iteration} of {max_iters} by {stopped_by}."
 
 
 def complete_timings(timings_s: Mapping[str, float], session_s: float) -> dict[str, float]:

@@ -41,6 +41,7 @@ class ChildSpec:
         best_rules: ``greater`` or ``less`` by metric, where the config says so.
         deterministic: Whether torch must use deterministic algorithms.
         extend: The schedulers are to be rebuilt for a new end.
+        take_up: A run that was ended before its last iteration is gone on with all the same.
         validation_rung: How far validation goes to save memory, see
             :data:`mapsage_kaggle.training.fallback.VALIDATION_RUNGS`.
         restarted: Another child has trained, or tried to, in this session before.
@@ -68,6 +69,7 @@ class ChildSpec:
     best_rules: Mapping[str, str] = field(default_factory=dict)
     deterministic: bool = False
     extend: bool = False
+    take_up: bool = False
     validation_rung: int = 0
     restarted: bool = False
     launched_s: float | None = None

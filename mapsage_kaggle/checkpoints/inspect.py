@@ -17,7 +17,7 @@ from mapsage_kaggle.checkpoints.legacy import LegacyArchive, is_legacy
 from mapsage_kaggle.checkpoints.names import counts_in
 from mapsage_kaggle.checkpoints.unpickle import MAX_PICKLE_BYTES, interpret
 from mapsage_kaggle.outside import joined, visible
-from mapsage_kaggle.records import FINGERPRINT_KEY, OWED_VALIDATION_KEY, RUN_ID_KEY
+from mapsage_kaggle.records import FINGERPRINT_KEY, OWED_VALIDATION_KEY, RUN_ID_KEY, STOPPED_BY_KEY
 
 _MAX_DEPTH = 64
 
@@ -44,6 +44,7 @@ class Inspection:
         run_id: The kit's run; None for a checkpoint of plain mmengine.
         fingerprint: The kit's fingerprint of the config it was trained with.
         owed_validation: The iteration whose validation did not fit into its session.
+        stopped_by: What has ended the run before its last iteration; None where nothing has.
         best_score: The best validation score so far.
         best_ckpt: The file that had it, as mmengine noted it.
         has_optimizer: Whether the optimizer's state is in it.
@@ -69,6 +70,7 @@ class Inspection:
     run_id: str | None = None
     fingerprint: str | None = None
     owed_validation: int | None = None
+    stopped_by: str | None = None
     best_score: float | None = None
     best_ckpt: str | None = None
     has_optimizer: bool = False
@@ -388,6 +390,7 @@ def _judge(
         run_id=_text(runtime.get(RUN_ID_KEY)),
         fingerprint=_text(runtime.get(FINGERPRINT_KEY)),
         owed_validation=_whole(runtime.get(OWED_VALIDATION_KEY)),
+        stopped_by=_text(runtime.get(STOPPED_BY_KEY)) or None,
         best_score=_number(runtime.get("best_score")),
         best_ckpt=_text(runtime.get("best_ckpt")),
         has_optimizer=bool(_mapping(tree.get("optimizer"))),

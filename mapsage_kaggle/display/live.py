@@ -135,7 +135,7 @@ def training_panel(
 
 def _state(progress: Progress, words: Words, asked: str) -> tuple[str, Tone]:
     if progress.stage == "ended":
-        key = progress.reason if progress.reason in ("completed", "deadline", "user", "failed") else "user"
+        key = progress.reason if progress.reason in ("completed", "early", "deadline", "failed") else "user"
         return words(key), "bad" if key == "failed" else "good"
     if asked == "stop":
         return words("view_stopping"), "note"

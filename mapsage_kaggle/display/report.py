@@ -28,6 +28,7 @@ _MAX_CLASSES_DRAWN = 32
 _MAX_PREDICTIONS = 6
 _TONES: dict[str, Tone] = {
     "completed": "good",
+    "early": "good",
     "deadline": "good",
     "user": "good",
     "running": "note",

@@ -172,9 +172,12 @@ def times_text(record: SessionRecord, words: Words | None = None) -> str:
 def next_text(record: SessionRecord, work_dir: Path, words: Words | None = None) -> str:
     """Return what a person does next, in one paragraph."""
     words = words or Words()
-    if record.stop_reason == "completed":
+    if record.stop_reason in ("completed", "early"):
         best = words("next_best", file=record.best.file) if record.best is not None else ""
-        return words("next_completed", best=best)
+        if record.stop_reason == "completed":
+            return words("next_completed", best=best)
+        said = words.translate(record.message)
+        return words("next_early", message=said, best=best, max_iters=record.max_iters)
     if record.stop_reason == "refused":
         return words("next_refused", message=record.message)
     if record.stop_reason == "failed":

@@ -19,6 +19,7 @@ from mapsage_kaggle.checkpoints.saver import BackgroundSaver, SaveSchedule
 from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.engine.ranks import check_same_weights, core_model, reduce_number
+from mapsage_kaggle.engine.remembering import HookMemory
 from mapsage_kaggle.engine.snapshot import first_poisoned, keep_loadable, snapshot
 from mapsage_kaggle.errors import EXIT_DONE, TrainingError
 from mapsage_kaggle.events import EventKind
@@ -27,6 +28,7 @@ from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import (
     ACTIVITIES,
     OWED_VALIDATION_KEY,
+    STOPPED_BY_KEY,
     CheckpointRef,
     Learned,
     SessionRecord,
@@ -94,6 +96,8 @@ class SessionCheckpoints:
         self._config_text = ""
         self._saved_iteration = -1
         self._proven = ""
+        self._memory: HookMemory | None = None
+        self._inexact: tuple[str, ...] = ()
         self._unloadable: set[str] = set()
 
     # -- opening and closing
@@ -140,11 +144,16 @@ class SessionCheckpoints:
         self._measure_output()
 
     def loaded(self, runner: Runner) -> None:
-        """Take note of what was loaded: the owed validation, and the best score."""
+        """Take note of what was loaded: the owed validation, the best score, and what hooks remember."""
         hub = runner.message_hub
+        self._memory = HookMemory(runner.hooks)
         if self._spec.action == "resume":
             owed = hub.get_info(OWED_VALIDATION_KEY, None)
             self.owed_validation = int(owed) if owed is not None else None
+            stopped_by = hub.get_info(STOPPED_BY_KEY, "")
+            if stopped_by and not self._spec.take_up:
+                runner.train_loop.stopped_by = stopped_by
+            self._inexact += self._memory.restore(hub, taken_up=bool(stopped_by) and self._spec.take_up)
         hub.update_info(OWED_VALIDATION_KEY, self.owed_validation)
         best = self.store.best() if self.store is not None else None
         if best is not None and best.value is not None and self.is_best(best.value):
@@ -155,6 +164,15 @@ class SessionCheckpoints:
     def training_begins(self, iteration: int) -> None:
         """Take note that the state after ``iteration`` is saved already, or not worth a save."""
         self._saved_iteration = iteration
+        self._watch_hooks()
+
+    def _watch_hooks(self) -> None:
+        if self._memory is not None:
+            self.not_exact(*self._memory.watch())
+
+    def not_exact(self, *reasons: str) -> None:
+        """Have the record say, from the next checkpoint on, why a resume equals no uninterrupted run."""
+        self._inexact = tuple(dict.fromkeys((*self._inexact, *reasons)))
 
     # -- resumable checkpoints
 
@@ -177,6 +195,10 @@ class SessionCheckpoints:
         check_same_weights(core_model(runner.model), iteration)
         self.owed_validation = owed_validation
         runner.message_hub.update_info(OWED_VALIDATION_KEY, owed_validation)
+        runner.message_hub.update_info(STOPPED_BY_KEY, getattr(runner.train_loop, "stopped_by", ""))
+        if self._memory is not None:
+            self._memory.note(runner.message_hub)
+            self._watch_hooks()
         self._saved_iteration = iteration
         if self._rank == 0:
             self._submit(
@@ -324,6 +346,7 @@ class SessionCheckpoints:
             "skipped_validations": self.skipped_validations,
             "timings_s": rounded(self._timings_s),
             "learned": self.learned(self.record.learned),
+            "exactness": self.record.exactness.less(self._inexact),
         }
         if ref.metric is None:
             changes |= {

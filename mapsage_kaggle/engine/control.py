@@ -18,10 +18,10 @@ from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.engine.ranks import is_local_rank_zero, num_machines, reduce_number
 from mapsage_kaggle.pace import Pace
 
-Stop = Literal["", "deadline", "user", "orphaned"]
+Stop = Literal["", "deadline", "user", "orphaned", "early"]
 ORPHAN_GRACE_S = 600.0
 """How long a worker whose supervisor is gone may take to save and end."""
-_STOPS: tuple[Stop, ...] = ("", "deadline", "user", "orphaned")
+_STOPS: tuple[Stop, ...] = ("", "deadline", "user", "orphaned", "early")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,6 +157,7 @@ class Control:
         saved: bool = False,
         stride: int = 1,
         whole_s: float = math.inf,
+        early: bool = False,
     ) -> Decision:
         """Return what happens at this boundary. Collective: every rank must call it.
 
@@ -167,11 +168,14 @@ class Control:
             saved: The present state is saved already.
             stride: Iterations until training may stop again.
             whole_s: The most that is ever left for a validation, at the start of a session.
+            early: Something has ended the run here, whatever is left of it (only rank 0's word counts).
         """
         code = 0
         stop, save = self._asked_anywhere() if may_stop else ("", False)
         if _rank() == 0:
             validate = skip = False
+            if early and may_stop and not validation_due and stop != "orphaned":
+                stop = "early"
             if not stop:
                 verdict = self.pace.decide(
                     self.clock,
@@ -183,6 +187,8 @@ class Control:
                     whole_s=whole_s,
                 )
                 stop, validate, skip = "deadline" if verdict.stop else "", verdict.validate, verdict.skip
+                if skip and early:
+                    stop = "early"
             code = _STOPS.index(stop) << 3 | int(skip) << 2 | int(save or save_due) << 1 | int(validate)
         code = _agree(code)
         return Decision(

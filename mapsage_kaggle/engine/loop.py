@@ -18,6 +18,7 @@ from mapsage_kaggle.engine.buffers import keep_in_backward
 from mapsage_kaggle.engine.fast.prediction import quick_prediction
 from mapsage_kaggle.engine.overflow import OverflowWatch
 from mapsage_kaggle.engine.ranks import core_model
+from mapsage_kaggle.engine.remembering import caller, who_sets
 from mapsage_kaggle.engine.sampling import PositionBatches
 from mapsage_kaggle.engine.validation_memory import less_memory
 from mapsage_kaggle.errors import TrainingError
@@ -74,6 +75,17 @@ class SessionTrainLoop(IterBasedTrainLoop):
     session: WorkerSession
     optimizer_clock: OptimizerClock
     overflow_watch: OverflowWatch
+    stopped_by = ""
+    """Who has ended training before its last iteration, and why; empty while nobody has."""
+
+    @property
+    def stop_training(self) -> bool:
+        """Whether a hook, or anybody, has ended the run before its last iteration."""
+        return bool(self.stopped_by)
+
+    @stop_training.setter
+    def stop_training(self, value: bool) -> None:
+        self.stopped_by = who_sets(caller()) if value else ""
 
     def run(self) -> torch.nn.Module:
         """Train until ``max_iters`` or until the session has to end."""
@@ -93,14 +105,14 @@ class SessionTrainLoop(IterBasedTrainLoop):
         if not stop and self._iter < self._max_iters:
             stop = self._decide_saved()  # a session may have been asked to stop, or be over, as it begins
         loader: Iterator[Any] | None = None
-        while not stop and self._iter < self._max_iters and not self.stop_training:
+        while not stop and self._iter < self._max_iters:
             if loader is None:
                 loader = iter(self.dataloader)
             self._run_iteration(loader, batches)
             stop = self._boundary()
         # A run whose last validation is owed is not complete: the next session makes up for it.
         is_last = self._iter >= self._max_iters and session.checkpoints.owed_validation is None
-        if (self.stop_training and not stop) or (is_last and stop != "orphaned"):
+        if is_last and stop != "orphaned":
             stop = "completed"
         session.checkpoints.save_end(self._iter)
         self.runner.call_hook("after_train_epoch")
@@ -179,6 +191,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
             may_stop=may_stop,
             stride=accumulation,
             whole_s=session.whole_s(),
+            early=self.stop_training,
         )
         if due and decision.skip:
             session.skip_validation(self._iter)
@@ -224,7 +237,11 @@ class SessionTrainLoop(IterBasedTrainLoop):
     def _decide_saved(self) -> str:
         """Decide once more at a boundary whose state is saved; return why to stop, empty to go on."""
         stop: str = self.session.control.decide(
-            validation_due=False, save_due=False, saved=True, stride=self._accumulation()
+            validation_due=False,
+            save_due=False,
+            saved=True,
+            stride=self._accumulation(),
+            early=self.stop_training,
         ).stop
         return stop
 

@@ -21,7 +21,7 @@ from mapsage_kaggle.engine.tiles import PredictionTiles, classes_and_palette, ke
 from mapsage_kaggle.events import Event, EventKind, EventLog
 from mapsage_kaggle.pace import Pace, SessionPlan, week_start_s
 from mapsage_kaggle.paths import WorkDir
-from mapsage_kaggle.records import ACTIVITIES, FINGERPRINT_KEY, RUN_ID_KEY, SessionRecord
+from mapsage_kaggle.records import ACTIVITIES, FINGERPRINT_KEY, RUN_ID_KEY, SessionRecord, early_text
 from mapsage_kaggle.spec import ChildSpec
 
 VALIDATION_TOLD_EVERY_S = 5.0
@@ -340,11 +340,15 @@ class WorkerSession:
                 self.emit("stop", iteration, reason=reason, orphaned=orphaned, message=message)
             return
         self.checkpoints.wait()
+        message = STOP_MESSAGES.get(stop, "")
+        if stop == "early":
+            runner = self._require_runner()
+            message = early_text(iteration, runner.max_iters, runner.train_loop.stopped_by)
         self.emit(
             "stop",
             iteration,
             reason=reason,
-            message=STOP_MESSAGES.get(stop, ""),
+            message=message,
             orphaned=orphaned,
             owed=self.checkpoints.owed_validation,
             timings_s=self.rounded_timings(),

@@ -367,6 +367,12 @@ def _about_unread(journal: Journal, seen: Observation, settings: Settings) -> Ac
 
 def _whether_over(journal: Journal, settings: Settings) -> Stop | None:
     iteration = journal.hand_over.iteration if journal.hand_over else 0
+    if journal.completed and iteration < journal.end:
+        said = sentence(journal.last.message) if journal.last is not None else ""
+        return Stop(
+            reason=f"The run has ended early, at iteration {iteration} of {journal.end}. {said}",
+            remedy=f"To take it up again, run the relay with --extend-to {journal.end}.",
+        )
     if journal.completed:
         return Stop(
             reason=f"The run is complete, at iteration {iteration}.{_how_to_extend(journal, settings)}"

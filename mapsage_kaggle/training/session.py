@@ -29,6 +29,7 @@ from mapsage_kaggle.records import (
     Exactness,
     SessionRecord,
     complete_timings,
+    early_text,
     new_run_id,
     read_record,
 )
@@ -165,12 +166,15 @@ class SessionRun:
         """Train with one child after another until one ends in good order, or nothing helps."""
         prepared = self.prepared
         done = prepared.start_iteration >= prepared.patch.max_iters
-        inspection = prepared.discovery.choice.inspection
-        if done and (inspection is None or inspection.owed_validation is None):
-            return (
-                Outcome(kind="done", reason="completed", iteration=prepared.start_iteration),
-                f"The run was complete already, at iteration {prepared.start_iteration}.",
-            )
+        choice = prepared.discovery.choice
+        if choice.inspection is None or choice.inspection.owed_validation is None:
+            stopped_by = choice.inspection.stopped_by if choice.inspection is not None else None
+            if done:
+                message = f"The run was complete already, at iteration {prepared.start_iteration}."
+                return Outcome(kind="done", reason="completed", iteration=prepared.start_iteration), message
+            if stopped_by and choice.action == "resume" and prepared.options.extend_to is None:
+                message = early_text(prepared.start_iteration, prepared.patch.max_iters, stopped_by)
+                return Outcome(kind="done", reason="early", iteration=prepared.start_iteration), message
         # Whatever came before the first child is part of starting.
         before = {"start_up": round(prepared.clock.elapsed_s(), 2)}
         self.record = self.record.evolve(timings_s=before)

@@ -144,8 +144,9 @@ SCENARIOS: dict[str, Scenario] = {
     "a checkpoint that was not saved": Scenario(script=["ok", "truncated"], spans=ONE_LESS, pushes=5),
     "failed with a checkpoint": Scenario(script=["ok", "failed after progress"], pushes=4),
     # -- how sessions end
-    "ended early": Scenario(script=["ok", "early"], says="The run is complete, at iteration 200", spans=None,
-                            pushes=2),
+    "ended early": Scenario(
+        script=["ok", "early"], says="The run has ended early, at iteration 200", spans=None, pushes=2
+    ),
     "crashed twice": Scenario(script=["ok", "crashed", "crashed"], pushes=6),
     "no progress again and again": Scenario(
         script=["ok", *["no progress"] * 9], code=EXIT_TRAINING, says="3 sessions in a row made no progress",

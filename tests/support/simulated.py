@@ -228,6 +228,7 @@ class SimulatedControl:
         saved: bool = False,
         stride: int = 1,
         whole_s: float = math.inf,
+        early: bool = False,
     ) -> SimpleNamespace:
         verdict = self.session.pace.decide(
             self.session.clock,

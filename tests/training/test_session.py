@@ -53,7 +53,7 @@ def session_of(supervisor: Supervisor, folder: Path, clock: SessionClock) -> Any
         discovery=SimpleNamespace(
             choice=SimpleNamespace(inspection=None), shapes=SimpleNamespace(can_recompute=lambda: True)
         ),
-        options=SimpleNamespace(on_memory="adapt"),
+        options=SimpleNamespace(on_memory="adapt", extend_to=None),
         clock=clock,
     )
     session.supervisor, session.files = supervisor, WorkDir(folder)
@@ -74,6 +74,34 @@ def test_after_a_crash_another_child_is_started(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(session, "_wait", lambda seconds, supervisor: None)
     supervisor = Told(tmp_path, clock(), CRASH, DONE)
     assert session_of(supervisor, tmp_path, clock()).run_children()[0] == DONE
+
+
+def stopped_early(folder: Path, *outcomes: Outcome) -> Any:
+    """Return a session whose checkpoint says that something has ended the run at 40 of 100."""
+    made = session_of(Told(folder, clock(), *outcomes), folder, clock())
+    made.prepared.start_iteration = 40
+    made.prepared.discovery.choice = SimpleNamespace(
+        action="resume", inspection=SimpleNamespace(owed_validation=None, stopped_by="MyHook: enough")
+    )
+    return made
+
+
+def test_a_run_that_was_stopped_early_is_not_trained_on(tmp_path: Path) -> None:
+    outcome, message = stopped_early(tmp_path).run_children()
+    assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "early", 40)
+    assert message == "Stopped early at 40 of 100 by MyHook: enough."
+
+
+def test_a_later_end_takes_up_a_run_that_was_stopped_early(tmp_path: Path) -> None:
+    made = stopped_early(tmp_path, DONE)
+    made.prepared.options.extend_to = 100
+    assert made.run_children()[0] == DONE
+
+
+def test_the_validation_that_an_early_stop_owes_is_made_up_for(tmp_path: Path) -> None:
+    made = stopped_early(tmp_path, DONE)
+    made.prepared.discovery.choice.inspection.owed_validation = 40
+    assert made.run_children()[0] == DONE
 
 
 @pytest.mark.parametrize("how", ["button", "file", "twice Ctrl-C"])

@@ -135,6 +135,7 @@ CHINESE: Mapping[str, str] = {
     "its weights are loaded as far as they fit: {why}": "只加载相符的权重：{why}",
     # what a training says when it ends, or is begun again
     "All iterations are done.": "全部迭代已完成。",
+    "Stopped early at {iteration} of {max_iters} by {who}.": "已在第 {iteration} 次（共 {max_iters} 次）迭代提前结束：{who}。",
     "The session's time is up; everything is saved.": "会话时间已到，所有内容都已保存。",
     "Stopped on request; everything is saved.": "已按要求停止，所有内容都已保存。",
     "No end is recorded: the session was cut off. What was proven until then is safe.": (

@@ -13,6 +13,7 @@ _ENGLISH: Mapping[str, str] = {
     # Stop reasons.
     "running": "running",
     "completed": "completed",
+    "early": "stopped early",
     "deadline": "out of time",
     "user": "stopped",
     "failed": "failed",
@@ -58,6 +59,7 @@ _ENGLISH: Mapping[str, str] = {
     "best": "best {metric}",
     "at_iteration": "{value} at iteration {iteration:,}",
     "next_completed": "The run is finished. {best}Nothing is left to attach.",
+    "next_early": "{message} {best}Nothing is left to attach; --extend-to {max_iters} (EXTEND_TO) takes it up again.",
     "next_best": "Its best checkpoint is {file}. ",
     "next_refused": "Nothing was trained, and nothing was changed. {message}",
     "next_failed": "What is proven is safe. Read the message and the end of {log}; then attach the output of "
@@ -81,6 +83,7 @@ _ENGLISH: Mapping[str, str] = {
 _CHINESE: Mapping[str, str] = {
     "running": "运行中",
     "completed": "已完成",
+    "early": "提前结束",
     "deadline": "时间已到",
     "user": "已停止",
     "failed": "失败",
@@ -121,6 +124,7 @@ _CHINESE: Mapping[str, str] = {
     "best": "最佳 {metric}",
     "at_iteration": "{value}，第 {iteration:,} 次迭代",
     "next_completed": "训练任务已完成。{best}不需要再挂载什么。",
+    "next_early": "{message}{best}不需要再挂载什么；要继续训练，请用 --extend-to {max_iters}（EXTEND_TO）。",
     "next_best": "最佳检查点是 {file}。",
     "next_refused": "没有训练，也没有改动任何内容。{message}",
     "next_failed": "已验证的检查点都还在。请查看提示信息和 {log} 的末尾，然后把本次会话的输出挂载为输入，"

@@ -1,0 +1,126 @@
+"""What hooks remember from one iteration to a later one: it travels with the checkpoint, or is named.
+
+mmengine saves no hook. Of its own and mmsegmentation's only ``EarlyStoppingHook`` remembers anything that
+bears on training: ``EMAHook`` saves its weights itself, and the schedulers have a state of theirs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+from mmengine.hooks import EarlyStoppingHook, Hook
+from mmengine.logging import MessageHub
+
+from mapsage_kaggle.engine.digests import digest, own_attributes
+
+_STATES: Mapping[type[Hook], tuple[str, ...]] = {EarlyStoppingHook: ("wait_count", "best_score")}
+"""The attributes in which stock hooks remember."""
+HOOK_KEY = "mapsage_hook"
+"""Begins the keys in the message hub under which hooks' states lie."""
+
+
+class HookMemory:
+    """The memory of a run's hooks.
+
+    A person's own hook is asked for ``state_dict`` and told by ``load_state_dict`` where it has both; of
+    one with neither it is watched whether its attributes change.
+
+    Args:
+        hooks: The runner's.
+    """
+
+    def __init__(self, hooks: Sequence[Hook]) -> None:
+        count: Counter[str] = Counter()
+        self._hooks: dict[str, Hook] = {}
+        for hook in hooks:
+            name = type(hook).__name__
+            count[name] += 1
+            self._hooks[name if count[name] == 1 else f"{name}#{count[name]}"] = hook
+        self._seen: dict[str, str] = {}
+
+    def note(self, hub: MessageHub) -> None:
+        """Note in the message hub, which checkpoints hold, what hooks remember now."""
+        for name, hook in self._hooks.items():
+            state = _state_of(hook)
+            if state is not None:
+                hub.update_info(f"{HOOK_KEY}.{name}", state)
+
+    def restore(self, hub: MessageHub, *, taken_up: bool = False) -> tuple[str, ...]:
+        """Give hooks what a loaded checkpoint says that they remember.
+
+        Args:
+            hub: The message hub, as it was loaded.
+            taken_up: Whether training goes on after an early stop: patience then begins anew.
+
+        Returns:
+            What keeps training from going on as it would have, one sentence each.
+        """
+        missing: list[str] = []
+        for name, hook in self._hooks.items():
+            if _state_of(hook) is None:
+                continue
+            state = hub.get_info(f"{HOOK_KEY}.{name}", None)
+            if state is None:
+                missing.append(f"the checkpoint does not hold what {name} remembers: it begins anew")
+            elif _has_methods(hook):
+                hook.load_state_dict(state)  # type: ignore[attr-defined]
+            else:
+                vars(hook).update(state)
+            if taken_up and isinstance(hook, EarlyStoppingHook):
+                hook.wait_count = 0
+        return tuple(missing)
+
+    def watch(self) -> tuple[str, ...]:
+        """Return what is to be said of hooks whose attributes have changed since this was called first."""
+        found: list[str] = []
+        before, self._seen = self._seen, self._seen or {"": ""}
+        for name, hook in self._hooks.items():
+            mine = own_attributes(hook)
+            if not mine or _has_methods(hook):
+                continue
+            carried = _carried(hook)
+            for attribute, value in mine.items():
+                key, now = f"{name}.{attribute}", digest(value)
+                if not before:
+                    self._seen[key] = now
+                elif attribute not in carried and before.get(key) != now:
+                    found.append(
+                        f"{name} keeps {attribute} in an attribute, which no checkpoint holds (give it "
+                        "state_dict and load_state_dict)"
+                    )
+        return tuple(found)
+
+
+def who_sets(frame: FrameType | None) -> str:
+    """Return who ends training early by setting a flag, and why as far as it says: for a sentence's end."""
+    if frame is None:
+        return "somebody"
+    owner, why = frame.f_locals.get("self"), frame.f_locals.get("message")
+    name = frame.f_code.co_name if owner is None else type(owner).__name__
+    return f"{name}: {why.strip().rstrip('.')}" if isinstance(why, str) and why.strip() else name
+
+
+def caller() -> FrameType | None:
+    """Return the frame that called the function which calls this."""
+    here = inspect.currentframe()
+    return here.f_back.f_back if here is not None and here.f_back is not None else None
+
+
+def _has_methods(hook: Hook) -> bool:
+    return all(callable(getattr(hook, name, None)) for name in ("state_dict", "load_state_dict"))
+
+
+def _carried(hook: Hook) -> tuple[str, ...]:
+    return next((names for kind, names in _STATES.items() if isinstance(hook, kind)), ())
+
+
+def _state_of(hook: Hook) -> dict[str, Any] | None:
+    """Return what a hook remembers; None where it has no way to say."""
+    if _has_methods(hook):
+        return dict(hook.state_dict())  # type: ignore[attr-defined]
+    names = _carried(hook)
+    return {name: getattr(hook, name) for name in names} if names else None
