@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -171,8 +172,12 @@ class SessionCheckpoints:
             self.not_exact(*self._memory.watch())
 
     def not_exact(self, *reasons: str) -> None:
-        """Have the record say, from the next checkpoint on, why a resume equals no uninterrupted run."""
+        """Have the record say why a resume equals no uninterrupted run."""
         self._inexact = tuple(dict.fromkeys((*self._inexact, *reasons)))
+        if reasons and self.record is not None and self._saver is not None and not self._saver.busy:
+            self.record = self.record.evolve(exactness=self.record.exactness.less(reasons))
+            with contextlib.suppress(OSError):  # on a full disk it waits for the next checkpoint
+                self.record.write(self._path)
 
     # -- resumable checkpoints
 

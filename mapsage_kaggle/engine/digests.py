@@ -14,6 +14,7 @@ import torch
 from mmengine.structures import BaseDataElement
 
 _LIBRARIES = frozenset({"mmengine", "mmcv", "mmseg", "torch", "logging", "threading", "mapsage_kaggle"})
+_MAX_DEPTH = 40
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, PurePath)
 
 
@@ -27,7 +28,7 @@ def digest(value: Any) -> str:
     Of an object, its attributes count; of a library's (a runner, a logger), only what it is.
     """
     hashing = hashlib.blake2b(digest_size=16)
-    _feed(hashing, value, {})
+    _feed(hashing, value, {}, 0)
     return hashing.hexdigest()
 
 
@@ -38,7 +39,7 @@ def own_attributes(value: Any) -> Mapping[str, Any]:
     return getattr(value, "__dict__", None) or {}
 
 
-def _feed(hashing: _Hash, value: Any, seen: dict[int, Any]) -> None:
+def _feed(hashing: _Hash, value: Any, seen: dict[int, Any], depth: int) -> None:
     hashing.update(f"{type(value).__name__}:".encode())
     if isinstance(value, _PLAIN):
         hashing.update(repr(value).encode("utf-8", "backslashreplace"))
@@ -48,11 +49,11 @@ def _feed(hashing: _Hash, value: Any, seen: dict[int, Any]) -> None:
         hashing.update(f"{value.dtype}{tuple(value.shape)}".encode())
         hashing.update(value.reshape(-1).view(torch.uint8).numpy())
         return
-    if id(value) in seen:
+    if id(value) in seen or depth == _MAX_DEPTH:
         return
     seen[id(value)] = value  # kept, so that its number is nobody else's meanwhile
     for item in _parts(hashing, value):
-        _feed(hashing, item, seen)
+        _feed(hashing, item, seen, depth + 1)
 
 
 def _parts(hashing: _Hash, value: Any) -> Iterable[Any]:
@@ -75,7 +76,7 @@ def _parts(hashing: _Hash, value: Any) -> Iterable[Any]:
         return (value.bit_generator.state,)
     if isinstance(value, np.random.RandomState):
         return (value.get_state(),)
-    if isinstance(value, random.Random):
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
         return (value.getstate(),)
     if isinstance(value, torch.Generator):
         return (value.get_state(),)

@@ -67,7 +67,7 @@ class HookMemory:
             if state is None:
                 missing.append(f"the checkpoint does not hold what {name} remembers: it begins anew")
             elif _has_methods(hook):
-                hook.load_state_dict(state)  # type: ignore[attr-defined]
+                hook.load_state_dict(state)
             else:
                 vars(hook).update(state)
             if taken_up and isinstance(hook, EarlyStoppingHook):
@@ -121,6 +121,6 @@ def _carried(hook: Hook) -> tuple[str, ...]:
 def _state_of(hook: Hook) -> dict[str, Any] | None:
     """Return what a hook remembers; None where it has no way to say."""
     if _has_methods(hook):
-        return dict(hook.state_dict())  # type: ignore[attr-defined]
+        return dict(hook.state_dict())
     names = _carried(hook)
     return {name: getattr(hook, name) for name in names} if names else None

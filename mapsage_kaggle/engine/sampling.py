@@ -14,6 +14,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import Sampler
 
 from mapsage_kaggle.engine import seeding
+from mapsage_kaggle.engine.drawing import own_generators, seed_own
 from mapsage_kaggle.engine.reading import GuardedDataset
 from mapsage_kaggle.errors import TrainingError
 
@@ -164,6 +165,8 @@ class PositionalDataset(GuardedDataset):
     same in every run. Its options are :class:`GuardedDataset`'s.
     """
 
+    _owns_generators: bool | None = None
+
     def __getitem__(self, draw: Draw) -> Any:
         if torch.utils.data.get_worker_info() is not None:
             return self._load(draw)
@@ -172,10 +175,18 @@ class PositionalDataset(GuardedDataset):
 
     def _load(self, draw: Draw) -> Any:
         index, sample = self.first_loadable(
-            self._candidates(draw), prepare=partial(seeding.seed_sample, draw.seed), position=draw.position
+            self._candidates(draw), prepare=partial(self._seed, draw.seed), position=draw.position
         )
         self.check_labels(index, sample)
         return sample
+
+    def _seed(self, seed: int) -> None:
+        seeding.seed_sample(seed)
+        if self._owns_generators is not False:
+            # Looked for each time: a transform may have put another one in the place of one.
+            generators = own_generators(self.dataset)
+            self._owns_generators = bool(generators)
+            seed_own(generators, seed)
 
     def _candidates(self, draw: Draw) -> Iterator[int]:
         yield draw.sample

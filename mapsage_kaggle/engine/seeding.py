@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import cv2
 import numpy as np
 import torch
 
@@ -21,6 +22,7 @@ STEP = "step"
 INIT = "init"
 VALIDATION = "validation"
 SUBSTITUTE = "substitute"
+OWN = "own"
 
 
 def derive(domain: str, seed: int, *position: int) -> int:
@@ -39,8 +41,9 @@ def derive(domain: str, seed: int, *position: int) -> int:
 
 
 def seed_sample(value: int) -> None:
-    """Seed Python's, NumPy's and torch's CPU generator for one sample's pipeline."""
+    """Seed Python's, NumPy's, OpenCV's and torch's CPU generator for one sample's pipeline."""
     random.seed(value)
+    cv2.setRNGSeed(value & 0x7FFFFFFF)
     np.random.seed(value & 0xFFFFFFFF)
     torch.default_generator.manual_seed(value & 0x7FFFFFFFFFFFFFFF)
 

@@ -14,6 +14,7 @@ from mapsage_kaggle.checkpoints.proving import SaveFailed
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.engine.checkpointing import SessionCheckpoints, number, rounded
 from mapsage_kaggle.engine.control import Control
+from mapsage_kaggle.engine.drawing import NUM_DRAWN, what_differs
 from mapsage_kaggle.engine.fast.plan import plan_cache
 from mapsage_kaggle.engine.ranks import is_local_rank_zero
 from mapsage_kaggle.engine.snapshot import check_resumed, flat_schedulers
@@ -150,6 +151,8 @@ class WorkerSession:
             _check_resume(self, runner, self._loaded, iteration, next_position=next_position)
         self._loaded = None
         _plan_cache(self, runner)
+        if self.rank == 0 and not self.spec.restarted:
+            _draw_twice(self, runner, iteration)
         if self.rank == 0:
             seconds = self._since_launch()
             self.timings_s["start_up"] += seconds
@@ -420,6 +423,28 @@ def _plan_cache(session: WorkerSession, runner: Runner) -> None:
         runner.logger.info(str(plan))
         if plan.share < 1.0:
             session.warn(session.iteration, str(plan))
+
+
+def _draw_twice(session: WorkerSession, runner: Runner, iteration: int) -> None:
+    """See whether samples follow from their positions; what does not is told before training begins."""
+    batches = runner.train_dataloader.batch_sampler
+    draws = [draw for step in range(NUM_DRAWN) for draw in batches.draws(iteration + step, 0)][:NUM_DRAWN]
+    try:
+        names = what_differs(runner.cfg.train_dataloader.dataset, draws)
+    except Exception as error:  # noqa: BLE001 - a pipeline may raise anything, and training will say it
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        session.checkpoints.not_exact(
+            f"it was not seen whether samples follow from their positions: {reason}"
+        )
+        return
+    for name in names:
+        session.checkpoints.not_exact(f"{name} gives another result each time, whatever is seeded")
+        session.warn(
+            iteration,
+            f"{name} gives another result for the same sample each time, whatever is seeded: a resumed run "
+            "and an uninterrupted one will differ. Have it draw from NumPy's, Python's or torch's own "
+            "generator, or from one that it keeps as an attribute.",
+        )
 
 
 def _guess_costs(pace: Pace, runner: Runner, world_size: int) -> None:
