@@ -28,8 +28,9 @@ OWED_VALIDATION_KEY = "mapsage_owed_validation"
 RUN_ID_KEY = "mapsage_run_id"
 FINGERPRINT_KEY = "mapsage_fingerprint"
 STOPPED_BY_KEY = "mapsage_stopped_by"
-"""Under these a checkpoint's message hub says whose it is, what it still has to validate, and what has ended
-training before its last iteration, if anything has."""
+DATA_KEY = "mapsage_data"
+"""Under these a checkpoint's message hub says whose it is, what it still has to validate, what has ended
+training before its last iteration, if anything has, and which samples it was trained on."""
 PACKED = "earlier.zip"
 """In the history: the files of sessions that are long over."""
 MAX_MEMBER_BYTES, MAX_PACKED_BYTES = 20_000_000, 100_000_000
@@ -234,6 +235,8 @@ class SessionRecord:
         owed_validation: The iteration whose validation did not fit, if any.
         started_from: The checkpoint that it began from, if any.
         skipped_validations: The iterations whose validation was left out, as longer than any session.
+        data: Which samples are trained on: their number (``count``), a hash of their names (``digest``), of
+            how many the size is known (``read``), and a hash of the sizes (``sizes``).
         config_sha256: Of the effective config.
         changes: What differs from the session before, one line each.
         learned: What this machine taught: micro-batch, ladder steps.
@@ -260,6 +263,7 @@ class SessionRecord:
     owed_validation: int | None = None
     started_from: CheckpointRef | None = None
     skipped_validations: tuple[int, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
     config_sha256: str = ""
     changes: tuple[str, ...] = ()
     learned: Learned = field(default_factory=Learned)
@@ -338,6 +342,7 @@ class SessionRecord:
         for name in ("started_s", "ended_s"):
             if getattr(self, name) is not None:
                 schema.number(getattr(self, name), name, 0.0, 1e11)
+        schema.data(self.data, "data")
         for document in self.previous:
             schema.mapping(document, "previous")
 

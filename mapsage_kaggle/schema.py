@@ -64,6 +64,16 @@ def mapping(value: Any, what: str) -> Mapping[str, Any]:
     raise _wrong(value, what, "an object")
 
 
+def data(value: Any, what: str) -> Mapping[str, Any]:
+    """Check what a record says of the training data: nothing, or counts and hashes."""
+    for name, item in mapping(value, what).items():
+        if name in ("count", "read"):
+            whole(item, f"{what}.{name}")
+        elif name in ("digest", "sizes"):
+            sha256(item, f"{what}.{name}")
+    return value  # type: ignore[no-any-return]
+
+
 def _wrong(value: Any, what: str, expected: str) -> ValueError:
     shown = ascii(value[:40]) if isinstance(value, str) else type(value).__name__
     if isinstance(value, float) or (isinstance(value, int) and -(10**15) < value < 10**15):

@@ -42,6 +42,7 @@ class ChildSpec:
         deterministic: Whether torch must use deterministic algorithms.
         extend: The schedulers are to be rebuilt for a new end.
         take_up: A run that was ended before its last iteration is gone on with all the same.
+        on_changed_data: ``go-on`` or ``fail``, where the training data are not those of the checkpoint.
         validation_rung: How far validation goes to save memory, see
             :data:`mapsage_kaggle.training.fallback.VALIDATION_RUNGS`.
         restarted: Another child has trained, or tried to, in this session before.
@@ -70,6 +71,7 @@ class ChildSpec:
     deterministic: bool = False
     extend: bool = False
     take_up: bool = False
+    on_changed_data: str = "go-on"
     validation_rung: int = 0
     restarted: bool = False
     launched_s: float | None = None

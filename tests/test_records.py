@@ -36,6 +36,7 @@ CONTRACT = {
     "checkpoint",
     "best",
     "owed_validation",
+    "data",
     "config_sha256",
     "changes",
     "learned",
@@ -353,6 +354,9 @@ def hostile(**changes: Any) -> dict[str, Any]:
         ({"end_iteration": -5}, "end_iteration"),
         ({"timings_s": {"session": "long"}}, "timings_s.session"),
         ({"started_s": 1e300}, "started_s"),
+        ({"data": {"count": -1}}, "data.count: -1 is not a whole number"),
+        ({"data": {"digest": "x"}}, "data.digest"),
+        ({"data": []}, "data"),
         ({"previous": ["x"]}, "previous"),
     ],
 )

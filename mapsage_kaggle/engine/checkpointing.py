@@ -19,8 +19,8 @@ from mapsage_kaggle.checkpoints.retention import greater_is_better, plan_retenti
 from mapsage_kaggle.checkpoints.saver import BackgroundSaver, SaveSchedule
 from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.clock import SessionClock
+from mapsage_kaggle.engine.observed import Observed
 from mapsage_kaggle.engine.ranks import check_same_weights, core_model, reduce_number
-from mapsage_kaggle.engine.remembering import HookMemory
 from mapsage_kaggle.engine.snapshot import first_poisoned, keep_loadable, snapshot
 from mapsage_kaggle.errors import EXIT_DONE, TrainingError
 from mapsage_kaggle.events import EventKind
@@ -29,7 +29,6 @@ from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import (
     ACTIVITIES,
     OWED_VALIDATION_KEY,
-    STOPPED_BY_KEY,
     CheckpointRef,
     Learned,
     SessionRecord,
@@ -61,6 +60,7 @@ class SessionCheckpoints:
         owed_validation: The iteration whose validation the newest checkpoint owes.
         skipped_validations: The iterations whose validation was left out for good.
         has_trained: Whether an iteration is done, so that what memory allows is known.
+        observed: What is seen of how exactly a resume goes on.
         store: Where they are kept; on rank 0, once opened.
         record: The session's, as it stands in the work dir; on rank 0, once opened.
     """
@@ -97,8 +97,7 @@ class SessionCheckpoints:
         self._config_text = ""
         self._saved_iteration = -1
         self._proven = ""
-        self._memory: HookMemory | None = None
-        self._inexact: tuple[str, ...] = ()
+        self.observed = Observed(spec)
         self._unloadable: set[str] = set()
 
     # -- opening and closing
@@ -145,16 +144,12 @@ class SessionCheckpoints:
         self._measure_output()
 
     def loaded(self, runner: Runner) -> None:
-        """Take note of what was loaded: the owed validation, the best score, and what hooks remember."""
+        """Take note of what was loaded: the owed validation, and the best score."""
         hub = runner.message_hub
-        self._memory = HookMemory(runner.hooks)
         if self._spec.action == "resume":
             owed = hub.get_info(OWED_VALIDATION_KEY, None)
             self.owed_validation = int(owed) if owed is not None else None
-            stopped_by = hub.get_info(STOPPED_BY_KEY, "")
-            if stopped_by and not self._spec.take_up:
-                runner.train_loop.stopped_by = stopped_by
-            self._inexact += self._memory.restore(hub, taken_up=bool(stopped_by) and self._spec.take_up)
+        self.observed.loaded(runner)
         hub.update_info(OWED_VALIDATION_KEY, self.owed_validation)
         best = self.store.best() if self.store is not None else None
         if best is not None and best.value is not None and self.is_best(best.value):
@@ -165,17 +160,17 @@ class SessionCheckpoints:
     def training_begins(self, iteration: int) -> None:
         """Take note that the state after ``iteration`` is saved already, or not worth a save."""
         self._saved_iteration = iteration
-        self._watch_hooks()
-
-    def _watch_hooks(self) -> None:
-        if self._memory is not None:
-            self.not_exact(*self._memory.watch())
+        self.observed.look()
 
     def not_exact(self, *reasons: str) -> None:
-        """Have the record say why a resume equals no uninterrupted run."""
-        self._inexact = tuple(dict.fromkeys((*self._inexact, *reasons)))
-        if reasons and self.record is not None and self._saver is not None and not self._saver.busy:
-            self.record = self.record.evolve(exactness=self.record.exactness.less(reasons))
+        """Have the record say why a resume equals no uninterrupted run; before training, at once."""
+        self.observed.add(*reasons)
+        self.refresh_seen()
+
+    def refresh_seen(self) -> None:
+        """Write what has been seen into the record; only where nothing is being saved, which does it too."""
+        if self.record is not None:
+            self.record = self.observed.told_in(self.record)
             with contextlib.suppress(OSError):  # on a full disk it waits for the next checkpoint
                 self.record.write(self._path)
 
@@ -200,10 +195,10 @@ class SessionCheckpoints:
         check_same_weights(core_model(runner.model), iteration)
         self.owed_validation = owed_validation
         runner.message_hub.update_info(OWED_VALIDATION_KEY, owed_validation)
-        runner.message_hub.update_info(STOPPED_BY_KEY, getattr(runner.train_loop, "stopped_by", ""))
-        if self._memory is not None:
-            self._memory.note(runner.message_hub)
-            self._watch_hooks()
+        self.observed.note(runner)
+        warning = self.observed.look()
+        if warning and self._rank == 0:
+            self._emit("warning", iteration, message=warning)
         self._saved_iteration = iteration
         if self._rank == 0:
             self._submit(
@@ -351,7 +346,6 @@ class SessionCheckpoints:
             "skipped_validations": self.skipped_validations,
             "timings_s": rounded(self._timings_s),
             "learned": self.learned(self.record.learned),
-            "exactness": self.record.exactness.less(self._inexact),
         }
         if ref.metric is None:
             changes |= {
@@ -359,7 +353,7 @@ class SessionCheckpoints:
                 "end_iteration": ref.iteration,
                 "owed_validation": owed_validation,
             }
-        self.record = self.record.evolve(**changes)
+        self.record = self.observed.told_in(self.record.evolve(**changes))
         self.record.write(self._path)
 
     def learned(self, before: Learned) -> Learned:

@@ -36,8 +36,8 @@ _MAX_ITEMS, _MAX_OBJECTS = 1000, 20_000
 _Generator: TypeAlias = "np.random.Generator | np.random.RandomState | random.Random | torch.Generator"
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 _GLOBAL: tuple[Any, ...] = (
-    np.random.mtrand._rand,  # type: ignore[attr-defined]
-    random._inst,  # type: ignore[attr-defined]
+    np.random.mtrand._rand,
+    random._inst,
     torch.default_generator,
 )
 _LEAVES = (type, ModuleType, torch.Tensor, np.ndarray, str, bytes)
@@ -70,7 +70,7 @@ def seed_own(generators: Sequence[_Generator], seed: int) -> None:
         value = seeding.derive(seeding.OWN, seed, index)
         if isinstance(generator, np.random.Generator):
             bits = generator.bit_generator
-            bits.state = type(bits)(value).state  # type: ignore[call-arg]
+            bits.state = type(bits)(value).state
         elif isinstance(generator, np.random.RandomState):
             generator.seed(value & 0xFFFFFFFF)
         elif isinstance(generator, torch.Generator):

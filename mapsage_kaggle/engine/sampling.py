@@ -14,8 +14,9 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import Sampler
 
 from mapsage_kaggle.engine import seeding
+from mapsage_kaggle.engine.contents import TrainingData
 from mapsage_kaggle.engine.drawing import own_generators, seed_own
-from mapsage_kaggle.engine.reading import GuardedDataset
+from mapsage_kaggle.engine.reading import GuardedDataset, name_of
 from mapsage_kaggle.errors import TrainingError
 
 
@@ -165,6 +166,7 @@ class PositionalDataset(GuardedDataset):
     same in every run. Its options are :class:`GuardedDataset`'s.
     """
 
+    contents: TrainingData | None = None
     _owns_generators: bool | None = None
 
     def __getitem__(self, draw: Draw) -> Any:
@@ -177,6 +179,8 @@ class PositionalDataset(GuardedDataset):
         index, sample = self.first_loadable(
             self._candidates(draw), prepare=partial(self._seed, draw.seed), position=draw.position
         )
+        if self.contents is not None:
+            self.contents.read(name_of(self.dataset, index))
         self.check_labels(index, sample)
         return sample
 

@@ -13,12 +13,14 @@ from mmengine.runner import Runner
 from mapsage_kaggle.checkpoints.proving import SaveFailed
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.engine.checkpointing import SessionCheckpoints, number, rounded
+from mapsage_kaggle.engine.contents import CHANGED_REMEDY, TrainingData
 from mapsage_kaggle.engine.control import Control
 from mapsage_kaggle.engine.drawing import NUM_DRAWN, what_differs
 from mapsage_kaggle.engine.fast.plan import plan_cache
 from mapsage_kaggle.engine.ranks import is_local_rank_zero
 from mapsage_kaggle.engine.snapshot import check_resumed, flat_schedulers
 from mapsage_kaggle.engine.tiles import PredictionTiles, classes_and_palette, keep_predictions
+from mapsage_kaggle.errors import DataError
 from mapsage_kaggle.events import Event, EventKind, EventLog
 from mapsage_kaggle.pace import Pace, SessionPlan, week_start_s
 from mapsage_kaggle.paths import WorkDir
@@ -72,6 +74,7 @@ class WorkerSession:
         )
         self._runner: Runner | None = None
         self._loaded: dict[str, Any] | None = None
+        self._of_other_data = ""
         self._iteration = 0
         self._stage_began = time.monotonic()
         self._last_shown_s = 0.0
@@ -140,6 +143,18 @@ class WorkerSession:
         runner.message_hub.update_info(RUN_ID_KEY, self.spec.run_id)
         runner.message_hub.update_info(FINGERPRINT_KEY, self.spec.fingerprint)
         self.checkpoints.loaded(runner)
+        dataset = runner.train_dataloader.dataset
+        contents = dataset.contents = TrainingData(dataset)
+        contents.refuses_changes = self.spec.on_changed_data == "fail"
+        change = self.checkpoints.observed.trains_on(contents, runner.message_hub)
+        self.checkpoints.refresh_seen()
+        if change.message and contents.refuses_changes:
+            raise DataError(change.message, CHANGED_REMEDY)
+        if change.message:
+            self.warn(runner.iter, f"{change.message} Training goes on with what is here.")
+        if change.reason:
+            known = "are not those of" if change.message else "are not listed in"
+            self._of_other_data = f"; the training data {known} the checkpoint"
 
     def training_begins(self, iteration: int, max_iters: int, *, next_position: int) -> None:
         """Check the resume, say what is true of it, and start the clocks."""
@@ -400,6 +415,7 @@ def _check_resume(
         effective_batch=runner.train_dataloader.batch_sampler.effective_batch,
         extended=spec.extend,
     )
+    verdict += session._of_other_data
     runner.logger.info(verdict)
     if session.rank == 0:
         lines = [

@@ -41,6 +41,7 @@ def first_spec(prepared: Prepared, record: SessionRecord, learning: Learning) ->
         deterministic=options.deterministic,
         pace=dict(learning.pace),
         extend=prepared.facts.extend_to is not None,
+        on_changed_data=options.on_changed_data,
         take_up=options.extend_to is not None,
         validation_rung=learning.ladder.validation_rung,
         rung=learning.tried(),

@@ -139,6 +139,7 @@ class Options:
         precision: ``auto`` leaves it to the config and, where that is silent, to what the GPUs are faster
             in; else what is computed in, whatever the config says.
         on_bad_image: ``fail`` or ``skip``.
+        on_changed_data: ``go-on`` or ``fail``, where the training data are not those of the checkpoint.
         on_memory: ``adapt`` goes on with smaller micro-batches, ``fail`` ends where memory runs out.
         micro_batch: Images per forward pass and rank to begin with, whatever earlier sessions have
             learned of memory; None for what they learned, else the whole share of a rank.
@@ -215,6 +216,10 @@ class Options:
     on_bad_image: Literal["fail", "skip"] = _option(
         "fail", "--on-bad-image", choices=("skip", "fail"), help="damaged images"
     )
+    on_changed_data: Literal["go-on", "fail"] = _option(
+        "go-on", "--on-changed-data", choices=("go-on", "fail"),
+        help="training data that are not those of the checkpoint",
+    )  # fmt: skip
     on_memory: Literal["adapt", "fail"] = _option(
         "adapt", "--on-memory", notebook=True, form=True, choices=("adapt", "fail"),
         help="where memory runs out, go on with smaller micro-batches, or end",

@@ -136,6 +136,25 @@ CHINESE: Mapping[str, str] = {
     # what a training says when it ends, or is begun again
     "All iterations are done.": "全部迭代已完成。",
     "Stopped early at {iteration} of {max_iters} by {who}.": "已在第 {iteration} 次（共 {max_iters} 次）迭代提前结束：{who}。",
+    "The run has ended early, at iteration {iteration} of {max_iters}. {said}": (
+        "训练任务已在第 {iteration} 次（共 {max_iters} 次）迭代提前结束。{said}"
+    ),
+    "The training data are not those of the checkpoint, which lists {before} samples; here are {now}: {detail}.": (
+        "训练数据与检查点所用的不同：检查点列有 {before} 个样本，这里有 {now} 个：{detail}。"
+    ),
+    "Training samples have another size than when they were read before: {names}.": (
+        "训练样本的大小与先前读取时不同：{names}。"
+    ),
+    "{message} Training goes on with what is here.": "{message}将用现有数据继续训练。",
+    "Attach the data as they were, or go on with what is here: --on-changed-data go-on.": (
+        "请挂载原来的数据；若要用现有数据继续，请用 --on-changed-data go-on。"
+    ),
+    "{name} gives another result for the same sample each time, whatever is seeded: a resumed run and an "
+    "uninterrupted one will differ. Have it draw from NumPy's, Python's or torch's own generator, or from one that "
+    "it keeps as an attribute.": (
+        "无论怎样设定随机种子，{name} 对同一样本每次给出的结果都不同：恢复的训练与不间断的训练会有差异。"
+        "请让它使用 NumPy、Python 或 torch 的全局随机数生成器，或自己作为属性保存的生成器。"
+    ),
     "The session's time is up; everything is saved.": "会话时间已到，所有内容都已保存。",
     "Stopped on request; everything is saved.": "已按要求停止，所有内容都已保存。",
     "No end is recorded: the session was cut off. What was proven until then is safe.": (

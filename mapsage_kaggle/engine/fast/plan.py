@@ -62,7 +62,7 @@ def plan_cache(datasets: Iterable[Any]) -> CachePlan | None:
     Returns:
         What was planned; None where nothing is cached.
     """
-    leaves = {id(leaf): leaf for dataset in datasets for leaf in _leaves(dataset)}
+    leaves = {id(leaf): leaf for dataset in datasets for leaf in leaves_of(dataset)}
     caches: list[DecodedCache] = []
     needed_bytes = 0
     for leaf in leaves.values():
@@ -81,7 +81,7 @@ def plan_cache(datasets: Iterable[Any]) -> CachePlan | None:
     return plan
 
 
-def _leaves(dataset: Any) -> Iterator[Any]:
+def leaves_of(dataset: Any) -> Iterator[Any]:
     """Yield the data sets that load images themselves, below any that repeat, filter or join them."""
     inner = getattr(dataset, "datasets", None) or (
         [dataset.dataset] if getattr(dataset, "dataset", None) is not None else []
@@ -89,7 +89,7 @@ def _leaves(dataset: Any) -> Iterator[Any]:
     if not inner:
         yield dataset
     for item in inner:
-        yield from _leaves(item)
+        yield from leaves_of(item)
 
 
 def _caches(dataset: Any) -> list[DecodedCache]:

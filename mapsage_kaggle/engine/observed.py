@@ -1,0 +1,75 @@
+"""What is seen while training of how exactly a resume goes on: hooks' memory, the data, and what draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.logging import MessageHub
+
+from mapsage_kaggle.engine.contents import DataChange, TrainingData
+from mapsage_kaggle.engine.remembering import HookMemory
+from mapsage_kaggle.records import DATA_KEY, STOPPED_BY_KEY, SessionRecord
+from mapsage_kaggle.spec import ChildSpec
+
+
+class Observed:
+    """Notes in the message hub, which checkpoints hold, what a resume needs; and in the record what is seen.
+
+    Args:
+        spec: What the supervisor told the child.
+    """
+
+    def __init__(self, spec: ChildSpec) -> None:
+        self._spec = spec
+        self._memory: HookMemory | None = None
+        self._data: TrainingData | None = None
+        self._reasons: tuple[str, ...] = ()
+        self._changes: tuple[str, ...] = ()
+
+    def loaded(self, runner: Any) -> None:
+        """Give hooks back what they remember, and the training loop what has ended it, on a resume."""
+        self._memory = HookMemory(runner.hooks)
+        if self._spec.action == "resume":
+            hub, take_up = runner.message_hub, self._spec.take_up
+            stopped_by = hub.get_info(STOPPED_BY_KEY, "")
+            if stopped_by and not take_up:
+                runner.train_loop.stopped_by = stopped_by
+            self.add(*self._memory.restore(hub, taken_up=bool(stopped_by) and take_up))
+
+    def trains_on(self, data: TrainingData, hub: MessageHub) -> DataChange:
+        """Take note of the data that are trained on; return how they differ from the checkpoint's."""
+        self._data = data
+        resumes = self._spec.action == "resume"
+        return self._tell(data.compare(hub.get_info(DATA_KEY, None)) if resumes else DataChange())
+
+    def note(self, runner: Any) -> None:
+        """Note what the checkpoint that comes needs to hold."""
+        hub, loop = runner.message_hub, getattr(runner, "train_loop", None)
+        hub.update_info(STOPPED_BY_KEY, getattr(loop, "stopped_by", ""))
+        if self._memory is not None:
+            self._memory.note(hub)
+        if self._data is not None:
+            hub.update_info(DATA_KEY, self._data.state())
+
+    def look(self) -> str:
+        """Look at hooks and at files that were read since; return what a person should be warned of."""
+        if self._memory is not None:
+            self.add(*self._memory.watch())
+        return self._tell(self._data.resized()).message if self._data is not None else ""
+
+    def add(self, *reasons: str) -> None:
+        """Add reasons why a resume equals no uninterrupted run."""
+        self._reasons = tuple(dict.fromkeys((*self._reasons, *reasons)))
+
+    def told_in(self, record: SessionRecord) -> SessionRecord:
+        """Return a record with what has been seen."""
+        return record.evolve(
+            exactness=record.exactness.less(self._reasons),
+            changes=tuple(dict.fromkeys((*record.changes, *self._changes))),
+            data=self._data.summary() if self._data is not None else record.data,
+        )
+
+    def _tell(self, change: DataChange) -> DataChange:
+        self._changes += change.lines
+        self.add(*filter(None, [change.reason]))
+        return change
