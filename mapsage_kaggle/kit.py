@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -60,6 +61,17 @@ def kit_sha256(files: Mapping[str, bytes]) -> str:
     """Return the hash of the kit's files, in hex: of a line for each, in the order of their names."""
     lines = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def kit_commit(home: Path) -> str:
+    """Return the commit that a checkout of the kit stands at; empty where it is none, or git does not say."""
+    if not (home / ".git").exists():
+        return ""
+    try:
+        command = ["git", "-C", str(home), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def copy_kit(home: Path, scratch: Path) -> Path:

@@ -16,11 +16,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from mapsage_kaggle.kit import kit_commit, kit_files, kit_sha256, own_home
 from mapsage_kaggle.paths import KagglePaths, on_kaggle
 from mapsage_kaggle.processes import ChildError, command_of, run, run_for_json
 
@@ -256,15 +257,39 @@ def survey(
 
 def installed_stack() -> dict[str, str]:
     """Return the version of each distribution of the stack, ours and upstream's, that is installed."""
+    return _installed((*STACK, *UPSTREAM))
+
+
+def _installed(names: Iterable[str]) -> dict[str, str]:
     from importlib import metadata
 
     found = {}
-    for name in (*STACK, *UPSTREAM):
+    for name in names:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+_COMPUTES = (
+    "numpy", "Pillow", "scipy", "scikit-image", "opencv-python", "opencv-python-headless",
+    "opencv-contrib-python", "torchvision", "timm", "albumentations", "imgaug", "kornia",
+)  # fmt: skip
+"""Distributions that a pipeline or a model may compute with, beside torch and the stack."""
+
+
+def versions_of(machine: Machine) -> dict[str, str]:
+    """Return the kit, as its commit where it is a checkout and by a hash of its files, and what computes."""
+    home = own_home()
+    commit = kit_commit(home)
+    return {
+        "kit": kit_sha256(kit_files(home)),
+        **({"kit_commit": commit} if commit else {}),
+        "python": machine.python,
+        **({"torch": machine.torch} if machine.torch else {}),
+        **_installed((*STACK, *UPSTREAM, *_COMPUTES)),
+    }
 
 
 def ask_torch(

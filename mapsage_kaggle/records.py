@@ -237,6 +237,8 @@ class SessionRecord:
         skipped_validations: The iterations whose validation was left out, as longer than any session.
         data: Which samples are trained on: their number (``count``), a hash of their names (``digest``), of
             how many the size is known (``read``), and a hash of the sizes (``sizes``).
+        versions: What computes: ``kit`` (a hash of its files), ``kit_commit`` where it is a checkout,
+            ``python``, ``torch``, and other distributions by their names.
         config_sha256: Of the effective config.
         changes: What differs from the session before, one line each.
         learned: What this machine taught: micro-batch, ladder steps.
@@ -264,6 +266,7 @@ class SessionRecord:
     started_from: CheckpointRef | None = None
     skipped_validations: tuple[int, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
     config_sha256: str = ""
     changes: tuple[str, ...] = ()
     learned: Learned = field(default_factory=Learned)
@@ -343,6 +346,8 @@ class SessionRecord:
             if getattr(self, name) is not None:
                 schema.number(getattr(self, name), name, 0.0, 1e11)
         schema.data(self.data, "data")
+        for name, version in schema.mapping(self.versions, "versions").items():
+            schema.text(version, f"versions.{name[:40]}")
         for document in self.previous:
             schema.mapping(document, "previous")
 

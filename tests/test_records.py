@@ -37,6 +37,7 @@ CONTRACT = {
     "best",
     "owed_validation",
     "data",
+    "versions",
     "config_sha256",
     "changes",
     "learned",
@@ -357,6 +358,8 @@ def hostile(**changes: Any) -> dict[str, Any]:
         ({"data": {"count": -1}}, "data.count: -1 is not a whole number"),
         ({"data": {"digest": "x"}}, "data.digest"),
         ({"data": []}, "data"),
+        ({"versions": {"kit": 3}}, "versions.kit: 3 is not a text"),
+        ({"versions": "x"}, "versions"),
         ({"previous": ["x"]}, "previous"),
     ],
 )

@@ -124,6 +124,7 @@ _OF_RECORDS: Mapping[str, _Check] = {
     "config_sha256": _text,
     "changes": _each(_text),
     "data": lambda value: isinstance(value, Mapping),
+    "versions": lambda value: isinstance(value, Mapping),
     "learned": lambda value: isinstance(value, Mapping),
     "exactness": _if_there(bitwise=_flag, reasons=_each(_text), split=_each(_text)),
     "timings_s": _by_name(_or_none(_moment)),

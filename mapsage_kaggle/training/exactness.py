@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from mapsage_kaggle.config.split import split_differences
@@ -18,12 +19,15 @@ _COMPUTED_WITH = {
 """What changes the bits of a sum, as the record names it and as a person reads it."""
 
 
-def exactness_of(prepared: Prepared, before: Exactness, *, same_session: bool = False) -> Exactness:
+def exactness_of(
+    prepared: Prepared, before: Exactness, versions: Mapping[str, str], *, same_session: bool = False
+) -> Exactness:
     """Return what the record says of it.
 
     Args:
         prepared: The session as it goes on from here.
         before: What was said of it before: how batches were split then counts, and what with.
+        versions: The kit's, and of what computes, as the record has them.
         same_session: Whether that was in this session, so that its reasons are still true.
     """
     facts, patch, machine = prepared.facts, prepared.patch, prepared.machine
@@ -52,6 +56,8 @@ def exactness_of(prepared: Prepared, before: Exactness, *, same_session: bool = 
         if inspection.seed is None:
             reasons.append(f"the checkpoint does not say its seed; the config's is taken ({patch.seed})")
     if facts.action == "resume":
+        record = prepared.discovery.choice.record
+        reasons += _other_versions(record.versions if record else {}, versions)
         for name, word in _COMPUTED_WITH.items():
             then, here = getattr(before, name), getattr(now, name)
             if then is not None and here is not None and then != here:
@@ -65,3 +71,21 @@ def exactness_of(prepared: Prepared, before: Exactness, *, same_session: bool = 
             f"and now into {patch.micro_batch} on {facts.world_size}{equal}"
         )
     return replace(now, bitwise=not reasons, reasons=tuple(dict.fromkeys(reasons)))
+
+
+def _other_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return what is of another version than in the session before; torch's is compared like the device."""
+    if not before:
+        return ["no record says which kit and which versions computed before"]
+    told = []
+    for name in {**before, **now}:
+        if name not in ("kit_commit", "torch") and before.get(name) != now.get(name):
+            then, here = (_version(versions, name) for versions in (before, now))
+            told.append(f"{name} was {then} before, and is {here} now")
+    return told
+
+
+def _version(versions: Mapping[str, str], name: str) -> str:
+    commit = versions.get("kit_commit") if name == "kit" else None
+    found = versions.get(name, "absent")[:12]
+    return f"{found} (commit {commit[:12]})" if commit else found

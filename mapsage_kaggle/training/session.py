@@ -23,6 +23,7 @@ from mapsage_kaggle.errors import (
     TrainingError,
 )
 from mapsage_kaggle.events import Event, EventKind, EventLog, last_word_s, read_events
+from mapsage_kaggle.machine import versions_of
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import (
     CheckpointRef,
@@ -102,7 +103,7 @@ class SessionRun:
                 problem = carry_best(store, before, source)
                 if problem:
                     self.learning.steps.append(problem)
-        sha256 = self._write_config()
+        sha256, versions = self._write_config(), versions_of(prepared.machine)
         continued = before if choice.action == "resume" else None
         run_id = (
             continued.run_id
@@ -121,12 +122,15 @@ class SessionRun:
             if choice.action == "resume" and choice.inspection is not None
             else None,
             started_from=_started_from(choice),
+            versions=versions,
             config_sha256=sha256,
             changes=changes_since(
                 self.files, source or (self.files.path if same_place else None), choice.record
             ),
             learned=self.learning.learned(),
-            exactness=exactness_of(prepared, choice.record.exactness if choice.record else Exactness()),
+            exactness=exactness_of(
+                prepared, choice.record.exactness if choice.record else Exactness(), versions
+            ),
             previous=continued.lineage() if continued is not None else (),
             container=os.environ.get("KAGGLE_CONTAINER_NAME", ""),
             started_s=time.time() - prepared.clock.elapsed_s(),
@@ -264,7 +268,9 @@ class SessionRun:
         self.record = self.record.evolve(
             config_sha256=self._write_config(),
             learned=self.learning.learned(),
-            exactness=exactness_of(self.prepared, self.record.exactness, same_session=True),
+            exactness=exactness_of(
+                self.prepared, self.record.exactness, self.record.versions, same_session=True
+            ),
             # A child that took us for gone has closed the record.
             stop_reason="running", exit_code=None, message="", ended_s=None,
         )  # fmt: skip

@@ -183,6 +183,17 @@ def test_the_best_of_the_old_sessions_is_kept_while_no_later_one_is_better(resum
 
 
 @pytest.mark.slow
+def test_the_record_says_that_an_earlier_kit_computed_before(resumed: Kaggle) -> None:
+    record = read_json(resumed.work_dir / "session.json")
+    reasons = record["exactness"]["reasons"]
+    assert record["exactness"]["bitwise"] is False
+    assert "no record says which kit and which versions computed before" in reasons
+    assert "the checkpoint does not say which images it was trained on" in reasons
+    assert record["data"]["count"] > 0
+    assert len(record["versions"]["kit"]) == 64
+
+
+@pytest.mark.slow
 def test_an_old_output_is_read_and_never_written_to(resumed: Kaggle) -> None:
     assert contents(resumed.root / "input") == contents(WRITTEN / "input")
 

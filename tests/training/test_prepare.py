@@ -20,7 +20,7 @@ from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.config.split import ModelTraits
 from mapsage_kaggle.display.locale.messages import translate
 from mapsage_kaggle.errors import ConfigError, MachineError
-from mapsage_kaggle.machine import Gpu, Machine
+from mapsage_kaggle.machine import Gpu, Machine, versions_of
 from mapsage_kaggle.paths import KagglePaths
 from mapsage_kaggle.records import CheckpointRef, Exactness, Learned, SessionRecord
 from mapsage_kaggle.training import session
@@ -371,12 +371,45 @@ def test_what_a_session_computes_with_otherwise_is_named(
 ) -> None:
     machine = replace(ONE_T4, cudnn=91002)
     for then, expected in ((WITH, []), ({**WITH, name: before}, [word]), ({}, [])):
-        prepared = begin({}, machine=machine, recorded={"exactness": Exactness(**then)}, deterministic=True)
+        recorded = {"exactness": Exactness(**then), "versions": versions_of(machine)}
+        prepared = begin({}, machine=machine, recorded=recorded, deterministic=True)
         session, _ = run(prepared, DONE)
         exactness = session.record.exactness
         assert list(exactness.reasons or ()) == expected
         assert exactness.bitwise is (not expected)
         assert {key: getattr(exactness, key) for key in WITH} == WITH
+
+
+HERE = versions_of(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("before", "word"),
+    [
+        (
+            {**HERE, "kit": "a" * 64, "kit_commit": "b" * 40},
+            "kit was aaaaaaaaaaaa (commit bbbbbbbbbbbb) before, and is",
+        ),
+        ({**HERE, "numpy": "1.26.4"}, f"numpy was 1.26.4 before, and is {HERE['numpy']} now"),
+        ({**HERE, "imgaug": "0.4.0"}, "imgaug was 0.4.0 before, and is absent now"),
+        ({**HERE, "python": "3.11.9"}, "python was 3.11.9 before, and is 3.12.11 now"),
+        ({}, "no record says which kit and which versions computed before"),
+    ],
+)
+def test_another_kit_and_other_versions_are_named(begin: Begin, before: dict[str, str], word: str) -> None:
+    session, _ = run(begin({}, recorded={"versions": before}), DONE)
+    exactness = session.record.exactness
+    assert exactness.bitwise is False
+    assert [line for line in exactness.reasons or () if line.startswith(word)] == list(
+        exactness.reasons or ()
+    )
+    assert session.record.versions == HERE
+
+
+def test_the_same_kit_and_versions_are_no_reason(begin: Begin) -> None:
+    session, _ = run(begin({}, recorded={"versions": HERE}), DONE)
+    assert (session.record.exactness.bitwise, session.record.exactness.reasons) == (True, ())
+    assert {"kit", "python", "torch", "numpy", "onedl-mmengine"} <= set(session.record.versions)
 
 
 def test_what_was_so_at_the_session_s_start_stays_so_after_a_restart(begin: Begin) -> None:
