@@ -154,6 +154,8 @@ class Exactness:
         torch: Its version.
         cudnn: Its version, where it is computed on a GPU.
         threads: CPU threads per rank.
+        repeatable: Whether one micro-batch's gradients, computed twice, were the same bit for bit.
+        difference: The largest by which one of them differed.
         other: What another version wrote, or wrote otherwise: kept, and not made use of.
     """
 
@@ -167,6 +169,8 @@ class Exactness:
     torch: str | None = None
     cudnn: int | None = None
     threads: int | None = None
+    repeatable: bool | None = None
+    difference: float | None = None
     other: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -180,12 +184,16 @@ class Exactness:
         Raises:
             ValueError: It is none.
         """
-        return cls(
+        found = cls(
             **_known(
                 document, bitwise=bool, reasons=list, ranks=int, micro_batch=int, split=list,
-                device=str, precision=str, torch=str, cudnn=int, threads=int,
+                device=str, precision=str, torch=str, cudnn=int, threads=int, repeatable=bool,
+                difference=float,
             )
         )  # fmt: skip
+        if found.difference is not None:
+            schema.number(found.difference, "difference", 0.0, 1e300)
+        return found
 
     def less(self, reasons: Sequence[str]) -> Exactness:
         """Return a copy with more reasons why it does not; with none, a copy as it is."""

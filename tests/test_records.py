@@ -358,6 +358,8 @@ def hostile(**changes: Any) -> dict[str, Any]:
         ({"data": {"count": -1}}, "data.count: -1 is not a whole number"),
         ({"data": {"digest": "x"}}, "data.digest"),
         ({"data": []}, "data"),
+        ({"exactness": {"difference": -1.0}}, "difference: -1.0 is not a number"),
+        ({"exactness": {"difference": float("nan")}}, "difference"),
         ({"versions": {"kit": 3}}, "versions.kit: 3 is not a text"),
         ({"versions": "x"}, "versions"),
         ({"previous": ["x"]}, "previous"),

@@ -150,6 +150,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
         peak_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=data[0], outputs=outputs)
         self._iter += 1
+        first = not session.has_trained
         self.overflow_watch.check(self._iter, losses)
         session.iteration_done(
             self._iter,
@@ -160,6 +161,8 @@ class SessionTrainLoop(IterBasedTrainLoop):
             hooks_s=time.monotonic() - loaded - compute_s,
             peak_bytes=peak_bytes,
         )
+        if first:
+            session.measure_repetition(data[0], step_s=compute_s)
 
     def _step(self, data: Sequence[Any], batches: PositionBatches) -> Mapping[str, Any]:
         runner = self.runner

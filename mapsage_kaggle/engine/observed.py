@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from mmengine.logging import MessageHub
 
 from mapsage_kaggle.engine.contents import DataChange, TrainingData
 from mapsage_kaggle.engine.remembering import HookMemory
+from mapsage_kaggle.engine.repeating import Repetition
 from mapsage_kaggle.records import DATA_KEY, STOPPED_BY_KEY, SessionRecord
 from mapsage_kaggle.spec import ChildSpec
 
@@ -25,6 +27,7 @@ class Observed:
         self._data: TrainingData | None = None
         self._reasons: tuple[str, ...] = ()
         self._changes: tuple[str, ...] = ()
+        self._repetition: Repetition | None = None
 
     def loaded(self, runner: Any) -> None:
         """Give hooks back what they remember, and the training loop what has ended it, on a resume."""
@@ -57,14 +60,32 @@ class Observed:
             self.add(*self._memory.watch())
         return self._tell(self._data.resized()).message if self._data is not None else ""
 
+    def repeated(self, seen: Repetition, device: str) -> str:
+        """Take note of whether the device repeats; return what a person should be warned of."""
+        self._repetition = seen
+        if seen.repeatable:
+            return ""
+        apart = f"up to {seen.difference:.3g} apart"
+        found = f"{device} computed two different gradients from the same state, {apart}"
+        self.add(found)
+        if device != "CPU" and not self._spec.deterministic:
+            return ""
+        return (
+            f"{found}, with deterministic algorithms alone: it computes wrongly. Train on another machine, "
+            "and trust no result of this one."
+        )
+
     def add(self, *reasons: str) -> None:
         """Add reasons why a resume equals no uninterrupted run."""
         self._reasons = tuple(dict.fromkeys((*self._reasons, *reasons)))
 
     def told_in(self, record: SessionRecord) -> SessionRecord:
         """Return a record with what has been seen."""
+        exactness, seen = record.exactness.less(self._reasons), self._repetition
+        if seen is not None:
+            exactness = replace(exactness, repeatable=seen.repeatable, difference=seen.difference)
         return record.evolve(
-            exactness=record.exactness.less(self._reasons),
+            exactness=exactness,
             changes=tuple(dict.fromkeys((*record.changes, *self._changes))),
             data=self._data.summary() if self._data is not None else record.data,
         )

@@ -17,7 +17,8 @@ from mapsage_kaggle.engine.contents import CHANGED_REMEDY, TrainingData
 from mapsage_kaggle.engine.control import Control
 from mapsage_kaggle.engine.drawing import NUM_DRAWN, what_differs
 from mapsage_kaggle.engine.fast.plan import plan_cache
-from mapsage_kaggle.engine.ranks import is_local_rank_zero
+from mapsage_kaggle.engine.ranks import core_model, is_local_rank_zero
+from mapsage_kaggle.engine.repeating import measure
 from mapsage_kaggle.engine.snapshot import check_resumed, flat_schedulers
 from mapsage_kaggle.engine.tiles import PredictionTiles, classes_and_palette, keep_predictions
 from mapsage_kaggle.errors import DataError
@@ -28,6 +29,7 @@ from mapsage_kaggle.records import ACTIVITIES, FINGERPRINT_KEY, RUN_ID_KEY, Sess
 from mapsage_kaggle.spec import ChildSpec
 
 VALIDATION_TOLD_EVERY_S = 5.0
+LEAST_STEPS_LEFT = 10
 STOP_MESSAGES = {
     "completed": "All iterations are done.",
     "deadline": "The session's time is up; everything is saved.",
@@ -239,6 +241,30 @@ class WorkerSession:
                 # Another machine's supervisor only has to know that training goes on.
                 self.emit("iteration", iteration, iteration_s=round(data_s + step_s, 4))
             self._last_shown_s = now
+
+    def measure_repetition(self, data: Any, *, step_s: float) -> None:
+        """See once a session whether the device repeats; what cannot be seen changes nothing.
+
+        Args:
+            data: The micro-batch of the step before.
+            step_s: How long that took; where little more time is left, nothing is measured.
+        """
+        record, runner = self.checkpoints.record, self._require_runner()
+        if record is None or record.exactness.repeatable is not None:
+            return
+        if self.control.clock.left_s() < LEAST_STEPS_LEFT * step_s:
+            return
+        try:
+            seen = measure(core_model(runner.model), runner.optim_wrapper, data, seed=runner.seed or 0)
+        except Exception as error:  # noqa: BLE001 - such as for want of memory
+            runner.logger.info(
+                f"Whether the device repeats was not measured: {type(error).__name__}: {error}"
+            )
+            return
+        device = record.exactness.device or "This device"
+        warning = self.checkpoints.observed.repeated(seen, device)
+        if warning:
+            self.warn(self._iteration, warning)
 
     def _emit_iteration(self, iteration: int, data_s: float, step_s: float) -> None:
         runner = self._require_runner()

@@ -45,6 +45,8 @@ def exactness_of(
         torch=machine.torch,
         cudnn=machine.cudnn if facts.on_gpu else None,
         threads=prepared.threads,
+        repeatable=before.repeatable if same_session else None,
+        difference=before.difference if same_session else None,
     )
     reasons = [*(before.reasons or ())] if same_session else []
     reasons += patch.exactness

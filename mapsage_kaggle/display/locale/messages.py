@@ -145,6 +145,11 @@ CHINESE: Mapping[str, str] = {
     "Training samples have another size than when they were read before: {names}.": (
         "训练样本的大小与先前读取时不同：{names}。"
     ),
+    "{device} computed two different gradients from the same state, {apart}": (
+        "{device} 从同一状态算出了两个不同的梯度，{apart}"
+    ),
+    "{found}, with deterministic algorithms alone: it computes wrongly. Train on another machine, and trust no "
+    "result of this one.": "{found}，而且只用了确定性算法：它的计算有错。请换一台机器训练，不要相信这台机器的任何结果。",
     "{message} Training goes on with what is here.": "{message}将用现有数据继续训练。",
     "Attach the data as they were, or go on with what is here: --on-changed-data go-on.": (
         "请挂载原来的数据；若要用现有数据继续，请用 --on-changed-data go-on。"

@@ -1,0 +1,121 @@
+"""Whether the device repeats: one micro-batch's gradients, computed twice from the same state."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
+
+from mapsage_kaggle.engine import seeding
+
+_SIMPLE = (type(None), bool, int, float, str)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repetition:
+    """What two computations of the same gradients gave.
+
+    Attributes:
+        repeatable: Whether they are the same to the last bit.
+        difference: The largest by which a number differs from its other self; infinite where one is none.
+    """
+
+    repeatable: bool
+    difference: float
+
+
+def measure(core: torch.nn.Module, optim_wrapper: OptimWrapper, data: Any, *, seed: int) -> Repetition:
+    """Compute the gradients of a micro-batch twice, and leave everything as it was.
+
+    Neither optimizer, loss scaler, message hub nor hooks are touched; gradients, buffers, generators and
+    the modules' own numbers are put back. One rank measures alone: its norms look at its own images.
+
+    Args:
+        core: The model without its distributed wrapper, in training mode.
+        optim_wrapper: Whose precision it is computed in.
+        data: A micro-batch, as the data loader gives it.
+        seed: What all generators are seeded with before each forward pass.
+
+    Raises:
+        TypeError: The model takes its steps in a way of its own.
+        Exception: It cannot be computed once more, such as for want of memory; all is left as it was.
+    """
+    model: Any = core
+    if type(model).train_step is not BaseModel.train_step:
+        raise TypeError(f"{type(core).__name__} has a train_step of its own")
+    parameters = [parameter for parameter in core.parameters() if parameter.requires_grad]
+    with _left_as_it_is(core, parameters) as put_back:
+        item = model.data_preprocessor(data, True)
+        found: list[list[torch.Tensor | None]] = []
+        for _ in range(2):
+            put_back()
+            for parameter in parameters:
+                parameter.grad = None
+            seeding.seed_all(seed)
+            with optim_wrapper.optim_context(core):
+                losses = model._run_forward(item, mode="loss")
+            model.parse_losses(losses)[0].backward()
+            # On the host, so that the device need not hold them twice.
+            gradients = [parameter.grad for parameter in parameters]
+            found.append([None if gradient is None else gradient.cpu() for gradient in gradients])
+            del losses, gradients
+    pairs = [(a, b) for a, b in zip(*found, strict=True) if a is not None and b is not None]
+    differences = [_difference(a, b) for a, b in pairs]
+    both = all((a is None) == (b is None) for a, b in zip(*found, strict=True))
+    return Repetition(
+        repeatable=both and not any(differences),
+        difference=max(differences, default=0.0) if both else float("inf"),
+    )
+
+
+def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the largest difference of two tensors; 0.0 only where they are the same to the last bit."""
+    if torch.equal(*(item.contiguous().reshape(-1).view(torch.uint8) for item in (one, other))):
+        return 0.0
+    largest = float((one.double() - other.double()).abs().max())
+    return largest if 0.0 < largest < float("inf") else float("inf")
+
+
+@contextlib.contextmanager
+def _left_as_it_is(
+    core: torch.nn.Module, parameters: list[torch.nn.Parameter]
+) -> Iterator[Callable[[], None]]:
+    """Put gradients, buffers, generators and the modules' own numbers back, whatever happens.
+
+    What it gives puts buffers and numbers back meanwhile.
+    """
+    buffers = [(buffer, buffer.detach().clone()) for buffer in core.buffers()]
+    gradients = [(parameter, parameter.grad) for parameter in parameters]
+    numbers = [
+        (module, {name: value for name, value in vars(module).items() if isinstance(value, _SIMPLE)})
+        for module in core.modules()
+    ]
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    python, numpy = random.getstate(), np.random.get_state()
+
+    def put_back() -> None:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for module, values in numbers:
+            vars(module).update(values)
+
+    try:
+        # As one rank of one: a norm that looks at all ranks' parts would wait for them.
+        alone = mock.patch.object(torch.distributed, "is_initialized", return_value=False)
+        with torch.random.fork_rng(devices=devices), alone:
+            yield put_back
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        put_back()
