@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mmseg
 import numpy as np
+import torch
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from mapsage_kaggle.config.reading import datasets_of, find_keys, read_config
+from mapsage_kaggle.config.patch import for_inference
+from mapsage_kaggle.config.reading import (
+    datasets_of,
+    find_keys,
+    mapping_or_empty,
+    pretrained_of,
+    read_config,
+    weights_files,
+)
 from mapsage_kaggle.data.scenes import draw_scene
+from mapsage_kaggle.engine.jobs.inference import build_model
 
 ZOO = Path(mmseg.__file__).parent / ".mim" / "configs"
+TABLE = Path(__file__).resolve().parents[1] / "benchmarks" / "zoo.md"
 SIDE = 64
 ITERATIONS, CUT = 6, 3
 
@@ -85,6 +96,41 @@ def _lay_out(root: Path, dataset: Mapping[str, Any], name: str, count: int, side
         listing = root / dataset["ann_file"]
         listing.parent.mkdir(parents=True, exist_ok=True)
         listing.write_text("".join(f"{stem}\n" for stem in names))
+
+
+def mount_weights(config: Path, sizes: Sequence[str], inputs: Path) -> list[str]:
+    """Lay out weights at random as the pretrained ones that a config names; return the names.
+
+    Raises:
+        MapsageError: The model cannot be built here.
+    """
+    cfg = read_config(config, sizes[1::2])
+    names = list(pretrained_of(cfg))
+    if not names:
+        return []
+    torch.manual_seed(1)
+    net = build_model(for_inference(cfg, {}))
+    init_cfg = mapping_or_empty(cfg.model.backbone.get("init_cfg"))
+    prefix = str(init_cfg.get("prefix") or ("backbone." if names[0].startswith("mmcls://") else ""))
+    prefix = prefix and prefix.rstrip(".") + "."
+    state = {prefix + name: value for name, value in net.backbone.state_dict().items()}
+    folder = inputs / "weights"
+    folder.mkdir()
+    for name in names:
+        torch.save({"state_dict": state}, folder / weights_files(name)[0])
+    return names
+
+
+def write_row(family: str, *cells: str) -> None:
+    """Put a family's line into the table of ``tests/benchmarks/zoo.md``, in the place of the older one."""
+    config, *others = cells
+    row = " | ".join(["", family, f"`{config}`", *others, ""]).strip()
+    lines = TABLE.read_text().splitlines()
+    begin = next(index for index, line in enumerate(lines) if line.startswith("| family |")) + 2
+    end = next((index for index in range(begin, len(lines)) if not lines[index].startswith("|")), len(lines))
+    rows = {line.split("|")[1].strip(): line for line in lines[begin:end]} | {family: row}
+    lines[begin:end] = [rows[name] for name in sorted(rows)]
+    TABLE.write_text("\n".join(lines) + "\n")
 
 
 def _defaults(cls: type) -> dict[str, Any]:
