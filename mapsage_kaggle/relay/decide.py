@@ -61,6 +61,8 @@ MAX_PAUSE_S = 1800.0
 """The longest pause between two tries of what failed."""
 QUOTA_LOOK_S = 3600.0
 """Between two looks at the quota: another session may give back what it had reserved."""
+MAX_AHEAD_S = 2 * 86_400.0
+"""A time that lies further ahead was set by a clock that was wrong, or by another hand."""
 BELIEVED_S = 3600.0
 MAX_STRAY = 2
 """A refusal that may be an accident is believed after more tries than this, over as long."""
@@ -102,6 +104,11 @@ class Settings:
     def pause_s(self, failures: int) -> float:
         """Return how long to wait after so many failures in a row."""
         return self.scaled(min(MAX_PAUSE_S, 60.0 * 2.0 ** min(failures, 10)))
+
+
+def left_s(until_s: float, now_s: float) -> float:
+    """Return how many seconds are left until a time that was set earlier; 0 for none."""
+    return until_s - now_s if 0.0 < until_s - now_s <= MAX_AHEAD_S else 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -309,9 +316,9 @@ def _about_what_is_stored(journal: Journal, seen: Observation, settings: Setting
 def _about_intent(attempt: Attempt, journal: Journal, seen: Observation, settings: Settings) -> Action:
     if seen.landed is not None:
         return Adopt(slug=seen.landed[0], version=seen.landed[1])
-    left_s = attempt.intended_s + settings.scaled(SETTLE_S) - seen.now_s
-    if left_s > 0:
-        seconds = min(left_s, settings.scaled(LOOK_S))
+    settling_s = left_s(attempt.intended_s + settings.scaled(SETTLE_S), seen.now_s)
+    if settling_s:
+        seconds = min(settling_s, settings.scaled(LOOK_S))
         return Wait(
             seconds=seconds, on="answer", reason="The answer to a push was lost; it may still turn up"
         )
@@ -324,10 +331,9 @@ def _about_open(attempt: Attempt, journal: Journal, seen: Observation, settings:
     if seen.landed is not None:
         return Adopt(slug=seen.landed[0], version=seen.landed[1])
     if status in ENDED or (status == "gone" and attempt.ended_s is not None):
-        if seen.now_s < attempt.look_s:
-            return Wait(
-                seconds=attempt.look_s - seen.now_s, on="output", reason=f"What {name} left is not sure yet"
-            )
+        pause_s = left_s(attempt.look_s, seen.now_s)
+        if pause_s:
+            return Wait(seconds=pause_s, on="output", reason=f"What {name} left is not sure yet")
         since_s = attempt.ended_s if attempt.ended_s is not None else seen.now_s
         if seen.now_s - since_s > settings.scaled(UNSEEN_S) and not attempt.doubt:
             return Stop(
@@ -437,10 +443,9 @@ def _lost(journal: Journal) -> Stop | None:
 
 
 def _whether_to_wait(journal: Journal, seen: Observation, settings: Settings) -> Wait | Stop | None:
-    if seen.now_s < journal.retry_s:
-        return Wait(
-            seconds=journal.retry_s - seen.now_s, on=journal.retry_on, reason=_RETRIES[journal.retry_on]
-        )
+    pause_s = left_s(journal.retry_s, seen.now_s)
+    if pause_s:
+        return Wait(seconds=pause_s, on=journal.retry_on, reason=_RETRIES[journal.retry_on])
     if journal.rejected_pushes >= MAX_REJECTED:
         return Stop(
             reason=f"{MAX_REJECTED} pushes in a row came to nothing.",

@@ -15,6 +15,7 @@ from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256, manifest_sha256
 from mapsage_kaggle.checkpoints.names import kind_of
 from mapsage_kaggle.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_MACHINE, EXIT_TRAINING
+from mapsage_kaggle.outside import visible
 from mapsage_kaggle.records import CheckpointRef, SessionRecord, read_record
 from mapsage_kaggle.relay.answers import Unreachable, sentence
 from mapsage_kaggle.relay.client import KaggleClient
@@ -25,6 +26,7 @@ from mapsage_kaggle.relay.log import SessionLog, read_log
 
 WORK_DIRS = "work_dirs/"
 NO_GPU = "An account whose phone number is not verified gets neither GPU nor Internet, whatever it asks for."
+MAX_MESSAGE = 500
 ENDS = ("completed", "early")
 """The stop reasons of a run that has come to its end."""
 
@@ -158,7 +160,7 @@ def judge(
     trained = bool(ref) or log.iteration > 0 or (longest_s > TRAINED_S and not told)
     found = f"{verdict} {ref.file} {ref.sha256}" if ref is not None else verdict
     best = record.best if record is not None else None
-    message = (record.message if record is not None else "") or log.refusal
+    message = visible((record.message if record is not None else "") or log.refusal, MAX_MESSAGE)
     return Outcome(
         status=status,
         verdict=verdict,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from mapsage_kaggle.relay.answers import Rejected
 from mapsage_kaggle.relay.client import KaggleClient, Quota
-from mapsage_kaggle.relay.decide import ACTIVE, SETTLE_S, Observation, Settings, Status, Version
+from mapsage_kaggle.relay.decide import ACTIVE, SETTLE_S, Observation, Settings, Status, Version, left_s
 from mapsage_kaggle.relay.journal import Attempt, Journal
 from mapsage_kaggle.relay.kernel import attempt_of, is_for
 from mapsage_kaggle.relay.store import CheckpointDataset
@@ -65,7 +65,7 @@ class Watch:
             return seen
         if self.settings.checkpoint_dataset and not journal.dataset_read:
             return replace(seen, offered=self.dataset.offered(journal))
-        if seen.now_s < journal.retry_s:
+        if left_s(journal.retry_s, seen.now_s):
             return seen
         missing = self._missing()
         if missing and journal.attempts:

@@ -192,6 +192,14 @@ def test_what_comes_by_itself_is_waited_for_however_often(on: Literal["capacity"
     assert isinstance(decide(replace(journal, retry_s=NOW), seen(), SETTINGS), Push)
 
 
+def test_a_time_that_a_wrong_clock_has_set_is_not_waited_for() -> None:
+    assert isinstance(decide(replace(NEW, retry_s=NOW + 1e9), seen(), SETTINGS), Push)
+    for changes in ({"look_s": NOW + 1e9, "landed": True}, {"intended_s": NOW + 1e9}):
+        attempt = Attempt(slug="train", version=4, **changes)  # type: ignore[arg-type]
+        action = decide(replace(NEW, attempts=(attempt,)), seen(status="complete"), SETTINGS)
+        assert isinstance(action, (Fetch, Forget))
+
+
 def test_a_wedged_session_stops_the_relay_and_nothing_is_pushed_beside_it() -> None:
     action = decide(replace(NEW, attempts=OPEN["landed days ago"]), seen(status="running"), SETTINGS)
     assert isinstance(action, Stop)
