@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -256,6 +257,28 @@ def test_a_form_whose_near_logits_make_other_classes_does_not_hold() -> None:
     logits = torch.stack([torch.zeros(1, 64, 64), torch.full((1, 64, 64), 1e-5)], dim=1)
     with pytest.raises(JobError, match=r"100\.0 % of the pixels another class"):
         forms._compare(lambda image: logits.flip(1), [tile], [logits], takes_batches=False)
+
+
+@pytest.mark.parametrize(
+    ("picture", "window", "sizes"),
+    [
+        ((128, 128), None, [(128, 128), (77, 91)]),
+        ((128, 128), (64, 64), [(64, 64), (96, 128)]),  # below 64 pixels nothing is compared
+        ((1024, 1024), (512, 512), [(512, 512), (317, 379)]),
+        ((1024, 2048), None, [(1024, 2048), (637, 1531)]),
+    ],
+)
+def test_forms_are_compared_at_the_size_that_is_asked_and_another(
+    picture: tuple[int, int], window: Any, sizes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mapsage_kaggle.engine.jobs import export as forms
+
+    monkeypatch.setattr(forms, "_original", lambda model, tile: tile)
+    windows = None if window is None else SimpleNamespace(size=window)
+    model: Any = SimpleNamespace(net=SimpleNamespace(data_preprocessor=None), windows=windows)
+    tiles, divisor = forms._tiles(model, [torch.zeros(3, *picture)], ["tile.png"])
+    assert [tuple(tile.shape[2:]) for tile in tiles] == sizes
+    assert divisor == 1
 
 
 class Enlarging(torch.nn.Module):

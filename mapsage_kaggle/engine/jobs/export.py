@@ -262,7 +262,10 @@ def _tiles(
         )
     error: Exception | None = None
     for divisor in dict.fromkeys((_divisor(model.net), *_DIVISORS)):
-        sizes = [(height, width), (height * 5 // 8 - 3, width * 3 // 4 - 5)]
+        other = (height * 5 // 8 - 3, width * 3 // 4 - 5)
+        if min(side // divisor * divisor for side in other) < _MIN_SIDE:  # small windows: then a larger one
+            other = (min(first.shape[1], height * 3 // 2), min(first.shape[2], width * 2))
+        sizes = [(height, width), other]
         rounded = [(rows // divisor * divisor, columns // divisor * divisor) for rows, columns in sizes]
         wanted = [size for size in rounded if min(size) >= _MIN_SIDE]
         tiles = [first[None, :, :rows, :columns].contiguous() for rows, columns in wanted]
