@@ -146,6 +146,10 @@ CHINESE_JOBS: Mapping[str, str] = {
     "It took more than {seconds} s.": "用时超过了 {seconds} 秒。",
     "it gives {found} instead of {expected}": "它给出 {found}，而不是 {expected}",
     "its logits differ by up to {difference} from the original's": "其 logits 与原模型最多相差 {difference}",
+    "it gives {share} % of the pixels another class": "它使 {share} % 的像素得到另一个类别",
+    "its operators follow the height or the width of the image that it is traced with": (
+        "其算子依赖于导出时所用图像的高度或宽度"
+    ),
     "{name} does not read back as it was written": "{name} 读回的内容与写入的不一致",
     "{name} lacks {names}": "{name} 缺少 {names}",
     "No data set and no image is at hand: the forms are compared on noise, not on images.": (
