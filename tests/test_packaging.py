@@ -132,7 +132,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the wheel, built from a copy of what is tracked: a build leaves folders in its tree."""
     folder = tmp_path_factory.mktemp("build")
     tree = folder / "tree"
-    ignored = {".git", ".venv", "build", "dist", "demo", "out", "__pycache__"}
+    ignored = {".git", ".venv", "build", "dist", "demo", "kit", "out", "__pycache__"}
     for path in sorted(ROOT.rglob("*")):
         parts = path.relative_to(ROOT).parts
         if path.is_file() and not ignored.intersection(parts) and not parts[0].endswith(".egg-info"):
@@ -155,7 +155,7 @@ def test_the_wheel_holds_all_that_the_tree_holds(wheel: Path) -> None:
     }
     mapped = {
         f"mapsage_kaggle/{path.relative_to(ROOT)}"
-        for folder, patterns in (("configs", ("*.py",)), ("notebooks", ("*.py", "*.ipynb")))
+        for folder, patterns in (("configs", ("*.py", "*.md")), ("notebooks", ("*.py", "*.ipynb", "*.md")))
         for pattern in patterns
         for path in (ROOT / folder).rglob(pattern)
     }

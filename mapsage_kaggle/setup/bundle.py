@@ -485,7 +485,7 @@ def _pip(arguments: Sequence[str], environ: Mapping[str, str]) -> None:
 
 
 def _add_what_people_read(tree: Path, folder: Path, kit: Path, left: Sequence[str]) -> None:
-    """Add what is in the kit's wheel, too, for people to look at and take: configs and the notebook.
+    """Add what is in the kit's wheel, too, for people to look at and take: configs, notebook, READMEs.
 
     The notebook takes no other kit than this one.
     """
@@ -493,7 +493,8 @@ def _add_what_people_read(tree: Path, folder: Path, kit: Path, left: Sequence[st
     before, unset, after = text.partition("KIT_SHA256 = None")
     assert unset, "the notebook has no parameter KIT_SHA256"
     _write(folder / NOTEBOOK, f'{before}KIT_SHA256 = \\"{kit_sha256(kit_files(kit))}\\"{after}')
-    for path in sorted((tree / "configs").rglob("*.py")):
+    configs = tree / "configs"
+    for path in sorted([*tree.glob("README*.md"), *configs.glob("README*.md"), *configs.rglob("*.py")]):
         target = folder / path.relative_to(tree)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)

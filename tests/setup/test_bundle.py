@@ -485,6 +485,7 @@ def test_the_bundle_is_complete_small_and_the_same_every_time(real_bundle: Path,
     assert there == {*manifest.files, BUNDLE_MANIFEST, "dataset-metadata.json"}
     assert len(there) < 50 < OUTPUT_FILES
     assert {"mapsage_train.ipynb", "configs/train_earthvqa_kaggle.py", "left_to_image.txt"} <= there
+    assert {"README.md", "README.zh-CN.md", "configs/README.md"} <= there
     assert json.loads((real_bundle / "dataset-metadata.json").read_text())["id"] == "me/mapsage-kaggle"
     assert not [name for name in there if any(part.startswith(".") for part in Path(name).parts)]
     assert not list(real_bundle.parent.glob("*.making-*"))
