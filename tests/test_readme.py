@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import configparser
 import itertools
 import re
 import shlex
@@ -210,6 +211,24 @@ def test_commands_in_examples_exist(readme: str, parsers: dict[str, argparse.Arg
 
     assert named
     assert set(named) <= set(parsers)
+
+
+def test_every_command_of_an_example_parses(readme: str) -> None:
+    lines = [line.strip().removeprefix("$ ") for block in blocks(readme) for line in block.splitlines()]
+    commands = [shlex.split(line, comments=True) for line in lines if re.match(r"mapsage-kaggle \S", line)]
+
+    assert len(commands) > 5
+    for command in commands:
+        build_parser().parse_args(command[1:])
+
+
+def test_every_extra_that_is_to_be_installed_exists(readme: str) -> None:
+    setup_cfg = configparser.RawConfigParser()
+    setup_cfg.read(ROOT / "setup.cfg", encoding="utf-8")
+    named = re.findall(r'pip install (?:-e )?"(?:\.|mapsage-kaggle)\[(\w+)\]"', readme)
+
+    assert set(named) >= {"relay", "train"}
+    assert set(named) <= set(setup_cfg["options.extras_require"])
 
 
 def test_the_scheduled_example_is_a_workflow_whose_commands_parse(readme: str) -> None:
