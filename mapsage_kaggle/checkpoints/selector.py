@@ -81,8 +81,11 @@ class Selector:
         runs: dict[str, list[Prospect]] = {}
         for item in ranked:
             runs.setdefault(item.run, []).append(item)
+        misfits: list[Prospect] = []
         if len(runs) > 1:
-            runs = {name: items for name, items in runs.items() if self._may_be_ours(items)}
+            ours = {name: items for name, items in runs.items() if self._may_be_ours(items)}
+            misfits = [item for name in runs if name not in ours for item in runs[name]]
+            runs = ours
             merge_equal_bytes(runs)
         self.taken_run = pick_run(
             [group_of(name, items) for name, items in runs.items()],
@@ -91,6 +94,10 @@ class Selector:
             work_dir_run=self.work_dir_run,
             file_option=self.file_option,
         )
+        newest = (self.taken_run.group.iteration if self.taken_run else None) or 0
+        for item in misfits:
+            if not self.is_start(item):
+                self.fail(item, is_step=item.iteration is None or item.iteration > newest)
         taken = self.taken_run.group.key if self.taken_run else ""
         for group in self.taken_run.stepped_over if self.taken_run else ():
             reason = f"not taken: it is of another run; {group.option(self.file_option)} takes it"
@@ -105,9 +112,6 @@ class Selector:
             inspection = self.inspect(item) if item.lineage == "unknown" else None
             if item.lineage != "unknown" or (inspection is not None and inspection.verdict != "rejected"):
                 return True
-        for item in items:
-            if not self.is_start(item):
-                self.fail(item)
         return False
 
     def _named_by_config(self, prospects: Sequence[Prospect]) -> set[str]:
@@ -121,9 +125,11 @@ class Selector:
         began = {item.run for item in prospects if item.record is not None and began_from(item.record, start)}
         return {start.run} | began
 
-    def fail(self, candidate: Prospect) -> None:
+    def fail(self, candidate: Prospect, *, is_step: bool = True) -> None:
+        """Count a file that cannot be taken; what lies below the newest that can be is no step down."""
         self.num_failed += 1
-        self.account.step(candidate, f"not taken: {candidate.problem}")
+        tell = self.account.step if is_step else self.account.explain
+        tell(candidate, f"not taken: {candidate.problem}")
 
     def candidate(self, found: FoundCheckpoint | Path, origin: Origin) -> Prospect:
         if isinstance(found, Path):

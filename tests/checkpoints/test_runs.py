@@ -101,6 +101,18 @@ def test_what_an_earlier_version_began_from_is_known_by_its_iteration(world: Wor
     assert taken(world.choose(config_asks_resume=True, load_from=start)) == "iter_12000.pth"
 
 
+@pytest.mark.parametrize(("iteration", "num_steps"), [(9000, 0), (13000, 1)])
+def test_a_damaged_file_that_states_no_run_is_a_step_down_only_from_above(
+    world: World, iteration: int, num_steps: int
+) -> None:
+    output(world, "mine", 12000, "aaa")
+    torn = lone(world, "torn", iteration, verdict="rejected")
+    choice = world.choose()
+    assert taken(choice) == "iter_12000.pth"
+    assert len(choice.steps_down) == num_steps
+    assert any(line.startswith(str(torn)) and "rejected for a reason" in line for line in choice.explanations)
+
+
 # --- (b) the work dir's run
 
 
