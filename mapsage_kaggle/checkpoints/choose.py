@@ -32,7 +32,7 @@ from mapsage_kaggle.checkpoints.candidates import (
 )
 from mapsage_kaggle.checkpoints.inspect import inspect as inspect_any
 from mapsage_kaggle.checkpoints.manifest import manifest_sha256
-from mapsage_kaggle.checkpoints.names import likely_kind_of
+from mapsage_kaggle.checkpoints.names import iteration_of, likely_kind_of
 from mapsage_kaggle.checkpoints.selector import Inspect, Selector
 from mapsage_kaggle.errors import CheckpointError
 from mapsage_kaggle.outside import MAX_PATH, listed, visible
@@ -223,6 +223,7 @@ class _Ladder(Selector):
                     candidate.lineage = self.lineage_of(inspection.fingerprint, candidate)
                     if not self.is_stranger(candidate) and not self._is_done_start(candidate):
                         self._explain_rest(candidate, [*ranked[position + 1 :], *strangers])
+                        self._step_over(candidate, rejected)
                         return self._take(candidate, inspection, "resume", self._why_taken(candidate))
             if self.is_start(candidate):
                 start = candidate
@@ -367,6 +368,14 @@ class _Ladder(Selector):
             else:
                 reason = why_not_needed(candidate, taken)
             self.account.explain(candidate, f"not needed: {reason}")
+
+    def _step_over(self, taken: Prospect, rejected: Sequence[Rejected]) -> None:
+        """Tell of what is named like a later checkpoint of the run and holds nothing: a step down, too."""
+        for place in rejected:
+            record = self.record_of(place.path)
+            ours = record is None or not taken.run_id or record.run_id == taken.run_id
+            if ours and (iteration_of(place.path.name) or 0) > (taken.iteration or 0):
+                self.account.no_checkpoint(place)
 
     def _nothing(self, strangers: Sequence[Prospect], weights: Sequence[Prospect]) -> CheckpointError:
         if weights and not self.allow_weights_only:

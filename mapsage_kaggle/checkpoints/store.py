@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mapsage_kaggle.checkpoints.lock import WorkDirLock
-from mapsage_kaggle.checkpoints.manifest import Manifest, manifest_sha256
+from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256, manifest_sha256
 from mapsage_kaggle.checkpoints.names import iteration_name, iteration_of, kind_of
 from mapsage_kaggle.checkpoints.proving import SaveFailed, copy_proven, prove, remove_quietly, write_proven
 from mapsage_kaggle.checkpoints.retention import (
@@ -137,6 +137,36 @@ class CheckpointStore:
     def best(self) -> CheckpointRef | None:
         """Return the checkpoint with the best score."""
         return best_of(self.proven(), greater_is_better=self._greater_is_better)
+
+    def drop_damaged_best(self) -> tuple[str, ...]:
+        """Prove the best checkpoint again, by its content; take what is no longer the same off the manifest.
+
+        Its size says nothing of a bit that was lost. The file stays where it is.
+
+        Returns:
+            One sentence for each that was taken off.
+        """
+        told: list[str] = []
+        with self._saving:
+            self._lock.require()
+            while (ref := self.best()) is not None:
+                try:
+                    problem = (
+                        ""
+                        if file_sha256(self.path / ref.file, from_disk=True) == ref.sha256
+                        else "has changed"
+                    )
+                except OSError as error:
+                    problem = f"cannot be read: {error.strerror}"
+                if not problem:
+                    break
+                self._manifest = self._manifest.without([ref.file])
+                with contextlib.suppress(OSError):  # it is found again the next time
+                    self._manifest.write(self._files.manifest)
+                told.append(
+                    f"{ref.file} is no longer what was proven, and is not the best any more: it {problem}."
+                )
+        return tuple(told)
 
     # -- saving
 
@@ -412,18 +442,22 @@ class CheckpointStore:
                 self._on_event(kind, iteration, data)
 
 
-def remove_strays(folder: Path) -> list[tuple[Path, OSError]]:
+def remove_strays(folder: Path, *, age_s: float = _STRAY_AGE_S) -> list[tuple[Path, OSError]]:
     """Remove the temporary files of a killed save; return those that resist.
 
     Those of other writers (the session's record is refreshed by another process) are left
     alone until they are too old to be in use.
+
+    Args:
+        folder: Where they lie.
+        age_s: How old that is.
     """
     resisting: list[tuple[Path, OSError]] = []
     for path in sorted(folder.glob("*.tmp")):
         name = path.name
         mine = name.endswith(".pth.tmp") or name.startswith(("manifest.json.", "last_checkpoint."))
         try:
-            if mine or time.time() - path.stat().st_mtime > _STRAY_AGE_S:
+            if mine or time.time() - path.stat().st_mtime > age_s:
                 path.unlink()
         except OSError as error:
             resisting.append((path, error))

@@ -151,8 +151,14 @@ class SessionCheckpoints:
             self.owed_validation = int(owed) if owed is not None else None
         self.observed.loaded(runner)
         hub.update_info(OWED_VALIDATION_KEY, self.owed_validation)
-        best = self.store.best() if self.store is not None else None
-        if best is not None and best.value is not None and self.is_best(best.value):
+        if self.store is None:
+            return
+        best = self.store.best()
+        if best is None and self._metric:
+            # Damaged, or not carried over: what is not here to be kept is none to beat.
+            hub.runtime_info.pop("best_score", None)
+            hub.runtime_info.pop("best_ckpt", None)
+        elif best is not None and best.value is not None and self.is_best(best.value):
             # Carried over from a session whose score this checkpoint does not know.
             hub.update_info("best_score", best.value)
             hub.update_info("best_ckpt", best.file)

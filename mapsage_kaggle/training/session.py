@@ -11,7 +11,7 @@ from typing import Any
 from mapsage_kaggle.checkpoints.choose import Choice
 from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.checkpoints.retention import greater_is_better
-from mapsage_kaggle.checkpoints.store import CheckpointStore
+from mapsage_kaggle.checkpoints.store import CheckpointStore, remove_strays
 from mapsage_kaggle.config.patch import apply_patch, plan_patch, write_config
 from mapsage_kaggle.errors import (
     EXIT_DONE,
@@ -53,6 +53,8 @@ _REFUSALS: Mapping[int, type[MapsageError]] = {
     cls.exit_code: cls for cls in (ConfigError, CheckpointError, MachineError)
 }
 """What a child refuses before it trains, by the exit code that it gives."""
+IN_USE_S = 1.0
+"""A temporary file that is younger may be about to get its name, such as a request to stop."""
 
 
 class SessionRun:
@@ -103,6 +105,8 @@ class SessionRun:
                 problem = carry_best(store, before, source)
                 if problem:
                     self.learning.steps.append(problem)
+            damaged = store.drop_damaged_best()
+            best = store.best()
         sha256, versions = self._write_config(), versions_of(prepared.machine)
         continued = before if choice.action == "resume" else None
         run_id = (
@@ -117,7 +121,7 @@ class SessionRun:
             start_iteration=prepared.start_iteration,
             end_iteration=prepared.start_iteration,
             max_iters=prepared.patch.max_iters,
-            best=continued.best if continued is not None else None,
+            best=best if continued is not None else None,
             owed_validation=choice.inspection.owed_validation
             if choice.action == "resume" and choice.inspection is not None
             else None,
@@ -141,7 +145,7 @@ class SessionRun:
             log.append(
                 Event(event="warning", iteration=prepared.start_iteration, data={"message": choice.notice})
             )
-        for line in choice.steps_down:
+        for line in (*choice.steps_down, *damaged):
             log.append(Event(event="ladder", iteration=prepared.start_iteration, data={"message": line}))
         warnings = prepared.patch.warnings
         if choice.action == "weights-only" and choice.checkpoint is not None:
@@ -306,7 +310,7 @@ class SessionRun:
             TrainingError: It failed and there is nothing new to hand over.
             ConfigError, CheckpointError, MachineError: A child refused to train for such a reason.
         """
-        self._carry_checkpoint()
+        best = self._carry_checkpoint()
         record = read_record(self.files.session) or self.record
         reason, code = outcome.reason, EXIT_DONE
         if outcome.kind != "done":
@@ -320,6 +324,7 @@ class SessionRun:
             stop_reason=reason,
             exit_code=code,
             end_iteration=newest.iteration if newest is not None else outcome.iteration,
+            best=best,
             learned=self.learning.learned(),
             timings_s=complete_timings(timings, self.prepared.clock.elapsed_s()),
             message=message or outcome.message,
@@ -334,6 +339,8 @@ class SessionRun:
             self.learning.measure_finish(time.time() - outcome.last_event_s)
             record = record.evolve(learned=self.learning.learned())
             record.write(self.files.session)
+        for folder in (self.files.path, self.files.history, self.files.predictions):
+            remove_strays(folder, age_s=IN_USE_S)
         if code != EXIT_DONE and record.end_iteration <= record.start_iteration:
             raise _REFUSALS.get(code, TrainingError)(record.message, f"The whole log is in {self.files.log}.")
         return record
@@ -348,15 +355,20 @@ class SessionRun:
             message = f"The report could not be drawn: {type(error).__name__}: {error}."
             self._emit("warning", self.record.end_iteration, message=message)
 
-    def _carry_checkpoint(self) -> None:
+    def _carry_checkpoint(self) -> CheckpointRef | None:
+        """Put what was resumed into this output where nothing newer came; return the best that is sound."""
         choice = self.prepared.discovery.choice
-        if choice.action != "resume":
-            return
         with self._store() as store:
-            record = read_record(self.files.session) or self.record
-            problem = carry_resumed(self.files, store, choice, record)
+            problem = ""
+            if choice.action == "resume":
+                record = read_record(self.files.session) or self.record
+                problem = carry_resumed(self.files, store, choice, record)
+            damaged, best = store.drop_damaged_best(), store.best()
         if problem:
             self.learning.steps.append(problem)
+        for message in damaged:
+            self._emit("warning", self.record.end_iteration, message=message)
+        return best
 
 
 def _wait(seconds: float, supervisor: Supervisor) -> None:

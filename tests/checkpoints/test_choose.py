@@ -253,6 +253,24 @@ def test_an_empty_checkpoint_is_no_reason_to_start_afresh(world: World) -> None:
         world.choose()
 
 
+def test_an_empty_newest_checkpoint_is_a_step_down_to_the_older(world: World) -> None:
+    folder = world.output("a", fingerprint=OURS)
+    world.add(folder, "iter_4000.pth")
+    (folder / "iter_8000.pth").write_bytes(b"")
+    choice = world.choose()
+    assert taken(choice) == "iter_4000.pth"
+    assert choice.steps_down == (f"{folder}/iter_8000.pth: not taken: it is empty",)
+
+
+def test_an_empty_checkpoint_that_is_older_or_another_run_s_is_no_step_down(world: World) -> None:
+    folder = world.output("a", fingerprint=OURS)
+    world.add(folder, "iter_4000.pth")
+    (folder / "iter_2000.pth").write_bytes(b"")
+    (world.output("b", run_id="another", fingerprint=THEIRS) / "iter_8000.pth").write_bytes(b"")
+    choice = world.choose()
+    assert (taken(choice), choice.steps_down) == ("iter_4000.pth", ())
+
+
 def test_epoch_checkpoints_are_told_of_and_not_taken(world: World) -> None:
     world.add(world.output("a"), "epoch_3.pth", iteration=300)
     choice = world.choose()

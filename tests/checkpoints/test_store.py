@@ -20,7 +20,7 @@ from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256, manifest_sha256
 from mapsage_kaggle.checkpoints.proving import SaveFailed
 from mapsage_kaggle.checkpoints.scan import scan
-from mapsage_kaggle.checkpoints.store import CheckpointStore
+from mapsage_kaggle.checkpoints.store import CheckpointStore, remove_strays
 from mapsage_kaggle.errors import MachineError
 from mapsage_kaggle.records import CheckpointRef
 
@@ -135,6 +135,45 @@ def test_a_best_checkpoint_is_not_named_last(store: CheckpointStore) -> None:
         assert store.best() == store.proven()[-1]
         assert store.newest() == store.proven()[0]
     assert (store.path / "last_checkpoint").read_text() == "iter_10.pth"
+
+
+def save_best(store: CheckpointStore, iteration: int, value: float) -> Path:
+    name = f"best_mIoU_iter_{iteration}.pth"
+    store.save(name, payload(name), iteration=iteration, metric="mIoU", value=value, make_last=False)
+    return store.path / name
+
+
+def test_a_best_that_is_what_was_proven_stays_the_best(store: CheckpointStore) -> None:
+    with store:
+        save_best(store, 8, 50.0)
+        assert store.drop_damaged_best() == ()
+        assert store.best() is not None
+
+
+@pytest.mark.parametrize("how", ["bit", "gone"])
+def test_a_best_whose_content_has_changed_is_the_best_no_more(store: CheckpointStore, how: str) -> None:
+    with store:
+        path = save_best(store, 8, 50.0)
+        save_iter(store, 8)
+        if how == "bit":
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+        else:
+            path.unlink()
+        [told] = store.drop_damaged_best()
+        assert told.startswith("best_mIoU_iter_8.pth is no longer what was proven")
+        assert store.best() is None
+    assert list(Manifest.read(store.path / "manifest.json").files) == ["iter_8.pth"]
+
+
+def test_temporary_files_are_removed_once_nobody_can_be_writing_them(tmp_path: Path) -> None:
+    young, old = tmp_path / "session.json.abc.tmp", tmp_path / "config.py.def.tmp"
+    for path in (young, old):
+        path.write_text("half")
+    os.utime(old, (1.0, 1.0))
+    assert remove_strays(tmp_path, age_s=60.0) == []
+    assert names(tmp_path) == {young.name}
 
 
 def test_a_better_best_replaces_the_old_one(store: CheckpointStore) -> None:
@@ -535,7 +574,7 @@ def test_milestones_that_fit_are_kept_newest_first(tmp_path: Path) -> None:
 KILLED_SAVES = r"""
 import os, shutil, signal, sys
 from pathlib import Path
-from mapsage_kaggle.checkpoints.store import CheckpointStore
+from mapsage_kaggle.checkpoints.store import CheckpointStore, remove_strays
 
 out = Path(sys.argv[1])
 template = out / "template"

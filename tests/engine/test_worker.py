@@ -156,6 +156,16 @@ def test_a_score_beats_one_that_was_noted_as_nan(validated: WorkerSession) -> No
     assert best_of(validated) == (30.0, "best_mIoU_iter_8.pth", 30.0)
 
 
+def test_a_noted_score_whose_file_is_not_here_is_none_to_beat(validated: WorkerSession) -> None:
+    runner: Any = validated._require_runner()
+    runner.hooks = []
+    runner.message_hub.update_info("best_score", 60.0)
+    runner.message_hub.update_info("best_ckpt", "best_mIoU_iter_2.pth")
+    validated.checkpoints.loaded(runner)
+    validated.validation_done(8, {"mIoU": 30.0})
+    assert best_of(validated) == (30.0, "best_mIoU_iter_8.pth", 30.0)
+
+
 def test_the_best_file_holds_its_own_score(validated: WorkerSession) -> None:
     validated.validation_done(8, {"mIoU": 30.0})
     best_of(validated)

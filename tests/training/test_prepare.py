@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.config.split import ModelTraits
 from mapsage_kaggle.display.locale.messages import translate
 from mapsage_kaggle.errors import ConfigError, MachineError
+from mapsage_kaggle.events import read_events
 from mapsage_kaggle.machine import Gpu, Machine, versions_of
 from mapsage_kaggle.paths import KagglePaths
 from mapsage_kaggle.records import CheckpointRef, Exactness, Learned, SessionRecord
@@ -508,6 +511,45 @@ def test_a_run_that_was_not_lengthened_keeps_the_schedule_that_it_has(begin: Beg
 def test_a_longer_end_is_still_to_be_said(begin: Begin) -> None:
     with pytest.raises(ConfigError, match="--extend-to 24"):
         begin(recorded={"max_iters": 20})
+
+
+# --- what is left at the end -----------------------------------------------------------------------------
+
+
+def test_a_best_that_lost_a_bit_is_not_announced_at_the_end(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SessionRun, "_write_report", lambda self: None)
+    session = SessionRun(begin(), Scripted(begin(), []))
+    session.begin()
+    name = "best_mIoU_iter_8.pth"
+    with session._store() as store:
+        write = lambda stream: stream.write(b"weights" * 100)  # noqa: E731
+        ref = store.save(name, write, iteration=8, metric="mIoU", value=50.0, make_last=False)
+    session.record.evolve(best=ref).write(session.files.session)
+    path = session.files.path / name
+    path.write_bytes(path.read_bytes().replace(b"weights", b"weighus", 1))
+    record = session.end(replace(DONE, trained=0), "")
+    assert record.best is None
+    warnings = [
+        event.data["message"] for event in read_events(session.files.events) if event.event == "warning"
+    ]
+    assert any(line.startswith(f"{name} is no longer what was proven") for line in warnings)
+
+
+def test_temporary_files_of_a_kill_are_not_in_the_finished_output(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SessionRun, "_write_report", lambda self: None)
+    session = SessionRun(begin(), Scripted(begin(), []))
+    session.begin()
+    left = [session.files.path / "session.json.x1.tmp", session.files.history / "earlier.zip.x2.tmp"]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+        os.utime(path, (time.time() - 5, time.time() - 5))
+    session.end(replace(DONE, trained=0), "")
+    assert [path for path in left if path.exists()] == []
 
 
 # --- owed validations ------------------------------------------------------------------------------------

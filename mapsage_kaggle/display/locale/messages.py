@@ -145,6 +145,11 @@ CHINESE: Mapping[str, str] = {
     "Training samples have another size than when they were read before: {names}.": (
         "训练样本的大小与先前读取时不同：{names}。"
     ),
+    "{file} is no longer what was proven, and is not the best any more: it {problem}.": (
+        "{file} 已与验证时不同，不再是最佳检查点：{problem}。"
+    ),
+    "has changed": "内容已改变",
+    "cannot be read: {why}": "无法读取：{why}",
     "{device} computed two different gradients from the same state, {apart}": (
         "{device} 从同一状态算出了两个不同的梯度，{apart}"
     ),
