@@ -158,16 +158,21 @@ class Observation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Adopt:
-    """The open session is found to be this version."""
+class Remember:
+    """What was seen goes into the journal, and no more is to be done.
 
-    slug: str
-    version: int
+    Attributes:
+        journal: With it.
+        says: What a person is told of it; empty for nothing.
+    """
+
+    journal: Journal
+    says: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Follow:
-    """A version that is in no journal becomes the open session, or is noted as nothing to be read."""
+    """A version that is in no journal becomes the open session."""
 
     version: Version
 
@@ -187,17 +192,6 @@ class Stop:
     remedy: str = ""
     exit_code: int = EXIT_DONE
     consent: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Forget:
-    """The push that was intended has not happened.
-
-    Attributes:
-        retry_s: Not to push again before, in seconds since the epoch.
-    """
-
-    retry_s: float
 
 
 Reason = Literal["session", "busy", "output", "answer", "retry", "capacity", "quota", "dataset", "kaggle"]
@@ -233,20 +227,6 @@ class Store:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Note:
-    """The checkpoint data set was looked at: what it holds of this run counts like any output."""
-
-    hand_over: HandOver | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stored:
-    """The checkpoint data set holds this iteration."""
-
-    iteration: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Push:
     """Start a session.
 
@@ -273,7 +253,7 @@ class Push:
     extend_to: int | None = None
 
 
-Action = Adopt | Follow | Forget | Wait | Fetch | Note | Store | Stored | Push | Stop
+Action = Remember | Follow | Wait | Fetch | Store | Push | Stop
 
 
 _RETRIES: Mapping[str, str] = {
@@ -300,9 +280,13 @@ def decide(journal: Journal, seen: Observation, settings: Settings) -> Action:
     )
 
 
-def _about_what_is_stored(journal: Journal, seen: Observation, settings: Settings) -> Note | Stop:
+def _about_what_is_stored(journal: Journal, seen: Observation, settings: Settings) -> Remember | Stop:
     if journal.attempts or seen.offered is None:
-        return Note(hand_over=seen.offered)
+        noted = journal.offered(seen.offered)
+        found = noted.hand_over if noted.hand_over != journal.hand_over else None
+        ref = settings.checkpoint_dataset
+        says = f"The data set {ref} holds iteration {found.iteration} of this run." if found else ""
+        return Remember(journal=noted, says=says)
     return Stop(
         reason=f"The data set {settings.checkpoint_dataset} holds iteration {seen.offered.iteration} of a "
         f"run, and no notebook {journal.owner}/{journal.slug} is there.",
@@ -315,21 +299,27 @@ def _about_what_is_stored(journal: Journal, seen: Observation, settings: Setting
 
 def _about_intent(attempt: Attempt, journal: Journal, seen: Observation, settings: Settings) -> Action:
     if seen.landed is not None:
-        return Adopt(slug=seen.landed[0], version=seen.landed[1])
+        return _found(journal, *seen.landed)
     settling_s = left_s(attempt.intended_s + settings.scaled(SETTLE_S), seen.now_s)
     if settling_s:
         seconds = min(settling_s, settings.scaled(LOOK_S))
         return Wait(
             seconds=seconds, on="answer", reason="The answer to a push was lost; it may still turn up"
         )
-    return Forget(retry_s=seen.now_s + settings.pause_s(journal.rejected_pushes))
+    retry_s = seen.now_s + settings.pause_s(journal.rejected_pushes)
+    return Remember(journal=journal.forgotten(retry_s=retry_s))
+
+
+def _found(journal: Journal, slug: str, version: int) -> Remember:
+    says = f"The session is found as {slug} version {version}."
+    return Remember(journal=journal.landed(version, slug), says=says)
 
 
 def _about_open(attempt: Attempt, journal: Journal, seen: Observation, settings: Settings) -> Action:
     name = f"{journal.owner}/{attempt.slug} version {attempt.version}"
     status = seen.status
     if seen.landed is not None:
-        return Adopt(slug=seen.landed[0], version=seen.landed[1])
+        return _found(journal, *seen.landed)
     if status in ENDED or (status == "gone" and attempt.ended_s is not None):
         pause_s = left_s(attempt.look_s, seen.now_s)
         if pause_s:
@@ -368,6 +358,8 @@ def _about_unread(journal: Journal, seen: Observation, settings: Settings) -> Ac
         name = f"{journal.owner}/{version.slug} version {version.number}"
         reason = f"{name}, which the relay did not push, is {version.status}"
         return Wait(seconds=settings.scaled(LOOK_S), on="busy", reason=reason)
+    if version.status in ("new", "gone"):  # saved and never run, or deleted: nothing to be read
+        return Remember(journal=journal.passing(version.slug, version.number, status=version.status))
     return Follow(version=version)
 
 
@@ -519,7 +511,7 @@ def _about_upload(hand_over: HandOver, journal: Journal, seen: Observation, sett
         return Store(hand_over=hand_over)
     ref = settings.checkpoint_dataset
     if seen.stored == "there":
-        return Stored(iteration=hand_over.iteration)
+        return Remember(journal=journal.stored(hand_over.iteration))
     if seen.stored == "wrong":
         if upload.tries < MAX_UPLOADS:
             return Store(hand_over=hand_over)

@@ -167,7 +167,6 @@ def judge(
         hand_over=hand_over,
         run_id=record.run_id if record else "",
         session_index=record.session_index if record else 0,
-        start_iteration=record.start_iteration if record else attempt.expect_iteration or 0,
         started_s=record.started_s if record else 0.0,
         seconds=seconds,
         max_iters=record.max_iters if record else 0,
@@ -195,12 +194,12 @@ def _verdict(
     return "hopeless" if code not in (EXIT_DONE, EXIT_TRAINING) else "none"
 
 
-def gone(attempt: Attempt, *, ran_s: float) -> Outcome:
+def gone(ran_s: float) -> Outcome:
     """Return what is left of a session whose notebook is not there any more."""
     trained = ran_s > TRAINED_S
     return Outcome(
         status="gone", verdict="none", seconds=ran_s, trained=trained, doubt="gone",
-        start_iteration=attempt.expect_iteration or 0, message="Its notebook was deleted.",
+        message="Its notebook was deleted.",
     )  # fmt: skip
 
 

@@ -83,7 +83,6 @@ class Attempt:
         doubt_s: Since when every look has found that.
         verdict: What came of it; None until then.
         session_index: Of the session in the run, where its record told.
-        start_iteration: Iterations done when it began, as far as is known.
         end_iteration: Iterations done in the newest good checkpoint after it.
         trained: Whether it may have trained: its log shows an iteration, or it ran for long.
         seconds: How long it ran, as far as is known.
@@ -110,7 +109,6 @@ class Attempt:
     doubt_s: float = 0.0
     verdict: Verdict | None = None
     session_index: int = 0
-    start_iteration: int = 0
     end_iteration: int = 0
     trained: bool = False
     seconds: float = 0.0
@@ -133,7 +131,6 @@ class Outcome:
         hand_over: The newest good checkpoint in its output, if any.
         run_id: Of the run, where the record tells.
         session_index: Of the session, where the record tells.
-        start_iteration: Iterations done when it began, where the record tells.
         started_s: When it began, where the record tells, in seconds since the epoch.
         seconds: How long it ran, as far as is known.
         max_iters: Where the run ends, where the record tells.
@@ -150,7 +147,6 @@ class Outcome:
     hand_over: HandOver | None = None
     run_id: str = ""
     session_index: int = 0
-    start_iteration: int = 0
     started_s: float = 0.0
     seconds: float = 0.0
     max_iters: int = 0
@@ -204,7 +200,6 @@ class Journal:
         config: The config that is trained.
         attempts: The sessions, oldest first; only one may be open.
         accounted: By notebook, the version up to which nothing is left to be read.
-        earlier: Sessions before those, where the journal was rebuilt.
         hand_over: The newest good checkpoint.
         refused: Transports that are not to be used any more in this run.
         stored_iteration: The iteration that the checkpoint data set is known to hold.
@@ -229,7 +224,6 @@ class Journal:
     config: str
     attempts: tuple[Attempt, ...] = ()
     accounted: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    earlier: int = 0
     hand_over: HandOver | None = None
     refused: tuple[Transport, ...] = ()
     stored_iteration: int | None = None
@@ -272,9 +266,8 @@ class Journal:
     @property
     def num_sessions(self) -> int:
         """How many sessions have been pushed in all."""
-        seen = self.earlier + len(self.sessions)
         told = max((attempt.session_index for attempt in self.sessions), default=0)
-        return max(seen, told) + (self.open is not None)
+        return max(len(self.sessions), told) + (self.open is not None)
 
     @property
     def end(self) -> int:
@@ -322,6 +315,13 @@ class Journal:
         if self.open is not None:
             raise ValueError("a session is open")
         return dataclasses.replace(self, attempts=(*self.attempts, attempt))
+
+    def passing(self, slug: str, version: int, *, status: str = "", message: str = "") -> Journal:
+        """Return the journal that knows of a version in which there is nothing to be read."""
+        attempt = Attempt(
+            slug=slug, version=version, landed=True, status=status, verdict="skipped", message=message
+        )
+        return self.intending(attempt)
 
     def landed(self, version: int, slug: str = "") -> Journal:
         """Return the journal in which Kaggle has the open session, under this version."""
@@ -394,7 +394,6 @@ class Journal:
             verdict=outcome.verdict,
             intended_s=attempt.intended_s or outcome.started_s,
             session_index=outcome.session_index,
-            start_iteration=outcome.start_iteration,
             end_iteration=max(before, found.iteration if found else 0),
             trained=outcome.trained,
             seconds=outcome.seconds,

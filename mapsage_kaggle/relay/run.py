@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.errors import MachineError, MapsageError, UsageError
-from mapsage_kaggle.relay import forecast, harvest
+from mapsage_kaggle.relay import forecast, harvest, push
 from mapsage_kaggle.relay.answers import REMEDIES, Refusal, Unreachable, sentence
 from mapsage_kaggle.relay.client import KaggleClient
 from mapsage_kaggle.relay.decide import (
@@ -22,30 +21,23 @@ from mapsage_kaggle.relay.decide import (
     LOST_S,
     MAX_STRAY,
     PROOF_S,
-    QUOTA_LOOK_S,
     Action,
-    Adopt,
     Fetch,
     Follow,
-    Forget,
-    Note,
     Push,
+    Remember,
     Settings,
     Stop,
     Store,
-    Stored,
     Version,
     Wait,
     decide,
 )
 from mapsage_kaggle.relay.journal import Attempt, HandOver, Journal, Outcome
-from mapsage_kaggle.relay.kernel import Job, attempt_of, is_for, write_kernel
+from mapsage_kaggle.relay.kernel import Job, attempt_of, is_for
 from mapsage_kaggle.relay.look import Watch
 from mapsage_kaggle.relay.progress import Progress, Reporter
 from mapsage_kaggle.relay.store import CheckpointDataset
-
-CAPACITY_LOOK_S = 1200.0
-"""Between two tries while other sessions of the account take all places."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,7 +161,7 @@ class Relay:
             overrides=self.job.overrides or journal.overrides,
             extend_to=self.job.extend_to or journal.extend_to,
         )
-        self._keep(journal.forgiving() if again else journal)
+        self.keep(journal.forgiving() if again else journal)
 
     def step(self) -> Stop | Wait | None:
         """Look, decide and do one thing; return why nothing is to be done now, if that is so.
@@ -186,16 +178,16 @@ class Relay:
                 and attempt.began_s is None
                 and seen.status == "running"
             ):
-                self._keep(self.journal.opening(began_s=seen.now_s))
+                self.keep(self.journal.opening(began_s=seen.now_s))
             action = decide(self.journal, seen, self.settings)
             if isinstance(action, Stop) and action.consent and self._from_nothing:
                 self._from_nothing = False
-                self._keep(self.journal.consenting())
+                self.keep(self.journal.consenting())
                 return None
             if not isinstance(action, (Stop, Wait)):
                 self.act(action)
             if self.journal.denial is not None and not (isinstance(action, Wait) and action.on == "retry"):
-                self._keep(dataclasses.replace(self.journal, denial=None))
+                self.keep(dataclasses.replace(self.journal, denial=None))
             self._failures = 0
             return action if isinstance(action, (Stop, Wait)) else None
         except Unreachable as error:
@@ -215,11 +207,11 @@ class Relay:
         if not error.stray or error.kind in REMEDIES:
             raise error
         now_s = self.kaggle.now_s()
-        self._keep(self.journal.denied(now_s))
+        self.keep(self.journal.denied(now_s))
         denial = self.journal.denial
         assert denial is not None
         if denial.count > MAX_STRAY and now_s - denial.since_s >= self.settings.scaled(BELIEVED_S):
-            self._keep(dataclasses.replace(self.journal, denial=None))
+            self.keep(dataclasses.replace(self.journal, denial=None))
             raise error
         pause_s = self.settings.scaled(BELIEVED_S / 2 + 60.0)
         reason = f"{error.problem} It is asked again in {format_duration(pause_s)}"
@@ -229,128 +221,40 @@ class Relay:
 
     def act(self, action: Action) -> None:
         """Do what was decided; by then it is in the journal, which is on the disk."""
-        journal = self.journal
         if isinstance(action, Push):
-            self._push(action)
+            push.send(self, action)
         elif isinstance(action, Fetch):
             self._harvest(action)
         elif isinstance(action, Follow):
             self._follow_version(action.version)
         elif isinstance(action, Store):
             self._store(action.hand_over)
-        elif isinstance(action, Stored):
-            shutil.rmtree(self.places.upload, ignore_errors=True)
-            self._keep(journal.stored(action.iteration))
-        elif isinstance(action, Note):
-            self._note(action)
-        elif isinstance(action, Adopt):
-            self.reporter.say(f"The session is found as {action.slug} version {action.version}.")
-            self._keep(journal.landed(action.version, action.slug))
-        elif isinstance(action, Forget):
-            self._keep(journal.forgotten(retry_s=action.retry_s))
+        elif isinstance(action, Remember):
+            self.keep(action.journal)
+            if action.says:
+                self.reporter.say(action.says)
+            if action.journal.upload is None:
+                shutil.rmtree(self.places.upload, ignore_errors=True)
         else:
             raise TypeError(f"{action} is nothing to do")
 
-    def _push(self, push: Push) -> None:
-        attempt = Attempt(
-            slug=push.slug,
-            version=push.version,
-            token=secrets.token_hex(8),
-            transport=push.transport,
-            expect_iteration=push.expect_iteration,
-            limit_s=push.limit_s,
-            extend_to=push.extend_to,
-            intended_s=round(self.kaggle.now_s()),
-        )
-        job = dataclasses.replace(self.job, overrides=self.journal.overrides)
-        left = write_kernel(self.places.kernel, push, job, owner=self.settings.owner, attempt=attempt)
-        if left:
-            self.reporter.say(f"The notebook has no parameter {' and no '.join(left)}; it is not set.")
-        # On the disk before it is sent: from here on a kill, a restart or a lost answer leads to a look
-        # at the versions, never to a second push.
-        self._keep(self.journal.intending(attempt))
-        try:
-            pushed = self.kaggle.notebooks.push(
-                self.places.kernel, limit_s=push.limit_s, machine=self.job.machine
-            )
-        except Refusal as error:
-            self._not_pushed(error)
-            return
-        if not pushed.version:
-            return
-        start = "from nothing" if push.expect_iteration is None else f"from iteration {push.expect_iteration}"
-        way = f", handed on by {push.transport}" if push.transport else ""
-        name = f"{self.journal.owner}/{pushed.slug or push.slug} version {pushed.version}"
-        self.reporter.say(f"Pushed {name}: {start}{way}.")
-        if (pushed.slug or push.slug, pushed.version) != (push.slug, push.version):
-            self.reporter.say(
-                f"Kaggle has filed it as {pushed.slug or push.slug} version {pushed.version}: the notebook "
-                "was renamed, or somebody else has pushed as well."
-            )
-        journal = self.journal.landed(pushed.version, pushed.slug)
-        if push.kernel_sources and push.transport is not None and pushed.invalid_kernels:
-            names = ", ".join(pushed.invalid_kernels)
-            self.reporter.say(f"Kaggle refused {names} as a source; this session will end.")
-            journal = journal.without(push.transport)
-        if pushed.invalid_datasets:
-            names = ", ".join(pushed.invalid_datasets)
-            self.reporter.say(f"Kaggle did not attach {names}; this session will end.")
-        self._keep(journal)
-
-    def _not_pushed(self, error: Refusal) -> None:
-        """Wait for what comes by itself; the rest is an accident, or for a person.
-
-        Raises:
-            MapsageError: It is for a person, or may be an accident.
-        """
-        kind, now_s = error.kind, self.kaggle.now_s()
-        if kind == "capacity":
-            retry_s = now_s + self.settings.scaled(CAPACITY_LOOK_S)
-            self._keep(self.journal.forgotten(retry_s=retry_s, retry_on="capacity"))
-            return
-        if kind == "quota":
-            retry_s = now_s + self.settings.scaled(QUOTA_LOOK_S)
-            self._keep(self.journal.forgotten(retry_s=retry_s, retry_on="quota"))
-            return
-        self._keep(self.journal.forgotten())
-        if error.stray or kind in REMEDIES:
-            raise error
-        raise UsageError(
-            f"Kaggle does not accept the notebook: {error.problem}",
-            "Check owner, slug, data sets and machine.",
-        )
-
     def _follow_version(self, version: Version) -> None:
-        attempt = Attempt(slug=version.slug, version=version.number, landed=True, status=version.status)
-        if version.status in ("new", "gone"):  # saved and never run, or deleted: nothing to be read
-            self._keep(self.journal.intending(dataclasses.replace(attempt, verdict="skipped")))
-            return
         if version.status in ACTIVE:
             name = f"{self.journal.owner}/{version.slug} version {version.number}"
             self.reporter.say(f"{name} is going on, pushed by a relay; it is followed.")
         source = self.kaggle.notebooks.source(version.slug, version.number)
         if not is_for(source, self.journal.config):
             message = "It is of another config."
-            self._keep(
-                self.journal.intending(dataclasses.replace(attempt, verdict="skipped", message=message))
-            )
+            self.keep(self.journal.passing(version.slug, version.number, message=message))
             return
         found = attempt_of(source, version.slug, version.number)
-        self._keep(self.journal.intending(dataclasses.replace(found, found=True)))
-
-    def _note(self, action: Note) -> None:
-        before = self.journal.hand_over
-        self._keep(self.journal.offered(action.hand_over))
-        after = self.journal.hand_over
-        if after is not None and after != before:
-            ref = self.settings.checkpoint_dataset
-            self.reporter.say(f"The data set {ref} holds iteration {after.iteration} of this run.")
+        self.keep(self.journal.intending(dataclasses.replace(found, found=True)))
 
     def _store(self, hand_over: HandOver) -> None:
         ref = self.settings.checkpoint_dataset
         self.reporter.say(f"Putting iteration {hand_over.iteration} into the data set {ref}.")
         upload = self.dataset.upload(hand_over, now_s=self.kaggle.now_s(), earlier=self.journal.upload)
-        self._keep(dataclasses.replace(self.journal, upload=upload, stored_iteration=None))
+        self.keep(dataclasses.replace(self.journal, upload=upload, stored_iteration=None))
 
     # -- what came out of a session
 
@@ -359,7 +263,7 @@ class Relay:
         attempt = self.journal.open
         assert attempt is not None
         if attempt.ended_s is None:
-            self._keep(self.journal.opening(ended_s=now_s, status=action.status))
+            self.keep(self.journal.opening(ended_s=now_s, status=action.status))
         attempt = self.journal.open
         assert attempt is not None
         assert attempt.ended_s is not None
@@ -370,7 +274,7 @@ class Relay:
         before = self.journal.hand_over.iteration if self.journal.hand_over else 0
         try:
             if action.status == "gone":
-                outcome = harvest.gone(attempt, ran_s=ran_s)
+                outcome = harvest.gone(ran_s)
             else:
                 folder = self.places.fetched / f"{attempt.slug}-v{attempt.version}"
                 left = harvest.fetch(
@@ -382,20 +286,20 @@ class Relay:
         except (Unreachable, Refusal) as error:
             self.reporter.say(f"What {name} left cannot be seen yet. {error.problem}")
             asked_s = now_s + getattr(error, "retry_after_s", 0.0)
-            self._keep(self.journal.doubting("", now_s=now_s, look_s=max(look_s, asked_s)))
+            self.keep(self.journal.doubting("", now_s=now_s, look_s=max(look_s, asked_s)))
             return
         missing = outcome.hand_over is None and (outcome.trained or action.status == "complete")
         proof_s = settings.scaled(LOST_S if missing else PROOF_S)
         if outcome.doubt and not (attempt.doubt == outcome.doubt and now_s - attempt.doubt_s >= proof_s):
             self.reporter.say(f"What {name} left is not sure yet; it is looked at again.")
-            self._keep(self.journal.doubting(outcome.doubt, now_s=now_s, look_s=look_s))
+            self.keep(self.journal.doubting(outcome.doubt, now_s=now_s, look_s=look_s))
             return
         self._close(attempt, outcome)
 
     def _close(self, attempt: Attempt, outcome: Outcome) -> None:
         journal = self.journal.closed(outcome)
         if journal.open is not None:  # what came before it was another run's: it is looked at again
-            self._keep(journal)
+            self.keep(journal)
             return
         older = any(item.slug == attempt.slug and item.version < attempt.version for item in journal.attempts)
         if attempt.found and attempt.token and outcome.hand_over is not None and not older:
@@ -403,7 +307,7 @@ class Relay:
             journal = dataclasses.replace(
                 journal, accounted={**journal.accounted, attempt.slug: attempt.version}
             )
-        self._keep(journal)
+        self.keep(journal)
         self._sweep()
         closed = next(
             item for item in journal.attempts if (item.slug, item.version) == (attempt.slug, attempt.version)
@@ -445,7 +349,8 @@ class Relay:
             now_s=self.kaggle.now_s(),
         )
 
-    def _keep(self, journal: Journal) -> None:
+    def keep(self, journal: Journal) -> None:
+        """Remember, on the disk as well."""
         if journal == self.journal and self.places.journal.is_file():
             return
         self.places.folder.mkdir(parents=True, exist_ok=True)

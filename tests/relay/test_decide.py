@@ -18,18 +18,15 @@ from mapsage_kaggle.relay.decide import (
     MAX_REPEATS,
     MAX_TIMEOUT_S,
     Action,
-    Adopt,
     Fetch,
     Follow,
-    Forget,
-    Note,
     Observation,
     Push,
+    Remember,
     Settings,
     Status,
     Stop,
     Store,
-    Stored,
     Version,
     Wait,
     decide,
@@ -158,12 +155,13 @@ def test_what_is_open_comes_before_everything_else(
     action = decide(journal, seen(status=status or "unknown", landed=where), SETTINGS)
     expected: dict[str, type[Action]] = {
         "intended just now": Wait,
-        "intended long ago": Forget,
+        "intended long ago": Remember,
         "landed": Wait,
         "landed days ago": Stop,
     }
     if landed is not None:
-        assert action == Adopt(slug="train", version=landed)
+        assert isinstance(action, Remember)
+        assert action.journal == journal.landed(landed)
     elif attempt.startswith("landed"):
         assert isinstance(action, Fetch if status in {*ENDED, "gone"} else expected[attempt])
     else:
@@ -174,9 +172,9 @@ def test_pushes_that_come_to_nothing_are_not_repeated_forever() -> None:
     journal = replace(NEW, attempts=OPEN["intended long ago"])
     for _ in range(20):
         action = decide(journal, seen(), SETTINGS)
-        assert isinstance(action, Forget)
-        assert action.retry_s > NOW
-        journal = replace(journal.forgotten(), attempts=OPEN["intended long ago"])
+        assert isinstance(action, Remember)
+        assert action.journal.retry_s > NOW
+        journal = replace(action.journal, retry_s=0.0, attempts=OPEN["intended long ago"])
     assert isinstance(decide(journal.forgotten(), seen(), SETTINGS), Stop)
 
 
@@ -197,7 +195,7 @@ def test_a_time_that_a_wrong_clock_has_set_is_not_waited_for() -> None:
     for changes in ({"look_s": NOW + 1e9, "landed": True}, {"intended_s": NOW + 1e9}):
         attempt = Attempt(slug="train", version=4, **changes)  # type: ignore[arg-type]
         action = decide(replace(NEW, attempts=(attempt,)), seen(status="complete"), SETTINGS)
-        assert isinstance(action, (Fetch, Forget))
+        assert isinstance(action, (Fetch, Remember))
 
 
 def test_a_wedged_session_stops_the_relay_and_nothing_is_pushed_beside_it() -> None:
@@ -265,7 +263,7 @@ def test_what_follows_a_session_that_failed_goes_by_the_data_set_for_good() -> N
 def test_an_upload_is_waited_for_and_repeated_and_given_up_in_the_end() -> None:
     journal = replace(NEW, hand_over=GOOD, refused=("pingpong",))
     journal = replace(journal, upload=Upload(iteration=800, sizes={}, since_s=NOW - 60.0))
-    assert decide(journal, seen(stored="there"), SETTINGS) == Stored(iteration=800)
+    assert decide(journal, seen(stored="there"), SETTINGS) == Remember(journal=journal.stored(800))
     assert decide(journal, seen(stored="wrong"), SETTINGS) == Store(hand_over=GOOD)
     waits = decide(journal, seen(stored="not yet"), SETTINGS)
     assert isinstance(waits, Wait)
@@ -279,9 +277,11 @@ def test_versions_of_others_are_followed_or_waited_for_before_anything_else() ->
     for version in (
         ours,
         replace(ours, status="complete", pushed_by_relay=False),
-        replace(ours, status="new"),
     ):
         assert decide(replace(NEW, hand_over=GOOD), seen(unread=version), SETTINGS) == Follow(version=version)
+    saved = decide(replace(NEW, hand_over=GOOD), seen(unread=replace(ours, status="new")), SETTINGS)
+    assert isinstance(saved, Remember)
+    assert (saved.journal.open, saved.journal.attempts[-1].verdict) == (None, "skipped")
     by_hand = replace(ours, pushed_by_relay=False)
     waits = decide(replace(NEW, hand_over=GOOD), seen(unread=by_hand), SETTINGS)
     assert isinstance(waits, Wait)
@@ -304,13 +304,15 @@ def test_a_data_set_without_its_notebooks_needs_a_persons_consent() -> None:
     assert (stop.exit_code, stop.consent) == (EXIT_CHECKPOINT, True)
     assert "alice/saved holds iteration 800 of a run" in stop.reason
     assert isinstance(decide(fresh.consenting(), seen(), SETTINGS), Push)
-    assert decide(fresh, seen(), SETTINGS) == Note(hand_over=None)
+    assert decide(fresh, seen(), SETTINGS) == Remember(journal=replace(fresh, dataset_read=True))
 
 
 def test_the_data_set_is_looked_at_after_each_session() -> None:
     journal = replace(NEW, attempts=ended("none"), dataset_read=False)
-    assert decide(journal, seen(offered=GOOD), SETTINGS) == Note(hand_over=GOOD)
-    noted = journal.offered(GOOD)
+    told = decide(journal, seen(offered=GOOD), SETTINGS)
+    assert isinstance(told, Remember)
+    assert told.says == "The data set alice/saved holds iteration 800 of this run."
+    noted = told.journal
     assert (noted.hand_over, noted.num_futile) == (GOOD, 0)
     assert isinstance(decide(noted, seen(), SETTINGS), Push)
 
@@ -411,19 +413,13 @@ class ThoughtKaggle:
                     )
         elif isinstance(action, Push):
             self.push(action)
-        elif isinstance(action, Adopt):
-            self.journal = self.journal.landed(action.version, action.slug)
-        elif isinstance(action, Forget):
-            self.journal = self.journal.forgotten(retry_s=action.retry_s)
+        elif isinstance(action, Remember):
+            self.journal = action.journal
         elif isinstance(action, Store):
             upload = self.journal.upload
             tries = upload.tries + 1 if upload else 1
             upload = Upload(iteration=action.hand_over.iteration, sizes={}, since_s=self.now_s, tries=tries)
             self.journal = replace(self.journal, upload=upload)
-        elif isinstance(action, Stored):
-            self.journal = self.journal.stored(action.iteration)
-        elif isinstance(action, Note):
-            self.journal = self.journal.offered(action.hand_over)
         elif isinstance(action, Fetch):
             self.fetch(action)
 
