@@ -628,7 +628,8 @@ class KaggleServer:
         path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
         if verb == "PUT":
             token = path.rpartition("/")[2]
-            self.uploads[token] = (self.uploads[token][0], data)
+            if "*/" not in headers.get("Content-Range", ""):  # which asks how much of it is there
+                self.uploads[token] = (self.uploads[token][0], data)
             return self._json(200, {})
         if verb == "GET":
             return self._get(path, urllib.parse.urlsplit(url).query)
