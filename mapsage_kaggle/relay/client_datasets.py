@@ -17,6 +17,7 @@ PAGE_SIZE = 100
 MAX_PAGES = 100
 
 State = Literal["none", "processing", "ready", "failed"]
+_STATES: Mapping[str, State] = {"FAILED": "failed", "READY": "ready"}
 
 
 class Datasets:
@@ -94,11 +95,7 @@ class Datasets:
             return "none"
         except Unreadable:  # a word that this client does not know
             return "processing"
-        return (
-            "failed"
-            if answer.status.name == "FAILED"
-            else ("ready" if answer.status.name == "READY" else "processing")
-        )
+        return _STATES.get(answer.status.name, "processing")
 
     def upload(self, folder: Path, ref: str, notes: str, *, create: bool) -> None:
         """Make the files of ``folder`` the newest version of one's own data set.

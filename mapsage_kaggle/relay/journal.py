@@ -178,19 +178,6 @@ class Upload:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Denial:
-    """Refusals of Kaggle's that may be an accident, until there are too many.
-
-    Attributes:
-        since_s: When the first was met, in seconds since the epoch.
-        count: How many were, with nothing but them in between.
-    """
-
-    since_s: float
-    count: int = 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Journal:
     """All that the relay has to remember of one run.
 
@@ -216,7 +203,8 @@ class Journal:
         retry_s: Not to push before, in seconds since the epoch.
         retry_on: What is waited for until then.
         dataset_read: Whether the checkpoint data set was looked at since the last session ended.
-        denial: Refusals that are not believed yet.
+        denials: How many refusals in a row are not believed yet: they may be accidents.
+        denied_s: When the first of them was met, in seconds since the epoch.
     """
 
     owner: str
@@ -240,7 +228,8 @@ class Journal:
     retry_s: float = 0.0
     retry_on: Literal["retry", "capacity", "quota"] = "retry"
     dataset_read: bool = False
-    denial: Denial | None = None
+    denials: int = 0
+    denied_s: float = 0.0
     schema: int = SCHEMA
 
     @property
@@ -360,8 +349,8 @@ class Journal:
 
     def denied(self, now_s: float) -> Journal:
         """Return the journal in which Kaggle refused something once more."""
-        before = self.denial or Denial(since_s=now_s, count=0)
-        return dataclasses.replace(self, denial=dataclasses.replace(before, count=before.count + 1))
+        denied_s = self.denied_s if self.denials else now_s
+        return dataclasses.replace(self, denials=self.denials + 1, denied_s=denied_s)
 
     def doubting(self, doubt: str, *, now_s: float, look_s: float) -> Journal:
         """Return the journal in which a look at the open session's output was not enough to judge it."""
@@ -459,7 +448,7 @@ class Journal:
             upload=None,
             rejected_pushes=0,
             retry_s=0.0,
-            denial=None,
+            denials=0,
         )
 
     def consenting(self) -> Journal:

@@ -70,7 +70,7 @@ class Job:
 
 def parameters(push: Push, job: Job) -> dict[str, Any]:
     """Return the values of the notebook's parameters for one session."""
-    values: dict[str, Any] = {
+    return {
         "CONFIG": job.config,
         "RESUME": "auto" if push.expect_iteration is None else "require",
         "RUN": push.run_id or None,
@@ -84,7 +84,6 @@ def parameters(push: Push, job: Job) -> dict[str, Any]:
         # The kit that plans the chain is the one that trains in it.
         "KIT_SHA256": _own_sha256(),
     }
-    return values
 
 
 @functools.cache

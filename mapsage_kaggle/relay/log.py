@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mapsage_kaggle import errors
@@ -62,17 +62,20 @@ def read_log(kept: str) -> SessionLog:
         text = "".join(str(piece.get("data", "")) for piece in pieces)
     except (ValueError, TypeError, RecursionError):
         pieces, text = [], kept
-    text = visible_lines(_ANSI.sub("", text))
     times = [piece["time"] for piece in pieces if isinstance(piece.get("time"), (int, float))]
+    seconds = max((float(item) for item in times if 0 <= item < 1e9), default=0.0)
+    return replace(_read(text), seen=bool(kept), seconds=seconds)
+
+
+def _read(text: str) -> SessionLog:
+    text = visible_lines(_ANSI.sub("", text))
+    found, scores = _ITERATION.findall(text), _SCORE.findall(text)
     refusal, code = _refusal_in(text)
-    found = list(_ITERATION.finditer(text))
-    scores = _SCORE.findall(text)
     return SessionLog(
-        seen=bool(kept),
-        iteration=int(found[-1][1]) if found else 0,
-        max_iters=int(found[-1][2]) if found else 0,
+        seen=True,
+        iteration=int(found[-1][0]) if found else 0,
+        max_iters=int(found[-1][1]) if found else 0,
         score=float(scores[-1]) if scores else None,
-        seconds=max((float(item) for item in times if 0 <= item < 1e9), default=0.0),
         number=_number_in(text),
         refusal=refusal,
         exit_code=code,
@@ -126,17 +129,8 @@ class LogFollower:
     def _follow(self) -> None:
         try:
             for piece in self.opened():
-                self._take(_ANSI.sub("", str(piece.get("data", ""))))
+                more, known = _read(str(piece.get("data", ""))), self.log
+                score = known.score if more.score is None else more.score
+                self.log = replace(more if more.iteration else known, score=score)
         except Exception:  # noqa: BLE001 - shows less, and that is all
             time.sleep(0)
-
-    def _take(self, text: str) -> None:
-        log = self.log
-        found, scores = _ITERATION.findall(text), _SCORE.findall(text)
-        self.log = SessionLog(
-            seen=True,
-            iteration=int(found[-1][0]) if found else log.iteration,
-            max_iters=int(found[-1][1]) if found else log.max_iters,
-            score=float(scores[-1]) if scores else log.score,
-            number=log.number or _number_in(text),
-        )

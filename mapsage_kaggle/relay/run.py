@@ -186,8 +186,8 @@ class Relay:
                 return None
             if not isinstance(action, (Stop, Wait)):
                 self.act(action)
-            if self.journal.denial is not None and not (isinstance(action, Wait) and action.on == "retry"):
-                self.keep(dataclasses.replace(self.journal, denial=None))
+            if not (isinstance(action, Wait) and action.on == "retry"):
+                self.keep(dataclasses.replace(self.journal, denials=0))
             self._failures = 0
             return action if isinstance(action, (Stop, Wait)) else None
         except Unreachable as error:
@@ -208,10 +208,9 @@ class Relay:
             raise error
         now_s = self.kaggle.now_s()
         self.keep(self.journal.denied(now_s))
-        denial = self.journal.denial
-        assert denial is not None
-        if denial.count > MAX_STRAY and now_s - denial.since_s >= self.settings.scaled(BELIEVED_S):
-            self.keep(dataclasses.replace(self.journal, denial=None))
+        long_s = now_s - self.journal.denied_s
+        if self.journal.denials > MAX_STRAY and long_s >= self.settings.scaled(BELIEVED_S):
+            self.keep(dataclasses.replace(self.journal, denials=0))
             raise error
         pause_s = self.settings.scaled(BELIEVED_S / 2 + 60.0)
         reason = f"{error.problem} It is asked again in {format_duration(pause_s)}"
