@@ -419,7 +419,8 @@ def _sizes_kept_free() -> Iterator[None]:
     mmsegmentation's ``resize`` and ``Upsample`` make whole numbers of sizes by ``int``, which asks for
     their values; ONNX takes the bins of adaptive pooling, as torch decomposes it, from them.
     """
-    pool, bins = functional.adaptive_avg_pool2d, deterministic._bins
+    bins: Any = deterministic._bins
+    pool = functional.adaptive_avg_pool2d
     wrappers.int = torch.sym_int
     functional.adaptive_avg_pool2d = deterministic.adaptive_avg_pool2d
     deterministic._bins = bins.__wrapped__  # type: ignore[assignment]  # keeps none for the next time
