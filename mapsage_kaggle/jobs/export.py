@@ -178,7 +178,7 @@ def _make(subject: ModelSource, options: ExportOptions, out: Path, on_event: OnE
                 more = {"files": [], "failed": [{"name": name, "reason": error.problem}]}
             problems += [{**item, "name": name} for item in more["failed"]]
             found["files"] += more["files"]
-            if more["files"]:
+            if more["files"] or (form == "onnx" and found["draws"]):  # which no size mends
                 break
         found["failed"] += problems
         for item in problems:
