@@ -17,7 +17,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/stamp
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq --retries 5
 # Two threads against one change the bits of a sum: a test must not depend on the machine's cores.
-TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg
+# Tests start hundreds of processes: each would compile the kit anew where bytecode is not written.
+TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg PYTHONDONTWRITEBYTECODE=
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest --color=no -q
 # By files and classes, so that what one sets up is set up once; the longest first.
 SIDE_BY_SIDE := -n $(JOBS) --dist loadscope --no-loadscope-reorder

@@ -29,7 +29,7 @@ def wait_for_event(run: StandIn, kind: str, at_least: int = 0, timeout_s: float 
 
 
 def test_ctrl_c_once_saves_and_exits_130(tmp_path: Path) -> None:
-    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=4000, val_interval=4000)
+    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=4000, val_interval=4000, cold=True)
     process = run.start()
     wait_for_event(run, "iteration", at_least=3)
     os.killpg(process.pid, signal.SIGINT)
@@ -57,7 +57,7 @@ def test_ctrl_c_twice_ends_at_once_with_the_checkpoint_intact_and_no_process_lef
         "at_iteration.AtIteration.before_train_iter = before_train_iter\n"
     )
     imports = "custom_imports = dict(imports=['at_iteration', 'slow'], allow_failed_imports=False)"
-    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=4000, val_interval=4, extra=imports)
+    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=4000, val_interval=4, extra=imports, cold=True)
     run.config()
     (run.root / "code" / "slow.py").write_text(slow)
     process = run.start(workers=1)
@@ -83,7 +83,7 @@ def test_ctrl_c_twice_ends_at_once_with_the_checkpoint_intact_and_no_process_lef
 
 
 def test_sigterm_ends_in_good_order_with_0(tmp_path: Path) -> None:
-    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=4000, val_interval=4000)
+    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=4000, val_interval=4000, cold=True)
     process = run.start()
     wait_for_event(run, "iteration", at_least=3)
     os.killpg(process.pid, signal.SIGTERM)
@@ -100,7 +100,7 @@ def children_of(parents: set[int], found: list[int]) -> set[int]:
 
 def running_with_data_workers(tmp_path: Path, *, ranks: int) -> tuple[StandIn, Popen[str], set[int]]:
     """Return a run whose ranks have a data worker each, its supervisor, and the ranks' processes."""
-    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=4000, val_interval=4000)
+    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=4000, val_interval=4000, cold=True)
     process = run.start("--cpu-ranks", str(ranks), workers=1)
     wait_for_event(run, "iteration", at_least=3)
     pids = {int(event.data["pid"]) for event in run.events("start")}
@@ -127,6 +127,7 @@ def test_when_the_supervisor_is_killed_all_ranks_save_and_end_with_their_workers
     saved = record.checkpoint.iteration
     assert saved >= 3
     run.hand_over()
+    run.cold = False
     done = run.train("--resume", "require", "--expect-iteration", str(saved), stop=saved + 2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert run.record().start_iteration == saved
@@ -143,7 +144,7 @@ def test_data_workers_end_where_all_others_were_killed_at_once(tmp_path: Path) -
 
 
 def test_where_torchrun_is_killed_its_workers_save_and_training_goes_on(tmp_path: Path) -> None:
-    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=60, val_interval=60)
+    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=60, val_interval=60, cold=True)
     process = run.start()
     wait_for_event(run, "iteration", at_least=3)
     found = processes_of(run.root)
@@ -193,7 +194,7 @@ def test_a_child_that_says_nothing_is_started_again(tmp_path: Path) -> None:
         "import time, at_iteration\n"
         "at_iteration.AtIteration.after_val = lambda self, runner: time.sleep(3600)"
     )
-    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=10, val_interval=4)
+    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=10, val_interval=4, cold=True)
     config = run.config()
     (config.parent / "hang_once.py").write_text(
         "from pathlib import Path\n"

@@ -54,8 +54,8 @@ def harming(run: StandIn, *, rank: int, iteration: int, harm: str) -> str:
     )
 
 
-def stand_in(root: Path, extra: str = "") -> StandIn:
-    return StandIn.with_scenes(root, val=3, max_iters=12, val_interval=5, extra=extra)
+def stand_in(root: Path, extra: str = "", *, cold: bool = False) -> StandIn:
+    return StandIn.with_scenes(root, val=3, max_iters=12, val_interval=5, extra=extra, cold=cold)
 
 
 def weights(run: StandIn) -> torch.Tensor:
@@ -115,7 +115,7 @@ def test_a_rank_that_is_killed_costs_nothing_but_time(tmp_path: Path) -> None:
     whole = stand_in(tmp_path / "whole")
     done = whole.train("--cpu-ranks", "2")
     assert done.returncode == 0, done.stdout + done.stderr
-    run = stand_in(tmp_path / "killed")
+    run = stand_in(tmp_path / "killed", cold=True)
     done = run.train("--cpu-ranks", "2", config_extra=harming(run, rank=1, iteration=7, harm="kill"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert run.record().stop_reason == "completed"

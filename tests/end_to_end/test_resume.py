@@ -238,7 +238,7 @@ def effective_seed(run: StandIn) -> int:
 @pytest.fixture(scope="class")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> StandIn:
     """Return a run of 24 iterations in one go, without data workers."""
-    run = StandIn.with_scenes(tmp_path_factory.mktemp("whole"))
+    run = StandIn.with_scenes(tmp_path_factory.mktemp("whole"), cold=True)
     done = run.train(workers=0)
     assert done.returncode == 0, done.stdout + done.stderr
     config = run.work_dir.config.read_text()

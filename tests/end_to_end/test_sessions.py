@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import warm
 from support.standin import StandIn, differences
 
+from mapsage_kaggle import machine
 from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.checkpoints.scan import scan
 from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE
@@ -401,6 +405,8 @@ def test_what_falls_due_within_a_gradient_accumulation_waits_for_its_end(tmp_pat
 def test_a_session_that_is_cut_off_as_it_begins_leaves_the_record_of_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "executable", warm.python())
+    monkeypatch.setattr(machine, "ask_torch", partial(machine.ask_torch, warm.python()))
     run = StandIn.with_scenes(tmp_path)
     options = Options(config=run.config(), resume="never", threads=1)
     paths = KagglePaths.below(run.root)

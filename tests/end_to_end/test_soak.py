@@ -89,7 +89,7 @@ def test_training_killed_at_every_file_event_of_its_saves_loses_nothing(tmp_path
 
 def exact(root: Path, *, max_iters: int) -> StandIn:
     """Return a run with dropout, drop path and the full augmentation pipeline."""
-    run = StandIn.with_scenes(root, max_iters=max_iters, val_interval=5)
+    run = StandIn.with_scenes(root, max_iters=max_iters, val_interval=5, cold=True)
     run.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
     return run
 
@@ -136,7 +136,9 @@ def test_five_sessions_that_end_badly_equal_one_bit_for_bit(tmp_path: Path) -> N
     assert [seen[fate.way] for fate in fates] == [1] * 4
     assert [seen[f"damaged newest: {kind}"] for kind in DAMAGES] == [1] * 3
     assert (seen["ladder: at the start"], seen["ladder: at a restart"]) == (3, 1)
-    assert_equal_to_the_uninterrupted(exact(tmp_path / "whole", max_iters=17), cut)
+    whole = exact(tmp_path / "whole", max_iters=17)
+    whole.cold = False
+    assert_equal_to_the_uninterrupted(whole, cut)
 
 
 # --- (b) one and two ranks, and memory that runs out: to rounding
@@ -149,7 +151,7 @@ BOUND = 1e-4
 def to_rounding(root: Path, *, max_iters: int) -> StandIn:
     """Return a run of the *to rounding* class that can be made to run out of memory."""
     run = StandIn.with_scenes(
-        root, size=96, max_iters=max_iters, val_interval=5, extra=TO_ROUNDING + FAULTY_CONFIG
+        root, size=96, max_iters=max_iters, val_interval=5, extra=TO_ROUNDING + FAULTY_CONFIG, cold=True
     )
     run.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
     plant(run)

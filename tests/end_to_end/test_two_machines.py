@@ -99,7 +99,7 @@ def hosts(tmp_path: Path) -> Iterator[tuple[Host, Host]]:
     made_hosts = tuple(
         Host(
             namespace=name, interface="cable0", address=f"10.77.0.{number + 1}", number=number,
-            run=StandIn.with_scenes(tmp_path / name, val=3, max_iters=12, val_interval=5),
+            run=StandIn.with_scenes(tmp_path / name, val=3, max_iters=12, val_interval=5, cold=True),
         )
         for number, name in enumerate(names)
     )  # fmt: skip

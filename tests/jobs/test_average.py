@@ -152,7 +152,7 @@ def test_the_command_writes_weights_with_their_origin_and_measures_the_parents_t
 
 
 def test_a_folder_without_a_config_asks_for_one(tmp_path: Path) -> None:
-    stand = StandIn.with_scenes(tmp_path / "kaggle", train=1, val=1, size=64)
+    stand = StandIn.with_scenes(tmp_path / "kaggle", train=1, val=1, size=64, cold=True)
     file, _ = write(tmp_path / "a.pth", w=torch.zeros(1))
 
     done = stand.run("average", file, file, "--out", tmp_path / "averaged.pth")

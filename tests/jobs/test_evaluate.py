@@ -242,7 +242,7 @@ def test_urban_and_rural_are_told_apart_where_the_layout_has_them(tmp_path: Path
 
 
 def test_a_missing_checkpoint_and_missing_data_end_with_their_codes(tmp_path: Path) -> None:
-    stand = StandIn.with_scenes(tmp_path / "kaggle", val=1, train=1, size=64)
+    stand = StandIn.with_scenes(tmp_path / "kaggle", val=1, train=1, size=64, cold=True)
 
     assert evaluate(stand, tmp_path / "none.pth").returncode == 3
     assert evaluate(stand).returncode == 3

@@ -17,8 +17,11 @@ from mapsage_kaggle.data.scenes import generate_scenes
 from mapsage_kaggle.events import Event, read_events
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import SessionRecord
+from support import warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+WITH_TORCH = {"train", "evaluate", "average", "predict", "export"}
+"""The commands that start children that import torch."""
 
 STOP_HOOK = '''
 """Asks for a stop at chosen iterations, by the file that a person would use."""
@@ -92,7 +95,11 @@ default_hooks = dict(logger=dict(interval=4), checkpoint=dict(interval={val_inte
 
 @dataclass
 class StandIn:
-    """A root with generated scenes attached, in which sessions are run one after another."""
+    """A root with generated scenes attached, in which sessions are run one after another.
+
+    Its processes are forks of one that has imported torch and mmsegmentation, see ``support.warm``; with
+    ``cold`` each is started as on Kaggle, and is a child of the one that started it.
+    """
 
     root: Path
     max_iters: int = 24
@@ -100,6 +107,7 @@ class StandIn:
     base: Path = REPOSITORY / "configs" / "demo.py"
     extra: str = ""
     environ: dict[str, str] = field(default_factory=dict)
+    cold: bool = False
 
     @classmethod
     def with_scenes(
@@ -136,7 +144,8 @@ class StandIn:
         }
 
     def command(self, *arguments: str | Path) -> list[str]:
-        return [sys.executable, "-m", "mapsage_kaggle", *map(str, arguments)]
+        python = warm.python() if arguments[0] in WITH_TORCH and not self.cold else sys.executable
+        return [python, "-m", "mapsage_kaggle", *map(str, arguments)]
 
     def run(self, *arguments: str | Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -502,7 +502,7 @@ def test_kaggles_own_client_without_a_server_fails_in_words_without_addresses(
 def test_a_run_goes_on_from_an_upload_alone_after_its_session_was_killed(
     tmp_path: Path, remote: Path
 ) -> None:
-    stand_in = StandIn.with_scenes(tmp_path / "kaggle", max_iters=4000)
+    stand_in = StandIn.with_scenes(tmp_path / "kaggle", max_iters=4000, cold=True)
     session = stand_in.start("--upload-to", "me/my-run", "--upload-every", "1s")
     wait_for((remote / "1.json").exists, "nothing was uploaded")
     kill_group(session)
@@ -514,6 +514,7 @@ def test_a_run_goes_on_from_an_upload_alone_after_its_session_was_killed(
     at = uploaded.checkpoint.iteration
     shutil.copytree(remote / "1", stand_in.root / "input" / "datasets" / "me" / "my-run")
 
+    stand_in.cold = False
     done = stand_in.train("--resume", "require", "--expect-iteration", str(at), stop=at + 3)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"resume verified: iteration {at}" in done.stdout
