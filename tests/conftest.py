@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -75,12 +76,21 @@ def only_deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def real_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a bundle of the commit at hand, for the Python at hand. Not to be written to."""
+    """Return a bundle of the commit at hand, for the Python at hand. Not to be written to.
+
+    pytest's workers, which have temporary folders beside each other, share it: one makes it, and those
+    that need it meanwhile wait.
+    """
     from mapsage_kaggle.setup.bundle import bundle
 
-    folder = tmp_path_factory.mktemp("bundle") / "mapsage-kaggle"
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    bundle(folder, owner="me", python=python, say=lambda line: None)
+    mine = tmp_path_factory.getbasetemp()
+    shared = mine.parent if os.environ.get("PYTEST_XDIST_WORKER") else mine
+    folder = shared / "bundle" / "mapsage-kaggle"
+    with (shared / "bundle.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            python = f"{sys.version_info.major}.{sys.version_info.minor}"
+            bundle(folder, owner="me", python=python, say=lambda line: None)
     return folder
 
 

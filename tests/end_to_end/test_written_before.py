@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import warm
+from support.notebooks import write_kernel
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WRITTEN = Path(__file__).with_name("written_before")
@@ -31,15 +33,16 @@ class Kaggle:
     """A stand-in for ``/kaggle`` with the old output, its config and its scenes attached."""
 
     root: Path
+    python: str = sys.executable
 
     @classmethod
-    def below(cls, root: Path) -> Kaggle:
+    def below(cls, root: Path, python: str = sys.executable) -> Kaggle:
         for name in ("working", "temp"):
             (root / name).mkdir(parents=True)
         shutil.copytree(WRITTEN / "input", root / "input")
         for path in [*(root / "input").rglob("*"), root / "input"]:
             path.chmod(0o555 if path.is_dir() else 0o444)
-        return cls(root)
+        return cls(root, python)
 
     @property
     def config(self) -> Path:
@@ -59,7 +62,7 @@ class Kaggle:
     def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """Run a command of the kit under test, and see that it succeeds."""
         done = subprocess.run(
-            [sys.executable, "-m", "mapsage_kaggle", *map(str, arguments)],
+            [self.python, "-m", "mapsage_kaggle", *map(str, arguments)],
             env=self.environment(), cwd=REPOSITORY, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
@@ -228,7 +231,7 @@ def test_training_goes_on_as_it_did_where_the_old_kit_went_on(resumed: Kaggle) -
 def test_an_old_work_dir_is_gone_on_with_in_place_to_the_same_bits(resumed: Kaggle, tmp_path: Path) -> None:
     import torch
 
-    kaggle = Kaggle.below(tmp_path / "kaggle")
+    kaggle = Kaggle.below(tmp_path / "kaggle", warm.python())
     shutil.copytree(OLD, kaggle.work_dir)
     kaggle.root.joinpath("input").chmod(0o755)
     kaggle.root.joinpath("input", "notebooks").rename(tmp_path / "detached")
@@ -282,10 +285,7 @@ def test_the_report_of_an_old_output_tells_of_both_its_sessions(kaggle: Kaggle) 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Mapping[str, str]:
     """Return the environment in which ``python3`` is a kernel of this Python."""
-    folder = tmp_path / "jupyter" / "kernels" / "python3"
-    folder.mkdir(parents=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "x", "language": "python"}))
+    write_kernel(tmp_path / "jupyter", warm.python())
     return {
         "JUPYTER_PATH": str(tmp_path / "jupyter"),
         "IPYTHONDIR": str(tmp_path / "ipython"),

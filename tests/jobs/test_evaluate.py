@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_one_that_was_not(there: StandIn
     whole = evaluate(there, checkpoint, "--json", "--work-dir", there.root / "working" / "uncut")
     assert whole.returncode == 0, whole.stderr
     cut = there.root / "working" / "cut"
-    command = there.command(
+    command = replace(there, cold=True).command(
         "evaluate", DEMO, checkpoint, "--work-dir", cut, "--threads", "1", "--device", "cpu"
     )
     process = subprocess.Popen(

@@ -23,6 +23,7 @@ from mmengine.config import Config
 from mmseg.apis import MMSegInferencer
 from PIL import Image
 from rasterio.transform import from_origin
+from support import warm
 
 import mapsage_kaggle.engine.register  # noqa: F401
 from mapsage_kaggle.cli import main
@@ -475,11 +476,12 @@ def test_a_command_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     save_tiff(folder / "scene.tif", np.tile(scene(512, 512), (4, 1, 1)), nodata=0)
     config_file = written_config(tmp_path)
 
-    def command(out: Path) -> list[str]:
+    def command(out: Path, python: str = sys.executable) -> list[str]:
         given = ["predict", config_file, weights, folder, "--out", out, "--window", "256", "--device", "cpu"]
-        return [sys.executable, "-W", "ignore", "-m", "mapsage_kaggle", *map(str, given)]
+        given += ["--threads", "1"]
+        return [python, "-m", "mapsage_kaggle", *map(str, given)]
 
-    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    subprocess.run(command(tmp_path / "whole", warm.python()), check=True, capture_output=True)
     cut = tmp_path / "cut"
     for least in (0, 3):
         process = subprocess.Popen(command(cut), start_new_session=True, stderr=subprocess.DEVNULL)
@@ -490,7 +492,7 @@ def test_a_command_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert not (cut / "masks" / "scene.tif").exists()
-    subprocess.run(command(cut), check=True, capture_output=True)
+    subprocess.run(command(cut, warm.python()), check=True, capture_output=True)
 
     assert contents(cut) == contents(tmp_path / "whole")
     names = [json.loads(line)["name"] for line in (cut / JOURNAL).read_text().splitlines()]

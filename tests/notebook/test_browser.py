@@ -19,6 +19,7 @@ import nbformat
 import pytest
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
+from support.notebooks import write_kernel
 
 from mapsage_kaggle.data.scenes import generate_scenes
 from mapsage_kaggle.display.locale.words import CATALOGUES
@@ -177,12 +178,7 @@ def running_lab(root: Path, *, dark: bool = False) -> Iterator[Lab]:
         (root / name).mkdir(parents=True)
     generate_scenes(root / "input" / "scenes", train=6, val=2, size=128, seed=0)
     jupyter = root / "jupyter"
-    kernel = jupyter / "data" / "kernels" / "python3"
-    kernel.mkdir(parents=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (kernel / "kernel.json").write_text(
-        json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"})
-    )
+    write_kernel(jupyter / "data", sys.executable)
     # Every cell stays in the page, seen or not.
     for place, setting in (
         ("notebook-extension/tracker", {"windowingMode": "none"}),

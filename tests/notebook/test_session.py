@@ -18,8 +18,9 @@ from typing import Any
 
 import nbformat
 import pytest
+from support import warm
 from support.machines import GOOD
-from support.notebooks import NOTEBOOK, ROOT, SMALL, code_cells, kit_cell
+from support.notebooks import NOTEBOOK, ROOT, SMALL, code_cells, kit_cell, write_kernel
 
 import mapsage_kaggle
 from mapsage_kaggle.config.modules import find_config
@@ -438,11 +439,8 @@ def kaggle(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def kernel_environment(kaggle: Path, run_type: str) -> dict[str, str]:
-    folder = kaggle / "jupyter" / "kernels" / "python3"
-    folder.mkdir(parents=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "x", "language": "python"}))
+def kernel_environment(kaggle: Path, run_type: str, *, cold: bool = False) -> dict[str, str]:
+    write_kernel(kaggle / "jupyter", sys.executable if cold else warm.python())
     return {
         **os.environ,
         "MAPSAGE_KAGGLE_ROOT": str(kaggle),
@@ -453,7 +451,7 @@ def kernel_environment(kaggle: Path, run_type: str) -> dict[str, str]:
     }
 
 
-def papermill(kaggle: Path, **parameters: Any) -> tuple[int, Any, str]:
+def papermill(kaggle: Path, *, cold: bool = False, **parameters: Any) -> tuple[int, Any, str]:
     """Run the notebook as Kaggle does; return the exit code, the saved notebook and the log."""
     saved = kaggle / "working" / "__notebook__.ipynb"
     defaults = {
@@ -464,7 +462,7 @@ def papermill(kaggle: Path, **parameters: Any) -> tuple[int, Any, str]:
     yaml.write_text(json.dumps({**defaults, **parameters}))
     done = subprocess.run(
         [sys.executable, "-m", "papermill", "--no-progress-bar", "-f", str(yaml), str(NOTEBOOK), str(saved)],
-        env=kernel_environment(kaggle, "Batch"),
+        env=kernel_environment(kaggle, "Batch", cold=cold),
         cwd=kaggle / "working",
         capture_output=True,
         text=True,
@@ -479,7 +477,7 @@ def outputs_of(notebook: Any) -> list[Any]:
 
 @pytest.mark.slow
 def test_a_batch_run_trains_and_saves_a_notebook_with_pictures_and_without_widgets(kaggle: Path) -> None:
-    code, saved, log = papermill(kaggle, EVALUATE=True)
+    code, saved, log = papermill(kaggle, cold=True, EVALUATE=True)
     assert code == 0, log
     outputs = outputs_of(saved)
     assert not [

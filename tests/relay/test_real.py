@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import warm
 from support.kaggle_server import OWNER, KaggleServer, Version
+from support.notebooks import write_kernel
 from support.standin import differences
 
 from mapsage_kaggle.data.scenes import generate_scenes
@@ -85,7 +87,7 @@ class RealNotebook:
         return {
             **kept, "HOME": str(self.home), ROOT_VARIABLE: str(root), "KAGGLE_KERNEL_RUN_TYPE": "Batch",
             "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(REPOSITORY),
-            "IPYTHONDIR": str(root / "temp" / "ipython"),
+            "IPYTHONDIR": str(root / "temp" / "ipython"), "JUPYTER_PATH": str(self.home / "jupyter"),
         }  # fmt: skip
 
     def _kill(self, process: subprocess.Popen[bytes], files: WorkDir) -> None:
@@ -135,8 +137,9 @@ class Rig:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    (tmp_path / "home").mkdir()
+def rig(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    is_killed = request.node.get_closest_marker("soak") is not None
+    write_kernel(tmp_path / "home" / "jupyter", sys.executable if is_killed else warm.python())
     notebook = RealNotebook(home=tmp_path / "home")
     with KaggleServer(tmp_path / "kaggle", notebook) as server:
         scenes = tmp_path / "kaggle" / "datasets" / "scenes"

@@ -18,7 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from support.fresh import Fresh
-from support.notebooks import NOTEBOOK, SMALL, code_cells, kit_cell
+from support.notebooks import NOTEBOOK, SMALL, code_cells, kit_cell, write_kernel
 
 from mapsage_kaggle.checks import OUTPUT_FILES
 from mapsage_kaggle.data.scenes import generate_scenes
@@ -569,12 +569,7 @@ def test_the_real_notebook_trains_from_the_bundle_alone_without_a_network(
     folder = attach(real_bundle, root / "input" / "datasets" / "me" / "mapsage-kaggle")
     lock(folder)
     generate_scenes(root / "input" / "datasets" / "me" / "scenes", train=4, val=2, size=128, seed=0)
-    kernels = tmp_path / "jupyter" / "kernels" / "python3"
-    kernels.mkdir(parents=True)
-    argv = [str(fresh.python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (kernels / "kernel.json").write_text(
-        json.dumps({"argv": argv, "display_name": "x", "language": "python"})
-    )
+    write_kernel(tmp_path / "jupyter", fresh.python)
     parameters = tmp_path / "parameters.yaml"
     parameters.write_text(
         json.dumps(

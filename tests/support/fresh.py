@@ -16,11 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 class Fresh:
     """A virtual environment that has what Kaggle's image has, and nothing else of the stack.
 
-    The packages present are linked from this interpreter's, so that nothing large is copied.
+    The packages present, pip among them, are linked from this interpreter's: nothing large is copied.
     """
 
     def __init__(self, folder: Path, *, lacking: set[str]) -> None:
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
         self.python = folder / "bin" / "python"
         (self.site,) = (folder / "lib").glob("python3.*/site-packages")
         here = Path(str(metadata.distribution("torch").locate_file("")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ def code_cells(notebook: Any) -> list[Any]:
 
 def kit_cell(notebook: Any) -> str:
     return next(cell.source for cell in code_cells(notebook) if "def choose_kit" in cell.source)
+
+
+def write_kernel(jupyter: Path, python: str | Path) -> None:
+    """Describe, below a folder for ``JUPYTER_PATH``, a kernel ``python3`` that an interpreter is to run."""
+    folder = jupyter / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "x", "language": "python"}))
 
 
 SMALL = [

@@ -1,16 +1,16 @@
 """A Python whose children have torch and mmsegmentation imported already.
 
-A session starts three interpreters that import torch, and that takes five times as long as the training
+A session starts four interpreters that import torch, and that takes five times as long as the training
 of a test. ``python()`` gives the path of a program to start instead of ``sys.executable``, for tests
-whose subject is not how processes start, end or are told apart: with ``-m`` and a module of the kit or
-torchrun it asks a server for a fork of itself, and lends it its descriptors, environment, arguments and
-working directory, its signals and its exit code. The kit itself is imported anew by each of them, and
-other modules run in an ordinary interpreter.
+whose subject is not how processes start, end or are told apart. With ``-m`` and a module of the kit,
+torchrun or a kernel it asks a server for a fork of itself, and lends it its descriptors, environment,
+arguments and working directory, its signals and its exit code. The kit itself is imported anew by each
+of them, and other modules run in an ordinary interpreter.
 
 What differs: the fork is no descendant of the one who started it; its ``/proc/<pid>/environ`` is the
 server's; a third-party module that nobody imports is there all the same; and a session's report has no
-pictures, which take as long as all the rest of it. Run as a program this is
-the server, which ends when its standard input does.
+pictures, which take as long as all the rest of it. Run as a program this is the server, which ends when
+its standard input does.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from typing import Any
 IMPORTED = (
     "torch", "torch._dynamo", "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",
     "torch.distributed.run", "torch.onnx", "torch.utils.cpp_extension", "mmengine.runner", "mmseg.apis",
-    "mmseg.engine", "mmseg.evaluation", "cv2", "jinja2", "matplotlib.pyplot", "PIL.Image", "psutil",
-    "yapf.yapflib.yapf_api",
+    "mmseg.engine", "mmseg.evaluation", "cv2", "ipykernel.kernelapp", "jinja2", "matplotlib.pyplot",
+    "PIL.Image", "psutil", "yapf.yapflib.yapf_api",
 )  # fmt: skip
-WARM = ("mapsage_kaggle", "torch.distributed.run")
+WARM = ("mapsage_kaggle", "torch.distributed.run", "ipykernel_launcher")
 LAUNCHER = """#!{real} -IS
 import json, os, signal, socket, sys
 
@@ -183,6 +183,7 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 def _become(request: dict[str, Any], descriptors: list[int], path: list[str], launcher: str) -> None:
     """Make this fork what an interpreter would be that was started so."""
     import numpy as np
+    import torch
 
     os.setsid()
     for target, descriptor in enumerate(descriptors):
@@ -196,6 +197,8 @@ def _become(request: dict[str, Any], descriptors: list[int], path: list[str], la
     sys.path_importer_cache.clear()
     sys.executable = launcher
     sys.argv[:] = request["arguments"]
+    threads = request["environ"].get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))
+    torch.set_num_threads(int(threads))
     np.random.seed()  # Python's own is seeded anew in every fork
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -225,7 +228,6 @@ if __name__ == "__main__":
     for imported in IMPORTED:
         importlib.import_module(imported)
     del sys.modules["torch.distributed.run"]  # which runpy is to run
-    sys.modules["torch"].set_num_threads(1)
     sys.modules["PIL.Image"].init()
     assert threading.active_count() == 1
     gc.collect()
