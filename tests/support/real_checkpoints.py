@@ -11,10 +11,21 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
+
+
+def entry_data(path: Path, name: str) -> tuple[int, int]:
+    """Return where an entry's content lies in the file, and its size."""
+    with zipfile.ZipFile(path) as archive:
+        info = next(item for item in archive.infolist() if item.filename.endswith("/" + name))
+    raw = path.read_bytes()
+    num_name, num_extra = struct.unpack_from("<2H", raw, info.header_offset + 26)
+    return info.header_offset + 30 + num_name + num_extra, info.file_size
 
 
 @functools.cache

@@ -87,7 +87,7 @@ def _start() -> str:
     with (folder / "server.txt").open("w") as log:
         server = subprocess.Popen(
             [sys.executable, __file__, str(address)], env=env, cwd=folder, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=log, text=True,
+            stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
         )  # fmt: skip
     assert server.stdin is not None and server.stdout is not None
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
