@@ -36,14 +36,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def scope(item: pytest.Item) -> str:
         return item.nodeid.rpartition("::")[0]
 
-    expected_s: Counter[str] = Counter()
+    guessed_s: Counter[str] = Counter()
+    stated_s: dict[str, float] = {}
     for item in items:
         mark = item.get_closest_marker("slow")
-        if mark is not None and "scope_s" in mark.kwargs:
-            expected_s[scope(item)] = mark.kwargs["scope_s"]
-        else:
-            expected_s[scope(item)] += 20 if mark is not None else 0
-    items.sort(key=lambda item: -expected_s[scope(item)])
+        if mark is not None:
+            guessed_s[scope(item)] += 20
+            if "scope_s" in mark.kwargs:
+                stated_s[scope(item)] = mark.kwargs["scope_s"]
+    expected_s = {**guessed_s, **stated_s}
+    items.sort(key=lambda item: -expected_s.get(scope(item), 0))
 
 
 @pytest.fixture(scope="session")

@@ -116,17 +116,17 @@ def test_the_real_proc_tells_when_this_process_began() -> None:
 # -- simulated sessions
 
 
-@pytest.mark.slow
+@pytest.mark.slow(scope_s=30)
 def test_a_real_session_ends_by_the_clock_with_everything_saved(tmp_path: Path) -> None:
     from support.standin import StandIn
 
     real = StandIn.with_scenes(tmp_path)
     real.max_iters, real.val_interval = 5000, 20
-    done = real.train("--session-limit", "90s", "--reserve", "45s")
+    done = real.train("--session-limit", "60s", "--reserve", "35s")
     assert done.returncode == 0, done.stdout + done.stderr
     record = real.record()
     assert record.stop_reason == "deadline"
-    assert record.timings_s["session"] <= 90
+    assert record.timings_s["session"] <= 60
     assert record.checkpoint is not None
     assert record.checkpoint.iteration == record.end_iteration > 0
     assert real.events("iteration")[-1].data["plan"]["sessions_left"] > 0

@@ -145,7 +145,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.mark.slow
+@pytest.mark.slow(scope_s=30)
 def test_the_wheel_holds_all_that_the_tree_holds(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {

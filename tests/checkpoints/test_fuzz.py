@@ -216,7 +216,7 @@ def original() -> bytes:
     return (real_checkpoints() / "tiny" / "iter_8.pth").read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(scope_s=50)
 @pytest.mark.parametrize("first", range(0, NUM_FILES, ROUND))
 def test_no_damaged_file_is_accepted_that_differs(original: bytes, first: int, tmp_path: Path) -> None:
     path = tmp_path / "iter_8.pth"

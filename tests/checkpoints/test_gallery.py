@@ -161,7 +161,7 @@ PICKLES: dict[str, tuple[Callable[[], bytes], str]] = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if reason == FILLS_MEMORY else ())
+        pytest.param(name, marks=pytest.mark.slow(scope_s=30) if reason == FILLS_MEMORY else ())
         for name, (_, reason) in PICKLES.items()
     ],
 )

@@ -34,7 +34,7 @@ NUM_MUTATIONS = {"quick": 20, "slow": 1000, "soak": 20_000}
 
 EFFORTS = [
     "quick",
-    pytest.param("slow", marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
+    pytest.param("slow", marks=[pytest.mark.slow(scope_s=50), pytest.mark.timeout(1200)]),
     pytest.param("soak", marks=[pytest.mark.soak, pytest.mark.timeout(0)]),
 ]
 

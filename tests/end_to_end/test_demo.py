@@ -66,7 +66,7 @@ def start_demo(out: Path, home: Path, python: str = sys.executable) -> subproces
     )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(scope_s=130)
 # Two minutes on two idle cores; the limits adapt to slower ones.
 @pytest.mark.timeout(1800)
 def test_three_sessions_end_by_their_limits_and_the_last_one_completes_the_run(tmp_path: Path) -> None:

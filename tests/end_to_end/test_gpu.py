@@ -36,7 +36,11 @@ WITH_TWO = [
     pytest.mark.skipif(NUM_GPUS < 2, reason=f"needs two CUDA devices, and there are {NUM_GPUS}"),
 ]
 ON_EITHER = pytest.mark.parametrize(
-    "gpus", [pytest.param(0, marks=pytest.mark.slow, id="cpu"), pytest.param(1, marks=WITH_GPU, id="cuda")]
+    "gpus",
+    [
+        pytest.param(0, marks=pytest.mark.slow(scope_s=50), id="cpu"),
+        pytest.param(1, marks=WITH_GPU, id="cuda"),
+    ],
 )
 ON_CUDA = pytest.mark.parametrize("gpus", [pytest.param(1, marks=WITH_GPU, id="cuda")])
 DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=WITH_GPU)])

@@ -9,7 +9,7 @@ import pytest
 from support.memory_faults import FAULTY_CONFIG, TO_ROUNDING, plant, samples
 from support.standin import StandIn
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(scope_s=25)
 
 MAX_ITERS, VAL_INTERVAL = 14, 6
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from support.standin import StandIn, differences
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(scope_s=30)
 
 MAX_ITERS = 8
 

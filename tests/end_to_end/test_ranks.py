@@ -19,7 +19,7 @@ from mapsage_kaggle.errors import TrainingError
 from mapsage_kaggle.pace import Pace
 from mapsage_kaggle.spec import ChildSpec
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(scope_s=50)
 
 HOOK = '''
 """Does harm to one rank only, once."""

@@ -20,8 +20,6 @@ from mapsage_kaggle.clock import boot_time_s
 from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE
 from mapsage_kaggle.records import ACTIVITIES
 
-pytestmark = pytest.mark.slow
-
 # Two images are left over in each epoch of six: the epochs end at 1.5, 3, 4.5, ... iterations.
 SHORT, VAL_INTERVAL = 8, 3
 
@@ -248,6 +246,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> StandIn:
     return run
 
 
+@pytest.mark.slow(scope_s=55)
 class TestSessions:
     """A run that was cut equals the run that was not, bit for bit."""
 
@@ -318,6 +317,7 @@ def whole(children: Children, tmp_path_factory: pytest.TempPathFactory) -> Stand
     )
 
 
+@pytest.mark.slow(scope_s=35)
 class TestCutAnywhere:
     """Wherever a run is cut, and however many data workers go on with it, it ends as if it had not been."""
 
@@ -350,6 +350,7 @@ class TestCutAnywhere:
         )
 
 
+@pytest.mark.slow(scope_s=40)
 class TestForgottenGenerators:
     """A generator that was forgotten would be noticed: each is broken in turn, and the comparison fails."""
 
@@ -386,6 +387,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.mark.slow(scope_s=35)
 class TestStockCheckpoints:
     """Checkpoints that stock mmengine made go on with all that can be kept, and what cannot is said."""
 

@@ -28,7 +28,7 @@ from mapsage_kaggle.training.prepare import discover, prepare
 from mapsage_kaggle.training.session import SessionRun
 from mapsage_kaggle.training.supervisor import Supervisor
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(scope_s=60)
 
 MAX_ITERS = 16
 # Validation at 5 gives the best score of all, so that every later session has a worse one.

@@ -158,7 +158,7 @@ def test_an_old_checkpoint_gets_the_verdict_that_it_had(
 # --- gone on with ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.slow(scope_s=70)
 def test_an_attached_old_output_is_gone_on_with_to_the_end(resumed: Kaggle) -> None:
     record = read_json(resumed.work_dir / "session.json")
     check_third_session(record)

@@ -204,7 +204,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(Path(folder, f"rank{rank}.pth"), weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(scope_s=20)
 @pytest.mark.parametrize("case", ["avg_non_ignore", "other micro-batches"])
 def test_two_ranks_take_the_step_of_one(two_ranks: list[dict[str, Any]], case: str) -> None:
     decode, auxiliary, _, _ = RANK_CASES[case]

@@ -155,7 +155,7 @@ def _rank(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(scope_s=5)
 def test_two_ranks_count_what_one_counts_and_a_repeated_image_once(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
     seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]

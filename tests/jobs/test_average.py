@@ -117,7 +117,7 @@ def subject(folder: Path) -> Any:
     return open_subject(ModelOptions(config=DEMO, checkpoint=file), paths=paths)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(scope_s=10)
 def test_the_command_writes_weights_with_their_origin_and_measures_the_parents_too(
     tmp_path: Path,
 ) -> None:

@@ -157,7 +157,7 @@ def evaluate(stand: StandIn, *arguments: str | Path) -> subprocess.CompletedProc
     return stand.run("evaluate", DEMO, *arguments, "--threads", "1", "--device", "cpu")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(scope_s=25)
 def test_a_killed_evaluation_goes_on_and_ends_as_one_that_was_not(there: StandIn) -> None:
     checkpoint = there.root / "best_1.pth"
     whole = evaluate(there, checkpoint, "--json", "--work-dir", there.root / "working" / "uncut")

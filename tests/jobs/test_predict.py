@@ -439,7 +439,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.slow(scope_s=45)
 def test_a_submission_holds_each_test_image_in_values_of_the_benchmark(
     tmp_path: Path, root: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

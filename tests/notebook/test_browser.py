@@ -28,7 +28,7 @@ from mapsage_kaggle.events import Event, read_events
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import SessionRecord
 
-pytestmark = [pytest.mark.slow]
+pytestmark = pytest.mark.slow(scope_s=150)
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = Path("/usr/bin/chromium")

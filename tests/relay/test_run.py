@@ -189,7 +189,7 @@ def start_and_kill(rig: Rig, *more: str, at: int, when: str) -> Ended:
     return ended
 
 
-@pytest.mark.slow
+@pytest.mark.slow(scope_s=75)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_relay_killed_at_any_request_and_started_again_pushes_nothing_twice(rig: Rig, when: str) -> None:
     for at in range(2, 300, 13):

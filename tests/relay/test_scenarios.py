@@ -270,7 +270,7 @@ SCENARIOS: dict[str, Scenario] = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.slow(scope_s=110)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_relay_comes_through(name: str, tmp_path: Path) -> None:
     scenario = SCENARIOS[name]

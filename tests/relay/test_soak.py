@@ -74,7 +74,7 @@ def test_random_weeks_break_no_promise(first: int, tmp_path: Path) -> None:
             raise AssertionError(f"week {seed}: {error}") from error
 
 
-@pytest.mark.slow
+@pytest.mark.slow(scope_s=15)
 @pytest.mark.parametrize("seed", range(5))
 def test_a_random_week_breaks_no_promise(seed: int, tmp_path: Path) -> None:
     with week(tmp_path) as found:

@@ -478,7 +478,7 @@ def test_an_installed_kit_says_that_it_takes_a_checkout(tmp_path: Path) -> None:
 # -- the real one
 
 
-@pytest.mark.slow
+@pytest.mark.slow(scope_s=130)
 def test_the_bundle_is_complete_small_and_the_same_every_time(real_bundle: Path, tmp_path: Path) -> None:
     manifest = BundleManifest.read(real_bundle / BUNDLE_MANIFEST)
     there = {str(path.relative_to(real_bundle)) for path in real_bundle.rglob("*") if path.is_file()}

@@ -381,7 +381,7 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory, real_bundle: Path) -> P
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.slow(scope_s=110)
 def test_the_wheels_of_the_stack_are_pure_python(wheelhouse: Path) -> None:
     for name in STACK:
         (wheel,) = wheelhouse.glob(f"{name.replace('-', '_')}-*.whl")

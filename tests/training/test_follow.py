@@ -71,7 +71,7 @@ def test_what_a_dead_supervisor_left_is_over_once_the_folder_is_free(tmp_path: P
     assert not follower.supervised
 
 
-@pytest.mark.slow
+@pytest.mark.slow(scope_s=15)
 def test_a_training_in_a_terminal_is_followed_saved_and_stopped_from_here(tmp_path: Path) -> None:
     stand_in = StandIn.with_scenes(tmp_path, max_iters=4000, val_interval=2000, cold=True)
     process = stand_in.start("--session-limit", "10m", "--reserve", "10s")

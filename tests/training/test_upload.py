@@ -498,7 +498,7 @@ def test_kaggles_own_client_without_a_server_fails_in_words_without_addresses(
 # -- the whole of it
 
 
-@pytest.mark.slow
+@pytest.mark.slow(scope_s=25)
 def test_a_run_goes_on_from_an_upload_alone_after_its_session_was_killed(
     tmp_path: Path, remote: Path
 ) -> None:

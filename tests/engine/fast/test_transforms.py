@@ -305,7 +305,7 @@ def test_real_tiles_are_the_same_bit_for_bit(loveda: Path, tmp_path: Path) -> No
     assert_same_samples(REAL_WHOLE, infos, range(10), tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(scope_s=20)
 @pytest.mark.parametrize(
     ("pipeline", "num_seeds"),
     [
