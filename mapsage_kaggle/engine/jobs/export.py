@@ -423,7 +423,7 @@ def _sizes_kept_free() -> Iterator[None]:
     pool = functional.adaptive_avg_pool2d
     wrappers.int = torch.sym_int
     functional.adaptive_avg_pool2d = deterministic.adaptive_avg_pool2d
-    deterministic._bins = bins.__wrapped__  # type: ignore[assignment]  # keeps none for the next time
+    deterministic._bins = bins.__wrapped__  # keeps none for the next time
     try:
         yield
     finally:
