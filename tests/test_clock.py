@@ -97,6 +97,12 @@ def test_a_start_that_cannot_be_the_containers_is_not_believed(tmp_path: Path, c
     assert clock.elapsed_s() == pytest.approx(3.0)
 
 
+def test_a_start_after_now_counts_as_now(tmp_path: Path) -> None:
+    proc = proc_with(tmp_path, _1=7000.0, self=6000.0)
+    clock = SessionClock.for_this_session(environ=ON_KAGGLE, proc=proc, now=lambda: 5003.0)
+    assert clock.elapsed_s() == 0.0
+
+
 def test_without_proc_a_session_begins_now(tmp_path: Path) -> None:
     assert process_start_s(1, proc=tmp_path) is None
     clock = SessionClock.for_this_session(environ=ON_KAGGLE, proc=tmp_path, now=lambda: 77.0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from support.configs import CONFIGS, patched, small, wrapped
 
-from mapsage_kaggle.config.fingerprint import fingerprint
+from mapsage_kaggle.config.fingerprint import DEFAULT_SEED, fingerprint
 from mapsage_kaggle.config.reading import read_config
 
 
@@ -87,6 +89,27 @@ def test_each_of_several_data_sets_counts_in_the_fingerprint() -> None:
     cfg, other = wrapped("ConcatDataset"), wrapped("ConcatDataset")
     other["train_dataloader"]["dataset"]["datasets"][0]["pipeline"] = []
     assert fingerprint(cfg) != fingerprint(other)
+
+
+def test_a_seed_that_is_left_out_is_the_one_that_is_taken_then() -> None:
+    cfg = read_config(CONFIGS / "demo.py")
+    cfg["randomness"] = {}
+    left_out = fingerprint(cfg)
+    cfg["randomness"] = {"seed": None}
+    assert fingerprint(cfg) == left_out
+    cfg["randomness"] = {"seed": DEFAULT_SEED}
+    assert fingerprint(cfg) == left_out
+    cfg["randomness"] = {"seed": DEFAULT_SEED + 1}
+    assert fingerprint(cfg) != left_out
+
+
+def test_values_without_a_name_of_their_own_count_by_what_they_are() -> None:
+    cfg = read_config(CONFIGS / "demo.py")
+    prints = set()
+    for value in (Path("a"), Path("b"), len, max):
+        cfg["model"]["decode_head"]["extra"] = value
+        prints.add(fingerprint(cfg))
+    assert len(prints) == 4
 
 
 def test_how_often_a_data_set_is_repeated_does_not_count() -> None:
