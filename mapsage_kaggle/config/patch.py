@@ -62,7 +62,6 @@ class ConfigPatch:
         best_rules: ``greater`` or ``less`` by metric, where the config says so.
         val_interval: Iterations between validations; 0 where the config does not validate.
         fingerprint: What makes two configs the same run.
-        exactness: What keeps a resume from being exact, one line each; empty where nothing does.
         precision: What is computed in, ``float32``, ``float16`` or ``bfloat16``.
         chose_half: Whether that is half precision by the kit's choice, not the config's or a person's.
         norms_in_step: Whether all ranks make as many passes, so that norms can look at all of their parts.
@@ -80,7 +79,6 @@ class ConfigPatch:
     best_rules: Mapping[str, str] = field(default_factory=dict)
     val_interval: int
     fingerprint: str
-    exactness: tuple[str, ...] = ()
     precision: str = "float32"
     chose_half: bool = False
     norms_in_step: bool = True
@@ -207,7 +205,6 @@ def plan_patch(cfg: Mapping[str, Any] | Config, source: Path, facts: PatchContex
         best_rules=dict(zip(names, as_list(rules), strict=False)) if rules else {},
         val_interval=val_interval if cfg.get("val_cfg") is not None else 0,
         fingerprint=fingerprint(cfg),
-        exactness=tuple(planner.exactness),
         precision=_precision_of(planner),
         chose_half=chose_half,
         norms_in_step=norms_in_step,

@@ -37,7 +37,6 @@ class Planner:
         self._cfg = cfg
         self.changes: list[Change] = []
         self.warnings: list[str] = []
-        self.exactness: list[str] = []
 
     def get(self, key: str, default: Any = None) -> Any:
         value = self._lookup(key)

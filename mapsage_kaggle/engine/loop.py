@@ -18,7 +18,7 @@ from mapsage_kaggle.engine.buffers import keep_in_backward
 from mapsage_kaggle.engine.fast.prediction import quick_prediction
 from mapsage_kaggle.engine.overflow import OverflowWatch
 from mapsage_kaggle.engine.ranks import core_model
-from mapsage_kaggle.engine.remembering import caller, who_sets
+from mapsage_kaggle.engine.remembering import who_sets
 from mapsage_kaggle.engine.sampling import PositionBatches
 from mapsage_kaggle.engine.validation_memory import less_memory
 from mapsage_kaggle.errors import TrainingError
@@ -85,7 +85,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
 
     @stop_training.setter
     def stop_training(self, value: bool) -> None:
-        self.stopped_by = who_sets(caller()) if value else ""
+        self.stopped_by = who_sets() if value else ""
 
     def run(self) -> torch.nn.Module:
         """Train until ``max_iters`` or until the session has to end."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from types import FrameType
 from typing import Any
 
 from mmengine.hooks import EarlyStoppingHook, Hook
@@ -40,7 +39,7 @@ class HookMemory:
             name = type(hook).__name__
             count[name] += 1
             self._hooks[name if count[name] == 1 else f"{name}#{count[name]}"] = hook
-        self._seen: dict[str, str] = {}
+        self._seen: dict[tuple[str, str], str] | None = None
 
     def note(self, hub: MessageHub) -> None:
         """Note in the message hub, which checkpoints hold, what hooks remember now."""
@@ -76,38 +75,33 @@ class HookMemory:
 
     def watch(self) -> tuple[str, ...]:
         """Return what is to be said of hooks whose attributes have changed since this was called first."""
-        found: list[str] = []
-        before, self._seen = self._seen, self._seen or {"": ""}
-        for name, hook in self._hooks.items():
-            mine = own_attributes(hook)
-            if not mine or _has_methods(hook):
-                continue
-            carried = _carried(hook)
-            for attribute, value in mine.items():
-                key, now = f"{name}.{attribute}", digest(value)
-                if not before:
-                    self._seen[key] = now
-                elif attribute not in carried and before.get(key) != now:
-                    found.append(
-                        f"{name} keeps {attribute} in an attribute, which no checkpoint holds (give it "
-                        "state_dict and load_state_dict)"
-                    )
-        return tuple(found)
+        now = {
+            (name, attribute): digest(value)
+            for name, hook in self._hooks.items()
+            if not _has_methods(hook)
+            for attribute, value in own_attributes(hook).items()
+            if attribute not in _carried(hook)
+        }
+        if self._seen is None:
+            self._seen = now
+        return tuple(
+            f"{name} keeps {attribute} in an attribute, which no checkpoint holds (give it state_dict and "
+            "load_state_dict)"
+            for (name, attribute), value in now.items()
+            if self._seen.get((name, attribute)) != value
+        )
 
 
-def who_sets(frame: FrameType | None) -> str:
-    """Return who ends training early by setting a flag, and why as far as it says: for a sentence's end."""
+def who_sets() -> str:
+    """Return who has called the setter that calls this, and why as far as it says: for a sentence's end."""
+    frame = inspect.currentframe()
+    for _ in range(2):  # this function and the setter
+        frame = frame.f_back if frame is not None else None
     if frame is None:
         return "somebody"
     owner, why = frame.f_locals.get("self"), frame.f_locals.get("message")
     name = frame.f_code.co_name if owner is None else type(owner).__name__
     return f"{name}: {why.strip().rstrip('.')}" if isinstance(why, str) and why.strip() else name
-
-
-def caller() -> FrameType | None:
-    """Return the frame that called the function which calls this."""
-    here = inspect.currentframe()
-    return here.f_back.f_back if here is not None and here.f_back is not None else None
 
 
 def _has_methods(hook: Hook) -> bool:

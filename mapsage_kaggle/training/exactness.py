@@ -49,7 +49,6 @@ def exactness_of(
         difference=before.difference if same_session else None,
     )
     reasons = [*(before.reasons or ())] if same_session else []
-    reasons += patch.exactness
     if facts.on_gpu and not facts.deterministic:
         reasons.append("GPU kernels may add in another order (train with --deterministic to forbid it)")
     inspection = prepared.discovery.choice.inspection
