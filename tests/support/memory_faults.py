@@ -22,6 +22,7 @@ model = dict(
 FAULTY = '''
 """A segmentor and an optimizer that run out of memory inside a chosen phase, once each."""
 import json
+import traceback
 from pathlib import Path
 import torch
 from mmengine.logging import MessageHub
@@ -43,12 +44,17 @@ def is_due(phase):
     marker.touch()
     return True
 
+def is_measured():
+    return any(frame.name == "measure" for frame in traceback.extract_stack(limit=16))
+
 def full(*_):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
 
 @MODELS.register_module()
 class Faulty(EncoderDecoder):
     def loss(self, inputs, data_samples):
+        if is_measured():  # whether the device repeats: no part of training
+            return super().loss(inputs, data_samples)
         seen = [(Path(s.img_path).name, float(i.double().sum())) for s, i in zip(data_samples, inputs)]
         with (FOLDER / "seen.jsonl").open("a") as stream:
             stream.write(json.dumps(dict(iteration=now(), images=seen)) + "\\n")
