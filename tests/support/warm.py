@@ -27,6 +27,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def _start() -> str:
         return sys.executable
     folder = Path(tempfile.mkdtemp(prefix="warm-"))
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+    env["OMP_WAIT_POLICY"] = "PASSIVE"  # read once, when the library is loaded
     env.pop("PYTHONPATH", None)
     address = folder / "socket"
     with (folder / "server.txt").open("w") as log:
@@ -133,7 +135,11 @@ def _serve(address: str, ready_end: int) -> tuple[dict[str, Any], list[int]]:
             os.read(read_end, 4096)
         if listener in ready:
             connection, _ = listener.accept()
-            request, descriptors = _receive(connection)
+            try:
+                request, descriptors = _receive(connection)
+            except (OSError, ValueError):  # its launcher was killed meanwhile
+                connection.close()
+                continue
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
@@ -146,37 +152,35 @@ def _serve(address: str, ready_end: int) -> tuple[dict[str, Any], list[int]]:
             for descriptor in descriptors:
                 os.close(descriptor)
             asking[pid] = connection
-            connection.sendall(f"{pid}\n".encode())
+            _tell(connection, pid)
         for pid in [pid for pid, connection in asking.items() if connection in ready]:
             _kill(pid)  # its launcher is gone
         for pid in list(asking):
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
-                connection = asking.pop(pid)
-                _say(connection, os.waitstatus_to_exitcode(status))
+                with asking.pop(pid) as connection:
+                    _tell(connection, os.waitstatus_to_exitcode(status))
 
 
-def _say(connection: socket.socket, code: int) -> None:
-    with connection:
-        try:
-            connection.sendall(f"{code}\n".encode())
-        except OSError:
-            return
+def _tell(connection: socket.socket, number: int) -> None:
+    with suppress(OSError):  # its launcher is gone
+        connection.sendall(f"{number}\n".encode())
 
 
 def _kill(pid: int) -> None:
     for kill in (os.killpg, os.kill):
-        try:
+        with suppress(ProcessLookupError):
             kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     header, descriptors, _, _ = socket.recv_fds(connection, 8, 3)
     content, length = b"", int.from_bytes(header, "big")
     while len(content) < length:
-        content += connection.recv(length - len(content))
+        part = connection.recv(length - len(content))
+        if not part:
+            break
+        content += part
     return json.loads(content), descriptors
 
 
