@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from support import warm
 
 from mapsage_kaggle.demo import MARKER, NUM_SESSIONS, Speed, StandIn, demo
 from mapsage_kaggle.display.history import read_sessions
@@ -55,10 +54,10 @@ def test_sources_are_mounted_read_only_in_either_layout(
             assert file.parent.stat().st_mode & 0o222 == 0
 
 
-def start_demo(out: Path, home: Path, python: str = sys.executable) -> subprocess.Popen[str]:
+def start_demo(out: Path, home: Path) -> subprocess.Popen[str]:
     home.mkdir()
     return subprocess.Popen(
-        [python, "-m", "mapsage_kaggle", "demo", "--out", str(out)],
+        [sys.executable, "-m", "mapsage_kaggle", "demo", "--out", str(out)],
         env={**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -66,12 +65,12 @@ def start_demo(out: Path, home: Path, python: str = sys.executable) -> subproces
     )
 
 
-@pytest.mark.slow(scope_s=130)
-# Two minutes on two idle cores; the limits adapt to slower ones.
+@pytest.mark.slow(scope_s=260)
+# Four minutes on two idle cores; the limits adapt to slower ones.
 @pytest.mark.timeout(1800)
 def test_three_sessions_end_by_their_limits_and_the_last_one_completes_the_run(tmp_path: Path) -> None:
     out, home = tmp_path / "demo", tmp_path / "home"
-    process = start_demo(out, home, warm.python())
+    process = start_demo(out, home)
     text, _ = process.communicate()
     assert process.returncode == 0, text
 
