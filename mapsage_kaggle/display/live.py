@@ -338,10 +338,12 @@ class LiveView:
     # -- the thread
 
     def _keep_up(self) -> None:
-        while not self._closed.is_set():
+        closing = False
+        while not closing:
             self._closed.wait(MIN_S)
             self._changed.wait(IDLE_S - MIN_S)
             self._changed.clear()
+            closing = self._closed.is_set()  # before it is drawn, so that what came last is
             self._draw()
 
     def _draw(self) -> None:
