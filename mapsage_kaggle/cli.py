@@ -90,6 +90,10 @@ def _add_training(add: _Add) -> None:
     report.add_argument("--language", default="en", metavar="en|zh", help="of its words (en)")
     report.add_argument("--out", type=Path, metavar="FOLDER", help="where to (the newest work dir)")
 
+    auditor = add("audit", _audit, "Check whether a run's sessions are one chain, and what that proves.")
+    auditor.add_argument("folders", nargs="+", type=Path, metavar="DIR")
+    _json(auditor)
+
 
 def _add_evaluation(add: _Add) -> None:
     evaluator = add(
@@ -417,13 +421,24 @@ def _report(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _audit(arguments: argparse.Namespace) -> int:
+    from mapsage_kaggle.display.audit import audit_folders, audit_text
+
+    found = audit_folders(arguments.folders)
+    if arguments.json:
+        _print_json(found.to_json())
+    else:
+        _say(audit_text(found))
+    return EXIT_DONE if found.chain == "unbroken" else EXIT_CHECKPOINT
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.display.evaluated import evaluation_text
     from mapsage_kaggle.display.jobs import JobProgress
     from mapsage_kaggle.jobs.evaluate import evaluate
     from mapsage_kaggle.jobs.subject import open_subject
 
-    subject = open_subject(_model_with_data(arguments, arguments.config, arguments.checkpoint))
+    subject = open_subject(_model_options(arguments, arguments.config, arguments.checkpoint))
     options = _evaluation_options(arguments)
     with JobProgress("images") as progress:
         found = evaluate(subject, options, against=arguments.against, on_event=progress.take)
@@ -448,7 +463,7 @@ def _average(arguments: argparse.Namespace) -> int:
     config = arguments.config or WorkDir(first.parent).config
     if not config.is_file():
         raise UsageError(f"There is no config at {config}.", "Name the run's config with --config.")
-    subject = open_subject(_model_with_data(arguments, config, first))
+    subject = open_subject(_model_options(arguments, config, first))
     options = _evaluation_options(arguments)
     with JobProgress("images") as progress:
         found = average(
@@ -501,8 +516,9 @@ def _predict(arguments: argparse.Namespace) -> int:
         value_range=tuple(arguments.value_range) if arguments.value_range else None,
         fast=not arguments.no_fast,
     )
+    model = _model_options(arguments, arguments.config, arguments.checkpoint, needs_data=False)
     with JobProgress("images") as progress:
-        found = predict(_model_options(arguments), options, progress.take)
+        found = predict(model, options, progress.take)
     _say(prediction_text(found))
     return EXIT_USAGE if found.refused else EXIT_DONE
 
@@ -638,23 +654,6 @@ def _demo(arguments: argparse.Namespace) -> int:
 # -- small things
 
 
-def _model_with_data(arguments: argparse.Namespace, config: Path, checkpoint: Path | None) -> Any:
-    from mapsage_kaggle.jobs.subject import ModelOptions
-
-    return ModelOptions(
-        config=config,
-        checkpoint=checkpoint,
-        run=getattr(arguments, "run", None),
-        work_dir=arguments.work_dir,
-        overrides=tuple(arguments.overrides),
-        device=arguments.device,
-        threads=arguments.threads,
-        code=tuple(map(Path, arguments.code)),
-        pass_env=tuple(arguments.pass_env),
-        needs_data=True,
-    )
-
-
 def _evaluation_options(arguments: argparse.Namespace) -> Any:
     from mapsage_kaggle.jobs.evaluate import EvaluationOptions
 
@@ -670,17 +669,22 @@ def _evaluation_options(arguments: argparse.Namespace) -> Any:
     )
 
 
-def _model_options(arguments: argparse.Namespace) -> Any:
+def _model_options(
+    arguments: argparse.Namespace, config: Path, checkpoint: Path | None, *, needs_data: bool = True
+) -> Any:
     from mapsage_kaggle.jobs.subject import ModelOptions
 
     return ModelOptions(
-        config=arguments.config,
-        checkpoint=arguments.checkpoint,
+        config=config,
+        checkpoint=checkpoint,
+        run=getattr(arguments, "run", None),
+        work_dir=getattr(arguments, "work_dir", None),
         overrides=tuple(arguments.overrides),
         device=arguments.device,
         threads=arguments.threads,
         code=tuple(map(Path, arguments.code)),
         pass_env=tuple(arguments.pass_env),
+        needs_data=needs_data,
     )
 
 

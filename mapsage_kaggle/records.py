@@ -9,7 +9,7 @@ import json
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ training before its last iteration, if anything has, and which samples it was tr
 PACKED = "earlier.zip"
 """In the history: the files of sessions that are long over."""
 MAX_MEMBER_BYTES, MAX_PACKED_BYTES = 20_000_000, 100_000_000
+GRADES = ("bitwise", "rounding", "not shown", "neither")
+"""How far a session equals an uninterrupted run, best first: bit for bit, to rounding, unseen, neither."""
+NOT_SHOWN = GRADES[2]
 CUT_OFF = "No end is recorded: the session was cut off. What was proven until then is safe."
 
 
@@ -145,6 +148,7 @@ class Exactness:
 
     Attributes:
         bitwise: Whether it does bit for bit.
+        grade: How far it does, one of ``GRADES``.
         reasons: Why not, one sentence each.
         ranks: Over how many each batch is split.
         micro_batch: Images of it per forward pass and rank.
@@ -160,6 +164,7 @@ class Exactness:
     """
 
     bitwise: bool | None = None
+    grade: str | None = None
     reasons: tuple[str, ...] | None = None
     ranks: int | None = None
     micro_batch: int | None = None
@@ -186,21 +191,29 @@ class Exactness:
         """
         found = cls(
             **_known(
-                document, bitwise=bool, reasons=list, ranks=int, micro_batch=int, split=list,
+                document, bitwise=bool, grade=str, reasons=list, ranks=int, micro_batch=int, split=list,
                 device=str, precision=str, torch=str, cudnn=int, threads=int, repeatable=bool,
                 difference=float,
             )
         )  # fmt: skip
         if found.difference is not None:
             schema.number(found.difference, "difference", 0.0, 1e300)
+        if found.grade is not None:
+            schema.one_of(found.grade, "grade", GRADES)
         return found
 
-    def less(self, reasons: Sequence[str]) -> Exactness:
-        """Return a copy with more reasons why it does not; with none, a copy as it is."""
+    def less(self, reasons: Sequence[str], grade: str) -> Exactness:
+        """Return a copy with more reasons why it does not, by which it does as far as ``grade`` at most."""
         if not reasons:
             return self
         told = tuple(dict.fromkeys((*(self.reasons or ()), *reasons)))
-        return dataclasses.replace(self, bitwise=False, reasons=told)
+        least = worst(filter(None, (self.grade, grade)))
+        return dataclasses.replace(self, bitwise=False, grade=least, reasons=told)
+
+
+def worst(grades: Iterable[str]) -> str:
+    """Return the least of some ``GRADES``; of none, the best."""
+    return max(grades, key=GRADES.index, default=GRADES[0])
 
 
 def _known(document: Mapping[str, Any], **kinds: type) -> dict[str, Any]:

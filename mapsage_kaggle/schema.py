@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 MAX_ITERATION = 10**9
@@ -43,6 +43,12 @@ def text(value: Any, what: str, most: int = MAX_NAME) -> str:
     if isinstance(value, str) and len(value) <= most:
         return value
     raise _wrong(value, what, f"a text of at most {most} characters")
+
+
+def one_of(value: Any, what: str, known: Collection[str]) -> str:
+    if isinstance(value, str) and value in known:
+        return value
+    raise _wrong(value, what, f"one of {', '.join(known)}")
 
 
 def plain_name(value: Any, what: str) -> str:

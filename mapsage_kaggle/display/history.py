@@ -41,18 +41,23 @@ class PastSession:
         return [event for event in self.events if event.event in kinds]
 
 
-def read_sessions(folders: Sequence[Path]) -> list[PastSession]:
+def read_sessions(folders: Sequence[Path], *, forks: bool = False) -> list[PastSession]:
     """Return the sessions that some work dirs know of, oldest first, each once.
 
     The last session's output alone is enough: it carries the earlier records and events in
     ``history/``. A session is told by its run and its number; where several copies of its record
     are found, the one that got furthest counts. Records that cannot be read are passed over.
+
+    Args:
+        folders: Work dirs, or folders with work dirs below them.
+        forks: Whether sessions with one number that began at different times are several.
     """
-    found: dict[tuple[str, int, bool], PastSession] = {}
+    found: dict[tuple[str, int, bool, float], PastSession] = {}
     for session in _all_sessions(folders):
         # A refusal takes no number of its own.
         refused = session.record.stop_reason == "refused"
-        key = (session.record.run_id, session.record.session_index, refused)
+        began_s = session.record.started_s if forks else 0.0
+        key = (session.record.run_id, session.record.session_index, refused, began_s)
         known = found.get(key)
         if known is None or _weight(session) > _weight(known):
             found[key] = session

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mapsage_kaggle.events import Event
-from mapsage_kaggle.records import STOP_REASONS, SessionRecord
+from mapsage_kaggle.records import GRADES, STOP_REASONS, SessionRecord
 
 _Check = Callable[[Any], bool]
 _MAX_COUNT = 10**9
@@ -126,7 +126,9 @@ _OF_RECORDS: Mapping[str, _Check] = {
     "data": lambda value: isinstance(value, Mapping),
     "versions": lambda value: isinstance(value, Mapping),
     "learned": lambda value: isinstance(value, Mapping),
-    "exactness": _if_there(bitwise=_flag, reasons=_each(_text), split=_each(_text)),
+    "exactness": _if_there(
+        bitwise=_flag, grade=lambda value: value in GRADES, reasons=_each(_text), split=_each(_text)
+    ),
     "timings_s": _by_name(_or_none(_moment)),
     "previous": _each(lambda value: isinstance(value, Mapping)),
     "message": _text,

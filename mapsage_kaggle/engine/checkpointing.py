@@ -168,9 +168,9 @@ class SessionCheckpoints:
         self._saved_iteration = iteration
         self.observed.look()
 
-    def not_exact(self, *reasons: str) -> None:
+    def not_exact(self, reason: str, *, grade: str = "neither") -> None:
         """Have the record say why a resume equals no uninterrupted run; before training, at once."""
-        self.observed.add(*reasons)
+        self.observed.add(reason, grade=grade)
         self.refresh_seen()
 
     def refresh_seen(self) -> None:

@@ -10,7 +10,7 @@ from mmengine.logging import MessageHub
 from mapsage_kaggle.engine.contents import DataChange, TrainingData
 from mapsage_kaggle.engine.remembering import HookMemory
 from mapsage_kaggle.engine.repeating import Repetition
-from mapsage_kaggle.records import DATA_KEY, STOPPED_BY_KEY, SessionRecord
+from mapsage_kaggle.records import DATA_KEY, GRADES, NOT_SHOWN, STOPPED_BY_KEY, SessionRecord, worst
 from mapsage_kaggle.spec import ChildSpec
 
 
@@ -26,6 +26,7 @@ class Observed:
         self._memory: HookMemory | None = None
         self._data: TrainingData | None = None
         self._reasons: tuple[str, ...] = ()
+        self._grade = GRADES[0]
         self._changes: tuple[str, ...] = ()
         self._repetition: Repetition | None = None
 
@@ -67,21 +68,24 @@ class Observed:
             return ""
         apart = f"up to {seen.difference:.3g} apart"
         found = f"{device} computed two different gradients from the same state, {apart}"
-        self.add(found)
-        if device != "CPU" and not self._spec.deterministic:
+        is_wrong = device == "CPU" or self._spec.deterministic
+        self.add(found, grade="neither" if is_wrong else "rounding")
+        if not is_wrong:
             return ""
         return (
             f"{found}, with deterministic algorithms alone: it computes wrongly. Train on another machine, "
             "and trust no result of this one."
         )
 
-    def add(self, *reasons: str) -> None:
-        """Add reasons why a resume equals no uninterrupted run."""
-        self._reasons = tuple(dict.fromkeys((*self._reasons, *reasons)))
+    def add(self, *reasons: str, grade: str = "neither") -> None:
+        """Add reasons why a resume equals an uninterrupted run as far as ``grade`` at most."""
+        if reasons:
+            self._reasons = tuple(dict.fromkeys((*self._reasons, *reasons)))
+            self._grade = worst((self._grade, grade))
 
     def told_in(self, record: SessionRecord) -> SessionRecord:
         """Return a record with what has been seen."""
-        exactness, seen = record.exactness.less(self._reasons), self._repetition
+        exactness, seen = record.exactness.less(self._reasons, self._grade), self._repetition
         if seen is not None:
             exactness = replace(exactness, repeatable=seen.repeatable, difference=seen.difference)
         return record.evolve(
@@ -92,5 +96,5 @@ class Observed:
 
     def _tell(self, change: DataChange) -> DataChange:
         self._changes += change.lines
-        self.add(*filter(None, [change.reason]))
+        self.add(*filter(None, [change.reason]), grade="neither" if change.message else NOT_SHOWN)
         return change

@@ -25,7 +25,14 @@ from mapsage_kaggle.errors import DataError
 from mapsage_kaggle.events import Event, EventKind, EventLog
 from mapsage_kaggle.pace import Pace, SessionPlan, week_start_s
 from mapsage_kaggle.paths import WorkDir
-from mapsage_kaggle.records import ACTIVITIES, FINGERPRINT_KEY, RUN_ID_KEY, SessionRecord, early_text
+from mapsage_kaggle.records import (
+    ACTIVITIES,
+    FINGERPRINT_KEY,
+    NOT_SHOWN,
+    RUN_ID_KEY,
+    SessionRecord,
+    early_text,
+)
 from mapsage_kaggle.spec import ChildSpec
 
 VALIDATION_TOLD_EVERY_S = 5.0
@@ -476,7 +483,7 @@ def _draw_twice(session: WorkerSession, runner: Runner, iteration: int) -> None:
     except Exception as error:  # noqa: BLE001 - a pipeline may raise anything, and training will say it
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         session.checkpoints.not_exact(
-            f"it was not seen whether samples follow from their positions: {reason}"
+            f"it was not seen whether samples follow from their positions: {reason}", grade=NOT_SHOWN
         )
         return
     for name in names:

@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from mapsage_kaggle.checkpoints.audit import Difference, differences
 from mapsage_kaggle.config.split import split_differences
-from mapsage_kaggle.records import Exactness
+from mapsage_kaggle.records import GRADES, Exactness
 from mapsage_kaggle.training.prepare import Prepared, device_of
-
-_COMPUTED_WITH = {
-    "device": "device",
-    "precision": "precision",
-    "torch": "version of torch",
-    "cudnn": "version of cuDNN",
-    "threads": "number of CPU threads",
-}
-"""What changes the bits of a sum, as the record names it and as a person reads it."""
 
 
 def exactness_of(
@@ -48,45 +40,29 @@ def exactness_of(
         repeatable=before.repeatable if same_session else None,
         difference=before.difference if same_session else None,
     )
-    reasons = [*(before.reasons or ())] if same_session else []
+    now = replace(now, bitwise=True, grade=GRADES[0], reasons=())
+    if same_session:
+        now = now.less(before.reasons or (), before.grade or "neither")
+    for grade, reason in _found(prepared, before, now, versions, same_session=same_session):
+        now = now.less([reason], grade)
+    return now
+
+
+def _found(
+    prepared: Prepared, before: Exactness, now: Exactness, versions: Mapping[str, str], *, same_session: bool
+) -> list[Difference]:
+    facts, patch, choice = prepared.facts, prepared.patch, prepared.discovery.choice
+    found: list[Difference] = []
     if facts.on_gpu and not facts.deterministic:
-        reasons.append("GPU kernels may add in another order (train with --deterministic to forbid it)")
-    inspection = prepared.discovery.choice.inspection
-    if facts.action == "resume" and inspection is not None and inspection.run_id is None:
-        reasons.append("the checkpoint was made by stock mmengine, which walks the data in another order")
-        if inspection.seed is None:
-            reasons.append(f"the checkpoint does not say its seed; the config's is taken ({patch.seed})")
-    if facts.action == "resume":
-        record = prepared.discovery.choice.record
-        reasons += _other_versions(record.versions if record else {}, versions)
-        for name, word in _COMPUTED_WITH.items():
-            then, here = getattr(before, name), getattr(now, name)
-            if then is not None and here is not None and then != here:
-                reasons.append(f"the {word} was {then} before, and is {here} now")
-    ranks = facts.world_size if before.ranks is None else before.ranks
-    micro_batch = patch.micro_batch if before.micro_batch is None else before.micro_batch
-    if facts.action == "resume" and (ranks, micro_batch) != (facts.world_size, patch.micro_batch):
-        equal = "; the two differ by more than rounding" if split else ": equal to rounding"
-        reasons.append(
-            f"each batch was split into {micro_batch} image(s) on {ranks} rank(s), "
-            f"and now into {patch.micro_batch} on {facts.world_size}{equal}"
-        )
-    return replace(now, bitwise=not reasons, reasons=tuple(dict.fromkeys(reasons)))
-
-
-def _other_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return what is of another version than in the session before; torch's is compared like the device."""
-    if not before:
-        return ["no record says which kit and which versions computed before"]
-    told = []
-    for name in {**before, **now}:
-        if name not in ("kit_commit", "torch") and before.get(name) != now.get(name):
-            then, here = (_version(versions, name) for versions in (before, now))
-            told.append(f"{name} was {then} before, and is {here} now")
-    return told
-
-
-def _version(versions: Mapping[str, str], name: str) -> str:
-    commit = versions.get("kit_commit") if name == "kit" else None
-    found = versions.get(name, "absent")[:12]
-    return f"{found} (commit {commit[:12]})" if commit else found
+        reason = "GPU kernels may add in another order (train with --deterministic to forbid it)"
+        found.append(("rounding", reason))
+    if facts.action != "resume":
+        return found
+    if choice.inspection is not None and choice.inspection.run_id is None:
+        reason = "the checkpoint was made by stock mmengine, which walks the data in another order"
+        found.append(("neither", reason))
+        if choice.inspection.seed is None:
+            reason = f"the checkpoint does not say its seed; the config's is taken ({patch.seed})"
+            found.append(("neither", reason))
+    earlier = versions if same_session else choice.record.versions if choice.record else {}
+    return found + differences(before, now, earlier, versions)

@@ -1,0 +1,374 @@
+"""Whether a run's sessions are one unbroken chain, and what that proves: from what they left alone.
+
+Nothing here is signed. An audit compares what records, events, manifests and files state of each other; who
+writes all of them anew can state what they like. What is not stated is *not shown*, never taken for granted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256
+from mapsage_kaggle.checkpoints.names import kind_of
+from mapsage_kaggle.outside import visible
+from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.records import NOT_SHOWN, CheckpointRef, Exactness, SessionRecord, worst
+
+UNBROKEN, BROKEN = "unbroken", "broken"
+_CHAINS = (UNBROKEN, NOT_SHOWN, BROKEN)
+_FOLLOWS = {UNBROKEN: "bitwise", NOT_SHOWN: NOT_SHOWN, BROKEN: "neither"}
+"""The most that can be true of a session whose link is such."""
+_COMPUTED_WITH = {
+    "device": "device",
+    "precision": "precision",
+    "torch": "version of torch",
+    "cudnn": "version of cuDNN",
+    "threads": "number of CPU threads",
+}
+"""What changes the bits of a sum, as the record names it and as a person reads it."""
+_ALWAYS_STATED = ("device", "precision", "torch", "threads", "ranks", "micro_batch")
+_MAX_REASON = 1000
+_ENDED_WELL = ("completed", "early", "deadline", "user")
+
+Difference = tuple[str, str]
+"""One of :data:`mapsage_kaggle.records.GRADES`, and why no more is true, in a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Left:
+    """What a session left.
+
+    Attributes:
+        record: Its record.
+        told: The checkpoints that its events tell of.
+        listed: The checkpoints that its output's manifest lists.
+    """
+
+    record: SessionRecord
+    told: tuple[CheckpointRef, ...] = ()
+    listed: tuple[CheckpointRef, ...] = ()
+
+    @property
+    def proven(self) -> tuple[CheckpointRef, ...]:
+        """Every checkpoint that it is known to have proved."""
+        own = (ref for ref in (self.record.checkpoint, self.record.best) if ref is not None)
+        return (*own, *self.told, *self.listed)
+
+    @property
+    def trained(self) -> bool:
+        """Whether iterations of it were kept."""
+        return self.record.end_iteration > self.record.start_iteration
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileCheck:
+    """A file's ``verdict``: ``proven``, ``other bytes``, ``not listed``, ``not here`` or ``unreadable``."""
+
+    path: Path
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditedSession:
+    """What is true of one session.
+
+    Attributes:
+        record: Its record.
+        chain: Whether it began with bytes that a session before had proved, in the same run over the same
+            data: ``unbroken``, ``broken`` or ``not shown``.
+        grade: What it equals an uninterrupted run to, of ``GRADES``; None where nothing of it was kept.
+        reasons: Why not more, one sentence each.
+        after: The place, in the audit, of the session that it went on from; None where that is not known.
+        same: Whether fingerprint, data, libraries, ranks and kit are as in the session that it went on from;
+            None where one of the two does not say.
+    """
+
+    record: SessionRecord
+    chain: str
+    grade: str | None
+    reasons: tuple[str, ...]
+    after: int | None = None
+    same: Mapping[str, bool | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Audit:
+    """What is true of a run.
+
+    Attributes:
+        sessions: Oldest first; refusals, which train nothing, left out.
+        files: The checkpoint files that were looked at.
+        problems: What was there and could not be read, one sentence each.
+        other_runs: The ids of further runs there, which were not looked at.
+    """
+
+    sessions: tuple[AuditedSession, ...]
+    files: tuple[FileCheck, ...] = ()
+    problems: tuple[str, ...] = ()
+    other_runs: tuple[str, ...] = ()
+
+    @property
+    def chain(self) -> str:
+        """Whether the whole chain is unbroken."""
+        found = {session.chain for session in self.sessions}
+        if any(item.verdict == "other bytes" for item in self.files):
+            found.add(BROKEN)
+        if not found or self.problems or any(item.verdict == "unreadable" for item in self.files):
+            found.add(NOT_SHOWN)
+        return max(found, key=_CHAINS.index)
+
+    @property
+    def grade(self) -> str:
+        """What the whole run equals an uninterrupted one to."""
+        return worst(
+            [_FOLLOWS[self.chain], *(item.grade for item in self.sessions if item.grade is not None)]
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON document of the command."""
+        return {
+            "run_id": self.sessions[-1].record.run_id if self.sessions else None,
+            "chain": self.chain,
+            "grade": self.grade,
+            "problems": list(self.problems),
+            "sessions": [
+                {
+                    "session": item.record.session_index,
+                    "start_iteration": item.record.start_iteration,
+                    "end_iteration": item.record.end_iteration,
+                    "stop_reason": item.record.stop_reason,
+                    "started_from": item.record.started_from.to_json() if item.record.started_from else None,
+                    "after": self.sessions[item.after].record.session_index
+                    if item.after is not None
+                    else None,
+                    "chain": item.chain,
+                    "grade": item.grade,
+                    "same": dict(item.same),
+                    "reasons": list(item.reasons),
+                }
+                for item in self.sessions
+            ],
+            "files": [{"path": str(item.path), "verdict": item.verdict} for item in self.files],
+            "other_runs": list(self.other_runs),
+        }
+
+
+def audit(sessions: Sequence[Left], **more: Any) -> Audit:
+    """Judge the sessions of one run.
+
+    Args:
+        sessions: What they left, oldest first.
+        more: The further attributes of the :class:`Audit`.
+    """
+    lefts = [left for left in sessions if left.record.stop_reason != "refused"]
+    done: list[AuditedSession] = []
+    for index in range(len(lefts)):
+        done.append(_audited(lefts, index, done))
+    return Audit(sessions=tuple(done), **more)
+
+
+def check_files(folder: Path, record: SessionRecord | None) -> tuple[tuple[FileCheck, ...], tuple[str, ...]]:
+    """Hash a work dir's checkpoints and compare with what its manifest and its record state.
+
+    Returns:
+        A verdict for each file, and what could not be read, one sentence each.
+    """
+    problems: tuple[str, ...] = ()
+    try:
+        manifest = Manifest.read(WorkDir(folder).manifest)
+    except FileNotFoundError:
+        manifest = Manifest()
+    except (OSError, ValueError) as error:
+        manifest, problems = Manifest(), (visible(str(error)),)
+    stated: dict[str, set[str]] = {}
+    for ref in (*manifest.files.values(), *manifest.pending.values()):
+        stated.setdefault(ref.file, set()).add(ref.sha256)
+    for own in (record.checkpoint, record.best) if record is not None else ():
+        if own is not None and record is not None:
+            # A kill between a save and the record leaves the older bytes in the record, a good end does not.
+            alone = record.stop_reason in _ENDED_WELL
+            stated[own.file] = {own.sha256} if alone else stated.get(own.file, set()) | {own.sha256}
+    there = {path.name for path in folder.iterdir() if kind_of(path.name) in ("iter", "best", "epoch")}
+    return tuple(_check(folder / name, stated.get(name)) for name in sorted(there | {*stated})), problems
+
+
+def _check(path: Path, stated: set[str] | None) -> FileCheck:
+    if not stated:
+        return FileCheck(path=path, verdict="not listed")
+    try:
+        verdict = "proven" if file_sha256(path) in stated else "other bytes"
+    except FileNotFoundError:
+        verdict = "not here"
+    except (OSError, ValueError):
+        verdict = "unreadable"
+    return FileCheck(path=path, verdict=verdict)
+
+
+def differences(
+    before: Exactness, now: Exactness, versions_before: Mapping[str, str], versions: Mapping[str, str]
+) -> list[Difference]:
+    """Return what computes otherwise in a session than in the one before, of what both state."""
+    found = _other_versions(versions_before, versions)
+    for name, word in _COMPUTED_WITH.items():
+        then, here = getattr(before, name), getattr(now, name)
+        if then is not None and here is not None and then != here:
+            grade = "neither" if name == "precision" else "rounding"
+            found.append((grade, f"the {word} was {then} before, and is {here} now"))
+    ranks = now.ranks if before.ranks is None else before.ranks
+    micro_batch = now.micro_batch if before.micro_batch is None else before.micro_batch
+    if None not in (now.ranks, now.micro_batch) and (ranks, micro_batch) != (now.ranks, now.micro_batch):
+        apart = bool(now.split or before.split)
+        equal = "; the two differ by more than rounding" if apart else ": equal to rounding"
+        reason = (
+            f"each batch was split into {micro_batch} image(s) on {ranks} rank(s), "
+            f"and now into {now.micro_batch} on {now.ranks}{equal}"
+        )
+        found.append(("neither" if apart else "rounding", reason))
+    return found
+
+
+def _other_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[Difference]:
+    """Return what is of another version than in the session before; torch's is compared like the device."""
+    if not before:
+        return [(NOT_SHOWN, "no record says which kit and which versions computed before")]
+    told = []
+    for name in {**before, **now}:
+        if name not in ("kit_commit", "torch") and before.get(name) != now.get(name):
+            then, here = (_version(versions, name) for versions in (before, now))
+            told.append((NOT_SHOWN, f"{name} was {then} before, and is {here} now"))
+    return told
+
+
+def _version(versions: Mapping[str, str], name: str) -> str:
+    commit = versions.get("kit_commit") if name == "kit" else None
+    found = versions.get(name, "absent")[:12]
+    return f"{found} (commit {commit[:12]})" if commit else found
+
+
+def _audited(lefts: Sequence[Left], index: int, done: Sequence[AuditedSession]) -> AuditedSession:
+    left, record = lefts[index], lefts[index].record
+    after, links = _links(left, lefts[:index])
+    before = after if after is not None else index - 1 if index else None
+    while before is not None and not lefts[before].trained and done[before].after is not None:
+        before = done[before].after
+    same: Mapping[str, bool | None] = {}
+    found: list[Difference] = []
+    if before is not None:
+        earlier = lefts[before].record
+        same = _same(earlier, record)
+        links += _other_run(same, both_trained=left.trained and lefts[before].trained)
+        if left.trained and lefts[before].trained:
+            found = differences(earlier.exactness, record.exactness, earlier.versions, record.versions)
+            found += _unstated(earlier.exactness, record.exactness)
+    chain = max((chain for chain, _ in links), key=_CHAINS.index, default=UNBROKEN)
+    stated = _stated(record) if left.trained else []
+    grades = [_FOLLOWS[chain], *(grade for grade, _ in (*stated, *found))]
+    told = [reason for _, reason in (*links, *stated, *found) if reason]
+    return AuditedSession(
+        record=record,
+        chain=chain,
+        grade=worst(grades) if left.trained else None,
+        reasons=tuple(dict.fromkeys(visible(reason, _MAX_REASON) for reason in told)),
+        after=after,
+        same=same,
+    )
+
+
+def _links(left: Left, earlier: Sequence[Left]) -> tuple[int | None, list[tuple[str, str]]]:
+    """Return which session before proved the bytes that one began with, and what stands against the link."""
+    record, began, found = left.record, left.record.started_from, []
+    own = record.checkpoint
+    told = {ref.sha256 for ref in left.told if own is not None and ref.file == own.file}
+    if own is not None and told and own.sha256 not in told:
+        found.append((BROKEN, f"its record and its events name other bytes each for {own.file}"))
+    if record.session_index == 1 and record.start_iteration == 0:
+        return None, found
+    numbers = {item.record.session_index for item in earlier}
+    if record.session_index > 1 and record.session_index - 1 not in numbers:
+        found.append((NOT_SHOWN, f"session {record.session_index - 1} is not among the records"))
+    if began is None:
+        found.append((NOT_SHOWN, "its record does not say with which bytes it began"))
+        return None, found
+    if began.iteration and began.iteration != record.start_iteration:
+        found.append(
+            (BROKEN, f"it began at {record.start_iteration} from a checkpoint of iteration {began.iteration}")
+        )
+    proved = [
+        place for place, item in enumerate(earlier) if began.sha256 in {ref.sha256 for ref in item.proven}
+    ]
+    if proved:
+        return proved[-1], found
+    named = f"{began.file} (sha256 {began.sha256[:12]}…)"
+    refs = [ref for item in earlier for ref in item.proven if ref.iteration == began.iteration]
+    if any(ref.file == began.file or ref.metric is None for ref in refs):
+        found.append((BROKEN, f"it began with {named}, and other bytes were proven at that iteration"))
+    else:
+        found.append((NOT_SHOWN, f"it began with {named}, of which no session before tells"))
+    return None, found
+
+
+def _same(before: SessionRecord, now: SessionRecord) -> dict[str, bool | None]:
+    def libraries(record: SessionRecord) -> dict[str, str]:
+        return {name: item for name, item in record.versions.items() if name not in ("kit", "kit_commit")}
+
+    pairs = {
+        "fingerprint": (before.fingerprint, now.fingerprint),
+        "data": tuple(_data(record, now.data, before.data) for record in (before, now)),
+        "libraries": (libraries(before), libraries(now)),
+        "ranks": (before.exactness.ranks, now.exactness.ranks),
+        "kit": (before.versions.get("kit"), now.versions.get("kit")),
+    }
+    return {name: then == here if then and here else None for name, (then, here) in pairs.items()}
+
+
+def _data(record: SessionRecord, *both: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Return what tells the data: their names, and their sizes where both sessions have seen all of them."""
+    data = record.data
+    whole = all(item.get("count") == item.get("read") for item in both)
+    return (
+        (data["count"], data["digest"], data.get("sizes") if whole else None)
+        if {"count", "digest"} <= {*data}
+        else None
+    )
+
+
+def _other_run(same: Mapping[str, bool | None], *, both_trained: bool) -> list[tuple[str, str]]:
+    found = []
+    if same["fingerprint"] is not True:
+        chain = NOT_SHOWN if same["fingerprint"] is None else BROKEN
+        found.append(
+            (chain, "its config is not shown to be the same run's as before: another fingerprint, or none")
+        )
+    if both_trained and same["data"] is False:
+        found.append((BROKEN, "its training data are not those of the session before"))
+    if both_trained and same["data"] is None:
+        found.append((NOT_SHOWN, "it is not recorded which images it and the session before were trained on"))
+    return found
+
+
+def _unstated(before: Exactness, now: Exactness) -> list[Difference]:
+    missing = [name for name in _ALWAYS_STATED if None in (getattr(before, name), getattr(now, name))]
+    return (
+        [(NOT_SHOWN, f"not recorded of it or of the session before: {', '.join(missing)}")] if missing else []
+    )
+
+
+def _stated(record: SessionRecord) -> list[Difference]:
+    """Return what a record itself says of its session; of an old one, as far as its fields tell it."""
+    said = record.exactness
+    reasons, grade = said.reasons or (), said.grade
+    if said.bitwise is None:
+        return [(NOT_SHOWN, "its record says nothing of its exactness")]
+    if said.bitwise and (reasons or grade not in (None, "bitwise") or said.repeatable is False):
+        return [(NOT_SHOWN, "its record contradicts itself: bit for bit, and reasons why not")]
+    if said.bitwise:
+        unseen = said.repeatable is None
+        return [(NOT_SHOWN, "whether the device repeats was not measured")] if unseen else []
+    if grade in (None, "bitwise"):
+        told = "its record says that it is not bit for bit, and not what it is"
+        wrong = said.repeatable is False and said.device == "CPU"
+        return [("neither" if wrong else NOT_SHOWN, told), *((NOT_SHOWN, str(reason)) for reason in reasons)]
+    return [(str(grade), str(reason)) for reason in reasons] or [(str(grade), "")]
