@@ -360,6 +360,7 @@ def hostile(**changes: Any) -> dict[str, Any]:
         ({"data": []}, "data"),
         ({"exactness": {"difference": -1.0}}, "difference: -1.0 is not a number"),
         ({"exactness": {"difference": float("nan")}}, "difference"),
+        ({"exactness": {"grade": "perfect"}}, "grade: 'perfect' is not one of bitwise, rounding"),
         ({"versions": {"kit": 3}}, "versions.kit: 3 is not a text"),
         ({"versions": "x"}, "versions"),
         ({"previous": ["x"]}, "previous"),

@@ -12,6 +12,7 @@ from mapsage_kaggle.checkpoints.manifest import Manifest
 from mapsage_kaggle.checkpoints.names import iteration_of
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.display import class_plots, evaluated, plots
+from mapsage_kaggle.display.audit import FOLLOWS, WHOLE, audit_sessions
 from mapsage_kaggle.display.findings import class_scores, findings, last_confusion, palette_of
 from mapsage_kaggle.display.history import PastSession, one_run, read_sessions, series
 from mapsage_kaggle.display.locale.words import Words
@@ -35,6 +36,8 @@ _TONES: dict[str, Tone] = {
     "refused": "bad",
     "failed": "bad",
 }
+
+_CHAIN_TONES: dict[str, Tone] = {"unbroken": "good", "not shown": "note", "broken": "bad"}
 
 
 def write_report(folders: Sequence[Path], *, out: Path | None = None, language: str = "en") -> Path:
@@ -110,6 +113,7 @@ def render(sessions: Sequence[PastSession], pictures: dict[str, tuple[bytes, byt
     """
     last = sessions[-1].record
     counted = [item for item in sessions if item.record.end_iteration > item.record.start_iteration]
+    audited = audit_sessions(sessions)
     return (
         templates()
         .get_template("report.html.j2")
@@ -142,7 +146,10 @@ def render(sessions: Sequence[PastSession], pictures: dict[str, tuple[bytes, byt
             changes=[
                 (item.record.session_index, item.record.changes) for item in sessions if item.record.changes
             ],
-            exactness=last.exactness.to_json(),
+            audit=audited,
+            chain_tone=_CHAIN_TONES[audited.chain],
+            whole=WHOLE[audited.grade],
+            follows=FOLLOWS,
             learned=_learned_rows(last),
             written=_moment(last.ended_s or time.time()),
         )

@@ -226,7 +226,7 @@ def resumed(tmp_path: Path) -> Iterator[Any]:
 def test_a_session_on_changed_data_goes_on_and_says_so_everywhere(resumed: Any, root: Path) -> None:
     session = resumed(root, "go-on")
     record = SessionRecord.read(session.files.session)
-    assert (record.data["count"], record.exactness.bitwise) == (5, False)
+    assert (record.data["count"], record.exactness.bitwise, record.exactness.grade) == (5, False, "neither")
     assert "gone: images/5.png" in (record.exactness.reasons or [""])[0]
     assert len(record.changes) == 2
     [warning] = [event for event in read_events(session.files.events) if event.event == "warning"]

@@ -239,17 +239,21 @@ def test_drawing_ends_once_two_were_compared_where_it_takes_long(monkeypatch: py
 # --- told ------------------------------------------------------------------------------------------------
 
 
-def told(*pipeline: type) -> tuple[list[str], list[str]]:
-    """Return what the record's exactness and a person are told before training begins."""
-    reasons: list[str] = []
+def told(*pipeline: type) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return what the record's exactness, with its grade, and a person are told before training begins."""
+    reasons: list[tuple[str, str]] = []
     warnings: list[str] = []
     batches = SimpleNamespace(draws=lambda iteration, micro_batch: DRAWS[iteration : iteration + 1])
     runner: Any = SimpleNamespace(
         train_dataloader=SimpleNamespace(batch_sampler=batches),
         cfg=SimpleNamespace(train_dataloader=SimpleNamespace(dataset=positional(*pipeline))),
     )
+
+    def not_exact(reason: str, *, grade: str = "neither") -> None:
+        reasons.append((reason, grade))
+
     worker: Any = SimpleNamespace(
-        checkpoints=SimpleNamespace(not_exact=reasons.append),
+        checkpoints=SimpleNamespace(not_exact=not_exact),
         warn=lambda iteration, message: warnings.append(message),
     )
     session._draw_twice(worker, runner, 0)
@@ -262,12 +266,13 @@ def test_nothing_is_said_where_all_follows_from_the_position() -> None:
 
 def test_what_still_differs_is_a_reason_and_a_warning() -> None:
     reasons, warnings = told(Stock, OutOfReach)
-    assert reasons == ["OutOfReach gives another result each time, whatever is seeded"]
+    assert reasons == [("OutOfReach gives another result each time, whatever is seeded", "neither")]
     assert warnings[0].startswith("OutOfReach gives another result for the same sample each time")
 
 
 def test_what_could_not_be_drawn_is_not_claimed_to_follow() -> None:
-    [reason], warnings = told(Fails)
+    [(reason, grade)], warnings = told(Fails)
+    assert grade == "not shown"
     assert reason.startswith("it was not seen whether samples follow from their positions: ")
     assert "no such image" in reason
     assert warnings == []

@@ -183,6 +183,7 @@ def test_a_device_that_should_repeat_and_does_not_is_told_loudly(
     assert not loud or (device in warning and "computes wrongly" in warning)
     exactness = observed.told_in(SessionRecord(run_id="r", fingerprint="f")).exactness
     assert (exactness.bitwise, exactness.repeatable, exactness.difference) == (False, False, 0.25)
+    assert exactness.grade == ("neither" if loud else "rounding")
     assert f"{device} computed two different gradients" in (exactness.reasons or ("",))[0]
 
 

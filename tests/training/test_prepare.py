@@ -380,6 +380,8 @@ def test_what_a_session_computes_with_otherwise_is_named(
         exactness = session.record.exactness
         assert list(exactness.reasons or ()) == expected
         assert exactness.bitwise is (not expected)
+        worse = "neither" if name == "precision" else "rounding"
+        assert exactness.grade == (worse if expected else "bitwise")
         assert {key: getattr(exactness, key) for key in WITH} == WITH
 
 
@@ -402,7 +404,7 @@ HERE = versions_of(GOOD)
 def test_another_kit_and_other_versions_are_named(begin: Begin, before: dict[str, str], word: str) -> None:
     session, _ = run(begin({}, recorded={"versions": before}), DONE)
     exactness = session.record.exactness
-    assert exactness.bitwise is False
+    assert (exactness.bitwise, exactness.grade) == (False, "not shown")
     assert [line for line in exactness.reasons or () if line.startswith(word)] == list(
         exactness.reasons or ()
     )
@@ -413,6 +415,12 @@ def test_the_same_kit_and_versions_are_no_reason(begin: Begin) -> None:
     session, _ = run(begin({}, recorded={"versions": HERE}), DONE)
     assert (session.record.exactness.bitwise, session.record.exactness.reasons) == (True, ())
     assert {"kit", "python", "torch", "numpy", "onedl-mmengine"} <= set(session.record.versions)
+
+
+def test_a_first_session_that_is_restarted_lacks_no_record_of_one_before(begin: Begin) -> None:
+    crash = Outcome(kind="crashed", iteration=0, message="SIGSEGV")
+    session, _ = run(begin({}), crash, DONE)
+    assert "no record says" not in " ".join(session.record.exactness.reasons or ())
 
 
 def test_what_was_so_at_the_session_s_start_stays_so_after_a_restart(begin: Begin) -> None:

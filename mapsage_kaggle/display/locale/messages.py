@@ -306,9 +306,51 @@ CHINESE: Mapping[str, str] = {
     "from {value}": "起始 {value}",
     "session {index}": "第 {index} 次会话",
     "resume from here": "从这里接着训练",
-    "Exactness:": "精确程度：",
-    "resumed and uninterrupted are equal bit for bit.": "恢复后的训练与不间断的训练逐位相同。",
-    "not bit for bit": "并非逐位相同",
+    "The chain, and what it proves": "会话链及其证明", "chain": "会话链",
+    "equals an uninterrupted run": "与不间断训练相比", "why not more": "原因",
+    "unbroken": "完整", "broken": "断裂", "not shown": "无法证明",
+    "bit for bit": "逐位相同", "to rounding": "仅差舍入误差", "neither": "都不是",
+    "nothing of it was kept": "没有留下训练结果",
+    "The run equals an uninterrupted one bit for bit, as far as its own files tell.": (
+        "就其自身文件所示，本任务与不间断的训练逐位相同。"
+    ),
+    "The run equals an uninterrupted one to rounding, as far as its own files tell.": (
+        "就其自身文件所示，本任务与不间断的训练仅差舍入误差。"
+    ),
+    "What the run equals an uninterrupted one to is not shown.": "无法证明本任务与不间断的训练有多接近。",
+    "The run equals no uninterrupted one, neither bit for bit nor to rounding.": (
+        "本任务与不间断的训练既不逐位相同，也不只差舍入误差。"
+    ),
+    "From the records, events and manifest. mapsage-kaggle audit compares the bytes of the checkpoints as well.": (
+        "依据记录、事件和清单；mapsage-kaggle audit 还会核对检查点文件的字节。"
+    ),
+    "its record and its events name other bytes each for {file}": "其记录与事件对 {file} 所述的字节不一致",
+    "session {index} is not among the records": "记录中没有第 {index} 次会话",
+    "its record does not say with which bytes it began": "其记录没有说明从哪些字节开始",
+    "it began at {start} from a checkpoint of iteration {iteration}": (
+        "它从第 {start} 次迭代开始，所用检查点却是第 {iteration} 次迭代的"
+    ),
+    "it began with {named}, and other bytes were proven at that iteration": (
+        "它从 {named} 开始，而该次迭代已验证的是另外的字节"
+    ),
+    "it began with {named}, of which no session before tells": "它从 {named} 开始，此前的会话都没有提到它",
+    "its config is not shown to be the same run's as before: another fingerprint, or none": (
+        "无法证明其配置与此前属于同一任务：指纹不同或没有指纹"
+    ),
+    "its training data are not those of the session before": "其训练数据与上一次会话的不同",
+    "it is not recorded which images it and the session before were trained on": (
+        "没有记录它和上一次会话用哪些图像训练"
+    ),
+    "not recorded of it or of the session before: {names}": "它或上一次会话没有记录：{names}",
+    "its record says nothing of its exactness": "其记录没有说明精确程度",
+    "its record contradicts itself: bit for bit, and reasons why not": "其记录自相矛盾：既称逐位相同，又列出不同的原因",
+    "whether the device repeats was not measured": "没有测量设备能否重复同样的结果",
+    "its record says that it is not bit for bit, and not what it is": "其记录称并非逐位相同，但没有说明差到什么程度",
+    "no record says which kit and which versions computed before": "没有记录说明此前用的是哪个版本的工具和软件包",
+    "the {word} was {then} before, and is {here} now": "{word} 以前是 {then}，现在是 {here}",
+    "GPU kernels may add in another order (train with --deterministic to forbid it)": (
+        "GPU 内核的求和顺序可能不同（训练时加 --deterministic 可禁止）"
+    ),
     "In session %s, against the one before:": "第 %s 次会话，与上一次相比：",
     "threads": "线程数", "ladder": "退让步骤", "pace": "速度",
     "Drawn by mapsage-kaggle from session.json and events.jsonl of %s session(s); this file needs no other.": (
