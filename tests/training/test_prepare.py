@@ -27,6 +27,7 @@ from mapsage_kaggle.machine import Gpu, Machine, versions_of
 from mapsage_kaggle.paths import KagglePaths
 from mapsage_kaggle.records import CheckpointRef, Exactness, Learned, SessionRecord
 from mapsage_kaggle.training import session
+from mapsage_kaggle.training.exactness import exactness_of
 from mapsage_kaggle.training.fallback import Outcome
 from mapsage_kaggle.training.options import Options
 from mapsage_kaggle.training.prepare import Discovery, Prepared, prepare
@@ -418,9 +419,17 @@ def test_the_same_kit_and_versions_are_no_reason(begin: Begin) -> None:
 
 
 def test_a_first_session_that_is_restarted_lacks_no_record_of_one_before(begin: Begin) -> None:
-    crash = Outcome(kind="crashed", iteration=0, message="SIGSEGV")
-    session, _ = run(begin({}), crash, DONE)
-    assert "no record says" not in " ".join(session.record.exactness.reasons or ())
+    prepared = begin()
+    restarted = replace(prepared, facts=replace(prepared.facts, action="resume"))
+    before = exactness_of(prepared, Exactness(), HERE)
+    assert exactness_of(restarted, before, HERE, same_session=True) == before
+
+
+def test_a_batch_that_was_split_and_is_whole_now_counts_what_a_split_changes(begin: Begin) -> None:
+    split = Exactness(ranks=2, micro_batch=1, split=("batch norm takes its statistics from its own part",))
+    session, _ = run(begin({}, recorded={"exactness": split, "versions": HERE}), DONE)
+    assert session.record.exactness.grade == "neither"
+    assert "differ by more than rounding" in " ".join(session.record.exactness.reasons or ())
 
 
 def test_what_was_so_at_the_session_s_start_stays_so_after_a_restart(begin: Begin) -> None:
