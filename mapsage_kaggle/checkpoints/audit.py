@@ -134,25 +134,21 @@ class Audit:
             "chain": self.chain,
             "grade": self.grade,
             "problems": list(self.problems),
-            "sessions": [
-                {
-                    "session": item.record.session_index,
-                    "start_iteration": item.record.start_iteration,
-                    "end_iteration": item.record.end_iteration,
-                    "stop_reason": item.record.stop_reason,
-                    "started_from": item.record.started_from.to_json() if item.record.started_from else None,
-                    "after": self.sessions[item.after].record.session_index
-                    if item.after is not None
-                    else None,
-                    "chain": item.chain,
-                    "grade": item.grade,
-                    "same": dict(item.same),
-                    "reasons": list(item.reasons),
-                }
-                for item in self.sessions
-            ],
+            "sessions": [self._session(item) for item in self.sessions],
             "files": [{"path": str(item.path), "verdict": item.verdict} for item in self.files],
             "other_runs": list(self.other_runs),
+        }
+
+    def _session(self, item: AuditedSession) -> dict[str, Any]:
+        record = item.record
+        return {
+            "session": record.session_index,
+            "after": self.sessions[item.after].record.session_index if item.after is not None else None,
+            **{name: getattr(record, name) for name in ("start_iteration", "end_iteration", "stop_reason")},
+            "started_from": record.started_from.to_json() if record.started_from else None,
+            **{name: getattr(item, name) for name in ("chain", "grade")},
+            "same": dict(item.same),
+            "reasons": list(item.reasons),
         }
 
 
@@ -311,42 +307,36 @@ def _links(left: Left, earlier: Sequence[Left]) -> tuple[int | None, list[tuple[
 
 
 def _same(before: SessionRecord, now: SessionRecord) -> dict[str, bool | None]:
-    def libraries(record: SessionRecord) -> dict[str, str]:
-        return {name: item for name, item in record.versions.items() if name not in ("kit", "kit_commit")}
+    # Sizes are known of the samples that were read: they compare where both sessions have read all.
+    whole = all(record.data.get("count") == record.data.get("read") for record in (before, now))
 
-    pairs = {
-        "fingerprint": (before.fingerprint, now.fingerprint),
-        "data": tuple(_data(record, now.data, before.data) for record in (before, now)),
-        "libraries": (libraries(before), libraries(now)),
-        "ranks": (before.exactness.ranks, now.exactness.ranks),
-        "kit": (before.versions.get("kit"), now.versions.get("kit")),
-    }
-    return {name: then == here if then and here else None for name, (then, here) in pairs.items()}
+    def told(record: SessionRecord) -> dict[str, Any]:
+        data, versions = record.data, record.versions
+        names = ("count", "digest", *(["sizes"] if whole else []))
+        return {
+            "fingerprint": record.fingerprint,
+            "data": all(name in data for name in names) and [data[name] for name in names],
+            "libraries": {name: item for name, item in versions.items() if name not in ("kit", "kit_commit")},
+            "ranks": record.exactness.ranks,
+            "kit": versions.get("kit"),
+        }
 
-
-def _data(record: SessionRecord, *both: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """Return what tells the data: their names, and their sizes where both sessions have seen all of them."""
-    data = record.data
-    whole = all(item.get("count") == item.get("read") for item in both)
-    return (
-        (data["count"], data["digest"], data.get("sizes") if whole else None)
-        if {"count", "digest"} <= {*data}
-        else None
-    )
+    then, here = told(before), told(now)
+    return {name: then[name] == here[name] if then[name] and here[name] else None for name in then}
 
 
 def _other_run(same: Mapping[str, bool | None], *, both_trained: bool) -> list[tuple[str, str]]:
-    found = []
-    if same["fingerprint"] is not True:
-        chain = NOT_SHOWN if same["fingerprint"] is None else BROKEN
-        found.append(
-            (chain, "its config is not shown to be the same run's as before: another fingerprint, or none")
-        )
-    if both_trained and same["data"] is False:
-        found.append((BROKEN, "its training data are not those of the session before"))
-    if both_trained and same["data"] is None:
-        found.append((NOT_SHOWN, "it is not recorded which images it and the session before were trained on"))
-    return found
+    """Return what stands against two sessions being of one run; data count where both trained."""
+    reasons = {
+        ("fingerprint", False): "its config's fingerprint is not that of the session before",
+        ("fingerprint", None): "it or the session before does not say its config's fingerprint",
+        ("data", False): "its training data are not those of the session before",
+        ("data", None): "it is not recorded which images it and the session before were trained on",
+    }
+    found = {(name, same[name]) for name in ("fingerprint", "data") if both_trained or name != "data"}
+    return [
+        (BROKEN if key[1] is False else NOT_SHOWN, reason) for key, reason in reasons.items() if key in found
+    ]
 
 
 def _unstated(before: Exactness, now: Exactness) -> list[Difference]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mapsage_kaggle.checkpoints.audit import Audit, Left, audit, check_files
+from mapsage_kaggle.checkpoints.audit import Audit, FileCheck, Left, audit, check_files
 from mapsage_kaggle.checkpoints.manifest import Manifest
 from mapsage_kaggle.display.history import PastSession, one_run, read_sessions, work_dirs_below
 from mapsage_kaggle.display.text import table
@@ -48,7 +48,8 @@ def audit_folders(folders: Sequence[Path]) -> Audit:
     places = {place.resolve(): place for folder in folders for place in work_dirs_below(folder)}
     newest = {session.folder: session for session in sessions}
     of_run = {session.folder.resolve() for session in taken}
-    files, problems = [], []
+    files: list[FileCheck] = []
+    problems: list[str] = []
     for place in places.values():
         if place not in newest:
             problems.append(f"{visible(WorkDir(place).session, MAX_PATH)} cannot be read as a record.")
@@ -78,24 +79,18 @@ def _left(session: PastSession, *, owns_manifest: bool) -> Left:
     for event in session.of("checkpoint"):
         with contextlib.suppress(ValueError):
             told.append(CheckpointRef.from_json({**event.data, "iteration": event.iteration}))
-    listed_refs: tuple[CheckpointRef, ...] = ()
+    listed_refs: list[CheckpointRef] = []
     if owns_manifest:
         with contextlib.suppress(OSError, ValueError):
-            listed_refs = tuple(Manifest.read(WorkDir(session.folder).manifest).files.values())
-    return Left(record=session.record, told=tuple(told), listed=listed_refs)
+            listed_refs += Manifest.read(WorkDir(session.folder).manifest).files.values()
+    return Left(record=session.record, told=tuple(told), listed=tuple(listed_refs))
 
 
 def audit_text(found: Audit) -> str:
     """Return an audit for a terminal."""
     rows = [
-        (
-            item.record.session_index,
-            item.record.start_iteration,
-            item.record.end_iteration,
-            item.chain,
-            FOLLOWS[item.grade],
-        )
-        for item in found.sessions
+        (record.session_index, record.start_iteration, record.end_iteration, item.chain, FOLLOWS[item.grade])
+        for item, record in ((item, item.record) for item in found.sessions)
     ]
     lines = [table(rows, ("session", "from", "to", "chain", "what follows"))]
     for item in found.sessions:

@@ -145,7 +145,7 @@ BROKEN: dict[str, tuple[list[SessionRecord], str, str]] = {
         [record(index, data={**DATA, "read": 5, "sizes": str(index % 2) * 64}) for index in (1, 2)], "broken",
         "training data are not those",
     ),
-    "another config": (chain(fingerprint="1" * 16), "broken", "another fingerprint"),
+    "another config": (chain(fingerprint="1" * 16), "broken", "fingerprint is not that of"),
     "no data": (chain(data={}), "not shown", "not recorded which images"),
     "no start": (chain(started_from=None), "not shown", "does not say with which bytes it began"),
     "a missing session": ([record(1), record(3)], "not shown", "session 2 is not among the records"),

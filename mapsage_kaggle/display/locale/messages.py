@@ -334,9 +334,8 @@ CHINESE: Mapping[str, str] = {
         "它从 {named} 开始，而该次迭代已验证的是另外的字节"
     ),
     "it began with {named}, of which no session before tells": "它从 {named} 开始，此前的会话都没有提到它",
-    "its config is not shown to be the same run's as before: another fingerprint, or none": (
-        "无法证明其配置与此前属于同一任务：指纹不同或没有指纹"
-    ),
+    "its config's fingerprint is not that of the session before": "其配置的指纹与上一次会话的不同",
+    "it or the session before does not say its config's fingerprint": "它或上一次会话没有写明配置的指纹",
     "its training data are not those of the session before": "其训练数据与上一次会话的不同",
     "it is not recorded which images it and the session before were trained on": (
         "没有记录它和上一次会话用哪些图像训练"
