@@ -31,7 +31,6 @@ def findings(sessions: Sequence[PastSession], *, num_left_out: int = 0) -> tuple
         *_jumps(sessions),
         *_overfitting(sessions),
         *_classes(sessions),
-        *_inexact(sessions),
         *_stated_by_events(sessions),
         *_left_out(num_left_out + sum(session.num_left_out for session in sessions)),
     ]
@@ -148,16 +147,6 @@ def palette_of(sessions: Sequence[PastSession]) -> dict[str, Sequence[int]]:
         if isinstance(palette, Mapping) and palette:
             return {visible(name, _MAX_NAME): colour for name, colour in palette.items() if len(colour) == 3}
     return {}
-
-
-def _inexact(sessions: Sequence[PastSession]) -> list[Finding]:
-    reasons = {
-        str(reason)
-        for session in sessions
-        if session.record.exactness.bitwise is False
-        for reason in session.record.exactness.reasons or ()
-    }
-    return [Finding(tone="note", name="exactness", message=reason) for reason in sorted(reasons)]
 
 
 def _left_out(count: int) -> list[Finding]:

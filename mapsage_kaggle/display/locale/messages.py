@@ -408,7 +408,7 @@ CHINESE: Mapping[str, str] = {
     "not learned by iteration {iteration}: {names}; look whether the masks have enough of them": (
         "到第 {iteration} 次迭代仍未学会：{names}；请查看掩码中是否有足够的样本"
     ),
-    "overfitting": "过拟合", "classes": "类别", "exactness": "精确程度",
+    "overfitting": "过拟合", "classes": "类别",
 }  # fmt: skip
 """Simplified Chinese, by the English template."""
 
