@@ -340,10 +340,9 @@ def _other_run(same: Mapping[str, bool | None], *, both_trained: bool) -> list[t
 
 
 def _unstated(before: Exactness, now: Exactness) -> list[Difference]:
-    missing = [name for name in _ALWAYS_STATED if None in (getattr(before, name), getattr(now, name))]
-    return (
-        [(NOT_SHOWN, f"not recorded of it or of the session before: {', '.join(missing)}")] if missing else []
-    )
+    if all(None not in (getattr(before, name), getattr(now, name)) for name in _ALWAYS_STATED):
+        return []
+    return [(NOT_SHOWN, "it or the session before does not record all of what it was computed with")]
 
 
 def _stated(record: SessionRecord) -> list[Difference]:

@@ -321,8 +321,8 @@ CHINESE: Mapping[str, str] = {
     "The run equals no uninterrupted one, neither bit for bit nor to rounding.": (
         "本任务与不间断的训练既不逐位相同，也不只差舍入误差。"
     ),
-    "From the records, events and manifest. mapsage-kaggle audit compares the bytes of the checkpoints as well.": (
-        "依据记录、事件和清单；mapsage-kaggle audit 还会核对检查点文件的字节。"
+    "From the records, events and manifest; the bytes of the checkpoints are compared by": (
+        "依据记录、事件和清单；检查点文件的字节由此命令核对："
     ),
     "its record and its events name other bytes each for {file}": "其记录与事件对 {file} 所述的字节不一致",
     "session {index} is not among the records": "记录中没有第 {index} 次会话",
@@ -340,7 +340,9 @@ CHINESE: Mapping[str, str] = {
     "it is not recorded which images it and the session before were trained on": (
         "没有记录它和上一次会话用哪些图像训练"
     ),
-    "not recorded of it or of the session before: {names}": "它或上一次会话没有记录：{names}",
+    "it or the session before does not record all of what it was computed with": (
+        "它或上一次会话没有完整记录计算所用的设备、精度、版本和拆分方式"
+    ),
     "its record says nothing of its exactness": "其记录没有说明精确程度",
     "its record contradicts itself: bit for bit, and reasons why not": "其记录自相矛盾：既称逐位相同，又列出不同的原因",
     "whether the device repeats was not measured": "没有测量设备能否重复同样的结果",
