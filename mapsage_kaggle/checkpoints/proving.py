@@ -147,3 +147,11 @@ def prove(path: Path) -> CheckpointRef | None:
         metric=metric if value is not None else None,
         value=value,
     )
+
+
+def what_changed(path: Path, sha256: str) -> str:
+    """Return what is wrong with a file that was proven, read again from the disk; empty where nothing is."""
+    try:
+        return "" if file_sha256(path, from_disk=True) == sha256 else "has changed"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"

@@ -27,9 +27,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mapsage_kaggle.checkpoints.lock import WorkDirLock
-from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256, manifest_sha256
+from mapsage_kaggle.checkpoints.manifest import Manifest, manifest_sha256
 from mapsage_kaggle.checkpoints.names import iteration_name, iteration_of, kind_of
-from mapsage_kaggle.checkpoints.proving import SaveFailed, copy_proven, prove, remove_quietly, write_proven
+from mapsage_kaggle.checkpoints.proving import (
+    SaveFailed,
+    copy_proven,
+    prove,
+    remove_quietly,
+    what_changed,
+    write_proven,
+)
 from mapsage_kaggle.checkpoints.retention import (
     BUDGET_BYTES,
     MAX_FILES,
@@ -149,17 +156,9 @@ class CheckpointStore:
         told: list[str] = []
         with self._saving:
             self._lock.require()
-            while (ref := self.best()) is not None:
-                try:
-                    problem = (
-                        ""
-                        if file_sha256(self.path / ref.file, from_disk=True) == ref.sha256
-                        else "has changed"
-                    )
-                except OSError as error:
-                    problem = f"cannot be read: {error.strerror}"
-                if not problem:
-                    break
+            while (ref := self.best()) is not None and (
+                problem := what_changed(self.path / ref.file, ref.sha256)
+            ):
                 self._manifest = self._manifest.without([ref.file])
                 with contextlib.suppress(OSError):  # it is found again the next time
                     self._manifest.write(self._files.manifest)

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+from unittest.mock import Mock
 
 import pytest
 from support.stores import Events, assert_agrees, payload, run_python
@@ -315,15 +316,11 @@ def test_an_interrupt_while_a_file_gets_its_name_is_an_interrupt(
     with store:
         save_iter(store, 10)
         with monkeypatch.context() as patched:
-            patched.setattr(store_module, "sync_folder", lambda folder: _raise(KeyboardInterrupt()))
+            patched.setattr(store_module, "sync_folder", Mock(side_effect=KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 save_iter(store, 20)
         save_iter(store, 30)
     assert "iter_30.pth" in {ref.file for ref in store.proven()}
-
-
-def _raise(error: BaseException) -> None:
-    raise error
 
 
 def test_a_full_disk_under_torchs_own_writer_is_told_as_full(store: CheckpointStore) -> None:

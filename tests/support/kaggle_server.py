@@ -36,10 +36,7 @@ QUOTA_S = 108_000.0
 
 @dataclass
 class Clock:
-    """A clock that goes on when it is told to, and does then what is due.
-
-    ``wrong_s`` is by how much the relay's own machine is wrong about the time.
-    """
+    """A clock that goes on when it is told to, and does then what is due; ``wrong_s`` off for the relay."""
 
     now_s: float = 1_795_000_000.0
     wrong_s: float = 0.0
