@@ -72,6 +72,7 @@ def test_where_less_is_better_the_lowest_score_is_kept() -> None:
 @pytest.mark.parametrize(
     ("budget_bytes", "max_files", "gone"),
     [
+        (99, 9, ["iter_0.pth", "iter_7.pth"]),
         (60, 6, ["iter_0.pth", "iter_7.pth"]),
         (59, 6, ["iter_0.pth", "iter_5.pth", "iter_7.pth"]),
         (60, 5, ["iter_0.pth", "iter_5.pth", "iter_7.pth"]),
