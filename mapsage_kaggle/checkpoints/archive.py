@@ -36,6 +36,8 @@ _ALIGNMENT_BYTES = 64
 """To multiples of which torch.save moves the content of every entry."""
 
 _IDENTITY = ".data/serialization_id"
+_FOLDER = 0x10
+"""MS-DOS' attribute, by which torch's reader knows a folder."""
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
@@ -425,6 +427,8 @@ def _parse_entry(tail: bytes, at: int, directory_start: int) -> tuple[Entry, int
         raise DamagedError(f"an entry has the name {shown}; torch writes plain ones")
     if flags not in _FLAGS or fields[13]:
         raise DamagedError(f"{shown} is encrypted or in another part, which torch.save never does")
+    if fields[15] & _FOLDER:
+        raise DamagedError(f"{shown} is marked as a folder, so that torch would read nothing in its place")
     if method != 0 or packed != size:
         raise DamagedError(
             f"{shown} is compressed, which torch.save never does: another kind of zip file, or a bomb"

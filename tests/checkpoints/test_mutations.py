@@ -149,6 +149,14 @@ def test_a_mutated_zip_file_is_rejected_or_what_torch_loads(effort: str, tmp_pat
     check()
 
 
+def test_an_entry_that_torch_takes_for_a_folder_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "iter_8.pth"
+    place = WHOLE.rindex(b"PK\x01\x02") + 38  # the attributes of the last entry of the directory
+    path.write_bytes(WHOLE[:place] + b"\x10" + WHOLE[place + 1 :])
+    assert "is marked as a folder" in inspect(path).problems[0]
+    judge(path)
+
+
 ODD = st.one_of(
     st.none(),
     st.booleans(),
