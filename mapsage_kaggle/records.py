@@ -486,10 +486,13 @@ def read_record(path: Path) -> SessionRecord | None:
 
 
 def read_packed(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the files that were packed, by name; nothing where there are none, or they cannot be read.
+    """Yield the files that were packed, by name; nothing where there are none.
 
     What is attached may be made to fill memory: a file beyond ``MAX_MEMBER_BYTES`` is passed over, and what
     comes after ``MAX_PACKED_BYTES`` in all.
+
+    Raises:
+        ValueError: The archive cannot be read any further.
     """
     if path.is_symlink() or not path.is_file():
         return
@@ -504,8 +507,8 @@ def read_packed(path: Path) -> Iterator[tuple[str, bytes]]:
                 left_bytes -= len(content)
                 if len(content) == member.file_size:
                     yield member.filename, content
-    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
-        return
+    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{visible(path, MAX_PATH)} cannot be read: {visible(str(error))}") from error
 
 
 def write_packed(path: Path, members: Mapping[str, bytes], budget_bytes: int) -> None:

@@ -162,7 +162,9 @@ def _session(path: Path, events: Path) -> PastSession | None:
 
 def _packed_sessions(path: Path) -> Iterator[PastSession]:
     """Yield the sessions whose files have been put into one."""
-    files = dict(read_packed(path))
+    files: dict[str, bytes] = {}
+    with contextlib.suppress(ValueError):  # what could be read until then is shown
+        files.update(read_packed(path))
     for name, content in files.items():
         if name.startswith("session_"):
             events = files.get(name.replace("session_", "events_") + "l", b"")

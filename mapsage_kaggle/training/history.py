@@ -110,7 +110,11 @@ def pack_history(history: Path) -> None:
     old = sorted(set(numbered.values()))[:-MAX_OWN_FILES]
     if not old:
         return
-    members = dict(read_packed(history / PACKED))
+    members: dict[str, bytes] = {}
+    try:
+        members.update(read_packed(history / PACKED))
+    except ValueError:  # kept, under a name that is never written: somebody may mend it
+        (history / PACKED).replace(history / f"{PACKED}.unreadable")
     moved = [path for path, number in numbered.items() if number <= old[-1]]
     members |= {path.name: path.read_bytes() for path in moved}
     write_packed(history / PACKED, members, MAX_CARRIED_BYTES // 2)

@@ -117,6 +117,18 @@ def test_where_room_ends_the_oldest_sessions_are_left_out(
     assert 15 <= len(packed) <= 20
 
 
+def test_an_archive_that_cannot_be_read_is_kept_and_not_written_over(target: WorkDir) -> None:
+    target.history.mkdir()
+    for index in range(1, MAX_OWN_FILES + 3):
+        record(index).write(target.history / f"session_{index:03d}.json")
+    record(MAX_OWN_FILES + 3).write(target.session)
+    (target.history / PACKED).write_bytes(b"PK torn")
+    assert len(read_sessions([target.path])) == MAX_OWN_FILES + 3
+    pack_history(target.history)
+    assert (target.history / f"{PACKED}.unreadable").read_bytes() == b"PK torn"
+    assert len(list(read_packed(target.history / PACKED))) == 2
+
+
 def test_what_is_packed_to_fill_memory_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / PACKED
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
@@ -124,5 +136,6 @@ def test_what_is_packed_to_fill_memory_is_passed_over(tmp_path: Path) -> None:
         packed.writestr("session_002.json", b"{}")
     assert list(read_packed(path)) == [("session_002.json", b"{}")]
     path.write_bytes(b"PK no zip")
-    assert list(read_packed(path)) == []
+    with pytest.raises(ValueError, match=f"{PACKED} cannot be read"):
+        list(read_packed(path))
     assert list(read_packed(tmp_path / "none.zip")) == []
