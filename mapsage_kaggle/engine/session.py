@@ -23,6 +23,7 @@ from mapsage_kaggle.engine.snapshot import check_resumed, flat_schedulers
 from mapsage_kaggle.engine.tiles import PredictionTiles, classes_and_palette, keep_predictions
 from mapsage_kaggle.errors import DataError
 from mapsage_kaggle.events import Event, EventKind, EventLog
+from mapsage_kaggle.machine import return_freed_memory
 from mapsage_kaggle.pace import Pace, SessionPlan, week_start_s
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import (
@@ -174,6 +175,7 @@ class WorkerSession:
         if self.spec.action == "resume":
             _check_resume(self, runner, self._loaded, iteration, next_position=next_position)
         self._loaded = None
+        return_freed_memory()  # the checkpoint was read by a thread of its own
         _plan_cache(self, runner)
         if self.rank == 0 and not self.spec.restarted:
             _draw_twice(self, runner, iteration)
