@@ -11,6 +11,7 @@ from typing import Any, Literal
 from mapsage_kaggle.clock import SessionClock, format_duration
 from mapsage_kaggle.errors import MachineError
 from mapsage_kaggle.machine import STACK, UPSTREAM, Machine
+from mapsage_kaggle.messages import Message, joined_by
 from mapsage_kaggle.pace import GPU_QUOTA_S, week_start_s
 from mapsage_kaggle.paths import ROOT_VARIABLE, KagglePaths
 
@@ -88,9 +89,13 @@ def require(checks: Sequence[Check]) -> None:
     Raises:
         MachineError: At least one check of level ``error`` failed; the message has all of those.
     """
-    failed = [f"{check.name}: {check.message}" for check in checks if not check.ok and check.level == "error"]
+    failed = [
+        joined_by(": ", (Message(check.name), check.message))
+        for check in checks
+        if not check.ok and check.level == "error"
+    ]
     if failed:
-        raise MachineError(f"This machine cannot run the session. {' '.join(failed)}")
+        raise MachineError(Message("This machine cannot run the session. {checks}", joined_by(" ", failed)))
 
 
 def to_json(checks: Sequence[Check]) -> dict[str, Any]:
@@ -112,7 +117,9 @@ def conflict_remedy(installed: Mapping[str, str]) -> str:
     Ours go too where they are: their files lie in the same folders and are removed along.
     """
     names = [name for name in (*UPSTREAM, *STACK) if name in installed]
-    return f"Run `pip uninstall -y {' '.join(names)}`, then install again, then restart the kernel."
+    return Message(
+        "Run `pip uninstall -y {names}`, then install again, then restart the kernel.", " ".join(names)
+    )
 
 
 def _good(name: str, message: str) -> Check:
@@ -126,12 +133,17 @@ def _bad(name: str, level: Level, message: str) -> Check:
 def _python(machine: Machine) -> Check:
     version = _release(machine.python)
     if MIN_PYTHON <= version <= MAX_PYTHON:
-        return _good("python", f"Python {machine.python}.")
+        return _good("python", Message("Python {version}.", machine.python))
     return _bad(
         "python",
         "error" if version < MIN_PYTHON else "warning",
-        f"Python {machine.python}; the kit was tried with "
-        f"{_dotted(MIN_PYTHON)} to {_dotted(MAX_PYTHON)}. Choose an environment that has one of those.",
+        Message(
+            "Python {version}; the kit was tried with {least} to {most}. Choose an environment "
+            "that has one of those.",
+            machine.python,
+            _dotted(MIN_PYTHON),
+            _dotted(MAX_PYTHON),
+        ),
     )
 
 
@@ -140,17 +152,24 @@ def _torch(machine: Machine) -> Check:
         return _bad(
             "torch",
             "error",
-            f"torch cannot be imported ({machine.torch_problem or 'not installed'}). On Kaggle, choose a "
-            "notebook environment that has it; elsewhere, `pip install torch`.",
+            Message(
+                "torch cannot be imported ({why}). On Kaggle, choose a notebook environment that has "
+                "it; elsewhere, `pip install torch`.",
+                machine.torch_problem or "not installed",
+            ),
         )
     if _release(machine.torch) < MIN_TORCH:
         return _bad(
             "torch",
             "error",
-            f"torch {machine.torch} is older than {_dotted(MIN_TORCH)}, the first that loads checkpoints "
-            "safely. Choose a newer notebook environment, or `pip install --upgrade torch`.",
+            Message(
+                "torch {version} is older than {least}, the first that loads checkpoints safely. "
+                "Choose a newer notebook environment, or `pip install --upgrade torch`.",
+                machine.torch,
+                _dotted(MIN_TORCH),
+            ),
         )
-    return _good("torch", f"torch {machine.torch}.")
+    return _good("torch", Message("torch {version}.", machine.torch))
 
 
 def _stack(machine: Machine) -> Check:
@@ -159,8 +178,12 @@ def _stack(machine: Machine) -> Check:
         return _bad(
             "stack",
             "error",
-            f"{', '.join(conflicts)}: upstream packages with the same import names as the kit's, and they "
-            f"cannot resume on today's torch. {conflict_remedy(machine.installed)}",
+            Message(
+                "{names}: upstream packages with the same import names as the kit's, and they cannot "
+                "resume on today's torch. {remedy}",
+                ", ".join(conflicts),
+                conflict_remedy(machine.installed),
+            ),
         )
     wrong = [
         f"{name} {version} ({machine.installed.get(name, 'none')} found)"
@@ -169,7 +192,9 @@ def _stack(machine: Machine) -> Check:
     ]
     if wrong:
         return _bad(
-            "stack", "error", f"Training needs {', '.join(wrong)}. Run `mapsage_kaggle.install()` first."
+            "stack",
+            "error",
+            Message("Training needs {names}. Run `mapsage_kaggle.install()` first.", ", ".join(wrong)),
         )
     return _good("stack", ", ".join(f"{name} {version}" for name, version in STACK.items()) + ".")
 
@@ -177,19 +202,29 @@ def _stack(machine: Machine) -> Check:
 def _gpu(machine: Machine) -> Check:
     if not machine.gpus:
         hint = (
-            " On Kaggle, set Accelerator to GPU T4 x2; an account without a verified phone number gets a "
-            "machine without GPU and without Internet, whatever it asks for."
+            Message(
+                " On Kaggle, set Accelerator to GPU T4 x2; an account without a verified phone number "
+                "gets a machine without GPU and without Internet, whatever it asks for."
+            )
             if machine.on_kaggle
             else ""
         )
-        return _bad("gpu", "warning", f"No GPU: training runs on {machine.num_cpus} CPU cores, slowly.{hint}")
+        return _bad(
+            "gpu",
+            "warning",
+            Message("No GPU: training runs on {count} CPU cores, slowly.{hint}", machine.num_cpus, hint),
+        )
     shown = ", ".join(f"{gpu.name} ({gpu.memory_bytes / 2**30:.0f} GiB)" for gpu in machine.gpus)
     if any(gpu.supported is None for gpu in machine.gpus):
         return _bad(
             "gpu",
             "warning",
-            f"The driver lists {shown}, but torch {machine.torch or ''} cannot use it: training would run "
-            "on the CPU. Install a torch that is built for CUDA and for this driver.",
+            Message(
+                "The driver lists {names}, but torch {version} cannot use it: training would run on "
+                "the CPU. Install a torch that is built for CUDA and for this driver.",
+                shown,
+                machine.torch or "",
+            ),
         )
     without = [gpu for gpu in machine.gpus if not gpu.supported]
     if without:
@@ -199,8 +234,12 @@ def _gpu(machine: Machine) -> Check:
         return _bad(
             "gpu",
             "error",
-            f"torch {machine.torch} has no kernels for {names}: it would take memory and then fail at the "
-            "first step. Choose another accelerator (on Kaggle: GPU T4 x2).",
+            Message(
+                "torch {version} has no kernels for {names}: it would take memory and then fail at "
+                "the first step. Choose another accelerator (on Kaggle: GPU T4 x2).",
+                machine.torch,
+                names,
+            ),
         )
     return _good("gpu", f"{shown}.")
 
@@ -224,12 +263,16 @@ def _inputs(paths: KagglePaths, machine: Machine) -> Check:
     if machine.inputs:
         names = ", ".join(str(path.relative_to(paths.input)) for path in machine.inputs[:8])
         more = f" and {len(machine.inputs) - 8} more" if len(machine.inputs) > 8 else ""
-        return _good("inputs", f"Attached: {names}{more}.")
+        return _good("inputs", Message("Attached: {names}{more}.", names, more))
     return _bad(
         "inputs",
         "warning",
-        f"Nothing is attached below {paths.input}. Use Add Input for the data set and, from the second "
-        "session on, for the last one's output. A source that was just attached can take a minute to appear.",
+        Message(
+            "Nothing is attached below {path}. Use Add Input for the data set and, from the "
+            "second session on, for the last one's output. A source that was just attached can "
+            "take a minute to appear.",
+            paths.input,
+        ),
     )
 
 
@@ -237,15 +280,18 @@ def _working(machine: Machine) -> Check:
     if not machine.working_problem:
         return _good("working", "The output folder can be written to.")
     remedy = (
-        "Delete what is not needed there."
+        Message("Delete what is not needed there.")
         if "space" in machine.working_problem.lower()
         else f"Choose another with --work-dir, or set {ROOT_VARIABLE} to a folder that can be written to."
     )
     return _bad(
         "working",
         "error",
-        f"Nothing can be written to the output folder ({machine.working_problem}), so no checkpoint could "
-        f"be kept. {remedy}",
+        Message(
+            "Nothing can be written to the output folder ({why}), so no checkpoint could be kept. {remedy}",
+            machine.working_problem,
+            remedy,
+        ),
     )
 
 
@@ -253,25 +299,40 @@ def _disk(machine: Machine, needed_bytes: int) -> Check:
     free = machine.working_free_bytes
     if free is None:
         return _bad("disk", "warning", "The free space of the output folder cannot be read.")
-    scratch = "" if machine.temp_free_bytes is None else f", {_gigabytes(machine.temp_free_bytes)} of scratch"
+    scratch = (
+        ""
+        if machine.temp_free_bytes is None
+        else Message(", {free} of scratch", _gigabytes(machine.temp_free_bytes))
+    )
     if free < needed_bytes:
         return _bad(
             "disk",
             "error",
-            f"{_gigabytes(free)} are free for the output; the checkpoints of a session need "
-            f"{_gigabytes(needed_bytes)}. Delete what is not needed there.",
+            Message(
+                "{free} are free for the output; the checkpoints of a session need {needed}. Delete "
+                "what is not needed there.",
+                _gigabytes(free),
+                _gigabytes(needed_bytes),
+            ),
         )
-    return _good("disk", f"{_gigabytes(free)} are free for the output{scratch}.")
+    return _good("disk", Message("{free} are free for the output{scratch}.", _gigabytes(free), scratch))
 
 
 def _output(machine: Machine) -> Check:
-    message = (
-        f"The output holds {machine.working_num_files} files, {_gigabytes(machine.working_used_bytes)}; "
-        f"Kaggle keeps at most {_gigabytes(OUTPUT_BYTES)} and drops files beyond 500 in silence."
+    message = Message(
+        "The output holds {count} files, {size}; Kaggle keeps at most {most} and drops files "
+        "beyond 500 in silence.",
+        machine.working_num_files,
+        _gigabytes(machine.working_used_bytes),
+        _gigabytes(OUTPUT_BYTES),
     )
     full = machine.working_num_files > OUTPUT_FILES or machine.working_used_bytes > 0.9 * OUTPUT_BYTES
     if full and machine.on_kaggle:
-        return _bad("output", "warning", f"{message} Delete what is not needed, or move it to scratch.")
+        return _bad(
+            "output",
+            "warning",
+            Message("{message} Delete what is not needed, or move it to scratch.", message),
+        )
     return _good("output", message)
 
 
@@ -281,12 +342,20 @@ def _clock(clock: SessionClock) -> Check:
         return _bad(
             "clock",
             "error",
-            f"The session has run for {format_duration(clock.elapsed_s())} of its "
-            f"{format_duration(clock.limit_s)}: there is no time left to train. Start a new session.",
+            Message(
+                "The session has run for {spent} of its {limit}: there is no time left to train. "
+                "Start a new session.",
+                format_duration(clock.elapsed_s()),
+                format_duration(clock.limit_s),
+            ),
         )
-    message = f"{format_duration(left)} are left, less the reserve of {format_duration(clock.reserve_s)}."
+    message = Message(
+        "{left} are left, less the reserve of {reserve}.",
+        format_duration(left),
+        format_duration(clock.reserve_s),
+    )
     if left < min(SHORT_SESSION_S, 0.5 * clock.limit_s):
-        return _bad("clock", "warning", f"Only {message} A new session has more.")
+        return _bad("clock", "warning", Message("Only {message} A new session has more.", message))
     return _good("clock", message)
 
 
@@ -295,9 +364,13 @@ def _quota(clock: SessionClock, now_s: float) -> Check:
     reset_s = week_start_s(now_s) + 7 * 24 * 3600.0
     return _good(
         "quota",
-        f"This session takes up to {format_duration(clock.limit_s)} of Kaggle's GPU hours (about "
-        f"{format_duration(GPU_QUOTA_S)} a week). The next week begins in "
-        f"{format_duration(reset_s - now_s)}, on Saturday at 00:00 UTC.",
+        Message(
+            "This session takes up to {limit} of Kaggle's GPU hours (about {quota} a week). The "
+            "next week begins in {left}, on Saturday at 00:00 UTC.",
+            format_duration(clock.limit_s),
+            format_duration(GPU_QUOTA_S),
+            format_duration(reset_s - now_s),
+        ),
     )
 
 

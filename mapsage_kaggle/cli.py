@@ -18,6 +18,7 @@ from mapsage_kaggle.errors import (
     EXIT_USAGE,
     MapsageError,
 )
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.outside import visible_json, visible_lines
 from mapsage_kaggle.training.options import add_argument, add_arguments, options_from
 
@@ -462,7 +463,9 @@ def _average(arguments: argparse.Namespace) -> int:
     first, *others = arguments.checkpoints
     config = arguments.config or WorkDir(first.parent).config
     if not config.is_file():
-        raise UsageError(f"There is no config at {config}.", "Name the run's config with --config.")
+        raise UsageError(
+            Message("There is no config at {path}.", config), "Name the run's config with --config."
+        )
     subject = open_subject(_model_options(arguments, config, first))
     options = _evaluation_options(arguments)
     with JobProgress("images") as progress:

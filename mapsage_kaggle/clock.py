@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.paths import on_kaggle
 from mapsage_kaggle.processes import process_start_s
 
@@ -43,10 +44,12 @@ def parse_duration_s(text: str | float) -> float:
     else:
         parts = re.findall(r"(\d+(?:\.\d+)?)([hms]?)", text.strip())
         if not parts or "".join(number + unit for number, unit in parts) != text.strip():
-            raise UsageError(f"{text!r} is not a duration.", "Write it as 12h, 10m, 1h30m or 45s.")
+            raise UsageError(
+                Message("{text} is not a duration.", repr(text)), "Write it as 12h, 10m, 1h30m or 45s."
+            )
         seconds = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
     if not (seconds >= 0 and math.isfinite(seconds)):
-        raise UsageError(f"{text!r} is not a duration: it must be finite and not negative.")
+        raise UsageError(Message("{text} is not a duration: it must be finite and not negative.", repr(text)))
     return seconds
 
 
@@ -86,8 +89,11 @@ class SessionClock:
     def __post_init__(self) -> None:
         if self.reserve_s >= self.limit_s:
             raise UsageError(
-                f"The reserve ({format_duration(self.reserve_s)}) leaves nothing of the session limit "
-                f"({format_duration(self.limit_s)}).",
+                Message(
+                    "The reserve ({reserve}) leaves nothing of the session limit ({limit}).",
+                    format_duration(self.reserve_s),
+                    format_duration(self.limit_s),
+                ),
                 "Choose a longer limit or a shorter reserve.",
             )
 

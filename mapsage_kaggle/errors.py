@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from mapsage_kaggle.messages import Message, as_message, joined_by
+
 EXIT_DONE = 0
 EXIT_USAGE = 2
 EXIT_CHECKPOINT = 3
@@ -16,17 +20,26 @@ class MapsageError(Exception):
     Args:
         problem: One sentence: what was found, where, and what was expected instead.
         remedy: One sentence: the next step to take. Empty where there is none.
+        lines: What the problem lists, one line each.
     """
 
     exit_code = EXIT_TRAINING
 
-    def __init__(self, problem: str, remedy: str = "") -> None:
-        super().__init__(problem, remedy)
+    def __init__(self, problem: str, remedy: str = "", lines: Sequence[str] = ()) -> None:
+        super().__init__(problem, remedy, tuple(lines))
         self.problem = problem
         self.remedy = remedy
+        self.lines = tuple(lines)
+
+    @property
+    def text(self) -> Message:
+        """All of it: the lines below the problem, and the remedy below those."""
+        listed = joined_by("\n  ", map(as_message, (self.problem, *self.lines)))
+        separator = "\n" if self.lines else " "
+        return joined_by(separator, (listed, as_message(self.remedy))) if self.remedy else listed
 
     def __str__(self) -> str:
-        return f"{self.problem} {self.remedy}".rstrip()
+        return self.text
 
     def _render_traceback_(self) -> list[str]:
         """Return what a notebook shows of it (IPython asks): where the kit raised it helps nobody."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
+from mapsage_kaggle.messages import from_said, with_said
 from mapsage_kaggle.outside import open_regular, parse_json, visible
 
 EventKind = Literal[
@@ -51,7 +52,7 @@ class Event:
         if clash:
             raise ValueError(f"event data may not use the names {clash}")
         document = {"event": self.event, "time_s": round(self.time_s, 3), "iteration": self.iteration}
-        return json.dumps(finite({**document, **self.data}), ensure_ascii=False) + "\n"
+        return json.dumps(finite({**document, **with_said(self.data)}), ensure_ascii=False) + "\n"
 
     @classmethod
     def from_line(cls, line: str) -> Event:
@@ -68,7 +69,7 @@ class Event:
             raise ValueError(f"not an event: {visible(line, 80)}")
         if not (0 <= iteration <= _MAX_ITERATION and 0.0 <= time_s < _MAX_TIME_S):
             raise ValueError(f"no event of any run: {visible(line, 80)}")
-        data = {key: value for key, value in document.items() if key not in _RESERVED}
+        data = from_said({key: value for key, value in document.items() if key not in _RESERVED})
         return cls(event=cast("EventKind", kind), iteration=iteration, time_s=float(time_s), data=data)
 
 

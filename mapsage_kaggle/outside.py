@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mapsage_kaggle.messages import Message
+
 MAX_SHOWN = 200
 """So many characters of a foreign value are shown."""
 MAX_PATH = 4096
@@ -182,11 +184,11 @@ def _visible_character(character: str) -> str:
 def listed(items: Sequence[str], most: int = MAX_LINES) -> list[str]:
     """Return the first lines of a list, and in one more how many there are beyond them."""
     shown = list(items[:most])
-    return [*shown, f"… and {len(items) - most:,} more"] if len(items) > most else shown
+    return [*shown, Message("… and {count} more", f"{len(items) - most:,}")] if len(items) > most else shown
 
 
 def joined(items: Iterable[object], most: int = 4) -> str:
     """Return the first of some foreign texts, and how many there are beyond them, in one line."""
     texts = list(items)
     shown = ", ".join(visible(text) for text in texts[:most])
-    return f"{shown} and {len(texts) - most} more" if len(texts) > most else shown
+    return Message("{names} and {count} more", shown, len(texts) - most) if len(texts) > most else shown

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from mapsage_kaggle.errors import MachineError
+from mapsage_kaggle.messages import Message
 
 ROOT_VARIABLE = "MAPSAGE_KAGGLE_ROOT"
 KAGGLE_ROOT = Path("/kaggle")
@@ -194,7 +195,7 @@ def bundled(name: str) -> Path:
         if folder.is_dir():
             return folder
     raise MachineError(
-        f"The kit's own folder {name!r} is neither in {package} nor beside it.",
+        Message("The kit's own folder {name} is neither in {package} nor beside it.", repr(name), package),
         "Install the kit again, or attach the whole of it.",
     )
 

@@ -17,6 +17,7 @@ from typing import Any
 from mapsage_kaggle import schema
 from mapsage_kaggle.errors import EXIT_TRAINING
 from mapsage_kaggle.events import finite
+from mapsage_kaggle.messages import Message, from_said, with_said
 from mapsage_kaggle.outside import MAX_PATH, read_json, stamp_of, visible
 from mapsage_kaggle.paths import replace_file
 
@@ -34,10 +35,10 @@ training before its last iteration, if anything has, and which samples it was tr
 PACKED = "earlier.zip"
 """In the history: the files of sessions that are long over."""
 MAX_MEMBER_BYTES, MAX_PACKED_BYTES = 20_000_000, 100_000_000
-GRADES = ("bitwise", "rounding", "not shown", "neither")
+GRADES = ("bitwise", "rounding", Message("not shown"), "neither")
 """How far a session equals an uninterrupted run, best first: bit for bit, to rounding, unseen, neither."""
 NOT_SHOWN = GRADES[2]
-CUT_OFF = "No end is recorded: the session was cut off. What was proven until then is safe."
+CUT_OFF = Message("No end is recorded: the session was cut off. What was proven until then is safe.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -220,6 +221,7 @@ def _known(document: Mapping[str, Any], **kinds: type) -> dict[str, Any]:
     """Return an object's values by field; those of unknown names and of other kinds as ``other``."""
     if not isinstance(document, Mapping):
         raise ValueError(f"not a session record: {document!r} is no object")
+    document = from_said(document)
     fits = {name: name in kinds and isinstance(value, kinds[name]) for name, value in document.items()}
     known = {
         name: tuple(value) if isinstance(value, list) else value
@@ -235,7 +237,7 @@ def _said(value: Learned | Exactness) -> dict[str, Any]:
         found = getattr(value, item.name)
         if item.name != "other" and found is not None:
             said[item.name] = list(found) if isinstance(found, tuple) else found
-    return {**said, **value.other}
+    return {**with_said(said), **value.other}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -311,7 +313,7 @@ class SessionRecord:
         document["best"] = self.best.to_json() if self.best else None
         document["started_from"] = self.started_from.to_json() if self.started_from else None
         document |= {"learned": self.learned.to_json(), "exactness": self.exactness.to_json()}
-        return finite(document)  # type: ignore[no-any-return]
+        return finite(with_said(document))  # type: ignore[no-any-return]
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> SessionRecord:
@@ -327,7 +329,7 @@ class SessionRecord:
                 f"the record has schema {document['schema']}, this version of the kit reads up to {SCHEMA}"
             )
         names = {item.name for item in dataclasses.fields(cls)}
-        values = {key: value for key, value in document.items() if key in names}
+        values = {key: value for key, value in from_said(document).items() if key in names}
         try:
             for key in ("checkpoint", "best", "started_from"):
                 if values.get(key) is not None:
@@ -429,9 +431,9 @@ class SessionRecord:
         return dataclasses.replace(self, **changes)
 
 
-def early_text(iteration: int, max_iters: int, stopped_by: str) -> str:
+def early_text(iteration: int, max_iters: int, stopped_by: str) -> Message:
     """Return how a run is told of that has ended before its last iteration, and is to stay so."""
-    return f"Stopped early at {iteration} of {max_iters} by {stopped_by}."
+    return Message("Stopped early at {iteration} of {max_iters} by {who}.", iteration, max_iters, stopped_by)
 
 
 def complete_timings(timings_s: Mapping[str, float], session_s: float) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import signal
 import sys
@@ -100,10 +99,11 @@ def real_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def warned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[dict[str, Any]]]:
     """Return the warnings that data workers have told so far."""
     from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
+    from mapsage_kaggle.events import read_events
 
     events = tmp_path / "events.jsonl"
     monkeypatch.setenv(EVENTS_VARIABLE, str(events))
-    return lambda: [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
+    return lambda: [dict(event.data) for event in read_events(events)]
 
 
 @pytest.fixture

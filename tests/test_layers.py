@@ -20,6 +20,7 @@ PACKAGE = ROOT / "mapsage_kaggle"
 # count. The package itself (__init__) hands its public names out lazily, and may name any room.
 ROWS: tuple[tuple[str, ...], ...] = (
     # The ground: values and facts, from the standard library only.
+    ("messages",),
     ("errors", "outside"),
     ("paths", "schema", "walk", "kit"),
     ("events",),
@@ -43,7 +44,20 @@ ROWS: tuple[tuple[str, ...], ...] = (
 )
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 STANDARD_LIBRARY_ONLY = frozenset(
-    {"errors", "outside", "schema", "paths", "walk", "kit", "events", "clock", "pace", "records", "spec"}
+    {
+        "messages",
+        "errors",
+        "outside",
+        "schema",
+        "paths",
+        "walk",
+        "kit",
+        "events",
+        "clock",
+        "pace",
+        "records",
+        "spec",
+    }
 )
 WITHOUT_TORCH_AT_IMPORT = frozenset(room for room in RANK if room not in {"engine", "__main__"})
 

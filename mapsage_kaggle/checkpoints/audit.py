@@ -13,6 +13,7 @@ from typing import Any
 
 from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256
 from mapsage_kaggle.checkpoints.names import kind_of
+from mapsage_kaggle.messages import Message, as_message
 from mapsage_kaggle.outside import visible
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import NOT_SHOWN, CheckpointRef, Exactness, SessionRecord, worst
@@ -212,15 +213,24 @@ def differences(
         then, here = getattr(before, name), getattr(now, name)
         if then is not None and here is not None and then != here:
             grade = "neither" if name == "precision" else "rounding"
-            found.append((grade, f"the {word} was {then} before, and is {here} now"))
+            found.append(
+                (
+                    grade,
+                    Message("the {word} was {then} before, and is {here} now", as_message(word), then, here),
+                )
+            )
     ranks = now.ranks if before.ranks is None else before.ranks
     micro_batch = now.micro_batch if before.micro_batch is None else before.micro_batch
     if None not in (now.ranks, now.micro_batch) and (ranks, micro_batch) != (now.ranks, now.micro_batch):
         apart = bool(now.split or before.split)
-        equal = "; the two differ by more than rounding" if apart else ": equal to rounding"
-        reason = (
-            f"each batch was split into {micro_batch} image(s) on {ranks} rank(s), "
-            f"and now into {now.micro_batch} on {now.ranks}{equal}"
+        reason = Message(
+            "each batch was split into {before} image(s) on {ranks} rank(s), and now into {now} on "
+            "{now_ranks}{equal}",
+            micro_batch,
+            ranks,
+            now.micro_batch,
+            now.ranks,
+            Message("; the two differ by more than rounding") if apart else Message(": equal to rounding"),
         )
         found.append(("neither" if apart else "rounding", reason))
     return found
@@ -229,12 +239,12 @@ def differences(
 def _other_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[Difference]:
     """Return what is of another version than in the session before; torch's is compared like the device."""
     if not before:
-        return [(NOT_SHOWN, "no record says which kit and which versions computed before")]
-    told = []
+        return [(NOT_SHOWN, Message("no record says which kit and which versions computed before"))]
+    told: list[Difference] = []
     for name in {**before, **now}:
         if name not in ("kit_commit", "torch") and before.get(name) != now.get(name):
             then, here = (_version(versions, name) for versions in (before, now))
-            told.append((NOT_SHOWN, f"{name} was {then} before, and is {here} now"))
+            told.append((NOT_SHOWN, Message("{name} was {then} before, and is {here} now", name, then, here)))
     return told
 
 
@@ -275,22 +285,34 @@ def _audited(lefts: Sequence[Left], index: int, done: Sequence[AuditedSession]) 
 
 def _links(left: Left, earlier: Sequence[Left]) -> tuple[int | None, list[tuple[str, str]]]:
     """Return which session before proved the bytes that one began with, and what stands against the link."""
-    record, began, found = left.record, left.record.started_from, []
+    record, began = left.record, left.record.started_from
+    found: list[tuple[str, str]] = []
     own = record.checkpoint
     told = {ref.sha256 for ref in left.told if own is not None and ref.file == own.file}
     if own is not None and told and own.sha256 not in told:
-        found.append((BROKEN, f"its record and its events name other bytes each for {own.file}"))
+        found.append(
+            (BROKEN, Message("its record and its events name other bytes each for {file}", own.file))
+        )
     if record.session_index == 1 and record.start_iteration == 0:
         return None, found
     numbers = {item.record.session_index for item in earlier}
     if record.session_index > 1 and record.session_index - 1 not in numbers:
-        found.append((NOT_SHOWN, f"session {record.session_index - 1} is not among the records"))
+        found.append(
+            (NOT_SHOWN, Message("session {index} is not among the records", record.session_index - 1))
+        )
     if began is None:
-        found.append((NOT_SHOWN, "its record does not say with which bytes it began"))
+        found.append((NOT_SHOWN, Message("its record does not say with which bytes it began")))
         return None, found
     if began.iteration and began.iteration != record.start_iteration:
         found.append(
-            (BROKEN, f"it began at {record.start_iteration} from a checkpoint of iteration {began.iteration}")
+            (
+                BROKEN,
+                Message(
+                    "it began at {start} from a checkpoint of iteration {iteration}",
+                    record.start_iteration,
+                    began.iteration,
+                ),
+            )
         )
     proved = [
         place for place, item in enumerate(earlier) if began.sha256 in {ref.sha256 for ref in item.proven}
@@ -300,9 +322,11 @@ def _links(left: Left, earlier: Sequence[Left]) -> tuple[int | None, list[tuple[
     named = f"{began.file} (sha256 {began.sha256[:12]}…)"
     refs = [ref for item in earlier for ref in item.proven if ref.iteration == began.iteration]
     if any(ref.file == began.file or ref.metric is None for ref in refs):
-        found.append((BROKEN, f"it began with {named}, and other bytes were proven at that iteration"))
+        found.append(
+            (BROKEN, Message("it began with {named}, and other bytes were proven at that iteration", named))
+        )
     else:
-        found.append((NOT_SHOWN, f"it began with {named}, of which no session before tells"))
+        found.append((NOT_SHOWN, Message("it began with {named}, of which no session before tells", named)))
     return None, found
 
 
@@ -328,10 +352,10 @@ def _same(before: SessionRecord, now: SessionRecord) -> dict[str, bool | None]:
 def _other_run(same: Mapping[str, bool | None], *, both_trained: bool) -> list[tuple[str, str]]:
     """Return what stands against two sessions being of one run; data count where both trained."""
     reasons = {
-        ("fingerprint", False): "its config's fingerprint is not that of the session before",
-        ("fingerprint", None): "it or the session before does not say its config's fingerprint",
-        ("data", False): "its training data are not those of the session before",
-        ("data", None): "it is not recorded which images it and the session before were trained on",
+        ("fingerprint", False): Message("its config's fingerprint is not that of the session before"),
+        ("fingerprint", None): Message("it or the session before does not say its config's fingerprint"),
+        ("data", False): Message("its training data are not those of the session before"),
+        ("data", None): Message("it is not recorded which images it and the session before were trained on"),
     }
     found = {(name, same[name]) for name in ("fingerprint", "data") if both_trained or name != "data"}
     return [
@@ -342,7 +366,7 @@ def _other_run(same: Mapping[str, bool | None], *, both_trained: bool) -> list[t
 def _unstated(before: Exactness, now: Exactness) -> list[Difference]:
     if all(None not in (getattr(before, name), getattr(now, name)) for name in _ALWAYS_STATED):
         return []
-    return [(NOT_SHOWN, "it or the session before does not record all of what it was computed with")]
+    return [(NOT_SHOWN, Message("it or the session before does not record all of what it was computed with"))]
 
 
 def _stated(record: SessionRecord) -> list[Difference]:
@@ -350,14 +374,14 @@ def _stated(record: SessionRecord) -> list[Difference]:
     said = record.exactness
     reasons, grade = said.reasons or (), said.grade
     if said.bitwise is None:
-        return [(NOT_SHOWN, "its record says nothing of its exactness")]
+        return [(NOT_SHOWN, Message("its record says nothing of its exactness"))]
     if said.bitwise and (reasons or grade not in (None, "bitwise") or said.repeatable is False):
-        return [(NOT_SHOWN, "its record contradicts itself: bit for bit, and reasons why not")]
+        return [(NOT_SHOWN, Message("its record contradicts itself: bit for bit, and reasons why not"))]
     if said.bitwise:
         unseen = said.repeatable is None
-        return [(NOT_SHOWN, "whether the device repeats was not measured")] if unseen else []
+        return [(NOT_SHOWN, Message("whether the device repeats was not measured"))] if unseen else []
     if grade in (None, "bitwise"):
-        told = "its record says that it is not bit for bit, and not what it is"
+        told = Message("its record says that it is not bit for bit, and not what it is")
         wrong = said.repeatable is False and said.device == "CPU"
         return [("neither" if wrong else NOT_SHOWN, told), *((NOT_SHOWN, str(reason)) for reason in reasons)]
     return [(str(grade), str(reason)) for reason in reasons] or [(str(grade), "")]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mapsage_kaggle.checkpoints.manifest import file_sha256
 from mapsage_kaggle.checkpoints.names import LAST_CHECKPOINT, counts_in, iteration_of, likely_kind_of
-from mapsage_kaggle.checkpoints.runs import RunGroup
+from mapsage_kaggle.checkpoints.runs import RunGroup, at
 from mapsage_kaggle.checkpoints.scan import FoundCheckpoint, name_in
 from mapsage_kaggle.errors import CheckpointError
+from mapsage_kaggle.messages import Message, as_message, joined_by
 from mapsage_kaggle.outside import MAX_LINES, MAX_PATH, listed, visible
 from mapsage_kaggle.records import SessionRecord
 
@@ -111,10 +112,12 @@ class Prospect:
             str(self.target),
         )
 
-    def line(self, reason: str) -> str:
-        at = "iteration unknown" if self.iteration is None else f"iteration {self.iteration}"
+    def line(self, reason: str) -> Message:
         leads = "" if self.target == self.found.path else f" -> {visible(self.target.name)}"
-        return f"{visible(self.found.path, MAX_PATH)}{leads} ({self.origin}, {at}): {reason}"
+        path = f"{visible(self.found.path, MAX_PATH)}{leads}"
+        return Message(
+            "{path} ({origin}, {at}): {reason}", path, self.origin, at(self.iteration), as_message(reason)
+        )
 
 
 class Account:
@@ -147,8 +150,8 @@ class Account:
 
     def no_checkpoint(self, place: Rejected) -> None:
         """Say of a place that is named like a checkpoint that it is none: a step down, too."""
-        reason = f"not taken: {place.reason}"
-        self.explanations.append(f"{visible(place.path, MAX_PATH)}: {reason}")
+        reason = Message("not taken: {why}", as_message(place.reason))
+        self.explanations.append(joined_by(": ", (visible(place.path, MAX_PATH), reason)))
         self.steps_down.append(self.explanations[-1])
         self._judged[place.path] = Candidate(
             path=place.path, origin="", iteration=None, size_bytes=0, verdict="rejected", reason=reason
@@ -168,9 +171,7 @@ class Account:
 
     def refusal(self, problem: str, remedy: str = "") -> CheckpointError:
         """Return the error that lists every file beside what is wrong."""
-        return CheckpointError(
-            "\n  ".join((problem, *listed(self.explanations))), f"\n{remedy}" if remedy else ""
-        )
+        return CheckpointError(problem, remedy, listed(self.explanations))
 
 
 def group_of(key: str, prospects: Sequence[Prospect]) -> RunGroup:
@@ -237,17 +238,17 @@ def _session(document: Mapping[str, Any]) -> tuple[Any, ...]:
 def why_not_needed(prospect: Prospect, taken: Prospect) -> str:
     """Return what sets a file apart from the one of this run that was taken."""
     if prospect.lineage != taken.lineage:
-        return "nothing says that it is of this run; name it with --resume to take it"
+        return Message("nothing says that it is of this run; name it with --resume to take it")
     if prospect.iteration != taken.iteration:
-        return "an older iteration"
+        return Message("an older iteration")
     if None not in (prospect.sha256, taken.sha256):
         same = prospect.sha256 == taken.sha256
         return f"the same iteration, {'the same file' if same else 'other content'} by sha256"
     if taken.is_recorded and not prospect.is_recorded:
-        return "the same iteration, and no record names it"
+        return Message("the same iteration, and no record names it")
     if prospect.sha256 is None and taken.sha256 is not None:
-        return "the same iteration, and its sha256 is not recorded"
-    return "the same iteration, in another place"
+        return Message("the same iteration, and its sha256 is not recorded")
+    return Message("the same iteration, in another place")
 
 
 def without_duplicates(prospects: Sequence[Prospect]) -> list[Prospect]:

@@ -35,6 +35,7 @@ from mapsage_kaggle.checkpoints.manifest import manifest_sha256
 from mapsage_kaggle.checkpoints.names import iteration_of, likely_kind_of
 from mapsage_kaggle.checkpoints.selector import Inspect, Selector
 from mapsage_kaggle.errors import CheckpointError
+from mapsage_kaggle.messages import Message, joined_by
 from mapsage_kaggle.outside import MAX_PATH, listed, visible
 from mapsage_kaggle.records import SessionRecord, record_beside
 
@@ -159,7 +160,7 @@ class _Ladder(Selector):
         inspection = self.inspect(candidate)
         if inspection is None or inspection.verdict == "rejected":
             raise CheckpointError(
-                f"{path}, which --resume names, was rejected: {candidate.problem}.",
+                Message("{path}, which --resume names, was rejected: {problem}.", path, candidate.problem),
                 "Name another file, or let the kit choose with --resume auto.",
             )
         if self.lineage_of(inspection.fingerprint, candidate) == "another run":
@@ -169,7 +170,11 @@ class _Ladder(Selector):
         if inspection.verdict == "weights-only":
             if not self.allow_weights_only:
                 raise CheckpointError(
-                    f"{path} holds weights only ({candidate.problem}): nothing can be resumed from it.",
+                    Message(
+                        "{path} holds weights only ({problem}): nothing can be resumed from it.",
+                        path,
+                        candidate.problem,
+                    ),
                     "Add --allow-weights-only to start at iteration 0 from its weights.",
                 )
             return self._take(candidate, inspection, "weights-only", "taken as named, weights only")
@@ -179,13 +184,15 @@ class _Ladder(Selector):
         """Resume nothing; the weights that a config names to start from are still its own wish."""
         if self.expect_iteration:
             raise CheckpointError(
-                f"--resume never starts at iteration 0, and --expect-iteration asks for "
-                f"{self.expect_iteration}.",
+                Message(
+                    "--resume never starts at iteration 0, and --expect-iteration asks for {iteration}.",
+                    self.expect_iteration,
+                ),
                 "Leave one of them out.",
             )
         for item in seen:
-            reason = "not considered, as --resume says never"
-            self.account.explanations.append(f"{visible(item.path, MAX_PATH)}: {reason}")
+            reason = Message("not considered, as --resume says never")
+            self.account.explanations.append(joined_by(": ", (visible(item.path, MAX_PATH), reason)))
             self.account.note(self.candidate(item, "named"), reason)
         if load_from is None:
             return self._fresh("starting fresh, as --resume says never")
@@ -195,7 +202,9 @@ class _Ladder(Selector):
             return self._fresh("starting fresh, as --resume says never")
         choice = self._weights_of_config(candidate)
         if choice is None:
-            raise self.account.refusal(f"The config's load_from, {candidate.found.path}, cannot be used.")
+            raise self.account.refusal(
+                Message("The config's load_from, {path}, cannot be used.", candidate.found.path)
+            )
         return choice
 
     def walk(
@@ -266,9 +275,11 @@ class _Ladder(Selector):
             misfit = candidate.problem
             inspection = self.inspect(candidate, must_fit=False)
             if inspection is not None and inspection.verdict != "rejected":
-                self.account.step(candidate, f"its weights are loaded as far as they fit: {misfit}")
+                self.account.step(
+                    candidate, Message("its weights are loaded as far as they fit: {why}", misfit)
+                )
         if inspection is None or inspection.verdict == "rejected":
-            self.account.step(candidate, f"not taken: {candidate.problem}")
+            self.account.step(candidate, Message("not taken: {why}", candidate.problem))
             return None
         return self._take(
             candidate, inspection, "weights-only", "taken, weights only, as the config's load_from asks"
@@ -291,7 +302,7 @@ class _Ladder(Selector):
                     "weights, with a fresh optimizer and schedule, as --allow-weights-only permits",
                 )
                 return self._take(candidate, inspection, "weights-only", None)
-            self.account.step(candidate, f"not taken: {candidate.problem}")
+            self.account.step(candidate, Message("not taken: {why}", candidate.problem))
         return None
 
     def _take(
@@ -301,10 +312,17 @@ class _Ladder(Selector):
         self.account.taken(candidate, reason)
         if self.expect_iteration is not None and iteration != self.expect_iteration:
             raise self.account.refusal(
-                f"--expect-iteration asks for {self.expect_iteration}, and {candidate.found.path} starts "
-                f"at {iteration}.",
-                f"Attach the output that holds iteration {self.expect_iteration}, name its file with "
-                "--resume, or leave --expect-iteration out.",
+                Message(
+                    "--expect-iteration asks for {wanted}, and {path} starts at {iteration}.",
+                    self.expect_iteration,
+                    candidate.found.path,
+                    iteration,
+                ),
+                Message(
+                    "Attach the output that holds iteration {iteration}, name its file with --resume, or "
+                    "leave --expect-iteration out.",
+                    self.expect_iteration,
+                ),
             )
         return Choice(
             action=action,
@@ -320,7 +338,10 @@ class _Ladder(Selector):
     def _fresh(self, reason: str) -> Choice:
         if self.expect_iteration:
             raise self.account.refusal(
-                f"--expect-iteration asks for {self.expect_iteration}, and there is nothing to resume.",
+                Message(
+                    "--expect-iteration asks for {wanted}, and there is nothing to resume.",
+                    self.expect_iteration,
+                ),
                 "Attach the output of the session before, or leave --expect-iteration out.",
             )
         return Choice(
@@ -350,24 +371,28 @@ class _Ladder(Selector):
 
     def _why_taken(self, candidate: Prospect) -> str:
         if candidate.lineage == "this run":
-            return "taken: the highest iteration of this run that passes"
+            return Message("taken: the highest iteration of this run that passes")
         if candidate.lineage == "another run":
             self.account.step(
                 candidate, "is of a run with another config; taken, as the config's load_from names it"
             )
-            return "taken, as the config's load_from names it"
-        return "taken: the highest iteration that passes; it states no run, but fits the model and classes"
+            return Message("taken, as the config's load_from names it")
+        return Message(
+            "taken: the highest iteration that passes; it states no run, but fits the model and classes"
+        )
 
     def _explain_rest(self, taken: Prospect, rest: Sequence[Prospect]) -> None:
         apart = diverged_from(taken, rest)
         if apart is not None:
-            self.account.step(apart, f"not taken: it and {taken.target} are one run that was trained apart")
+            self.account.step(
+                apart, Message("not taken: it and {path} are one run that was trained apart", taken.target)
+            )
         for candidate in rest:
             if self.is_stranger(candidate):
-                reason = "it is of a run with another config; name it with --resume to take it"
+                reason: str = Message("it is of a run with another config; name it with --resume to take it")
             else:
                 reason = why_not_needed(candidate, taken)
-            self.account.explain(candidate, f"not needed: {reason}")
+            self.account.explain(candidate, Message("not needed: {why}", reason))
 
     def _step_over(self, taken: Prospect, rejected: Sequence[Rejected]) -> None:
         """Tell of what is named like a later checkpoint of the run and holds nothing: a step down, too."""
@@ -399,14 +424,19 @@ class _Ladder(Selector):
     def _only_strangers(self, strangers: Sequence[Prospect]) -> CheckpointError:
         """Return the refusal of checkpoints of other runs, with what sets the newest apart."""
         newest = min(strangers, key=lambda item: (item.is_best, -(item.iteration or 0)))
-        problem = "Every checkpoint found is of a run with another config."
-        anew = "to start a new one, --resume never"
+        problem = Message("Every checkpoint found is of a run with another config.")
+        anew = Message("to start a new one, --resume never")
         inspection = self.inspect(newest)
         if inspection is not None and inspection.verdict == "resumable":
             return self.account.refusal(
-                problem, f"To continue that run with this config, say --resume {newest.target}; {anew}."
+                problem,
+                Message(
+                    "To continue that run with this config, say --resume {path}; {anew}.", newest.target, anew
+                ),
             )
         return self.account.refusal(
-            f"{problem} The newest, {newest.target}, does not fit: {newest.problem}.",
-            f"Use the config that it was trained with; {anew}.",
+            Message(
+                "{problem} The newest, {path}, does not fit: {why}.", problem, newest.target, newest.problem
+            ),
+            Message("Use the config that it was trained with; {anew}.", anew),
         )

@@ -16,6 +16,7 @@ from mapsage_kaggle.checkpoints.finite import FiniteSweep
 from mapsage_kaggle.checkpoints.legacy import LegacyArchive, is_legacy
 from mapsage_kaggle.checkpoints.names import counts_in
 from mapsage_kaggle.checkpoints.unpickle import MAX_PICKLE_BYTES, interpret
+from mapsage_kaggle.messages import Message, text_of
 from mapsage_kaggle.outside import joined, visible
 from mapsage_kaggle.records import FINGERPRINT_KEY, OWED_VALIDATION_KEY, RUN_ID_KEY, STOPPED_BY_KEY
 
@@ -148,7 +149,7 @@ def _inspect(
         sweep = FiniteSweep(content.tensors)
         sha256 = archive.sweep(sweep.take)
     except (DamagedError, UnsafeError) as error:
-        return Inspection(path=path, verdict="rejected", problems=(str(error),), size_bytes=size_bytes)
+        return Inspection(path=path, verdict="rejected", problems=(text_of(error),), size_bytes=size_bytes)
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001 - the one boundary: a file is never a reason to crash
@@ -452,11 +453,11 @@ def compare_shapes(
         if key in found and tuple(found[key]) != tuple(shape)
     ]
     sentences = (
-        (missing, "weights of the model are missing in it"),
-        (unexpected, "weights in it are not in the model"),
-        (mismatched, "weights differ in shape"),
+        (missing, "{count} weights of the model are missing in it: {names}"),
+        (unexpected, "{count} weights in it are not in the model: {names}"),
+        (mismatched, "{count} weights differ in shape: {names}"),
     )
-    return [f"{len(keys)} {words}: {joined(keys)}" for keys, words in sentences if keys]
+    return [Message(template, len(keys), joined(keys)) for keys, template in sentences if keys]
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:

@@ -12,6 +12,7 @@ from mapsage_kaggle.checkpoints.archive import DamagedError, Entry, Source
 from mapsage_kaggle.checkpoints.inspect import Content, open_archive, read_content, unforeseen
 from mapsage_kaggle.checkpoints.unpickle import LEGACY_PARTS, ZIP_PARTS, interpret
 from mapsage_kaggle.errors import CheckpointError
+from mapsage_kaggle.messages import Message
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,12 +45,16 @@ def load_checkpoint(
         with Source(source) as opened:
             return _load(opened, sha256, history_buffer)
     except OSError as error:
-        raise CheckpointError(f"{name} cannot be read: {error.strerror or error}.") from error
+        raise CheckpointError(
+            Message("{name} cannot be read: {why}.", name, error.strerror or error)
+        ) from error
     except (DamagedError, UnsafeError) as error:
-        raise CheckpointError(f"{name} is rejected: {error}.", "Use another checkpoint.") from error
+        raise CheckpointError(
+            Message("{name} is rejected: {why}.", name, error), "Use another checkpoint."
+        ) from error
     except Exception as error:  # the one boundary: a file is never a reason to crash
         raise CheckpointError(
-            f"{name} is rejected: {unforeseen(error)}.", "Use another checkpoint."
+            Message("{name} is rejected: {why}.", name, unforeseen(error)), "Use another checkpoint."
         ) from error
 
 

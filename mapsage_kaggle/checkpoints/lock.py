@@ -9,6 +9,7 @@ import weakref
 from pathlib import Path
 
 from mapsage_kaggle.errors import MachineError
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.paths import WorkDir
 
 
@@ -39,7 +40,7 @@ class WorkDirLock:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise MachineError(
-                f"The work dir {folder} cannot be written: {error.strerror}.",
+                Message("The work dir {path} cannot be written: {why}.", folder, error.strerror),
                 "Choose another one with --work-dir.",
             ) from error
         try:
@@ -60,7 +61,7 @@ class WorkDirLock:
         """
         if self._descriptor is None:
             raise MachineError(
-                f"The work dir {self._files.path} is not locked by this process.",
+                Message("The work dir {path} is not locked by this process.", self._files.path),
                 "Call lock() before saving.",
             )
 
@@ -86,12 +87,16 @@ def _wait_for(descriptor: int, path: Path, wait_s: float) -> None:
                 continue
             holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
             raise MachineError(
-                f"The work dir {path.parent} is in use by process {holder}; two may not save into it.",
+                Message(
+                    "The work dir {path} is in use by process {holder}; two may not save into it.",
+                    path.parent,
+                    holder,
+                ),
                 "Wait for it, end it, or choose another folder with --work-dir.",
             ) from error
         except OSError as error:
             raise MachineError(
-                f"{path} cannot be locked: {error.strerror}.",
+                Message("{path} cannot be locked: {why}.", path, error.strerror),
                 "Choose a work dir on a local disk with --work-dir.",
             ) from error
 

@@ -14,6 +14,7 @@ from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.checkpoints.manifest import CHUNK_BYTES, file_sha256
 from mapsage_kaggle.checkpoints.names import iteration_of, kind_of, metric_of
 from mapsage_kaggle.errors import MachineError
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.outside import open_regular
 from mapsage_kaggle.records import CheckpointRef, record_beside
 
@@ -72,8 +73,13 @@ def write_proven(temporary: Path, write: Callable[[BinaryIO], None]) -> tuple[in
         found = file_sha256(temporary, from_disk=True)
         if found != sha256:
             raise SaveFailed(
-                f"{temporary} was written with sha256 {sha256} and reads back as {found}: the disk "
-                "does not keep what it is given.",
+                Message(
+                    "{path} was written with sha256 {written} and reads back as {found}: the disk does "
+                    "not keep what it is given.",
+                    temporary,
+                    sha256,
+                    found,
+                ),
                 "Training goes on with the older checkpoint; save to another disk with --work-dir.",
             )
     except BaseException as error:
@@ -81,7 +87,7 @@ def write_proven(temporary: Path, write: Callable[[BinaryIO], None]) -> tuple[in
         cause = hashing.error if hashing is not None and hashing.error is not None else error
         if isinstance(cause, OSError):
             raise SaveFailed(
-                f"{temporary} could not be written: {cause.strerror or cause}.",
+                Message("{path} could not be written: {why}.", temporary, cause.strerror or cause),
                 "The checkpoints proven before are untouched.",
             ) from cause
         raise
@@ -101,8 +107,13 @@ def copy_proven(source: Path, expected: str | None, stream: BinaryIO) -> None:
             stream.write(chunk)
     if expected is not None and digest.hexdigest() != expected:
         raise SaveFailed(
-            f"{source} has sha256 {digest.hexdigest()}, its record says {expected}: it is not the file that "
-            "was recorded, and was not carried over.",
+            Message(
+                "{path} has sha256 {found}, its record says {recorded}: it is not the file that was "
+                "recorded, and was not carried over.",
+                source,
+                digest.hexdigest(),
+                expected,
+            ),
             "Attach the output of the session that wrote it again.",
         )
 
@@ -152,6 +163,6 @@ def prove(path: Path) -> CheckpointRef | None:
 def what_changed(path: Path, sha256: str) -> str:
     """Return what is wrong with a file that was proven, read again from the disk; empty where nothing is."""
     try:
-        return "" if file_sha256(path, from_disk=True) == sha256 else "has changed"
+        return "" if file_sha256(path, from_disk=True) == sha256 else Message("has changed")
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return Message("cannot be read: {why}", error.strerror)

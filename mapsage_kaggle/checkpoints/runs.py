@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mapsage_kaggle.errors import CheckpointError
+from mapsage_kaggle.messages import Message, joined_by
 
-_ATTACH = "Attach an output of that run, or leave --run out."
-_NAME_ONE = "Start again with what stands behind the one to go on with, or detach the others."
+_ATTACH = Message("Attach an output of that run, or leave --run out.")
+_NAME_ONE = Message("Start again with what stands behind the one to go on with, or detach the others.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,11 +35,14 @@ class RunGroup:
     iteration: int | None
     recorded: bool
 
-    def __str__(self) -> str:
-        at = "iteration unknown" if self.iteration is None else f"iteration {self.iteration}"
-        whose = f"run {self.run_id}" if self.run_id else "states no run"
-        record = "" if self.recorded else ", without its record"
-        return f"{self.newest.parent} ({at}, {whose}{record})"
+    @property
+    def line(self) -> Message:
+        """Its folder, with what is known of it."""
+        whose = Message("run {run}", self.run_id) if self.run_id else Message("states no run")
+        record = "" if self.recorded else Message(", without its record")
+        return Message(
+            "{folder} ({at}, {whose}{record})", self.newest.parent, at(self.iteration), whose, record
+        )
 
     def option(self, file_option: str) -> str:
         """Return what to say on the command line to take it."""
@@ -65,10 +69,17 @@ class TakenRun:
         if self.is_named or self.group.recorded:
             return ""
         folder = self.group.newest.parent
-        return (
-            f"Nothing beside {self.group.newest} says whose checkpoint it is. If it is not of your run, "
-            f"detach {folder}, or start anew with --resume never."
+        return Message(
+            "Nothing beside {path} says whose checkpoint it is. If it is not of your run, detach "
+            "{folder}, or start anew with --resume never.",
+            self.group.newest,
+            folder,
         )
+
+
+def at(iteration: int | None) -> Message:
+    """Return which iteration a file is of, in two words."""
+    return Message("iteration unknown") if iteration is None else Message("iteration {iteration}", iteration)
 
 
 def pick_run(
@@ -97,10 +108,9 @@ def pick_run(
         found = next((item for item in groups if item.run_id == run), None)
         if found is None:
             raise CheckpointError(
-                "\n  ".join(
-                    (f"No checkpoint of run {run}, which --run names, was found.", *map(str, groups))
-                ),
-                f"\n{_ATTACH}",
+                Message("No checkpoint of run {run}, which --run names, was found.", run),
+                _ATTACH,
+                [group.line for group in groups],
             )
         return _taken(found, groups, is_named=True)
     named = [item for item in groups if item.key in from_config]
@@ -122,12 +132,11 @@ def _taken(group: RunGroup, groups: Sequence[RunGroup], *, is_named: bool) -> Ta
 
 
 def _ambiguous(groups: Sequence[RunGroup], file_option: str) -> CheckpointError:
-    lines = [f"{item}: {item.option(file_option)}" for item in sorted(groups, key=_iteration, reverse=True)]
+    ordered = sorted(groups, key=_iteration, reverse=True)
     return CheckpointError(
-        "\n  ".join(
-            (f"Checkpoints of {len(groups)} runs were found, and nothing says which is yours.", *lines)
-        ),
-        f"\n{_NAME_ONE}",
+        Message("Checkpoints of {count} runs were found, and nothing says which is yours.", len(groups)),
+        _NAME_ONE,
+        [joined_by(": ", (item.line, item.option(file_option))) for item in ordered],
     )
 
 

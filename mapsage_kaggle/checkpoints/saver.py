@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from mapsage_kaggle.checkpoints.proving import SaveFailed
 from mapsage_kaggle.checkpoints.store import CheckpointStore
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.pace import Samples
 from mapsage_kaggle.records import CheckpointRef
 
@@ -113,7 +114,7 @@ class BackgroundSaver:
         try:
             then(ref)
         except OSError as error:
-            message = f"{ref.file} is proven, but what follows a save failed: {error}."
+            message = Message("{file} is proven, but what follows a save failed: {why}.", ref.file, error)
             self._store._emit("warning", ref.iteration, {"message": message})
 
     def _raise_error(self) -> None:

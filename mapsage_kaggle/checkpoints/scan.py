@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mapsage_kaggle.checkpoints.names import ENDINGS, LAST_CHECKPOINT, Kind, iteration_of, likely_kind_of
+from mapsage_kaggle.messages import text_of
 from mapsage_kaggle.outside import read_bytes, visible
 from mapsage_kaggle.paths import KagglePaths
 from mapsage_kaggle.walk import WalkResult, walk
@@ -157,7 +158,7 @@ def _report(root: Path, found: WalkResult) -> ScanReport:
         try:
             files.append(_found(path, anchor))
         except _NotOneError as error:
-            rejected.append(Rejected(path=path, reason=str(error)))
+            rejected.append(Rejected(path=path, reason=text_of(error)))
         except OSError as error:
             rejected.append(Rejected(path=path, reason=f"it cannot be read: {error.strerror}"))
     rejected.sort(key=lambda item: str(item.path))

@@ -22,6 +22,7 @@ from mapsage_kaggle.checkpoints.candidates import (
 from mapsage_kaggle.checkpoints.inspect import inspect as inspect_any
 from mapsage_kaggle.checkpoints.manifest import file_sha256, manifest_sha256
 from mapsage_kaggle.checkpoints.runs import TakenRun, pick_run
+from mapsage_kaggle.messages import Message, joined_by
 from mapsage_kaggle.records import SessionRecord, record_beside
 
 if TYPE_CHECKING:
@@ -100,7 +101,9 @@ class Selector:
                 self.fail(item, is_step=item.iteration is None or item.iteration > newest)
         taken = self.taken_run.group.key if self.taken_run else ""
         for group in self.taken_run.stepped_over if self.taken_run else ():
-            reason = f"not taken: it is of another run; {group.option(self.file_option)} takes it"
+            reason = Message(
+                "not taken: it is of another run; {option} takes it", group.option(self.file_option)
+            )
             for item in runs[group.key]:
                 if not self.is_start(item):
                     self.account.explain(item, reason)
@@ -129,7 +132,7 @@ class Selector:
         """Count a file that cannot be taken; what lies below the newest that can be is no step down."""
         self.num_failed += 1
         tell = self.account.step if is_step else self.account.explain
-        tell(candidate, f"not taken: {candidate.problem}")
+        tell(candidate, Message("not taken: {why}", candidate.problem))
 
     def candidate(self, found: FoundCheckpoint | Path, origin: Origin) -> Prospect:
         if isinstance(found, Path):
@@ -187,14 +190,14 @@ class Selector:
             candidate.inspection = self._read(candidate, judge, full=True)
             if candidate.inspection is not None:
                 found = candidate.inspection = _against_record(candidate.inspection, candidate.record)
-                candidate.problem = "; ".join(found.problems) or found.verdict
+                candidate.problem = joined_by("; ", found.problems) or found.verdict
         return candidate.inspection
 
     def _read(self, candidate: Prospect, judge: Inspect, *, full: bool) -> Inspection | None:
         try:
             return judge(candidate.target, manifest_sha256=candidate.sha256 if full else None, full=full)
         except OSError as error:
-            candidate.problem = f"it cannot be read: {error.strerror or error}"
+            candidate.problem = Message("it cannot be read: {why}", error.strerror or error)
             return None
 
 
@@ -202,5 +205,7 @@ def _against_record(found: Inspection, record: SessionRecord | None) -> Inspecti
     """Return the verdict on a file whose record may be of another run than the file itself says."""
     if record is None or found.run_id in (None, record.run_id):
         return found
-    problem = f"it states run {found.run_id}, and the record beside it run {record.run_id}"
+    problem = Message(
+        "it states run {one}, and the record beside it run {other}", found.run_id, record.run_id
+    )
     return replace(found, verdict="rejected", problems=(problem, *found.problems))

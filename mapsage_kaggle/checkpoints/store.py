@@ -46,6 +46,7 @@ from mapsage_kaggle.checkpoints.retention import (
     plan_room,
 )
 from mapsage_kaggle.events import EventKind
+from mapsage_kaggle.messages import Message, text_of
 from mapsage_kaggle.paths import WorkDir, replace_file, sync_folder
 from mapsage_kaggle.records import CheckpointRef
 
@@ -163,7 +164,11 @@ class CheckpointStore:
                 with contextlib.suppress(OSError):  # it is found again the next time
                     self._manifest.write(self._files.manifest)
                 told.append(
-                    f"{ref.file} is no longer what was proven, and is not the best any more: it {problem}."
+                    Message(
+                        "{file} is no longer what was proven, and is not the best any more: it {problem}.",
+                        ref.file,
+                        problem,
+                    )
                 )
         return tuple(told)
 
@@ -337,7 +342,9 @@ class CheckpointStore:
         needed_bytes = 0 if aside else max((ref.size_bytes for ref in refs), default=0)
         names = plan_room(refs, needed_bytes=needed_bytes, greater_is_better=self._greater_is_better)
         freed = self._delete((*aside, *names), iteration)
-        message = f"The disk is full: deleted {', '.join(freed) or 'nothing'} to save {name}."
+        message = Message(
+            "The disk is full: deleted {names} to save {name}.", ", ".join(freed) or "nothing", name
+        )
         self._emit("warning", iteration, {"message": message})
         return bool(freed)
 
@@ -360,7 +367,9 @@ class CheckpointStore:
             if not isinstance(error, OSError):
                 raise
             raise SaveFailed(
-                f"{self.path / ref.file} could not be published: {error.strerror or error}.",
+                Message(
+                    "{path} could not be published: {why}.", self.path / ref.file, error.strerror or error
+                ),
                 "The checkpoints proven before are untouched.",
             ) from error
 
@@ -369,7 +378,11 @@ class CheckpointStore:
     def _recover(self) -> None:
         """Bring manifest, ``last_checkpoint`` and files together after whatever ended the last process."""
         for path, error in remove_strays(self.path):
-            self._emit("warning", 0, {"message": f"{path} is left over and resists: {error.strerror}."})
+            self._emit(
+                "warning",
+                0,
+                {"message": Message("{path} is left over and resists: {why}.", path, error.strerror)},
+            )
         torn = False
         try:
             self._manifest = Manifest.read(self._files.manifest)
@@ -378,7 +391,11 @@ class CheckpointStore:
         except ValueError as error:
             torn = True
             self._manifest = Manifest()
-            self._emit("warning", 0, {"message": f"{error}; it is rebuilt from what verifies."})
+            self._emit(
+                "warning",
+                0,
+                {"message": Message("{problem}; it is rebuilt from what verifies.", text_of(error))},
+            )
         settled = self._manifest.settled_in(self.path)
         for path in sorted(self.path.glob("*.pth")):
             if path.name in settled.files or path.is_symlink() or not path.is_file():

@@ -20,6 +20,7 @@ from typing import Any
 from mapsage_kaggle.errors import ConfigError, UsageError
 from mapsage_kaggle.kit import PACKAGE
 from mapsage_kaggle.machine import attached
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.paths import bundled
 from mapsage_kaggle.walk import walk
 
@@ -77,13 +78,17 @@ def code_places(config: Path, inputs: Path, named: Sequence[Path] = ()) -> CodeP
     for path in named:
         folder = path.resolve()
         if not folder.is_dir():
-            raise UsageError(f"--code {path} is no folder.", "Name the folder that holds the package.")
+            raise UsageError(
+                Message("--code {path} is no folder.", path), "Name the folder that holds the package."
+            )
         shadowed = shadows(folder)
         (first if shadowed else last).append(folder)
         messages.append(
-            f"Code is imported from {folder}, before the installed {', '.join(shadowed)}."
+            Message(
+                "Code is imported from {folder}, before the installed {names}.", folder, ", ".join(shadowed)
+            )
             if shadowed
-            else f"Code is imported from {folder}."
+            else Message("Code is imported from {folder}.", folder)
         )
     for folder in _beside(config, inputs):
         if folder in first or folder in last:
@@ -91,8 +96,17 @@ def code_places(config: Path, inputs: Path, named: Sequence[Path] = ()) -> CodeP
         shadowed = shadows(folder)
         if shadowed:
             raise ConfigError(
-                f"{folder} came with {config} and holds {', '.join(shadowed)}, which is installed, too.",
-                f"Remove it, or say that it is to be imported in place of the installed one: --code {folder}",
+                Message(
+                    "{folder} came with {config} and holds {names}, which is installed, too.",
+                    folder,
+                    config,
+                    ", ".join(shadowed),
+                ),
+                Message(
+                    "Remove it, or say that it is to be imported in place of the installed one: --code "
+                    "{folder}",
+                    folder,
+                ),
             )
         last.append(folder)
     return CodePlaces(first=tuple(first), last=tuple(last), messages=tuple(messages))
@@ -152,9 +166,13 @@ def check_custom_imports(cfg: Mapping[str, Any], places: CodePlaces, inputs: Pat
         folders = sorted({item.parent for item in (*found.dirs, *found.files)})
         if folders:
             raise ConfigError(
-                f"custom_imports names {module}, which is neither installed nor beside the config; "
-                f"what is attached is not imported unless it is named. {folders[0]} has it.",
-                f"If you trust it: --code {folders[0]}",
+                Message(
+                    "custom_imports names {module}, which is neither installed nor beside the config; "
+                    "what is attached is not imported unless it is named. {folder} has it.",
+                    module,
+                    folders[0],
+                ),
+                Message("If you trust it: --code {folder}", folders[0]),
             )
 
 
@@ -177,5 +195,6 @@ def find_config(name: str | Path) -> Path:
                 return own
     names = ", ".join(sorted(item.name for item in folder.glob("*.py") if not item.name.startswith("_")))
     raise ConfigError(
-        f"There is no config {name}.", f"Give the path of a file, or one of the kit's own: {names}."
+        Message("There is no config {name}.", name),
+        Message("Give the path of a file, or one of the kit's own: {names}.", names),
     )

@@ -29,6 +29,7 @@ from mapsage_kaggle.config.reading import (
 from mapsage_kaggle.config.schedules import plan_extension
 from mapsage_kaggle.config.trainable import check_trainable
 from mapsage_kaggle.errors import ConfigError
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.paths import WorkDir, replace_file
 
 if TYPE_CHECKING:
@@ -230,7 +231,9 @@ def for_inference(cfg: Config, data_roots: Mapping[str, Path]) -> Config:
     """
     planner = Planner(as_mapping(cfg))
     if not isinstance(planner.get("model"), Mapping):
-        raise ConfigError(f"{cfg.filename} has no model.", "Give the config that the model was trained with.")
+        raise ConfigError(
+            Message("{path} has no model.", cfg.filename), "Give the config that the model was trained with."
+        )
     _plan_pretrained(planner, PatchContext(work_dir=Path(), action="resume"))
     _plan_roots(planner, data_roots)
     _plan_norms(planner)
@@ -362,9 +365,12 @@ def _weights(planner: Planner, facts: PatchContext, name: str) -> str | None:
     found = facts.pretrained.get(name)
     if found is None:
         planner.warnings.append(
-            f"Pretrained weights {weights_files(name)[0]} are not attached: the backbone starts from "
-            "scratch, which costs accuracy. Attach a data set that holds the file, under any folder, and "
-            "start again."
+            Message(
+                "Pretrained weights {name} are not attached: the backbone starts from scratch, which "
+                "costs accuracy. Attach a data set that holds the file, under any folder, and start "
+                "again.",
+                weights_files(name)[0],
+            )
         )
     if found is None:
         return None
@@ -477,14 +483,23 @@ def _plan_data(planner: Planner, facts: PatchContext, source: Path) -> tuple[int
     micro = min(share, facts.micro_batch or share)
     if effective < facts.world_size:
         raise ConfigError(
-            f"{source} has a batch of {effective} images, too few for {facts.world_size} GPUs.",
-            f"Use --gpus {effective}, or a larger train_dataloader.batch_size.",
+            Message(
+                "{source} has a batch of {images} images, too few for {count} GPUs.",
+                source,
+                effective,
+                facts.world_size,
+            ),
+            Message("Use --gpus {count}, or a larger train_dataloader.batch_size.", effective),
         )
     sampler = mapping_or_empty(loader.get("sampler"))
     kind = type_name(sampler.get("type"))
     if kind not in _KNOWN_SAMPLERS:
         raise ConfigError(
-            f"{source} samples with {kind or 'no sampler'}, which the kit cannot place by position.",
+            Message(
+                "{source} samples with {kind}, which the kit cannot place by position.",
+                source,
+                kind or "no sampler",
+            ),
             "Use InfiniteSampler or DefaultSampler; to see some images more often, repeat them.",
         )
     shuffle = bool(sampler.get("shuffle", True))
@@ -540,10 +555,18 @@ def _plan_batch_of_the_name(planner: Planner, source: Path, effective: int) -> N
     gpus, images = int(match[1]), int(match[2])
     if gpus * images != effective and images == effective and not _scales_rate(planner):
         planner.warnings.append(
-            f"{source.name} is written for {gpus} GPUs with {images} images each: its learning rate is meant "
-            f"for {gpus * images} images an iteration, and here an iteration has {effective}. For the batch "
-            f"that was meant, set train_dataloader.batch_size={gpus * images}; as many at a time go through "
-            "the model as memory holds (--micro-batch)."
+            Message(
+                "{name} is written for {gpus} GPUs with {images} images each: its learning rate is "
+                "meant for {meant} images an iteration, and here an iteration has {effective}. For "
+                "the batch that was meant, set train_dataloader.batch_size={same}; as many at a time "
+                "go through the model as memory holds (--micro-batch).",
+                source.name,
+                gpus,
+                images,
+                gpus * images,
+                effective,
+                gpus * images,
+            )
         )
 
 
@@ -630,9 +653,13 @@ def _check_shared_memory(planner: Planner, facts: PatchContext, micro: int) -> N
     needed = facts.ranks_here * workers * ahead * micro * int(crop[0]) * int(crop[1]) * _PIXEL_BYTES
     if needed > facts.shared_bytes:
         planner.warnings.append(
-            f"The data workers hold up to {needed / 1e6:.0f} MB ready in shared memory, and /dev/shm has "
-            f"{facts.shared_bytes / 1e6:.0f} MB: they may be killed for it. Set fewer (num_workers), or give "
-            "the container more (--shm-size)."
+            Message(
+                "The data workers hold up to {needed} MB ready in shared memory, and /dev/shm has "
+                "{there} MB: they may be killed for it. Set fewer (num_workers), or give the "
+                "container more (--shm-size).",
+                f"{needed / 1e6:.0f}",
+                f"{facts.shared_bytes / 1e6:.0f}",
+            )
         )
 
 

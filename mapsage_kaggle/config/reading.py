@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mapsage_kaggle.errors import ConfigError
+from mapsage_kaggle.messages import Message
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -39,14 +40,21 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     from mmengine.config import Config, DictAction
 
     if not path.is_file():
-        raise ConfigError(f"There is no config at {path}.", "Give the path of an mmengine config (.py).")
+        raise ConfigError(
+            Message("There is no config at {path}.", path), "Give the path of an mmengine config (.py)."
+        )
     _name_the_forks()
     try:
         # Its custom modules may need torch, and are imported in the child.
         cfg = Config.fromfile(path, import_custom_modules=False)
     except (Exception, SystemExit) as error:  # a config is a program and may raise anything
         raise ConfigError(
-            f"{path} does not parse as an mmengine config: {type(error).__name__}: {_first_line(error)}.",
+            Message(
+                "{path} does not parse as an mmengine config: {kind}: {why}.",
+                path,
+                type(error).__name__,
+                _first_line(error),
+            ),
             "Check the named line, and that every file in _base_ is there.",
         ) from error
     options: dict[str, Any] = {}
@@ -54,20 +62,25 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         key, separator, value = override.partition("=")
         if not separator or not key.strip():
             raise ConfigError(
-                f"--set {override!r} is not key=value.", "Write it as optim_wrapper.optimizer.lr=1e-4."
+                Message("--set {text} is not key=value.", repr(override)),
+                "Write it as optim_wrapper.optimizer.lr=1e-4.",
             )
         try:
             options[key.strip()] = DictAction._parse_iterable(value.strip())
         except (AssertionError, ValueError, IndexError) as error:
             raise ConfigError(
-                f"--set {override!r} has a value that cannot be read: {_first_line(error)}.",
+                Message(
+                    "--set {text} has a value that cannot be read: {why}.", repr(override), _first_line(error)
+                ),
                 "Lists are written as [1,2], tuples as (1,2), without spaces.",
             ) from error
     try:
         cfg.merge_from_dict(options)
     except (TypeError, KeyError, AssertionError, IndexError) as error:
         raise ConfigError(
-            f"--set {' '.join(overrides)} does not fit {path}: {_first_line(error)}.",
+            Message(
+                "--set {text} does not fit {path}: {why}.", " ".join(overrides), path, _first_line(error)
+            ),
             "Compare the dotted keys with the config; items of lists are counted from 0.",
         ) from error
     return cfg

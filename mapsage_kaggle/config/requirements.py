@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mapsage_kaggle.config.reading import as_list, as_mapping, mapping_or_empty
 from mapsage_kaggle.errors import MachineError
+from mapsage_kaggle.messages import Message
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -90,8 +91,8 @@ def missing(package: str, user: str) -> MachineError:
         user: What uses it: the beginning of the sentence.
     """
     return MachineError(
-        f"{user}, which needs the package {package}; it is not installed.",
-        f"Install {PACKAGES.get(package, package)}, or add it to the attached wheels.",
+        Message("{user}, which needs the package {package}; it is not installed.", user, package),
+        Message("Install {package}, or add it to the attached wheels.", PACKAGES.get(package, package)),
     )
 
 
@@ -102,7 +103,7 @@ def without_ops(user: str) -> MachineError:
         user: What uses them: the beginning of the sentence.
     """
     return MachineError(
-        f"{user}, which needs compiled ops of mmcv; the mmcv that is installed has none.",
+        Message("{user}, which needs compiled ops of mmcv; the mmcv that is installed has none.", user),
         "Choose another head, or build mmcv with its ops from source, which takes half an hour: "
         "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary :all: --no-deps onedl-mmcv.",
     )

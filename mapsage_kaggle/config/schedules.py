@@ -8,12 +8,13 @@ from typing import Any
 from mapsage_kaggle.config.planner import Planner
 from mapsage_kaggle.config.reading import mapping_or_empty, type_name
 from mapsage_kaggle.errors import ConfigError
+from mapsage_kaggle.messages import Message
 
 
 def plan_extension(planner: Planner, max_iters: int, extend_to: int) -> int:
     if extend_to < max_iters:
         raise ConfigError(
-            f"--extend-to {extend_to} is below the config's max_iters ({max_iters}).",
+            Message("--extend-to {end} is below the config's max_iters ({max_iters}).", extend_to, max_iters),
             "It sets a new, later end for the schedule; to stop earlier, stop the session.",
         )
     planner.set("train_cfg.max_iters", extend_to, "--extend-to")
@@ -52,10 +53,22 @@ def _plan_schedules(planner: Planner, max_iters: int, extend_to: int) -> None:
         is_warm_up = _is_warm_up(kind, planner.get(name.rpartition(".")[0]))
         if last >= max_iters - near or not (goes_on or is_warm_up):
             raise ConfigError(
-                f"--extend-to {extend_to}: {name} ({kind}) ends at iteration {last} and not with the run, at "
-                f"{max_iters}; the learning rate would not follow a schedule from there on.",
-                f"Write the schedule for {extend_to} iterations into the config, with max_iters={extend_to}, "
-                f"and say --extend-to {extend_to} with it.",
+                Message(
+                    "--extend-to {end}: {key} ({kind}) ends at iteration {last} and not with the run, at "
+                    "{max_iters}; the learning rate would not follow a schedule from there on.",
+                    extend_to,
+                    name,
+                    kind,
+                    last,
+                    max_iters,
+                ),
+                Message(
+                    "Write the schedule for {end} iterations into the config, with max_iters={same}, and "
+                    "say --extend-to {too} with it.",
+                    extend_to,
+                    extend_to,
+                    extend_to,
+                ),
             )
 
 

@@ -15,6 +15,7 @@ from mapsage_kaggle.config.reading import (
     type_name,
 )
 from mapsage_kaggle.errors import ConfigError
+from mapsage_kaggle.messages import Message
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -46,7 +47,7 @@ def check_trainable(
     train = cfg.get("train_cfg")
     if not isinstance(train, Mapping):
         raise ConfigError(
-            f"{source} has no training loop (train_cfg).",
+            Message("{source} has no training loop (train_cfg).", source),
             "Add train_cfg = dict(type='IterBasedTrainLoop', max_iters=…, val_interval=…).",
         )
     kind = type_name(train.get("type"))
@@ -54,25 +55,40 @@ def check_trainable(
     if by_epoch or "max_epochs" in train:
         num_images = count_images()
         raise ConfigError(
-            f"{source} trains by epochs ({kind or 'by_epoch=True'}, max_epochs={train.get('max_epochs')}); "
-            "the kit cuts a run between iterations and needs an iteration-based loop.",
-            f"Put this at the end of the config, or of one that has it as its _base_:\n"
-            f"{by_iterations(cfg, num_images)}"
+            Message(
+                "{source} trains by epochs ({kind}, max_epochs={epochs}); the kit cuts a run between "
+                "iterations and needs an iteration-based loop.",
+                source,
+                kind or "by_epoch=True",
+                train.get("max_epochs"),
+            ),
+            Message(
+                "Put this at the end of the config, or of one that has it as its _base_:\n{lines}",
+                by_iterations(cfg, num_images),
+            )
             if num_images
             else "Set train_cfg = dict(type='IterBasedTrainLoop', max_iters=…) and by_epoch=False in the "
             "schedulers and the checkpoint hook; one epoch is (images / batch size) iterations.",
         )
     if kind and kind not in _ITERATION_LOOPS:
         raise ConfigError(
-            f"{source} has a training loop of its own ({kind}).",
+            Message("{source} has a training loop of its own ({kind}).", source, kind),
             "The kit runs IterBasedTrainLoop; what your loop does beyond it can be a hook (custom_hooks).",
         )
     max_iters = train.get("max_iters")
     if not isinstance(max_iters, int) or isinstance(max_iters, bool) or max_iters <= 0:
-        raise ConfigError(f"{source}: train_cfg.max_iters is {max_iters!r}; a positive number is needed.")
+        raise ConfigError(
+            Message(
+                "{source}: train_cfg.max_iters is {value}; a positive number is needed.",
+                source,
+                repr(max_iters),
+            )
+        )
     for key in ("model", "train_dataloader", "optim_wrapper"):
         if not isinstance(cfg.get(key), Mapping):
-            raise ConfigError(f"{source} has no {key}.", "It is no complete training config.")
+            raise ConfigError(
+                Message("{source} has no {key}.", source, key), "It is no complete training config."
+            )
     return max_iters
 
 
@@ -86,7 +102,11 @@ def _check_version(cfg: Mapping[str, Any], source: Path) -> None:
     is_old = "samples_per_gpu" in mapping_or_empty(cfg.get("data")) or len(found) > 1
     if is_old and "train_dataloader" not in cfg:
         raise ConfigError(
-            f"{source} is a config of mmsegmentation 0.x ({', '.join(found)}); the kit trains those of 1.x.",
+            Message(
+                "{source} is a config of mmsegmentation 0.x ({keys}); the kit trains those of 1.x.",
+                source,
+                ", ".join(found),
+            ),
             "Take the model's config from mmsegmentation 1.x (_base_ = 'mmseg::…'), or translate it: data "
             "becomes train_dataloader, optimizer becomes optim_wrapper, runner becomes train_cfg, lr_config "
             "becomes param_scheduler.",

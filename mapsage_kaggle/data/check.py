@@ -10,6 +10,7 @@ from mapsage_kaggle.config.reading import data_roots_of
 from mapsage_kaggle.data import datasets
 from mapsage_kaggle.data.find import layout_of, scandir
 from mapsage_kaggle.errors import DataError
+from mapsage_kaggle.messages import Message
 
 
 def check_data_of(cfg: Mapping[str, Any], roots: Mapping[str, Path], *, on_bad_image: str) -> tuple[str, ...]:
@@ -45,10 +46,11 @@ def _check_not_empty(cfg: Mapping[str, Any], root: str, path: Path) -> None:
         place = path / item
         if not place.exists():
             raise DataError(
-                f"The data root {path} has no {item}, which the config reads.", "Attach the whole data set."
+                Message("The data root {path} has no {item}, which the config reads.", path, item),
+                "Attach the whole data set.",
             )
         if place.is_dir() and not scandir(place):
             raise DataError(
-                f"{place} is empty.",
+                Message("{place} is empty.", place),
                 "Attach the whole data set; if it was attached just now, wait a minute and try again.",
             )

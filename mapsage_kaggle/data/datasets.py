@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from mapsage_kaggle.errors import DataError
+from mapsage_kaggle.messages import Message, as_message
 from mapsage_kaggle.walk import walk
 
 LOVEDA_CLASSES = ("background", "building", "road", "water", "barren", "forest", "agriculture")
@@ -98,8 +99,13 @@ class DataRoot:
             if split.name.casefold() == name.casefold():
                 return split
         raise DataError(
-            f"{self.path} has no {_SPLITS.get(name.casefold(), name)}/{_IMAGES}, "
-            f"only {', '.join(split.name for split in self.splits)}.",
+            Message(
+                "{path} has no {missing}/{images}, only {others}.",
+                self.path,
+                _SPLITS.get(name.casefold(), name),
+                _IMAGES,
+                ", ".join(split.name for split in self.splits),
+            ),
             "Attach the whole data set.",
         )
 
@@ -157,20 +163,25 @@ def read_data_root(path: Path) -> DataRoot:
     """
     if not path.is_dir():
         raise DataError(
-            f"The data root {path} does not exist.",
+            Message("The data root {path} does not exist.", path),
             "Attach the data set as input, or set data_root to the folder that holds Train and Val.",
         )
     root = _as_root(path)
     if root is not None:
         return root
-    found = _few(child.name for child in _folders(path).values()) or "no folder"
+    found = _few(child.name for child in _folders(path).values()) or Message("no folder")
     nearby = find_data_roots(path)
     remedy = (
-        f"Set data_root to {nearby[0].path}."
+        Message("Set data_root to {path}.", nearby[0].path)
         if nearby
-        else "Set data_root to the folder that holds Train and Val."
+        else Message("Set data_root to the folder that holds Train and Val.")
     )
-    raise DataError(f"{path} holds {found}, not Train/{_IMAGES} and Val/{_IMAGES}.", remedy)
+    raise DataError(
+        Message(
+            "{path} holds {found}, not Train/{images} and Val/{images_too}.", path, found, _IMAGES, _IMAGES
+        ),
+        remedy,
+    )
 
 
 def choose_data_root(roots: Sequence[DataRoot], *, searched: Path, layout: Layout | None = None) -> DataRoot:
@@ -193,18 +204,32 @@ def choose_data_root(roots: Sequence[DataRoot], *, searched: Path, layout: Layou
         return best[0]
     if best:
         raise DataError(
-            f"{len(best)} data sets lie below {searched}: {', '.join(str(root.path) for root in best)}.",
+            Message(
+                "{count} data sets lie below {path}: {names}.",
+                len(best),
+                searched,
+                ", ".join(str(root.path) for root in best),
+            ),
             "Detach all but one, or name it: --set data_root=FOLDER.",
         )
     if roots:
         others = ", ".join(f"{root.path} ({root.layout} layout)" for root in roots)
         raise DataError(
-            f"No data set with {shape} lies below {searched}, only {others}.",
-            "Attach the data set that the config was written for, or choose the config for this one: "
-            f"train_{roots[0].layout}_kaggle.py.",
+            Message(
+                "No data set with {shape} lies below {searched}, only {others}.", shape, searched, others
+            ),
+            Message(
+                "Attach the data set that the config was written for, or choose the config for this "
+                "one: train_{layout}_kaggle.py.",
+                roots[0].layout,
+            ),
         )
     raise DataError(
-        f"No data set lies below {searched}: no folder with {shape} and its masks_png was found.",
+        Message(
+            "No data set lies below {path}: no folder with {shape} and its masks_png was found.",
+            searched,
+            shape,
+        ),
         "Attach the data set as input; if it was attached just now, wait a minute and try again.",
     )
 
@@ -217,7 +242,7 @@ def list_pairs(split: Split) -> tuple[Pair, ...]:
     """
     pairs, problems = _match(split)
     if problems:
-        raise DataError(*_summary(f"{split.name} cannot be read", problems))
+        raise DataError(*_summary(Message("{name} cannot be read", split.name), problems))
     return pairs
 
 
@@ -281,7 +306,12 @@ class Problem:
     expected: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.found}, expected {self.expected}"
+        return Message(
+            "{path}: {found}, expected {expected}",
+            self.path,
+            as_message(self.found),
+            as_message(self.expected),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -316,7 +346,9 @@ class DataReport:
             DataError: Names the first five problems and counts the rest.
         """
         if self.problems:
-            raise DataError(*_summary(f"The data set at {self.root.path} is not sound", self.problems))
+            raise DataError(
+                *_summary(Message("The data set at {path} is not sound", self.root.path), self.problems)
+            )
 
 
 def check_data(
@@ -357,7 +389,11 @@ def check_data(
         split = next((split for split in root.splits if split.name == name), None)
         if split is None:
             problems.append(
-                Problem(path=root.path / name, found="no such folder", expected=f"{_IMAGES} and {_MASKS}")
+                Problem(
+                    path=root.path / name,
+                    found="no such folder",
+                    expected=Message("{one} and {other}", _IMAGES, _MASKS),
+                )
             )
             continue
         pairs, wrong = _match(split)
@@ -402,8 +438,8 @@ def _match(split: Split) -> tuple[tuple[Pair, ...], list[Problem]]:
             problems.append(Problem(path=part.images, found="no image", expected="at least one"))
         if part.masks is None:
             if split.name != "Test":
-                expected = f"a folder {_MASKS} beside it"
-                problems.append(Problem(path=part.images, found="images without masks", expected=expected))
+                beside = Message("a folder {name} beside it", _MASKS)
+                problems.append(Problem(path=part.images, found="images without masks", expected=beside))
             else:
                 pairs += [Pair(image=image, mask=None) for image in images.values()]
             continue
@@ -477,10 +513,16 @@ def _decode(pair: Pair, num_classes: int) -> tuple[dict[int, int], list[Problem]
         beyond = [value for value in histogram if value > num_classes]
         if beyond:
             found = f"mask values {_few(beyond)}"
-            problems.append(Problem(path=path, found=found, expected=f"0 to {num_classes}"))
+            problems.append(Problem(path=path, found=found, expected=Message("0 to {most}", num_classes)))
     if len(sizes) == 2 and sizes[0] != sizes[1]:
         image, mask = ("{} x {}".format(*size) for size in sizes)
-        problems.append(Problem(path=pair.image, found=f"{image} pixels", expected=f"the {mask} of its mask"))
+        problems.append(
+            Problem(
+                path=pair.image,
+                found=Message("{size} pixels", image),
+                expected=Message("the {size} of its mask", mask),
+            )
+        )
     return histogram, problems
 
 
@@ -493,13 +535,14 @@ def _few(values: Iterable[object], limit: int = 5) -> str:
     return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
 
 
-def _summary(opening: str, problems: Sequence[Problem], limit: int = 5) -> tuple[str, str]:
-    count = f"{len(problems)} problems" if len(problems) > 1 else f"{len(problems)} problem"
+def _summary(opening: str, problems: Sequence[Problem], limit: int = 5) -> tuple[str, str, list[str]]:
+    count = (
+        Message("{count} problems", len(problems))
+        if len(problems) > 1
+        else Message("{count} problem", len(problems))
+    )
     lines = [str(problem) for problem in problems[:limit]]
     if len(problems) > limit:
-        lines.append(f"... and {len(problems) - limit} more")
-    listed = "".join(f"\n  {line}" for line in lines)
-    return (
-        f"{opening}, {count}:{listed}\n",
-        "Attach a complete copy of the data set, or remove what is named here.",
-    )
+        lines.append(Message("... and {count} more", len(problems) - limit))
+    remedy = "Attach a complete copy of the data set, or remove what is named here."
+    return Message("{opening}, {count}:", opening, count), remedy, lines

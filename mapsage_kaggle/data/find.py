@@ -16,6 +16,7 @@ from mapsage_kaggle.config.reading import (
 )
 from mapsage_kaggle.data import datasets
 from mapsage_kaggle.errors import DataError
+from mapsage_kaggle.messages import Message
 
 
 def find_data(cfg: Mapping[str, Any], inputs: Path) -> dict[str, Path]:
@@ -68,13 +69,25 @@ def _find_by_layout(cfg: Mapping[str, Any], root: str, inputs: Path) -> Path | N
     expected = ", ".join(map(str, layout)) or Path(root).name
     if best:
         raise DataError(
-            f"{len(best)} folders below {inputs} may be the config's data_root {root!r} (with {expected}): "
-            f"{', '.join(map(str, best))}.",
+            Message(
+                "{count} folders below {inputs} may be the config's data_root {root} (with "
+                "{expected}): {names}.",
+                len(best),
+                inputs,
+                repr(root),
+                expected,
+                ", ".join(map(str, best)),
+            ),
             "Detach all but one, or name it in the config or with --set: "
             "train_dataloader.dataset.data_root=FOLDER, and the same for val_dataloader.",
         )
     raise DataError(
-        f"The config's data_root {root!r} does not exist, and no folder below {inputs} holds {expected}.",
+        Message(
+            "The config's data_root {root} does not exist, and no folder below {inputs} holds {expected}.",
+            repr(root),
+            inputs,
+            expected,
+        ),
         "Attach the data set as input, or set data_root to where it lies; if it was attached just now, wait "
         "a minute and try again.",
     )

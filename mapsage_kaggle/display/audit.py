@@ -12,23 +12,24 @@ from mapsage_kaggle.checkpoints.manifest import Manifest
 from mapsage_kaggle.display.history import PastSession, one_run, read_sessions, work_dirs_below
 from mapsage_kaggle.display.text import table
 from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.outside import MAX_PATH, listed, visible
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import CheckpointRef
 
 FOLLOWS = {
-    "bitwise": "bit for bit",
-    "rounding": "to rounding",
-    "not shown": "not shown",
+    "bitwise": Message("bit for bit"),
+    "rounding": Message("to rounding"),
+    Message("not shown"): Message("not shown"),
     "neither": "neither",
-    None: "nothing of it was kept",
+    None: Message("nothing of it was kept"),
 }
 """What a session equals an uninterrupted run to, in words."""
 WHOLE = {
-    "bitwise": "The run equals an uninterrupted one bit for bit, as far as its own files tell.",
-    "rounding": "The run equals an uninterrupted one to rounding, as far as its own files tell.",
-    "not shown": "What the run equals an uninterrupted one to is not shown.",
-    "neither": "The run equals no uninterrupted one, neither bit for bit nor to rounding.",
+    "bitwise": Message("The run equals an uninterrupted one bit for bit, as far as its own files tell."),
+    "rounding": Message("The run equals an uninterrupted one to rounding, as far as its own files tell."),
+    Message("not shown"): Message("What the run equals an uninterrupted one to is not shown."),
+    "neither": Message("The run equals no uninterrupted one, neither bit for bit nor to rounding."),
 }
 
 
@@ -42,7 +43,7 @@ def audit_folders(folders: Sequence[Path]) -> Audit:
     taken = one_run(sessions)
     if not taken:
         raise UsageError(
-            f"There is no session.json in {', '.join(map(str, folders))}.",
+            Message("There is no session.json in {places}.", ", ".join(map(str, folders))),
             "Name a work dir, or a folder that has one below it.",
         )
     places = {place.resolve(): place for folder in folders for place in work_dirs_below(folder)}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.display.panels import Finding, Panel, Table, Tone
 from mapsage_kaggle.display.text import choice_text, size
+from mapsage_kaggle.messages import as_message, joined_by
 
 if TYPE_CHECKING:
     from mapsage_kaggle.checkpoints.choose import Choice
@@ -24,19 +25,18 @@ def check_finding(check: Check, words: Words) -> Finding:
     tones: dict[str, Tone] = {"warning": "note", "error": "bad"}
     return Finding(
         tone="good" if check.ok else tones.get(check.level, ""),
-        name=words.name(check.name),
+        name=words.translate(check.name),
         message=words.translate(check.message),
     )
 
 
 def refusal_panel(title: str, error: MapsageError, words: Words) -> Panel:
     """Return a refusal: what is wrong and what to do, and the files that it lists below that."""
-    first, *rest = error.problem.splitlines()
-    lines = tuple(line.strip() for line in rest if line.strip())
+    lines = tuple(map(words.translate, error.lines))
     return Panel(
         title=title,
         tone="bad",
-        lead=f"{words.translate(first)} {words.translate(error.remedy.strip())}".strip(),
+        lead=words.translate(joined_by(" ", map(as_message, filter(None, (error.problem, error.remedy))))),
         lists=((words("candidates"), lines),) if lines else (),
     )
 

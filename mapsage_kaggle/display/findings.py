@@ -8,6 +8,7 @@ from statistics import mean, pstdev
 
 from mapsage_kaggle.display.history import PastSession, series
 from mapsage_kaggle.display.panels import Finding
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.outside import visible
 
 JUMP_POINTS = 8
@@ -41,7 +42,9 @@ def findings(sessions: Sequence[PastSession], *, num_left_out: int = 0) -> tuple
 def _ends(sessions: Sequence[PastSession]) -> list[Finding]:
     return [
         Finding(
-            tone="bad", name=f"session {item.record.session_index}", message=f"failed: {item.record.message}"
+            tone="bad",
+            name=Message("session {index}", item.record.session_index),
+            message=Message("failed: {message}", item.record.message),
         )
         for item in sessions
         if item.record.stop_reason == "failed"
@@ -53,11 +56,19 @@ def _gaps(sessions: Sequence[PastSession]) -> list[Finding]:
     for one, other in pairwise(sessions):
         lost = one.record.end_iteration - other.record.start_iteration
         if lost > 0 and other.record.stop_reason != "refused":
-            message = (
-                f"went on at {other.record.start_iteration:,}, though session {one.record.session_index} "
-                f"had got to {one.record.end_iteration:,}: {lost:,} iterations were trained twice"
+            message = Message(
+                "went on at {start}, though session {index} had got to {end}: {lost} iterations were "
+                "trained twice",
+                f"{other.record.start_iteration:,}",
+                one.record.session_index,
+                f"{one.record.end_iteration:,}",
+                f"{lost:,}",
             )
-            found.append(Finding(tone="note", name=f"session {other.record.session_index}", message=message))
+            found.append(
+                Finding(
+                    tone="note", name=Message("session {index}", other.record.session_index), message=message
+                )
+            )
     return found
 
 
@@ -73,11 +84,17 @@ def _jumps(sessions: Sequence[PastSession]) -> list[Finding]:
             continue
         rise = mean(after) - mean(before)
         if rise > 0.25 * mean(before) and rise > 3.0 * max(pstdev(before), pstdev(after)):
-            message = (
-                f"the loss jumped from {mean(before):.3f} to {mean(after):.3f} at the resume; it must not: "
-                "compare the two sessions' configs below"
+            message = Message(
+                "the loss jumped from {before} to {after} at the resume; it must not: compare the two "
+                "sessions' configs below",
+                f"{mean(before):.3f}",
+                f"{mean(after):.3f}",
             )
-            found.append(Finding(tone="bad", name=f"session {other.record.session_index}", message=message))
+            found.append(
+                Finding(
+                    tone="bad", name=Message("session {index}", other.record.session_index), message=message
+                )
+            )
     return found
 
 
@@ -95,10 +112,15 @@ def _overfitting(sessions: Sequence[PastSession]) -> list[Finding]:
     then = [value for iteration, value in stated if iteration >= at]
     if not then or then[-1] >= then[0]:
         return []
-    message = (
-        f"since iteration {at:,} mIoU fell from {scores.values[best]:.1f} % to {mean(after[-3:]):.1f} % "
-        f"while the training loss fell on, from {then[0]:.3f} to {then[-1]:.3f}: the model learns its "
-        "images by heart; take the best checkpoint, more data or more augmentation"
+    message = Message(
+        "since iteration {at} mIoU fell from {best} % to {now} % while the training loss fell "
+        "on, from {then} to {last}: the model learns its images by heart; take the best "
+        "checkpoint, more data or more augmentation",
+        f"{at:,}",
+        f"{scores.values[best]:.1f}",
+        f"{mean(after[-3:]):.1f}",
+        f"{then[0]:.3f}",
+        f"{then[-1]:.3f}",
     )
     return [Finding(tone="note", name="overfitting", message=message)]
 
@@ -111,9 +133,10 @@ def _classes(sessions: Sequence[PastSession]) -> list[Finding]:
     names = [name for name, value in scores.items() if value is not None and value < LEARNED_IOU]
     if len(scored) < 3 or not names:
         return []
-    message = (
-        f"not learned by iteration {iteration:,}: {', '.join(names)}; "
-        "look whether the masks have enough of them"
+    message = Message(
+        "not learned by iteration {iteration}: {names}; look whether the masks have enough of them",
+        f"{iteration:,}",
+        ", ".join(names),
     )
     return [Finding(tone="note", name="classes", message=message)]
 
@@ -150,7 +173,9 @@ def palette_of(sessions: Sequence[PastSession]) -> dict[str, Sequence[int]]:
 
 
 def _left_out(count: int) -> list[Finding]:
-    message = f"{count:,} lines or values of the records could not be read, and were left out"
+    message = Message(
+        "{count} lines or values of the records could not be read, and were left out", f"{count:,}"
+    )
     return [Finding(tone="note", name="records", message=message)] if count else []
 
 
@@ -159,7 +184,7 @@ def _stated_by_events(sessions: Sequence[PastSession]) -> list[Finding]:
     return [
         Finding(
             tone="note",
-            name=f"session {session.record.session_index}",
+            name=Message("session {index}", session.record.session_index),
             message=visible(event.data.get("message") or event.data.get("kind") or event.event, 1000),
         )
         for session in sessions

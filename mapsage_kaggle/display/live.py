@@ -215,11 +215,11 @@ def _notice(event: Event, words: Words) -> Notice:
         if data.get("best"):
             text, tone = f"{text} ★ {words('view_best_yet')}", "good"
     elif event.event == "resume":
-        text = words.translate(str(data.get("verdict", "")))
+        text = words.translate(data.get("verdict", ""))
     elif event.event in ("stop", "end"):
-        text = words.translate(str(data.get("message") or "")) or words(str(data.get("reason") or "user"))
+        text = words.translate(data.get("message") or "") or words(str(data.get("reason") or "user"))
     else:
-        text = words.translate(str(data.get("message") or data.get("kind") or event.event))
+        text = words.translate(data.get("message") or data.get("kind") or event.event)
     return Notice(
         moment=time.strftime("%H:%M:%S", time.gmtime(event.time_s)),
         iteration=f"{event.iteration:,}",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mapsage_kaggle.display.history import PastSession, Series, series
 from mapsage_kaggle.events import EventKind
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.records import complete_timings
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def _draw_scores(axes: Axes, scores: Series, theme: Theme, say: Say) -> None:
             markeredgewidth=0.8,
             zorder=5,
         )
-        aside = say(f"best {spot[1]:.2f} % at iteration {spot[0]:,}")
+        aside = say(Message("best {value} % at iteration {iteration}", f"{spot[1]:.2f}", f"{spot[0]:,}"))
         axes.set_ylim(0.0, min(100.0, max(scores.values) * 1.2 + 3.0))
     else:
         axes.text(
@@ -225,7 +226,7 @@ def time_bars(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say | 
             fontsize=8.5,
         )
     axes.set_xlim(0.0, 1.09 * longest / unit_s)
-    _name_rows(axes, sessions, say(f"time, {unit}"), theme, say)
+    _name_rows(axes, sessions, say(Message("time, {unit}", unit)), theme, say)
     _legend(axes, len(ACTIVITIES), theme)
     return png(figure, theme)
 
@@ -323,7 +324,7 @@ def timelines(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say | 
                     color=colour_of_mark, label=say(label) if new else None,
                 )  # fmt: skip
     axes.set_xlim(left=0.0)
-    _name_rows(axes, sessions, say(f"time since the session's start, {unit}"), theme, say)
+    _name_rows(axes, sessions, say(Message("time since the session's start, {unit}", unit)), theme, say)
     _legend(axes, max(1, len(labelled)), theme)
     return png(figure, theme)
 
@@ -334,7 +335,7 @@ def _unit_of(longest_s: float) -> tuple[str, float]:
 
 
 def _name_rows(axes: Axes, sessions: Sequence[PastSession], unit: str, theme: Theme, say: Say) -> None:
-    names = [say(f"session {item.record.session_index}") for item in sessions]
+    names = [say(Message("session {index}", item.record.session_index)) for item in sessions]
     axes.set_yticks(range(len(sessions)), names)
     axes.set_ylim(len(sessions) - 0.5, -0.5)
     axes.set_xlabel(unit, color=theme.faint, fontsize=9)
@@ -545,7 +546,9 @@ def _mark_sessions(axes: Sequence[Axes], sessions: Sequence[PastSession], theme:
             axes[0].text(
                 record.start_iteration + 0.006 * end,
                 0.97,
-                say(f"session {record.session_index}") if len(sessions) < 9 else str(record.session_index),
+                say(Message("session {index}", record.session_index))
+                if len(sessions) < 9
+                else str(record.session_index),
                 transform=axes[0].get_xaxis_transform(),
                 va="top",
                 color=theme.faint,

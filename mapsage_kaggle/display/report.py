@@ -19,6 +19,7 @@ from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Panel, Table, Tone, data_uri, style, templates
 from mapsage_kaggle.display.text import next_text, score_text, size, times_text
 from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.outside import visible_lines
 from mapsage_kaggle.paths import WorkDir, predictions_below, replace_file
 from mapsage_kaggle.records import CheckpointRef, SessionRecord, share_of_steps
@@ -61,7 +62,8 @@ def write_report(folders: Sequence[Path], *, out: Path | None = None, language: 
     if not sessions:
         places = ", ".join(map(str, folders))
         raise UsageError(
-            f"There is no session.json in {places}.", "Name a work dir, or a folder that has one below it."
+            Message("There is no session.json in {places}.", places),
+            "Name a work dir, or a folder that has one below it.",
         )
     newest = sessions[-1].folder
     if out is None:
@@ -195,13 +197,21 @@ def _key_numbers(sessions: Sequence[PastSession]) -> list[tuple[str, str, str]]:
     last = sessions[-1].record
     total_s = sum(item.record.timings_s.get("session") or 0.0 for item in sessions)
     share = f"{100 * last.end_iteration / last.max_iters:.0f} %" if last.max_iters else ""
-    rows = [
-        ("iterations", f"{last.end_iteration:,}", f"of {last.max_iters:,}, {share}"),
-        ("sessions", str(len(sessions)), f"{format_duration(total_s)} in all"),
+    rows: list[tuple[str, str, str]] = [
+        (
+            "iterations",
+            f"{last.end_iteration:,}",
+            Message("of {total}, {share}", f"{last.max_iters:,}", share),
+        ),
+        ("sessions", str(len(sessions)), Message("{time} in all", format_duration(total_s))),
     ]
     if last.best is not None and last.best.value is not None:
         rows.append(
-            (f"best {last.best.metric}", score_text(last.best), f"at iteration {last.best.iteration:,}")
+            (
+                Message("best {metric}", last.best.metric),
+                score_text(last.best),
+                Message("at iteration {iteration}", f"{last.best.iteration:,}"),
+            )
         )
     share_of_last = share_of_steps(last.timings_s)
     if share_of_last is not None:
@@ -211,7 +221,7 @@ def _key_numbers(sessions: Sequence[PastSession]) -> list[tuple[str, str, str]]:
     loss = series(sessions, "iteration", "loss")
     if len(loss) > 1:
         smooth = loss.smoothed()
-        rows.append(("loss", f"{smooth.values[-1]:.3f}", f"from {loss.values[0]:.3f}"))
+        rows.append(("loss", f"{smooth.values[-1]:.3f}", Message("from {value}", f"{loss.values[0]:.3f}")))
     return rows
 
 
@@ -389,7 +399,7 @@ def _checkpoint_row(ref: CheckpointRef, record: SessionRecord) -> dict[str, str]
     if record.checkpoint is not None and ref.file == record.checkpoint.file:
         role = "resume from here"
     elif record.best is not None and ref.file == record.best.file:
-        role = f"best {record.best.metric}"
+        role = Message("best {metric}", record.best.metric)
         if record.best.value is not None:
             role += f" {score_text(record.best)}"
     iteration = iteration_of(ref.file)

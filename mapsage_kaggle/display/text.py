@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.events import Event
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.outside import MAX_LINES, MAX_PATH, listed, visible, visible_lines
 from mapsage_kaggle.records import ACTIVITIES, CheckpointRef, SessionRecord, share_of_steps
 
@@ -179,7 +180,7 @@ def next_text(record: SessionRecord, work_dir: Path, words: Words | None = None)
         said = words.translate(record.message)
         return words("next_early", message=said, best=best, max_iters=record.max_iters)
     if record.stop_reason == "refused":
-        return words("next_refused", message=record.message)
+        return words("next_refused", message=words.translate(record.message))
     if record.stop_reason == "failed":
         return words("next_failed", iteration=record.end_iteration, log=work_dir / "train.log")
     return words("next_go_on", iteration=record.end_iteration)
@@ -190,7 +191,7 @@ def headline(event: Event, words: Words | None = None) -> str:
     words, data = words or Words(), event.data
     at = f"[{event.iteration}]"
     if event.event == "resume":
-        return "\n".join(str(line) for line in data.get("lines", [data.get("verdict", "")]))
+        return "\n".join(map(words.translate, data.get("lines", [data.get("verdict", "")])))
     if event.event == "validation":
         best = f" ({words('view_best_yet')})" if data.get("best") else ""
         return f"{at} {words('view_validated', values=scores_text(data.get('metrics', {})))}{best}"
@@ -198,9 +199,9 @@ def headline(event: Event, words: Words | None = None) -> str:
         return f"{at} {words('line_saved', file=data.get('file'), size=size(data.get('size_bytes')))}"
     if event.event in ("warning", "restart", "failure", "ladder", "upload"):
         message = data.get("message") or ", ".join(f"{key} {value}" for key, value in data.items())
-        return f"{at} {words(f'line_{event.event}', message=words.translate(str(message)))}"
+        return f"{at} {words(f'line_{event.event}', message=words.translate(message))}"
     if event.event == "stop":
-        return f"{at} {words('line_stop', message=words.translate(str(data.get('message', ''))))}"
+        return f"{at} {words('line_stop', message=words.translate(data.get('message', '')))}"
     return ""
 
 
@@ -303,7 +304,7 @@ def run_text(folders: Sequence[Path], *, language: str = "en") -> str:
         )
         for record in (item.record for item in sessions)
     ]
-    header = ("session", "from", "to", "ended", "best", "time", "in training steps")
+    header = ("session", "from", "to", "ended", "best", "time", Message("in training steps"))
     lines = [table(rows, tuple(map(words.translate, header)))]
     for item in findings(sessions):
         lines.append(f"{item.mark} {words.translate(item.name)}: {words.translate(item.message)}")

@@ -23,6 +23,7 @@ from mmseg.models.losses import CrossEntropyLoss
 from mapsage_kaggle.engine.buffers import synchronise_buffers
 from mapsage_kaggle.engine.ranks import core_model
 from mapsage_kaggle.errors import TrainingError
+from mapsage_kaggle.messages import Message
 
 _EPS = torch.finfo(torch.float32).eps
 """What mmsegmentation's ``weight_reduce_loss`` adds to a normaliser."""
@@ -61,7 +62,10 @@ def accumulated_step(
     core: Any = core_model(model)
     if type(core).train_step is not BaseModel.train_step:
         raise TrainingError(
-            f"{type(core).__name__} has a train_step of its own, which cannot be split into micro-batches.",
+            Message(
+                "{kind} has a train_step of its own, which cannot be split into micro-batches.",
+                type(core).__name__,
+            ),
             "Train it on one GPU with its own batch size.",
         )
     runs_of: Any = model

@@ -24,6 +24,7 @@ from mapsage_kaggle.engine.ranks import check_same_weights, core_model, reduce_n
 from mapsage_kaggle.engine.snapshot import first_poisoned, keep_loadable, snapshot
 from mapsage_kaggle.errors import EXIT_DONE, TrainingError
 from mapsage_kaggle.events import EventKind
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.pace import Pace
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import (
@@ -246,8 +247,12 @@ class SessionCheckpoints:
             poisoned = first_poisoned(state)
             if poisoned is not None:
                 raise TrainingError(
-                    f"The weight {poisoned} holds NaN or Inf after iteration {iteration}: not saved. "
-                    "The checkpoints before it are untouched.",
+                    Message(
+                        "The weight {name} holds NaN or Inf after iteration {iteration}: not saved. The "
+                        "checkpoints before it are untouched.",
+                        poisoned,
+                        iteration,
+                    ),
                     "Lower the learning rate or the clipping norm (optim_wrapper.clip_grad), and resume.",
                 )
             torch.save(state, stream)
@@ -281,9 +286,13 @@ class SessionCheckpoints:
         self._emit(
             "warning",
             iteration,
-            message=f"{part} is left out of checkpoints: it holds an object that cannot be loaded without "
-            "running code from the file, so the next session will not have it. Keep tensors, arrays, "
-            "numbers, texts, dictionaries and lists instead (such as the object's state_dict()).",
+            message=Message(
+                "{part} is left out of checkpoints: it holds an object that cannot be loaded without "
+                "running code from the file, so the next session will not have it. Keep tensors, "
+                "arrays, numbers, texts, dictionaries and lists instead (such as the object's "
+                "state_dict()).",
+                part,
+            ),
         )
 
     def _emit_store_event(self, kind: EventKind, iteration: int, data: Mapping[str, Any]) -> None:
@@ -302,8 +311,11 @@ class SessionCheckpoints:
             self._emit(
                 "warning",
                 iteration,
-                message=f"The config asks to keep the best {name}, but validation gives {', '.join(metrics)} "
-                "only.",
+                message=Message(
+                    "The config asks to keep the best {name}, but validation gives {names} only.",
+                    name,
+                    ", ".join(metrics),
+                ),
             )
         return None
 

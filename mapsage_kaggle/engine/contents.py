@@ -21,12 +21,13 @@ import torch
 
 from mapsage_kaggle.engine.fast.plan import leaves_of
 from mapsage_kaggle.errors import TrainingError
+from mapsage_kaggle.messages import Message, joined_by
 from mapsage_kaggle.outside import joined
 
 MAX_NAMES_BYTES = 256_000_000
 NUM_LOOKED_AT = 64
 """Samples whose size is looked at before training begins."""
-CHANGED_REMEDY = "Attach the data as they were, or go on with what is here: --on-changed-data go-on."
+CHANGED_REMEDY = Message("Attach the data as they were, or go on with what is here: --on-changed-data go-on.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +137,7 @@ class TrainingData:
         rows = np.flatnonzero(changed).tolist()
         message = self._other_sizes(rows)
         lines = tuple(f"+data: {self.names[row]} has {int(now[row])} bytes" for row in rows[:4])
-        return DataChange(message=message, reason=message.rstrip("."), lines=lines)
+        return DataChange(message=message, reason=joined_by("", (message,)).rstrip("."), lines=lines)
 
     def _known(self) -> np.ndarray:
         """Return the sizes, as they were read now or before; 0 where neither."""
@@ -147,7 +148,7 @@ class TrainingData:
         names = joined(
             f"{self.names[row]} ({int(self._before[row])} bytes, now {int(self._sizes[row])})" for row in rows
         )
-        return f"Training samples have another size than when they were read before: {names}."
+        return Message("Training samples have another size than when they were read before: {names}.", names)
 
     def _other_names(self, before: Sequence[str]) -> DataChange:
         mine, theirs = set(self.names), set(before)
@@ -155,12 +156,17 @@ class TrainingData:
             "gone": [name for name in before if name not in mine],
             "come": [name for name in self.names if name not in theirs],
         }
-        parts = [f"{word}: {joined(names)}" for word, names in found.items() if names]
-        detail = "; ".join(parts) or "the same names in another order"
+        parts = [joined_by(": ", (Message(word), joined(names))) for word, names in found.items() if names]
+        detail = joined_by("; ", parts) or Message("the same names in another order")
         count, now = len(before), len(self.names)
         return DataChange(
-            message=f"The training data are not those of the checkpoint, which lists {count} samples; here "
-            f"are {now}: {detail}.",
+            message=Message(
+                "The training data are not those of the checkpoint, which lists {before} samples; "
+                "here are {now}: {detail}.",
+                count,
+                now,
+                detail,
+            ),
             reason=f"the training data have changed, from {count} samples to {now}: {detail}",
             lines=(
                 f"-data = {count} samples, {_digest(before)[:12]}",

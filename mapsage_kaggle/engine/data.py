@@ -10,6 +10,7 @@ from mmseg.registry import DATASETS
 
 from mapsage_kaggle.data import datasets
 from mapsage_kaggle.errors import DataError
+from mapsage_kaggle.messages import Message
 
 
 class _SplitDataset(BaseSegDataset):
@@ -36,7 +37,8 @@ class _SplitDataset(BaseSegDataset):
     ) -> None:
         if data_root is None:
             raise DataError(
-                f"{type(self).__name__} needs a data_root.", "Set it to the folder that holds Train and Val."
+                Message("{kind} needs a data_root.", type(self).__name__),
+                "Set it to the folder that holds Train and Val.",
             )
         self.split = split
         super().__init__(data_root=str(data_root), reduce_zero_label=reduce_zero_label, **options)

@@ -16,6 +16,7 @@ import torch
 from mapsage_kaggle.engine.deterministic import is_refusal
 from mapsage_kaggle.engine.overflow import HalfPrecisionError
 from mapsage_kaggle.errors import MapsageError
+from mapsage_kaggle.messages import Message, text_of
 
 FailureKind: TypeAlias = Literal["memory", "precision", "peer", "refused", "error"]
 
@@ -141,7 +142,11 @@ def failure_message(error: BaseException) -> str:
     text = str(error).strip()
     if isinstance(error, MapsageError):
         # A data worker's error arrives with its whole trace; what it says comes last.
-        return text.splitlines()[-1].partition("TrainingError: ")[2] if text.startswith("Caught") else text
+        return (
+            text.splitlines()[-1].partition("TrainingError: ")[2]
+            if text.startswith("Caught")
+            else text_of(error)
+        )
     first = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
     if text.startswith("Caught"):
         first = text.splitlines()[-1]
@@ -149,9 +154,13 @@ def failure_message(error: BaseException) -> str:
     if told is not None:  # NCCL's first line says only where it failed
         first = f"{type(error).__name__}: {told[1]}: {' '.join(told[2].split())}"
     if lost_peer(error):
-        return f"Another rank has gone, and rank {os.environ['RANK']} missed it ({first})."
+        return Message("Another rank has gone, and rank {rank} missed it ({why}).", os.environ["RANK"], first)
     if is_refusal(error):
-        return f"{first} Train without --deterministic, or replace the layer or loss that needs it."
+        return Message(
+            "{error} Train without --deterministic, or replace the layer or loss that needs it.", first
+        )
     if any(_NO_SHARED_MEMORY in str(cause) for cause in _causes(error)):
-        return f"{first} The data workers need more of /dev/shm than there is: set fewer (num_workers)."
+        return Message(
+            "{error} The data workers need more of /dev/shm than there is: set fewer (num_workers).", first
+        )
     return first

@@ -22,6 +22,7 @@ from mapsage_kaggle.engine.remembering import who_sets
 from mapsage_kaggle.engine.sampling import PositionBatches
 from mapsage_kaggle.engine.validation_memory import less_memory
 from mapsage_kaggle.errors import TrainingError
+from mapsage_kaggle.messages import Message
 
 if TYPE_CHECKING:
     from mapsage_kaggle.engine.session import WorkerSession
@@ -124,7 +125,10 @@ class SessionTrainLoop(IterBasedTrainLoop):
         sampler = self.dataloader.batch_sampler
         if not isinstance(sampler, PositionBatches):
             raise TrainingError(
-                f"The training data loader has a batch sampler of its own ({type(sampler).__name__}).",
+                Message(
+                    "The training data loader has a batch sampler of its own ({kind}).",
+                    type(sampler).__name__,
+                ),
                 "Remove train_dataloader.batch_sampler from the config: the kit decides what a batch is.",
             )
         return sampler
@@ -223,8 +227,12 @@ class SessionTrainLoop(IterBasedTrainLoop):
         if owed != self._iter:
             self.session.warn(
                 self._iter,
-                f"The validation at {owed} is owed by a checkpoint that holds iteration {self._iter}: "
-                "it is left out.",
+                Message(
+                    "The validation at {owed} is owed by a checkpoint that holds iteration {iteration}: "
+                    "it is left out.",
+                    owed,
+                    self._iter,
+                ),
             )
             return ""
         decision = self.session.control.decide(

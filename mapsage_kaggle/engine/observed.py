@@ -10,6 +10,7 @@ from mmengine.logging import MessageHub
 from mapsage_kaggle.engine.contents import DataChange, TrainingData
 from mapsage_kaggle.engine.remembering import HookMemory
 from mapsage_kaggle.engine.repeating import Repetition
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.records import DATA_KEY, GRADES, NOT_SHOWN, STOPPED_BY_KEY, SessionRecord, worst
 from mapsage_kaggle.spec import ChildSpec
 
@@ -67,14 +68,17 @@ class Observed:
         if seen.repeatable:
             return ""
         apart = f"up to {seen.difference:.3g} apart"
-        found = f"{device} computed two different gradients from the same state, {apart}"
+        found = Message(
+            "{device} computed two different gradients from the same state, {apart}", device, apart
+        )
         is_wrong = device == "CPU" or self._spec.deterministic
         self.add(found, grade="neither" if is_wrong else "rounding")
         if not is_wrong:
             return ""
-        return (
-            f"{found}, with deterministic algorithms alone: it computes wrongly. Train on another machine, "
-            "and trust no result of this one."
+        return Message(
+            "{found}, with deterministic algorithms alone: it computes wrongly. Train on another "
+            "machine, and trust no result of this one.",
+            found,
         )
 
     def add(self, *reasons: str, grade: str = "neither") -> None:

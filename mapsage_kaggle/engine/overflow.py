@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mapsage_kaggle.errors import TrainingError
+from mapsage_kaggle.messages import Message
 
 MAX_OVERFLOWS = 32
 """So many losses in a row that are NaN or Inf are no overflow that a loss scaler will mend."""
@@ -51,10 +52,19 @@ class OverflowWatch:
         began = self._overflow_began = self._overflow_began or iteration
         if self._scaled and iteration - began < MAX_OVERFLOWS:
             return
-        when = f"{began} and stayed so until {iteration}" if iteration > began else str(began)
+        when = (
+            Message("{began} and stayed so until {iteration}", began, iteration)
+            if iteration > began
+            else str(began)
+        )
         kind = HalfPrecisionError if self._scaled else TrainingError
         raise kind(
-            f"{bad[0]} became {losses[bad[0]]} in iteration {when}; the checkpoints before it are untouched.",
+            Message(
+                "{name} became {value} in iteration {when}; the checkpoints before it are untouched.",
+                bad[0],
+                losses[bad[0]],
+                when,
+            ),
             "Lower the learning rate or clip the gradients more (optim_wrapper.clip_grad), and resume.",
         )
 
@@ -94,14 +104,22 @@ class _ScaledSteps:
         scale = self._scaler.get_scale()
         if self._skipped >= MAX_SKIPPED:
             raise HalfPrecisionError(
-                f"The loss scaler has left out the last {self._skipped} steps, up to iteration {iteration}: "
-                "gradients are out of the range of half precision. Nothing was learned in them.",
+                Message(
+                    "The loss scaler has left out the last {skipped} steps, up to iteration {iteration}: "
+                    "gradients are out of the range of half precision. Nothing was learned in them.",
+                    self._skipped,
+                    iteration,
+                ),
                 "Train in float32 (--precision float32).",
             )
         if scale < MIN_SCALE:
             raise HalfPrecisionError(
-                f"The loss scale has come down to {scale:g} in iteration {iteration}: gradients are out of "
-                "the range of half precision, and small ones are lost.",
+                Message(
+                    "The loss scale has come down to {scale} in iteration {iteration}: gradients are out "
+                    "of the range of half precision, and small ones are lost.",
+                    f"{scale:g}",
+                    iteration,
+                ),
                 "Train in float32 (--precision float32).",
             )
 

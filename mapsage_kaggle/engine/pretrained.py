@@ -13,6 +13,7 @@ from torch import nn
 from mapsage_kaggle.config.reading import ATTACHED_MMCLS, published_file, type_name
 from mapsage_kaggle.engine.safety import load_local
 from mapsage_kaggle.errors import ConfigError
+from mapsage_kaggle.messages import Message
 
 _MAX_NAMED = 3
 
@@ -60,17 +61,33 @@ def check_pretrained(model: nn.Module, arrived: set[int], warn: Callable[[str], 
             if missing and len(missing) == len(names):
                 found = _weights_in(checkpoint)
                 raise ConfigError(
-                    f"{checkpoint} holds none of the {len(names)} weights of {type(module).__name__}; it "
-                    f"names them otherwise, such as {min(found, default='nothing')}.",
-                    f"Attach {published_file(checkpoint)} as mmsegmentation publishes it, or convert this "
-                    "file with the script for it in mmsegmentation's tools/model_converters.",
+                    Message(
+                        "{path} holds none of the {wanted} weights of {module}; it names them otherwise, "
+                        "such as {name}.",
+                        checkpoint,
+                        len(names),
+                        type(module).__name__,
+                        min(found, default="nothing"),
+                    ),
+                    Message(
+                        "Attach {name} as mmsegmentation publishes it, or convert this file with the script "
+                        "for it in mmsegmentation's tools/model_converters.",
+                        published_file(checkpoint),
+                    ),
                 )
             if missing:
                 more = f" and {len(missing) - _MAX_NAMED} more" if len(missing) > _MAX_NAMED else ""
                 few = ", ".join(missing[:_MAX_NAMED]) + more
                 warn(
-                    f"{checkpoint} gives {len(names) - len(missing)} of the {len(names)} weights of "
-                    f"{type(module).__name__}; the others begin at random, as they do without the kit: {few}."
+                    Message(
+                        "{path} gives {found} of the {wanted} weights of {module}; the others begin at "
+                        "random, as they do without the kit: {names}.",
+                        checkpoint,
+                        len(names) - len(missing),
+                        len(names),
+                        type(module).__name__,
+                        few,
+                    )
                 )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from mapsage_kaggle.config.requirements import PACKAGES, missing, without_ops
 from mapsage_kaggle.errors import ConfigError, MachineError, MapsageError
+from mapsage_kaggle.messages import Message
 
 _WANTS_OPS = re.compile(r"(?:Please install onedl-mmcv for|requires) (\S+)")
 
@@ -22,12 +23,13 @@ def known_problem(error: BaseException) -> MapsageError | None:
             package = cause.name.partition(".")[0]
             if package in ("torch", "mmengine", "mmcv", "mmseg"):
                 return MachineError(
-                    f"The training packages are missing: {cause}.", "Run the install cell first."
+                    Message("The training packages are missing: {last}.", cause),
+                    "Run the install cell first.",
                 )
             if package in PACKAGES:
                 return missing(package, f"The config imports {cause.name}")
             return ConfigError(
-                f"The module {cause.name} is missing ({_first_line(error)}).",
+                Message("The module {module} is missing ({why}).", cause.name, _first_line(error)),
                 "Attach the code that holds it beside the config, install its package, or take it out of "
                 "custom_imports.",
             )

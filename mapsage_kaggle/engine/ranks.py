@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 
 from mapsage_kaggle.errors import TrainingError
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.spec import ChildSpec
 
 _CHUNK_BYTES = 1 << 23
@@ -80,8 +81,11 @@ def check_same_weights(core: torch.nn.Module, iteration: int) -> None:
     largest = reduce_number(digest, torch.distributed.ReduceOp.MAX)
     if reduce_number(int(digest != largest), torch.distributed.ReduceOp.MAX):
         raise TrainingError(
-            f"The ranks no longer hold the same weights after iteration {iteration}: nothing is saved, and "
-            "the checkpoints before it are untouched.",
+            Message(
+                "The ranks no longer hold the same weights after iteration {iteration}: nothing is "
+                "saved, and the checkpoints before it are untouched.",
+                iteration,
+            ),
             "Resume on one GPU (--gpus 1), and report this with the log: it is a fault of the program.",
         )
 
@@ -134,8 +138,15 @@ def follow_rank_0(spec: ChildSpec, cfg: Config, scratch: Path) -> ChildSpec:
     for other in everyone:
         if other["run"] != first["run"]:
             raise TrainingError(
-                f"Machine {other['machine']} trains another config than machine 0: fingerprint and max_iters "
-                f"are {other['run'][0]} and {other['run'][1]}, not {first['run'][0]} and {first['run'][1]}.",
+                Message(
+                    "Machine {machine} trains another config than machine 0: fingerprint and max_iters "
+                    "are {run} and {end}, not {run_0} and {end_0}.",
+                    other["machine"],
+                    other["run"][0],
+                    other["run"][1],
+                    first["run"][0],
+                    first["run"][1],
+                ),
                 "Start every machine with the same config and the same --set and --extend-to.",
             )
     path = spec.checkpoint

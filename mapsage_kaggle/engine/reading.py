@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from mapsage_kaggle.errors import TrainingError
 from mapsage_kaggle.events import Event, EventLog
+from mapsage_kaggle.messages import Message
 
 EVENTS_VARIABLE = "MAPSAGE_EVENTS"
 """Names the event file to data workers, which hold no reference to the runner."""
@@ -63,8 +64,13 @@ def read_patiently(dataset: Any, index: int, prepare: Callable[[], None] = lambd
             name, problem = name_of(dataset, index), os.strerror(error.errno)
             if wait_s is None:
                 tries = len(PATIENCE_S) + 1
-                raise StorageError(f"{name} could not be read in {tries} tries: {problem}.") from error
-            emit("storage", message=f"{name} could not be read ({problem}); it is tried again.")
+                raise StorageError(
+                    Message("{name} could not be read in {tries} tries: {problem}.", name, tries, problem)
+                ) from error
+            emit(
+                "storage",
+                message=Message("{name} could not be read ({problem}); it is tried again.", name, problem),
+            )
             time.sleep(wait_s)
     raise AssertionError("the last try returns or raises")
 
@@ -167,12 +173,17 @@ class GuardedDataset(Dataset[Any]):
                 name = name_of(self.dataset, index)
                 if self.on_bad_image != "skip":
                     raise TrainingError(
-                        f"Sample {index} ({name}) cannot be loaded: {_first_line(error)}.",
+                        Message(
+                            "Sample {index} ({name}) cannot be loaded: {why}.",
+                            index,
+                            name,
+                            _first_line(error),
+                        ),
                         "Replace the file, or train with --on-bad-image skip to leave it out.",
                     ) from error
                 emit("bad_image", **where, file=name, problem=_first_line(error))
         raise TrainingError(
-            f"{MAX_SUBSTITUTES} samples in a row cannot be loaded, the last one {name}.",
+            Message("{count} samples in a row cannot be loaded, the last one {name}.", MAX_SUBSTITUTES, name),
             "Check the data set: this is not a single damaged file.",
         )
 
@@ -191,9 +202,16 @@ class GuardedDataset(Dataset[Any]):
             return
         name = name_of(self.dataset, index, "seg_map_path")
         raise TrainingError(
-            f"The mask {name} holds the label {label}; with num_classes = {classes}, labels are 0 to "
-            f"{classes - 1}, and {self.ignore_index} is ignored. "
-            f"reduce_zero_label is {_reduces_zero_label(self.dataset)}.",
+            Message(
+                "The mask {name} holds the label {label}; with num_classes = {classes}, labels are 0 "
+                "to {most}, and {ignored} is ignored. reduce_zero_label is {reduces}.",
+                name,
+                label,
+                classes,
+                classes - 1,
+                self.ignore_index,
+                _reduces_zero_label(self.dataset),
+            ),
             "Where masks hold 0 for no data and class + 1 elsewhere, set reduce_zero_label = True; else map "
             "the label or correct num_classes.",
         )

@@ -22,6 +22,7 @@ from mapsage_kaggle.engine.pretrained import check_pretrained, noted_arrivals
 from mapsage_kaggle.engine.ranks import broadcast_model, core_model
 from mapsage_kaggle.engine.session import WorkerSession
 from mapsage_kaggle.engine.snapshot import flat_schedulers
+from mapsage_kaggle.messages import Message
 
 
 class SessionRunner(Runner):
@@ -99,7 +100,10 @@ class SessionRunner(Runner):
         built = super().build_optim_wrapper({**optim_wrapper, "optimizer": optimizer})
         self.session.warn(
             self.session.iteration,
-            f"The optimizer takes its steps without fused kernels, which changes nothing else: {refused}",
+            Message(
+                "The optimizer takes its steps without fused kernels, which changes nothing else: {why}",
+                refused,
+            ),
         )
         return built
 
@@ -172,9 +176,9 @@ def why_not_fused(optim_wrapper: Any, model: torch.nn.Module) -> str:
             kind = registry.get(kind)
     if str(getattr(kind, "__module__", "")).startswith("torch.optim."):
         complex_ones = [name for name, item in model.named_parameters() if not item.is_floating_point()]
-        return f"{complex_ones[0]} does not hold real numbers." if complex_ones else ""
+        return Message("{name} does not hold real numbers.", complex_ones[0]) if complex_ones else ""
     name = f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', kind)}"
-    return f"{name} is none of torch's own."
+    return Message("{name} is none of torch's own.", name)
 
 
 def _optimizer_of(optim_wrapper: Any) -> Mapping[str, Any]:
@@ -236,9 +240,11 @@ def begin_scaling_anew(checkpoint: dict[str, Any], optim_wrapper: Any) -> str:
     if is_of_float16:
         return ""
     del state["loss_scaler"]
-    return (
-        f"The checkpoint's loss scale of {saved.get('scale')} is of training that needed none or was fixed; "
-        f"for float16 it begins anew at {scaler.get_scale()}."
+    return Message(
+        "The checkpoint's loss scale of {before} is of training that needed none or was "
+        "fixed; for float16 it begins anew at {scale}.",
+        saved.get("scale"),
+        scaler.get_scale(),
     )
 
 

@@ -18,6 +18,7 @@ from mapsage_kaggle.engine.contents import TrainingData
 from mapsage_kaggle.engine.drawing import own_generators, seed_own
 from mapsage_kaggle.engine.reading import GuardedDataset, name_of
 from mapsage_kaggle.errors import TrainingError
+from mapsage_kaggle.messages import Message
 
 
 class Draw(NamedTuple):
@@ -110,8 +111,16 @@ class PositionBatches(Sampler[list[Draw]]):
         self.world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
         if effective_batch < self.world_size:
             raise TrainingError(
-                f"A batch of {effective_batch} images cannot be split over {self.world_size} ranks.",
-                f"Use at most {effective_batch} GPUs (--gpus {effective_batch}), or a larger batch size.",
+                Message(
+                    "A batch of {images} images cannot be split over {count} ranks.",
+                    effective_batch,
+                    self.world_size,
+                ),
+                Message(
+                    "Use at most {count} GPUs (--gpus {same}), or a larger batch size.",
+                    effective_batch,
+                    effective_batch,
+                ),
             )
         bounds = [rank * effective_batch // self.world_size for rank in range(self.world_size + 1)]
         shares = [last - first for first, last in pairwise(bounds)]

@@ -24,6 +24,7 @@ from mapsage_kaggle.engine.tiles import PredictionTiles, classes_and_palette, ke
 from mapsage_kaggle.errors import DataError
 from mapsage_kaggle.events import Event, EventKind, EventLog
 from mapsage_kaggle.machine import return_freed_memory
+from mapsage_kaggle.messages import Message, text_of
 from mapsage_kaggle.pace import Pace, SessionPlan, week_start_s
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import (
@@ -39,10 +40,10 @@ from mapsage_kaggle.spec import ChildSpec
 VALIDATION_TOLD_EVERY_S = 5.0
 LEAST_STEPS_LEFT = 10
 STOP_MESSAGES = {
-    "completed": "All iterations are done.",
-    "deadline": "The session's time is up; everything is saved.",
-    "user": "Stopped on request; everything is saved.",
-    "orphaned": "The supervising notebook or command is gone; everything is saved.",
+    "completed": Message("All iterations are done."),
+    "deadline": Message("The session's time is up; everything is saved."),
+    "user": Message("Stopped on request; everything is saved."),
+    "orphaned": Message("The supervising notebook or command is gone; everything is saved."),
 }
 
 
@@ -112,7 +113,7 @@ class WorkerSession:
         try:
             self.checkpoints.close()
         except SaveFailed as error:
-            self.warn(self._iteration, str(error))
+            self.warn(self._iteration, text_of(error))
 
     def attach(self, runner: Runner, config_text: str) -> None:
         """Take note of the runner, once it is built."""
@@ -161,7 +162,7 @@ class WorkerSession:
         if change.message and contents.refuses_changes:
             raise DataError(change.message, CHANGED_REMEDY)
         if change.message:
-            self.warn(runner.iter, f"{change.message} Training goes on with what is here.")
+            self.warn(runner.iter, Message("{message} Training goes on with what is here.", change.message))
         if change.reason:
             known = "are not those of" if change.message else "are not listed in"
             self._of_other_data = f"; the training data {known} the checkpoint"
@@ -323,8 +324,13 @@ class WorkerSession:
         takes = format_duration(self.pace.validation_s())
         self.warn(
             iteration,
-            f"The validation at {iteration} takes about {takes}, which is more than a whole session has: it "
-            "is left out. Validate fewer or smaller images, or give sessions a longer limit.",
+            Message(
+                "The validation at {iteration} takes about {takes}, which is more than a whole "
+                "session has: it is left out. Validate fewer or smaller images, or give sessions a "
+                "longer limit.",
+                iteration,
+                takes,
+            ),
         )
         self.checkpoints.skipped_validations += (iteration,)
         self.checkpoints.save(iteration)
@@ -334,8 +340,13 @@ class WorkerSession:
         takes, left = format_duration(self.pace.validation_s()), format_duration(self.control.clock.left_s())
         self.warn(
             self._iteration,
-            f"The validation at {self._iteration} is owed and takes about {takes}, but {left} are left: "
-            "nothing is trained before it. Give the session a longer limit.",
+            Message(
+                "The validation at {iteration} is owed and takes about {takes}, but {left} are left: "
+                "nothing is trained before it. Give the session a longer limit.",
+                self._iteration,
+                takes,
+                left,
+            ),
         )
 
     def validation_begins(self) -> None:
@@ -356,7 +367,10 @@ class WorkerSession:
         """Note that a validation was left before its end; it stays owed."""
         self.stage = "training"
         self.pace.left_validation(self._lap_validation())
-        self.warn(self._iteration, f"The validation at {self._iteration} was left unfinished; it is owed.")
+        self.warn(
+            self._iteration,
+            Message("The validation at {iteration} was left unfinished; it is owed.", self._iteration),
+        )
 
     def validation_done(self, iteration: int, metrics: Mapping[str, Any]) -> None:
         """Keep the score, save the best, and note that nothing is owed any more. Collective."""
@@ -378,7 +392,9 @@ class WorkerSession:
             )
             problem = self._tiles.try_to_write(iteration) if self._tiles is not None else ""
             if problem:
-                self.warn(iteration, f"The predictions for the report could not be written: {problem}.")
+                self.warn(
+                    iteration, Message("The predictions for the report could not be written: {why}.", problem)
+                )
 
     # -- the end
 
@@ -389,11 +405,11 @@ class WorkerSession:
         reason = "user" if orphaned else stop
         if self.rank != 0:
             if is_local_rank_zero():
-                message = "Machine 0 keeps what was saved."
-                self.emit("stop", iteration, reason=reason, orphaned=orphaned, message=message)
+                kept = Message("Machine 0 keeps what was saved.")
+                self.emit("stop", iteration, reason=reason, orphaned=orphaned, message=kept)
             return
         self.checkpoints.wait()
-        message = STOP_MESSAGES.get(stop, "")
+        message: str = STOP_MESSAGES.get(stop, "")
         if stop == "early":
             runner = self._require_runner()
             message = early_text(iteration, runner.max_iters, runner.train_loop.stopped_by)
@@ -492,9 +508,12 @@ def _draw_twice(session: WorkerSession, runner: Runner, iteration: int) -> None:
         session.checkpoints.not_exact(f"{name} gives another result each time, whatever is seeded")
         session.warn(
             iteration,
-            f"{name} gives another result for the same sample each time, whatever is seeded: a resumed run "
-            "and an uninterrupted one will differ. Have it draw from NumPy's, Python's or torch's own "
-            "generator, or from one that it keeps as an attribute.",
+            Message(
+                "{name} gives another result for the same sample each time, whatever is seeded: a "
+                "resumed run and an uninterrupted one will differ. Have it draw from NumPy's, "
+                "Python's or torch's own generator, or from one that it keeps as an attribute.",
+                name,
+            ),
         )
 
 

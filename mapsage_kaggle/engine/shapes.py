@@ -25,6 +25,7 @@ import mapsage_kaggle.engine.register  # noqa: F401 - registers the kit's data s
 from mapsage_kaggle.engine.building import build_model, traits_of
 from mapsage_kaggle.engine.problems import known_problem
 from mapsage_kaggle.errors import ConfigError
+from mapsage_kaggle.messages import Message, with_said
 
 
 def dataset_classes(dataset: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -68,9 +69,9 @@ def _document(file: Path, data: Mapping[str, Any]) -> dict[str, Any]:
         known = known_problem(error)
         if known is None:
             first = (str(error).strip().splitlines() or ["no message"])[0]
-            known = ConfigError(f"The model cannot be built: {type(error).__name__}: {first}.",
-                                "Check the model and custom_imports.")  # fmt: skip
-        return {"error": type(known).__name__, "problem": known.problem, "remedy": known.remedy}
+            problem = Message("The model cannot be built: {kind}: {why}.", type(error).__name__, first)
+            known = ConfigError(problem, "Check the model and custom_imports.")
+        return with_said({"error": type(known).__name__, "problem": known.problem, "remedy": known.remedy})
     return {
         "shapes": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
         "classes": dataset_classes(data),

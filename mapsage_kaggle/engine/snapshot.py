@@ -16,6 +16,7 @@ from mmengine.runner.checkpoint import get_state_dict
 from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.engine.ranks import core_model
 from mapsage_kaggle.errors import MapsageError, TrainingError
+from mapsage_kaggle.messages import Message
 
 _OWN_PARTS = ("meta", "state_dict", "message_hub", "optimizer", "param_schedulers")
 _PLAIN = (type(None), bool, int, float, str, bytes, torch.Tensor, torch.nn.Parameter)
@@ -139,8 +140,13 @@ def check_resumed(
     saved_iteration = int(checkpoint["meta"]["iter"])
     if not saved_iteration == runner.iter == iteration:
         raise TrainingError(
-            f"The resume did not take: the checkpoint holds iteration {saved_iteration}, "
-            f"training stands at {runner.iter}, expected was {iteration}."
+            Message(
+                "The resume did not take: the checkpoint holds iteration {saved}, training stands at "
+                "{stands}, expected was {expected}.",
+                saved_iteration,
+                runner.iter,
+                iteration,
+            )
         )
     num_states = _check_optimizer(
         runner.optim_wrapper.state_dict(), checkpoint["optimizer"], same_rates=not extended
@@ -150,14 +156,25 @@ def check_resumed(
     )
     if next_position != iteration * effective_batch:
         raise TrainingError(
-            f"The data loader stands at sample {next_position}; after {iteration} iterations of "
-            f"{effective_batch} images it must be {iteration * effective_batch}."
+            Message(
+                "The data loader stands at sample {position}; after {iteration} iterations of "
+                "{images} images it must be {expected}.",
+                next_position,
+                iteration,
+                effective_batch,
+                iteration * effective_batch,
+            )
         )
     done = ", ".join(str(max(0, step)) for step in steps) or "no"  # -1 where one has not begun
-    return (
-        f"resume verified: iteration {iteration}, optimizer state of {num_states} parameters, "
-        f"{len(steps)} learning-rate schedulers after {done} steps of their own, "
-        f"next sample position {next_position}"
+    return Message(
+        "resume verified: iteration {iteration}, optimizer state of {states} parameters, "
+        "{count} learning-rate schedulers after {steps} steps of their own, next sample "
+        "position {position}",
+        iteration,
+        num_states,
+        len(steps),
+        done,
+        next_position,
     )
 
 
@@ -177,8 +194,12 @@ def _check_optimizer(actual: Any, saved: Any, *, same_rates: bool) -> int:
         )
     if set(actual["state"]) != set(saved["state"]):
         raise TrainingError(
-            f"The optimizer holds state for {len(actual['state'])} parameters, "
-            f"the checkpoint for {len(saved['state'])}: they do not belong together."
+            Message(
+                "The optimizer holds state for {count} parameters, the checkpoint for {saved}: they "
+                "do not belong together.",
+                len(actual["state"]),
+                len(saved["state"]),
+            )
         )
     for key, state in saved["state"].items():
         for name, value in state.items():
@@ -189,10 +210,16 @@ def _check_optimizer(actual: Any, saved: Any, *, same_rates: bool) -> int:
                 else mine == value
             )
             if not same:
-                raise TrainingError(f"The optimizer's {name} of parameter {key} is not the checkpoint's.")
+                raise TrainingError(
+                    Message("The optimizer's {name} of parameter {key} is not the checkpoint's.", name, key)
+                )
     rates = [[group["lr"] for group in state["param_groups"]] for state in (actual, saved)]
     if same_rates and rates[0] != rates[1]:
-        raise TrainingError(f"The learning rates are {rates[0][:3]}…, the checkpoint has {rates[1][:3]}….")
+        raise TrainingError(
+            Message(
+                "The learning rates are {rates}…, the checkpoint has {saved}….", rates[0][:3], rates[1][:3]
+            )
+        )
     return len(saved["state"])
 
 
@@ -206,13 +233,21 @@ def _check_schedulers(actual: Any, saved: Any, *, same_steps: bool) -> list[int]
     actual = actual or []
     if len(actual) != len(saved):
         raise TrainingError(
-            f"The config has {len(actual)} learning-rate schedulers, the checkpoint {len(saved)}.",
+            Message(
+                "The config has {count} learning-rate schedulers, the checkpoint {saved}.",
+                len(actual),
+                len(saved),
+            ),
             "Resume with the config that the checkpoint was trained with.",
         )
     for scheduler, state in zip(actual, saved, strict=True):
         if same_steps and scheduler.last_step != state["last_step"]:
             raise TrainingError(
-                f"{type(scheduler).__name__} stands at step {scheduler.last_step}, "
-                f"the checkpoint at {state['last_step']}."
+                Message(
+                    "{kind} stands at step {step}, the checkpoint at {saved}.",
+                    type(scheduler).__name__,
+                    scheduler.last_step,
+                    state["last_step"],
+                )
             )
     return [int(scheduler.last_step) for scheduler in actual]

@@ -19,6 +19,7 @@ from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
 from mapsage_kaggle.engine.safety import expect, install_safe_loading, load_ahead
 from mapsage_kaggle.engine.session import WorkerSession, emit_failure
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_TRAINING, EXIT_USAGE, MapsageError
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.processes import process_start_s
 from mapsage_kaggle.spec import SUPERVISOR_VARIABLE, ChildSpec
 
@@ -60,9 +61,14 @@ def main(arguments: list[str]) -> int:
         if session.stage == "validation" and not isinstance(error, MapsageError):
             images = ", ".join(session.validated_images)
             message = (
-                f"In the validation at iteration {session.iteration}, with {images}: {message}"
+                Message(
+                    "In the validation at iteration {iteration}, with {images}: {why}",
+                    session.iteration,
+                    images,
+                    message,
+                )
                 if images
-                else f"In the validation at iteration {session.iteration}: {message}"
+                else Message("In the validation at iteration {iteration}: {why}", session.iteration, message)
             )
         code = EXIT_USAGE if kind == "refused" and not has_begun else EXIT_TRAINING
         code = error.exit_code if isinstance(error, MapsageError) else code

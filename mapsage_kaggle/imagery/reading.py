@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from mapsage_kaggle.errors import DataError, MachineError
+from mapsage_kaggle.messages import Message
 
 Bytes = NDArray[np.uint8]
 
@@ -109,7 +110,7 @@ def open_picture(path: Path, options: ReadOptions = ReadOptions()) -> Iterator[P
     try:
         size_bytes = path.stat().st_size
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise DataError(Message("{name} cannot be read: {why}.", path, error.strerror or error)) from error
     if not path.is_file():
         raise DataError(f"{path} is no file.", "Give an image, or a folder of images.")
     if size_bytes == 0:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mapsage_kaggle.errors import DataError
 from mapsage_kaggle.imagery.writing import Labels, replacing
+from mapsage_kaggle.messages import Message
 
 
 def write_submission(archive: Path, masks: Mapping[str, Path]) -> None:
@@ -42,7 +43,7 @@ def check_submission(archive: Path, expected: Mapping[str, tuple[int, int]], lab
     problems = list(_problems(archive, expected, labels))
     if problems:
         more = f"\n  ... and {len(problems) - 5} more" if len(problems) > 5 else ""
-        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+        count = Message("{count} problem", len(problems)) + ("s" if len(problems) > 1 else "")
         raise DataError(
             f"{archive} is not complete, {count}:\n  " + "\n  ".join(problems[:5]) + more + "\n",
             "Mend or replace the images of the test split that are named, and run the command again.",

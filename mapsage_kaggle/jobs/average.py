@@ -18,6 +18,7 @@ from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.jobs.child import OnEvent, as_interrupted, run_child
 from mapsage_kaggle.jobs.evaluate import Evaluation, EvaluationOptions, conclude, count
 from mapsage_kaggle.jobs.subject import ModelSource, judge
+from mapsage_kaggle.messages import Message
 
 BATCH_NORM_IMAGES = 256
 
@@ -65,11 +66,13 @@ def average(
     """
     if kind_of(out.name) != "other" or out.stem.startswith(("epoch", "latest")) or out.suffix != ".pth":
         raise UsageError(
-            f"{out.name} is no name for averaged weights: nothing can be resumed from them.",
+            Message("{name} is no name for averaged weights: nothing can be resumed from them.", out.name),
             "Name it averaged.pth, for example.",
         )
     if batch_norm_images < 0:
-        raise UsageError(f"--batch-norm-images {batch_norm_images} is too low.", "Give 0 or more.")
+        raise UsageError(
+            Message("--batch-norm-images {number} is too low.", batch_norm_images), "Give 0 or more."
+        )
     parents = (subject.inspection, *(judge(file) for file in others))
     if len({parent.sha256 for parent in parents}) != len(parents) or len(parents) < 2:
         raise UsageError(

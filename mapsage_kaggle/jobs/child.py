@@ -35,6 +35,7 @@ from typing import IO, Any
 from mapsage_kaggle import errors
 from mapsage_kaggle.errors import Interrupted, JobError, MapsageError
 from mapsage_kaggle.jobs.subject import ModelSource
+from mapsage_kaggle.messages import Message, from_said
 from mapsage_kaggle.processes import POLL_S, Child, child_environment, module_command
 
 OnEvent = Callable[[Mapping[str, Any]], None]
@@ -133,8 +134,13 @@ def _run(
     if last is not None:
         raise _raised(entry, last, log)
     raise JobError(
-        f"The child that was to {entry} ended without a word (exit code {child.returncode}).{_tail(log)}",
-        f"The whole log is in {log}.",
+        Message(
+            "The child that was to {work} ended without a word (exit code {code}).{log}",
+            entry,
+            child.returncode,
+            _tail(log),
+        ),
+        Message("The whole log is in {path}.", log),
     )
 
 
@@ -146,7 +152,7 @@ def _read(stream: IO[bytes], events: list[Mapping[str, Any]]) -> None:
             except ValueError:
                 continue  # cut off by the child's end
             if isinstance(event, dict) and "event" in event:
-                events.append(event)
+                events.append(from_said(event))
 
 
 def _stay_with(
@@ -179,7 +185,7 @@ def _stay_with(
         reader.join(POLL_S)
         elapsed_s = time.monotonic() - begin_s
         if elapsed_s > limit_s:
-            raise JobError(f"It took more than {limit_s:.0f} s.", "")
+            raise JobError(Message("It took more than {seconds} s.", f"{limit_s:.0f}"), "")
         on_wait(elapsed_s)
 
 
@@ -187,8 +193,11 @@ def _raised(entry: str, event: Mapping[str, Any], log: Path) -> MapsageError:
     """Return the error that a child told of, of the kind that it was there."""
     kind = getattr(errors, str(event["kind"]), JobError)
     if kind is JobError:
-        return JobError(f"{entry} failed: {event['problem']}.", f"The whole log is in {log}.")
-    error: MapsageError = kind(str(event["problem"]), str(event["remedy"]))
+        return JobError(
+            Message("{work} failed: {problem}.", entry, event["problem"]),
+            Message("The whole log is in {path}.", log),
+        )
+    error: MapsageError = kind(event["problem"], event["remedy"], event.get("lines", ()))
     return error
 
 

@@ -23,6 +23,7 @@ from mapsage_kaggle.config.reading import as_mapping
 from mapsage_kaggle.errors import MachineError, UsageError
 from mapsage_kaggle.jobs.child import OnEvent, as_interrupted, run_child
 from mapsage_kaggle.jobs.subject import ModelSource, judge
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.metrics import Interval, Scores, read_tally
 from mapsage_kaggle.paths import WorkDir, replace_file
 
@@ -66,14 +67,20 @@ class EvaluationOptions:
             raise UsageError("--stride needs --window.", "Give the window's side as well.")
         if self.window is not None and not 0 < (self.stride or 1) <= self.window:
             raise UsageError(
-                f"Windows of {self.window} pixels with a stride of {self.stride} leave pixels out.",
+                Message(
+                    "Windows of {size} pixels with a stride of {stride} leave pixels out.",
+                    self.window,
+                    self.stride,
+                ),
                 "The stride must be above zero and no more than the window.",
             )
         if self.window_batch < 1 or self.resamples < 1:
             raise UsageError("--window-batch and --resamples must be 1 or more.")
         if not self.scales or any(not 0 < scale <= 8 for scale in self.scales):
             raise UsageError(
-                f"--scales {', '.join(map(str, self.scales))} must lie above 0, and not above 8."
+                Message(
+                    "--scales {scales} must lie above 0, and not above 8.", ", ".join(map(str, self.scales))
+                )
             )
 
     def windows(self) -> str | dict[str, list[int]] | None:
@@ -307,7 +314,8 @@ def count(subject: ModelSource, options: EvaluationOptions, *, on_event: OnEvent
         tally.touch()
     except OSError as error:
         raise MachineError(
-            f"{folder} cannot be written: {error.strerror or error}.", "Give another --work-dir."
+            Message("{folder} cannot be written: {why}.", folder, error.strerror or error),
+            "Give another --work-dir.",
         ) from error
     job = {
         **subject.job(),
@@ -357,7 +365,7 @@ def _in_words(options: EvaluationOptions, subject: ModelSource) -> str:
     elif asked is None and test_cfg.get("mode") == "slide":
         places = {"size": test_cfg["crop_size"], "stride": test_cfg["stride"]}
     views = options.views()
-    how = "whole images"
+    how: str = Message("whole images")
     if places is not None:
         how = f"windows of {_sides(places['size'])} px every {_sides(places['stride'])} px"
     return how if len(views) == 1 and views[0] == (1.0, "") else f"{how}, {len(views)} views averaged"

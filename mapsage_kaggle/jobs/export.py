@@ -24,6 +24,7 @@ from mapsage_kaggle.display.jobs import Card, card_text
 from mapsage_kaggle.errors import DataError, Interrupted, MapsageError, UsageError
 from mapsage_kaggle.jobs.child import OnEvent, as_interrupted, run_child
 from mapsage_kaggle.jobs.subject import ModelOptions, ModelSource, open_subject
+from mapsage_kaggle.messages import Message, joined_by
 from mapsage_kaggle.paths import KagglePaths
 
 FORMS = ("safetensors", "onnx", "torch")
@@ -182,7 +183,7 @@ def _make(subject: ModelSource, options: ExportOptions, out: Path, on_event: OnE
                 break
         found["failed"] += problems
         for item in problems:
-            on_event({"event": "warning", "problem": f"{item['name']}: {item['reason']}"})
+            on_event({"event": "warning", "problem": joined_by(": ", (item["name"], item["reason"]))})
     return found
 
 
@@ -208,19 +209,23 @@ class _Progress:
 
 def _check(options: ExportOptions) -> None:
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise UsageError(f"{options.out} is there already.", "Name a new folder with --out.")
+        raise UsageError(Message("{path} is there already.", options.out), "Name a new folder with --out.")
     unknown = [form for form in options.forms if form not in FORMS]
     if unknown:
-        raise UsageError(f"{', '.join(unknown)} is no form to export.", f"Choose of {', '.join(FORMS)}.")
+        raise UsageError(
+            Message("{names} is no form to export.", ", ".join(unknown)),
+            Message("Choose of {names}.", ", ".join(FORMS)),
+        )
     if not _SLUG.fullmatch(options.slug):
         raise UsageError(
-            f"--slug {options.slug} is no name that Kaggle takes.", "Use a-z, 0-9 and single hyphens between."
+            Message("--slug {slug} is no name that Kaggle takes.", options.slug),
+            "Use a-z, 0-9 and single hyphens between.",
         )
     if not options.licence.strip():
         raise UsageError("The licence is empty.", "Such as --licence 'CC BY-NC-SA 4.0'.")
     for file in options.images:
         if not file.is_file():
-            raise DataError(f"There is no image at {file}.", "Check the path.")
+            raise DataError(Message("There is no image at {path}.", file), "Check the path.")
 
 
 def _open(model: ModelOptions, options: ExportOptions, paths: KagglePaths | None) -> ModelSource:

@@ -18,6 +18,7 @@ from mapsage_kaggle.imagery.submission import check_submission, write_submission
 from mapsage_kaggle.imagery.writing import Labels
 from mapsage_kaggle.jobs.child import OnEvent, as_interrupted, run_child
 from mapsage_kaggle.jobs.subject import ModelOptions, ModelSource, open_subject
+from mapsage_kaggle.messages import Message
 
 SUBMISSION = "submission.zip"
 _SUBMISSION_LABELS = Labels(
@@ -132,22 +133,29 @@ def check_options(options: PredictOptions) -> None:
             "See mapsage-kaggle predict --help.",
         )
     if options.window is not None and options.window < 32:
-        raise UsageError(f"Windows of {options.window} pixels are too small.", "Give --window 32 or more.")
+        raise UsageError(
+            Message("Windows of {size} pixels are too small.", options.window), "Give --window 32 or more."
+        )
     if options.overlap is not None and options.overlap < 0:
-        raise UsageError(f"An overlap of {options.overlap} pixels makes no sense.", "Give 0 or more.")
+        raise UsageError(
+            Message("An overlap of {overlap} pixels makes no sense.", options.overlap), "Give 0 or more."
+        )
     if options.overlap is not None and options.window and options.overlap > options.window // 2:
         raise UsageError(
-            f"Windows of {options.window} pixels cannot overlap by {options.overlap}.",
+            Message("Windows of {size} pixels cannot overlap by {overlap}.", options.window, options.overlap),
             "Take an overlap of at most half of the window.",
         )
     if options.bands is not None and (len(options.bands) not in (1, 3) or min(options.bands) < 1):
         raise UsageError(
-            f"--bands {','.join(map(str, options.bands))} does not name three bands.",
+            Message("--bands {bands} does not name three bands.", ",".join(map(str, options.bands))),
             "Give red, green and blue, counted from 1, such as 3,2,1; or one band for grey.",
         )
     if options.value_range is not None and not options.value_range[0] < options.value_range[1]:
         low, high = options.value_range
-        raise UsageError(f"--value-range {low:g} {high:g} is empty.", "Give the lower value first.")
+        raise UsageError(
+            Message("--value-range {low} {high} is empty.", f"{low:g}", f"{high:g}"),
+            "Give the lower value first.",
+        )
     needed = ["rasterio"] if options.probabilities or options.polygons else []
     for package in [*needed, *(["shapely", "pyogrio"] if options.polygons else [])]:
         if find_spec(package) is None:
@@ -165,7 +173,11 @@ def images_of_test_split(subject: ModelSource) -> tuple[Source, ...]:
     roots = [Path(path) for path, kind in kinds.items() if kind == "EarthVQADataset"]
     if not roots:
         raise ConfigError(
-            f"{subject.options.config} reads {', '.join(sorted(set(kinds.values()))) or 'no data set'}.",
+            Message(
+                "{path} reads {kinds}.",
+                subject.options.config,
+                ", ".join(sorted(set(kinds.values()))) or "no data set",
+            ),
             "--submission is for EarthVQA; for another data set, predict its folder of images.",
         )
     pairs = datasets.list_pairs(datasets.read_data_root(roots[0]).split("Test"))
@@ -194,8 +206,8 @@ def _pack(prediction: Prediction, sources: Sequence[Source]) -> Path:
         check_submission(unchecked, expected, _SUBMISSION_LABELS)
         unchecked.replace(archive)
     except DataError as error:
-        reasons = "".join(f"\n  {problem}" for _, problem in prediction.refused[:5])
-        raise DataError(error.problem.replace(unchecked.name, SUBMISSION) + reasons, error.remedy) from error
+        lines = [problem for _, problem in prediction.refused[:5]]
+        raise DataError(error.problem.replace(unchecked.name, SUBMISSION), error.remedy, lines) from error
     finally:
         unchecked.unlink(missing_ok=True)
     return archive

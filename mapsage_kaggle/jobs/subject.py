@@ -18,6 +18,7 @@ from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.config.requirements import check_installed
 from mapsage_kaggle.data.find import find_data
 from mapsage_kaggle.errors import CheckpointError, UsageError
+from mapsage_kaggle.messages import Message, joined_by
 from mapsage_kaggle.paths import KagglePaths, WorkDir, keep_caches_in
 from mapsage_kaggle.records import read_record
 
@@ -110,7 +111,7 @@ def open_subject(options: ModelOptions, *, paths: KagglePaths | None = None) -> 
     check_custom_imports(cfg, code, paths.input)
     work_dir = (options.work_dir or paths.work_dir(options.config)).absolute()
     if options.threads is not None and options.threads < 1:
-        raise UsageError(f"--threads {options.threads} is too low.", "Give 1 or more.")
+        raise UsageError(Message("--threads {number} is too low.", options.threads), "Give 1 or more.")
     roots = find_data(cfg, paths.input) if options.needs_data else {}
     checkpoint = options.checkpoint or find_checkpoint(
         work_dir, paths.input, run=options.run, fingerprint=fingerprint(cfg)
@@ -134,13 +135,14 @@ def judge(checkpoint: Path) -> Inspection:
     """
     if not checkpoint.is_file():
         raise CheckpointError(
-            f"There is no checkpoint at {checkpoint}.",
+            Message("There is no checkpoint at {path}.", checkpoint),
             "Give the path of a file such as best_mIoU_iter_8000.pth.",
         )
     found = inspect(checkpoint, manifest_sha256=manifest_sha256(checkpoint))
     if found.verdict == "rejected":
         raise CheckpointError(
-            f"{checkpoint} is rejected: {'; '.join(found.problems)}.", "Use another checkpoint."
+            Message("{name} is rejected: {why}.", checkpoint, joined_by("; ", found.problems)),
+            "Use another checkpoint.",
         )
     return found
 
@@ -176,7 +178,7 @@ def find_checkpoint(
             if wanted:
                 return max(wanted, key=_age).target
     raise CheckpointError(
-        f"There is no checkpoint in {work_dir} and none below {inputs}.",
+        Message("There is no checkpoint in {folder} and none below {inputs}.", work_dir, inputs),
         "Train first, attach a session's output, or name the file.",
     )
 

@@ -33,6 +33,7 @@ from mapsage_kaggle.display.text import TextSink
 from mapsage_kaggle.errors import MapsageError, TrainingError, UsageError
 from mapsage_kaggle.events import read_events
 from mapsage_kaggle.machine import survey
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.notebook.form import parameters_text, show_form
 from mapsage_kaggle.notebook.view import View
 from mapsage_kaggle.paths import KagglePaths, WorkDir
@@ -249,7 +250,7 @@ class NotebookSession:
         follower = Follower(self.work_dir)
         if not follower.running:
             raise TrainingError(
-                f"Nothing is being trained in {self.work_dir}.", "Run the cells from the top."
+                Message("Nothing is being trained in {path}.", self.work_dir), "Run the cells from the top."
             )
         record = follower.record()
         if self.interactive:
@@ -450,7 +451,7 @@ class NotebookSession:
             self._follower.wait(STOP_GRACE_S)
         if self._follower.running:
             raise UsageError(
-                f"Another process trains in {self.work_dir} already; the view above shows it.",
+                Message("Another process trains in {path} already; the view above shows it.", self.work_dir),
                 "Wait for its end, or press Stop there; then run this cell again.",
             )
         self._follower = self._view = None
@@ -510,7 +511,7 @@ def _look_around(session: NotebookSession, words: Words) -> None:
             findings += found
         except MapsageError as error:
             data_error = error
-            findings.append(Finding(tone="bad", name=words.name("data"), message=words.refusal(error)))
+            findings.append(Finding(tone="bad", name=words.translate("data"), message=words.refusal(error)))
     good = not any(item.tone == "bad" for item in findings)
     show(
         Panel(
@@ -590,7 +591,7 @@ def _look_at_data(options: Options, paths: KagglePaths, words: Words) -> tuple[l
         classes = CLASSES.get(kinds.get(name, ""))
         if classes is None:
             findings.append(
-                Finding(tone="good", name=words.name("data"), message=words("data_unchecked", path=path))
+                Finding(tone="good", name=words.translate("data"), message=words("data_unchecked", path=path))
             )
             continue
         report = check_data(path, len(classes))
@@ -602,7 +603,7 @@ def _look_at_data(options: Options, paths: KagglePaths, words: Words) -> tuple[l
             for label, count in zip(classes, report.pixels[1:], strict=True)
         )
         message = words("data_good", path=path, pairs=pairs, decoded=report.decoded, shares=shares)
-        findings.append(Finding(tone="good", name=words.name("data"), message=message))
+        findings.append(Finding(tone="good", name=words.translate("data"), message=message))
         pairs_of = list_pairs(report.root.splits[0])
         step = max(1, len(pairs_of) // NUM_SAMPLES)
         pictures.append(

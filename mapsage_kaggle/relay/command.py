@@ -15,6 +15,7 @@ from mapsage_kaggle.config.modules import find_config
 from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.config.trainable import check_trainable
 from mapsage_kaggle.errors import EXIT_DONE, MapsageError, UsageError
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.pace import GPU_QUOTA_S
 from mapsage_kaggle.paths import bundled
 from mapsage_kaggle.relay import forecast as planning
@@ -83,7 +84,7 @@ def read(
     check_names(owner, slug, tuple(datasets), saved)
     for name, value in (("--until", until), ("--max-sessions", max_sessions), ("--extend-to", extend_to)):
         if value is not None and value < 1:
-            raise UsageError(f"{name} {value} is too low.", "Give 1 or more.")
+            raise UsageError(Message("{name} {value} is too low.", name, value), "Give 1 or more.")
     limit_s, reserve_s, poll_s = (parse_duration_s(text) for text in (session_limit, reserve, poll))
     if limit_s > DEFAULT_LIMIT_S:
         raise UsageError(f"--session-limit {session_limit}: Kaggle ends every session at 12h.", "Give 12h.")

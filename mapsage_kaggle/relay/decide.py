@@ -21,6 +21,7 @@ from typing import Literal
 
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_MACHINE, EXIT_TRAINING, EXIT_USAGE
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.relay.answers import sentence
 from mapsage_kaggle.relay.journal import Attempt, HandOver, Journal, Transport
 
@@ -368,7 +369,12 @@ def _whether_over(journal: Journal, settings: Settings) -> Stop | None:
     if journal.completed and iteration < journal.end:
         said = sentence(journal.last.message) if journal.last is not None else ""
         return Stop(
-            reason=f"The run has ended early, at iteration {iteration} of {journal.end}. {said}",
+            reason=Message(
+                "The run has ended early, at iteration {iteration} of {max_iters}. {said}",
+                iteration,
+                journal.end,
+                said,
+            ),
             remedy=f"To take it up again, run the relay with --extend-to {journal.end}.",
         )
     if journal.completed:

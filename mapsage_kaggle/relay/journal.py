@@ -20,6 +20,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.outside import read_json
 from mapsage_kaggle.paths import replace_file
 
@@ -569,7 +570,8 @@ def held(path: Path) -> Iterator[None]:
         descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise UsageError(
-            f"{path.parent} cannot be written: {error.strerror}.", "Choose another --state folder."
+            Message("{folder} cannot be written: {why}.", path.parent, error.strerror),
+            "Choose another --state folder.",
         ) from error
     try:
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.errors import MachineError, MapsageError, UsageError
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.relay import forecast, harvest, push
 from mapsage_kaggle.relay.answers import REMEDIES, Refusal, Unreachable, sentence
 from mapsage_kaggle.relay.client import KaggleClient
@@ -137,7 +138,11 @@ class Relay:
                     self._wait(step)
         except OSError as error:
             raise MachineError(
-                f"{error.filename or self.places.folder} cannot be written: {error.strerror or error}.",
+                Message(
+                    "{folder} cannot be written: {why}.",
+                    error.filename or self.places.folder,
+                    error.strerror or error,
+                ),
                 "Make room, or choose another --state folder; then run the relay again.",
             ) from error
 

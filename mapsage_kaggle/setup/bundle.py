@@ -26,6 +26,7 @@ from packaging.utils import canonicalize_name
 from mapsage_kaggle.checks import MAX_PYTHON, MIN_PYTHON
 from mapsage_kaggle.errors import MachineError, UsageError
 from mapsage_kaggle.kit import kit_files, kit_sha256
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.processes import run
 from mapsage_kaggle.setup.pip import explain_failure, index_unreachable, run_pip
 from mapsage_kaggle.setup.wheels import (
@@ -255,7 +256,9 @@ def bundle(
 
 def _check_names(owner: str, slug: str, python: str) -> None:
     if python not in PYTHONS:
-        raise UsageError(f"The kit does not run on Python {python}.", f"Choose one of {', '.join(PYTHONS)}.")
+        raise UsageError(
+            f"The kit does not run on Python {python}.", Message("Choose one of {names}.", ", ".join(PYTHONS))
+        )
     if owner != OWNER_TO_FILL_IN and not _OWNER.fullmatch(owner):
         raise UsageError(
             f"{owner!r} is no Kaggle user name.", "It is what follows kaggle.com/ in your profile's address."

@@ -33,6 +33,7 @@ from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.errors import MachineError
 from mapsage_kaggle.kit import own_home
 from mapsage_kaggle.machine import STACK
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.paths import KagglePaths, bundled
 from mapsage_kaggle.processes import ChildError, clean_environment, module_command, run_for_json
 from mapsage_kaggle.setup.pip import explain_failure, run_pip
@@ -93,44 +94,6 @@ _MAX_TOLD = 5
 
 _PASSING = ("Read timed out", "Connection reset", "Connection aborted", "502", "503", "IncompleteRead")
 """Words of failures that may be gone at the next try."""
-
-_TEXT: Mapping[str, Mapping[str, str]] = {
-    "en": {
-        "present": "Everything is installed already: {stack}.",
-        "proven": "{count} attached wheels are, byte for byte, those that the kit was tried with.",
-        "ignored": "Left alone, since the kit does not know it: {what}.",
-        "extra": "Adding {what} from {folder}, as EXTRA_WHEELS says ...",
-        "adding": "Adding {what} from {source} ...",
-        "wheels": "the attached wheels",
-        "index": "the package index",
-        "fallback": "The attached wheels do not suffice; asking the package index for the rest.",
-        "again": "The connection broke; trying once more.",
-        "kept": "Left as they are: {kept}.",
-        "proving": "Proving it in a fresh process ...",
-        "proved": "It works: the model of {config} was built and run ({parameters:.1f} million "
-        "parameters, {classes} classes). {seconds:.0f} s in all.",
-        "added": "Done in {seconds:.0f} s, not proved.",
-        "restart": "Restart the kernel now, then run the notebook again from the top: {modules} had been "
-        "imported already and is now another version on disk.",
-    },
-    "zh": {
-        "present": "所需的包均已安装：{stack}。",
-        "proven": "{count} 个已挂载的 wheel 与本工具测试时所用的逐字节一致。",
-        "ignored": "以下内容不在本工具的清单中，不予理会：{what}。",
-        "extra": "按 EXTRA_WHEELS 从 {folder} 安装 {what} ……",
-        "adding": "正在从{source}安装 {what} ……",
-        "wheels": "已挂载的 wheel 文件",
-        "index": "软件包索引",
-        "fallback": "已挂载的 wheel 文件不够用，其余部分改从软件包索引获取。",
-        "again": "连接中断，再试一次。",
-        "kept": "保持原样：{kept}。",
-        "proving": "正在新进程中验证 ……",
-        "proved": "验证通过：已构建并运行 {config} 的模型（{parameters:.1f} 百万参数，{classes} 个类别）。"
-        "共用时 {seconds:.0f} 秒。",
-        "added": "已完成，用时 {seconds:.0f} 秒，未作验证。",
-        "restart": "请立即重启内核，然后从头运行 Notebook：{modules} 此前已被导入，而磁盘上的版本已改变。",
-    },
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,8 +170,11 @@ def plan_install(
     conflicts = stack_conflicts(installed)
     if conflicts:
         raise MachineError(
-            f"{', '.join(conflicts)} of upstream are installed. They have the same import names as the "
-            "kit's, and cannot resume on today's torch.",
+            Message(
+                "{names} of upstream are installed. They have the same import names as the kit's, and "
+                "cannot resume on today's torch.",
+                ", ".join(conflicts),
+            ),
             conflict_remedy(installed),
         )
     usable = _usable(wheels, frozenset(sys_tags()) if tags is None else tags)
@@ -219,8 +185,12 @@ def plan_install(
     uncovered = tuple(text for text in (*libraries, *stack) if not _covered(Requirement(text), usable))
     if uncovered and not online:
         raise MachineError(
-            f"The attached wheels ({len(wheels)} found) lack {', '.join(uncovered)} for this Python, and "
-            "there is no Internet to get them from.",
+            Message(
+                "The attached wheels ({count} found) lack {names} for this Python, and there is no "
+                "Internet to get them from.",
+                len(wheels),
+                ", ".join(uncovered),
+            ),
             "Attach the data set that `mapsage-kaggle bundle` makes, or turn Internet on in the settings.",
         )
     changing = {canonicalize_name(Requirement(text).name) for text in (*libraries, *stack)}
@@ -243,8 +213,11 @@ def _refuse_torch(version: str | None) -> None:
         )
     if Version(version).release[:2] < MIN_TORCH:
         raise MachineError(
-            f"torch {version} is older than {'.'.join(map(str, MIN_TORCH))}, the first that loads "
-            "checkpoints safely.",
+            Message(
+                "torch {version} is older than {least}, the first that loads checkpoints safely.",
+                version,
+                ".".join(map(str, MIN_TORCH)),
+            ),
             "Choose a newer notebook environment.",
         )
 
@@ -350,7 +323,7 @@ def install(
     with Words(language).refusing():
         if trains is not None:
             find_config(trains)
-        voice = _Voice(language, quiet=quiet)
+        voice = _Voice(Words(language), quiet=quiet)
         return _install(
             inputs, offline=offline, prove=prove, config=config, extra_wheels=extra_wheels, voice=voice
         )
@@ -469,14 +442,23 @@ def prove_in_child(config: Path) -> dict[str, Any]:
     except ChildError as error:
         if error.timed_out:
             raise MachineError(
-                f"The packages are installed, but building the model of {config} took more than "
-                f"{PROOF_TIMEOUT_S:.0f} s.",
+                Message(
+                    "The packages are installed, but building the model of {config} took more than "
+                    "{seconds} s.",
+                    config,
+                    f"{PROOF_TIMEOUT_S:.0f}",
+                ),
                 "The machine may be overloaded: try again.",
             ) from error
         shown = "\n".join(error.words)
         raise MachineError(
-            f"The packages are installed, but the model of {config} cannot be built and run in a fresh "
-            f"process (exit code {error.code}):\n{shown}",
+            Message(
+                "The packages are installed, but the model of {config} cannot be built and run in a "
+                "fresh process (exit code {code}):\n{shown}",
+                config,
+                error.code,
+                shown,
+            ),
             "\nIf the last line names a package, its version here does not go together with the others.",
         ) from error
     return seen
@@ -485,16 +467,16 @@ def prove_in_child(config: Path) -> dict[str, Any]:
 class _Voice:
     """Says what happens, in one language or not at all."""
 
-    def __init__(self, language: str, *, quiet: bool) -> None:
-        self._texts = _TEXT[language]
+    def __init__(self, words: Words, *, quiet: bool) -> None:
+        self._words = words
         self._quiet = quiet
 
     def say(self, key: str, **values: Any) -> None:
         if not self._quiet:
-            print(self._texts[key].format(**values), flush=True)
+            print(self._words(f"install_{key}", **values), flush=True)
 
     def word(self, key: str) -> str:
-        return self._texts[key]
+        return self._words(f"install_{key}")
 
 
 def _attached_wheels(inputs: Path, scratch: Path, voice: _Voice) -> tuple[Path, ...]:
@@ -573,7 +555,12 @@ def _add_extra(named: str, inputs: Path, scratch: Path, voice: _Voice) -> None:
     folder = next((place for place in places if (place / EXTRA_LIST).is_file()), None)
     if folder is None:
         raise MachineError(
-            f"EXTRA_WHEELS names {named}, and there is no {EXTRA_LIST} in {', '.join(map(str, places))}.",
+            Message(
+                "EXTRA_WHEELS names {named}, and there is no {file} in {places}.",
+                named,
+                EXTRA_LIST,
+                ", ".join(map(str, places)),
+            ),
             "Attach the second data set that `mapsage-kaggle bundle --with` makes, or name it as owner/slug.",
         )
     pins = read_pins(folder / EXTRA_LIST)
@@ -581,7 +568,11 @@ def _add_extra(named: str, inputs: Path, scratch: Path, voice: _Voice) -> None:
     if len(found.proven) < len(pins):
         lacking = sorted({pin.name for pin in pins} - {path.name for path in found.proven})
         raise MachineError(
-            f"{folder} is damaged: {', '.join(lacking[:_MAX_TOLD])} is missing or is not what its list says.",
+            Message(
+                "{folder} is damaged: {names} is missing or is not what its list says.",
+                folder,
+                ", ".join(lacking[:_MAX_TOLD]),
+            ),
             REMEDY,
         )
     installed = installed_versions()
@@ -627,7 +618,11 @@ def _build_wheels(requirements: Sequence[str], folder: Path, voice: _Voice) -> P
     for wheel in folder.glob("*.whl"):
         if not wheel.name.endswith("-none-any.whl"):
             raise MachineError(
-                f"Building {', '.join(requirements)} gave {wheel.name}, which is not pure Python.",
+                Message(
+                    "Building {names} gave {wheel}, which is not pure Python.",
+                    ", ".join(requirements),
+                    wheel.name,
+                ),
                 "Turn pip's build isolation on again: `pip config unset global.no-build-isolation`.",
             )
     return folder

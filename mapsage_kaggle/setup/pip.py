@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from mapsage_kaggle.errors import MachineError
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.processes import ChildError, clean_environment, module_command, run
 
 PIP_TIMEOUT_S = 300.0
@@ -46,11 +47,11 @@ def explain_failure(output: str, *, offline: bool) -> MachineError:
         )
     if has("Permission denied", "Read-only file system"):
         return MachineError(
-            f"The packages' folder cannot be written to ({said}).", "Use a virtual environment."
+            Message("The packages' folder cannot be written to ({said}).", said), "Use a virtual environment."
         )
     if has("ResolutionImpossible", "conflicting dependencies"):
         return MachineError(
-            f"The missing packages do not go together with those installed ({said}).",
+            Message("The missing packages do not go together with those installed ({said}).", said),
             "Nothing was changed. Use a fresh environment, or report this with `pip freeze`.",
         )
     if index_unreachable(output) and not offline:
@@ -61,12 +62,14 @@ def explain_failure(output: str, *, offline: bool) -> MachineError:
             "set that `mapsage-kaggle bundle` makes.",
         )
     if has("No matching distribution found", "Could not find a version"):
-        where = "The attached wheels lack" if offline else "The package index lacks"
+        where = Message("The attached wheels lack") if offline else Message("The package index lacks")
         return MachineError(
-            f"{where} a package for this Python: {said}",
+            Message("{where} a package for this Python: {said}", where, said),
             "Attach a bundle that was made for this Python: `mapsage-kaggle bundle --python-version`.",
         )
-    return MachineError(f"pip failed: {said}", "The whole of its output:\n" + "\n".join(lines[-20:]))
+    return MachineError(
+        Message("pip failed: {said}", said), Message("The whole of its output:\n") + "\n".join(lines[-20:])
+    )
 
 
 def run_pip(arguments: Sequence[str], *, environ: Mapping[str, str] | None = None) -> str | None:
@@ -91,12 +94,16 @@ def run_pip(arguments: Sequence[str], *, environ: Mapping[str, str] | None = Non
         finished = run(command, timeout_s=PIP_TIMEOUT_S, env=kept, one_stream=True)
     except ChildError as error:
         raise MachineError(
-            f"pip took more than {PIP_TIMEOUT_S:.0f} s: `pip {' '.join(arguments)}`.",
+            Message(
+                "pip took more than {seconds} s: `pip {arguments}`.",
+                f"{PIP_TIMEOUT_S:.0f}",
+                " ".join(arguments),
+            ),
             "The network may be slow: try again, or attach the data set that `mapsage-kaggle bundle` makes.",
         ) from error
     if "No module named pip" in finished.output:
         raise MachineError(
-            f"{sys.executable} has no pip, so nothing can be installed.",
+            Message("{python} has no pip, so nothing can be installed.", sys.executable),
             "Add it with `python -m ensurepip`, or make a virtual environment that has it.",
         )
     return None if finished.code == 0 else finished.output

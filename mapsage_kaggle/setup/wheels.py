@@ -22,6 +22,7 @@ from typing import Any
 
 from mapsage_kaggle.checkpoints.manifest import file_sha256
 from mapsage_kaggle.errors import MachineError
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.outside import read_json, visible
 from mapsage_kaggle.walk import walk
 
@@ -161,7 +162,10 @@ class BundleManifest:
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise MachineError(
-                f"The manifest of the bundle, {path}, cannot be used: {visible(repr(error))}.", REMEDY
+                Message(
+                    "The manifest of the bundle, {path}, cannot be used: {why}.", path, visible(repr(error))
+                ),
+                REMEDY,
             ) from error
 
     def to_json(self) -> dict[str, Any]:
@@ -222,14 +226,16 @@ def read_pins(path: Path) -> tuple[PinnedWheel, ...]:
         if not all(_PLAIN_WHEEL.fullmatch(pin.name) for pin in pins):
             raise ValueError("a name in it is no wheel's")
     except (OSError, ValueError) as error:
-        raise MachineError(f"The list of wheels {path} cannot be used: {error}.", REMEDY) from error
+        raise MachineError(
+            Message("The list of wheels {path} cannot be used: {why}.", path, error), REMEDY
+        ) from error
     return pins
 
 
 _PLAIN_WHEEL = re.compile(r"[A-Za-z0-9_.+!-]+-[A-Za-z0-9_.+!-]+\.whl")
-REMEDY = (
-    "If it was attached just now, wait a minute and run the cell again; else upload the bundle again, or "
-    "detach it."
+REMEDY = Message(
+    "If it was attached just now, wait a minute and run the cell again; else upload the "
+    "bundle again, or detach it."
 )
 
 

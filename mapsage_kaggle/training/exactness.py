@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from mapsage_kaggle.checkpoints.audit import Difference, differences
 from mapsage_kaggle.config.split import split_differences
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.records import GRADES, Exactness
 from mapsage_kaggle.training.prepare import Prepared, device_of
 
@@ -54,15 +55,19 @@ def _found(
     facts, patch, choice = prepared.facts, prepared.patch, prepared.discovery.choice
     found: list[Difference] = []
     if facts.on_gpu and not facts.deterministic:
-        reason = "GPU kernels may add in another order (train with --deterministic to forbid it)"
+        reason: str = Message(
+            "GPU kernels may add in another order (train with --deterministic to forbid it)"
+        )
         found.append(("rounding", reason))
     if facts.action != "resume":
         return found
     if choice.inspection is not None and choice.inspection.run_id is None:
-        reason = "the checkpoint was made by stock mmengine, which walks the data in another order"
+        reason = Message("the checkpoint was made by stock mmengine, which walks the data in another order")
         found.append(("neither", reason))
         if choice.inspection.seed is None:
-            reason = f"the checkpoint does not say its seed; the config's is taken ({patch.seed})"
+            reason = Message(
+                "the checkpoint does not say its seed; the config's is taken ({seed})", patch.seed
+            )
             found.append(("neither", reason))
     earlier = versions if same_session else choice.record.versions if choice.record else {}
     return found + differences(before, now, earlier, versions)

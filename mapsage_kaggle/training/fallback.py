@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from mapsage_kaggle.messages import Message
+
 Kind = Literal["done", "memory", "precision", "refused", "error", "crashed", "hung", "killed"]
 
 
@@ -93,8 +95,8 @@ _TOO_FEW = "Expected more than 1 value per channel when training"
 
 VALIDATION_RUNGS = (
     "as the config says",
-    "one image at a time, and what training holds in reserve is given back first",
-    "one image at a time, and its logits are put together and enlarged on the CPU",
+    Message("one image at a time, and what training holds in reserve is given back first"),
+    Message("one image at a time, and its logits are put together and enlarged on the CPU"),
 )
 """What validation does to get by with less memory. Neither changes the scores by more than rounding."""
 
@@ -133,27 +135,40 @@ def decide_next(
     if outcome.kind == "precision":
         return _next_in_float32(ladder, outcome, chose_half=chose_half)
     if outcome.kind == "memory" and not adapt:
-        return Next(ladder=None, message=f"{outcome.message} Nothing is to be adapted to it, as was asked.")
+        return Next(
+            ladder=None,
+            message=Message("{message} Nothing is to be adapted to it, as was asked.", outcome.message),
+        )
     if outcome.kind == "memory" and outcome.data.get("stage") == "validation":
         return _next_for_validation(ladder, outcome)
     if outcome.kind == "memory":
         return _next_with_less_memory(ladder, outcome, can_recompute=can_recompute)
     if outcome.kind == "error" and outcome.trained == 0 and outcome.message == ladder.error:
-        return Next(ladder=None, message=f"{outcome.message} It failed in the same way twice.")
+        return Next(ladder=None, message=Message("{why} It failed in the same way twice.", outcome.message))
     crashes = 1 if outcome.proven is not None else ladder.crashes + 1
     if crashes > MAX_CRASHES:
         return Next(
-            ladder=None, message=f"{outcome.message} It was tried {MAX_CRASHES} times again without progress."
+            ladder=None,
+            message=Message(
+                "{message} It was tried {count} times again without progress.", outcome.message, MAX_CRASHES
+            ),
         )
     wait_s = 5.0 * 2 ** (crashes - 1)
     if time_left_s < wait_s + 60.0:
-        return Next(ladder=None, message=f"{outcome.message} There is no time left to try again.")
+        return Next(
+            ladder=None, message=Message("{message} There is no time left to try again.", outcome.message)
+        )
     again = replace(ladder, crashes=crashes, error=outcome.message if outcome.kind == "error" else "")
     return Next(
         ladder=again,
         wait_s=wait_s,
-        message=f"{outcome.message} Starting again from the newest checkpoint in {wait_s:.0f} s "
-        f"(try {crashes} of {MAX_CRASHES}).",
+        message=Message(
+            "{message} Starting again from the newest checkpoint in {wait} s (try {number} of {most}).",
+            outcome.message,
+            f"{wait_s:.0f}",
+            crashes,
+            MAX_CRASHES,
+        ),
     )
 
 
@@ -161,16 +176,22 @@ def _next_with_less_memory(ladder: MemoryFallback, outcome: Outcome, *, can_reco
     if outcome.trained >= MANY_ITERATIONS and outcome.gained > 0:
         return Next(
             ladder=replace(ladder, crashes=0),
-            message=f"Out of memory after {outcome.trained} iterations, which had fitted: starting again "
-            "from the newest checkpoint in the same way.",
+            message=Message(
+                "Out of memory after {count} iterations, which had fitted: starting again from the "
+                "newest checkpoint in the same way.",
+                outcome.trained,
+            ),
         )
     if ladder.micro_batch > ladder.least:
         smaller = max(ladder.least, ladder.micro_batch // 2)
         above = None if ladder.with_cp else ladder.micro_batch
         return Next(
             ladder=replace(ladder, micro_batch=smaller, crashes=0, above=above),
-            message=f"Out of memory: going on with {smaller} image(s) per forward pass and more of them; "
-            "the batch that the optimizer sees stays the same.",
+            message=Message(
+                "Out of memory: going on with {count} image(s) per forward pass and more of them; the "
+                "batch that the optimizer sees stays the same.",
+                smaller,
+            ),
         )
     if can_recompute and not ladder.with_cp:
         return Next(
@@ -182,8 +203,11 @@ def _next_with_less_memory(ladder: MemoryFallback, outcome: Outcome, *, can_reco
         return Next(ladder=None, message=_neither_fits(ladder, outcome))
     return Next(
         ladder=None,
-        message=f"Out of memory with one image per forward pass. {outcome.message} "
-        "Use a smaller crop (crop_size) or a smaller backbone.",
+        message=Message(
+            "Out of memory with one image per forward pass. {message} Use a smaller crop "
+            "(crop_size) or a smaller backbone.",
+            outcome.message,
+        ),
     )
 
 
@@ -191,12 +215,15 @@ def _next_in_float32(ladder: MemoryFallback, outcome: Outcome, *, chose_half: bo
     if chose_half and not ladder.float32:
         return Next(
             ladder=replace(ladder, float32=True, crashes=0),
-            message=f"{outcome.message} Going on in float32 from the newest checkpoint.",
+            message=Message("{message} Going on in float32 from the newest checkpoint.", outcome.message),
         )
     return Next(
         ladder=None,
-        message=f"{outcome.message} Half precision is the config's choice, or a person's: --precision "
-        "float32 trains without it.",
+        message=Message(
+            "{message} Half precision is the config's choice, or a person's: --precision float32 "
+            "trains without it.",
+            outcome.message,
+        ),
     )
 
 
@@ -206,25 +233,34 @@ def _next_after_refusal(ladder: MemoryFallback, outcome: Outcome, *, can_recompu
     if ladder.above is None:
         return Next(
             ladder=None,
-            message=f"BatchNorm cannot be trained with {ladder.micro_batch} image(s) per forward pass on "
-            "each GPU. Use fewer GPUs (--gpus 1), a larger train_dataloader.batch_size, or a norm that "
-            "needs no other images (norm_cfg = dict(type='GN', num_groups=32)).",
+            message=Message(
+                "BatchNorm cannot be trained with {images} image(s) per forward pass on each GPU. Use "
+                "fewer GPUs (--gpus 1), a larger train_dataloader.batch_size, or a norm that needs no "
+                "other images (norm_cfg = dict(type='GN', num_groups=32)).",
+                ladder.micro_batch,
+            ),
         )
     least = ladder.micro_batch + 1
     if not can_recompute:
         return Next(ladder=None, message=_neither_fits(replace(ladder, least=least), outcome))
     return Next(
         ladder=replace(ladder, micro_batch=ladder.above, with_cp=True, crashes=0, above=None, least=least),
-        message=f"BatchNorm cannot be trained with {ladder.micro_batch} image(s) per forward pass: going on "
-        f"with {ladder.above}, and blocks recomputed in the backward pass (with_cp).",
+        message=Message(
+            "BatchNorm cannot be trained with {count} image(s) per forward pass: going on with "
+            "{more}, and blocks recomputed in the backward pass (with_cp).",
+            ladder.micro_batch,
+            ladder.above,
+        ),
     )
 
 
 def _neither_fits(ladder: MemoryFallback, outcome: Outcome) -> str:
-    return (
-        f"Fewer than {ladder.least} images per forward pass are too few for BatchNorm, and memory does not "
-        f"hold more. {outcome.message} Use a smaller crop (crop_size), a smaller backbone, or a norm that "
-        "needs no other images (norm_cfg = dict(type='GN', num_groups=32))."
+    return Message(
+        "Fewer than {least} images per forward pass are too few for BatchNorm, and memory "
+        "does not hold more. {message} Use a smaller crop (crop_size), a smaller backbone, or "
+        "a norm that needs no other images (norm_cfg = dict(type='GN', num_groups=32)).",
+        ladder.least,
+        outcome.message,
     )
 
 
@@ -233,11 +269,15 @@ def _next_for_validation(ladder: MemoryFallback, outcome: Outcome) -> Next:
     if rung < len(VALIDATION_RUNGS):
         return Next(
             ladder=replace(ladder, validation_rung=rung, crashes=0),
-            message=f"Out of memory in validation: going on with {VALIDATION_RUNGS[rung]}.",
+            message=Message("Out of memory in validation: going on with {measure}.", VALIDATION_RUNGS[rung]),
         )
     return Next(
         ladder=None,
-        message=f"Out of memory in validation with {VALIDATION_RUNGS[-1]}. {outcome.message} "
-        "Validate smaller images (the Resize of the validation pipeline), or in windows "
-        "(test_cfg = dict(mode='slide', crop_size=…, stride=…)).",
+        message=Message(
+            "Out of memory in validation with {measure}. {message} Validate smaller images (the "
+            "Resize of the validation pipeline), or in windows (test_cfg = dict(mode='slide', "
+            "crop_size=…, stride=…)).",
+            VALIDATION_RUNGS[-1],
+            outcome.message,
+        ),
     )

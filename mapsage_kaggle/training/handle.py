@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_TRAINING
 from mapsage_kaggle.events import ProgressSink
+from mapsage_kaggle.messages import text_of
 from mapsage_kaggle.records import SessionRecord
 from mapsage_kaggle.training.fallback import Outcome
 from mapsage_kaggle.training.prepare import Prepared
@@ -98,8 +99,8 @@ def _train(prepared: Prepared, supervisor: Supervisor) -> SessionRecord:
         try:
             outcome, message = session.run_children()
         except BaseException as error:
-            failed = Outcome(kind="error", message=str(error), iteration=prepared.start_iteration)
-            session.end(failed, str(error))
+            failed = Outcome(kind="error", message=text_of(error), iteration=prepared.start_iteration)
+            session.end(failed, text_of(error))
             raise
         return session.end(outcome, message)
 

@@ -12,6 +12,7 @@ from mapsage_kaggle.checkpoints.proving import SaveFailed
 from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.config.reading import changes_between
 from mapsage_kaggle.events import last_word_s, read_events
+from mapsage_kaggle.messages import Message, text_of
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import PACKED, SessionRecord, read_packed, read_record, write_packed
 
@@ -136,7 +137,9 @@ def carry_best(store: CheckpointStore, record: SessionRecord, source: Path) -> s
             sha256=best.sha256,
         )
     except SaveFailed as error:
-        return f"The best checkpoint of the sessions before could not be carried over: {error}"
+        return Message(
+            "The best checkpoint of the sessions before could not be carried over: {why}", text_of(error)
+        )
     return ""
 
 
@@ -161,7 +164,7 @@ def carry_resumed(files: WorkDir, store: CheckpointStore, choice: Choice, record
         try:
             ref = store.hand_on(source, iteration=iteration, sha256=choice.inspection.sha256)
         except SaveFailed as error:
-            problem = f"The checkpoint that was resumed could not be handed on: {error}"
+            problem = Message("The checkpoint that was resumed could not be handed on: {why}", text_of(error))
     if ref is not None:
         record.evolve(checkpoint=ref, best=store.best(), end_iteration=ref.iteration).write(files.session)
     return problem

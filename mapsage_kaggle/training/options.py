@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.messages import Message
 
 if TYPE_CHECKING:
     import argparse
@@ -70,7 +71,7 @@ def _gpus(text: str | int) -> int | str:
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"--gpus {text} is neither auto nor a number.") from None
+        raise UsageError(Message("--gpus {value} is neither auto nor a number.", text)) from None
 
 
 def _resume(text: str | Path) -> str | Path:
@@ -290,7 +291,10 @@ def options_from(config: Path, asked: Mapping[str, Any]) -> Options:
             value = asked[item.name]
             if item.choices and value not in item.choices:
                 choices = ", ".join(map(repr, item.choices))
-                raise UsageError(f"{item.name}={value!r} means nothing.", f"Choose one of {choices}.")
+                raise UsageError(
+                    Message("{name}={value} means nothing.", item.name, repr(value)),
+                    Message("Choose one of {names}.", choices),
+                )
             values[item.field] = item.read(value)
     return Options(config=config, **values)
 
@@ -312,15 +316,19 @@ def check_options(options: Options) -> None:
     for item in PARAMETERS:
         value = getattr(options, item.field)
         if item.least is not None and value not in (None, "auto") and value < item.least:
-            raise UsageError(f"{item.flag} {value} is too low.", f"Give {item.least} or more.")
+            raise UsageError(
+                Message("{name} {value} is too low.", item.flag, value),
+                Message("Give {least} or more.", item.least),
+            )
     if not 0 <= options.node_rank < options.nnodes:
         raise UsageError(
-            f"--node-rank {options.node_rank} does not fit --nnodes {options.nnodes}.",
+            Message("--node-rank {rank} does not fit --nnodes {count}.", options.node_rank, options.nnodes),
             "Machines are numbered from 0.",
         )
     if options.run is not None and options.resume not in ("auto", "require"):
         raise UsageError(
-            f"--run {options.run} and --resume {options.resume} contradict each other.", "Leave one out."
+            Message("--run {run} and --resume {resume} contradict each other.", options.run, options.resume),
+            "Leave one out.",
         )
     if options.upload_to is not None:
         check_handle(options.upload_to)
@@ -328,7 +336,7 @@ def check_options(options: Options) -> None:
             raise UsageError("--upload-every must be more than nothing.", "Give a time, such as 1h.")
     if options.nnodes > 1 and not options.rdzv_endpoint:
         raise UsageError(
-            f"--nnodes {options.nnodes} needs --rdzv-endpoint.",
+            Message("--nnodes {count} needs --rdzv-endpoint.", options.nnodes),
             "Give HOST:PORT of machine 0, the same on all of them.",
         )
 
@@ -341,7 +349,7 @@ def check_handle(handle: str) -> str:
     """
     if not _HANDLE.fullmatch(handle):
         raise UsageError(
-            f"{handle!r} cannot be a data set on Kaggle.",
+            Message("{handle} cannot be a data set on Kaggle.", repr(handle)),
             "Give OWNER/SLUG: your user name, and 6 to 50 small letters, digits and hyphens.",
         )
     return handle

@@ -23,6 +23,7 @@ from mapsage_kaggle.data.check import check_data_of
 from mapsage_kaggle.data.find import count_images, find_data, find_pretrained
 from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, MapsageError
 from mapsage_kaggle.machine import Gpu, Machine, survey
+from mapsage_kaggle.messages import Message, text_of
 from mapsage_kaggle.paths import KagglePaths, WorkDir, keep_caches_in
 from mapsage_kaggle.records import Learned, SessionRecord, new_run_id, read_record
 from mapsage_kaggle.training.history import archive_session
@@ -197,7 +198,8 @@ def _find_and_choose(
             raise
         # What was found is told file by file; where nothing was, it matters where that was.
         raise CheckpointError(
-            f"{error.problem} Searched: {paths.input}, {work_dir}.", error.remedy
+            Message("{problem} Searched: {inputs}, {work_dir}.", error.problem, paths.input, work_dir),
+            error.remedy,
         ) from error
     return report, choice
 
@@ -245,7 +247,11 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
     num_gpus = usable if options.gpus == "auto" else options.gpus
     if num_gpus > usable:
         raise MachineError(
-            f"--gpus {num_gpus} was asked for, but this machine has {usable} that this torch can use.",
+            Message(
+                "--gpus {count} was asked for, but this machine has {usable} that this torch can use.",
+                num_gpus,
+                usable,
+            ),
             "Use --gpus auto, or choose another accelerator in the notebook's settings.",
         )
     _check_precision(options.precision, machine, num_gpus)
@@ -261,9 +267,11 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
     here = memory_of(machine, num_gpus, ranks_here)
     # Records of earlier versions do not say what memory was learned of: it is kept.
     if learned.machine is not None and _is_roomier(here, learned.machine):
-        line = (
-            f"What memory allowed on {memory_text(learned.machine)} is not taken over to "
-            f"{memory_text(here)}: each rank takes its whole share of the batch again."
+        line = Message(
+            "What memory allowed on {before} is not taken over to {now}: each rank takes its "
+            "whole share of the batch again.",
+            memory_text(learned.machine),
+            memory_text(here),
         )
         warnings = (line, *warnings)
         learned = Learned()
@@ -308,8 +316,11 @@ def _check_worth_it(prepared: Prepared) -> None:
     unwatched = machine.on_kaggle and machine.run_type == "batch"
     if unwatched and not prepared.facts.on_gpu and prepared.discovery.options.gpus == "auto" and left > 0:
         raise MachineError(
-            f"Kaggle gave this session no GPU that torch can use, and {left} iterations are left to train: "
-            "on the CPU they would take weeks.",
+            Message(
+                "Kaggle gave this session no GPU that torch can use, and {left} iterations are left "
+                "to train: on the CPU they would take weeks.",
+                left,
+            ),
             "Set Accelerator to GPU T4 x2 in the notebook's settings, which needs an account with a "
             "verified phone number; or set --gpus 0 to train on the CPU all the same.",
         )
@@ -371,12 +382,15 @@ def _precision(options: Options, machine: Machine, num_gpus: int, learned: Learn
 def _check_precision(asked: str, machine: Machine, num_gpus: int) -> None:
     if asked in ("float16", "bfloat16") and num_gpus == 0:
         raise MachineError(
-            f"--precision {asked} was asked for, and training is on the CPU.",
+            Message("--precision {asked} was asked for, and training is on the CPU.", asked),
             "Leave it out, or train on a GPU.",
         )
     if asked == "bfloat16" and not _has_bfloat16(machine, num_gpus):
         raise MachineError(
-            f"--precision bfloat16 was asked for, which {_usable(machine)[0].name} only emulates, slowly.",
+            Message(
+                "--precision bfloat16 was asked for, which {name} only emulates, slowly.",
+                _usable(machine)[0].name,
+            ),
             "Use --precision float16, or leave it out.",
         )
 
@@ -400,15 +414,29 @@ def _end_of_run(discovery: Discovery, options: Options) -> tuple[int | None, tup
         before = written if isinstance(written, int) else None
     if before and wanted > before:
         raise ConfigError(
-            f"{options.config} ends at iteration {wanted}, but the run in "
-            f"{choice.checkpoint.path if choice.checkpoint else '?'} was to end at {before}, where its "
-            "learning rate is 0.",
-            f"To lengthen the run, say so with --extend-to {wanted}: the schedule is then laid out anew.",
+            Message(
+                "{config} ends at iteration {wanted}, but the run in {path} was to end at {before}, "
+                "where its learning rate is 0.",
+                options.config,
+                wanted,
+                choice.checkpoint.path if choice.checkpoint else "?",
+                before,
+            ),
+            Message(
+                "To lengthen the run, say so with --extend-to {wanted}: the schedule is then laid out anew.",
+                wanted,
+            ),
         )
     if before and wanted < before:
-        line = (
-            f"The run in the checkpoint goes to iteration {before}, {options.config} to {wanted}: it goes on "
-            f"to {before}. To end at {wanted} all the same, say so with --extend-to {wanted}."
+        line = Message(
+            "The run in the checkpoint goes to iteration {before}, {config} to {wanted}: it goes "
+            "on to {end}. To end at {number} all the same, say so with --extend-to {same}.",
+            before,
+            options.config,
+            wanted,
+            before,
+            wanted,
+            wanted,
         )
         return before, (line,)
     return None, ()
@@ -444,7 +472,7 @@ def _write_refusal(work_dir: Path, cfg: Config, options: Options, error: Mapsage
             stop_reason="refused",
             exit_code=error.exit_code,
             start_iteration=base.end_iteration,
-            message=str(error),
+            message=text_of(error),
             previous=here.lineage() if here is not None else (),
             ended_s=now,
         ).write(files.session)

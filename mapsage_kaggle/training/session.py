@@ -24,6 +24,7 @@ from mapsage_kaggle.errors import (
 )
 from mapsage_kaggle.events import Event, EventKind, EventLog, last_word_s, read_events
 from mapsage_kaggle.machine import versions_of
+from mapsage_kaggle.messages import Message, joined_by
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import (
     CheckpointRef,
@@ -85,7 +86,7 @@ class SessionRun:
             self.files.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MachineError(
-                f"The work dir {self.files.path} cannot be made: {error.strerror}.",
+                Message("The work dir {path} cannot be made: {why}.", self.files.path, error.strerror),
                 "Choose another one with --work-dir.",
             ) from error
         with self._store() as store:
@@ -178,7 +179,9 @@ class SessionRun:
         if choice.inspection is None or choice.inspection.owed_validation is None:
             stopped_by = choice.inspection.stopped_by if choice.inspection is not None else None
             if done:
-                message = f"The run was complete already, at iteration {prepared.start_iteration}."
+                message = Message(
+                    "The run was complete already, at iteration {iteration}.", prepared.start_iteration
+                )
                 return Outcome(kind="done", reason="completed", iteration=prepared.start_iteration), message
             if stopped_by and choice.action == "resume" and prepared.options.extend_to is None:
                 message = early_text(prepared.start_iteration, prepared.patch.max_iters, stopped_by)
@@ -228,16 +231,16 @@ class SessionRun:
 
     def _stopped_before_a_child(self, last: Outcome | None) -> tuple[Outcome, str]:
         """Return the end that a person asked for where no child was running; ``last`` was the one before."""
-        message = "Stopped on request before training began."
+        message = Message("Stopped on request before training began.")
         if last is not None:
-            message = f"{last.message} Stopped on request before it was tried again."
+            message = Message("{message} Stopped on request before it was tried again.", last.message)
         return self._end_without_a_child("user", last), message
 
     def _late_for_a_child(self, last: Outcome | None) -> tuple[Outcome, str]:
         """Return the end of a session whose time was up where no child was running."""
-        message = "The session's time was up before training began."
+        message = Message("The session's time was up before training began.")
         if last is not None:
-            message = f"{last.message} The session's time was up before it was tried again."
+            message = Message("{message} The session's time was up before it was tried again.", last.message)
         return self._end_without_a_child("deadline", last), message
 
     def _end_without_a_child(self, reason: str, last: Outcome | None) -> Outcome:
@@ -291,8 +294,10 @@ class SessionRun:
                 if verdict.verdict == "resumable":
                     store.start_at(ref.iteration)
                     return ref
-                message = (
-                    f"{ref.file} is no longer sound ({'; '.join(verdict.problems)}); going further back."
+                message = Message(
+                    "{file} is no longer sound ({problems}); going further back.",
+                    ref.file,
+                    joined_by("; ", verdict.problems),
                 )
                 self._emit("ladder", ref.iteration, message=message)
                 self.learning.steps.append(message)
@@ -342,7 +347,9 @@ class SessionRun:
         for folder in (self.files.path, self.files.history, self.files.predictions):
             remove_strays(folder, age_s=IN_USE_S)
         if code != EXIT_DONE and record.end_iteration <= record.start_iteration:
-            raise _REFUSALS.get(code, TrainingError)(record.message, f"The whole log is in {self.files.log}.")
+            raise _REFUSALS.get(code, TrainingError)(
+                record.message, Message("The whole log is in {path}.", self.files.log)
+            )
         return record
 
     def _write_report(self) -> None:
@@ -352,7 +359,7 @@ class SessionRun:
         try:
             write_report([self.files.path])
         except Exception as error:  # noqa: BLE001 - drawing libraries raise what they like
-            message = f"The report could not be drawn: {type(error).__name__}: {error}."
+            message = Message("The report could not be drawn: {kind}: {why}.", type(error).__name__, error)
             self._emit("warning", self.record.end_iteration, message=message)
 
     def _carry_checkpoint(self) -> CheckpointRef | None:

@@ -14,6 +14,7 @@ from mapsage_kaggle.config.modules import CodePlaces
 from mapsage_kaggle.config.reading import dataset_of
 from mapsage_kaggle.config.split import ModelTraits
 from mapsage_kaggle.errors import ConfigError, MachineError, MapsageError
+from mapsage_kaggle.messages import Message, from_said, joined_by
 from mapsage_kaggle.processes import ChildError, child_environment, module_command, run_for_json
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ def look_at_model(
         file.unlink(missing_ok=True)
     if "error" in document:
         refusal = MachineError if document["error"] == MachineError.__name__ else ConfigError
-        raise refusal(f"{source}: {document['problem']}", document["remedy"])
+        document = from_said(document)
+        raise refusal(joined_by(": ", (str(source), document["problem"])), document["remedy"])
     classes = document["classes"]
     traits: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in document["traits"].items()
@@ -124,12 +126,21 @@ def look_at_model(
 def _refusal(source: Path, error: ChildError) -> MapsageError:
     """Return what a child that could not build a model means."""
     if error.timed_out:
-        return MachineError(f"Building the model of {source} took more than {SHAPES_TIMEOUT_S:.0f} s.")
+        return MachineError(
+            Message(
+                "Building the model of {source} took more than {seconds} s.",
+                source,
+                f"{SHAPES_TIMEOUT_S:.0f}",
+            )
+        )
     last = error.last_word
     if "No module named 'torch'" in last or "No module named 'mm" in last:
-        return MachineError(f"The training packages are missing: {last}.", "Run the install cell first.")
+        return MachineError(
+            Message("The training packages are missing: {last}.", last), "Run the install cell first."
+        )
     return ConfigError(
-        f"The model of {source} cannot be built: {last}.", "Check the model and custom_imports."
+        Message("The model of {source} cannot be built: {last}.", source, last),
+        "Check the model and custom_imports.",
     )
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.config.modules import CodePlaces
 from mapsage_kaggle.events import Event, EventKind, EventLog, EventTail, ProgressSink
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.pace import OUTPUT_S_PER_BYTE
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.processes import (
@@ -239,7 +240,11 @@ class Supervisor:
                 sink.handle(event)
             except Exception as error:  # noqa: BLE001 - whatever it writes to raises what it likes
                 self._sinks.remove(sink)
-                message = f"Progress is no longer shown ({type(error).__name__}: {error}); training goes on."
+                message = Message(
+                    "Progress is no longer shown ({name}: {why}); training goes on.",
+                    type(error).__name__,
+                    error,
+                )
                 warning = Event(event="warning", iteration=event.iteration, data={"message": message})
                 with suppress(OSError, ValueError):  # nor must a full disk
                     EventLog(self._files.events).append(warning)
@@ -392,29 +397,35 @@ class _Watch:
             kind: Kind = told if told in ("memory", "precision", "refused") else "error"
             return replace(seen, kind=kind, message=message, data=self._failure.data)
         if late and self._is_starting:
-            message = "The session's time was up before training began."
+            message = Message("The session's time was up before training began.")
             return replace(seen, kind="done", reason="deadline", message=message)
         if self.ended_by_us:
             return self._ended_outcome()
         if out_of_memory and self._stop is None:
-            message = "The machine's memory ran out, and the kernel killed a process for it."
+            message = Message("The machine's memory ran out, and the kernel killed a process for it.")
             return replace(
                 seen, kind="memory", message=message, data={"kind": "memory", "stage": self._stage}
             )
         if self._stop is not None:
             return replace(
-                seen, message=f"torchrun ended before its workers (exit code {code}); they have saved."
+                seen,
+                message=Message(
+                    "torchrun ended before its workers (exit code {code}); they have saved.", code
+                ),
             )
         return replace(
-            seen, message=f"The training process ended without a word (torchrun's exit code {code})."
+            seen,
+            message=Message("The training process ended without a word (torchrun's exit code {code}).", code),
         )
 
     def _ended_outcome(self) -> Outcome:
         """Return the verdict on a child that we ended."""
         messages = {
-            "hung": f"The training process said nothing for {self.was_silent_s:.0f} s.",
-            "late": "The session's time was up, and the training process was ended before it had saved.",
-            "killed": "The training process was ended before it had saved.",
+            "hung": Message("The training process said nothing for {seconds} s.", f"{self.was_silent_s:.0f}"),
+            "late": Message(
+                "The session's time was up, and the training process was ended before it had saved."
+            ),
+            "killed": Message("The training process was ended before it had saved."),
         }
         return Outcome(
             kind="killed" if self.ended_by_us == "killed" else "hung",
@@ -426,7 +437,7 @@ class _Watch:
         )
 
 
-_TOLD_TO_STOP = (
+_TOLD_TO_STOP = Message(
     "The session's time was up and training had not ended by itself: it was told to, and everything is saved."
 )
 

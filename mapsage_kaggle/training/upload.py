@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256
 from mapsage_kaggle.events import Event, EventKind, EventLog
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.processes import SECRET_NAMES, Child, clean_environment, module_command
 from mapsage_kaggle.records import CheckpointRef, SessionRecord, read_record
@@ -224,9 +225,15 @@ class Uploader:
     def start(self) -> None:
         """Begin; returns at once. Without credentials or the client, says so and stays off."""
         if importlib.util.find_spec("kagglehub") is None:
-            self._turn_off(f"Nothing is uploaded to {self._handle}: kagglehub is not installed.")
+            self._turn_off(
+                Message("Nothing is uploaded to {handle}: kagglehub is not installed.", self._handle)
+            )
         elif not has_credentials(os.environ):
-            self._turn_off(f"Nothing is uploaded to {self._handle}: there are no Kaggle credentials here.")
+            self._turn_off(
+                Message(
+                    "Nothing is uploaded to {handle}: there are no Kaggle credentials here.", self._handle
+                )
+            )
         else:
             self._thread.start()
 
@@ -294,7 +301,9 @@ class Uploader:
         self._emit(
             "upload",
             staged.iteration,
-            message=f"Uploaded to {self._handle}, in {time.monotonic() - began:.0f} s.",
+            message=Message(
+                "Uploaded to {handle}, in {seconds} s.", self._handle, f"{time.monotonic() - began:.0f}"
+            ),
             handle=self._handle,
             size_bytes=staged.size_bytes,
         )
@@ -303,11 +312,15 @@ class Uploader:
     def _fail(self, problem: str, iteration: int) -> None:
         self._failures += 1
         after = (
-            "No more is tried in this session."
+            Message("No more is tried in this session.")
             if self._failures >= MAX_FAILURES
-            else "It is tried again later."
+            else Message("It is tried again later.")
         )
-        self._emit("warning", iteration, message=f"Uploading to {self._handle} failed: {problem}. {after}")
+        self._emit(
+            "warning",
+            iteration,
+            message=Message("Uploading to {handle} failed: {problem}. {after}", self._handle, problem, after),
+        )
 
     def _emit(self, event: EventKind, iteration: int, /, **data: Any) -> None:
         try:
@@ -362,14 +375,14 @@ def send(staged: Staged, handle: str, *, limit_s: float, cancelled: Callable[[],
         finally:
             child.end()
         if not in_time:
-            return f"it was not done within {limit_s:.0f} s"
+            return Message("it was not done within {seconds} s", f"{limit_s:.0f}")
         output.seek(0)
         lines = output.read().decode("utf-8", errors="replace").strip().splitlines()
     try:
         said = json.loads(lines[-1])
         return str(said["error"])
     except (IndexError, ValueError, KeyError, TypeError):
-        return f"the upload's process ended without a word (exit code {child.returncode})"
+        return Message("the upload's process ended without a word (exit code {code})", child.returncode)
 
 
 def harmless(error: BaseException, environ: Mapping[str, str]) -> str:

@@ -67,7 +67,7 @@ def test_a_named_run_that_is_not_there_is_refused_with_those_that_are(world: Wor
         CheckpointError, match=r"No checkpoint of run ccc.*was found\.\n.*mine.*run aaa"
     ) as error:
         world.choose(run="ccc")
-    assert "mine (iteration 223, run aaa)" in error.value.problem
+    assert "mine (iteration 223, run aaa)" in error.value.lines[0]
     assert "leave --run out" in error.value.remedy
 
 
@@ -201,8 +201,8 @@ def test_two_recorded_runs_are_refused_with_the_line_to_paste(world: World) -> N
         CheckpointError, match="of 2 runs were found, and nothing says which is yours"
     ) as error:
         world.choose()
-    assert f"{mine.parent} (iteration 223, run aaa): --run aaa" in error.value.problem
-    assert f"{theirs.parent} (iteration 470, run bbb): --run bbb" in error.value.problem
+    assert f"{mine.parent} (iteration 223, run aaa): --run aaa" in error.value.lines
+    assert f"{theirs.parent} (iteration 470, run bbb): --run bbb" in error.value.lines
     assert error.value.exit_code == 3
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mapsage_kaggle.display.locale.messages import translate
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.engine import reading
 from mapsage_kaggle.engine.faults import failure_kind, failure_message
 from mapsage_kaggle.engine.reading import ReadableDataset, StorageError, name_of
@@ -63,7 +63,7 @@ def test_a_moment_without_an_answer_changes_no_sample(
     assert waits == [0.5, 2.0, 8.0]
     messages = [warning["message"] for warning in warned()]
     assert messages == ["2.png could not be read (Stale file handle); it is tried again."] * 3
-    assert translate(messages[0], "zh") == "2.png 读取失败（Stale file handle），将重试。"
+    assert Words("zh").translate(messages[0]) == "2.png 读取失败（Stale file handle），将重试。"
 
 
 @pytest.mark.parametrize("choice", ["skip", "fail"])

@@ -12,7 +12,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
 
 from mapsage_kaggle.config.reading import written_value
-from mapsage_kaggle.display.locale.messages import translate
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.engine.runner import SessionRunner, begin_scaling_anew
 
 FIRST_SCALE = 2.0**16
@@ -60,7 +60,7 @@ def test_from_bfloat16_to_float16_the_scale_begins_anew(cfg: str | None, dtype: 
         "The checkpoint's loss scale of 1.0 is of training that needed none or was fixed; for float16 it "
         "begins anew at 65536.0."
     )
-    assert translate(told, "zh") == (
+    assert Words("zh").translate(told) == (
         "检查点中的损失缩放系数 1.0 来自无需缩放或系数固定的训练；在 float16 下重新从 65536.0 开始。"
     )
     after.train(1)

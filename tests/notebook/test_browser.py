@@ -22,7 +22,7 @@ from papermill.parameterize import parameterize_notebook
 from support.notebooks import write_kernel
 
 from mapsage_kaggle.data.scenes import generate_scenes
-from mapsage_kaggle.display.locale.words import CATALOGUES
+from mapsage_kaggle.display.locale.words import LANGUAGES
 from mapsage_kaggle.display.report import write_report
 from mapsage_kaggle.events import Event, read_events
 from mapsage_kaggle.paths import WorkDir
@@ -334,7 +334,7 @@ def test_training_is_seen_saved_stopped_chosen_changed_and_resumed(browser: Any,
 
 def look_at_the_report(browser: Any, lab: Lab, folder: Path) -> None:
     """The page in light, in dark and in Chinese; it fetches nothing."""
-    for language in CATALOGUES:
+    for language in LANGUAGES:
         for scheme in ("light", "dark"):
             page = browser.new_page(viewport={"width": 1100, "height": 1000}, color_scheme=scheme)
             asked: list[str] = []

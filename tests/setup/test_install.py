@@ -296,10 +296,6 @@ def test_an_unknown_language_is_refused() -> None:
         install(language="fr")
 
 
-def test_every_text_exists_in_both_languages() -> None:
-    assert set(install_module._TEXT["en"]) == set(install_module._TEXT["zh"])
-
-
 # --- for real ---------------------------------------------------------------------------------
 
 

@@ -36,6 +36,7 @@ import PIL
 
 from mapsage_kaggle.engine.fast.warnings import warn_once
 from mapsage_kaggle.machine import ram_bytes
+from mapsage_kaggle.messages import Message
 
 VERSION = 1
 """Of the entries' format and of what they hold; entries of another version are made anew."""
@@ -291,13 +292,18 @@ class DecodedCache:
         free_bytes = shutil.disk_usage(self.folder).free
         if free_bytes - size_bytes < self.reserve_bytes:
             reserve = f"{self.reserve_bytes / 1e9:.1f}"
-            return f"its disk has {free_bytes / 1e9:.1f} GB left, of which {reserve} stay free"
+            return Message(
+                "its disk has {free} GB left, of which {reserve} stay free",
+                f"{free_bytes / 1e9:.1f}",
+                reserve,
+            )
         if self._in_memory:
             available_bytes = _available_memory_bytes()
             if available_bytes is not None and available_bytes - size_bytes < self.reserve_bytes:
-                return (
-                    f"it lies in memory, of which {available_bytes / 1e9:.1f} GB are left and "
-                    f"{self.reserve_bytes / 1e9:.1f} stay free"
+                return Message(
+                    "it lies in memory, of which {available} GB are left and {reserve} stay free",
+                    f"{available_bytes / 1e9:.1f}",
+                    f"{self.reserve_bytes / 1e9:.1f}",
                 )
         return ""
 
@@ -305,8 +311,12 @@ class DecodedCache:
         self.stores = False
         warn_once(
             f"cache {self.folder}",
-            f"The cache of decoded images in {self.folder} takes no more: {reason}. What it lacks is decoded "
-            "each time, which is slower and changes nothing else.",
+            Message(
+                "The cache of decoded images in {folder} takes no more: {why}. What it lacks is "
+                "decoded each time, which is slower and changes nothing else.",
+                self.folder,
+                reason,
+            ),
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from mapsage_kaggle.engine.fast.cache import DecodedCache
+from mapsage_kaggle.messages import Message, as_message
 
 _SAMPLE = 64
 _IMAGE_BYTES, _LABEL_BYTES = 3, 1  # a pixel
@@ -43,10 +44,15 @@ class CachePlan:
                 f"Decoded, the images take {needed}; {self.folder} may hold {room}, as the {self.room_in} "
                 "allows: all are decoded once."
             )
-        return (
-            f"Decoded, the images take {needed}; {self.folder} may hold {room}, as the {self.room_in} "
-            f"allows: {100 * self.share:.0f} % are decoded once, the others each time, which is slower and "
-            "changes nothing else."
+        return Message(
+            "Decoded, the images take {needed}; {folder} may hold {room}, as the {what} allows: "
+            "{percent} % are decoded once, the others each time, which is slower and changes "
+            "nothing else.",
+            needed,
+            self.folder,
+            room,
+            as_message(self.room_in),
+            f"{100 * self.share:.0f}",
         )
 
 

@@ -13,6 +13,8 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.models.segmentors.base import BaseSegmentor
 from mmseg.models.utils import resize
 
+from mapsage_kaggle.messages import Message
+
 _WINDOWS_AT_ONCE = 4
 """Sliding windows in one forward pass on a GPU: one of 512 × 512 alone does not fill it."""
 
@@ -128,8 +130,12 @@ def _windows(test_cfg: Any, height: int, width: int) -> Iterator[tuple[slice, sl
     for starts, crop in zip(sides, test_cfg.crop_size, strict=True):
         if any(after - before > crop for before, after in pairwise(starts)):
             raise AssertionError(
-                f"Sliding windows of {tuple(test_cfg.crop_size)} at a stride of {tuple(test_cfg.stride)} "
-                "leave pixels out. Choose a stride that is no larger than the window."
+                Message(
+                    "Sliding windows of {size} at a stride of {stride} leave pixels out. Choose a stride "
+                    "that is no larger than the window.",
+                    tuple(test_cfg.crop_size),
+                    tuple(test_cfg.stride),
+                )
             )
     every = slice(None)
     for top in sides[0]:

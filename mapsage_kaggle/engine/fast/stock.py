@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from mmengine.registry import Registry
 
 from mapsage_kaggle.engine.fast.warnings import warn_once
+from mapsage_kaggle.messages import Message
 
 _Kind = TypeVar("_Kind", bound=type)
 
@@ -35,7 +36,11 @@ def stands_in_for(
             what = f"{getattr(meant, '__module__', '')}.{getattr(meant, '__qualname__', meant)}"
             warn_once(
                 f"stock {stock.__name__}",
-                f"{stock.__name__} is {what} here, not mmsegmentation's own, and runs as it is.",
+                Message(
+                    "{name} is {kind} here, not mmsegmentation's own, and runs as it is.",
+                    stock.__name__,
+                    what,
+                ),
             )
             return meant(*args, **{key: value for key, value in options.items() if key not in own_options})
 

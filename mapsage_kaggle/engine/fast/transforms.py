@@ -33,6 +33,7 @@ from mapsage_kaggle.engine.fast.loading import (
 )
 from mapsage_kaggle.engine.fast.resize import Box, NearestWindows, resize_window, window_resize_is_exact
 from mapsage_kaggle.engine.fast.warnings import warn_once
+from mapsage_kaggle.messages import Message
 
 _CROP_TRIES = 10
 _STRIDE = 32
@@ -76,13 +77,19 @@ class MapsageFastPipeline(BaseTransform):
             names = ", ".join(type(item).__name__ for item in self.transforms)
             warn_once(
                 f"transforms {names}",
-                f"The faster pipeline does not know these transforms and runs them as they are: {names}.",
+                Message(
+                    "The faster pipeline does not know these transforms and runs them as they are: {names}.",
+                    names,
+                ),
             )
         elif self._steps.resize is not None and not window_resize_is_exact():
             warn_once(
                 "resize",
-                f"OpenCV {cv2.__version__} resizes part of an image otherwise than the whole: images are "
-                "resized whole, which is slower and changes nothing else.",
+                Message(
+                    "OpenCV {version} resizes part of an image otherwise than the whole: images are "
+                    "resized whole, which is slower and changes nothing else.",
+                    cv2.__version__,
+                ),
             )
 
     def __repr__(self) -> str:

@@ -24,6 +24,7 @@ from mapsage_kaggle.engine.jobs.evaluate import build_data
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, load_model, load_weights
 from mapsage_kaggle.engine.sampling import PositionalDataset, PositionBatches, PositionOrder
 from mapsage_kaggle.errors import CheckpointError, MachineError
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.paths import replace_file
 
 
@@ -60,7 +61,8 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
         replace_file(Path(job["out"]), content.getvalue())
     except OSError as error:
         raise MachineError(
-            f"{job['out']} cannot be written: {error.strerror or error}.", "Give another --out."
+            Message("{folder} cannot be written: {why}.", job["out"], error.strerror or error),
+            "Give another --out.",
         ) from error
     return {"num_parents": len(parents), "num_batch_norms": len(norms), "num_images": num_images}
 
@@ -92,8 +94,13 @@ def average(parents: Sequence[tuple[Path, str]]) -> dict[str, torch.Tensor]:
         )
         if differing:
             raise CheckpointError(
-                f"{file} is of another model than {parents[0][0]}: {differing[0]} differs, and "
-                f"{len(differing) - 1} more.",
+                Message(
+                    "{path} is of another model than {other}: {name} differs, and {count} more.",
+                    file,
+                    parents[0][0],
+                    differing[0],
+                    len(differing) - 1,
+                ),
                 "Average checkpoints of one run.",
             )
         for name, value in last.items():

@@ -27,7 +27,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from mapsage_kaggle.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_TRAINING, MachineError, MapsageError
+from mapsage_kaggle.errors import EXIT_DONE, EXIT_INTERRUPTED, JobError, MachineError, MapsageError
+from mapsage_kaggle.messages import Message, with_said
 
 Emit = Callable[..., None]
 """``tell("progress", done=3, total=12)``; values as JSON takes them. Safe from any thread."""
@@ -52,14 +53,14 @@ def main(arguments: list[str]) -> int:
     except BrokenPipeError:
         return EXIT_INTERRUPTED  # the parent has gone
     except MapsageError as error:
-        return _fail(emit, type(error).__name__, error.problem, error.remedy, error.exit_code)
+        return _fail(emit, error)
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must learn of it
         traceback.print_exc()
         known = _known(error)
         if known is not None:
-            return _fail(emit, type(known).__name__, known.problem, known.remedy, known.exit_code)
+            return _fail(emit, known)
         first = (str(error).strip().splitlines() or ["no message"])[0]
-        return _fail(emit, "JobError", f"{type(error).__name__}: {first}", "", EXIT_TRAINING)
+        return _fail(emit, JobError(f"{type(error).__name__}: {first}"))
     return EXIT_DONE
 
 
@@ -68,22 +69,24 @@ def _emitter(channel: IO[str]) -> Emit:
 
     def emit(event: str, /, **data: Any) -> None:
         with lock:
-            channel.write(json.dumps({"event": event, **data}, ensure_ascii=False) + "\n")
+            channel.write(json.dumps({"event": event, **with_said(data)}, ensure_ascii=False) + "\n")
             channel.flush()
 
     return emit
 
 
-def _fail(emit: Emit, kind: str, problem: str, remedy: str, code: int) -> int:
-    emit("failed", kind=kind, problem=problem, remedy=remedy)
-    return code
+def _fail(emit: Emit, error: MapsageError) -> int:
+    told = {"problem": error.problem, "remedy": error.remedy, "lines": error.lines}
+    emit("failed", kind=type(error).__name__, **told)
+    return error.exit_code
 
 
 def _known(error: Exception) -> MapsageError | None:
     """Return what a person can do about an error that is not ours, where that is known."""
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _PACKAGES:
         return MachineError(
-            f"The package {error.name} is missing.", _PACKAGES[str(error.name).partition(".")[0]]
+            Message("The package {name} is missing.", error.name),
+            _PACKAGES[str(error.name).partition(".")[0]],
         )
     from mapsage_kaggle.engine.faults import is_memory_fault
 

@@ -28,6 +28,7 @@ from mapsage_kaggle.engine.jobs.inference import TrainedModel, View, Windows, lo
 from mapsage_kaggle.engine.metric import confusion_matrix
 from mapsage_kaggle.engine.shapes import json_like
 from mapsage_kaggle.errors import ConfigError, DataError
+from mapsage_kaggle.messages import Message, joined_by, text_of
 from mapsage_kaggle.metrics import add, open_tally, read_tally
 
 _LOOK_AHEAD = 3
@@ -94,14 +95,18 @@ def build_data(cfg: Config, loader: str) -> BaseDataset:
     settings = (cfg.get(loader) or {}).get("dataset")
     if settings is None:
         raise ConfigError(
-            f"{cfg.filename} has no data loader {loader}.", "Give the config that the model was trained with."
+            Message("{path} has no data loader {loader}.", cfg.filename, loader),
+            "Give the config that the model was trained with.",
         )
     try:
         data: BaseDataset = DATASETS.build(json_like(settings))
     except FileNotFoundError as error:
-        raise DataError(f"{loader}: {error}.", "Attach the data set, or --set its data_root.") from error
+        raise DataError(
+            joined_by("", (f"{loader}: ", text_of(error), ".")),
+            "Attach the data set, or --set its data_root.",
+        ) from error
     if len(data) == 0:
-        raise DataError(f"{loader} has no image.", "Attach the whole data set.")
+        raise DataError(Message("{loader} has no image.", loader), "Attach the whole data set.")
     return data
 
 
@@ -129,7 +134,7 @@ def look(
     sample = item["data_samples"]
     if "gt_sem_seg" not in sample:
         raise DataError(
-            f"{sample.metainfo.get('img_path')} has no mask to compare with.",
+            Message("{path} has no mask to compare with.", sample.metainfo.get("img_path")),
             "Evaluate on a split with masks: --split val.",
         )
     if sample.metainfo.get("flip"):
@@ -203,7 +208,12 @@ def _item(data: BaseDataset, index: int) -> Any:
     except (OSError, ValueError, AttributeError, TypeError, cv2.error) as error:
         info = data.get_data_info(index)
         raise DataError(
-            f"{info.get('img_path')} or its mask cannot be read: {type(error).__name__}: {error}.",
+            Message(
+                "{path} or its mask cannot be read: {kind}: {why}.",
+                info.get("img_path"),
+                type(error).__name__,
+                error,
+            ),
             "Attach a complete copy of the data set.",
         ) from error
 

@@ -40,6 +40,7 @@ from mapsage_kaggle.engine.jobs.predict import TestPipeline, labels_of, pipeline
 from mapsage_kaggle.engine.shapes import json_like
 from mapsage_kaggle.errors import ConfigError, DataError, JobError
 from mapsage_kaggle.imagery.reading import open_picture
+from mapsage_kaggle.messages import Message
 
 WEIGHTS, ONNX, PROGRAM = "model.safetensors", "model.onnx", "model.pt2"
 CONFIG, CLASSES = "config.py", "classes.json"
@@ -79,7 +80,7 @@ class Portable(nn.Module):
         prepare: Any = net.data_preprocessor
         if not isinstance(prepare, SegDataPreProcessor):
             raise JobError(
-                f"The config's data_preprocessor is a {type(prepare).__name__}.",
+                Message("The config's data_preprocessor is a {kind}.", type(prepare).__name__),
                 "Export knows mmsegmentation's SegDataPreProcessor.",
             )
         self.net = net
@@ -257,7 +258,11 @@ def _tiles(
     height, width = (min(side, limit) for side, limit in zip(first.shape[1:], most, strict=True))
     if min(height, width) < _MIN_SIDE:
         raise DataError(
-            f"{', '.join(names)}: too small to compare on; {_MIN_SIDE} pixels a side are needed.",
+            Message(
+                "{names}: too small to compare on; {least} pixels a side are needed.",
+                ", ".join(names),
+                _MIN_SIDE,
+            ),
             "Give larger images (--images).",
         )
     error: Exception | None = None
@@ -282,7 +287,9 @@ def _tiles(
             continue
         if tiles:
             return tiles, divisor
-    raise JobError(f"the model takes no image of {height} x {width} pixels: {error}")
+    raise JobError(
+        Message("the model takes no image of {height} x {width} pixels: {why}", height, width, error)
+    )
 
 
 def _read(file: Path) -> NDArray[np.uint8]:
@@ -330,16 +337,22 @@ def _compare(
         torch.manual_seed(_SEED)
         found = again(tile.float())
         if found.shape != logits.shape:
-            raise JobError(f"it gives {tuple(found.shape)} instead of {tuple(logits.shape)}")
+            raise JobError(
+                Message("it gives {found} instead of {expected}", tuple(found.shape), tuple(logits.shape))
+            )
         difference = float((found - logits).abs().max())
         if not difference <= TOLERANCE * max(1.0, float(logits.abs().max())):
-            raise JobError(f"its logits differ by up to {difference:.3g} from the original's")
+            raise JobError(
+                Message("its logits differ by up to {difference} from the original's", f"{difference:.3g}")
+            )
         furthest = max(furthest, difference)
         same += int((_labels(found) == _labels(logits)).sum())
         pixels += found.shape[2] * found.shape[3]
         sizes.append(list(tile.shape[2:]))
     if same < AGREEMENT * pixels:
-        raise JobError(f"it gives {100 * (1 - same / pixels):.1f} % of the pixels another class")
+        raise JobError(
+            Message("it gives {share} % of the pixels another class", f"{100 * (1 - same / pixels):.1f}")
+        )
     if takes_batches:
         tile, logits = min(zip(tiles, expected, strict=True), key=lambda pair: pair[0].numel())
         several = again(tile.float().expand(3, -1, -1, -1).contiguous())
@@ -368,14 +381,14 @@ def _safetensors(net: nn.Module, cfg: Config, file: Path) -> Logits:
     save_file(state, str(file), metadata={"format": "pt"})
     found = load_file(str(file))
     if found.keys() != state.keys() or any(not torch.equal(found[name], state[name]) for name in state):
-        raise JobError(f"{file.name} does not read back as it was written")
+        raise JobError(Message("{name} does not read back as it was written", file.name))
     fresh = build_model(portable_config(cfg))
     missing = fresh.load_state_dict(found, strict=False).missing_keys
     lacking = [
         name for name in missing if not name.startswith("auxiliary_head.") and "loss_decode" not in name
     ]
     if lacking:
-        raise JobError(f"{file.name} lacks {', '.join(lacking[:3])}")
+        raise JobError(Message("{name} lacks {names}", file.name, ", ".join(lacking[:3])))
     return _in_inference(Portable(fresh).eval())
 
 
@@ -451,7 +464,11 @@ def _onnx(portable: Portable, model: TrainedModel, size: tuple[int, int] | None,
     import onnxruntime
 
     if model.draws:
-        raise JobError(f"the model draws random numbers in use ({', '.join(model.draws)}), which ONNX cannot")
+        raise JobError(
+            Message(
+                "the model draws random numbers in use ({names}), which ONNX cannot", ", ".join(model.draws)
+            )
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -34,6 +34,7 @@ from mapsage_kaggle.engine.building import drawing_modules
 from mapsage_kaggle.engine.problems import known_problem
 from mapsage_kaggle.engine.shapes import dataset_classes
 from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, UsageError
+from mapsage_kaggle.messages import Message, joined_by
 
 Flip = Literal["", "horizontal", "vertical", "both"]
 _FLIPPED_AXES: Mapping[Flip, tuple[int, ...]] = {
@@ -65,7 +66,11 @@ class Windows:
         fits = all(0 < stride <= size for stride, size in zip(self.stride, self.size, strict=True))
         if not fits or self.batch < 1:
             raise UsageError(
-                f"Windows of {self.size} pixels with a stride of {self.stride} leave pixels out.",
+                Message(
+                    "Windows of {size} pixels with a stride of {stride} leave pixels out.",
+                    self.size,
+                    self.stride,
+                ),
                 "The stride must be above zero and no more than the window.",
             )
 
@@ -108,7 +113,7 @@ def views(*, flips: Sequence[Flip] = (), scales: Sequence[float] = (1.0,)) -> tu
         UsageError: A scale is not above zero.
     """
     if not scales or any(scale <= 0 for scale in scales):
-        raise UsageError(f"Scales must be above zero, not {tuple(scales)}.")
+        raise UsageError(Message("Scales must be above zero, not {scales}.", tuple(scales)))
     every: tuple[Flip, ...] = ("", *(flip for flip in dict.fromkeys(flips) if flip))
     return tuple(View(scale=scale, flip=flip) for scale in dict.fromkeys(scales) for flip in every)
 
@@ -278,7 +283,12 @@ def windows_of(test_cfg: Mapping[str, Any], *, batch: int = 4) -> Windows | None
     size, stride = test_cfg.get("crop_size"), test_cfg.get("stride")
     if mode != "slide" or not size or not stride:
         raise ConfigError(
-            f"The model's test_cfg has mode={mode!r}, crop_size={size!r}, stride={stride!r}.",
+            Message(
+                "The model's test_cfg has mode={mode}, crop_size={size}, stride={stride}.",
+                repr(mode),
+                repr(size),
+                repr(stride),
+            ),
             "It must be whole, or slide with a crop_size and a stride of two numbers each.",
         )
     return Windows(size=(int(size[0]), int(size[1])), stride=(int(stride[0]), int(stride[1])), batch=batch)
@@ -295,7 +305,8 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if available else "cpu")
     if name.startswith("cuda") and not available:
         raise MachineError(
-            f"The device {name} was asked for, but torch sees no GPU.", "Use --device auto or cpu."
+            Message("The device {name} was asked for, but torch sees no GPU.", name),
+            "Use --device auto or cpu.",
         )
     return torch.device(name)
 
@@ -313,12 +324,17 @@ def build_model(cfg: Config) -> EncoderDecoder:
         if known is not None:
             raise known from error
         raise ConfigError(
-            f"The model of {cfg.filename} cannot be built: {type(error).__name__}: {error}.",
+            Message(
+                "The model of {path} cannot be built: {kind}: {why}.",
+                cfg.filename,
+                type(error).__name__,
+                error,
+            ),
             "Check the model and custom_imports.",
         ) from error
     if not isinstance(net, EncoderDecoder):
         raise ConfigError(
-            f"The model of {cfg.filename} is a {type(net).__name__}.",
+            Message("The model of {path} is a {kind}.", cfg.filename, type(net).__name__),
             "After training the kit works with mmsegmentation's EncoderDecoder and what derives from it.",
         )
     return net
@@ -378,8 +394,14 @@ def check_classes(checkpoint: Path, meta: Mapping[str, Any], classes: Sequence[s
     trained = (meta.get("dataset_meta") or {}).get("classes")
     if trained is not None and tuple(trained) != tuple(classes):
         raise CheckpointError(
-            f"{checkpoint} was trained on {len(trained)} classes ({', '.join(trained)}); the config has "
-            f"{len(classes)} ({', '.join(classes)}).",
+            Message(
+                "{path} was trained on {trained} classes ({names}); the config has {count} ({others}).",
+                checkpoint,
+                len(trained),
+                ", ".join(trained),
+                len(classes),
+                ", ".join(classes),
+            ),
             "Give the config that it was trained with.",
         )
 
@@ -403,13 +425,19 @@ def load_weights(net: torch.nn.Module, state: Mapping[str, Any], checkpoint: Pat
         if name in given and given[name].shape != value.shape
     ]
     problems = [
-        f"{_few(names)} {words}"
-        for names, words in ((missing, "not in it"), (surplus, "not in the config's model"), (unequal, ""))
+        Message(template, _few(names))
+        for names, template in (
+            (missing, "{names} not in it"),
+            (surplus, "{names} not in the config's model"),
+            (unequal, "{names}"),
+        )
         if names
     ]
     if problems:
         raise CheckpointError(
-            f"{checkpoint} does not fit the config's model: {'; '.join(problems).strip()}.",
+            Message(
+                "{path} does not fit the config's model: {problems}.", checkpoint, joined_by("; ", problems)
+            ),
             "Give the config that it was trained with.",
         )
     net.load_state_dict(given, strict=False)

@@ -56,6 +56,7 @@ from mapsage_kaggle.imagery.reading import (
 )
 from mapsage_kaggle.imagery.windows import Axis, Blender, plan_axis
 from mapsage_kaggle.imagery.writing import Labels, aligned, overlay, write_png, write_tiff
+from mapsage_kaggle.messages import Message, text_of
 
 WHOLE_SIDE = 2048
 """An image of at most so many pixels squared is looked at whole, unless windows are asked for."""
@@ -193,7 +194,10 @@ class Predictor:
             try:
                 line = self._journal.finished(source, self._stamp(source))
             except OSError as error:
-                self._refuse(source, DataError(f"{source.path} cannot be read: {error.strerror or error}."))
+                self._refuse(
+                    source,
+                    DataError(Message("{name} cannot be read: {why}.", source.path, error.strerror or error)),
+                )
                 continue
             if line is None:
                 yield source
@@ -205,8 +209,8 @@ class Predictor:
         return Stamp.of(source.path, **self._stamp_by)
 
     def _refuse(self, source: Source, error: DataError | MachineError) -> None:
-        self._refused.append({"path": str(source.path), "problem": str(error)})
-        self._emit("refused", path=str(source.path), problem=str(error))
+        self._refused.append({"path": str(source.path), "problem": text_of(error)})
+        self._emit("refused", path=str(source.path), problem=text_of(error))
         self._progress()
 
     def _progress(self, part: float = 0.0, name: str = "") -> None:
@@ -238,7 +242,10 @@ class Predictor:
         except OSError as error:
             if error.filename is None or Path(error.filename) != source.path:
                 raise
-            self._refuse(source, DataError(f"{source.path} cannot be read: {error.strerror or error}."))
+            self._refuse(
+                source,
+                DataError(Message("{name} cannot be read: {why}.", source.path, error.strerror or error)),
+            )
 
     def _finish(self, source: Source, write: Callable[..., None], *arguments: Any) -> None:
         """Write what came of an image, in a thread; where that fails, it is that image's failure."""
@@ -476,8 +483,11 @@ class TestPipeline:
         left = [item for item in pipeline if not _type_of(item).startswith("Load")]
         if not loading or any(_type_of(item) in ("TestTimeAug", "MultiScaleFlipAug") for item in left):
             raise ConfigError(
-                f"The test pipeline of {cfg.filename} is not one that loads an image and packs it: "
-                f"{', '.join(map(_type_of, pipeline)) or 'it has none'}.",
+                Message(
+                    "The test pipeline of {path} is not one that loads an image and packs it: {steps}.",
+                    cfg.filename,
+                    ", ".join(map(_type_of, pipeline)) or "it has none",
+                ),
                 "It must begin with LoadImageFromFile and make one input of one image.",
             )
         self._as_float = bool(loading[0].get("to_float32", False))

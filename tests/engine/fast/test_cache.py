@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mapsage_kaggle.display.locale.messages import translate
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.engine.fast import cache as cache_module
 from mapsage_kaggle.engine.fast.cache import DecodedCache
 
@@ -386,7 +386,7 @@ def test_a_disk_without_room_is_left_alone(
     assert entries(folder) == []
     (message,) = warnings()
     assert "GB left" in message
-    assert translate(message, "zh").startswith(f"{folder} 中的影像解码缓存不再写入：磁盘剩余 ")
+    assert Words("zh").translate(message).startswith(f"{folder} 中的影像解码缓存不再写入：磁盘剩余 ")
 
 
 def test_a_disk_that_fills_up_while_it_writes_leaves_nothing_behind(

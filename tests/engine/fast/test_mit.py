@@ -12,7 +12,7 @@ from mmengine.registry import OPTIMIZERS, DefaultScope
 from mmseg.registry import MODELS
 
 import mapsage_kaggle.engine.register  # noqa: F401
-from mapsage_kaggle.display.locale.messages import translate
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.engine.runner import SessionRunner, keep_way_of_stepping
 
 OUTPUT_TOLERANCE = 2e-5
@@ -339,8 +339,8 @@ def test_an_optimizer_of_one_s_own_under_torch_s_name_is_not_fused(monkeypatch: 
     assert cfg == wrapper("AdamW", fused=True)
     (told,) = runner.told
     assert told.endswith("Own is none of torch's own.")
-    assert translate(told, "zh").startswith("优化器不使用融合（fused）内核，其他都不变：")
-    assert translate(told, "zh").endswith(" 不是 torch 自带的优化器。")
+    assert Words("zh").translate(told).startswith("优化器不使用融合（fused）内核，其他都不变：")
+    assert Words("zh").translate(told).endswith(" 不是 torch 自带的优化器。")
 
 
 def test_weights_that_torch_cannot_step_fused_are_stepped_without() -> None:

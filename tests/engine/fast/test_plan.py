@@ -17,7 +17,7 @@ from PIL import Image
 import mapsage_kaggle.engine.register  # noqa: F401
 from mapsage_kaggle.config import replacements
 from mapsage_kaggle.data.scenes import generate_scenes
-from mapsage_kaggle.display.locale.messages import translate
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.engine.fast import cache as cache_module
 from mapsage_kaggle.engine.fast.cache import DecodedCache
 from mapsage_kaggle.engine.fast.plan import CachePlan, plan_cache
@@ -177,6 +177,8 @@ def test_what_does_not_fit_is_told_in_both_languages() -> None:
         "Decoded, the images take 20.0 GB; /tmp/decoded may hold 5.0 GB, as the memory allows: 25 % are "
         "decoded once, the others each time, which is slower and changes nothing else."
     )
-    assert translate(str(plan), "zh").startswith(
-        "影像解码后共占 20.0 GB；受内存限制，/tmp/decoded 可存放 5.0 GB：25% 的影像只解码一次"
+    assert (
+        Words("zh")
+        .translate(str(plan))
+        .startswith("影像解码后共占 20.0 GB；受内存限制，/tmp/decoded 可存放 5.0 GB：25% 的影像只解码一次")
     )

@@ -14,9 +14,10 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from mapsage_kaggle.display.locale.messages import translate
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.engine.fast.prediction import highest, quick_prediction
 from mapsage_kaggle.engine.metric import IntegerIoUMetric, areas, confusion_matrix
+from mapsage_kaggle.messages import text_of
 
 NUM_CLASSES = 5
 
@@ -123,7 +124,7 @@ def test_windows_that_leave_pixels_out_fail_as_in_the_stock_segmentor(stride: tu
             model.inference(images, [dict(item) for item in metas])
         with quick_prediction(model), pytest.raises(AssertionError, match="leave pixels out") as caught:
             model.inference(images, [dict(item) for item in metas])
-    assert translate(str(caught.value), "zh").startswith("大小为 (64, 64)、步长为 ")
+    assert Words("zh").translate(text_of(caught.value)).startswith("大小为 (64, 64)、步长为 ")
 
 
 def test_a_stride_larger_than_the_window_is_fine_where_nothing_is_left_out() -> None:

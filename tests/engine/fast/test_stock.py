@@ -16,7 +16,7 @@ from mmseg.registry import MODELS, TRANSFORMS
 
 import mapsage_kaggle.engine.register  # noqa: F401
 from mapsage_kaggle.config import replacements
-from mapsage_kaggle.display.locale.messages import translate
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.engine.fast.transforms import MapsageFastPipeline
 
 FASTER = {**replacements.FASTER_MODULES, **replacements.FASTER_LOADERS}
@@ -54,7 +54,7 @@ def test_a_class_registered_under_the_stock_name_is_built_in_the_kit_s_place(
     (message,) = warnings()
     assert message.startswith(f"{name} is {Own.__module__}.")
     assert "Own" in message
-    assert translate(message, "zh").startswith(f"此处的 {name} 是 ")
+    assert Words("zh").translate(message).startswith(f"此处的 {name} 是 ")
 
 
 @pytest.mark.parametrize("name", STOCK)
