@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import cast
 
-from mapsage_kaggle.checkpoints.names import kind_of
+from mapsage_kaggle.checkpoints.names import iteration_name, kind_of
 from mapsage_kaggle.records import CheckpointRef
 
 BUDGET_BYTES = 4_000_000_000
@@ -83,6 +84,17 @@ def plan_retention(
     return tuple(ref.file for ref in sorted(gone, key=lambda ref: (ref.iteration, ref.file)))
 
 
+def added_bytes(refs: Sequence[CheckpointRef], *, budget_bytes: int, milestones_every: int | None) -> float:
+    """Return what the next resumable checkpoint, as large as the newest, adds to what is kept."""
+    newest = next(iter(newest_of(refs)), None)
+    if newest is None:
+        return 0.0
+    coming = replace(newest, file=iteration_name(newest.iteration + 1), iteration=newest.iteration + 1)
+    gone = plan_retention([*refs, coming], budget_bytes=budget_bytes, milestones_every=milestones_every)
+    freed_bytes = sum(ref.size_bytes for ref in refs if ref.file in gone)
+    return float(max(0, coming.size_bytes - freed_bytes))
+
+
 def plan_room(
     refs: Sequence[CheckpointRef], *, needed_bytes: int, greater_is_better: bool = True
 ) -> tuple[str, ...]:
@@ -104,6 +116,15 @@ def plan_room(
         names.append(ref.file)
         freed_bytes += ref.size_bytes
     return tuple(names)
+
+
+def beats(score: float, best: float | None, *, greater_is_better: bool) -> bool:
+    """Tell whether a score is better than the best so far; NaN is no score, neither of them."""
+    if math.isnan(score):
+        return False
+    if best is None or math.isnan(best):
+        return True
+    return score > best if greater_is_better else score < best
 
 
 def greater_is_better(metric: str, rule: str | None = None) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, BinaryIO
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed
@@ -15,14 +15,14 @@ from mmengine.runner import Runner
 
 from mapsage_kaggle.checkpoints.host_copy import HostCopy
 from mapsage_kaggle.checkpoints.names import best_name, iteration_name
-from mapsage_kaggle.checkpoints.retention import greater_is_better, plan_retention
+from mapsage_kaggle.checkpoints.retention import added_bytes, beats, greater_is_better
 from mapsage_kaggle.checkpoints.saver import BackgroundSaver, SaveSchedule
 from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.engine.observed import Observed
 from mapsage_kaggle.engine.ranks import check_same_weights, core_model, reduce_number
-from mapsage_kaggle.engine.snapshot import first_poisoned, keep_loadable, snapshot
-from mapsage_kaggle.errors import EXIT_DONE, TrainingError
+from mapsage_kaggle.engine.snapshot import keep_loadable, snapshot, write_finite
+from mapsage_kaggle.errors import EXIT_DONE
 from mapsage_kaggle.events import EventKind
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.pace import Pace
@@ -243,20 +243,6 @@ class SessionCheckpoints:
         self._pace.copy.add(held_s)
         iteration, owed = int(checkpoint["meta"]["iter"]), self.owed_validation
 
-        def write(stream: BinaryIO) -> None:
-            poisoned = first_poisoned(state)
-            if poisoned is not None:
-                raise TrainingError(
-                    Message(
-                        "The weight {name} holds NaN or Inf after iteration {iteration}: not saved. The "
-                        "checkpoints before it are untouched.",
-                        poisoned,
-                        iteration,
-                    ),
-                    "Lower the learning rate or the clipping norm (optim_wrapper.clip_grad), and resume.",
-                )
-            torch.save(state, stream)
-
         def proven(ref: CheckpointRef) -> None:
             self._proven = ref.file
             self._pace.write_ends(self._clock.now())
@@ -271,7 +257,7 @@ class SessionCheckpoints:
         self._pace.write_begins(self._clock.now(), best=metric is not None)
         self._saver.submit(
             name,
-            write,
+            partial(write_finite, state),
             iteration=iteration,
             metric=metric,
             value=value,
@@ -321,12 +307,9 @@ class SessionCheckpoints:
 
     def is_best(self, score: float) -> bool:
         """Tell whether a score beats the one in the message hub."""
-        if math.isnan(score):
-            return False
         best = self._require_runner().message_hub.get_info("best_score", None)
-        if best is None or math.isnan(float(best)):
-            return True
-        return score > float(best) if self._greater_is_better else score < float(best)
+        known = None if best is None else float(best)
+        return beats(score, known, greater_is_better=self._greater_is_better)
 
     def keep_best(self, iteration: int, score: float) -> bool:
         """Write the weights where their score is the best, and tell whether they are kept. Collective.
@@ -398,21 +381,15 @@ class SessionCheckpoints:
         """
         if self.store is None:
             return
-        refs = self.store.proven()
-        full = max((ref for ref in refs if ref.metric is None), key=lambda ref: ref.iteration, default=None)
-        self._pace.output_bytes = now = float(sum(ref.size_bytes for ref in refs))
-        if full is None:
+        refs, newest = self.store.proven(), self.store.newest()
+        self._pace.output_bytes = float(sum(ref.size_bytes for ref in refs))
+        if newest is None:
             return
-        coming = replace(full, file=iteration_name(full.iteration + 1), iteration=full.iteration + 1)
-        gone = plan_retention(
-            [*refs, coming],
-            budget_bytes=self._spec.budget_bytes,
-            milestones_every=self._spec.save_interval or None,
+        self._pace.checkpoint_bytes = added_bytes(
+            refs, budget_bytes=self._spec.budget_bytes, milestones_every=self._spec.save_interval or None
         )
-        after = sum(ref.size_bytes for ref in (*refs, coming) if ref.file not in gone)
-        self._pace.checkpoint_bytes = max(0.0, after - now)
         first_best = bool(self._metric) and not self.store.best()
-        self._pace.best_bytes = full.size_bytes / FULL_TO_BEST if first_best else 0.0
+        self._pace.best_bytes = newest.size_bytes / FULL_TO_BEST if first_best else 0.0
 
     def _require_runner(self) -> Runner:
         assert self._runner is not None, "the runner is attached before training starts"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections import OrderedDict
-from typing import Any
+from typing import Any, BinaryIO
 
 import mmengine
 import numpy as np
@@ -114,12 +114,25 @@ def _is_plain(value: Any) -> bool:
     return kind in (list, tuple) and all(map(_is_plain, value))
 
 
-def first_poisoned(checkpoint: dict[str, Any]) -> str | None:
-    """Return the name of the first weight that holds NaN or Inf, or None."""
+def write_finite(checkpoint: dict[str, Any], stream: BinaryIO) -> None:
+    """Write a checkpoint as ``torch.save`` does, unless its weights are spoilt.
+
+    Raises:
+        TrainingError: A weight holds NaN or Inf; nothing is written.
+    """
+    iteration = checkpoint["meta"]["iter"]
     for name, tensor in checkpoint["state_dict"].items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            return str(name)
-    return None
+            raise TrainingError(
+                Message(
+                    "The weight {name} holds NaN or Inf after iteration {iteration}: not saved. The "
+                    "checkpoints before it are untouched.",
+                    name,
+                    iteration,
+                ),
+                "Lower the learning rate or the clipping norm (optim_wrapper.clip_grad), and resume.",
+            )
+    torch.save(checkpoint, stream)
 
 
 def check_resumed(

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mapsage_kaggle.checkpoints.retention import best_of, newest_of, plan_retention, plan_room
+from mapsage_kaggle.checkpoints.retention import (
+    added_bytes,
+    beats,
+    best_of,
+    newest_of,
+    plan_retention,
+    plan_room,
+)
 from mapsage_kaggle.records import CheckpointRef
 
 refs = st.lists(
@@ -102,6 +109,42 @@ def test_room_is_made_by_the_oldest_and_at_last_by_the_second_newest(
 ) -> None:
     held = held_at(5, 16, 17, 8, best=6, value=0.5)
     assert list(plan_room(held, needed_bytes=needed_bytes)) == gone
+
+
+@pytest.mark.parametrize(
+    ("held", "milestones_every", "added"),
+    [
+        (held_at(best=6), None, 0),  # what cannot be resumed says nothing of what the next one takes
+        (held_at(5), None, 10),  # the two newest stay
+        (held_at(5, 6), None, 0),  # it takes the place of the second newest
+        (held_at(5, 7, 8), 5, 0),
+        (held_at(5, 10), 5, 10),  # the second newest is a milestone, and there is room for it
+        (held_at(5, 10, 15, 20, 25), 5, 0),  # for the second newest there is, the oldest goes
+    ],
+)
+def test_what_the_next_checkpoint_adds_is_less_by_what_goes_for_it(
+    held: list[CheckpointRef], milestones_every: int | None, added: int
+) -> None:
+    assert added_bytes(held, budget_bytes=50, milestones_every=milestones_every) == added
+
+
+@pytest.mark.parametrize(
+    ("score", "best", "greater", "less"),
+    [
+        (0.5, 0.4, True, False),
+        (0.4, 0.5, False, True),
+        (0.5, 0.5, False, False),
+        (0.5, None, True, True),
+        (0.5, math.nan, True, True),
+        (math.nan, 0.5, False, False),
+        (math.nan, None, False, False),
+    ],
+)
+def test_a_score_beats_one_that_is_worse_and_none_at_all(
+    score: float, best: float | None, greater: bool, less: bool
+) -> None:
+    assert beats(score, best, greater_is_better=True) is greater
+    assert beats(score, best, greater_is_better=False) is less
 
 
 @given(refs, st.integers(0, 500), st.integers(1, 8), st.sampled_from([None, 5, 10]))
