@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,21 +31,22 @@ from mapsage_kaggle.checkpoints.names import iteration_name, iteration_of, kind_
 from mapsage_kaggle.checkpoints.proving import (
     SaveFailed,
     copy_proven,
-    prove,
     remove_quietly,
     what_changed,
     write_proven,
 )
+from mapsage_kaggle.checkpoints.recovery import point_to_newest, recover
 from mapsage_kaggle.checkpoints.retention import (
     BUDGET_BYTES,
     MAX_FILES,
+    beats,
     best_of,
     newest_of,
     plan_retention,
     plan_room,
 )
 from mapsage_kaggle.events import EventKind
-from mapsage_kaggle.messages import Message, text_of
+from mapsage_kaggle.messages import Message
 from mapsage_kaggle.paths import WorkDir, replace_file, sync_folder
 from mapsage_kaggle.records import CheckpointRef
 
@@ -54,7 +54,6 @@ OnEvent = Callable[[EventKind, int, Mapping[str, Any]], None]
 
 ASIDE_SUFFIX = ".aside"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_STRAY_AGE_S = 600.0
 
 
 class CheckpointStore:
@@ -113,7 +112,7 @@ class CheckpointStore:
             return
         self._lock.take(wait_s=wait_s)
         try:
-            self._recover()
+            self._manifest = recover(self._files, warn=lambda text: self._warn(0, text))
         except BaseException:
             self.unlock()
             raise
@@ -259,9 +258,11 @@ class CheckpointStore:
                 sync_folder(self.path)
                 self._manifest = self._manifest.without(names)
                 self._manifest.write(self._files.manifest)
-                self._point_to_newest()
-                message = f"Set aside {', '.join(names)}: this session starts at {iteration}."
-                self._emit("warning", iteration, {"message": message})
+                point_to_newest(self._files, self._manifest)
+                aside = Message(
+                    "Set aside {names}: this session starts at {iteration}.", ", ".join(names), iteration
+                )
+                self._warn(iteration, aside)
             return names
 
     def carry_over(
@@ -282,7 +283,7 @@ class CheckpointStore:
         with self._saving:
             self._lock.require()
             held = self.best()
-            if held is not None and held.value is not None and not self._is_better(value, held.value):
+            if held is not None and not beats(value, held.value, greater_is_better=self._greater_is_better):
                 return None
             write = partial(copy_proven, source, sha256 or manifest_sha256(source))
             return self.save(
@@ -342,10 +343,8 @@ class CheckpointStore:
         needed_bytes = 0 if aside else max((ref.size_bytes for ref in refs), default=0)
         names = plan_room(refs, needed_bytes=needed_bytes, greater_is_better=self._greater_is_better)
         freed = self._delete((*aside, *names), iteration)
-        message = Message(
-            "The disk is full: deleted {names} to save {name}.", ", ".join(freed) or "nothing", name
-        )
-        self._emit("warning", iteration, {"message": message})
+        told = ", ".join(freed) or "nothing"
+        self._warn(iteration, Message("The disk is full: deleted {names} to save {name}.", told, name))
         return bool(freed)
 
     def _publish(self, ref: CheckpointRef, *, make_last: bool) -> None:
@@ -373,52 +372,6 @@ class CheckpointStore:
                 "The checkpoints proven before are untouched.",
             ) from error
 
-    # -- order in the folder
-
-    def _recover(self) -> None:
-        """Bring manifest, ``last_checkpoint`` and files together after whatever ended the last process."""
-        for path, error in remove_strays(self.path):
-            self._emit(
-                "warning",
-                0,
-                {"message": Message("{path} is left over and resists: {why}.", path, error.strerror)},
-            )
-        torn = False
-        try:
-            self._manifest = Manifest.read(self._files.manifest)
-        except FileNotFoundError:
-            self._manifest = Manifest()
-        except ValueError as error:
-            torn = True
-            self._manifest = Manifest()
-            self._emit(
-                "warning",
-                0,
-                {"message": Message("{problem}; it is rebuilt from what verifies.", text_of(error))},
-            )
-        settled = self._manifest.settled_in(self.path)
-        for path in sorted(self.path.glob("*.pth")):
-            if path.name in settled.files or path.is_symlink() or not path.is_file():
-                continue
-            ref = prove(path)
-            if ref is not None:
-                settled = settled.with_file(ref)
-        if torn or settled != self._manifest:
-            self._manifest = settled
-            settled.write(self._files.manifest)
-        self._point_to_newest()
-
-    def _point_to_newest(self) -> None:
-        newest = self.newest()
-        if newest is None:
-            return
-        try:
-            named = self._files.last_checkpoint.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            named = ""
-        if named != newest.file:
-            replace_file(self._files.last_checkpoint, newest.file)
-
     def _delete(self, names: Sequence[str], iteration: int) -> tuple[str, ...]:
         """Delete files, then take them off the manifest: a name without its file is dropped when read."""
         gone: list[str] = []
@@ -427,16 +380,20 @@ class CheckpointStore:
                 (self.path / name).unlink(missing_ok=True)
                 gone.append(name)
             except OSError as error:
-                message = f"{self.path / name} should make room and resists: {error.strerror}."
-                self._emit("warning", iteration, {"message": message})
+                self._warn(
+                    iteration,
+                    Message("{path} should make room and resists: {why}.", self.path / name, error.strerror),
+                )
         if gone:
             self._manifest = self._manifest.without(gone)
             try:
                 sync_folder(self.path)
                 self._manifest.write(self._files.manifest)
             except OSError as error:
-                message = f"{self._files.manifest} could not be updated: {error.strerror}."
-                self._emit("warning", iteration, {"message": message})
+                self._warn(
+                    iteration,
+                    Message("{path} could not be updated: {why}.", self._files.manifest, error.strerror),
+                )
             self._emit("retention", iteration, {"deleted": gone})
         return tuple(gone)
 
@@ -447,8 +404,8 @@ class CheckpointStore:
         ref = self._manifest.files.get(name)
         return ref.iteration if ref else iteration_of(name) or 0
 
-    def _is_better(self, value: float, than: float) -> bool:
-        return value > than if self._greater_is_better else value < than
+    def _warn(self, iteration: int, message: str) -> None:
+        self._emit("warning", iteration, {"message": message})
 
     def _emit(self, kind: EventKind, iteration: int, data: Mapping[str, Any]) -> None:
         if self._on_event is not None:
@@ -456,25 +413,3 @@ class CheckpointStore:
             # fail for being told of.
             with contextlib.suppress(OSError):
                 self._on_event(kind, iteration, data)
-
-
-def remove_strays(folder: Path, *, age_s: float = _STRAY_AGE_S) -> list[tuple[Path, OSError]]:
-    """Remove the temporary files of a killed save; return those that resist.
-
-    Those of other writers (the session's record is refreshed by another process) are left
-    alone until they are too old to be in use.
-
-    Args:
-        folder: Where they lie.
-        age_s: How old that is.
-    """
-    resisting: list[tuple[Path, OSError]] = []
-    for path in sorted(folder.glob("*.tmp")):
-        name = path.name
-        mine = name.endswith(".pth.tmp") or name.startswith(("manifest.json.", "last_checkpoint."))
-        try:
-            if mine or time.time() - path.stat().st_mtime > age_s:
-                path.unlink()
-        except OSError as error:
-            resisting.append((path, error))
-    return resisting

@@ -10,8 +10,9 @@ from typing import Any
 
 from mapsage_kaggle.checkpoints.choose import Choice
 from mapsage_kaggle.checkpoints.inspect import inspect
+from mapsage_kaggle.checkpoints.recovery import remove_strays
 from mapsage_kaggle.checkpoints.retention import greater_is_better
-from mapsage_kaggle.checkpoints.store import CheckpointStore, remove_strays
+from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.config.patch import apply_patch, plan_patch, write_config
 from mapsage_kaggle.errors import (
     EXIT_DONE,

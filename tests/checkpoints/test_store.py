@@ -20,8 +20,9 @@ from mapsage_kaggle.checkpoints.choose import choose
 from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256, manifest_sha256
 from mapsage_kaggle.checkpoints.proving import SaveFailed
+from mapsage_kaggle.checkpoints.recovery import remove_strays
 from mapsage_kaggle.checkpoints.scan import scan
-from mapsage_kaggle.checkpoints.store import CheckpointStore, remove_strays
+from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.errors import MachineError
 from mapsage_kaggle.records import CheckpointRef
 
@@ -571,7 +572,7 @@ def test_milestones_that_fit_are_kept_newest_first(tmp_path: Path) -> None:
 KILLED_SAVES = r"""
 import os, shutil, signal, sys
 from pathlib import Path
-from mapsage_kaggle.checkpoints.store import CheckpointStore, remove_strays
+from mapsage_kaggle.checkpoints.store import CheckpointStore
 
 out = Path(sys.argv[1])
 template = out / "template"
