@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from mmengine.runner import Runner
 
 from mapsage_kaggle.checkpoints.proving import SaveFailed
@@ -17,6 +16,7 @@ from mapsage_kaggle.engine.contents import CHANGED_REMEDY, TrainingData
 from mapsage_kaggle.engine.control import Control
 from mapsage_kaggle.engine.drawing import NUM_DRAWN, what_differs
 from mapsage_kaggle.engine.fast.plan import plan_cache
+from mapsage_kaggle.engine.progress import Progress
 from mapsage_kaggle.engine.ranks import core_model, is_local_rank_zero
 from mapsage_kaggle.engine.repeating import measure
 from mapsage_kaggle.engine.snapshot import check_resumed, flat_schedulers
@@ -25,7 +25,7 @@ from mapsage_kaggle.errors import DataError
 from mapsage_kaggle.events import Event, EventKind, EventLog
 from mapsage_kaggle.machine import return_freed_memory
 from mapsage_kaggle.messages import Message, text_of
-from mapsage_kaggle.pace import Pace, SessionPlan, week_start_s
+from mapsage_kaggle.pace import Pace, week_start_s
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import (
     ACTIVITIES,
@@ -71,6 +71,7 @@ class WorkerSession:
             stop_request=self.files.stop_request,
             save_request=self.files.save_request,
         )
+        self.progress = Progress(self.control)
         self.stage: Literal["training", "validation"] = "training"
         self.validated_images: tuple[str, ...] = ()
         self.has_begun = False
@@ -88,13 +89,8 @@ class WorkerSession:
         self._of_other_data = ""
         self._iteration = 0
         self._stage_began = time.monotonic()
-        self._last_shown_s = 0.0
         self._began = time.monotonic()
-        self._losses: dict[str, list[float]] = {}
-        self._peak_bytes: int | None = None
-        self._start_up_s = 0.0
         self._begins_session = False
-        self._gpu_used_s = 0.0
         self._tiles: PredictionTiles | None = None
 
     # -- the life of the child
@@ -197,8 +193,8 @@ class WorkerSession:
             assert record is not None
             first = iteration == record.start_iteration and not self.spec.restarted
             self._begins_session = first
-            self._start_up_s = self.control.clock.elapsed_s() if first else seconds
-            self._gpu_used_s = _gpu_s_this_week(record, time.time())
+            self.progress.start_up_s = self.control.clock.elapsed_s() if first else seconds
+            self.progress.gpu_used_s = _gpu_s_this_week(record, time.time())
             _guess_costs(self.pace, runner, self.world_size)
         self._stage_began = time.monotonic()
 
@@ -237,20 +233,14 @@ class WorkerSession:
             self.pace.guess(iteration_s=step_s)
         else:
             self.pace.iteration.add(data_s + step_s)
-        for name, value in losses.items():
-            self._losses.setdefault(name, []).append(value)
-        if peak_bytes is not None:
-            self._peak_bytes = max(peak_bytes, self._peak_bytes or 0)
-        now = time.monotonic()
-        # Often at first, then about as many events in an hour as a curve needs points.
-        every_s = min(10.0, max(0.5, (now - self._began) / 200))
-        if is_local_rank_zero() and (first or now - self._last_shown_s >= every_s):
+        self.progress.add(losses, peak_bytes=peak_bytes)
+        if is_local_rank_zero() and self.progress.is_due(at_once=first):
             if self.rank == 0:
-                self._emit_iteration(iteration, data_s, step_s)
+                runner = self._require_runner()
+                self.emit("iteration", iteration, **self.progress.take(runner, iteration, data_s, step_s))
             else:
                 # Another machine's supervisor only has to know that training goes on.
                 self.emit("iteration", iteration, iteration_s=round(data_s + step_s, 4))
-            self._last_shown_s = now
 
     def measure_repetition(self, data: Any, *, step_s: float) -> None:
         """See once a session whether the device repeats; what cannot be seen changes nothing.
@@ -276,40 +266,6 @@ class WorkerSession:
         if warning:
             self.warn(self._iteration, warning)
 
-    def _emit_iteration(self, iteration: int, data_s: float, step_s: float) -> None:
-        runner = self._require_runner()
-        mean = {name: round(sum(values) / len(values), 6) for name, values in self._losses.items() if values}
-        self._losses.clear()
-        rates = runner.optim_wrapper.get_lr()
-        lr = rates["lr"][0] if isinstance(rates.get("lr"), list) else None
-        data: dict[str, Any] = {
-            **mean,
-            "lr": lr,
-            "iteration_s": round(self.pace.iteration.mean(data_s + step_s), 4),
-            "data_s": round(data_s, 4),
-            "left_s": round(self.control.clock.left_s(), 1),
-        }
-        # One iteration is no pace.
-        if len(self.pace.iteration) > 1:
-            plan = self._plan(iteration)
-            data |= {"iterations_left": plan.reach - iteration, "plan": plan.to_json()}
-        if self._peak_bytes is not None:
-            data["memory_bytes"], self._peak_bytes = self._peak_bytes, None
-        self.emit("iteration", iteration, **data)
-
-    def _plan(self, iteration: int) -> SessionPlan:
-        runner = self._require_runner()
-        on_gpu = torch.cuda.is_available()
-        elapsed_s = self.control.clock.elapsed_s()
-        return self.pace.plan(
-            self.control.clock,
-            iteration=iteration,
-            max_iters=runner.max_iters,
-            val_interval=(runner.val_interval or 0) if runner.val_loop is not None else 0,
-            start_up_s=self._start_up_s,
-            quota_used_s=self._gpu_used_s + elapsed_s if on_gpu else None,
-        )
-
     # -- validation
 
     def whole_s(self) -> float:
@@ -317,7 +273,7 @@ class WorkerSession:
         clock = self.control.clock
         if self._begins_session and not self.has_trained:
             return clock.left_s()
-        return clock.limit_s - clock.reserve_s - self._start_up_s
+        return clock.limit_s - clock.reserve_s - self.progress.start_up_s
 
     def skip_validation(self, iteration: int) -> None:
         """Leave a validation out for good, say so, and keep that it is not owed. Collective."""
@@ -358,10 +314,8 @@ class WorkerSession:
 
     def validating(self, done: int) -> None:
         """Say now and then that a validation is going on, so that it is not taken for a hang."""
-        now = time.monotonic()
-        if is_local_rank_zero() and now - self._last_shown_s >= VALIDATION_TOLD_EVERY_S:
+        if is_local_rank_zero() and self.progress.is_due(every_s=VALIDATION_TOLD_EVERY_S):
             self.emit("validating", self._iteration, batches=done)
-            self._last_shown_s = now
 
     def validation_left(self) -> None:
         """Note that a validation was left before its end; it stays owed."""

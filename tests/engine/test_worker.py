@@ -106,7 +106,7 @@ def test_the_peak_of_memory_is_that_since_the_last_event(
     for iteration, (peak, is_due) in enumerate(
         [(5, True), (9, False), (3, True), (2, True), (None, True)], 1
     ):
-        session._last_shown_s = 0.0 if is_due else math.inf
+        session.progress._last_told = 0.0 if is_due else math.inf
         session.iteration_done(iteration, {}, **times, peak_bytes=peak)
     assert told == [5, 9, 2, None]
 

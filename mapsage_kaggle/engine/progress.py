@@ -1,0 +1,97 @@
+"""What is told of iterations: now and then, what came since the last time and where the run is going."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.runner import Runner
+
+from mapsage_kaggle.engine.control import Control
+from mapsage_kaggle.pace import SessionPlan
+
+
+class Progress:
+    """Gathers what iterations give until the next event of them is due.
+
+    Args:
+        control: Knows the session's time, and its pace.
+
+    Attributes:
+        start_up_s: How long a session takes to its first iteration.
+        gpu_used_s: GPU time that earlier sessions have used in this week.
+    """
+
+    def __init__(self, control: Control) -> None:
+        self.start_up_s = 0.0
+        self.gpu_used_s = 0.0
+        self._control = control
+        self._began = time.monotonic()
+        self._last_told = 0.0
+        self._losses: dict[str, list[float]] = {}
+        self._peak_bytes: int | None = None
+
+    def add(self, losses: Mapping[str, float], *, peak_bytes: int | None) -> None:
+        """Take what one iteration gave."""
+        for name, value in losses.items():
+            self._losses.setdefault(name, []).append(value)
+        if peak_bytes is not None:
+            self._peak_bytes = max(peak_bytes, self._peak_bytes or 0)
+
+    def is_due(self, *, every_s: float | None = None, at_once: bool = False) -> bool:
+        """Tell whether an event is due, which is then taken to be told.
+
+        Args:
+            every_s: Seconds between two. By default often at first, then about as many in an hour as a
+                curve needs points.
+            at_once: It is due however short ago the last one was.
+        """
+        now = time.monotonic()
+        if every_s is None:
+            every_s = min(10.0, max(0.5, (now - self._began) / 200))
+        if not at_once and now - self._last_told < every_s:
+            return False
+        self._last_told = now
+        return True
+
+    def take(self, runner: Runner, iteration: int, data_s: float, step_s: float) -> dict[str, Any]:
+        """Return what the event after ``iteration`` says, and gather anew.
+
+        Args:
+            runner: What is being trained.
+            iteration: Iterations done.
+            data_s: Seconds in which the last one waited for data.
+            step_s: Seconds of everything else in it.
+        """
+        pace, clock = self._control.pace, self._control.clock
+        mean = {name: round(sum(values) / len(values), 6) for name, values in self._losses.items() if values}
+        self._losses.clear()
+        rates = runner.optim_wrapper.get_lr()
+        data: dict[str, Any] = {
+            **mean,
+            "lr": rates["lr"][0] if isinstance(rates.get("lr"), list) else None,
+            "iteration_s": round(pace.iteration.mean(data_s + step_s), 4),
+            "data_s": round(data_s, 4),
+            "left_s": round(clock.left_s(), 1),
+        }
+        # One iteration is no pace.
+        if len(pace.iteration) > 1:
+            plan = self._plan(runner, iteration)
+            data |= {"iterations_left": plan.reach - iteration, "plan": plan.to_json()}
+        if self._peak_bytes is not None:
+            data["memory_bytes"], self._peak_bytes = self._peak_bytes, None
+        return data
+
+    def _plan(self, runner: Runner, iteration: int) -> SessionPlan:
+        clock = self._control.clock
+        on_gpu = torch.cuda.is_available()
+        return self._control.pace.plan(
+            clock,
+            iteration=iteration,
+            max_iters=runner.max_iters,
+            val_interval=(runner.val_interval or 0) if runner.val_loop is not None else 0,
+            start_up_s=self.start_up_s,
+            quota_used_s=self.gpu_used_s + clock.elapsed_s() if on_gpu else None,
+        )
