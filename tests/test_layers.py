@@ -1,4 +1,4 @@
-"""Imports point downwards only, and `import mapsage_kaggle` stays light."""
+"""Imports point downwards only, `import mapsage_kaggle` stays light, and nothing grows too long."""
 
 from __future__ import annotations
 
@@ -62,6 +62,8 @@ STANDARD_LIBRARY_ONLY = frozenset(
 WITHOUT_TORCH_AT_IMPORT = frozenset(room for room in RANK if room not in {"engine", "__main__"})
 
 ENGINE_LIBRARIES = frozenset({"mmengine", "mmcv", "mmseg"})
+MAX_LINES = {"file": 700, "class": 350, "function": 80}
+MAX_FILES_AT_THE_ROOT = 20
 HEAVY = ("torch", "mmengine", "mmcv", "mmseg", "ipywidgets", "matplotlib", "kaggle", "psutil")
 
 
@@ -227,6 +229,30 @@ def test_a_library_is_imported_in_its_one_place_and_only_when_needed(library: st
 )
 def test_the_rule_itself_tells_up_and_across_from_down(module: str, source: str, against: bool) -> None:
     assert any(against_the_layers(found) for found in imports_in(module, source)) is against
+
+
+def lines_of(path: Path) -> Iterator[tuple[str, str, int]]:
+    text = path.read_text(encoding="utf-8")
+    yield "file", path.name, len(text.splitlines())
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            kind = "class" if isinstance(node, ast.ClassDef) else "function"
+            yield kind, node.name, (node.end_lineno or 0) - node.lineno + 1
+
+
+def test_no_file_class_or_function_is_too_long_to_be_read() -> None:
+    long = [
+        f"{module}: the {kind} {name} has {lines} lines"
+        for module, path in modules().items()
+        if path.parent.name != "locale"  # tables of text
+        for kind, name, lines in lines_of(path)
+        if lines > MAX_LINES[kind]
+    ]
+    assert long == []
+
+
+def test_few_files_stand_at_the_root() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= MAX_FILES_AT_THE_ROOT
 
 
 def light_modules() -> list[str]:
