@@ -186,10 +186,10 @@ def attached(folder: Path) -> Iterator[Path]:
     What cannot be listed is left out: a mount can be missing for a while after it was attached.
     """
     for top in _subfolders(folder):
-        levels = _GROUPS.get(top.name)
+        levels = _GROUPS.get(top.name, 0)
         below = list(_subfolders(top)) if levels else []
         # A source of the older layout may be called "models", too: it then has files at its top.
-        if levels is None or not below:
+        if not below:
             yield top
             continue
         for _ in range(levels - 1):
@@ -410,7 +410,7 @@ class _Lookup:
 
     def _look_up(self, host: str) -> None:
         try:
-            self._found = bool(socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM))
+            self._found = bool(socket.getaddrinfo(host, None))
         except OSError:
             self._found = False
 

@@ -18,11 +18,13 @@ from mapsage_kaggle.errors import EXIT_MACHINE, MachineError
 from mapsage_kaggle.machine import (
     STACK,
     Gpu,
+    GpuLoad,
     ask_torch,
     attached,
     has_kernels_for,
     installed_stack,
     parse_driver,
+    parse_load,
     run_type,
     survey,
     write_problem,
@@ -138,11 +140,19 @@ def test_binaries_run_on_their_own_major_version_and_ptx_on_newer_ones(
 
 
 def test_the_drivers_listing_is_read() -> None:
-    gpus = parse_driver("Tesla T4, 15360\nTesla T4, 15360\nNVIDIA-SMI has failed\n")
+    gpus = parse_driver("Tesla T4, 15360\nTesla T4, 15360\nTesla T4, [N/A]\nNVIDIA-SMI has failed\n")
 
     assert [(gpu.name, gpu.memory_bytes, gpu.supported) for gpu in gpus] == [
         ("Tesla T4", 15 * 2**30, None)
     ] * 2
+
+
+def test_a_load_is_read_where_both_sides_of_it_are_told() -> None:
+    loads = parse_load(
+        "512, 1024, 50\n512, 1024, [N/A]\n[N/A], 1024, 50\n512, [N/A], 50\n512, 1024\nfailed\n"
+    )
+    half = GpuLoad(used_bytes=2**29, total_bytes=2**30)
+    assert loads == (dataclasses.replace(half, busy=0.5), half, half)
 
 
 def test_torch_is_asked_in_a_process_of_its_own() -> None:

@@ -485,9 +485,28 @@ def test_the_plan_of_the_last_session_is_the_end() -> None:
     assert plan.finish_s == plan.finish_by_quota_s == pytest.approx(1000 + 100 + 13)
 
 
+def test_a_session_whose_time_is_that_of_what_is_left_is_the_last() -> None:
+    pace = known(iteration_s=1.0)
+    plan = pace.plan(at(113), iteration=500, max_iters=600, time_s=1000.0)
+    assert (plan.reach, plan.sessions_left, plan.finish_s) == (600, 0, 1000 + 113)
+
+
 def test_a_session_too_short_for_an_iteration_foresees_no_end() -> None:
     plan = known(iteration_s=5000.0).plan(at(800), iteration=3, max_iters=600)
     assert (plan.reach, plan.sessions_left, plan.finish_s) == (3, None, None)
+    plan = known(iteration_s=600.0).plan(at(800), iteration=3, max_iters=600)
+    assert (plan.reach, plan.sessions_left) == (4, 596)  # one iteration in each
+
+
+def test_before_anything_is_known_no_iteration_is_foreseen() -> None:
+    assert Pace().iterations_in(100.0, iteration=0) == 0
+    assert Pace().plan(at(100.0), iteration=3, max_iters=600).reach == 3
+
+
+def test_costs_of_less_than_a_second_are_handed_on_and_those_unmeasured_are_not() -> None:
+    pace = Pace()
+    pace.copy.add(0.25)
+    assert pace.learned() == {"copy_s": 0.25}
 
 
 def moment(text: str) -> float:

@@ -470,7 +470,7 @@ def _next(journal: Journal, seen: Observation, settings: Settings) -> Action:
     if seen.quota_left_s is not None and seen.quota_left_s < limit_s:
         limit_s = seen.quota_left_s // 60 * 60
         if limit_s < min(MIN_SESSION_S, settings.session_limit_s):
-            return _wait_for_quota(seen, settings)
+            return _wait_for_quota(seen.quota_left_s, seen, settings)
     if hand_over is None or transport is None:
         return Push(
             slug=journal.slug,
@@ -501,8 +501,8 @@ def _next(journal: Journal, seen: Observation, settings: Settings) -> Action:
     )
 
 
-def _wait_for_quota(seen: Observation, settings: Settings) -> Wait:
-    left = format_duration(seen.quota_left_s or 0.0)
+def _wait_for_quota(left_s: float, seen: Observation, settings: Settings) -> Wait:
+    left = format_duration(left_s)
     reason = f"{left} of this week's GPU quota is left, too little for a session"
     seconds = QUOTA_LOOK_S
     if seen.quota_renews_s is not None and seen.quota_renews_s > seen.now_s:

@@ -284,6 +284,7 @@ def test_a_pickle_of_another_kind_of_value_is_rejected(tmp_path: Path) -> None:
 def test_a_checkpoint_without_weights_is_rejected(copy: Path) -> None:
     changed(copy, lambda tree: tree.pop("state_dict") and None)
     assert rejection(copy).startswith("it has no weights: expected a state_dict, found meta, message_hub")
+    assert len(inspect(copy, shapes={"fc.weight": (2, 4)}).problems) == 1, "that says it all"
 
 
 # Damage
@@ -442,6 +443,13 @@ def test_nan_in_the_optimizer_leaves_the_weights_usable(copy: Path) -> None:
     found = inspect(changed(copy, spoil))
     assert found.verdict == "weights-only"
     assert found.problems == ("NaN or Inf in the optimizer's state: optimizer.state.0.exp_avg",)
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("-inf")])
+def test_a_score_that_is_no_number_keeps_nobody_from_resuming(copy: Path, score: float) -> None:
+    changed(copy, lambda tree: tree["message_hub"]["runtime_info"].update(best_score=score))
+    found = inspect(copy)
+    assert (found.verdict, found.best_score) == ("resumable", None)
 
 
 def test_nan_outside_of_a_window_is_nobodys(tmp_path: Path) -> None:

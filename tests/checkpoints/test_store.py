@@ -415,6 +415,7 @@ def test_a_torn_manifest_is_rebuilt_from_what_verifies(store: CheckpointStore, e
     with store:
         assert store.proven() == before
         assert store.best() == best
+    assert events[-1][:2] == ("warning", 0)
     assert "is rebuilt from what verifies" in events[-1][2]["message"]
     assert (store.path / "iter_30.pth").exists(), "a file that does not verify is not ours to delete"
 
@@ -474,6 +475,16 @@ def test_what_lies_ahead_of_the_start_is_set_aside_until_training_has_passed_it(
         save_iter(store, 20)
         assert not (store.path / "iter_20.pth.aside").exists()
     assert_agrees(store.path)
+
+
+def test_what_was_set_aside_stays_while_no_checkpoint_can_be_resumed(store: CheckpointStore) -> None:
+    with store:
+        save_iter(store, 1)
+        store.start_at(0)
+        save_best(store, 1, 0.5)
+        assert (store.path / "iter_1.pth.aside").exists()
+        save_iter(store, 1)
+        assert not (store.path / "iter_1.pth.aside").exists()
 
 
 # --- carrying over ----------------------------------------------------------------------------

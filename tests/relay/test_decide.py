@@ -228,6 +228,12 @@ def test_it_stops_with_the_reason(
     assert says in action.reason
 
 
+def test_a_session_that_made_no_progress_is_repeated_twice() -> None:
+    for number, is_repeated in ((1, True), (2, True), (3, False)):
+        action = decide(replace(NEW, attempts=ended("none", number)), seen(), SETTINGS)
+        assert isinstance(action, Push) is is_repeated
+
+
 def test_auto_alternates_and_goes_by_the_data_set_once_that_did_not_do() -> None:
     by_pingpong = decide(replace(NEW, hand_over=GOOD), seen(), SETTINGS)
     assert isinstance(by_pingpong, Push)
@@ -340,6 +346,7 @@ def test_an_output_in_doubt_is_looked_at_later_and_given_up_after_half_a_day() -
     waits = decide(replace(NEW, attempts=(attempt,)), seen(status="error"), SETTINGS)
     assert isinstance(waits, Wait)
     assert (waits.on, waits.seconds) == ("output", 30.0)
+    assert decide(replace(NEW, attempts=(attempt,)), seen(status="gone"), SETTINGS) == waits
     looks = decide(replace(NEW, attempts=(replace(attempt, look_s=NOW),)), seen(status="error"), SETTINGS)
     assert looks == Fetch(status="error")
     unseen = replace(attempt, look_s=NOW, ended_s=NOW - 13 * 3600.0)
@@ -353,6 +360,11 @@ def test_the_quota_is_waited_for_until_it_is_renewed() -> None:
     assert isinstance(action, Wait)
     assert (action.on, action.seconds) == ("quota", 660.0)
     assert "It is renewed" in action.reason or "it is renewed" in action.reason
+
+
+def test_pauses_are_shorter_alike_where_a_rehearsal_looks_more_often() -> None:
+    pauses = [replace(SETTINGS, poll_s=poll_s).scaled(600.0) for poll_s in (120.0, 60.0, 6.0)]
+    assert pauses == [600.0, 600.0, 60.0]
 
 
 def test_the_limit_that_kaggle_is_told_is_below_its_own() -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from mapsage_kaggle.training.fallback import (
     decide_next,
 )
 from mapsage_kaggle.training.follow import Follower
-from mapsage_kaggle.training.supervisor import HANG_FACTOR, Launch, Supervisor, _Watch
+from mapsage_kaggle.training.supervisor import Launch, Supervisor, _Watch
 
 # --- how a child is started ------------------------------------------------------------------------------
 
@@ -173,6 +174,14 @@ def test_a_child_that_the_kernel_killed_for_memory_has_run_out_of_it(events: lis
     )
 
 
+def test_workers_that_saved_as_their_torchrun_was_killed_for_memory_have_lost_nothing() -> None:
+    outcome = watch(event("stop", 12, reason="user", orphaned=True)).outcome(-9, out_of_memory=True)
+    assert (outcome.kind, outcome.message) == (
+        "crashed",
+        "torchrun ended before its workers (exit code -9); they have saved.",
+    )
+
+
 def test_what_the_child_said_counts_more_than_that_the_kernel_killed_something() -> None:
     failure, stop = event("failure", 5, kind="error", message="Bang."), event("stop", 5, reason="deadline")
     assert watch(failure).outcome(1, out_of_memory=True).kind == "error"
@@ -291,7 +300,7 @@ def test_the_first_iteration_may_take_twice_as_long() -> None:
 
 
 def test_slow_iterations_are_waited_for() -> None:
-    assert watch(event("iteration", 1, iteration_s=100.0)).patience_s() == 100.0 * HANG_FACTOR
+    assert watch(event("iteration", 1, iteration_s=100.0)).patience_s() == 20 * 100.0
 
 
 def test_an_iteration_without_a_time_leaves_the_patience() -> None:
@@ -359,6 +368,7 @@ def when_there(file: Path, do: Callable[[], None]) -> None:
 
 
 HANGS = "time.sleep(60)"
+CRASHES = "os._exit(1)"
 
 
 def test_a_child_that_hangs_and_saves_when_it_is_ended_has_hung(tmp_path: Path) -> None:
@@ -374,9 +384,63 @@ def test_a_child_that_goes_on_past_the_limit_is_ended_at_the_deadline(tmp_path: 
     assert (outcome.kind, outcome.reason, outcome.iteration) == ("done", "deadline", 5)
 
 
+def test_where_the_kernel_does_not_count_what_it_kills_a_crash_is_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "oom_kills", lambda: None)
+    assert Supervisor(tmp_path, clock()).run(pretence(tmp_path, CRASHES)).kind == "crashed"
+
+
+class Ended:
+    """A torchrun that has ended."""
+
+    stdin = None
+
+    def ended(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("ended_by_us", "patience_s"), [("", 60.0), ("killed", 60.0), ("hung", 0.0), ("late", 0.0)]
+)
+def test_workers_that_torchrun_leaves_have_a_minute_to_save_but_for_those_that_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended_by_us: Any, patience_s: float
+) -> None:
+    waited: list[tuple[ProcessId, float]] = []
+    monkeypatch.setattr(supervise, "outlive", lambda *what: waited.append(what))
+    found = watch(event("start", pid=11, pid_started_s=5.5))
+    found.ended_by_us = ended_by_us
+    Supervisor(tmp_path, clock())._end(Ended(), found)  # type: ignore[arg-type]
+    assert waited == [(ProcessId(11, 5.5), patience_s)]
+
+
+class Deaf(Ended):
+    """A torchrun that goes on whatever it is asked for."""
+
+    def ended(self) -> bool:
+        return False
+
+
+def test_a_child_that_was_asked_to_stop_has_three_minutes_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(1.0)
+
+    monkeypatch.setattr(supervise, "time", SimpleNamespace(monotonic=lambda: sum(slept), sleep=sleep))
+    supervisor, found = Supervisor(tmp_path, clock()), watch()
+    supervisor.request_stop()
+    supervisor._stay_with(Deaf(), found)  # type: ignore[arg-type]
+    assert (found.ended_by_us, len(slept)) == ("killed", 181)
+
+
 # --- requests --------------------------------------------------------------------------------------------
 
-CRASHES = "os._exit(1)"
 OBEYS = """
 while not os.path.exists("stop_request.json"):
     time.sleep(0.01)
