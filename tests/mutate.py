@@ -27,9 +27,10 @@ PACKAGE = ROOT / "mapsage_kaggle"
 
 # Where a fault costs a person work or trust.
 FILES = (
-    "checkpoints/choose.py", "checkpoints/inspect.py", "checkpoints/retention.py", "checkpoints/saver.py",
-    "checkpoints/store.py", "clock.py", "config/fingerprint.py", "engine/accumulate.py", "engine/sampling.py",
-    "machine.py", "pace.py", "relay/decide.py", "training/supervisor.py",
+    "checkpoints/choose.py", "checkpoints/inspect.py", "checkpoints/recovery.py", "checkpoints/retention.py",
+    "checkpoints/saver.py", "checkpoints/store.py", "clock.py", "config/fingerprint.py",
+    "engine/accumulate.py", "engine/sampling.py", "machine.py", "pace.py", "relay/decide.py",
+    "training/supervisor.py",
 )  # fmt: skip
 LIMIT_S = 300.0
 """What the tests of one change may take; one that makes them hang is noticed."""

@@ -6,18 +6,21 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.machines import GOOD, PATHS
 
+from mapsage_kaggle import machine as module
 from mapsage_kaggle.checks import Check, preflight, require, to_json
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.errors import EXIT_MACHINE, MachineError
 from mapsage_kaggle.machine import (
     STACK,
     Gpu,
+    GpuGauge,
     GpuLoad,
     ask_torch,
     attached,
@@ -153,6 +156,40 @@ def test_a_load_is_read_where_both_sides_of_it_are_told() -> None:
     )
     half = GpuLoad(used_bytes=2**29, total_bytes=2**30)
     assert loads == (dataclasses.replace(half, busy=0.5), half, half)
+
+
+def test_a_gauge_asks_anew_once_it_was_answered_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = GpuLoad(used_bytes=1, total_bytes=4)
+    answers, may_answer, answered = iter([(load,), ()]), threading.Semaphore(0), threading.Semaphore(0)
+
+    class Gauge(GpuGauge):
+        def _ask(self) -> None:
+            may_answer.acquire(timeout=60.0)
+            super()._ask()
+            answered.release()
+
+    monkeypatch.setattr(module, "ask_load", lambda: next(answers))
+    gauge = Gauge(every_s=0.0)
+    assert gauge() == gauge() == ()
+    may_answer.release()
+    answered.acquire(timeout=60.0)
+    assert gauge._thread is not None
+    gauge._thread.join(60.0)
+    assert gauge() == gauge() == (load,)
+    may_answer.release()
+    answered.acquire(timeout=60.0)
+    assert gauge._loads == ()
+
+
+def test_the_driver_is_asked_only_where_torch_sees_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = (Gpu(name="Tesla T4", memory_bytes=2**34),)
+    usable = (dataclasses.replace(listed[0], capability=(7, 5), supported=True),)
+    monkeypatch.setattr(module, "ask_driver", lambda: listed)
+    for gpus, expected in (((), listed), (usable, usable)):
+        monkeypatch.setattr(module, "ask_torch", lambda gpus=gpus, **_: ("2.6.0", "", gpus, None))
+        assert survey(KagglePaths.below(tmp_path), environ={}).gpus == expected
 
 
 def test_torch_is_asked_in_a_process_of_its_own() -> None:

@@ -282,6 +282,12 @@ def test_an_iteration_is_begun_if_it_and_a_save_and_the_finish_fit(left_s: float
     assert known().decide(at(left_s), validation_due=False).stop is stop
 
 
+def test_a_save_that_is_due_must_fit_before_the_iteration_unless_it_is_done() -> None:
+    assert known().decide(at(24.01), validation_due=False, save_due=True).stop is False
+    assert known().decide(at(23.99), validation_due=False, save_due=True).stop is True
+    assert known().decide(at(23.01), validation_due=False, save_due=True, saved=True).stop is False
+
+
 @pytest.mark.parametrize(("left_s", "validate"), [(117.01, True), (116.99, False)])
 def test_a_validation_is_begun_if_it_and_both_saves_fit(left_s: float, validate: bool) -> None:
     verdict = known().decide(at(left_s), validation_due=True)

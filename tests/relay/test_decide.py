@@ -192,6 +192,9 @@ def test_what_comes_by_itself_is_waited_for_however_often(on: Literal["capacity"
 
 def test_a_time_that_a_wrong_clock_has_set_is_not_waited_for() -> None:
     assert isinstance(decide(replace(NEW, retry_s=NOW + 1e9), seen(), SETTINGS), Push)
+    for hours, waits in ((48, True), (49, False)):
+        action = decide(replace(NEW, retry_s=NOW + 3600.0 * hours), seen(), SETTINGS)
+        assert isinstance(action, Wait) is waits
     for changes in ({"look_s": NOW + 1e9, "landed": True}, {"intended_s": NOW + 1e9}):
         attempt = Attempt(slug="train", version=4, **changes)  # type: ignore[arg-type]
         action = decide(replace(NEW, attempts=(attempt,)), seen(status="complete"), SETTINGS)
@@ -251,6 +254,28 @@ def test_self_is_taken_only_where_it_is_asked_for() -> None:
     action = decide(replace(NEW, hand_over=GOOD), seen(), asked)
     assert isinstance(action, Push)
     assert (action.slug, action.kernel_sources) == ("train", ("alice/train",))
+    second = replace(NEW, hand_over=replace(GOOD, slug="train-2"))
+    action = decide(second, seen(latest={"train": 4, "train-2": 3}), asked)
+    assert isinstance(action, Push)
+    assert (action.slug, action.version, action.kernel_sources) == ("train-2", 4, ("alice/train-2",))
+
+
+def test_what_another_notebook_left_is_gone_on_with_in_the_relays_own() -> None:
+    journal = replace(NEW, hand_over=replace(GOOD, slug="elsewhere"), stored_iteration=800)
+    action = decide(journal, seen(), replace(SETTINGS, transport="dataset"))
+    assert isinstance(action, Push)
+    assert (action.slug, action.version) == ("train", 4)
+
+
+def test_a_config_that_ends_later_than_the_run_is_told_of_with_the_option() -> None:
+    journal = replace(NEW, attempts=ended("completed"), hand_over=GOOD)
+    says = []
+    for later, before in ((1600, 800), (1600, 0), (800, 800), (None, 800)):
+        settings = replace(SETTINGS, config_max_iters=later)
+        action = decide(replace(journal, max_iters=before), seen(), settings)
+        assert isinstance(action, Stop)
+        says.append("run the relay with --extend-to 1600" in action.reason)
+    assert says == [True, False, False, False]
 
 
 def test_what_follows_a_session_that_failed_goes_by_the_data_set_for_good() -> None:
