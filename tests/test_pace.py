@@ -482,6 +482,7 @@ def test_the_plan_counts_a_validation_that_is_due_now() -> None:
     assert pace.plan(at(261), iteration=201, max_iters=1000, val_interval=200).reach == 400
     assert pace.time_for(400, iteration=200, val_interval=200) == 200 + 2 * 100
     assert pace.time_for(400, iteration=0, val_interval=200) == 400 + 2 * 100
+    assert pace.time_for(400, iteration=400, val_interval=200) == 0
 
 
 def test_the_plan_of_the_last_session_is_the_end() -> None:
@@ -492,9 +493,8 @@ def test_the_plan_of_the_last_session_is_the_end() -> None:
 
 
 def test_a_session_whose_time_is_that_of_what_is_left_is_the_last() -> None:
-    pace = known(iteration_s=1.0)
-    plan = pace.plan(at(113), iteration=500, max_iters=600, time_s=1000.0)
-    assert (plan.reach, plan.sessions_left, plan.finish_s) == (600, 0, 1000 + 113)
+    plan = known(iteration_s=3.0).plan(at(313), iteration=500, max_iters=600, time_s=1000.0)
+    assert (plan.reach, plan.sessions_left, plan.finish_s) == (600, 0, 1000 + 313)
 
 
 def test_a_session_too_short_for_an_iteration_foresees_no_end() -> None:

@@ -16,7 +16,6 @@ from mapsage_kaggle.relay.decide import (
     ACTIVE,
     ENDED,
     MAX_REPEATS,
-    MAX_TIMEOUT_S,
     Action,
     Fetch,
     Follow,
@@ -170,12 +169,14 @@ def test_what_is_open_comes_before_everything_else(
 
 def test_pushes_that_come_to_nothing_are_not_repeated_forever() -> None:
     journal = replace(NEW, attempts=OPEN["intended long ago"])
-    for _ in range(20):
+    for rejected in range(20):
+        assert isinstance(decide(replace(NEW, rejected_pushes=rejected), seen(), SETTINGS), Push)
         action = decide(journal, seen(), SETTINGS)
         assert isinstance(action, Remember)
         assert action.journal.retry_s > NOW
         journal = replace(action.journal, retry_s=0.0, attempts=OPEN["intended long ago"])
-    assert isinstance(decide(journal.forgotten(), seen(), SETTINGS), Stop)
+    assert journal.rejected_pushes == 20
+    assert isinstance(decide(replace(journal, attempts=()), seen(), SETTINGS), Stop)
 
 
 @pytest.mark.parametrize("on", ["capacity", "quota"])
@@ -374,7 +375,9 @@ def test_an_output_in_doubt_is_looked_at_later_and_given_up_after_half_a_day() -
     assert decide(replace(NEW, attempts=(attempt,)), seen(status="gone"), SETTINGS) == waits
     looks = decide(replace(NEW, attempts=(replace(attempt, look_s=NOW),)), seen(status="error"), SETTINGS)
     assert looks == Fetch(status="error")
-    unseen = replace(attempt, look_s=NOW, ended_s=NOW - 13 * 3600.0)
+    unseen = replace(attempt, look_s=NOW, ended_s=NOW - 12 * 3600.0)
+    assert isinstance(decide(replace(NEW, attempts=(unseen,)), seen(status="error"), SETTINGS), Fetch)
+    unseen = replace(unseen, ended_s=NOW - 12 * 3600.0 - 1.0)
     stop = decide(replace(NEW, attempts=(unseen,)), seen(status="error"), SETTINGS)
     assert isinstance(stop, Stop)
     assert "cannot be seen" in stop.reason
@@ -384,7 +387,11 @@ def test_the_quota_is_waited_for_until_it_is_renewed() -> None:
     action = decide(NEW, seen(quota_left_s=100.0, quota_renews_s=NOW + 600.0), SETTINGS)
     assert isinstance(action, Wait)
     assert (action.on, action.seconds) == ("quota", 660.0)
-    assert "It is renewed" in action.reason or "it is renewed" in action.reason
+    assert "it is renewed" in action.reason
+    for renews_s in (NOW - 600.0, None):  # a moment that is over is no word on the next
+        action = decide(NEW, seen(quota_left_s=100.0, quota_renews_s=renews_s), SETTINGS)
+        assert isinstance(action, Wait)
+        assert ("renewed" in action.reason, action.seconds) == (False, 3600.0)
 
 
 def test_pauses_are_shorter_alike_where_a_rehearsal_looks_more_often() -> None:
@@ -395,13 +402,36 @@ def test_pauses_are_shorter_alike_where_a_rehearsal_looks_more_often() -> None:
 def test_the_limit_that_kaggle_is_told_is_below_its_own() -> None:
     action = decide(NEW, seen(), replace(SETTINGS, session_limit_s=12 * 3600.0))
     assert isinstance(action, Push)
-    assert action.limit_s == MAX_TIMEOUT_S < 12 * 3600.0
+    assert action.limit_s == 12 * 3600.0 - 60.0
 
 
 def test_a_session_is_shortened_to_the_quota_that_is_left() -> None:
     action = decide(NEW, seen(quota_left_s=2 * 3600 + 59.0), SETTINGS)
     assert isinstance(action, Push)
     assert action.limit_s == 2 * 3600
+
+
+def test_a_session_of_less_than_an_hour_is_worth_waiting_for_the_quota() -> None:
+    action = decide(NEW, seen(quota_left_s=3600.0), SETTINGS)
+    assert isinstance(action, Push)
+    assert action.limit_s == 3600.0
+    action = decide(NEW, seen(quota_left_s=3599.0), SETTINGS)
+    assert isinstance(action, Wait)
+    assert (action.on, action.seconds) == ("quota", 3600.0)
+
+
+def test_a_push_whose_answer_was_lost_may_turn_up_for_half_an_hour() -> None:
+    for age_s, kind in ((1799.0, Wait), (1800.0, Remember)):
+        attempt = Attempt(slug="train", version=4, intended_s=NOW - age_s)
+        assert isinstance(decide(replace(NEW, attempts=(attempt,)), seen(), SETTINGS), kind)
+
+
+def test_a_session_is_wedged_fourteen_hours_after_its_limit() -> None:
+    for late_s, kind in ((0.0, Wait), (1.0, Stop)):
+        began_s = NOW - 3600.0 - 14 * 3600.0 - late_s
+        attempt = Attempt(slug="train", version=4, intended_s=began_s, landed=True, limit_s=3600.0)
+        action = decide(replace(NEW, attempts=(attempt,)), seen(status="running"), SETTINGS)
+        assert isinstance(action, kind)
 
 
 def test_failures_that_were_forgiven_no_longer_count() -> None:
