@@ -131,6 +131,7 @@ def test_a_notebook_that_papermill_really_runs_is_a_batch_run(tmp_path: Path) ->
         ((7, 0), ["sm_75"], False),
         ((12, 0), ["sm_90", "compute_90"], True),
         ((8, 0), ["compute_90"], False),
+        ((9, 0), ["compute_90"], True),
         ((9, 0), ["sm_90a"], True),
         ((10, 0), ["sm_90a"], False),
         ((7, 5), ["nonsense"], False),
@@ -225,6 +226,7 @@ def test_a_torch_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_sources_are_listed_in_both_layouts(tmp_path: Path) -> None:
     expected = [
+        "competitions/titanic",
         "datasets/me/earthvqa",
         "earthvqa-old",
         "models/owner/model/pytorch/default/1",

@@ -7,60 +7,30 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from unittest.mock import Mock
 
 import pytest
-from support.stores import Events, assert_agrees, payload, run_python
+from support.stores import (
+    Events,
+    assert_agrees,
+    names,
+    payload,
+    real_checkpoint,
+    run_python,
+    save_iter,
+    torch_writer,
+)
 
 from mapsage_kaggle.checkpoints import store as store_module
 from mapsage_kaggle.checkpoints.choose import choose
 from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256, manifest_sha256
 from mapsage_kaggle.checkpoints.proving import SaveFailed
-from mapsage_kaggle.checkpoints.recovery import remove_strays
 from mapsage_kaggle.checkpoints.scan import scan
 from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.errors import MachineError
-from mapsage_kaggle.records import CheckpointRef
-
-
-def real_checkpoint(iteration: int, *, score: float | None = None, optimizer: bool = True) -> dict[str, Any]:
-    """Return the parts that mmengine saves, small."""
-    import torch
-
-    torch.manual_seed(iteration)
-    state: dict[str, Any] = {
-        "meta": {"iter": iteration, "epoch": 0, "seed": 0},
-        "state_dict": {"weight": torch.randn(8, 8)},
-        "message_hub": {"log_scalars": {}, "runtime_info": {"iter": iteration}, "resumed_keys": {}},
-    }
-    if score is not None:
-        state["message_hub"]["runtime_info"]["best_score"] = score
-    if optimizer:
-        state["optimizer"] = {"state": {0: {"exp_avg": torch.randn(8, 8)}}, "param_groups": [{"lr": 1.0}]}
-        state["param_schedulers"] = [{"last_step": iteration}]
-    return state
-
-
-def torch_writer(state: Mapping[str, Any]) -> Callable[[BinaryIO], None]:
-    def write(stream: BinaryIO) -> None:
-        import torch
-
-        torch.save(state, stream)
-
-    return write
-
-
-def save_iter(store: CheckpointStore, iteration: int, size_bytes: int = 1000) -> CheckpointRef:
-    return store.save(f"iter_{iteration}.pth", payload(str(iteration), size_bytes), iteration=iteration)
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
 
 # --- a save -----------------------------------------------------------------------------------
 
@@ -167,15 +137,6 @@ def test_a_best_whose_content_has_changed_is_the_best_no_more(store: CheckpointS
         assert told.startswith("best_mIoU_iter_8.pth is no longer what was proven")
         assert store.best() is None
     assert list(Manifest.read(store.path / "manifest.json").files) == ["iter_8.pth"]
-
-
-def test_temporary_files_are_removed_once_nobody_can_be_writing_them(tmp_path: Path) -> None:
-    young, old = tmp_path / "session.json.abc.tmp", tmp_path / "config.py.def.tmp"
-    for path in (young, old):
-        path.write_text("half")
-    os.utime(old, (1.0, 1.0))
-    assert remove_strays(tmp_path, age_s=60.0) == []
-    assert names(tmp_path) == {young.name}
 
 
 def test_a_better_best_replaces_the_old_one(store: CheckpointStore) -> None:
@@ -393,72 +354,7 @@ def test_a_worker_that_outlives_the_trainer_does_not_hold_the_lock(tmp_path: Pat
         os.kill(worker, signal.SIGKILL)
 
 
-# --- order at the start -----------------------------------------------------------------------
-
-
-def test_a_torn_manifest_is_rebuilt_from_what_verifies(store: CheckpointStore, events: Events) -> None:
-    with store:
-        for iteration in (10, 20):
-            store.save(f"iter_{iteration}.pth", torch_writer(real_checkpoint(iteration)), iteration=iteration)
-        best = store.save(
-            "best_mIoU_iter_10.pth",
-            torch_writer(real_checkpoint(10, score=0.5, optimizer=False)),
-            iteration=10,
-            metric="mIoU",
-            value=0.5,
-            make_last=False,
-        )
-        before = store.proven()
-    manifest = store.path / "manifest.json"
-    manifest.write_bytes(manifest.read_bytes()[:100])
-    (store.path / "iter_30.pth").write_bytes((store.path / "iter_20.pth").read_bytes()[:-40])
-    with store:
-        assert store.proven() == before
-        assert store.best() == best
-    assert events[-1][:2] == ("warning", 0)
-    assert "is rebuilt from what verifies" in events[-1][2]["message"]
-    assert (store.path / "iter_30.pth").exists(), "a file that does not verify is not ours to delete"
-
-
-def test_a_missing_file_drops_out_of_the_manifest(store: CheckpointStore) -> None:
-    with store:
-        save_iter(store, 10)
-        save_iter(store, 20)
-    (store.path / "iter_20.pth").unlink()
-    with store:
-        assert [ref.iteration for ref in store.proven()] == [10]
-    assert_agrees(store.path)
-
-
-def test_leftovers_of_a_killed_save_are_removed_and_those_of_others_are_not(store: CheckpointStore) -> None:
-    store.path.mkdir()
-    for name in (
-        "iter_10.pth.tmp",
-        "manifest.json.abc.tmp",
-        "last_checkpoint.abc.tmp",
-        "session.json.abc.tmp",
-    ):
-        (store.path / name).write_bytes(b"half")
-    with store:
-        assert names(store.path) == {"session.json.abc.tmp", "work_dir.lock"}
-
-
-def test_a_copied_in_checkpoint_is_proven_before_it_counts(store: CheckpointStore) -> None:
-    import torch
-
-    store.path.mkdir()
-    torch.save(real_checkpoint(10), store.path / "iter_10.pth")
-    torch.save(real_checkpoint(20, optimizer=False), store.path / "iter_20.pth")
-    torch.save(real_checkpoint(40), store.path / "pretrained.pth")
-    (store.path / "iter_30.pth").write_bytes(b"<html>")
-    with store:
-        assert [ref.file for ref in store.proven()] == ["iter_10.pth"]
-        for iteration in (11, 12, 13):
-            save_iter(store, iteration)
-        assert {path.name for path in store.path.glob("*.pth")} == {
-            *("iter_12.pth", "iter_13.pth"),
-            *("iter_20.pth", "iter_30.pth", "pretrained.pth"),
-        }, "of copied-in files, only what was proven may be deleted"
+# --- where training starts --------------------------------------------------------------------
 
 
 def test_what_lies_ahead_of_the_start_is_set_aside_until_training_has_passed_it(
@@ -537,25 +433,6 @@ def test_a_better_best_is_not_overwritten_by_a_carried_one(store: CheckpointStor
     assert [path.name for path in store.path.glob("*.pth")] == ["best_mIoU_iter_50.pth"]
 
 
-def test_a_pending_rename_is_covered_by_either_hash(store: CheckpointStore) -> None:
-    with store:
-        old = save_iter(store, 10)
-    new = CheckpointRef(file="iter_10.pth", iteration=10, sha256="f" * 64, size_bytes=1000)
-    path = store.path / "iter_10.pth"
-    Manifest.read(store.path / "manifest.json").with_pending(new).write(store.path / "manifest.json")
-    assert manifest_sha256(path) == old.sha256
-    data = b"z" * 1000
-    path.write_bytes(data)
-    new = CheckpointRef(
-        file="iter_10.pth", iteration=10, sha256=hashlib.sha256(data).hexdigest(), size_bytes=1000
-    )
-    Manifest({old.file: old}, {new.file: new}).write(store.path / "manifest.json")
-    assert manifest_sha256(path) == new.sha256
-    with store:
-        assert store.proven() == (new,)
-    assert_agrees(store.path)
-
-
 # --- retention --------------------------------------------------------------------------------
 
 
@@ -567,15 +444,6 @@ def test_milestones_that_fit_are_kept_newest_first(tmp_path: Path) -> None:
         save_iter(store, 40)
         assert [ref.iteration for ref in store.proven()] == [20, 30, 35, 40]
     assert_agrees(tmp_path)
-
-
-# --- in the background ------------------------------------------------------------------------
-
-
-# --- a copy in the host's memory --------------------------------------------------------------
-
-
-# --- when to save -----------------------------------------------------------------------------
 
 
 # --- killed at every file event ---------------------------------------------------------------

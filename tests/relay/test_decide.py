@@ -275,8 +275,13 @@ def test_a_config_that_ends_later_than_the_run_is_told_of_with_the_option() -> N
         settings = replace(SETTINGS, config_max_iters=later)
         action = decide(replace(journal, max_iters=before), seen(), settings)
         assert isinstance(action, Stop)
-        says.append("run the relay with --extend-to 1600" in action.reason)
-    assert says == [True, False, False, False]
+        says.append(action.reason.partition(" The config now ends at ")[2])
+    assert says == [
+        "1600, later than the run did. To go on, run the relay with --extend-to 1600.",
+        "",
+        "",
+        "",
+    ]
 
 
 def test_what_follows_a_session_that_failed_goes_by_the_data_set_for_good() -> None:
@@ -381,6 +386,10 @@ def test_an_output_in_doubt_is_looked_at_later_and_given_up_after_half_a_day() -
     stop = decide(replace(NEW, attempts=(unseen,)), seen(status="error"), SETTINGS)
     assert isinstance(stop, Stop)
     assert "cannot be seen" in stop.reason
+    found = replace(
+        unseen, doubt="no record"
+    )  # a look that found something is told apart from one that failed
+    assert isinstance(decide(replace(NEW, attempts=(found,)), seen(status="error"), SETTINGS), Fetch)
 
 
 def test_the_quota_is_waited_for_until_it_is_renewed() -> None:

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 
 from mapsage_kaggle.checkpoints.manifest import Manifest, file_sha256
 from mapsage_kaggle.checkpoints.retention import newest_of
+from mapsage_kaggle.checkpoints.store import CheckpointStore
+from mapsage_kaggle.records import CheckpointRef
 
 Events = list[tuple[str, int, Mapping[str, Any]]]
 
@@ -48,3 +50,38 @@ def run_python(script: str, *arguments: str, check: bool = True) -> str:
         timeout=120,
         cwd=Path(__file__).resolve().parents[2],
     ).stdout
+
+
+def real_checkpoint(iteration: int, *, score: float | None = None, optimizer: bool = True) -> dict[str, Any]:
+    """Return the parts that mmengine saves, small."""
+    import torch
+
+    torch.manual_seed(iteration)
+    state: dict[str, Any] = {
+        "meta": {"iter": iteration, "epoch": 0, "seed": 0},
+        "state_dict": {"weight": torch.randn(8, 8)},
+        "message_hub": {"log_scalars": {}, "runtime_info": {"iter": iteration}, "resumed_keys": {}},
+    }
+    if score is not None:
+        state["message_hub"]["runtime_info"]["best_score"] = score
+    if optimizer:
+        state["optimizer"] = {"state": {0: {"exp_avg": torch.randn(8, 8)}}, "param_groups": [{"lr": 1.0}]}
+        state["param_schedulers"] = [{"last_step": iteration}]
+    return state
+
+
+def torch_writer(state: Mapping[str, Any]) -> Callable[[BinaryIO], None]:
+    def write(stream: BinaryIO) -> None:
+        import torch
+
+        torch.save(state, stream)
+
+    return write
+
+
+def save_iter(store: CheckpointStore, iteration: int, size_bytes: int = 1000) -> CheckpointRef:
+    return store.save(f"iter_{iteration}.pth", payload(str(iteration), size_bytes), iteration=iteration)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}

@@ -45,7 +45,7 @@ def test_the_child_is_torchrun_s_with_as_many_workers_as_ranks() -> None:
 
 
 def test_one_machine_needs_no_name_of_its_own() -> None:
-    assert "--local-addr=127.0.0.1" in launch().command()
+    assert {"--local-addr=127.0.0.1", "--nproc-per-node=1"} <= set(launch().command())
     if Path("/sys/class/net/lo").exists():
         assert launch().environment({})["GLOO_SOCKET_IFNAME"] == "lo"
 
@@ -208,7 +208,7 @@ def test_the_first_failure_counts_and_not_those_of_ranks_that_miss_the_other() -
 def test_a_child_that_ended_in_order_although_we_were_ending_it_is_done() -> None:
     found = watch(event("stop", 4, reason="user"))
     found.ended_by_us = "killed"
-    assert found.outcome(-15).kind == "done"
+    assert (found.outcome(-15).kind, found.outcome(-15).reason) == ("done", "user")
 
 
 def test_a_child_that_we_ended_is_told_as_such() -> None:
@@ -273,7 +273,12 @@ def test_what_a_child_has_trained_itself_is_known() -> None:
     begun = (event("training", 10), event("iteration", 11))
     assert watch(*begun, event("failure", 25, kind="memory")).outcome(1).trained == 15
     assert watch(*begun, event("stop", 40, reason="user")).outcome(0).trained == 30
-    for untrained in ((), (event("training", 10),), (event("training", 10), event("failure", 10))):
+    for untrained in (
+        (),
+        (event("training", 0),),
+        (event("training", 10),),
+        (event("training", 10), event("failure", 10)),
+    ):
         assert watch(*untrained).outcome(1).trained == 0
 
 
@@ -389,6 +394,14 @@ def test_where_the_kernel_does_not_count_what_it_kills_a_crash_is_a_crash(
 ) -> None:
     monkeypatch.setattr(supervise, "oom_kills", lambda: None)
     assert Supervisor(tmp_path, clock()).run(pretence(tmp_path, CRASHES)).kind == "crashed"
+
+
+def test_the_first_process_that_the_kernel_kills_for_memory_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = iter([0, 1])
+    monkeypatch.setattr(supervise, "oom_kills", lambda: next(counts))
+    assert Supervisor(tmp_path, clock()).run(pretence(tmp_path, CRASHES)).kind == "memory"
 
 
 class Ended:
