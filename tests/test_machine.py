@@ -22,6 +22,7 @@ from mapsage_kaggle.machine import (
     Gpu,
     GpuGauge,
     GpuLoad,
+    ask_driver,
     ask_torch,
     attached,
     has_kernels_for,
@@ -180,6 +181,17 @@ def test_a_gauge_asks_anew_once_it_was_answered_and_not_before(monkeypatch: pyte
     may_answer.release()
     answered.acquire(timeout=60.0)
     assert gauge._loads == ()
+
+
+@pytest.mark.parametrize(("code", "names"), [(0, ["Tesla T4"]), (9, [])])
+def test_the_driver_s_listing_counts_where_it_did_not_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, names: list[str]
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho Tesla T4, 15360\nexit {code}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert [gpu.name for gpu in ask_driver()] == names
 
 
 def test_the_driver_is_asked_only_where_torch_sees_no_gpu(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 from support.stores import Events, assert_agrees, names, real_checkpoint, save_iter, torch_writer
@@ -36,6 +37,36 @@ def test_a_torn_manifest_is_rebuilt_from_what_verifies(store: CheckpointStore, e
     assert events[-1][:2] == ("warning", 0)
     assert "is rebuilt from what verifies" in events[-1][2]["message"]
     assert (store.path / "iter_30.pth").exists(), "a file that does not verify is not ours to delete"
+
+
+def test_a_torn_manifest_is_told_of_once_though_nothing_is_left_to_list(
+    store: CheckpointStore, events: Events
+) -> None:
+    store.path.mkdir()
+    (store.path / "manifest.json").write_text("{")
+    for _ in range(2):
+        with store:
+            assert store.proven() == ()
+    assert [event[0] for event in events] == ["warning"]
+
+
+def test_a_score_that_the_manifest_knows_is_kept_and_not_read_anew(store: CheckpointStore) -> None:
+    write = torch_writer(real_checkpoint(10, optimizer=False))
+    with store:
+        best = store.save(
+            "best_mIoU_iter_10.pth", write, iteration=10, metric="mIoU", value=0.5, make_last=False
+        )
+    with store:
+        assert store.proven() == (best,)
+
+
+def test_a_link_to_a_checkpoint_is_none_of_this_folder(store: CheckpointStore, tmp_path: Path) -> None:
+    with (tmp_path / "elsewhere.pth").open("wb") as stream:
+        torch_writer(real_checkpoint(10))(stream)
+    store.path.mkdir()
+    (store.path / "iter_10.pth").symlink_to(tmp_path / "elsewhere.pth")
+    with store:
+        assert store.proven() == ()
 
 
 def test_a_missing_file_drops_out_of_the_manifest(store: CheckpointStore) -> None:
@@ -102,6 +133,9 @@ def test_temporary_files_are_removed_once_nobody_can_be_writing_them(tmp_path: P
     young, old = tmp_path / "session.json.abc.tmp", tmp_path / "config.py.def.tmp"
     for path in (young, old):
         path.write_text("half")
-    os.utime(old, (1.0, 1.0))
-    assert remove_strays(tmp_path, age_s=60.0) == []
+    os.utime(young, (time.time() - 540.0,) * 2)
+    os.utime(old, (time.time() - 600.5,) * 2)
+    assert remove_strays(tmp_path) == []
     assert names(tmp_path) == {young.name}
+    assert remove_strays(tmp_path, age_s=60.0) == []
+    assert names(tmp_path) == set()
