@@ -376,8 +376,9 @@ def test_what_lies_ahead_of_the_start_is_set_aside_until_training_has_passed_it(
 def test_what_was_set_aside_stays_while_no_checkpoint_can_be_resumed(store: CheckpointStore) -> None:
     with store:
         save_iter(store, 1)
-        store.start_at(0)
         save_best(store, 1, 0.5)
+        assert store.start_at(0) == ("iter_1.pth",), "a score was reached"
+        save_best(store, 2, 0.6)
         assert (store.path / "iter_1.pth.aside").exists()
         save_iter(store, 1)
         assert not (store.path / "iter_1.pth.aside").exists()
