@@ -160,6 +160,13 @@ def test_parameters_and_half_precision_are_understood(tmp_path: Path) -> None:
         assert loaded[key].stride() == value.stride(), key
 
 
+def test_a_container_that_holds_itself_is_looked_through_once(copy: Path) -> None:
+    def close(tree: dict[str, Any]) -> None:
+        tree["meta"]["again"] = tree["meta"]
+
+    assert inspect(changed(copy, close)).verdict == "resumable"
+
+
 def test_what_a_message_hub_may_hold_is_understood(copy: Path) -> None:
     values = {
         "float32": np.float32(1.5),

@@ -31,6 +31,7 @@ from mapsage_kaggle.checkpoints.proving import SaveFailed
 from mapsage_kaggle.checkpoints.scan import scan
 from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.errors import MachineError
+from mapsage_kaggle.records import CheckpointRef
 
 # --- a save -----------------------------------------------------------------------------------
 
@@ -418,6 +419,28 @@ def test_a_best_that_is_not_the_recorded_file_is_not_carried_over(
     with store, pytest.raises(SaveFailed, match="its record says 0000"):
         store.carry_over(attached, iteration=40, metric="mIoU", value=0.5, sha256="0" * 64)
     assert not list(store.path.glob("*.pth*"))
+
+
+def test_a_file_that_is_not_what_the_manifest_beside_it_says_is_not_copied(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
+    source = tmp_path / "best_mIoU_iter_40.pth"
+    source.write_bytes(b"the best")
+    ref = CheckpointRef(file=source.name, iteration=40, sha256="0" * 64, size_bytes=8)
+    Manifest({ref.file: ref}).write(tmp_path / "manifest.json")
+    with store:
+        with pytest.raises(SaveFailed, match="0000"):
+            store.carry_over(source, iteration=40, metric="mIoU", value=0.5)
+        with pytest.raises(SaveFailed, match="0000"):
+            store.hand_on(source, iteration=40)
+        assert store.proven() == ()
+
+
+def test_a_carried_best_takes_the_place_of_a_worse_one(store: CheckpointStore, attached: Path) -> None:
+    with store:
+        save_best(store, 30, 0.4)
+        assert store.carry_over(attached, iteration=40, metric="mIoU", value=0.5) == store.best()
+    assert [path.name for path in store.path.glob("*.pth")] == [attached.name]
 
 
 def test_a_best_that_cannot_be_read_is_told_as_such(store: CheckpointStore, tmp_path: Path) -> None:
