@@ -203,6 +203,7 @@ def test_a_sample_s_seed_is_the_same_on_any_rank_and_in_any_micro_batch() -> Non
 @pytest.mark.parametrize("start", [0, 1, 8000])
 def test_a_resume_begins_with_the_iteration_that_follows(start: int) -> None:
     found = batches(1, 2, size=1)
+    assert next(iter(found))[0].position == 2, "a run begins with the first"
     found.start_iteration = start
     taken = [[draw.position for draw in item] for item in itertools.islice(found, 6)]
     assert taken == [[4 * iteration + offset] for iteration in range(start, start + 3) for offset in (2, 3)]
