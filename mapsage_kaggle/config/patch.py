@@ -364,13 +364,11 @@ def _weights(planner: Planner, facts: PatchContext, name: str) -> str | None:
         return None
     found = facts.pretrained.get(name)
     if found is None:
-        planner.warnings.append(
-            Message(
-                "Pretrained weights {name} are not attached: the backbone starts from scratch, which "
-                "costs accuracy. Attach a data set that holds the file, under any folder, and start "
-                "again.",
-                weights_files(name)[0],
-            )
+        planner.warn(
+            "Pretrained weights {name} are not attached: the backbone starts from scratch, which "
+            "costs accuracy. Attach a data set that holds the file, under any folder, and start "
+            "again.",
+            weights_files(name)[0],
         )
     if found is None:
         return None
@@ -430,7 +428,7 @@ def _plan_precision(planner: Planner, facts: PatchContext) -> bool:
         return not asked
     if facts.on_gpu and facts.emulates_bfloat16 and _precision_of(planner) == "bfloat16":
         _set_half(planner, "float16")
-        planner.warnings.append(
+        planner.warn(
             "The config asks for bfloat16, which this GPU only emulates, slowly: float16 is computed in."
         )
     return False
@@ -494,12 +492,9 @@ def _plan_data(planner: Planner, facts: PatchContext, source: Path) -> tuple[int
     sampler = mapping_or_empty(loader.get("sampler"))
     kind = type_name(sampler.get("type"))
     if kind not in _KNOWN_SAMPLERS:
+        named = kind or "no sampler"
         raise ConfigError(
-            Message(
-                "{source} samples with {kind}, which the kit cannot place by position.",
-                source,
-                kind or "no sampler",
-            ),
+            Message("{source} samples with {kind}, which the kit cannot place by position.", source, named),
             "Use InfiniteSampler or DefaultSampler; to see some images more often, repeat them.",
         )
     shuffle = bool(sampler.get("shuffle", True))
@@ -554,19 +549,17 @@ def _plan_batch_of_the_name(planner: Planner, source: Path, effective: int) -> N
         return
     gpus, images = int(match[1]), int(match[2])
     if gpus * images != effective and images == effective and not _scales_rate(planner):
-        planner.warnings.append(
-            Message(
-                "{name} is written for {gpus} GPUs with {images} images each: its learning rate is "
-                "meant for {meant} images an iteration, and here an iteration has {effective}. For "
-                "the batch that was meant, set train_dataloader.batch_size={same}; as many at a time "
-                "go through the model as memory holds (--micro-batch).",
-                source.name,
-                gpus,
-                images,
-                gpus * images,
-                effective,
-                gpus * images,
-            )
+        planner.warn(
+            "{name} is written for {gpus} GPUs with {images} images each: its learning rate is "
+            "meant for {meant} images an iteration, and here an iteration has {effective}. For "
+            "the batch that was meant, set train_dataloader.batch_size={same}; as many at a time "
+            "go through the model as memory holds (--micro-batch).",
+            source.name,
+            gpus,
+            images,
+            gpus * images,
+            effective,
+            gpus * images,
         )
 
 
@@ -652,14 +645,12 @@ def _check_shared_memory(planner: Planner, facts: PatchContext, micro: int) -> N
     ahead = int(planner.get("train_dataloader.prefetch_factor", 0) or 2)
     needed = facts.ranks_here * workers * ahead * micro * int(crop[0]) * int(crop[1]) * _PIXEL_BYTES
     if needed > facts.shared_bytes:
-        planner.warnings.append(
-            Message(
-                "The data workers hold up to {needed} MB ready in shared memory, and /dev/shm has "
-                "{there} MB: they may be killed for it. Set fewer (num_workers), or give the "
-                "container more (--shm-size).",
-                f"{needed / 1e6:.0f}",
-                f"{facts.shared_bytes / 1e6:.0f}",
-            )
+        planner.warn(
+            "The data workers hold up to {needed} MB ready in shared memory, and /dev/shm has "
+            "{there} MB: they may be killed for it. Set fewer (num_workers), or give the "
+            "container more (--shm-size).",
+            f"{needed / 1e6:.0f}",
+            f"{facts.shared_bytes / 1e6:.0f}",
         )
 
 
@@ -686,7 +677,7 @@ def _plan_machine(planner: Planner, facts: PatchContext, *, norms_in_step: bool)
     if not facts.on_gpu or facts.world_size == 1:
         _plan_norms(planner)
     elif not norms_in_step and _plan_norms(planner, "SyncBN needs as many passes on each GPU"):
-        planner.warnings.append(
+        planner.warn(
             "The batch cannot be split into as many forward passes on each GPU, for which SyncBN would wait "
             "for ever: BN takes its place, with statistics of each GPU's own images. A batch size that the "
             "number of GPUs divides keeps SyncBN."

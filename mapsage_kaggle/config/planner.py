@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mapsage_kaggle.config.reading import MISSING, at_path, find_below, plain
+from mapsage_kaggle.messages import Message
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +42,10 @@ class Planner:
     def get(self, key: str, default: Any = None) -> Any:
         value = self._lookup(key)
         return default if value is MISSING else value
+
+    def warn(self, template: str, *values: object) -> None:
+        """Tell a person something that the changes alone do not."""
+        self.warnings.append(Message(template, *values))
 
     def set(self, key: str, new: Any, reason: str) -> None:
         old = self._lookup(key)

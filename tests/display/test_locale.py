@@ -96,7 +96,7 @@ def said_in(tree: ast.AST) -> Iterator[tuple[int, str]]:
         elif name in ERRORS:
             told += node.args
         elif name in ("warn", "_warn", "_refusal", "_turn_off"):
-            told += node.args[-2:]
+            told += [*node.args[:1], *node.args[-2:]]
         elif name == "tell_once":
             told += node.args[-1:]
         elif name == "filterwarnings":
