@@ -35,7 +35,7 @@ training before its last iteration, if anything has, and which samples it was tr
 PACKED = "earlier.zip"
 """In the history: the files of sessions that are long over."""
 MAX_MEMBER_BYTES, MAX_PACKED_BYTES = 20_000_000, 100_000_000
-GRADES = ("bitwise", "rounding", Message("not shown"), "neither")
+GRADES = ("bitwise", "rounding", "not shown", "neither")
 """How far a session equals an uninterrupted run, best first: bit for bit, to rounding, unseen, neither."""
 NOT_SHOWN = GRADES[2]
 CUT_OFF = Message("No end is recorded: the session was cut off. What was proven until then is safe.")

@@ -18,17 +18,17 @@ from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import CheckpointRef
 
 FOLLOWS = {
-    "bitwise": Message("bit for bit"),
-    "rounding": Message("to rounding"),
-    Message("not shown"): Message("not shown"),
+    "bitwise": "bit for bit",
+    "rounding": "to rounding",
+    "not shown": "not shown",
     "neither": "neither",
-    None: Message("nothing of it was kept"),
+    None: "nothing of it was kept",
 }
 """What a session equals an uninterrupted run to, in words."""
 WHOLE = {
     "bitwise": Message("The run equals an uninterrupted one bit for bit, as far as its own files tell."),
     "rounding": Message("The run equals an uninterrupted one to rounding, as far as its own files tell."),
-    Message("not shown"): Message("What the run equals an uninterrupted one to is not shown."),
+    "not shown": Message("What the run equals an uninterrupted one to is not shown."),
     "neither": Message("The run equals no uninterrupted one, neither bit for bit nor to rounding."),
 }
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.events import Event
-from mapsage_kaggle.messages import Message
 from mapsage_kaggle.outside import MAX_LINES, MAX_PATH, listed, visible, visible_lines
 from mapsage_kaggle.records import ACTIVITIES, CheckpointRef, SessionRecord, share_of_steps
 
@@ -304,7 +303,7 @@ def run_text(folders: Sequence[Path], *, language: str = "en") -> str:
         )
         for record in (item.record for item in sessions)
     ]
-    header = ("session", "from", "to", "ended", "best", "time", Message("in training steps"))
+    header = ("session", "from", "to", "ended", "best", "time", "in training steps")
     lines = [table(rows, tuple(map(words.translate, header)))]
     for item in findings(sessions):
         lines.append(f"{item.mark} {words.translate(item.name)}: {words.translate(item.message)}")
