@@ -24,8 +24,8 @@ for name in WATCH LOG CRASH_AT MODE; do
 done
 export ARM_SUPERVISOR=$$
 exec "$PYTHON" -m mapsage_kaggle train "$CONFIG" --work-dir "$1" --threads 1 --save-every 0 \\
-    --session-limit 10m --reserve 10s --pass-env ARM_WATCH --pass-env ARM_LOG --pass-env ARM_CRASH_AT --pass-env ARM_MODE \\
-    --pass-env ARM_SUPERVISOR
+    --session-limit 10m --reserve 10s --pass-env ARM_WATCH --pass-env ARM_LOG --pass-env ARM_CRASH_AT \\
+    --pass-env ARM_MODE --pass-env ARM_SUPERVISOR
 """
 
 # As the machine dies: with the worker, the supervisor, which would start it again.
