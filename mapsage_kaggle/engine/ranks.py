@@ -39,11 +39,16 @@ def join(cfg: Config) -> None:
     global _timeout
     asked = (cfg.get("env_cfg") or {}).get("dist_cfg") or {}
     _timeout = datetime.timedelta(seconds=float(asked.get("timeout", TIMEOUT_S)))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.distributed.init_process_group(backend="nccl", timeout=_timeout)
-    else:
-        torch.distributed.init_process_group(backend="gloo", timeout=_timeout)
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    backend = "nccl" if has_gpu and not share_a_gpu() else "gloo"
+    torch.distributed.init_process_group(backend=backend, timeout=_timeout)
+
+
+def share_a_gpu() -> bool:
+    """Tell whether there are more ranks on this machine than GPUs, and any: NCCL refuses that."""
+    return 0 < torch.cuda.device_count() < int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def cpu_group() -> torch.distributed.ProcessGroup:

@@ -19,7 +19,7 @@ from mapsage_kaggle.config.reading import written_value
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.fast.optimizer import step_equal_groups_together
 from mapsage_kaggle.engine.pretrained import check_pretrained, noted_arrivals
-from mapsage_kaggle.engine.ranks import broadcast_model, core_model
+from mapsage_kaggle.engine.ranks import broadcast_model, core_model, share_a_gpu
 from mapsage_kaggle.engine.session import WorkerSession
 from mapsage_kaggle.engine.snapshot import flat_schedulers
 from mapsage_kaggle.messages import Message
@@ -132,9 +132,10 @@ class SessionRunner(Runner):
             warnings: list[str] = []
             check_pretrained(model, arrived, warnings.append)
             self._weights_warnings = tuple(warnings)
-        if self.distributed and model_wrapper_cfg is None and get_device() == "cpu":
+        device = get_device()
+        if self.distributed and model_wrapper_cfg is None and (device == "cpu" or share_a_gpu()):
             return MMDistributedDataParallel(
-                module=model,
+                module=model.to(device),
                 broadcast_buffers=False,
                 find_unused_parameters=self.cfg.get("find_unused_parameters", False),
             )
