@@ -19,6 +19,7 @@ from mapsage_kaggle.errors import (
     MapsageError,
 )
 from mapsage_kaggle.messages import Message
+from mapsage_kaggle.notebook.command import add_selftest, selftest
 from mapsage_kaggle.outside import visible_json, visible_lines
 from mapsage_kaggle.training.options import add_argument, add_arguments, options_from
 
@@ -59,9 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_checks(add: _Add) -> None:
-    doctor = add("doctor", _doctor, "Check this machine: Python, packages, GPU, Internet, disk, time.")
-    _json(doctor)
-
+    _json(add("doctor", _doctor, "Check this machine: Python, packages, GPU, Internet, disk, time."))
+    add_selftest(add("selftest", selftest, "Find out whether what is promised holds on this machine."))
     installer = add("install", _install, "Make this Python able to train, keeping its torch.")
     installer.add_argument("--offline", action="store_true", default=None, help="use attached wheels only")
 

@@ -146,6 +146,7 @@ class Options:
             learned of memory; None for what they learned, else the whole share of a rank.
         save_every_s: Seconds between checkpoints by the clock; 0 for none.
         budget_bytes: What the work dir may hold in checkpoints.
+        report: Whether the report is drawn at the session's end.
         code: Folders whose modules the config may import, besides what came with it. One that holds a
             package that is installed, too, goes before that.
         pass_env: Environment variables that children get although they look like credentials.
@@ -234,6 +235,7 @@ class Options:
         help="between checkpoints; 0 for none",
     )  # fmt: skip
     budget_bytes: int = 4_000_000_000
+    report: bool = True
     code: tuple[Path, ...] = _option(
         (), "--code", default=[], read=_paths, plans=True, notebook=True, action="append", metavar="DIR",
         help="import the config's modules from this folder as well",

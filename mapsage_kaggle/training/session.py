@@ -339,7 +339,8 @@ class SessionRun:
         record.write(self.files.session)
         drop_requests(self.files)
         self._emit("end", record.end_iteration, reason=reason, exit_code=code, message=record.message)
-        self._write_report()
+        if self.prepared.options.report:
+            self._write_report()
         if outcome.last_event_s is not None:
             # What the next session must leave for all this.
             self.learning.measure_finish(time.time() - outcome.last_event_s)

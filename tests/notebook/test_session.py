@@ -20,7 +20,7 @@ import nbformat
 import pytest
 from support import warm
 from support.machines import GOOD
-from support.notebooks import NOTEBOOK, ROOT, SMALL, code_cells, kit_cell, write_kernel
+from support.notebooks import NOTEBOOK, ROOT, SELFTEST, SMALL, code_cells, kit_cell, write_kernel
 
 import mapsage_kaggle
 from mapsage_kaggle.config.modules import find_config
@@ -47,43 +47,56 @@ def notebook() -> Any:
     return nbformat.read(NOTEBOOK, as_version=4)
 
 
-def test_the_notebook_is_what_the_script_gives() -> None:
+@pytest.fixture(scope="module", params=[NOTEBOOK, SELFTEST], ids=lambda path: path.stem)
+def either(request: pytest.FixtureRequest) -> Any:
+    """Return each of the notebooks."""
+    return nbformat.read(request.param, as_version=4)
+
+
+def test_each_notebook_is_what_its_script_gives() -> None:
     spec = importlib.util.spec_from_file_location("generate", ROOT / "notebooks" / "generate.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.notebook_text() == NOTEBOOK.read_text(encoding="utf-8"), "run `make notebook`"
+    scripts = [path.with_suffix(".py") for path in (NOTEBOOK, SELFTEST)]
+    assert list(module.SOURCES) == scripts
+    for script, path in zip(scripts, (NOTEBOOK, SELFTEST), strict=True):
+        assert module.notebook_text(script) == path.read_text(encoding="utf-8"), "run `make notebook`"
 
 
-def test_it_holds_no_outputs_and_names_a_kernel(notebook: Any) -> None:
-    assert [cell for cell in code_cells(notebook) if cell.outputs or cell.execution_count] == []
-    assert notebook.metadata.kernelspec.name == "python3"
+def test_both_find_the_kit_in_the_same_cell(notebook: Any) -> None:
+    assert kit_cell(nbformat.read(SELFTEST, as_version=4)) == kit_cell(notebook)
 
 
-def test_every_cell_of_code_follows_a_sentence(notebook: Any) -> None:
-    kinds = [cell.cell_type for cell in notebook.cells]
+def test_it_holds_no_outputs_and_names_a_kernel(either: Any) -> None:
+    assert [cell for cell in code_cells(either) if cell.outputs or cell.execution_count] == []
+    assert either.metadata.kernelspec.name == "python3"
+
+
+def test_every_cell_of_code_follows_a_sentence(either: Any) -> None:
+    kinds = [cell.cell_type for cell in either.cells]
     assert kinds[0] == "markdown"
     assert all(kinds[index - 1] == "markdown" for index, kind in enumerate(kinds) if kind == "code")
 
 
-def test_no_cell_but_the_one_that_finds_the_kit_defines_or_catches_anything(notebook: Any) -> None:
+def test_no_cell_but_the_one_that_finds_the_kit_defines_or_catches_anything(either: Any) -> None:
     forbidden = (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.Try, ast.With, ast.For, ast.While, ast.If)
     found = [
         (cell.id, type(node).__name__)
-        for cell in code_cells(notebook)
-        if cell.source != kit_cell(notebook)  # there is no kit yet that could define anything
+        for cell in code_cells(either)
+        if cell.source != kit_cell(either)  # there is no kit yet that could define anything
         for node in ast.walk(ast.parse(cell.source))
         if isinstance(node, forbidden)
     ]
     assert found == []
 
 
-def test_one_cell_holds_the_parameters_and_all_of_them_are_used(notebook: Any) -> None:
-    tagged = [cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+def test_one_cell_holds_the_parameters_and_all_of_them_are_used(either: Any) -> None:
+    tagged = [cell for cell in code_cells(either) if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
     names = {node.targets[0].id for node in ast.parse(tagged[0].source).body if isinstance(node, ast.Assign)}
-    others = "\n".join(cell.source for cell in code_cells(notebook) if cell is not tagged[0])
+    others = "\n".join(cell.source for cell in code_cells(either) if cell is not tagged[0])
     used = {node.id for node in ast.walk(ast.parse(others)) if isinstance(node, ast.Name)}
     assert names - used == set()
 
@@ -99,8 +112,8 @@ def test_the_steps_come_in_the_order_of_the_design(notebook: Any) -> None:
 
 
 def test_the_package_offers_what_the_first_cells_call() -> None:
-    assert mapsage_kaggle.__all__ == ["__version__", "install", "preflight"]
-    assert all(callable(getattr(mapsage_kaggle, name)) for name in ("install", "preflight"))
+    assert mapsage_kaggle.__all__ == ["__version__", "install", "preflight", "selftest"]
+    assert all(callable(getattr(mapsage_kaggle, name)) for name in mapsage_kaggle.__all__[1:])
 
 
 @pytest.mark.parametrize("name", ["demo", "demo.py", "configs/demo.py", str(ROOT / "configs" / "demo.py")])
