@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mapsage_kaggle.clock import format_duration
+from mapsage_kaggle.display.columns import aligned
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Tone, style, templates
 from mapsage_kaggle.display.progress import Progress
@@ -90,8 +91,8 @@ class TrainingPanel:
     def text(self) -> str:
         """The view for a log."""
         lines = [f"{self.title}: {self.state}  {self.aside}", f"  {self.reach}" if self.reach else ""]
-        width = max((len(tile.name) for tile in self.tiles), default=0)
-        lines += [f"  {tile.name:<{width}}  {tile.value}  {tile.aside}".rstrip() for tile in self.tiles]
+        tiles = aligned([(tile.name, f"{tile.value}  {tile.aside}") for tile in self.tiles])
+        lines += [f"  {line}" for line in tiles]
         lines += [f"  {item.moment}  {item.iteration}  {item.text}" for item in self.notices]
         return "\n".join(line for line in lines if line)
 

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mapsage_kaggle.display.columns import aligned
 from mapsage_kaggle.outside import visible_lines
 
 if TYPE_CHECKING:
@@ -54,17 +55,9 @@ class Table:
     @property
     def text(self) -> tuple[str, ...]:
         """The lines of the table, for a terminal."""
-        cells = [self.header, *self.rows]
-        widths = [max(len(row[index]) for row in cells) for index in range(len(self.header))]
-        lines = []
-        for number, row in enumerate(cells, start=-1):
-            mark = MARKS["good"] if number == self.chosen and number >= 0 else " "
-            parts = [
-                cell.rjust(width) if index in self.right else cell.ljust(width)
-                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
-            lines.append(f"{mark} {'  '.join(parts)}".rstrip())
-        return tuple(lines)
+        marks = [MARKS["good"] if number == self.chosen else " " for number in range(len(self.rows))]
+        lines = aligned([self.header, *self.rows], self.right)
+        return tuple(f"{mark} {line}".rstrip() for mark, line in zip([" ", *marks], lines, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,10 +128,8 @@ class Panel:
         lines = [
             f"{self.title}{': ' + self.lead if self.lead else ''}{'  ' + self.aside if self.aside else ''}"
         ]
-        width = max((len(item.name) for item in self.findings), default=0)
-        lines += [f"  {item.mark} {item.name:<{width}}  {item.message}" for item in self.findings]
-        width = max((len(name) for name, _ in self.facts), default=0)
-        lines += [f"  {name:<{width}}  {value}" for name, value in self.facts]
+        findings = [(f"{item.mark} {item.name}", item.message) for item in self.findings]
+        lines += [f"  {line}" for rows in (findings, self.facts) for line in aligned(rows)]
         lines += [f"  ! {line}" for line in self.notes]
         lines += [f"  {line}" for line in self.table.text] if self.table is not None else []
         for summary, items in self.lists:

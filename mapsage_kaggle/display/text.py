@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mapsage_kaggle.clock import format_duration
+from mapsage_kaggle.display.columns import aligned, columns
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.events import Event
 from mapsage_kaggle.outside import MAX_LINES, MAX_PATH, listed, visible, visible_lines
@@ -29,19 +30,13 @@ def table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
     """Return rows as aligned text; numbers to the right, all else to the left."""
     text = [[_cell(item) for item in row] for row in rows]
     right = [
-        bool(text) and all(_is_number(row[index]) for row in text if row[index] != "-")
+        index
         for index in range(len(header))
+        if text and all(_is_number(row[index]) for row in text if row[index] != "-")
     ]
-    widths = [max(map(len, column)) for column in zip(header, *text, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        parts = [
-            cell.rjust(width) if is_right else cell.ljust(width)
-            for cell, width, is_right in zip(cells, widths, right, strict=True)
-        ]
-        return "  ".join(parts).rstrip()
-
-    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, text)])
+    lines = aligned([header, *text], right)
+    rule = "  ".join("-" * max(map(columns, column)) for column in zip(header, *text, strict=True))
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def _cell(value: Any) -> str:

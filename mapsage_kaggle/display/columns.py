@@ -1,0 +1,25 @@
+"""Columns of a terminal, which letters take one or two of."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Collection, Sequence
+
+
+def columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes; a Chinese character takes two."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """Return rows of cells as lines of even columns; those in ``right`` are set to the right."""
+    widths = [max(map(columns, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        parts = []
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            space = " " * (width - columns(cell))
+            parts.append(space + cell if index in right else cell + space)
+        lines.append("  ".join(parts).rstrip())
+    return lines
