@@ -44,9 +44,11 @@ class RunGroup:
             "{folder} ({at}, {whose}{record})", self.newest.parent, at(self.iteration), whose, record
         )
 
-    def option(self, file_option: str) -> str:
+    def option(self, file_option: str) -> Message:
         """Return what to say on the command line to take it."""
-        return f"--run {self.run_id}" if self.run_id else f"{file_option}{self.newest}"
+        if self.run_id:
+            return Message("--run {run}", self.run_id)
+        return Message(file_option, self.newest)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +90,7 @@ def pick_run(
     run: str | None = None,
     from_config: Collection[str] = (),
     work_dir_run: str | None = None,
-    file_option: str = "--resume ",
+    file_option: str = "--resume {file}",
 ) -> TakenRun | None:
     """Return the group that a session goes on with; None where there is none at all.
 
@@ -98,7 +100,7 @@ def pick_run(
         from_config: Keys of the groups that a ``load_from`` with ``resume = True`` names: its own, and
             those whose record says that they began from it.
         work_dir_run: The run of the work dir's record.
-        file_option: What stands before a file that is named.
+        file_option: How a person names a file, with ``{file}``.
 
     Raises:
         CheckpointError: The named run is not among them, or several could be meant; the message has each

@@ -65,7 +65,7 @@ class Selector:
     config_asks_resume: bool = False
     named_run: str | None = None
     work_dir_run: str | None = None
-    file_option: str = "--resume "
+    file_option: str = "--resume {file}"
     record_of: Callable[[Path], SessionRecord | None] = record_beside
     sha256_of: Callable[[Path], str | None] = manifest_sha256
     account: Account = field(default_factory=Account)

@@ -167,7 +167,7 @@ def find_checkpoint(
             fingerprint=fingerprint,
             named_run=run,
             work_dir_run=here.run_id if here is not None else None,
-            file_option="",
+            file_option="{file}",
         )
         found = without_duplicates([selector.candidate(item, origin) for item in scan(folder).files])
         if origin == "input":

@@ -39,7 +39,7 @@ from mapsage_kaggle.notebook.view import View
 from mapsage_kaggle.paths import KagglePaths, WorkDir
 from mapsage_kaggle.training.follow import Follower
 from mapsage_kaggle.training.handle import TrainingHandle
-from mapsage_kaggle.training.options import PARAMETERS, Options, options_from
+from mapsage_kaggle.training.options import PARAMETERS, Options, in_notebook, options_from
 from mapsage_kaggle.training.prepare import Discovery, Prepared, discover, prepare
 from mapsage_kaggle.training.supervisor import STOP_GRACE_S
 
@@ -91,7 +91,7 @@ def preflight(
     unknown = asked.keys() - {item.name for item in PARAMETERS if item.in_notebook}
     if unknown:
         raise TypeError(f"preflight() got an unexpected keyword argument {min(unknown)!r}")
-    words = Words(language)
+    words = Words(language, in_notebook)
     with words.refusing():
         options = options_from(find_config(config), asked)
         clock = SessionClock.for_this_session(limit_s=options.session_limit_s, reserve_s=options.reserve_s)

@@ -301,6 +301,34 @@ def options_from(config: Path, asked: Mapping[str, Any]) -> Options:
     return Options(config=config, **values)
 
 
+def in_notebook(template: str) -> str:
+    """Return a message's template with the notebook's parameters where it names the command's options.
+
+    ``start anew with --resume never`` becomes ``start anew with RESUME = "never"``; an option that is
+    named without a value becomes the parameter's name, and one that no parameter has stays.
+    """
+    by_flag = {item.flag: item for item in PARAMETERS if item.in_notebook}
+
+    def parameter(match: re.Match[str]) -> str:
+        item, value = by_flag.get(match["flag"]), match["value"] or ""
+        if item is None:
+            return match[0]
+        name = item.name.upper()
+        if item.argument.get("action") == "store_true":
+            return f"{name} = True{match['space'] or ''}{value}"
+        words = (*item.choices, "auto", "require", "never")
+        if value in words or re.fullmatch(r"\{\w+\}|\d+|[a-z_]+=[A-Z]+", value):
+            is_number = item.least is not None and value != "auto"
+            given = value if is_number else f'"{value}"'
+            return f"{name} = [{given}]" if item.argument.get("action") == "append" else f"{name} = {given}"
+        return f"{name}{match['space'] or ''}{value}"
+
+    return _OPTION.sub(parameter, template)
+
+
+_OPTION = re.compile(r"(?P<flag>--[a-z][a-z-]*[a-z])(?:(?P<space> )(?P<value>\{\w+\}|[\w-]+(?:=[A-Z]+)?))?")
+
+
 def option_text(options: Options, asked: Parameter) -> str:
     """Return an option as a person writes it."""
     from mapsage_kaggle.clock import format_duration

@@ -10,7 +10,14 @@ import pytest
 from mapsage_kaggle.clock import DEFAULT_LIMIT_S, DEFAULT_RESERVE_S
 from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.notebook.session import preflight
-from mapsage_kaggle.training.options import PARAMETERS, Options, add_arguments, check_options, options_from
+from mapsage_kaggle.training.options import (
+    PARAMETERS,
+    Options,
+    add_arguments,
+    check_options,
+    in_notebook,
+    options_from,
+)
 
 CONFIG = Path("small.py")
 
@@ -65,3 +72,21 @@ def test_a_named_run_and_a_start_from_elsewhere_contradict_each_other() -> None:
         with pytest.raises(UsageError, match="contradict each other"):
             check_options(Options(config=Path("a.py"), run="abc", resume=resume))
     check_options(Options(config=Path("a.py"), run="abc", resume="require"))
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("Start anew with --resume never.", 'Start anew with RESUME = "never".'),
+        ("{path}, which --resume names, was rejected.", "{path}, which RESUME names, was rejected."),
+        ("Say --resume {path}; {anew}.", 'Say RESUME = "{path}"; {anew}.'),
+        ("leave --expect-iteration out", "leave EXPECT_ITERATION out"),
+        ("say so with --extend-to {same}.", "say so with EXTEND_TO = {same}."),
+        ("Use --gpus auto, or --gpus {count}.", 'Use GPUS = "auto", or GPUS = {count}.'),
+        ("Add --allow-weights-only to start", "Add ALLOW_WEIGHTS_ONLY = True to start"),
+        ("name it: --set data_root=FOLDER.", 'name it: OVERRIDES = ["data_root=FOLDER"].'),
+        ("pip install --upgrade torch, --work-dir", "pip install --upgrade torch, --work-dir"),
+    ],
+)
+def test_a_remedy_names_the_notebooks_parameter_where_there_is_one(template: str, expected: str) -> None:
+    assert in_notebook(template) == expected

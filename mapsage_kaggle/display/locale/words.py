@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from mapsage_kaggle.errors import MapsageError, UsageError
 from mapsage_kaggle.messages import Message, say
@@ -37,13 +38,31 @@ def check_language(language: str) -> None:
         )
 
 
-class Words:
-    """A catalogue in one language: ``words("resume", iteration=8000, path=...)``."""
+class _Adapted(dict[str, str]):
+    """Messages by their template; of those that are missing, the template itself, adapted."""
 
-    def __init__(self, language: str = "en") -> None:
+    def __init__(self, messages: Mapping[str, str], adapted: Callable[[str], str]) -> None:
+        super().__init__(messages)
+        self._adapted = adapted
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return super().get(key) or self._adapted(default)
+
+
+class Words:
+    """A catalogue in one language: ``words("resume", iteration=8000, path=...)``.
+
+    Args:
+        language: One of ``LANGUAGES``.
+        adapted: What is done to the template of a message that the language has none for, so that its
+            remedies speak where a person stands.
+    """
+
+    def __init__(self, language: str = "en", adapted: Callable[[str], str] = str) -> None:
         check_language(language)
         self.language = language
-        self._labels, self._messages = catalogue(language).values()
+        self._labels, messages = catalogue(language).values()
+        self._messages = _Adapted(messages, adapted)
 
     def __call__(self, key: str, **values: object) -> str:
         """Return the text of a key, with values put into it."""

@@ -103,7 +103,7 @@ def build_data(cfg: Config, loader: str) -> BaseDataset:
     except FileNotFoundError as error:
         raise DataError(
             joined_by("", (f"{loader}: ", text_of(error), ".")),
-            "Attach the data set, or --set its data_root.",
+            "Attach the data set, or name its data_root with --set.",
         ) from error
     if len(data) == 0:
         raise DataError(Message("{loader} has no image.", loader), "Attach the whole data set.")
