@@ -70,6 +70,36 @@ def _spread(flat: torch.Tensor, group: list[torch.Tensor]) -> None:
         begin += buffer.numel()
 
 
+class HeldBuffers:
+    """The buffers of a model and the tensors that its modules hold besides, as they are now.
+
+    Some modules write into theirs, others put another tensor in its place.
+
+    Args:
+        core: The model without its distributed wrapper.
+    """
+
+    def __init__(self, core: torch.nn.Module) -> None:
+        self._held = [
+            (owner, name, tensor, tensor.detach().clone())
+            for module in core.modules()
+            for owner in (module._buffers, vars(module))
+            for name, tensor in owner.items()
+            if isinstance(tensor, torch.Tensor)
+        ]
+
+    def have_changed(self) -> bool:
+        return not all(
+            owner[name] is tensor and torch.equal(tensor, value) for owner, name, tensor, value in self._held
+        )
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for owner, name, tensor, value in self._held:
+            tensor.copy_(value)
+            owner[name] = tensor
+
+
 def keep_in_backward(optim_wrapper: Any, core: torch.nn.Module) -> None:
     """Have a backward pass leave every buffer as the forward pass left it, from now on.
 
@@ -87,13 +117,12 @@ def keep_in_backward(optim_wrapper: Any, core: torch.nn.Module) -> None:
             nonlocal recomputes
             if recomputes is False:
                 return backward(*args, **options)
-            before = [(buffer, buffer.clone()) for buffer in core.buffers()]
+            before = HeldBuffers(core)
             result = backward(*args, **options)
             if recomputes is None:
-                recomputes = not all(torch.equal(buffer, value) for buffer, value in before)
+                recomputes = before.have_changed()
             if recomputes:
-                for buffer, value in before:
-                    buffer.copy_(value)
+                before.put_back()
             return result
 
         return kept

@@ -15,6 +15,7 @@ from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 
 from mapsage_kaggle.engine import seeding
+from mapsage_kaggle.engine.buffers import HeldBuffers
 
 _SIMPLE = (type(None), bool, int, float, str)
 
@@ -92,7 +93,7 @@ def _left_as_it_is(
 
     What it gives puts buffers and numbers back meanwhile.
     """
-    buffers = [(buffer, buffer.detach().clone()) for buffer in core.buffers()]
+    buffers = HeldBuffers(core)
     gradients = [(parameter, parameter.grad) for parameter in parameters]
     numbers = [
         (module, {name: value for name, value in vars(module).items() if isinstance(value, _SIMPLE)})
@@ -102,9 +103,7 @@ def _left_as_it_is(
     python, numpy = random.getstate(), np.random.get_state()
 
     def put_back() -> None:
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+        buffers.put_back()
         for module, values in numbers:
             vars(module).update(values)
 

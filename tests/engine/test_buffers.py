@@ -13,12 +13,25 @@ from torch.utils.checkpoint import checkpoint
 from mapsage_kaggle.engine.buffers import keep_in_backward
 
 
+class Seen(nn.Module):
+    """Counts images in a buffer that it replaces, as mmsegmentation's EMAHead does with its bases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: torch.Tensor
+        self.register_buffer("images", torch.zeros(()))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.images = self.images + len(image)
+        return image
+
+
 class Block(nn.Module):
     """A convolution and a BatchNorm, recomputed where ``recomputes`` says so."""
 
     def __init__(self, *, recomputes: bool, says_so: bool = True) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4))
+        self.body = nn.Sequential(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4), Seen())
         if says_so:
             self.with_cp = recomputes
         self.recomputes = recomputes

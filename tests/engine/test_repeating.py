@@ -29,7 +29,7 @@ DATA = {"inputs": torch.linspace(-1.0, 2.0, 24).reshape(4, 6)}
 
 
 class Small(BaseModel):
-    """A model with a norm, a drop-out, and a number of its own that it counts up."""
+    """A model with a norm, a drop-out, a number that it counts up, and tensors that it replaces."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,10 +39,16 @@ class Small(BaseModel):
         )
         self.unused = torch.nn.Linear(2, 2)
         self.calls = 0
+        self.bases: torch.Tensor
+        self.register_buffer("bases", torch.zeros(6))
+        self.plain = torch.zeros(6)
         self.disturb: Callable[[torch.Tensor], torch.Tensor] = lambda values: values
 
     def forward(self, inputs: torch.Tensor, mode: str = "tensor") -> Any:
         self.calls += 1
+        # As mmsegmentation's EMAHead does: not written into, but another tensor each time.
+        self.bases = 0.9 * self.bases + 0.1 * inputs.mean(0)
+        self.plain = self.plain + self.bases
         random.random()
         np.random.random()
         return {"loss": self.disturb(self.layers(inputs)).square().mean()}
@@ -60,7 +66,7 @@ def trained(model: Small, steps: int = 1, *, measured: bool = False) -> OptimWra
 
 def everything(model: Small, wrapper: OptimWrapper) -> list[Any]:
     """Return all that a step leaves behind."""
-    tensors = [*model.state_dict().values(), *(item.grad for item in model.parameters())]
+    tensors = [*model.state_dict().values(), model.plain, *(item.grad for item in model.parameters())]
     state = wrapper.state_dict()["state"]
     tensors += [value for item in state.values() for value in item.values()]
     generators = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
