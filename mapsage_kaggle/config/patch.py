@@ -15,6 +15,7 @@ from mapsage_kaggle.config.fingerprint import DEFAULT_SEED, HOW_IT_STEPS, finger
 from mapsage_kaggle.config.planner import Change, Planner
 from mapsage_kaggle.config.reading import (
     ATTACHED_MMCLS,
+    LOADERS,
     MISSING,
     WRAPPERS,
     as_list,
@@ -43,7 +44,6 @@ _BY_CLASS = ("IoUMetric", "MapsageIoUMetric")
 """Metrics that count labels by class, and leave one label out."""
 _PIXEL_BYTES = 3 + 8
 """Of a sample that a data worker hands over: three channels of a byte, and a label of eight."""
-_LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -525,7 +525,7 @@ def _plan_data(planner: Planner, facts: PatchContext, source: Path) -> tuple[int
                 f"train_dataloader.dataset.{key}", value, "labels beyond the classes are refused by name"
             )
     _plan_readable(planner, facts)
-    for name in _LOADERS:
+    for name in LOADERS:
         _plan_workers(planner, name, facts)
     _check_shared_memory(planner, facts, micro)
     if facts.validation_rung and planner.get("val_dataloader.batch_size", 1) != 1:
@@ -585,7 +585,7 @@ def _plan_readable(planner: Planner, facts: PatchContext) -> None:
 
 
 def _plan_roots(planner: Planner, data_roots: Mapping[str, Path]) -> None:
-    for name in _LOADERS:
+    for name in LOADERS:
         for key, value in list(planner.find(f"{name}.dataset", "data_root")):
             found = data_roots.get(str(value))
             if found is not None and str(found) != str(value):

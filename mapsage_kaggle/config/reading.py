@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 MISSING = object()
 
 
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+
+
 WRAPPERS = ("MapsagePositional", "MapsageReadable")
 
 
@@ -74,6 +77,8 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
                 ),
                 "Lists are written as [1,2], tuples as (1,2), without spaces.",
             ) from error
+    if "data_root" in options:
+        options |= dict.fromkeys(_keys_of_the_root(cfg, path), options["data_root"])
     try:
         cfg.merge_from_dict(options)
     except (TypeError, KeyError, AssertionError, IndexError) as error:
@@ -84,6 +89,39 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             "Compare the dotted keys with the config; items of lists are counted from 0.",
         ) from error
     return cfg
+
+
+def _keys_of_the_root(cfg: Config, path: Path) -> list[str]:
+    """Return the dotted keys that say where the data lie: a config's ``data_root`` is copied as it is read.
+
+    Raises:
+        ConfigError: It names several places.
+    """
+    found = list(_roots_with_keys(cfg))
+    if len({root for _, root in found}) > 1:
+        settings = " ".join(f"--set {key}={root}" for key, root in found)
+        raise ConfigError(
+            Message("--set data_root does not say which: {path} names {count} data roots.", path, len(found)),
+            Message("Name each: {settings}", settings),
+        )
+    return [key for key, _ in found]
+
+
+def setting_of_root(cfg: Mapping[str, Any] | Config, root: str) -> str:
+    """Return what to add to the command, so that a data root of the config is another folder."""
+    found = list(_roots_with_keys(cfg))
+    if {other for _, other in found} == {root}:
+        return "--set data_root=FOLDER"
+    return " ".join(f"--set {key}=FOLDER" for key, other in found if other == root)
+
+
+def _roots_with_keys(cfg: Mapping[str, Any] | Config) -> Iterator[tuple[str, str]]:
+    cfg = as_mapping(cfg)
+    for name in LOADERS:
+        prefix = f"{name}.dataset"
+        for key, value in find_below(mapping_or_empty(cfg.get(name)).get("dataset"), prefix, "data_root"):
+            if isinstance(value, str):
+                yield key, value
 
 
 _FORKS = {"mmseg": "onedl-mmsegmentation", "mmdet": "onedl-mmdetection", "mmpretrain": "onedl-mmpretrain"}
@@ -338,6 +376,24 @@ def datasets_of(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for item in [inner, *as_list(dataset.get("datasets"))]:
         if isinstance(item, Mapping):
             yield from datasets_of(item)
+
+
+def leaves_with_keys(dataset: Mapping[str, Any], key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the data sets that read files, each with its dotted key as a person's config has it.
+
+    Args:
+        dataset: The config of a data loader's data set, with the kit's wrapper or without.
+        key: Its own dotted key.
+    """
+    inner, several = dataset.get("dataset"), dataset.get("datasets")
+    if isinstance(inner, Mapping):
+        is_own = type_name(dataset.get("type")) in WRAPPERS
+        yield from leaves_with_keys(inner, key if is_own else f"{key}.dataset")
+    elif isinstance(several, (list, tuple)):
+        for index, item in enumerate(several):
+            yield from leaves_with_keys(item, f"{key}.datasets.{index}")
+    else:
+        yield key, dataset
 
 
 def without_wrappers(dataset: Mapping[str, Any]) -> Mapping[str, Any]:

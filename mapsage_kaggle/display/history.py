@@ -41,6 +41,23 @@ class PastSession:
         return [event for event in self.events if event.event in kinds]
 
 
+def unlabelled(sessions: Sequence[PastSession], iteration: int) -> tuple[str, ...]:
+    """Return the classes of which no pixel was there to compare with, in the validation at an iteration."""
+    for event in (event for session in reversed(sessions) for event in reversed(session.of("validation"))):
+        if event.iteration == iteration:
+            return unlabelled_in(event)
+    return ()
+
+
+def unlabelled_in(validation: Event) -> tuple[str, ...]:
+    """Return the classes that a validation's score says nothing of, as its event tells."""
+    table = validation.data.get("per_class")
+    scores = table.items() if isinstance(table, Mapping) else ()
+    return tuple(
+        str(name) for name, score in scores if isinstance(score, Mapping) and score.get("Acc", 0.0) is None
+    )
+
+
 def read_sessions(folders: Sequence[Path], *, forks: bool = False) -> list[PastSession]:
     """Return the sessions that some work dirs know of, oldest first, each once.
 

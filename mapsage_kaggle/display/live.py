@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.display.columns import aligned
+from mapsage_kaggle.display.history import unlabelled_in
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Tone, style, templates
 from mapsage_kaggle.display.progress import Progress
-from mapsage_kaggle.display.text import size
+from mapsage_kaggle.display.text import size, unseen_text
 from mapsage_kaggle.events import Event
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def _notice(event: Event, words: Words) -> Notice:
     if event.event == "validation":
         metrics = data.get("metrics") or {}
         values = [f"{name} {metrics[name]:.2f} %" for name in ("mIoU", "mAcc", "aAcc") if metrics.get(name)]
-        text = words("view_validated", values=", ".join(values))
+        text = words("view_validated", values=", ".join(values)) + unseen_text(unlabelled_in(event), words)
         if data.get("best"):
             text, tone = f"{text} ★ {words('view_best_yet')}", "good"
     elif event.event == "resume":

@@ -14,13 +14,13 @@ from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.display import class_plots, evaluated, plots
 from mapsage_kaggle.display.audit import FOLLOWS, WHOLE, audit_sessions
 from mapsage_kaggle.display.findings import class_scores, findings, last_confusion, palette_of
-from mapsage_kaggle.display.history import PastSession, one_run, read_sessions, series
+from mapsage_kaggle.display.history import PastSession, one_run, read_sessions, series, unlabelled
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Panel, Table, Tone, data_uri, style, templates
-from mapsage_kaggle.display.text import next_text, score_text, size, times_text
+from mapsage_kaggle.display.text import next_text, score_text, size, times_text, unseen_text
 from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.messages import Message
-from mapsage_kaggle.outside import visible_lines
+from mapsage_kaggle.outside import joined, visible_lines
 from mapsage_kaggle.paths import WorkDir, predictions_below, replace_file
 from mapsage_kaggle.records import CheckpointRef, SessionRecord, share_of_steps
 
@@ -168,7 +168,8 @@ def outcome_panel(record: SessionRecord, work_dir: Path, words: Words) -> Panel:
         facts.append((words("newest"), f"{record.checkpoint.file}, {size(record.checkpoint.size_bytes)}"))
     if record.best is not None and record.best.value is not None:
         value = words("at_iteration", value=score_text(record.best), iteration=record.best.iteration)
-        facts.append((words("best", metric=record.best.metric or ""), value))
+        unseen = unseen_text(unlabelled(read_sessions([work_dir]), record.best.iteration), words)
+        facts.append((words("best", metric=record.best.metric or ""), value + unseen))
     spent = times_text(record, words)
     if spent:
         facts.append((words("time_spent"), spent))
@@ -206,13 +207,15 @@ def _key_numbers(sessions: Sequence[PastSession]) -> list[tuple[str, str, str]]:
         ("sessions", str(len(sessions)), Message("{time} in all", format_duration(total_s))),
     ]
     if last.best is not None and last.best.value is not None:
-        rows.append(
-            (
-                Message("best {metric}", last.best.metric),
-                score_text(last.best),
-                Message("at iteration {iteration}", f"{last.best.iteration:,}"),
+        told: str = Message("at iteration {iteration}", f"{last.best.iteration:,}")
+        unseen = unlabelled(sessions, last.best.iteration)
+        if unseen:
+            told = Message(
+                "at iteration {iteration}; no pixel of validation is {names}",
+                f"{last.best.iteration:,}",
+                joined(unseen),
             )
-        )
+        rows.append((Message("best {metric}", last.best.metric), score_text(last.best), told))
     share_of_last = share_of_steps(last.timings_s)
     if share_of_last is not None:
         rows.append(

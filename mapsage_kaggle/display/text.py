@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.display.columns import aligned, columns
+from mapsage_kaggle.display.history import read_sessions, unlabelled, unlabelled_in
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.events import Event
-from mapsage_kaggle.outside import MAX_LINES, MAX_PATH, listed, visible, visible_lines
+from mapsage_kaggle.outside import MAX_LINES, MAX_PATH, joined, listed, visible, visible_lines
 from mapsage_kaggle.records import ACTIVITIES, CheckpointRef, SessionRecord, share_of_steps
 
 if TYPE_CHECKING:
@@ -143,7 +144,9 @@ def outcome_text(record: SessionRecord, work_dir: Path) -> str:
     if record.checkpoint is not None:
         lines.append(f"Newest checkpoint: {record.checkpoint.file} ({size(record.checkpoint.size_bytes)})")
     if record.best is not None and record.best.value is not None:
-        lines.append(f"Best {record.best.metric}: {score_text(record.best)} at {record.best.iteration}")
+        unseen = unseen_text(unlabelled(read_sessions([work_dir]), record.best.iteration), Words())
+        best = f"{score_text(record.best)} at {record.best.iteration}{unseen}"
+        lines.append(f"Best {record.best.metric}: {best}")
     spent = times_text(record)
     if spent:
         lines.append(f"Time: {format_duration(record.timings_s['session'])}: {spent}")
@@ -188,7 +191,8 @@ def headline(event: Event, words: Words | None = None) -> str:
         return "\n".join(map(words.translate, data.get("lines", [data.get("verdict", "")])))
     if event.event == "validation":
         best = f" ({words('view_best_yet')})" if data.get("best") else ""
-        return f"{at} {words('view_validated', values=scores_text(data.get('metrics', {})))}{best}"
+        unseen = unseen_text(unlabelled_in(event), words)
+        return f"{at} {words('view_validated', values=scores_text(data.get('metrics', {})))}{best}{unseen}"
     if event.event == "checkpoint" and data.get("metric") is None:
         return f"{at} {words('line_saved', file=data.get('file'), size=size(data.get('size_bytes')))}"
     if event.event in ("warning", "restart", "failure", "ladder", "upload"):
@@ -197,6 +201,11 @@ def headline(event: Event, words: Words | None = None) -> str:
     if event.event == "stop":
         return f"{at} {words('line_stop', message=words.translate(data.get('message', '')))}"
     return ""
+
+
+def unseen_text(classes: Sequence[str], words: Words) -> str:
+    """Return what to say after a score of classes that it says nothing of; empty where there are none."""
+    return words("no_pixel", names=joined(classes)) if classes else ""
 
 
 def score_text(best: CheckpointRef) -> str:

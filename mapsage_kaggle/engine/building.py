@@ -38,6 +38,14 @@ def build_model(cfg: Any) -> Any:
     return MODELS.build(copy.deepcopy(cfg.model))
 
 
+def num_inputs(model: Any) -> int | None:
+    """Return the channels that a model's first layer takes; None where it has no backbone of convolutions."""
+    backbone = getattr(model, "backbone", None)
+    layers = backbone.modules() if isinstance(backbone, torch.nn.Module) else iter(())
+    first = next((item for item in layers if isinstance(item, torch.nn.Conv2d)), None)
+    return first.in_channels if first is not None else None
+
+
 def traits_of(model: torch.nn.Module) -> ModelTraits:
     """Return what in a model, as it is built, bears on splitting its batch. It is left in training mode."""
     model.train()

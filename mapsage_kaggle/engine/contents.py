@@ -63,7 +63,7 @@ class TrainingData:
         self._files: list[tuple[str, ...]] = []
         leaves = list(leaves_of(dataset))
         for index, leaf in enumerate(leaves):
-            files = _files_of(leaf)
+            files = files_of(leaf)
             prefix = f"{index}:" if len(leaves) > 1 else ""
             self.names += [prefix + name for name in _relative(files, str(getattr(leaf, "data_root", "")))]
             self._files += files
@@ -175,7 +175,7 @@ class TrainingData:
         )
 
 
-def _files_of(leaf: Any) -> list[tuple[str, ...]]:
+def files_of(leaf: Any) -> list[tuple[str, ...]]:
     """Return the image, and the mask where there is one, of each sample of a data set, as it names them."""
     if not hasattr(leaf, "get_data_info"):
         return [()] * len(leaf)

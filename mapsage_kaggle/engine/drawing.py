@@ -12,7 +12,7 @@ import copy
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -154,7 +154,7 @@ class _Anew(Dataset[Any]):
             if hasattr(self._dataset, "full_init"):
                 self._dataset.full_init()
             if self._each_step:
-                _watch(self._dataset, self._steps)
+                wrap_transforms(self._dataset, lambda transform: _Watched(transform, self._steps))
         self._steps.clear()
         sample = self._dataset[draw]
         innermost = getattr(self._dataset, "dataset", self._dataset)
@@ -176,12 +176,12 @@ class _Watched:
         return getattr(self._transform, name)
 
 
-def _watch(dataset: Any, steps: _Steps) -> None:
-    """Have every transform of a data set, and of those in it, note its results."""
+def wrap_transforms(dataset: Any, wrap: Callable[[Any], Any]) -> None:
+    """Put what ``wrap`` makes of each in the place of every transform of a data set, and of those in it."""
     pipeline = getattr(dataset, "pipeline", None)
     transforms = getattr(pipeline, "transforms", pipeline)
     if isinstance(transforms, list):
-        transforms[:] = [_Watched(item, steps) for item in transforms]
+        transforms[:] = [wrap(item) for item in transforms]
     for inner in (getattr(dataset, "dataset", None), *islice(getattr(dataset, "datasets", ()), _MAX_ITEMS)):
         if inner is not None:
-            _watch(inner, steps)
+            wrap_transforms(inner, wrap)

@@ -25,7 +25,7 @@ MAX_SUBSTITUTES = 16
 PATIENCE_S = (0.5, 2.0, 8.0)
 """How long to wait before each further try to read from storage that does not answer."""
 
-_NOT_ANSWERING = frozenset(
+NOT_ANSWERING = frozenset(
     {
         errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET,
         errno.ECONNABORTED, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EMFILE, errno.ENFILE,
@@ -59,7 +59,7 @@ def read_patiently(dataset: Any, index: int, prepare: Callable[[], None] = lambd
         try:
             return dataset[index]
         except OSError as error:
-            if error.errno not in _NOT_ANSWERING:
+            if error.errno not in NOT_ANSWERING:
                 raise
             name, problem = name_of(dataset, index), os.strerror(error.errno)
             if wait_s is None:
@@ -200,12 +200,16 @@ class GuardedDataset(Dataset[Any]):
         label = label_beyond(truth.data, num_classes=classes, ignore_index=self.ignore_index)
         if label is None:
             return
-        name = name_of(self.dataset, index, "seg_map_path")
-        raise TrainingError(
+        raise self.no_class(name_of(self.dataset, index, "seg_map_path"), label)
+
+    def no_class(self, mask: str, label: int) -> TrainingError:
+        """Return the refusal of a mask with a label that is neither a class nor left out."""
+        classes = self.num_classes or 0
+        return TrainingError(
             Message(
                 "The mask {name} holds the label {label}; with num_classes = {classes}, labels are 0 "
                 "to {most}, and {ignored} is ignored. reduce_zero_label is {reduces}.",
-                name,
+                mask,
                 label,
                 classes,
                 classes - 1,

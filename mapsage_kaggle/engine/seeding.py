@@ -23,6 +23,7 @@ INIT = "init"
 VALIDATION = "validation"
 SUBSTITUTE = "substitute"
 OWN = "own"
+LOOK = "look"
 
 
 def derive(domain: str, seed: int, *position: int) -> int:

@@ -16,6 +16,7 @@ from mapsage_kaggle.engine.contents import CHANGED_REMEDY, TrainingData
 from mapsage_kaggle.engine.control import Control
 from mapsage_kaggle.engine.drawing import NUM_DRAWN, what_differs
 from mapsage_kaggle.engine.fast.plan import plan_cache
+from mapsage_kaggle.engine.looking import look
 from mapsage_kaggle.engine.progress import Progress
 from mapsage_kaggle.engine.ranks import core_model, is_local_rank_zero
 from mapsage_kaggle.engine.repeating import measure
@@ -175,6 +176,7 @@ class WorkerSession:
         return_freed_memory()  # the checkpoint was read by a thread of its own
         _plan_cache(self, runner)
         if self.rank == 0 and not self.spec.restarted:
+            _look(self, runner, iteration)
             _draw_twice(self, runner, iteration)
         if self.rank == 0:
             seconds = self._since_launch()
@@ -444,6 +446,13 @@ def _plan_cache(session: WorkerSession, runner: Runner) -> None:
         runner.logger.info(str(plan))
         if plan.share < 1.0:
             session.warn(session.iteration, str(plan))
+
+
+def _look(session: WorkerSession, runner: Runner, iteration: int) -> None:
+    """Look at some of the data; what cannot work ends the session here, what is odd is told."""
+    classes, _ = classes_and_palette(runner)
+    for message in look(runner, core_model(runner.model), classes):
+        session.warn(iteration, message)
 
 
 def _draw_twice(session: WorkerSession, runner: Runner, iteration: int) -> None:

@@ -55,8 +55,8 @@ def main(arguments: list[str]) -> int:
         print(trace, file=sys.stderr, flush=True)
         has_begun = session.has_begun
         kind = failure_kind(error, has_trained=session.has_trained, has_begun=has_begun)
-        if not has_begun and not isinstance(error, MapsageError):
-            error = known_problem(error) or error
+        if not has_begun:
+            error = _explained(error, spec)
         message = failure_message(error)
         if session.stage == "validation" and not isinstance(error, MapsageError):
             images = ", ".join(session.validated_images)
@@ -77,6 +77,17 @@ def main(arguments: list[str]) -> int:
     finally:
         session.close()
     return EXIT_DONE
+
+
+def _explained(error: BaseException, spec: ChildSpec) -> BaseException:
+    """Return what a person can do about an error in building, where that is known, else the error."""
+    from mmengine.config import Config
+
+    from mapsage_kaggle.engine.matching import nothing_matches, says_nothing_matches
+
+    if says_nothing_matches(error):
+        return nothing_matches(Config.fromfile(spec.config)) or error
+    return error if isinstance(error, MapsageError) else known_problem(error) or error
 
 
 def _train(spec: ChildSpec, session: WorkerSession, *, scratch: Path) -> None:

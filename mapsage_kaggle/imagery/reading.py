@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,10 +70,17 @@ class Pixels:
         rgb: uint8 of shape ``(height, width, 3)``; 0 where there is no data.
         valid: bool of shape ``(height, width)``, False where there is no data; None where there is data
             everywhere.
+        samples: What the model sees in its place, of shape ``(height, width, channels)``; None where that is
+            ``rgb``, blue first.
     """
 
     rgb: Bytes
     valid: NDArray[np.bool_] | None
+    samples: NDArray[Any] | None = None
+
+    def as_read(self) -> NDArray[Any]:
+        """Return what the model's pipeline sees, of shape ``(height, width, channels)``."""
+        return self.rgb[..., ::-1] if self.samples is None else self.samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,18 +180,25 @@ def _header(path: Path) -> _Header | None:
 class _Held:
     """A decoded image."""
 
-    is_tiff = False
-
     def __init__(self, path: Path, pixels: Pixels) -> None:
         self.path = path
+        self.is_tiff = False
         self.georeference: Georeference | None = None
         self._pixels = pixels
         self.height, self.width = pixels.rgb.shape[:2]
 
+    def hide(self, valid: NDArray[np.bool_]) -> None:
+        """Take what is not valid for *no data*."""
+        rgb = self._pixels.rgb.copy()
+        rgb[~valid] = 0
+        self._pixels = replace(self._pixels, rgb=rgb, valid=valid)
+
     def read(self, top: int, bottom: int) -> Pixels:
-        valid = self._pixels.valid
+        valid, samples = self._pixels.valid, self._pixels.samples
         return Pixels(
-            rgb=self._pixels.rgb[top:bottom], valid=valid[top:bottom] if valid is not None else None
+            rgb=self._pixels.rgb[top:bottom],
+            valid=valid[top:bottom] if valid is not None else None,
+            samples=samples[top:bottom] if samples is not None else None,
         )
 
 
@@ -264,11 +278,92 @@ def _unreadable(path: Path, reason: str) -> DataError:
     return DataError(f"{path} cannot be read as an image: {reason}.", "Copy it again, or leave it out.")
 
 
+# --- pictures that something else has read
+
+
+@contextmanager
+def open_loaded(path: Path, samples: NDArray[Any], *, blue_first: bool) -> Iterator[Picture]:
+    """Open an image whose samples a config's own pipeline has read: of any number of channels, of any kind.
+
+    Where it lies on Earth, and the value that means *no data*, are the file's own.
+
+    Args:
+        path: The image.
+        samples: Of shape ``(height, width, channels)``.
+        blue_first: Whether the first three channels are blue, green and red.
+    """
+    picture = _Held(path, Pixels(rgb=drawable(samples, blue_first=blue_first), valid=None, samples=samples))
+    header, no_data = _header(path), None
+    if header is None or header.is_tiff:
+        try:
+            with _opened(path) as dataset:
+                picture.is_tiff, no_data = True, dataset.nodata
+                picture.georeference = _georeference_of(dataset)
+        except (ImportError, DataError):
+            no_data = None  # of a format that the pipeline alone knows
+    valid = np.isfinite(samples).all(2) if samples.dtype.kind == "f" else np.ones(samples.shape[:2], bool)
+    if no_data is not None:
+        valid &= (samples != no_data).any(2)
+    if not valid.all():
+        picture.hide(valid)
+    yield picture
+
+
+def read_bands(path: Path, num: int, options: ReadOptions, *, blue_first: bool) -> NDArray[Any]:
+    """Return so many bands of an image, of shape ``(height, width, num)``, by rasterio.
+
+    Args:
+        path: The image.
+        num: How many the model takes.
+        options: Which they are, red, green and blue first; by default all, in the file's order.
+        blue_first: Whether the model takes blue, green, red and then the others, as OpenCV reads.
+
+    Raises:
+        DataError: It has another number of bands, or cannot be read.
+        MachineError: rasterio is missing.
+    """
+    try:
+        with _opened(path) as dataset:
+            bands = list(options.bands or range(1, dataset.count + 1))
+            if len(bands) != num or max(bands) > dataset.count:
+                raise DataError(
+                    f"{path} has {dataset.count} bands, and the model takes {num} channels.",
+                    f"Name {num} of them, red, green and blue first, counted from 1: --bands "
+                    f"{','.join(map(str, range(1, num + 1)))}",
+                )
+            samples = np.moveaxis(dataset.read(bands), 0, -1)
+    except ImportError as error:
+        raise missing_extra("geo", "rasterio", f"to read {path}") from error
+    samples = _to_bytes(samples, path, options)
+    return samples[..., [2, 1, 0, *range(3, num)]] if blue_first and num >= 3 else samples
+
+
+def drawable(samples: NDArray[Any], *, blue_first: bool) -> Bytes:
+    """Return a picture of samples of any kind, uint8 of shape ``(height, width, 3)``: for eyes alone."""
+    shown = samples[..., :3] if samples.shape[2] >= 3 else samples[..., :1]
+    shown = shown[..., ::-1] if blue_first else shown
+    if shown.dtype != np.uint8:
+        values = np.nan_to_num(shown.astype(np.float32))
+        # What lies within 0 to 255 is 8 bits in another type; else most of it is to be seen.
+        is_bytes = values.min() >= 0 and 1 < values.max() <= 255
+        low, high = (0, 255) if is_bytes else np.percentile(values[::8, ::8], (2, 98))
+        scaled = (values - low) * (255 / max(float(high - low), 1e-6))
+        shown = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return _as_rgb(shown)
+
+
 # --- pictures that are read line by line -----------------------------------------------------------------
 
 
 @contextmanager
 def _open_by_lines(path: Path, options: ReadOptions) -> Iterator[Picture]:
+    with _opened(path) as dataset:
+        yield _Lines(path, dataset, options)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open an image with rasterio, by the driver that its content tells."""
     import warnings
 
     import rasterio
@@ -289,7 +384,13 @@ def _open_by_lines(path: Path, options: ReadOptions) -> Iterator[Picture]:
         except RasterioError as error:
             raise _unreadable(path, str(error).splitlines()[0]) from error
         with dataset:
-            yield _Lines(path, dataset, options)
+            yield dataset
+
+
+def _georeference_of(dataset: Any) -> Georeference | None:
+    if dataset.crs is not None or not dataset.transform.is_identity or dataset.gcps[0]:
+        return Georeference(crs=dataset.crs, transform=dataset.transform, gcps=dataset.gcps)
+    return None
 
 
 class _Lines:
@@ -299,9 +400,7 @@ class _Lines:
         self.path = path
         self.width, self.height = dataset.width, dataset.height
         self.is_tiff = dataset.driver in ("GTiff", "JP2OpenJPEG", "HFA")
-        self.georeference: Georeference | None = None
-        if dataset.crs is not None or not dataset.transform.is_identity or dataset.gcps[0]:
-            self.georeference = Georeference(crs=dataset.crs, transform=dataset.transform, gcps=dataset.gcps)
+        self.georeference = _georeference_of(dataset)
         self._dataset, self._options = dataset, options
         self._bands = _bands_of(path, dataset, options.bands)
         self._palette = _palette_of(dataset) if len(self._bands) == 1 else None

@@ -25,9 +25,11 @@ from PIL import Image
 from mapsage_kaggle.data.datasets import area_of
 from mapsage_kaggle.engine.jobs.child import Emit
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, View, Windows, load_model, windows_of
+from mapsage_kaggle.engine.matching import nothing_matches, says_nothing_matches
 from mapsage_kaggle.engine.metric import confusion_matrix
 from mapsage_kaggle.engine.shapes import json_like
 from mapsage_kaggle.errors import ConfigError, DataError
+from mapsage_kaggle.imagery.reading import drawable
 from mapsage_kaggle.messages import Message, joined_by, text_of
 from mapsage_kaggle.metrics import add, open_tally, read_tally
 
@@ -70,8 +72,7 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
         for index, item in _ahead(data, todo):
             prediction, label = look(model, item, windows=windows, views=views)
             if index in shown:
-                picture = file.with_name(f"{file.stem}-{index}.png")
-                picture.write_bytes(example(item, prediction, label, model.palette))
+                _draw(file.with_name(f"{file.stem}-{index}.png"), item, prediction, label, model, emit)
             counts = confusion_matrix(prediction, label, len(model.classes), ignored)
             add(tally, images[index], counts.tolist())
             done += 1
@@ -103,8 +104,13 @@ def build_data(cfg: Config, loader: str) -> BaseDataset:
     except FileNotFoundError as error:
         raise DataError(
             joined_by("", (f"{loader}: ", text_of(error), ".")),
-            "Attach the data set, or name its data_root with --set.",
+            "Attach the data set, or name it: --set data_root=FOLDER",
         ) from error
+    except ValueError as error:
+        explained = nothing_matches(cfg) if says_nothing_matches(error) else None
+        if explained is None:
+            raise
+        raise explained from error
     if len(data) == 0:
         raise DataError(Message("{loader} has no image.", loader), "Attach the whole data set.")
     return data
@@ -148,13 +154,34 @@ def look(
     return prediction, label.to(prediction.device)
 
 
+def _draw(
+    file: Path,
+    item: Mapping[str, Any],
+    prediction: torch.Tensor,
+    label: torch.Tensor,
+    model: TrainedModel,
+    emit: Emit,
+) -> None:
+    """Write a picture of an image and its classes; one that cannot be drawn costs no score."""
+    try:
+        file.write_bytes(example(item, prediction, label, model.palette))
+    except Exception as error:  # noqa: BLE001 - whatever a person's pipeline gives
+        reason = f"{type(error).__name__}: {error}"
+        emit(
+            "warning",
+            problem=f"No picture was drawn of {item['data_samples'].metainfo.get('img_path')}: {reason}",
+        )
+
+
 def example(
     item: Mapping[str, Any], prediction: torch.Tensor, label: torch.Tensor, palette: Sequence[Sequence[int]]
 ) -> bytes:
     """Return an image, its mask and the prediction side by side, as PNG; what is ignored is grey."""
     height, width = label.shape
     step = max(1, -(-max(height, width) // _EXAMPLE_PX))
-    image = item["inputs"].flip(0).float().unsqueeze(0)  # the pipeline has blue, green, red
+    # The pipeline has blue, green, red; of other channels the first are drawn.
+    shown = drawable(item["inputs"].permute(1, 2, 0).cpu().numpy(), blue_first=True)
+    image = torch.from_numpy(shown).permute(2, 0, 1).float().unsqueeze(0)
     image = F.interpolate(image, (height, width), mode="bilinear", align_corners=False)[0]
     colours = torch.full((256, 3), _IGNORED_GREY, dtype=torch.uint8)
     colours[: len(palette)] = torch.tensor([list(colour) for colour in palette], dtype=torch.uint8)
