@@ -137,7 +137,7 @@ def find_data_roots(folder: Path) -> tuple[DataRoot, ...]:
     found = walk(
         folder,
         want_dir=lambda name: name.casefold() == _IMAGES,
-        enter=lambda name: name.casefold() not in (_IMAGES, _MASKS),
+        enter=lambda name: name.casefold() not in (_IMAGES, _MASKS) and not is_debris(name),
     )
     # A root lies two levels above its images, or three with areas, or one more with nested splits.
     candidates = {
@@ -155,6 +155,11 @@ def find_data_roots(folder: Path) -> tuple[DataRoot, ...]:
     return tuple(roots.values())
 
 
+def is_debris(folder: str) -> bool:
+    """Tell whether a folder is what archives made on a Mac leave: all names again, with no image in them."""
+    return folder == "__MACOSX"
+
+
 def read_data_root(path: Path) -> DataRoot:
     """Return the data set that lies at ``path`` itself.
 
@@ -164,7 +169,7 @@ def read_data_root(path: Path) -> DataRoot:
     if not path.is_dir():
         raise DataError(
             Message("The data root {path} does not exist.", path),
-            "Attach the data set as input, or set data_root to the folder that holds Train and Val.",
+            "Attach the data set as input, or name what holds Train and Val: --set data_root=FOLDER",
         )
     root = _as_root(path)
     if root is not None:
@@ -172,9 +177,9 @@ def read_data_root(path: Path) -> DataRoot:
     found = _few(child.name for child in _folders(path).values()) or Message("no folder")
     nearby = find_data_roots(path)
     remedy = (
-        Message("Set data_root to {path}.", nearby[0].path)
+        Message("It lies in {path}: --set data_root={folder}", nearby[0].path, nearby[0].path)
         if nearby
-        else Message("Set data_root to the folder that holds Train and Val.")
+        else Message("Name the folder that holds Train and Val: --set data_root=FOLDER")
     )
     raise DataError(
         Message(
@@ -184,7 +189,13 @@ def read_data_root(path: Path) -> DataRoot:
     )
 
 
-def choose_data_root(roots: Sequence[DataRoot], *, searched: Path, layout: Layout | None = None) -> DataRoot:
+def choose_data_root(
+    roots: Sequence[DataRoot],
+    *,
+    searched: Path,
+    layout: Layout | None = None,
+    setting: str = "--set data_root=FOLDER",
+) -> DataRoot:
     """Return the one data set to train on.
 
     One with images and masks to train on and to validate goes before one that lacks some.
@@ -193,6 +204,7 @@ def choose_data_root(roots: Sequence[DataRoot], *, searched: Path, layout: Layou
         roots: What :func:`find_data_roots` found.
         searched: Where it looked, for the message.
         layout: The layout that the config's dataset class reads; None for either.
+        setting: What names one on the command line.
 
     Raises:
         DataError: There is none, or there are several that differ in nothing but their place.
@@ -210,7 +222,7 @@ def choose_data_root(roots: Sequence[DataRoot], *, searched: Path, layout: Layou
                 searched,
                 ", ".join(str(root.path) for root in best),
             ),
-            "Detach all but one, or name it: --set data_root=FOLDER.",
+            Message("Detach all but one, or name it: {setting}", setting),
         )
     if roots:
         others = ", ".join(f"{root.path} ({root.layout} layout)" for root in roots)

@@ -11,6 +11,7 @@ from mapsage_kaggle.config.reading import (
     data_roots_of,
     datasets_of,
     pretrained_of,
+    setting_of_root,
     type_name,
     weights_files,
 )
@@ -33,14 +34,18 @@ def find_data(cfg: Mapping[str, Any], inputs: Path) -> dict[str, Path]:
         if Path(name).is_dir():
             found[name] = Path(name).absolute()
             continue
-        layout = {"EarthVQADataset": "earthvqa", "LoveDASplitDataset": "loveda"}.get(kind)
+        layout = _OWN_LAYOUTS.get(kind)
         if layout is not None:
             roots = datasets.find_data_roots(inputs) if inputs.is_dir() else ()
-            chosen = datasets.choose_data_root(roots, searched=inputs, layout=layout)  # type: ignore[arg-type]
+            setting = setting_of_root(cfg, name)
+            chosen = datasets.choose_data_root(roots, searched=inputs, layout=layout, setting=setting)
             found[name] = chosen.path
         elif (place := _find_by_layout(cfg, name, inputs)) is not None:
             found[name] = place
     return found
+
+
+_OWN_LAYOUTS: Mapping[str, datasets.Layout] = {"EarthVQADataset": "earthvqa", "LoveDASplitDataset": "loveda"}
 
 
 def _find_by_layout(cfg: Mapping[str, Any], root: str, inputs: Path) -> Path | None:
@@ -78,8 +83,7 @@ def _find_by_layout(cfg: Mapping[str, Any], root: str, inputs: Path) -> Path | N
                 expected,
                 ", ".join(map(str, best)),
             ),
-            "Detach all but one, or name it in the config or with --set: "
-            "train_dataloader.dataset.data_root=FOLDER, and the same for val_dataloader.",
+            Message("Detach all but one, or name it: {setting}", setting_of_root(cfg, root)),
         )
     raise DataError(
         Message(
@@ -88,8 +92,11 @@ def _find_by_layout(cfg: Mapping[str, Any], root: str, inputs: Path) -> Path | N
             inputs,
             expected,
         ),
-        "Attach the data set as input, or set data_root to where it lies; if it was attached just now, wait "
-        "a minute and try again.",
+        Message(
+            "Attach the data set as input; if it was attached just now, wait a minute and try again. "
+            "Or say where it lies: {setting}",
+            setting_of_root(cfg, root),
+        ),
     )
 
 
@@ -113,7 +120,11 @@ def count_images(cfg: Mapping[str, Any], inputs: Path) -> int | None:
         if listing.is_file():
             total += sum(1 for line in listing.read_text(encoding="utf-8").splitlines() if line.strip())
         elif (root / folder).is_dir():
-            total += sum(1 for file in (root / folder).rglob("*") if file.suffix.lower() in _IMAGES)
+            total += sum(
+                1
+                for file in (root / folder).rglob("*")
+                if file.suffix.lower() in _IMAGES and not file.name.startswith(".")
+            )
     return total * repeats or None
 
 
@@ -142,7 +153,7 @@ def _levels(folder: Path, depth: int = 6) -> Iterator[list[Path]]:
             Path(entry.path)
             for parent in level
             for entry in scandir(parent)
-            if entry.is_dir(follow_symlinks=False)
+            if entry.is_dir(follow_symlinks=False) and not datasets.is_debris(entry.name)
         ]
 
 
@@ -160,9 +171,25 @@ def scandir(folder: Path) -> list[os.DirEntry[str]]:
 
 def find_pretrained(cfg: Mapping[str, Any], inputs: Path) -> dict[str, Path]:
     """Return the attached file for each pretrained weight of the config, by the config's name for it."""
+    return _attached(pretrained_of(cfg), inputs)
+
+
+def find_start(cfg: Mapping[str, Any], inputs: Path) -> Path | None:
+    """Return the file that a config's ``load_from`` names; of an address the attached file of that name.
+
+    Returns:
+        The file, whether it is there or not; None where there is no ``load_from``, or nothing of the name
+        of an address is attached.
+    """
+    name = str(cfg.get("load_from") or "")
+    if "://" not in name:
+        return Path(name) if name else None
+    return _attached((name,), inputs).get(name)
+
+
+def _attached(names: Sequence[str], inputs: Path) -> dict[str, Path]:
     from mapsage_kaggle.walk import walk
 
-    names = pretrained_of(cfg)
     found = {name: Path(name).absolute() for name in names if Path(name).is_file()}
     missing = [name for name in names if name not in found]
     if not missing or not inputs.is_dir():

@@ -105,6 +105,13 @@ def test_a_link_that_leads_back_ends_the_search(tmp_path: Path) -> None:
     assert tmp_path / "data" in [root.path for root in find_data_roots(tmp_path)]
 
 
+def test_what_a_mac_s_archive_leaves_is_no_data_set(tmp_path: Path) -> None:
+    lay_out(tmp_path / "upload" / "earthvqa")
+    lay_out(tmp_path / "upload" / "__MACOSX" / "earthvqa")
+    (root,) = find_data_roots(tmp_path)
+    assert root.path == tmp_path / "upload" / "earthvqa"
+
+
 def test_a_missing_folder_holds_no_data_set(tmp_path: Path) -> None:
     assert find_data_roots(tmp_path / "nothing") == ()
 
@@ -161,7 +168,8 @@ def test_a_data_root_one_level_too_high_is_corrected(tmp_path: Path) -> None:
     lay_out(tmp_path / "inner")
     with pytest.raises(DataError, match="holds inner") as caught:
         read_data_root(tmp_path)
-    assert str(tmp_path / "inner") in caught.value.remedy
+    assert caught.value.remedy.endswith(f"--set data_root={tmp_path / 'inner'}")
+    assert read_data_root(tmp_path / "inner").trainable
 
 
 def test_a_data_root_that_does_not_exist_is_named(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.configs import lay_out, own_data, small
 
-from mapsage_kaggle.data.find import find_data, find_pretrained
-from mapsage_kaggle.errors import DataError
+from mapsage_kaggle.config.reading import read_config
+from mapsage_kaggle.data.find import count_images, find_data, find_pretrained
+from mapsage_kaggle.errors import ConfigError, DataError
 
 
 def test_a_data_root_is_found_by_the_folders_that_the_config_reads(tmp_path: Path) -> None:
@@ -70,3 +72,79 @@ def test_attached_weights_are_found_under_any_folder(tmp_path: Path) -> None:
     cfg = small(model__pretrained="open-mmlab://resnet50_v1c")
     assert find_pretrained(cfg, tmp_path) == {"open-mmlab://resnet50_v1c": file}
     assert find_pretrained(small(model__pretrained="open-mmlab://resnet18_v1c"), tmp_path) == {}
+
+
+def clutter(place: Path, *files: str) -> None:
+    """Leave below a folder what an archive made on a Mac leaves beside the data."""
+    for file in files:
+        debris = place / "__MACOSX" / Path(file).parent / f"._{Path(file).name}"
+        debris.parent.mkdir(parents=True, exist_ok=True)
+        debris.write_bytes(b"Mac OS X")
+
+
+def test_what_a_mac_s_archive_leaves_is_no_second_data_set(tmp_path: Path) -> None:
+    place = lay_out(tmp_path / "upload" / "fields")
+    clutter(
+        tmp_path / "upload", *(str(file.relative_to(tmp_path / "upload")) for file in place.rglob("*.png"))
+    )
+    (place / "img" / "train" / "._0.png").touch()
+    assert find_data(own_data(), tmp_path) == {"data/fields": place}
+    assert count_images(own_data(), tmp_path) == 1
+
+
+def chosen_by(remedy: str, cfg: dict[str, Any], folder: Path, tmp_path: Path) -> dict[str, Path]:
+    """Return where the data lie once the remedy's line is added to the command."""
+    config = tmp_path / "own.py"
+    config.write_text("\n".join(f"{key} = {value!r}" for key, value in cfg.items()))
+    settings = [word.split()[0].replace("FOLDER", str(folder)) for word in remedy.split("--set ")[1:]]
+    return find_data(read_config(config, settings), tmp_path / "input")
+
+
+@pytest.mark.parametrize("kind", ["plain", "RepeatDataset", "ConcatDataset"])
+def test_of_several_that_fit_the_one_is_taken_that_the_remedy_names(tmp_path: Path, kind: str) -> None:
+    first, second = lay_out(tmp_path / "input" / "a" / "one"), lay_out(tmp_path / "input" / "b" / "two")
+    cfg = own_data()
+    inner = cfg["train_dataloader"]["dataset"]
+    if kind == "RepeatDataset":
+        cfg["train_dataloader"]["dataset"] = {"type": kind, "times": 2, "dataset": inner}
+    elif kind == "ConcatDataset":
+        other = {**inner, "data_root": str(first)}
+        cfg["train_dataloader"]["dataset"] = {"type": kind, "datasets": [inner, other]}
+    with pytest.raises(DataError, match="2 folders") as refused:
+        find_data(cfg, tmp_path / "input")
+    found = chosen_by(refused.value.remedy, cfg, second, tmp_path)
+    assert found[str(second)] == second
+    assert set(found.values()) == ({first, second} if kind == "ConcatDataset" else {second})
+
+
+def test_a_root_that_nothing_has_is_taken_from_where_the_remedy_says(tmp_path: Path) -> None:
+    (tmp_path / "input").mkdir()
+    elsewhere = lay_out(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="does not exist") as refused:
+        find_data(own_data(), tmp_path / "input")
+    assert chosen_by(refused.value.remedy, own_data(), elsewhere, tmp_path) == {str(elsewhere): elsewhere}
+
+
+def test_the_kit_s_own_data_sets_are_named_by_the_remedy_as_well(tmp_path: Path) -> None:
+    for name in "ab":
+        for split in ("Train", "Val"):
+            for kind in ("images_png", "masks_png"):
+                (tmp_path / "input" / name / split / kind).mkdir(parents=True)
+    with pytest.raises(DataError, match="2 data sets") as refused:
+        find_data(small(), tmp_path / "input")
+    folder = tmp_path / "input" / "b"
+    assert chosen_by(refused.value.remedy, small(), folder, tmp_path) == {str(folder): folder}
+
+
+def test_one_setting_for_several_roots_is_refused_with_a_line_for_each(tmp_path: Path) -> None:
+    config = tmp_path / "own.py"
+    cfg = own_data()
+    cfg["val_dataloader"]["dataset"]["data_root"] = "data/other"
+    config.write_text("\n".join(f"{key} = {value!r}" for key, value in cfg.items()))
+    with pytest.raises(ConfigError, match="2 data roots") as refused:
+        read_config(config, ["data_root=/data"])
+    settings = [word.strip() for word in refused.value.remedy.split("--set ")[1:]]
+    assert settings == [
+        "train_dataloader.dataset.data_root=data/fields", "val_dataloader.dataset.data_root=data/other"
+    ]  # fmt: skip
+    read_config(config, settings)
