@@ -147,7 +147,7 @@ def _add_predict(add: _Add) -> None:
         help="side of the windows over larger images (1024, above 2048 x 2048)",
     )
     predict.add_argument("--overlap", type=int, metavar="N", help="of windows, in pixels (a quarter)")
-    predict.add_argument("--bands", metavar="R,G,B", help="which bands are red, green and blue, from 1")
+    predict.add_argument("--bands", metavar="R,G,B", help="red, green, blue, and other bands, from 1")
     predict.add_argument(
         "--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="what becomes 0 and 255"
     )

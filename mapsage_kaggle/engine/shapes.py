@@ -42,6 +42,23 @@ def dataset_classes(dataset: Mapping[str, Any]) -> tuple[str, ...] | None:
     return tuple(classes) if classes else None
 
 
+def places_of_classes(dataset: Mapping[str, Any], num_classes: int) -> tuple[int, ...]:
+    """Return where each class stands among all of its type of data set; elsewhere where only some are used.
+
+    mmsegmentation maps the labels of some of the classes (``metainfo = dict(classes=…)``) by ``label_map``.
+    """
+    from mmseg.registry import DATASETS
+
+    kind, classes = dataset.get("type"), dataset_classes(dataset) or ()
+    cls: Any = DATASETS.get(kind) if isinstance(kind, str) else kind
+    try:
+        label_map = cls.get_label_map(list(classes)) or {}
+    except (AttributeError, ValueError):  # it has none, or refuses these classes, as it says when it is built
+        label_map = {}
+    places = {new: old for old, new in sorted(label_map.items(), reverse=True)}
+    return tuple(places.get(index, index) for index in range(num_classes))
+
+
 def json_like(value: Any) -> Any:
     """Return nested plain dicts and lists, so that building a model leaves the config as it was."""
     if isinstance(value, Mapping):

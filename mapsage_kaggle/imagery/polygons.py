@@ -61,6 +61,7 @@ def write_polygons(
     transform = georeference.transform if georeference is not None else IDENTITY
     crs = georeference.crs.to_wkt() if georeference is not None and georeference.crs is not None else None
     pixel_area = abs(transform.determinant)
+    name_of = dict(zip(labels.numbers, labels.classes, strict=True))
     total = 0
     with replacing(path) as temporary:
         temporary.unlink(missing_ok=True)
@@ -80,7 +81,7 @@ def write_polygons(
             shapes, values, areas, pixels = shapes[kept], values[kept], areas[kept], pixels[kept]
             if not len(shapes) and total:
                 continue
-            names = np.array([labels.classes[value - labels.first] for value in values], dtype=object)
+            names = np.array([name_of[value] for value in values.tolist()], dtype=object)
             fields: dict[str, Any] = {"value": values, "class": names, "pixels": pixels, "area": areas}
             with warnings.catch_warnings():
                 # Of a picture without a georeference, where it is true and meant.

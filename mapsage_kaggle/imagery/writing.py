@@ -30,26 +30,27 @@ class Labels:
     Attributes:
         classes: Their names.
         palette: A colour for each, RGB.
-        first: The mask value of the first class; the others follow.
+        numbers: The mask value of each class.
         no_data: The mask value of what belongs to no class.
     """
 
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
-    first: int
+    numbers: tuple[int, ...]
     no_data: int
 
     def __post_init__(self) -> None:
-        values = range(self.first, self.first + len(self.classes))
-        if len(self.palette) != len(self.classes) or values[-1] > 255 or self.no_data in values:
+        numbers = {*self.numbers, self.no_data}
+        counts = {len(self.classes), len(self.palette), len(self.numbers), len(numbers) - 1}
+        if len(counts) > 1 or not all(0 <= number <= 255 for number in numbers):
             raise DataError(
-                f"{len(self.classes)} classes, {len(self.palette)} colours, values from {self.first} and "
+                f"{len(self.classes)} classes, {len(self.palette)} colours, the values {self.numbers} and "
                 f"{self.no_data} for no data do not make a mask of 8 bits."
             )
 
     def values(self, classes: Bytes, valid: NDArray[np.bool_] | None) -> Bytes:
         """Return a mask for class numbers from 0; where there is no data, ``no_data``."""
-        mask: Bytes = classes + np.uint8(self.first)
+        mask: Bytes = np.asarray(self.numbers, np.uint8)[classes]
         if valid is not None:
             mask[~valid] = self.no_data
         return mask
@@ -57,7 +58,7 @@ class Labels:
     def colours(self) -> Bytes:
         """Return a colour for each mask value, of shape (256, 3); black for what is no class."""
         table: Bytes = np.zeros((256, 3), np.uint8)
-        table[self.first : self.first + len(self.classes)] = self.palette
+        table[list(self.numbers)] = self.palette
         return table
 
 

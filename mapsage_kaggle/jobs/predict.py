@@ -22,7 +22,10 @@ from mapsage_kaggle.messages import Message
 
 SUBMISSION = "submission.zip"
 _SUBMISSION_LABELS = Labels(
-    classes=datasets.EARTHVQA_CLASSES, palette=datasets.EARTHVQA_PALETTE, first=1, no_data=datasets.NO_DATA
+    classes=datasets.EARTHVQA_CLASSES,
+    palette=datasets.EARTHVQA_PALETTE,
+    numbers=tuple(range(1, len(datasets.EARTHVQA_CLASSES) + 1)),
+    no_data=datasets.NO_DATA,
 )
 
 
@@ -145,10 +148,10 @@ def check_options(options: PredictOptions) -> None:
             Message("Windows of {size} pixels cannot overlap by {overlap}.", options.window, options.overlap),
             "Take an overlap of at most half of the window.",
         )
-    if options.bands is not None and (len(options.bands) not in (1, 3) or min(options.bands) < 1):
+    if options.bands is not None and min(options.bands) < 1:
         raise UsageError(
-            Message("--bands {bands} does not name three bands.", ",".join(map(str, options.bands))),
-            "Give red, green and blue, counted from 1, such as 3,2,1; or one band for grey.",
+            Message("--bands {bands} has a band below 1.", ",".join(map(str, options.bands))),
+            "Bands are counted from 1: red, green and blue, such as 3,2,1, and then any others.",
         )
     if options.value_range is not None and not options.value_range[0] < options.value_range[1]:
         low, high = options.value_range

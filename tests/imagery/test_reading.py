@@ -25,7 +25,7 @@ from mapsage_kaggle.imagery.reading import Georeference, Pixels, ReadOptions, fi
 from mapsage_kaggle.imagery.submission import check_submission, write_submission
 from mapsage_kaggle.imagery.writing import Labels, overlay, write_png, write_tiff
 
-LABELS = Labels(classes=EARTHVQA_CLASSES, palette=EARTHVQA_PALETTE, first=1, no_data=0)
+LABELS = Labels(classes=EARTHVQA_CLASSES, palette=EARTHVQA_PALETTE, numbers=tuple(range(1, 9)), no_data=0)
 TRANSFORM = from_origin(500_000.0, 3_400_000.0, 0.3, 0.3)
 
 

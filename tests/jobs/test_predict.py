@@ -33,6 +33,7 @@ from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE
 from mapsage_kaggle.data.scenes import draw_scene, generate_scenes
 from mapsage_kaggle.engine.jobs import predict as engine
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load_model
+from mapsage_kaggle.engine.jobs.preparing import TestPipeline
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_USAGE, ConfigError
 from mapsage_kaggle.imagery.journal import JOURNAL
 from mapsage_kaggle.imagery.parts import Parts
@@ -136,7 +137,11 @@ def test_labels_follow_the_data_sets_way_with_zero(model: TrainedModel) -> None:
     cfg.train_dataloader.dataset = {"type": "PascalVOCDataset"}
     plain = engine.labels_of(cfg, model)
 
-    assert [(found.first, found.no_data) for found in (ours, reduced, plain)] == [(1, 0), (1, 0), (0, 255)]
+    assert [(found.numbers[0], found.no_data) for found in (ours, reduced, plain)] == [
+        (1, 0),
+        (1, 0),
+        (0, 255),
+    ]
     assert isinstance(ours, Labels) and ours.classes == EARTHVQA_CLASSES
 
 
@@ -145,7 +150,7 @@ def test_a_pipeline_that_makes_several_images_of_one_is_refused() -> None:
     cfg.test_dataloader.dataset.pipeline = [{"type": "LoadImageFromFile"}, {"type": "TestTimeAug"}]
 
     with pytest.raises(ConfigError, match="LoadImageFromFile, TestTimeAug"):
-        engine.TestPipeline(cfg)
+        TestPipeline(cfg)
 
 
 def test_probabilities_overlay_and_polygons_fit_the_mask(tmp_path: Path, model: TrainedModel) -> None:

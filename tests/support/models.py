@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 from mapsage_kaggle.config.patch import for_inference
 from mapsage_kaggle.config.reading import read_config
+from mapsage_kaggle.engine.building import num_inputs
 from mapsage_kaggle.engine.jobs.inference import build_model
 from support.standin import REPOSITORY
 
@@ -30,7 +31,7 @@ def balance(net: torch.nn.Module) -> None:
     head = net.decode_head
     last = head.mask_norm if hasattr(head, "mask_norm") else head.conv_seg  # Segmenter's, and others'
     with torch.inference_mode():
-        inputs = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+        inputs = torch.randn(1, num_inputs(net) or 3, 64, 64, generator=torch.Generator().manual_seed(5))
         last.bias -= net.eval().encode_decode(inputs, [{"img_shape": inputs.shape[2:]}]).mean((0, 2, 3))
 
 

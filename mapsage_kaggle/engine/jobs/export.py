@@ -1,7 +1,7 @@
 """A trained model in forms that need neither this kit nor a pickle, each run again and compared.
 
 The child of :func:`mapsage_kaggle.jobs.export.export`. All forms take one tensor ``image``, float32 of shape
-``(N, 3, H, W)``, red, green and blue in 0 to 255, and give ``logits``, float32 of shape
+``(N, C, H, W)``, red, green and blue in 0 to 255 where they are three, and give ``logits``, float32 of shape
 ``(N, classes, H, W)``: what the config's ``data_preprocessor`` does to an image is part of the graph.
 
 - ``model.safetensors``: the weights under mmsegmentation's names, for ``config.py``.
@@ -33,13 +33,16 @@ from torch.nn import functional
 
 from mapsage_kaggle.checkpoints.manifest import file_sha256
 from mapsage_kaggle.config.reading import type_name
+from mapsage_kaggle.config.testing import test_pipeline_of
 from mapsage_kaggle.engine import deterministic
+from mapsage_kaggle.engine.building import num_inputs
 from mapsage_kaggle.engine.jobs.child import Emit
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load_model
-from mapsage_kaggle.engine.jobs.predict import TestPipeline, labels_of, pipeline_of
+from mapsage_kaggle.engine.jobs.predict import labels_of
+from mapsage_kaggle.engine.jobs.preparing import TestPipeline
 from mapsage_kaggle.engine.shapes import json_like
 from mapsage_kaggle.errors import ConfigError, DataError, JobError
-from mapsage_kaggle.imagery.reading import open_picture
+from mapsage_kaggle.imagery.reading import Pixels, drawable, open_picture
 from mapsage_kaggle.messages import Message
 
 WEIGHTS, ONNX, PROGRAM = "model.safetensors", "model.onnx", "model.pt2"
@@ -66,7 +69,9 @@ Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Portable(nn.Module):
-    """A segmentor whose input is an RGB image as it is read, and whose output has the image's size.
+    """A segmentor whose input is an image as it is read, and whose output has the image's size.
+
+    Images of three channels are RGB; of another number, as the config's test pipeline has them.
 
     Args:
         net: mmsegmentation's segmentor.
@@ -85,11 +90,12 @@ class Portable(nn.Module):
             )
         self.net = net
         # mmsegmentation reads blue, green, red. A model that turns them around wants red, green, blue.
-        self.turns = not prepare._channel_conversion
+        self.channels = num_inputs(net) or 3
+        self.turns = self.channels == 3 and not prepare._channel_conversion
         self.normalises = bool(prepare._enable_normalize)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return logits, of shape ``(N, classes, H, W)``, for RGB in 0 to 255 of shape ``(N, 3, H, W)``."""
+        """Return logits, of shape ``(N, classes, H, W)``, for images of shape ``(N, C, H, W)``."""
         net: Any = self.net
         inputs = image.flip(1) if self.turns else image
         if self.normalises:
@@ -121,7 +127,7 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     cfg = Config.fromfile(job["config"], use_environment_variables=False)
     out = Path(job["out"])
     model = load_model(cfg, Path(job["checkpoint"]), sha256=job["sha256"], device="cpu")
-    pictures, names = _pictures(cfg, [Path(file) for file in job["images"]], emit)
+    pictures, names = _pictures(cfg, num_inputs(model.net) or 3, [Path(file) for file in job["images"]], emit)
     tiles, divisor = _tiles(model, pictures, names)
     fixed = bool(job.get("fixed"))
     tiles = tiles[:1] if fixed else tiles
@@ -196,9 +202,9 @@ def _classes(cfg: Config, model: TrainedModel) -> dict[str, Any]:
     return {
         "classes": list(model.classes),
         "palette": [list(colour) for colour in model.palette],
-        "mask_values": list(range(labels.first, labels.first + len(model.classes))),
+        "mask_values": list(labels.numbers),
         "no_data": labels.no_data,
-        "input": {"name": "image", "channels": "RGB", "range": [0, 255], "layout": "NCHW"},
+        "input": {"name": "image", **_input_of(model), "layout": "NCHW"},
         "output": {"name": "logits", "layout": "NCHW", "num_channels": model.num_channels},
         "windows": None
         if model.windows is None
@@ -207,10 +213,17 @@ def _classes(cfg: Config, model: TrainedModel) -> dict[str, Any]:
     }
 
 
+def _input_of(model: TrainedModel) -> dict[str, Any]:
+    num = num_inputs(model.net) or 3
+    if num == 3:
+        return {"channels": "RGB", "range": [0, 255]}
+    return {"channels": f"{num}, as the config's test pipeline loads them", "num_channels": num}
+
+
 def _preparation(cfg: Config) -> list[dict[str, Any]]:
     """Return what the test pipeline does to an image between reading and packing it."""
     steps = []
-    for item in pipeline_of(cfg):
+    for item in test_pipeline_of(cfg):
         name = type_name(item.get("type"))
         if not name.startswith(("Load", "Pack")):
             steps.append({"type": name, **{key: value for key, value in item.items() if key != "type"}})
@@ -220,25 +233,41 @@ def _preparation(cfg: Config) -> list[dict[str, Any]]:
 # -- what to compare on
 
 
-def _pictures(cfg: Config, images: Sequence[Path], emit: Emit) -> tuple[list[torch.Tensor], list[str]]:
-    """Return images as the test pipeline prepares them, uint8 RGB of shape ``(3, H, W)``, and their names."""
+def _pictures(
+    cfg: Config, channels: int, images: Sequence[Path], emit: Emit
+) -> tuple[list[torch.Tensor], list[str]]:
+    """Return images as the test pipeline prepares them, of shape ``(C, H, W)``, and their names.
+
+    Three colours are uint8 RGB; what the pipeline loads otherwise stays as it is.
+    """
     files = list(images) or _validation_images(cfg)
+    try:
+        prepare: TestPipeline | None = TestPipeline(cfg)
+    except ConfigError:  # none that makes one input of one image
+        prepare = None
     if files:
-        pictures, names = [_read(file) for file in files], [file.name for file in files]
+        pictures, names = [_read(file, prepare) for file in files], [file.name for file in files]
     else:
         emit(
             "warning",
             problem="No data set and no image is at hand: the forms are compared on noise, not on images.",
         )
-        pictures, names = (
-            [np.random.RandomState(0).randint(0, 256, (512, 512, 3)).astype(np.uint8)],
-            ["noise"],
-        )
-    try:
-        prepare = TestPipeline(cfg)
-        return [prepare(picture)[0].flip(0).to(torch.uint8) for picture in pictures], names
-    except ConfigError:  # none that makes one input of one image
-        return [torch.from_numpy(picture).permute(2, 0, 1).contiguous() for picture in pictures], names
+        noise = np.random.RandomState(0).randint(0, 256, (512, 512, channels)).astype(np.uint8)
+        pictures = [Pixels(rgb=noise, valid=None) if channels == 3 else _loaded(noise)]
+        names = ["noise"]
+    if prepare is None:
+        inputs = [torch.from_numpy(picture.as_read().copy()).permute(2, 0, 1) for picture in pictures]
+    else:
+        inputs = [prepare(picture)[0] for picture in pictures]
+    # What is read as colours begins with blue.
+    return [
+        found if picture.samples is not None else found.flip(0).to(torch.uint8)
+        for picture, found in zip(pictures, inputs, strict=True)
+    ], names
+
+
+def _loaded(samples: NDArray[Any]) -> Pixels:
+    return Pixels(rgb=drawable(samples, blue_first=True), valid=None, samples=samples)
 
 
 def _tiles(
@@ -292,9 +321,11 @@ def _tiles(
     )
 
 
-def _read(file: Path) -> NDArray[np.uint8]:
+def _read(file: Path, prepare: TestPipeline | None) -> Pixels:
+    if prepare is not None and not prepare.reads_rgb:
+        return _loaded(prepare.load(file)[:_MAX_ROWS])
     with open_picture(file) as picture:
-        return picture.read(0, min(picture.height, _MAX_ROWS)).rgb
+        return picture.read(0, min(picture.height, _MAX_ROWS))
 
 
 def _validation_images(cfg: Config) -> list[Path]:
@@ -410,11 +441,12 @@ def _trace(
     """
     auto = torch.export.Dim.AUTO
     free = {2: auto, 3: auto} if batch == 1 else {0: auto, 2: auto, 3: auto}
+    channels = getattr(portable, "channels", 3)
     with warnings.catch_warnings(), torch.no_grad(), _sizes_kept_free() if size is None else nullcontext():
         warnings.simplefilter("ignore")
         program = torch.export.export(
             portable,
-            (torch.rand(batch, 3, *(size or _TRACED)) * 255,),
+            (torch.rand(batch, channels, *(size or _TRACED)) * 255,),
             dynamic_shapes=(free,) if size is None else None,
             strict=False,
         )
@@ -480,7 +512,8 @@ def _onnx(portable: Portable, model: TrainedModel, size: tuple[int, int] | None,
     axes = dict(zip((0, 2, 3), ("batch", "height", "width"), strict=True))
     shape = proto.graph.input[0].type.tensor_type.shape.dim
     _rename_sizes(proto, {shape[at].dim_param: name for at, name in axes.items() if shape[at].dim_param})
-    metadata = {"classes": json.dumps(list(model.classes), ensure_ascii=False), "channels": "RGB, 0 to 255"}
+    channels = "RGB, 0 to 255" if portable.channels == 3 else _input_of(model)["channels"]
+    metadata = {"classes": json.dumps(list(model.classes), ensure_ascii=False), "channels": channels}
     for key, value in metadata.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value

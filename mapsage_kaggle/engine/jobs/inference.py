@@ -32,7 +32,7 @@ from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.building import build_model as build_as_mmengine
 from mapsage_kaggle.engine.building import drawing_modules
 from mapsage_kaggle.engine.problems import known_problem
-from mapsage_kaggle.engine.shapes import dataset_classes
+from mapsage_kaggle.engine.shapes import dataset_classes, places_of_classes
 from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, UsageError
 from mapsage_kaggle.messages import Message, joined_by
 
@@ -459,9 +459,10 @@ def _palette(data: Mapping[str, Any], num_classes: int) -> tuple[tuple[int, int,
     """Return the data set's colours, or made-up ones where it has none."""
     kind = data.get("type")
     cls = DATASETS.get(kind) if isinstance(kind, str) else kind
-    given = (data.get("metainfo") or {}).get("palette") or (getattr(cls, "METAINFO", None) or {}).get(
-        "palette"
-    )
-    if given and len(given) >= num_classes:
-        return tuple((int(red), int(green), int(blue)) for red, green, blue in given[:num_classes])
+    own = (data.get("metainfo") or {}).get("palette")
+    every = (getattr(cls, "METAINFO", None) or {}).get("palette") or ()
+    places = range(num_classes) if own else places_of_classes(data, num_classes)
+    given = own or every
+    if len(given) > max(places, default=0):
+        return tuple((int(red), int(green), int(blue)) for red, green, blue in map(given.__getitem__, places))
     return tuple((37 * index % 256, 101 * index % 256, 173 * index % 256) for index in range(num_classes))

@@ -26,6 +26,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,18 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose
 from mmseg.models.utils import resize
 from mmseg.registry import DATASETS
+from numpy.typing import NDArray
 
-from mapsage_kaggle.config.reading import dataset_of, datasets_of
+from mapsage_kaggle.config.reading import dataset_of
+from mapsage_kaggle.config.testing import test_pipeline_of
+from mapsage_kaggle.engine.building import num_inputs
 from mapsage_kaggle.engine.jobs.child import Emit
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, load_model
-from mapsage_kaggle.engine.shapes import json_like
-from mapsage_kaggle.errors import ConfigError, DataError, MachineError
+from mapsage_kaggle.engine.jobs.preparing import TestPipeline
+from mapsage_kaggle.engine.shapes import dataset_classes, json_like, places_of_classes
+from mapsage_kaggle.errors import DataError, MachineError, UsageError
 from mapsage_kaggle.imagery.journal import Journal, Stamp
 from mapsage_kaggle.imagery.parts import UNFINISHED, Parts
 from mapsage_kaggle.imagery.reading import (
@@ -52,7 +56,9 @@ from mapsage_kaggle.imagery.reading import (
     Pixels,
     ReadOptions,
     Source,
+    open_loaded,
     open_picture,
+    read_bands,
 )
 from mapsage_kaggle.imagery.windows import Axis, Blender, plan_axis
 from mapsage_kaggle.imagery.writing import Labels, aligned, overlay, write_png, write_tiff
@@ -114,8 +120,12 @@ class Task:
         """Return a digest of all that decides about the content of a file that is written."""
         options = [
             self.read.bands, self.read.value_range, self.overlay, self.probabilities, self.polygons,
-            self.window, self.overlap, self.fast, json_like(cfg.model), pipeline_of(cfg),
+            self.window, self.overlap, self.fast, json_like(cfg.model), test_pipeline_of(cfg),
         ]  # fmt: skip
+        data = dataset_of(cfg)
+        every = range(len(dataset_classes(data) or ()))
+        if (places := places_of_classes(data, len(every))) != tuple(every):
+            options.append(places)
         return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -154,6 +164,13 @@ class Predictor:
     ) -> None:
         self._model, self._task, self._emit = model, task, emit
         self._prepare = TestPipeline(cfg)
+        if self._prepare.reads_rgb and len(task.read.bands or (1,)) not in (1, 3):
+            raise UsageError(
+                Message(
+                    "--bands {bands} does not name three bands.", ",".join(map(str, task.read.bands or ()))
+                ),
+                "Give red, green and blue, counted from 1, such as 3,2,1; or one band for grey.",
+            )
         self._labels = labels_of(cfg, model)
         task.out.mkdir(parents=True, exist_ok=True)
         self._journal = Journal(task.out)
@@ -184,7 +201,7 @@ class Predictor:
             "num_before": self._num_before,
             "refused": self._refused,
             "files": self._files,
-            "labels": {name: self._labels.first + index for index, name in enumerate(self._labels.classes)},
+            "labels": dict(zip(self._labels.classes, self._labels.numbers, strict=True)),
             "seconds": time.monotonic() - begin_s,
             "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         }
@@ -219,16 +236,40 @@ class Predictor:
 
     # -- one image
 
+    def _open(self, path: Path) -> AbstractContextManager[Picture]:
+        """Open an image: as 8-bit colours, or whole as the config's own transform reads it."""
+        if self._prepare.reads_rgb:
+            return open_picture(path, self._task.read)
+        return open_loaded(path, self._samples(path), blue_first=self._prepare.blue_first)
+
+    def _samples(self, path: Path) -> NDArray[Any]:
+        """Return an image as the test pipeline reads it; bands where it gives other channels than wanted.
+
+        OpenCV, by which mmsegmentation reads, takes only some of the TIFFs of more than three bands.
+        """
+        wanted, prepare = num_inputs(self._model.net), self._prepare
+        problem: DataError | None = None
+        if not self._task.read.bands:
+            try:
+                samples = prepare.load(path)
+                if wanted in (None, samples.shape[2]) or prepare.transforms_channels:
+                    return samples
+            except DataError as error:
+                problem = error
+        if wanted is None:
+            raise problem or DataError(Message("{path} cannot be read by bands.", path), "Leave --bands out.")
+        return read_bands(path, wanted, self._task.read, blue_first=prepare.blue_first)
+
     def _read(self, source: Source) -> _Read:
         """Open an image, and read and prepare it where it is of ordinary size."""
         stamp = self._stamp(source)
-        with open_picture(source.path, self._task.read) as picture:
+        with self._open(source.path) as picture:
             shape = _Shape.of(picture)
             side = self._task.window or WHOLE_SIDE
             if picture.height * picture.width > side * side:
                 return _Read(stamp=stamp, shape=shape, pixels=None, prepared=None)
             pixels = picture.read(0, picture.height)
-        return _Read(stamp=stamp, shape=shape, pixels=pixels, prepared=self._prepare(pixels.rgb))
+        return _Read(stamp=stamp, shape=shape, pixels=pixels, prepared=self._prepare(pixels))
 
     def _predict(self, source: Source, future: Future[_Read], written: _Bounded) -> None:
         try:
@@ -353,6 +394,7 @@ class Predictor:
                 coming = reader.submit(next, strips)
                 for index in range(begin, len(rows.starts)):
                     strip: Pixels = coming.result()
+                    _check_channels(strip, self._model, self._prepare)
                     if index + 1 < len(rows.starts):
                         coming = reader.submit(next, strips)
                     mask, bands = self._row(blender, index, strip, rows, columns)
@@ -366,7 +408,7 @@ class Predictor:
 
     def _strips(self, source: Source, rows: Axis, begin: int) -> Generator[Pixels, None, None]:
         """Yield the lines of each row of windows; those shared with the row before are not read again."""
-        with open_picture(source.path, self._task.read) as picture:
+        with self._open(source.path) as picture:
             bottom, held = rows.starts[begin], None
             for start in rows.starts[begin:]:
                 new = picture.read(bottom, start + rows.size)
@@ -403,7 +445,7 @@ class Predictor:
             places = [slice(start, start + columns.size) for start in columns.starts[begin : begin + batch]]
             seen = [strip.valid is None or bool(strip.valid[:, place].any()) for place in places]
             crops = [
-                torch.from_numpy(np.ascontiguousarray(strip.rgb[:, place, ::-1].transpose(2, 0, 1)))
+                torch.from_numpy(np.ascontiguousarray(strip.as_read()[:, place].transpose(2, 0, 1)))
                 for place, has_data in zip(places, seen, strict=True)
                 if has_data
             ]
@@ -439,7 +481,7 @@ class Predictor:
         write = self._writer(source, found.shape)
         write.mask(counted())
         if self._task.overlay:
-            with open_picture(source.path, self._task.read) as picture:
+            with self._open(source.path) as picture:
                 write.picture(self._overlays(picture, rows, masks()))
         if self._task.probabilities:
             write.probabilities(parts.probabilities(index) for index in indices)
@@ -460,54 +502,19 @@ class Predictor:
     def _note(
         self, source: Source, found: _Read, files: Sequence[Path], counts: np.ndarray[Any, Any]
     ) -> None:
-        pixels = {
-            name: int(counts[self._labels.first + index]) for index, name in enumerate(self._labels.classes)
-        }
+        numbers = zip(self._labels.classes, self._labels.numbers, strict=True)
+        pixels = {name: int(counts[number]) for name, number in numbers}
         facts = {"width": found.shape.width, "height": found.shape.height, "pixels": pixels}
         self._journal.add(source, found.stamp, list(files), facts)
         self._files[source.name] = files[0].relative_to(self._task.out).as_posix()
-
-
-class TestPipeline:
-    """The transforms that a config's test data go through once an image is decoded.
-
-    Raises:
-        ConfigError: There is no such pipeline, or it makes several images of one.
-    """
-
-    __test__ = False  # no test class, whatever pytest takes its name for
-
-    def __init__(self, cfg: Config) -> None:
-        pipeline = pipeline_of(cfg)
-        loading = [item for item in pipeline if _type_of(item) == "LoadImageFromFile"]
-        left = [item for item in pipeline if not _type_of(item).startswith("Load")]
-        if not loading or any(_type_of(item) in ("TestTimeAug", "MultiScaleFlipAug") for item in left):
-            raise ConfigError(
-                Message(
-                    "The test pipeline of {path} is not one that loads an image and packs it: {steps}.",
-                    cfg.filename,
-                    ", ".join(map(_type_of, pipeline)) or "it has none",
-                ),
-                "It must begin with LoadImageFromFile and make one input of one image.",
-            )
-        self._as_float = bool(loading[0].get("to_float32", False))
-        self._transforms = Compose(left)
-
-    def __call__(self, rgb: Bytes) -> tuple[torch.Tensor, Any]:
-        """Return the input, of shape ``(3, H, W)``, blue first, and the sample that knows its shape."""
-        image: Any = np.ascontiguousarray(rgb[..., ::-1])
-        if self._as_float:
-            image = image.astype(np.float32)
-        shape = image.shape[:2]
-        found = self._transforms({"img": image, "img_shape": shape, "ori_shape": shape})
-        return found["inputs"], found["data_samples"]
 
 
 def labels_of(cfg: Config, model: TrainedModel) -> Labels:
     """Return how the config's data set writes its classes into masks.
 
     Where it reduces the zero label, as LoveDA, EarthVQA and ADE20K do, the first class is 1 and 0 means
-    *no data*; else the first class is 0, and 255 means *no data*.
+    *no data*; else the first class is 0, and 255 means *no data*. Where only some of its classes are used,
+    they keep the values that they have among all.
     """
     data = dataset_of(cfg)
     kind = data.get("type")
@@ -516,25 +523,13 @@ def labels_of(cfg: Config, model: TrainedModel) -> Labels:
     if reduces is None and cls is not None:
         found = inspect.signature(cls).parameters.get("reduce_zero_label")
         reduces = found is not None and found.default is True
+    first = 1 if reduces else 0
     return Labels(
-        classes=model.classes, palette=model.palette, first=1 if reduces else 0, no_data=0 if reduces else 255
+        classes=model.classes,
+        palette=model.palette,
+        numbers=tuple(first + place for place in places_of_classes(data, len(model.classes))),
+        no_data=0 if reduces else 255,
     )
-
-
-def pipeline_of(cfg: Config) -> list[dict[str, Any]]:
-    """Return the pipeline of the test data, else of the validation, else ``test_pipeline``."""
-    for name in ("test_dataloader", "val_dataloader"):
-        loader = cfg.get(name) or {}
-        if loader.get("dataset"):
-            *_, dataset = datasets_of(loader["dataset"])
-            if dataset.get("pipeline"):
-                return [dict(json_like(item)) for item in dataset["pipeline"]]
-    return [dict(json_like(item)) for item in cfg.get("test_pipeline") or []]
-
-
-def _type_of(transform: Mapping[str, Any]) -> str:
-    kind = transform.get("type", "")
-    return str(kind if isinstance(kind, str) else getattr(kind, "__name__", kind)).rpartition(".")[2]
 
 
 def _as_bytes(values: torch.Tensor) -> Bytes:
@@ -542,17 +537,39 @@ def _as_bytes(values: torch.Tensor) -> Bytes:
     return found
 
 
+def _check_channels(strip: Pixels, model: TrainedModel, prepare: TestPipeline) -> None:
+    """Refuse a scene whose windows the model does not take as they are read.
+
+    Raises:
+        DataError: Its test pipeline makes more, or fewer, channels of them.
+    """
+    takes, found = num_inputs(model.net), strip.as_read().shape[2]
+    if takes is not None and prepare.transforms_channels and takes != found:
+        raise DataError(
+            Message(
+                "It is read with {found} channels and the model takes {takes}, which the config's "
+                "test pipeline makes of whole images alone.",
+                found,
+                takes,
+            ),
+            "Look at it whole: --window with a number that is larger than its sides.",
+        )
+
+
 def _below(held: Pixels, new: Pixels, lines: int) -> Pixels:
     """Return the last ``lines`` lines of two pieces of an image, one below the other."""
-    kept = lines - len(new.rgb)
-    rgb = np.concatenate([held.rgb[len(held.rgb) - kept :], new.rgb])
+    begin = len(held.rgb) - (lines - len(new.rgb))
+    samples = None
+    if held.samples is not None and new.samples is not None:
+        samples = np.concatenate([held.samples[begin:], new.samples])
+    rgb = np.concatenate([held.rgb[begin:], new.rgb])
     if held.valid is None and new.valid is None:
-        return Pixels(rgb=rgb, valid=None)
+        return Pixels(rgb=rgb, valid=None, samples=samples)
     valids = [
         piece.valid if piece.valid is not None else np.ones(piece.rgb.shape[:2], bool)
         for piece in (held, new)
     ]
-    return Pixels(rgb=rgb, valid=np.concatenate([valids[0][len(held.rgb) - kept :], valids[1]]))
+    return Pixels(rgb=rgb, valid=np.concatenate([valids[0][begin:], valids[1]]), samples=samples)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

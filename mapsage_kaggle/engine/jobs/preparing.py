@@ -1,0 +1,91 @@
+"""What a config's test pipeline does to one image: reading it, and what follows before the model sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from numpy.typing import NDArray
+
+from mapsage_kaggle.config.reading import type_name
+from mapsage_kaggle.config.testing import image_loaders, test_pipeline_of, why_not_single
+from mapsage_kaggle.errors import ConfigError, DataError
+from mapsage_kaggle.imagery.reading import Pixels
+from mapsage_kaggle.messages import Message
+
+
+class TestPipeline:
+    """The transforms that a config's test data go through.
+
+    Args:
+        cfg: The config.
+
+    Attributes:
+        reads_rgb: Whether it reads three colours of 8 bits, which the kit then does, also of scenes that do
+            not fit into memory. Else :meth:`load` reads, as the config's own transforms do.
+        blue_first: Whether what :meth:`load` gives begins with blue, as OpenCV has it.
+        transforms_channels: Whether a transform that is none of mmsegmentation's own follows, which may
+            make other channels.
+
+    Raises:
+        ConfigError: There is no such pipeline, or it makes several images of one.
+    """
+
+    __test__ = False  # no test class, whatever pytest takes its name for
+
+    def __init__(self, cfg: Config) -> None:
+        pipeline = test_pipeline_of(cfg)
+        problem = why_not_single(pipeline)
+        if problem:
+            raise ConfigError(
+                Message("{path} is no config to make maps with: {problem}.", cfg.filename, problem),
+                "It must begin with a transform that loads (Load…) and make one input of one image.",
+            )
+        loading = image_loaders(pipeline)
+        left = [item for item in pipeline if not type_name(item.get("type")).startswith("Load")]
+        first = loading[0]
+        self.blue_first = (
+            type_name(first.get("type")) == "LoadImageFromFile"
+            and first.get("imdecode_backend") != "tifffile"
+        )
+        colours = str(first.get("color_type", "color")).startswith("color")
+        self.reads_rgb = len(loading) == 1 and self.blue_first and colours
+        self._load = Compose(loading)
+        self._as_float = bool(first.get("to_float32", False))
+        self._transforms = Compose(left)
+        own = (type(item).__module__ for item in self._transforms.transforms)
+        self.transforms_channels = not all(name.startswith(("mmseg.", "mmcv.", "mapsage_")) for name in own)
+
+    def load(self, path: Path) -> NDArray[Any]:
+        """Return an image of shape ``(H, W, C)`` as the config's own transforms read it.
+
+        Raises:
+            DataError: They cannot.
+        """
+        try:
+            found = self._load({"img_path": str(path), "seg_fields": []})
+            image = np.asarray(found["img"])
+        except MemoryError:
+            raise
+        except Exception as error:  # a person's own transform raises what it likes
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DataError(
+                Message(
+                    "{path} cannot be read as the config's test pipeline reads images: {why}.", path, reason
+                ),
+                "Give images like those that it was trained on.",
+            ) from error
+        return image if image.ndim == 3 else image[..., None]
+
+    def __call__(self, pixels: Pixels) -> tuple[torch.Tensor, Any]:
+        """Return the input, of shape ``(C, H, W)``, blue first, and the sample that knows its shape."""
+        image: Any = np.ascontiguousarray(pixels.as_read())
+        if self._as_float:
+            image = image.astype(np.float32)
+        shape = image.shape[:2]
+        found = self._transforms({"img": image, "img_shape": shape, "ori_shape": shape})
+        return found["inputs"], found["data_samples"]
