@@ -15,15 +15,17 @@ from mapsage_kaggle.checks import preflight, require
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.config.fingerprint import fingerprint
 from mapsage_kaggle.config.modules import CodePlaces, check_custom_imports, code_places
+from mapsage_kaggle.config.monitored import check_monitored
 from mapsage_kaggle.config.patch import ConfigPatch, PatchContext, plan_patch
-from mapsage_kaggle.config.reading import read_config, written_value
+from mapsage_kaggle.config.reading import read_config, weights_files, written_value
 from mapsage_kaggle.config.requirements import check_installed
+from mapsage_kaggle.config.testing import test_pipeline_of, why_not_single
 from mapsage_kaggle.config.trainable import check_trainable
 from mapsage_kaggle.data.check import check_data_of
-from mapsage_kaggle.data.find import count_images, find_data, find_pretrained
+from mapsage_kaggle.data.find import count_images, find_data, find_pretrained, find_start
 from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, MapsageError
 from mapsage_kaggle.machine import Gpu, Machine, survey
-from mapsage_kaggle.messages import Message, text_of
+from mapsage_kaggle.messages import Message, joined_by, text_of
 from mapsage_kaggle.paths import KagglePaths, WorkDir, keep_caches_in
 from mapsage_kaggle.records import Learned, SessionRecord, new_run_id, read_record
 from mapsage_kaggle.training.history import archive_session
@@ -137,6 +139,7 @@ def discover(
         work_dir = work_dir.with_name(f"{work_dir.name}-node{options.node_rank}")
     with _refusals(work_dir, cfg, options, record=record_refusals):
         max_iters = check_trainable(cfg, options.config, lambda: count_images(cfg, paths.input))
+        check_monitored(cfg, options.config)
         check_installed(cfg, options.config, (*code.first, *code.last))
         check_custom_imports(cfg, code, paths.input)
         shapes = LazyShapes(cfg, options.config, paths.temp, code, options.pass_env)
@@ -174,13 +177,21 @@ def _find_and_choose(
     )
     here = scan(work_dir) if work_dir.is_dir() else None
     previous = read_record(WorkDir(work_dir).session)
-    load_from = cfg.get("load_from")
+    start = find_start(cfg, paths.input)
+    missing = ""
+    if cfg.get("load_from") and start is None:
+        file = weights_files(str(cfg["load_from"]))[0]
+        missing = Message(
+            "The config's load_from is an address, {address}, and no {file} is attached.",
+            cfg["load_from"],
+            file,
+        )
     try:
         choice = choose(
             inspect=shapes.inspect,
             resume=options.resume,
             work_dir=here.files if here is not None else (),
-            load_from=Path(load_from) if load_from else None,
+            load_from=start,
             inputs=report.files,
             rejected=(*report.rejected, *(here.rejected if here is not None else ())),
             fingerprint=fingerprint(cfg),
@@ -194,6 +205,8 @@ def _find_and_choose(
         )
     except CheckpointError as error:
         found = (*report.files, *(here.files if here is not None else ()))
+        if missing:
+            raise CheckpointError(joined_by(" ", (missing, error.problem)), error.remedy) from error
         if found:
             raise
         # What was found is told file by file; where nothing was, it matters where that was.
@@ -201,7 +214,19 @@ def _find_and_choose(
             Message("{problem} Searched: {inputs}, {work_dir}.", error.problem, paths.input, work_dir),
             error.remedy,
         ) from error
-    return report, choice
+    if not missing or choice.action != "fresh":
+        return report, choice
+    if options.resume != "never":
+        raise CheckpointError(
+            missing,
+            Message(
+                "Nothing is downloaded: attach a data set that holds {file}, under any folder; or "
+                "start without it: --resume never",
+                file,
+            ),
+        )
+    told = joined_by(" ", (missing, Message("Training starts without it.")))
+    return report, replace(choice, steps_down=(*choice.steps_down, told))
 
 
 def prepare(
@@ -263,7 +288,7 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
     roots = find_data(discovery.cfg, paths.input)
     warnings = check_data_of(discovery.cfg, roots, on_bad_image=options.on_bad_image)
     extend_to, kept = _end_of_run(discovery, options)
-    warnings = (*kept, *warnings)
+    warnings = (*kept, *warnings, *_not_afterwards(discovery.cfg))
     here = memory_of(machine, num_gpus, ranks_here)
     # Records of earlier versions do not say what memory was learned of: it is kept.
     if learned.machine is not None and _is_roomier(here, learned.machine):
@@ -303,6 +328,17 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
     patch = replace(patch, warnings=(*patch.warnings, *discovery.code.messages, *warnings))
     return Prepared(
         discovery=discovery, machine=machine, clock=clock, facts=facts, patch=patch, threads=threads
+    )
+
+
+def _not_afterwards(cfg: Config) -> tuple[str, ...]:
+    """Return what the kit cannot do with the model once it is trained."""
+    pipeline = test_pipeline_of(cfg)
+    problem = why_not_single(pipeline) if pipeline else ""
+    return (
+        (Message("Once trained, the model can be evaluated, and not predict maps: {problem}.", problem),)
+        if problem
+        else ()
     )
 
 

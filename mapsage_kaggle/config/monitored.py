@@ -1,0 +1,112 @@
+"""Whether validation gives the metrics by which schedulers and hooks go: else they fail, or never act."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mapsage_kaggle.config.reading import as_list, as_mapping, mapping_or_empty, type_name
+from mapsage_kaggle.errors import ConfigError
+from mapsage_kaggle.messages import Message
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+_GIVEN: Mapping[str, tuple[str, ...]] = {
+    "mIoU": ("mIoU", "mAcc"),
+    "mDice": ("mDice", "mAcc"),
+    "mFscore": ("mFscore", "mPrecision", "mRecall"),
+}
+"""What mmsegmentation's IoUMetric gives for each of its ``iou_metrics``, besides ``aAcc``."""
+
+
+def check_monitored(cfg: Mapping[str, Any] | Config, source: Path) -> None:
+    """Look whether every metric that a scheduler or hook names is one that validation gives.
+
+    Args:
+        cfg: The config. Of metrics that are a person's own it is not known what they give.
+        source: Where it came from, for messages.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    cfg = as_mapping(cfg)
+    validates = cfg.get("val_cfg") is not None and cfg.get("val_evaluator") is not None
+    given = metrics_given(cfg) if validates else ()
+    if given is None:
+        return
+    for key, owner, option, name in _monitored(cfg):
+        if name in given or (option == "save_best" and not validates):
+            continue
+        if not given:
+            raise ConfigError(
+                Message(
+                    "{source}: {owner} goes by the metric {name}, and there is no validation.",
+                    source,
+                    owner,
+                    name,
+                ),
+                Message(
+                    "Give the config a val_dataloader, val_cfg and val_evaluator, or take {key} out.", key
+                ),
+            )
+        raise ConfigError(
+            Message(
+                "{source}: {owner} goes by the metric {name}, and validation gives {names}.",
+                source,
+                owner,
+                name,
+                ", ".join(given),
+            ),
+            Message(
+                "Name one of those: --set {key}.{option}={name} --set {place}.rule=greater",
+                key,
+                option,
+                given[0],
+                key,
+            ),
+        )
+
+
+def metrics_given(cfg: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the names under which validation gives its scores, mIoU first; None where that is not known."""
+    names: list[str] = []
+    for item in as_list(cfg.get("val_evaluator")):
+        metric = mapping_or_empty(item)
+        if type_name(metric.get("type")) not in ("IoUMetric", "MapsageIoUMetric"):
+            return None
+        prefix = f"{metric['prefix']}/" if metric.get("prefix") else ""
+        wanted = [] if metric.get("format_only") else as_list(metric.get("iou_metrics", ["mIoU"]))
+        if any(name not in _GIVEN for name in wanted):
+            return None
+        names += [prefix + name for choice in wanted for name in _GIVEN[choice]]
+        names += [f"{prefix}aAcc"] if wanted else []
+    return tuple(dict.fromkeys(names))
+
+
+def _monitored(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield of all that goes by a metric its dotted key, its type, the option that names it, and the name."""
+    found = cfg.get("param_scheduler")
+    places = [("custom_hooks", cfg.get("custom_hooks"))]
+    if isinstance(found, Mapping) and "type" not in found:
+        places += [(f"param_scheduler.{name}", items) for name, items in found.items()]
+    else:
+        places.append(("param_scheduler", found))
+    for key, items in places:
+        for index, item in enumerate(as_list(items)):
+            place = f"{key}.{index}" if isinstance(items, (list, tuple)) else key
+            yield from _by_monitor(place, mapping_or_empty(item))
+    for name, item in mapping_or_empty(cfg.get("default_hooks")).items():
+        hook = mapping_or_empty(item)
+        yield from _by_monitor(f"default_hooks.{name}", hook)
+        best = next(iter(as_list(hook.get("save_best"))), None)
+        if isinstance(best, str) and best != "auto":
+            yield f"default_hooks.{name}", type_name(hook.get("type")), "save_best", best
+
+
+def _by_monitor(key: str, item: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    kind = type_name(item.get("type"))
+    name = item.get("monitor", "loss" if kind.startswith("ReduceOnPlateau") else None)
+    if isinstance(name, str):
+        yield key, kind, "monitor", name
