@@ -233,7 +233,7 @@ def survey(
     torch, torch_problem, gpus, cudnn = ask_torch(timeout_s=timeout_s)
     if not gpus:
         gpus = ask_driver()
-    used_bytes, num_files = _contents(paths.working)
+    used_bytes, num_files = contents(paths.working)
     return Machine(
         on_kaggle=on_kaggle(environ),
         run_type=as_run_type or run_type(environ),
@@ -447,7 +447,7 @@ def _free_bytes(folder: Path) -> int | None:
         return None
 
 
-def _contents(folder: Path) -> tuple[int, int]:
+def contents(folder: Path) -> tuple[int, int]:
     """Return the bytes and the number of the files below a folder."""
     used_bytes = num_files = 0
     for place, _, names in os.walk(folder):

@@ -22,7 +22,11 @@ class TrainingHandle:
     def __init__(self, prepared: Prepared, sinks: Sequence[ProgressSink] = ()) -> None:
         self.prepared = prepared
         self.supervisor = Supervisor(
-            prepared.work_dir, prepared.clock, sinks, hang_after_s=prepared.options.hang_after_s
+            prepared.work_dir,
+            prepared.clock,
+            sinks,
+            hang_after_s=prepared.options.hang_after_s,
+            output=prepared.discovery.paths.working,
         )
         self._record: SessionRecord | None = None
         self._error: BaseException | None = None

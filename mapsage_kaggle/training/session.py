@@ -317,6 +317,7 @@ class SessionRun:
             ConfigError, CheckpointError, MachineError: A child refused to train for such a reason.
         """
         best = self._carry_checkpoint()
+        self.supervisor.output.look(at_the_end=True)
         record = read_record(self.files.session) or self.record
         reason, code = outcome.reason, EXIT_DONE
         if outcome.kind != "done":

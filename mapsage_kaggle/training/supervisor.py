@@ -31,6 +31,7 @@ from mapsage_kaggle.processes import (
 )
 from mapsage_kaggle.spec import SUPERVISOR_VARIABLE, ask_save, ask_stop
 from mapsage_kaggle.training.fallback import Kind, Outcome
+from mapsage_kaggle.training.output import OutputWatch
 
 STOP_GRACE_S = 180.0
 """How long a child that was asked to stop may take to save before it is killed."""
@@ -124,6 +125,7 @@ class Supervisor:
         work_dir: Where the child writes.
         clock: The session's time; a child that ignores it is ended at the limit.
         hang_after_s: How long a child may say nothing, at least, before it is taken for hung.
+        output: What Kaggle keeps; by default the work dir.
         sinks: Told of every event, from the supervising thread. One that raises is told no more.
     """
 
@@ -134,8 +136,10 @@ class Supervisor:
         sinks: Sequence[ProgressSink] = (),
         *,
         hang_after_s: float = HANG_LEAST_S,
+        output: Path | None = None,
     ) -> None:
         self._hang_after_s = hang_after_s
+        self.output = OutputWatch(work_dir, output or work_dir, self._warn)
         self._output_bytes = 0.0
         self._output_measured_s = -math.inf
         self._files = WorkDir(work_dir)
@@ -217,6 +221,7 @@ class Supervisor:
                 # The child should have stopped by itself long ago; half the reserve is left to us.
                 watch.ended_by_us = "late"
                 return
+            self.output.look_now_and_then()
             if watch.silent_s(now) > watch.patience_s():
                 watch.ended_by_us = "hung"
                 watch.was_silent_s = watch.silent_s(now)
@@ -240,14 +245,18 @@ class Supervisor:
                 sink.handle(event)
             except Exception as error:  # noqa: BLE001 - whatever it writes to raises what it likes
                 self._sinks.remove(sink)
-                message = Message(
-                    "Progress is no longer shown ({name}: {why}); training goes on.",
-                    type(error).__name__,
-                    error,
+                self._warn(
+                    Message(
+                        "Progress is no longer shown ({name}: {why}); training goes on.",
+                        type(error).__name__,
+                        error,
+                    )
                 )
-                warning = Event(event="warning", iteration=event.iteration, data={"message": message})
-                with suppress(OSError, ValueError):  # nor must a full disk
-                    EventLog(self._files.events).append(warning)
+
+    def _warn(self, message: str) -> None:
+        warning = Event(event="warning", iteration=self.iteration, data={"message": message})
+        with suppress(OSError, ValueError):  # a full disk must not end a training either
+            EventLog(self._files.events).append(warning)
 
     def _output_s(self, now: float) -> float:
         """Return how long Kaggle will need to save the work dir; measured every half minute."""

@@ -579,3 +579,13 @@ def test_a_worker_that_has_not_said_that_it_is_there_is_ended_too(
     supervisor.run(pretence(tmp_path, STARTS_A_WORKER + rest))
     left = [ProcessId.of(int(pid)) for pid in pids.read_text().split()]
     assert [process for process in left if process is not None and process.alive] == []
+
+
+def test_pictures_are_packed_while_a_child_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mapsage_kaggle.training.output.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("mapsage_kaggle.training.output.SETTLED_S", 0.0)
+    for number in range(150):
+        (tmp_path / f"{number}.png").touch()
+    Supervisor(tmp_path, clock(), hang_after_s=0.5).run(pretence(tmp_path, HANGS))
+    assert list(tmp_path.glob("*.png")) == []
+    assert (tmp_path / "pictures_001.zip").is_file()
