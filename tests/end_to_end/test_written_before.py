@@ -224,7 +224,7 @@ def test_training_goes_on_as_it_did_where_the_old_kit_went_on(resumed: Kaggle) -
     assert [event["iteration"] for event in validations] == [9, 12]
     for event in validations:
         for name, percent in expected["validations"][str(event["iteration"])].items():
-            # A model of twelve steps is undecided over many a pixel: by kind of CPU 0.14 % went the other way.
+            # Twelve steps leave many a pixel undecided: by kind of CPU 0.14 % of them went the other way.
             assert event["metrics"][name] == pytest.approx(percent, abs=0.5), event
 
 
