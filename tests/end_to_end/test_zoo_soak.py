@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.standin import StandIn, differences
-from support.zoo import CUT, ITERATIONS, ZOO, mount, mount_weights, reduced, write_row
+from support.zoo import CUT, ITERATIONS, SIDES, ZOO, mount, mount_weights, reduced, write_row
 
 from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.config.patch import PatchContext, plan_patch
@@ -46,8 +46,9 @@ def test_a_family_of_the_zoo_trains_or_says_before_why_not(family: str, tmp_path
     run = StandIn(root=tmp_path / "kaggle")
     for name in ("input", "working", "temp"):
         (run.root / name).mkdir(parents=True)
-    mount(config, run.root / "input", side=128)
-    sizes = reduced(config, side=128)
+    side = SIDES.get(family, 128)
+    mount(config, run.root / "input", side=side)
+    sizes = reduced(config, side=side)
     work_dir, other = run.root / "working" / "work_dirs" / config.stem, run.root / "working" / "elsewhere"
     try:
         wanted = mount_weights(config, sizes, run.root / "input")

@@ -10,10 +10,10 @@ from typing import Any
 import mmseg
 import numpy as np
 import torch
+from mmseg.models.backbones import PIDNet
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from mapsage_kaggle.config.patch import for_inference
 from mapsage_kaggle.config.reading import (
     datasets_of,
     find_keys,
@@ -28,6 +28,8 @@ from mapsage_kaggle.engine.jobs.inference import build_model
 ZOO = Path(mmseg.__file__).parent / ".mim" / "configs"
 TABLE = Path(__file__).resolve().parents[1] / "benchmarks" / "zoo.md"
 SIDE = 64
+SIDES = {"mobilenet_v3": 512}
+"""Of families whose heads look at more of an image than 128 pixels."""
 ITERATIONS, CUT = 6, 3
 
 
@@ -109,16 +111,22 @@ def mount_weights(config: Path, sizes: Sequence[str], inputs: Path) -> list[str]
     if not names:
         return []
     torch.manual_seed(1)
-    net = build_model(for_inference(cfg, {}))
-    init_cfg = mapping_or_empty(cfg.model.backbone.get("init_cfg"))
-    prefix = str(init_cfg.get("prefix") or ("backbone." if names[0].startswith("mmcls://") else ""))
-    prefix = prefix and prefix.rstrip(".") + "."
-    state = {prefix + name: value for name, value in net.backbone.state_dict().items()}
+    net = build_model(cfg)
     folder = inputs / "weights"
     folder.mkdir()
     for name in names:
-        torch.save({"state_dict": state}, folder / weights_files(name)[0])
+        # Whichever part of the model names the file: a backbone, or one within it.
+        part = next(item for item in net.modules() if _init_cfg(item).get("checkpoint") == name)
+        prefix = str(_init_cfg(part).get("prefix") or ("backbone." if name.startswith("mmcls://") else ""))
+        prefix = prefix and prefix.rstrip(".") + "."
+        state = {prefix + key: value for key, value in part.state_dict().items()}
+        bare = isinstance(part, PIDNet)  # which loads its file by itself
+        torch.save(state if bare else {"state_dict": state}, folder / weights_files(name)[0])
     return names
+
+
+def _init_cfg(module: torch.nn.Module) -> Mapping[str, Any]:
+    return mapping_or_empty(getattr(module, "init_cfg", None))
 
 
 def write_row(family: str, *cells: str) -> None:
