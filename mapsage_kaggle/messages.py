@@ -8,6 +8,9 @@ from typing import Any
 
 SAID = "said"
 """The key by which a JSON object has the templates and values of its texts."""
+_MAX_LEVELS = 8
+"""So deep do messages stand in one another, each of which is at most as long as the whole."""
+_MAX_TEMPLATE = 1000
 
 
 class Message(str):
@@ -110,11 +113,28 @@ def from_said(document: Mapping[str, Any]) -> dict[str, Any]:
 def _of(text: Any, parts: Any) -> Any:
     """Return what was written as ``text`` as the message that it was, if it was one."""
     try:
-        message = _read(parts)
+        message = _read(parts, [_MAX_LEVELS * (len(text) + _MAX_TEMPLATE)])
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return text
     return message if message == text else text
 
 
-def _read(parts: list[Any]) -> Message:
-    return Message(parts[0], *(_read(value) if isinstance(value, list) else value for value in parts[1:]))
+def _read(parts: list[Any], room: list[int]) -> Message:
+    """Return the message that :meth:`Message.to_json` has written, if it is one of ``room`` characters.
+
+    A file may be anybody's: what a template asks of its values is their text alone, once it is known how
+    long that is.
+    """
+    template, *values = parts
+    values = [_read(value, room) if isinstance(value, list) else value for value in values]
+    fields = [(name, rest) for _, name, *rest in Formatter().parse(template) if name is not None]
+    if not all(name.isidentifier() and not any(rest) for name, rest in fields):
+        raise ValueError(f"no template of the kit's: {template[:80]!r}")
+    lengths = {
+        name: len(str(value))
+        for name, value in zip(dict.fromkeys(name for name, _ in fields), values, strict=True)
+    }
+    room[0] -= len(template) + sum(lengths[name] for name, _ in fields)
+    if room[0] < 0:
+        raise ValueError("longer than its text")
+    return Message(template, *values)

@@ -106,6 +106,9 @@ def test_json_keeps_the_english_text_and_brings_the_message_back(value: str) -> 
     [
         None, 3, [], {"message": None}, {"message": []}, {"message": ["{path} is empty."]},
         {"message": ["{path} is full.", "/a"]}, {"message": ["{path.__class__} is empty.", "/a"]},
+        {"message": ["{path:>99999999999999} is empty.", "/a"]},
+        {"message": ["{path}" * 10**5, "/a" * 10**5]},
+        {"message": ["{path!r} is empty.", "/a"]}, {"message": ["{path[0]} is empty.", ["{a}", "/a"]]},
         {"message": [3, "/a"]}, {"message": ["{path!x} is empty.", "/a"]}, {"other": ["a"]},
     ],
 )  # fmt: skip
