@@ -12,7 +12,7 @@ import copy
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -114,16 +114,23 @@ def _twice(dataset: Mapping[str, Any], draws: Sequence[Any], *, each_step: bool)
     walks = [_walk(_Anew(dataset, each_step=each_step), order) for order in (draws, swapped)]
     drawn: tuple[dict[int, _Steps], dict[int, _Steps]] = ({}, {})
     found: _Drawn = []
-    for pair in zip(*walks, strict=True):
-        for mine, (position, steps) in zip(drawn, pair, strict=True):
-            mine[position] = steps
-        found = [(drawn[0][position], drawn[1][position]) for position in drawn[0] if position in drawn[1]]
-        if found and time.monotonic() > end_s:
-            break
+    try:
+        for pair in zip(*walks, strict=True):
+            for mine, (position, steps) in zip(drawn, pair, strict=True):
+                mine[position] = steps
+            found = [
+                (drawn[0][position], drawn[1][position]) for position in drawn[0] if position in drawn[1]
+            ]
+            if found and time.monotonic() > end_s:
+                break
+    finally:
+        for walk in walks:
+            walk._shutdown_workers()  # at once: an error's traceback would keep them
     return found
 
 
-def _walk(dataset: Dataset[Any], draws: Sequence[Any]) -> Iterator[tuple[int, _Steps]]:
+def _walk(dataset: Dataset[Any], draws: Sequence[Any]) -> Any:
+    """Return torch's iterator over positions and steps, with a process of its own."""
     loader = DataLoader(
         dataset,
         batch_size=None,
