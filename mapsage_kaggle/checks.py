@@ -281,7 +281,7 @@ def _working(machine: Machine) -> Check:
         return _good("working", "The output folder can be written to.")
     remedy = (
         Message("Delete what is not needed there.")
-        if "space" in machine.working_problem.lower()
+        if machine.working_is_full
         else f"Choose another with --work-dir, or set {ROOT_VARIABLE} to a folder that can be written to."
     )
     return _bad(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -14,6 +13,7 @@ from typing import Any, Literal, Protocol, cast
 
 from mapsage_kaggle.messages import from_said, with_said
 from mapsage_kaggle.outside import open_regular, parse_json, visible
+from mapsage_kaggle.paths import FULL
 
 EventKind = Literal[
     "start", "resume", "training", "iteration", "validation_start", "validating", "validation",
@@ -26,7 +26,6 @@ _MAX_ITERATION = 10**9
 _MAX_TIME_S = 1e11
 _MAX_LINE_BYTES = 2**20
 _MAX_CHUNK_BYTES = 64 * 2**20
-_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _MAX_KEPT = 1000
 
 
@@ -112,7 +111,7 @@ class EventLog:
         try:
             self._write_kept()
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 self._kept.clear()
                 raise
         del self._kept[:-_MAX_KEPT]

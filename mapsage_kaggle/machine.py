@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from mapsage_kaggle.kit import kit_commit, kit_files, kit_sha256, own_home
-from mapsage_kaggle.paths import KagglePaths, on_kaggle
+from mapsage_kaggle.paths import FULL, KagglePaths, on_kaggle
 from mapsage_kaggle.processes import ChildError, command_of, run, run_for_json
 
 STACK: Mapping[str, str] = {
@@ -97,6 +97,7 @@ class Machine:
         temp_free_bytes: Free space of the scratch folder; None where that cannot be read.
         shared_bytes: What data workers may hand over in ``/dev/shm``; None where that cannot be read.
         working_problem: Why nothing can be written to the output; empty where it can.
+        working_is_full: Whether that is for want of room.
         working_used_bytes: What the output holds already.
         working_num_files: How many files the output holds already.
         inputs: The sources attached, in either layout.
@@ -117,6 +118,7 @@ class Machine:
     temp_free_bytes: int | None = None
     shared_bytes: int | None = None
     working_problem: str = ""
+    working_is_full: bool = False
     working_used_bytes: int = 0
     working_num_files: int = 0
     inputs: tuple[Path, ...] = ()
@@ -234,6 +236,7 @@ def survey(
     if not gpus:
         gpus = ask_driver()
     used_bytes, num_files = contents(paths.working)
+    problem, is_full = write_problem(output)
     return Machine(
         on_kaggle=on_kaggle(environ),
         run_type=as_run_type or run_type(environ),
@@ -248,7 +251,8 @@ def survey(
         working_free_bytes=_free_bytes(output),
         temp_free_bytes=_free_bytes(paths.temp),
         shared_bytes=_free_bytes(Path("/dev/shm")),
-        working_problem=write_problem(output),
+        working_problem=problem,
+        working_is_full=is_full,
         working_used_bytes=used_bytes,
         working_num_files=num_files,
         inputs=tuple(attached(paths.input)),
@@ -419,8 +423,8 @@ class _Lookup:
         return self._found
 
 
-def write_problem(folder: Path) -> str:
-    """Return why nothing can be written to ``folder``; empty if it can, or can be made.
+def write_problem(folder: Path) -> tuple[str, bool]:
+    """Return why nothing can be written to ``folder``, and whether for want of room; empty if it can be.
 
     Tried, not read from mode bits: a read-only mount and a full disk do not show in those. A folder
     that does not exist yet is judged by the nearest one above it.
@@ -432,8 +436,8 @@ def write_problem(folder: Path) -> str:
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
-        return f"{place}: {error.strerror or error}"
-    return ""
+        return f"{place}: {error.strerror or error}", error.errno in FULL
+    return "", False
 
 
 def _existing(folder: Path) -> Path:

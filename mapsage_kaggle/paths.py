@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tempfile
@@ -15,6 +16,8 @@ from mapsage_kaggle.messages import Message
 
 ROOT_VARIABLE = "MAPSAGE_KAGGLE_ROOT"
 KAGGLE_ROOT = Path("/kaggle")
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+"""The error numbers by which a disk without room refuses."""
 
 
 def on_kaggle(environ: Mapping[str, str] | None = None) -> bool:

@@ -255,19 +255,19 @@ def test_an_input_folder_that_is_not_there_has_no_sources(tmp_path: Path) -> Non
 
 
 def test_writing_leaves_nothing_behind(tmp_path: Path) -> None:
-    assert write_problem(tmp_path) == ""
+    assert write_problem(tmp_path)[0] == ""
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_can_be_made_can_be_written_to_and_is_not_made(tmp_path: Path) -> None:
-    assert write_problem(tmp_path / "a" / "b") == ""
+    assert write_problem(tmp_path / "a" / "b")[0] == ""
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_below_a_file_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    assert "Not a directory" in write_problem(tmp_path / "file" / "working")
+    assert "Not a directory" in write_problem(tmp_path / "file" / "working")[0]
 
 
 def test_a_folder_of_somebody_else_is_found_out() -> None:
@@ -280,13 +280,13 @@ from pathlib import Path
 from mapsage_kaggle.machine import write_problem
 if os.geteuid() == 0:
     os.setuid(65534)
-print(write_problem(Path({folder!r}) / "working"))
+print(*write_problem(Path({folder!r}) / "working"))
 """
         answer = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
         )
 
-    assert answer.stdout.strip() == f"{folder}: Permission denied"
+    assert answer.stdout.strip() == f"{folder}: Permission denied False"
 
 
 def test_a_full_disk_is_found_out(tmp_path: Path) -> None:
@@ -296,13 +296,13 @@ import resource
 from pathlib import Path
 from mapsage_kaggle.machine import write_problem
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-print(write_problem(Path({str(tmp_path)!r})))
+print(*write_problem(Path({str(tmp_path)!r})))
 """
     answer = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
 
-    assert answer.stdout.strip() == f"{tmp_path}: File too large"
+    assert answer.stdout.strip() == f"{tmp_path}: File too large False"
 
 
 def test_the_survey_sees_this_machine(tmp_path: Path) -> None:
@@ -364,7 +364,12 @@ def test_a_good_machine_passes_every_check() -> None:
         ("internet", "warning", {"internet": False, "installed": {}}, "attach a data set"),
         ("inputs", "warning", {"inputs": ()}, "Add Input"),
         ("working", "error", {"working_problem": "/kaggle/working: Read-only file system"}, "--work-dir"),
-        ("working", "error", {"working_problem": "/kaggle/working: No space left on device"}, "Delete"),
+        (
+            "working",
+            "error",
+            {"working_problem": "/kaggle: Disk quota exceeded", "working_is_full": True},
+            "Delete",
+        ),
         ("disk", "error", {"working_free_bytes": 10**9}, "1.0 GB are free"),
         ("disk", "warning", {"working_free_bytes": None}, "cannot be read"),
         ("output", "warning", {"working_num_files": 450}, "450 files"),

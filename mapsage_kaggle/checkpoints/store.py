@@ -18,7 +18,6 @@ it, the name is covered by a hash whether the rename has happened or not.
 from __future__ import annotations
 
 import contextlib
-import errno
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -47,13 +46,12 @@ from mapsage_kaggle.checkpoints.retention import (
 )
 from mapsage_kaggle.events import EventKind
 from mapsage_kaggle.messages import Message
-from mapsage_kaggle.paths import WorkDir, replace_file, sync_folder
+from mapsage_kaggle.paths import FULL, WorkDir, replace_file, sync_folder
 from mapsage_kaggle.records import CheckpointRef
 
 OnEvent = Callable[[EventKind, int, Mapping[str, Any]], None]
 
 ASIDE_SUFFIX = ".aside"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CheckpointStore:
@@ -336,7 +334,7 @@ class CheckpointStore:
     def _make_room(self, failure: SaveFailed, name: str, iteration: int) -> bool:
         """After a save that found the disk full, free about one checkpoint; tell whether any was freed."""
         cause = failure.__cause__
-        if not (isinstance(cause, OSError) and cause.errno in _FULL):
+        if not (isinstance(cause, OSError) and cause.errno in FULL):
             return False
         refs = self.proven()
         aside = tuple(path.name for path in sorted(self.path.glob(f"*.pth{ASIDE_SUFFIX}")))
