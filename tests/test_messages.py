@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mapsage_kaggle.display.locale.words import Words
+from mapsage_kaggle.display.sound import is_sound_event, sound_record
 from mapsage_kaggle.errors import CheckpointError
 from mapsage_kaggle.events import Event
 from mapsage_kaggle.messages import Message, from_said, joined_by, say, text_of, with_said
@@ -122,10 +123,13 @@ def test_an_event_and_a_record_bring_their_messages_back() -> None:
     message = Message("{path} is empty.", "/a")
     event = Event.from_line(Event(event="warning", iteration=3, data={"message": message}).to_line())
     assert say(event.data["message"], TABLE) == "/a 是空的。"
+    assert is_sound_event(event)
     record = SessionRecord(
         run_id="r", fingerprint="f", message=message, exactness=Exactness(bitwise=False, reasons=(message,))
     )
-    found = SessionRecord.from_json(json.loads(json.dumps(record.to_json())))
+    document = json.loads(json.dumps(record.to_json()))
+    assert sound_record(document) == (record, 0)
+    found = SessionRecord.from_json(document)
     assert say(found.message, TABLE) == "/a 是空的。"
     assert found.exactness.reasons is not None
     assert say(found.exactness.reasons[0], TABLE) == "/a 是空的。"

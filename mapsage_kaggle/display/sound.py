@@ -49,7 +49,7 @@ def _flag(value: Any) -> bool:
 
 
 def _text(value: Any) -> bool:
-    return type(value) is str and len(value) <= _MAX_TEXT
+    return isinstance(value, str) and len(value) <= _MAX_TEXT
 
 
 def _or_none(check: _Check) -> _Check:
