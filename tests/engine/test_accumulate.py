@@ -135,7 +135,7 @@ def refusals(rank: int) -> list[str]:
             check_same_weights(core, 7)
             said.append("")
         except TrainingError as error:
-            said.append(f"{error}")
+            said.append("".join(str(error)))
     return said
 
 
@@ -159,7 +159,7 @@ def refusal_of_sync_bn() -> str:
     try:
         torch.nn.SyncBatchNorm(2)(torch.zeros(1, 2, 4, 4))
     except ValueError as error:
-        return f"{error}"
+        return "".join(str(error))
     return ""
 
 
