@@ -57,7 +57,6 @@ class Refusal(MachineError):
     """Kaggle understood, and said no.
 
     Attributes:
-        kind: What it is about.
         stray: Whether it may be an accident that a second try is not met by: a bare 400, 401 or 403.
     """
 

@@ -64,14 +64,7 @@ class Quota:
 
 
 class KaggleClient:
-    """One account.
-
-    Attributes:
-        owner: Whose.
-        notebooks: Its notebooks, and the sessions of their versions.
-        datasets: Its data sets.
-        timeout_s: For one answer.
-    """
+    """One account."""
 
     def __init__(self, api: Any, owner: str, *, clock: Callable[[], float] = time.time) -> None:
         self.api = api
@@ -159,7 +152,6 @@ class KaggleClient:
     # -- how it is called
 
     def call(self, method: Callable[[Any], Callable[[Any], Any]], request: Any) -> Any:
-        """Send one request, and return the answer."""
         with self.translating(), self.api.build_kaggle_client() as client:
             return method(client)(request)
 
@@ -210,7 +202,6 @@ class KaggleClient:
         return client
 
     def note_time(self, date: str | None) -> None:
-        """Take note of the time that an answer carries."""
         with contextlib.suppress(ValueError, TypeError):
             ahead_s = parsedate_to_datetime(date or "").timestamp() - self._clock()
             self._ahead_s = ahead_s if abs(ahead_s) > CLOCKS_AGREE_S else 0.0
@@ -330,6 +321,5 @@ def _raise_unless_without_credentials(error: BaseException) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the client prints (help, warnings, addresses) off the console."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield

@@ -27,7 +27,6 @@ class Datasets:
         self._kaggle = kaggle
 
     def exists(self, ref: str) -> bool:
-        """Tell whether a data set, ``owner/slug``, is there and may be seen."""
         return self.files(ref) is not None
 
     def files(self, ref: str) -> Mapping[str, int] | None:
@@ -100,11 +99,7 @@ class Datasets:
     def upload(self, folder: Path, ref: str, notes: str, *, create: bool) -> None:
         """Make the files of ``folder`` the newest version of one's own data set.
 
-        Args:
-            folder: With ``dataset-metadata.json``; folders in it are not taken.
-            ref: ``owner/slug``.
-            notes: What is new.
-            create: Whether there is no such data set yet.
+        ``folder`` has ``dataset-metadata.json``; folders in it are not taken.
 
         Raises:
             Refusal: Kaggle said no.

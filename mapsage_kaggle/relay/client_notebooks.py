@@ -84,7 +84,6 @@ class Notebooks:
         return newest
 
     def slugs(self) -> tuple[str, ...]:
-        """Return the slugs of all of the account's notebooks, those that ran last first."""
         from kagglesdk.kernels.types.kernels_api_service import ApiListKernelsRequest
         from kagglesdk.kernels.types.kernels_enums import KernelsListSortType, KernelsListViewType
 
@@ -218,10 +217,7 @@ class Notebooks:
     def push(self, folder: Path, *, limit_s: float, machine: str | None) -> Pushed:
         """Send the notebook that ``folder`` describes, which starts a session. Never repeats anything.
 
-        Args:
-            folder: With ``kernel-metadata.json`` and the notebook.
-            limit_s: Kaggle ends the session after this.
-            machine: Kaggle's name of the machine; None for one without GPU.
+        ``folder`` has ``kernel-metadata.json`` and the notebook. Without a ``machine`` there is no GPU.
 
         Raises:
             Rejected: Kaggle said no.

@@ -36,7 +36,6 @@ class RelayRequest:
     """A relay as it was asked for.
 
     Attributes:
-        settings: What decides.
         job: What is trained, and on what.
         places: Where the relay keeps what it knows.
         val_interval: Iterations between validations; 0 where that is not known.
@@ -152,12 +151,7 @@ def run(
 ) -> dict[str, Any]:
     """Run the chain; return how it is, as a JSON object.
 
-    Args:
-        asked: What.
-        reporter: Told what happens.
-        once: End instead of waiting.
-        again: Failures so far no longer count.
-        from_nothing: A person consents to lose what cannot be found.
+    The options are those of :meth:`mapsage_kaggle.relay.run.Relay.run`.
 
     Raises:
         MapsageError: It cannot go on; the message says why and what to do.
@@ -290,7 +284,6 @@ def plan_text(asked: RelayRequest) -> str:
 
 
 def _there(kaggle: KaggleClient, asked: RelayRequest) -> list[str]:
-    """Return what is on Kaggle already, and what is not and ought to be."""
     settings, lines = asked.settings, []
     for slug in (settings.slug, f"{settings.slug}-2"):
         newest = kaggle.notebooks.newest_version(slug)
@@ -306,5 +299,4 @@ def _there(kaggle: KaggleClient, asked: RelayRequest) -> list[str]:
 
 
 def places_of(slug: str, state: Path | None) -> Places:
-    """Return where a relay keeps what it knows."""
     return Places(folder=(state or Path("relay") / slug).absolute())

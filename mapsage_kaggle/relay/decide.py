@@ -75,7 +75,6 @@ class Settings:
 
     Attributes:
         owner: Whose account.
-        slug: The notebook.
         transport: How checkpoints are handed on; ``auto`` alternates between two notebooks, and goes by
             the data set once that did not do.
         datasets: Data sets that every session needs, as ``owner/slug``.
@@ -103,7 +102,6 @@ class Settings:
         return seconds * min(1.0, self.poll_s / 60.0)
 
     def pause_s(self, failures: int) -> float:
-        """Return how long to wait after so many failures in a row."""
         return self.scaled(min(MAX_PAUSE_S, 60.0 * 2.0 ** min(failures, 10)))
 
 
@@ -117,9 +115,6 @@ class Version:
     """A version of a notebook that the journal knows nothing of.
 
     Attributes:
-        slug: The notebook.
-        number: Its number.
-        status: How it is doing.
         pushed_by_relay: Whether a relay did: then its text says what it was for.
     """
 
@@ -163,7 +158,6 @@ class Remember:
     """What was seen goes into the journal, and no more is to be done.
 
     Attributes:
-        journal: With it.
         says: What a person is told of it; empty for nothing.
     """
 
@@ -203,9 +197,7 @@ class Wait:
     """Look again later.
 
     Attributes:
-        seconds: How much later.
         reason: What is waited for, in words.
-        on: What is waited for.
     """
 
     seconds: float
@@ -232,11 +224,9 @@ class Push:
     """Start a session.
 
     Attributes:
-        slug: The notebook.
         version: The version that this push is expected to get.
         transport: How the checkpoint is handed on; None for a start from nothing.
         expect_iteration: Where it must go on from; None for a start from nothing.
-        limit_s: Its limit.
         kernel_sources: Notebooks whose output it is given, as ``owner/slug``.
         dataset_sources: Data sets that it is given, as ``owner/slug``.
         extend_to: The later end of the run that it is told.
@@ -265,7 +255,6 @@ _RETRIES: Mapping[str, str] = {
 
 
 def decide(journal: Journal, seen: Observation, settings: Settings) -> Action:
-    """Return what to do next."""
     attempt = journal.open
     if attempt is not None:
         about = _about_open if attempt.landed else _about_intent
@@ -351,7 +340,6 @@ def _about_open(attempt: Attempt, journal: Journal, seen: Observation, settings:
 
 
 def _about_unread(journal: Journal, seen: Observation, settings: Settings) -> Action | None:
-    """Nothing is decided before all that others have pushed is over, and read."""
     version = seen.unread
     if version is None:
         return None
@@ -575,5 +563,4 @@ def _no_way(journal: Journal, settings: Settings) -> Stop:
 
 
 def utc(seconds: float) -> str:
-    """Return a time for people."""
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))

@@ -56,7 +56,6 @@ class Plan:
 
     @property
     def needed_s(self) -> float:
-        """Session time in all."""
         return sum(leg.seconds for leg in self.legs)
 
 
@@ -75,17 +74,7 @@ def plan(
 ) -> Plan:
     """Return the sessions from ``start`` to ``end``.
 
-    Args:
-        start: Iterations done.
-        end: Where the relay is to stop.
-        session_limit_s: A session's limit.
-        reserve_s: What is kept free at its end.
-        pace: What the last session measured, in seconds, by the names of ``Pace.learned``.
-        val_interval: Iterations between validations; 0 for none.
-        most_sessions: No more sessions than this.
-        now_s: Seconds since the epoch.
-        quota_s: GPU time a week; None without a GPU.
-        quota_left_s: What is left of it this week.
+    ``pace`` has the names of ``Pace.learned``; ``quota_s`` is GPU time a week, None without a GPU.
     """
     assumed = []
     if "iteration_s" not in pace:
@@ -124,7 +113,6 @@ def plan(
 
 
 def plan_text(found: Plan, *, end: int, quota_left_s: float | None) -> str:
-    """Return a plan as lines for a terminal."""
     lines = ["session      from        to   iterations      time"]
     for number, leg in enumerate(found.legs, start=1):
         lines.append(
@@ -173,7 +161,6 @@ def still_to_come(
 
 
 def summary_text(journal: Journal, *, on_gpu: bool) -> str:
-    """Return what a run has cost and gained, as lines."""
     sessions = journal.sessions
     futile_s = sum(item.seconds for item in sessions if item.verdict not in ("completed", "progress"))
     hours = sum(item.seconds for item in sessions) / 3600.0

@@ -36,14 +36,10 @@ class SessionOutput:
     """The files of a version that matter here.
 
     Attributes:
-        slug: The notebook.
-        version: Its version.
         work_dir: The name of the work dir within the output.
         record: The session's record; None where there is none, or it cannot be read.
-        manifest: Of the checkpoints.
         files: The files of the work dir that are listed, by their name in it.
         others: Whether there are work dirs of other configs.
-        log: What the session printed.
         folder: Where the record and the manifest are, and checkpoints are put.
     """
 
@@ -74,12 +70,7 @@ class SessionOutput:
 def fetch(kaggle: KaggleClient, slug: str, version: int, *, stem: str, folder: Path) -> SessionOutput:
     """Fetch the record and the manifest of a version into ``folder``, and list the rest.
 
-    Args:
-        kaggle: Where it can be had.
-        slug: The notebook.
-        version: Its version.
-        stem: The config's name, which is its work dir's; empty for that of any.
-        folder: Made where needed.
+    An empty ``stem`` stands for the work dir of any config.
 
     Raises:
         Unreachable: Kaggle does not answer, or shows neither a file nor a log yet.
@@ -125,13 +116,7 @@ def judge(
 ) -> Outcome:
     """Return what a version is worth.
 
-    Args:
-        kaggle: Where its checkpoints can be had.
-        left: What :func:`fetch` gave.
-        attempt: The session.
-        status: How it ended.
-        before: The iteration that was reached before it.
-        ran_s: How long it ran as far as was seen.
+    ``before`` is the iteration that was reached before the session, ``ran_s`` how long it was seen to run.
 
     Raises:
         Unreachable: A checkpoint in doubt did not come.
@@ -195,7 +180,6 @@ def _verdict(
 
 
 def gone(ran_s: float) -> Outcome:
-    """Return what is left of a session whose notebook is not there any more."""
     trained = ran_s > TRAINED_S
     return Outcome(
         status="gone", verdict="none", seconds=ran_s, trained=trained, doubt="gone",

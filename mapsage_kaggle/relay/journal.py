@@ -41,12 +41,8 @@ class HandOver:
     """The newest checkpoint that was found good, and the version whose output holds it.
 
     Attributes:
-        slug: The notebook.
-        version: Its version.
         iteration: Iterations done.
         file: The checkpoint's name within the output.
-        sha256: Of the file.
-        size_bytes: Of the file.
         attachable: Whether the version ended COMPLETE, so that its output can be an input.
     """
 
@@ -64,7 +60,6 @@ class Attempt:
     """One session, from the intent to push it to its verdict.
 
     Attributes:
-        slug: The notebook.
         version: The version that it has, or, before the push is known to have landed, will have.
         token: Marks this push in the notebook's text, so that it is known again; empty for a version that
             no relay pushed.
@@ -185,7 +180,6 @@ class Journal:
     Attributes:
         owner: Whose account.
         slug: The notebook; with ``pingpong`` there is a second one beside it.
-        config: The config that is trained.
         attempts: The sessions, oldest first; only one may be open.
         accounted: By notebook, the version up to which nothing is left to be read.
         hand_over: The newest good checkpoint.
@@ -250,12 +244,10 @@ class Journal:
 
     @property
     def last(self) -> Attempt | None:
-        """The last session that has its verdict."""
         return self.sessions[-1] if self.sessions else None
 
     @property
     def num_sessions(self) -> int:
-        """How many sessions have been pushed in all."""
         told = max((attempt.session_index for attempt in self.sessions), default=0)
         return max(len(self.sessions), told) + (self.open is not None)
 
@@ -298,10 +290,9 @@ class Journal:
                 return attempt
         return None
 
-    # -- what happens to it
+    # -- what happens to it: each returns the journal as it is then
 
     def intending(self, attempt: Attempt) -> Journal:
-        """Return the journal in which a session is open: about to be sent, or found on Kaggle."""
         if self.open is not None:
             raise ValueError("a session is open")
         return dataclasses.replace(self, attempts=(*self.attempts, attempt))
@@ -341,15 +332,12 @@ class Journal:
         )
 
     def without(self, transport: Transport) -> Journal:
-        """Return the journal in which a transport is not to be used any more."""
         return dataclasses.replace(self, refused=tuple(dict.fromkeys([*self.refused, transport])))
 
     def stored(self, iteration: int | None) -> Journal:
-        """Return the journal in which the checkpoint data set holds this iteration, or it is not known."""
         return dataclasses.replace(self, stored_iteration=iteration, upload=None)
 
     def denied(self, now_s: float) -> Journal:
-        """Return the journal in which Kaggle refused something once more."""
         denied_s = self.denied_s if self.denials else now_s
         return dataclasses.replace(self, denials=self.denials + 1, denied_s=denied_s)
 
@@ -360,7 +348,6 @@ class Journal:
         return self.opening(doubt=doubt, doubt_s=since_s, looks=attempt.looks + 1, look_s=look_s)
 
     def closed(self, outcome: Outcome) -> Journal:
-        """Return the journal in which the open session has ended."""
         attempt = self._must_be_open()
         # A refusal makes a record of its own, with an id of its own.
         foreign = bool(self.run_id and outcome.run_id not in ("", self.run_id)) and outcome.hand_over
@@ -438,7 +425,6 @@ class Journal:
         return journal.without("pingpong")
 
     def forgiving(self) -> Journal:
-        """Return the journal in which the failures so far no longer count, and every way is open again."""
         journal = self
         if self.open is not None:
             journal = self.opening(looks=0, look_s=0.0, ended_s=None)
@@ -464,7 +450,6 @@ class Journal:
         return dataclasses.replace(journal, consented=len(journal.attempts), dataset_read=True)
 
     def opening(self, **changes: Any) -> Journal:
-        """Return the journal in which the open session has changed."""
         attempt = self._must_be_open()
         changed = dataclasses.replace(attempt, **changes)
         attempts = tuple(changed if item is attempt else item for item in self.attempts)
@@ -478,7 +463,6 @@ class Journal:
     # -- on the disk
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -496,7 +480,6 @@ class Journal:
             raise ValueError(f"not a journal: {error!r}") from error
 
     def write(self, path: Path) -> None:
-        """Replace ``path`` atomically, and flush it to the disk."""
         replace_file(path, json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n")
 
     @classmethod

@@ -42,9 +42,7 @@ class Job:
 
     Attributes:
         config: As the notebook's ``CONFIG`` wants it: a name of the kit's own, or a path on Kaggle.
-        notebook: The notebook to push.
         machine: Kaggle's name of the machine; None for one without GPU.
-        internet: Whether sessions get Internet.
         reserve: The notebook's ``RESERVE``.
         reserve_s: The same in seconds.
         overrides: The notebook's ``OVERRIDES``.
@@ -69,7 +67,6 @@ class Job:
 
 
 def parameters(push: Push, job: Job) -> dict[str, Any]:
-    """Return the values of the notebook's parameters for one session."""
     return {
         "CONFIG": job.config,
         "RESUME": "auto" if push.expect_iteration is None else "require",
@@ -151,7 +148,6 @@ def _assigned(source: str) -> set[str]:
 
 
 def metadata(push: Push, job: Job, owner: str) -> dict[str, Any]:
-    """Return the content of ``kernel-metadata.json``."""
     return {
         "id": f"{owner}/{push.slug}",
         "title": title_of(push.slug),
@@ -234,7 +230,6 @@ def attempt_of(source: str, slug: str, version: int) -> Attempt:
 
 
 def is_for(source: str, config: str) -> bool:
-    """Tell whether a version's text is for this config, as far as a relay has written it."""
     found = _CONFIG.search(source)
     return found is None or found[1] == config
 

@@ -38,7 +38,6 @@ class SessionLog:
         iteration: The last iteration that it shows; 0 for none.
         max_iters: The end that is shown with it.
         score: The last mIoU in percent; None for none.
-        seconds: How long it goes on.
         number: Of the session, as Kaggle counts them; 0 where it does not tell.
         refusal: The kit's own refusal that ended the session; empty without one.
         exit_code: Of that refusal; 0 without one.
@@ -120,7 +119,6 @@ class LogFollower:
     _thread: threading.Thread | None = field(default=None, init=False)
 
     def keep_on(self) -> None:
-        """Open the stream, where it is not open. What it gives is in ``log`` from then on."""
         if self._streams < MAX_STREAMS and (self._thread is None or not self._thread.is_alive()):
             self._streams += 1
             self._thread = threading.Thread(target=self._follow, daemon=True, name="log")

@@ -23,10 +23,6 @@ class Watch:
     """Looks at one run's notebooks and data sets.
 
     Attributes:
-        kaggle: The account.
-        settings: What was asked.
-        dataset: The checkpoint data set.
-        on_gpu: Whether sessions use GPU time.
         quota: What was seen of it last.
     """
 

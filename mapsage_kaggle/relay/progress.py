@@ -21,9 +21,7 @@ class Reporter:
     """Prints lines with the time, each once; in a terminal, a status line below them that is rewritten.
 
     Attributes:
-        stream: Where to.
         log: A file that every line is added to as well, if any.
-        now_s: Seconds since the epoch.
         progress_s: How often progress alone is worth a line, where there is no terminal.
     """
 
@@ -54,7 +52,6 @@ class Reporter:
             self._print(line)
 
     def block(self, text: str) -> None:
-        """Print lines as they are, without the time."""
         for line in text.splitlines():
             self._write(line)
 
@@ -83,19 +80,13 @@ class Reporter:
 
 @dataclass(kw_only=True)
 class Progress:
-    """Tells how far the session has got that is going on, by its log.
-
-    Attributes:
-        kaggle: Where the log can be followed.
-        reporter: Told.
-    """
+    """Tells how far the session has got that is going on, by its log."""
 
     kaggle: KaggleClient
     reporter: Reporter
     _follower: tuple[tuple[str, int], LogFollower] | None = field(default=None, init=False)
 
     def tell(self, attempt: Attempt, quota: Quota | None) -> None:
-        """Tell it, where the session was seen to run."""
         if attempt.began_s is None:
             return
         key = (attempt.slug, attempt.version)

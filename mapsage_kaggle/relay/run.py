@@ -43,11 +43,7 @@ from mapsage_kaggle.relay.store import CheckpointDataset
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Places:
-    """Where a relay keeps what it knows, on this machine.
-
-    Attributes:
-        folder: All of it.
-    """
+    """Where a relay keeps what it knows, on this machine."""
 
     folder: Path
 
@@ -77,12 +73,6 @@ class Relay:
     """Runs a chain of sessions. Everything it has to remember is in the journal.
 
     Attributes:
-        kaggle: The account.
-        settings: What was asked.
-        job: What is trained.
-        places: Where it keeps what it knows.
-        reporter: Told what happens.
-        sleep: Injected in tests.
         jitter: Between 0.8 and 1.2, so that many relays do not ask in step.
         follow: Whether the logs of running sessions are followed.
         notify: Called with a message where a session has ended, if anybody wants to know.
@@ -147,7 +137,6 @@ class Relay:
             ) from error
 
     def open(self, *, again: bool = False, from_nothing: bool = False) -> None:
-        """Read the journal, or begin one."""
         journal = Journal.read(self.places.journal)
         asked = (self.settings.owner, self.settings.slug, self.job.config)
         if journal is None:
@@ -354,7 +343,6 @@ class Relay:
         )
 
     def keep(self, journal: Journal) -> None:
-        """Remember, on the disk as well."""
         if journal == self.journal and self.places.journal.is_file():
             return
         self.places.folder.mkdir(parents=True, exist_ok=True)

@@ -105,7 +105,6 @@ def _version(kaggle: KaggleClient, slug: str, number: int) -> tuple[dict[str, An
 
 
 def _live_log(kaggle: KaggleClient, slug: str, number: int) -> SessionLog:
-    """Return what the log of a session shows so far."""
     pieces: list[Mapping[str, Any]] = []
     with _timeout(kaggle):
         try:
@@ -130,7 +129,6 @@ def _timeout(kaggle: KaggleClient) -> Iterator[None]:
 
 
 def status_text(found: Mapping[str, Any]) -> str:
-    """Return what :func:`status` gave as lines for a terminal."""
     lines = ["notebook                     version  pushed by  status      iteration  best"]
     for item in found["versions"]:
         best = f"{item['best']['metric']} {item['best']['value']:.2f}" if item["best"] else "-"

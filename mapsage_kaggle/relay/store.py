@@ -27,11 +27,9 @@ class CheckpointDataset:
     """The data set that a run's checkpoints are handed on by.
 
     Attributes:
-        kaggle: The account.
         ref: ``owner/slug``.
         fetched: Where what versions left is kept.
         folder: Where an upload is put together.
-        stem: Of the config.
     """
 
     kaggle: KaggleClient
@@ -112,10 +110,7 @@ class CheckpointDataset:
     ) -> Literal["there", "not yet", "wrong"]:
         """Tell whether an upload is what the data set holds now: all of its files, not the version before.
 
-        Args:
-            upload: What was sent.
-            now_s: Seconds since the epoch.
-            patience_s: How long the version before may still be what is shown.
+        The version before may still be what is shown for ``patience_s`` after the upload.
         """
         state = self.kaggle.datasets.state(self.ref)
         if state == "failed":
