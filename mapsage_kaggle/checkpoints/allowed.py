@@ -44,7 +44,6 @@ class StorageInfo:
     Attributes:
         key: Its name in the file, below ``data/``.
         dtype: Element type, such as ``float32``; ``uint8`` where the file says bytes.
-        num_elements: Its length, in elements.
     """
 
     key: str
@@ -53,7 +52,6 @@ class StorageInfo:
 
     @property
     def size_bytes(self) -> int:
-        """Its length, in bytes."""
         return self.num_elements * ITEM_BYTES[self.dtype]
 
 
@@ -63,10 +61,8 @@ class TensorInfo:
 
     Attributes:
         dtype: Element type, such as ``float32``.
-        shape: Sizes by dimension.
         stride: Steps by dimension, in elements.
         offset: First element, counted from the storage's start.
-        storage: Where the data is.
         requires_grad: Whether gradients are wanted for it.
     """
 
@@ -79,7 +75,6 @@ class TensorInfo:
 
     @property
     def num_elements(self) -> int:
-        """The product of the sizes."""
         count = 1
         for size in self.shape:
             count *= size
@@ -114,20 +109,13 @@ class HistoryInfo:
 
 
 class Builder(Protocol):
-    """Makes the values that are more than plain Python. It is given checked arguments only.
-
-    Attributes:
-        tensor_types: What its tensors are.
-        array_types: What its arrays are.
-        history_types: What its histories are.
-    """
+    """Makes the values that are more than plain Python. It is given checked arguments only."""
 
     tensor_types: tuple[type, ...]
     array_types: tuple[type, ...]
     history_types: tuple[type, ...]
 
-    def tensor(self, info: TensorInfo) -> Any:
-        """Return the tensor that ``info`` describes."""
+    def tensor(self, info: TensorInfo) -> Any: ...
 
     def new_array(self) -> Any:
         """Return an array to be filled by :meth:`fill_array`."""
@@ -135,14 +123,12 @@ class Builder(Protocol):
     def fill_array(self, array: Any, info: ArrayInfo) -> None:
         """Give an array its type, shape and data."""
 
-    def scalar(self, dtype: str, data: bytes) -> Any:
-        """Return the NumPy scalar of type ``dtype`` whose bytes are ``data``."""
+    def scalar(self, dtype: str, data: bytes) -> Any: ...
 
     def new_history(self) -> Any:
         """Return a history to be filled by :meth:`fill_history`."""
 
-    def fill_history(self, history: Any, info: HistoryInfo) -> None:
-        """Give a history its values."""
+    def fill_history(self, history: Any, info: HistoryInfo) -> None: ...
 
     def symbol(self, symbol: Symbol) -> Any:
         """Return what stands for a torch dtype, or for a device named ``torch.device:<text>``."""
@@ -156,15 +142,12 @@ class Describe:
     history_types: tuple[type, ...] = (HistoryInfo,)
 
     def tensor(self, info: TensorInfo) -> Any:
-        """Return ``info`` itself."""
         return info
 
     def new_array(self) -> Any:
-        """Return an empty description."""
         return ArrayInfo()
 
     def fill_array(self, array: Any, info: ArrayInfo) -> None:
-        """Copy the description."""
         array.dtype, array.shape = info.dtype, info.shape
         array.fortran_order, array.data = info.fortran_order, info.data
 
@@ -177,15 +160,12 @@ class Describe:
         return struct.unpack(order + code, data)[0] if code else data
 
     def new_history(self) -> Any:
-        """Return an empty description."""
         return HistoryInfo()
 
     def fill_history(self, history: Any, info: HistoryInfo) -> None:
-        """Copy the description."""
         history.log, history.count, history.max_length = info.log, info.count, info.max_length
 
     def symbol(self, symbol: Symbol) -> Any:
-        """Return ``symbol`` itself."""
         return symbol
 
 
@@ -542,7 +522,6 @@ def resolve(module: str, name: str, build: Builder) -> Any:
 
 
 def call(function: Any, arguments: Any, build: Builder) -> Any:
-    """Return what a call of an allowed name gives."""
     if type(arguments) is not tuple:
         raise UnsafeError(f"{_short(function)} is called with something other than a tuple")
     made_by = _CALLS.get(function.name) if type(function) is Symbol else None
@@ -552,14 +531,12 @@ def call(function: Any, arguments: Any, build: Builder) -> Any:
 
 
 def new(kind: Any, arguments: Any, build: Builder) -> Any:
-    """Return an empty object of an allowed class."""
     if kind == Symbol(_HISTORY) and arguments == ():
         return build.new_history()
     raise UnsafeError(f"it makes an object of {_short(kind)} with {_kinds(arguments)}; no checkpoint does")
 
 
 def set_state(target: Any, state: Any, build: Builder) -> None:
-    """Give an object the state that a file states for it."""
     if type(target) is OrderedDict:
         if type(state) is not dict or len(state) != 1 or "_metadata" not in state:
             raise UnsafeError("it alters an OrderedDict beyond its _metadata, which no checkpoint does")

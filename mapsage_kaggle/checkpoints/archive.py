@@ -56,10 +56,7 @@ class Entry:
 
     Attributes:
         name: Without the archive's own folder: ``data.pkl``, ``data/0``, ...
-        full_name: As stored.
-        size_bytes: Of its content.
         crc32: That its content must have.
-        header_start: Where its local header begins.
         stamp: Version, flags, method and time, which header and directory must agree on.
     """
 
@@ -135,8 +132,7 @@ class Source:
 class Archive:
     """The directory of a checkpoint's zip file.
 
-    Args:
-        source: The bytes. Must stay open while the archive is used.
+    The source must stay open while the archive is used.
 
     Raises:
         DamagedError: There is no intact directory, or one that ``torch.save`` would not write.
@@ -283,7 +279,6 @@ class Reader:
         return piece
 
     def take(self, size: int) -> bytes:
-        """Return the next ``size`` bytes."""
         if self._at + size <= len(self._chunk):
             start = self._at
             self._at += size
@@ -381,7 +376,6 @@ def _read_tail(source: Source) -> tuple[int, int, bytes]:
 
 
 def _parse_directory(tail: bytes, count: int, directory_start: int) -> tuple[Entry, ...]:
-    """Return the entries in the order in which they lie in the file."""
     if count * _CENTRAL.size > len(tail):
         raise DamagedError(f"its directory cannot hold {count} entries")
     if count > _MAX_ENTRIES:

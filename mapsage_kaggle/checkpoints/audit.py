@@ -43,7 +43,6 @@ class Left:
     """What a session left.
 
     Attributes:
-        record: Its record.
         told: The checkpoints that its events tell of.
         listed: The checkpoints that its output's manifest lists.
     """
@@ -60,7 +59,6 @@ class Left:
 
     @property
     def trained(self) -> bool:
-        """Whether iterations of it were kept."""
         return self.record.end_iteration > self.record.start_iteration
 
 
@@ -77,7 +75,6 @@ class AuditedSession:
     """What is true of one session.
 
     Attributes:
-        record: Its record.
         chain: Whether it began with bytes that a session before had proved, in the same run over the same
             data: ``unbroken``, ``broken`` or ``not shown``.
         grade: What it equals an uninterrupted run to, of ``GRADES``; None where nothing of it was kept.
@@ -113,7 +110,6 @@ class Audit:
 
     @property
     def chain(self) -> str:
-        """Whether the whole chain is unbroken."""
         found = {session.chain for session in self.sessions}
         if any(item.verdict == "other bytes" for item in self.files):
             found.add(BROKEN)
@@ -123,13 +119,11 @@ class Audit:
 
     @property
     def grade(self) -> str:
-        """What the whole run equals an uninterrupted one to."""
         return worst(
             [_FOLLOWS[self.chain], *(item.grade for item in self.sessions if item.grade is not None)]
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON document of the command."""
         return {
             "run_id": self.sessions[-1].record.run_id if self.sessions else None,
             "chain": self.chain,
@@ -156,9 +150,7 @@ class Audit:
 def audit(sessions: Sequence[Left], **more: Any) -> Audit:
     """Judge the sessions of one run.
 
-    Args:
-        sessions: What they left, oldest first.
-        more: The further attributes of the :class:`Audit`.
+    ``sessions`` are oldest first; ``more`` are further attributes of the :class:`Audit`.
     """
     lefts = [left for left in sessions if left.record.stop_reason != "refused"]
     done: list[AuditedSession] = []

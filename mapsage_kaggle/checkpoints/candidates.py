@@ -74,7 +74,6 @@ class Prospect:
 
     @property
     def verdict(self) -> str:
-        """The full inspection's verdict; empty before it."""
         return self.inspection.verdict if self.inspection else ""
 
     @property
@@ -207,7 +206,6 @@ def _sha256(prospect: Prospect) -> str:
 
 
 def began_from(record: SessionRecord, start: Prospect) -> bool:
-    """Tell whether a run began from a checkpoint, by what its first session says of its start."""
     first = record.lineage()[0]
     stated = first.get("started_from")
     if isinstance(stated, Mapping):
@@ -236,7 +234,6 @@ def _session(document: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def why_not_needed(prospect: Prospect, taken: Prospect) -> str:
-    """Return what sets a file apart from the one of this run that was taken."""
     if prospect.lineage != taken.lineage:
         return Message("nothing says that it is of this run; name it with --resume to take it")
     if prospect.iteration != taken.iteration:
@@ -266,7 +263,6 @@ def without_duplicates(prospects: Sequence[Prospect]) -> list[Prospect]:
 
 
 def recorded_sha256(path: Path, record: SessionRecord | None) -> str | None:
-    """Return the sha256 that the record beside a checkpoint states for it, if any."""
     refs = (record.checkpoint, record.best) if record else ()
     return next((ref.sha256 for ref in refs if ref is not None and ref.file == path.name), None)
 

@@ -54,7 +54,6 @@ class Choice:
         action: ``resume`` with everything; ``weights-only`` with a fresh optimizer, from iteration
             0; ``fresh`` from the config's own initialisation.
         checkpoint: What to load, by its ``target``; None when fresh.
-        inspection: Its verdict.
         record: The session record beside it, if there is one.
         explanations: One line for each candidate: taken, or why not.
         steps_down: One line for each step down the ladder, each to be an event and in the record.
@@ -94,27 +93,12 @@ def choose(
 ) -> Choice:
     """Choose what a session starts from, by the rules at the top of this module.
 
-    Args:
-        inspect: Gives the verdict on a file.
-        resume: ``auto`` starts fresh only where there is nothing to resume and the config does
-            not ask for it; ``require`` never starts fresh; ``never`` resumes nothing; a path
-            means exactly that file.
-        work_dir: What was found in the work dir.
-        load_from: The file that the config names.
-        inputs: What was found in the attached inputs.
-        rejected: What the scans rejected. A place named like a checkpoint that is none (an empty
-            file, a ``last_checkpoint`` that leads nowhere) is a candidate that failed.
-        fingerprint: Of the config that is to run; None where it is not known.
-        config_asks_resume: Whether the config says ``resume = True``.
-        allow_weights_only: Whether weights alone may be taken where nothing can be resumed.
-        weights_only: Take only the weights of the file that ``resume`` names, whatever else is in it.
-        expect_iteration: The iteration that must be resumed from.
-        max_iters: Where the run is to end.
-        run: The run to go on with, by its id, where a person or the relay names it.
-        work_dir_run: The run of the record in the work dir.
-        inspect_alone: As ``inspect``, for weights that need not fit all of the config's model.
-        record_of: Reads the record beside a checkpoint.
-        sha256_of: Reads the sha256 that a manifest states for a checkpoint.
+    What is not explained here is an attribute of :class:`Selector`. ``resume``: ``auto`` starts fresh only
+    where there is nothing to resume and the config does not ask for it; ``require`` never starts fresh;
+    ``never`` resumes nothing; a path means exactly that file, of which ``weights_only`` takes no more than
+    the weights. ``rejected`` is what the scans rejected: a place named like a checkpoint that is none (an
+    empty file, a ``last_checkpoint`` that leads nowhere) is a candidate that failed. ``inspect_alone`` judges
+    weights that need not fit all of the config's model.
 
     Raises:
         CheckpointError: Nothing acceptable was found where starting fresh is not allowed, or what
@@ -155,7 +139,6 @@ class _Ladder(Selector):
     # -- the three ways in
 
     def take_named(self, path: Path, *, weights_only: bool = False) -> Choice:
-        """Take exactly this file, or refuse."""
         candidate = self.candidate(path, "named")
         inspection = self.inspect(candidate)
         if inspection is None or inspection.verdict == "rejected":
@@ -269,7 +252,6 @@ class _Ladder(Selector):
     # -- rungs
 
     def _weights_of_config(self, candidate: Prospect) -> Choice | None:
-        """Take the weights of a ``load_from`` in a config that does not ask to resume."""
         inspection = self.inspect(candidate)
         if inspection is not None and inspection.verdict == "rejected":
             misfit = candidate.problem

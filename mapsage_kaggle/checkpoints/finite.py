@@ -39,9 +39,6 @@ class FiniteSweep:
 
     Tensors may be windows on a larger storage: what lies outside of them is nobody's and may be
     anything. However many they are, each byte is looked at once for each kind of float.
-
-    Args:
-        tensors: With their places.
     """
 
     def __init__(self, tensors: Iterable[tuple[str, TensorInfo]]) -> None:
@@ -52,7 +49,6 @@ class FiniteSweep:
         self._bad: set[str] = set()
 
     def take(self, entry: Entry, pieces: Iterator[memoryview]) -> None:
-        """Take the content of one entry."""
         tensors = self._on.get(entry.name)
         if not tensors:
             return
@@ -121,7 +117,6 @@ class _Track:
         self.word_bytes = int(self.pattern[0][2:])
 
     def feed(self, piece: memoryview) -> None:
-        """Look at the next bytes of the storage."""
         start, self.position = self.position, self.position + len(piece)
         while self.index < len(self.spans):
             span = self.spans[self.index]
@@ -144,7 +139,6 @@ class _Track:
 
 
 def _all_finite(data: Any, pattern: tuple[str, int]) -> bool:
-    """Tell whether little-endian floats hold neither NaN nor Inf."""
     import numpy as np
 
     word, bits = pattern

@@ -22,7 +22,6 @@ class HostCopy:
 
     @property
     def size_bytes(self) -> int:
-        """What the buffers take."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())
 
     def take(self, state: Any) -> Any:

@@ -30,7 +30,6 @@ class Inspection:
     """What is known of one checkpoint file.
 
     Attributes:
-        path: The file.
         verdict: ``resumable``; ``weights-only``: whole, but lacking what a resume needs; ``rejected``.
         iteration: Iterations done in the state it holds; None where it does not say.
         problems: Why the verdict is no better, one sentence each. Empty when resumable.
@@ -39,7 +38,6 @@ class Inspection:
         full: Whether every byte was proven, or only the directory and the pickle.
         format: ``zip``, ``legacy`` (before torch 1.6) or None.
         epoch: Epochs done, as mmengine counts.
-        seed: The run's seed.
         classes: Names of the classes it was trained on.
         mmengine_version: Of the writer.
         run_id: The kit's run; None for a checkpoint of plain mmengine.
@@ -82,7 +80,6 @@ class Inspection:
     config_text: str | None = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the contract's JSON object."""
         return {
             "path": str(self.path),
             "verdict": self.verdict,
@@ -473,7 +470,6 @@ def _number(value: Any) -> float | None:
 
 
 def _text(value: Any) -> str | None:
-    """Return a name that a file states, as it may be shown and compared."""
     return visible(value) if type(value) is str else None
 
 

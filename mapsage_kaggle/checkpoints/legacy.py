@@ -24,8 +24,7 @@ _FIRST_LOOK_BYTES = 4 * 2**20
 class LegacyArchive:
     """A checkpoint file of the old format, with the same face as ``Archive``.
 
-    Args:
-        source: The bytes. Must stay open while the archive is used.
+    The source must stay open while the archive is used.
 
     Raises:
         DamagedError: It is cut off, or its parts contradict each other.
@@ -106,5 +105,4 @@ class LegacyArchive:
 
 
 def is_legacy(head: bytes) -> bool:
-    """Tell from its first bytes whether a file has the old format."""
     return head.startswith(MAGIC)

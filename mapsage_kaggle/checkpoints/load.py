@@ -94,7 +94,6 @@ class _Realise:
             self._memory[storage.key] = torch.empty(storage.size_bytes, dtype=torch.uint8)
 
     def take(self, entry: Entry, pieces: Iterator[memoryview]) -> None:
-        """Copy an entry's content into its tensor's memory."""
         if entry.name == "data.pkl":
             if b"".join(bytes(piece) for piece in pieces) != self._pickle:
                 raise DamagedError("it changed while it was read")
@@ -106,7 +105,6 @@ class _Realise:
                 at += len(piece)
 
     def tensor(self, info: TensorInfo) -> Any:
-        """Return a tensor on the storage that ``info`` names."""
         torch = self._torch
         result = torch.empty(0, dtype=getattr(torch, info.dtype))
         result.set_(self._memory[info.storage.key].untyped_storage(), info.offset, info.shape, info.stride)
@@ -114,21 +112,17 @@ class _Realise:
         return result
 
     def new_array(self) -> np.ndarray[Any, Any]:
-        """Return an empty array."""
         array: np.ndarray[Any, Any] = self._np.ndarray((0,), "|u1")
         return array
 
     def fill_array(self, array: np.ndarray[Any, Any], info: ArrayInfo) -> None:
-        """Give an array its type, shape and data."""
         dtype = self._np.dtype(info.dtype)
         array.__setstate__((1, info.shape, dtype, info.fortran_order, info.data))  # type: ignore[arg-type]
 
     def scalar(self, dtype: str, data: bytes) -> Any:
-        """Return a NumPy scalar."""
         return self._np.frombuffer(data, self._np.dtype(dtype))[0]
 
     def new_history(self) -> Any:
-        """Return an empty history."""
         return self._history_buffer()
 
     def fill_history(self, history: Any, info: HistoryInfo) -> None:
@@ -140,7 +134,6 @@ class _Realise:
         history.max_length = info.max_length
 
     def symbol(self, symbol: Symbol) -> Any:
-        """Return a torch dtype or device."""
         kind, _, device = symbol.name.partition(":")
         if kind == "torch.device":
             return self._torch.device(device)

@@ -14,11 +14,7 @@ from mapsage_kaggle.paths import WorkDir
 
 
 class WorkDirLock:
-    """The lock of one work dir.
-
-    Args:
-        work_dir: The folder; made where it is missing.
-    """
+    """The lock of one work dir."""
 
     def __init__(self, work_dir: Path) -> None:
         self._files = WorkDir(work_dir)

@@ -26,7 +26,6 @@ class Manifest:
     """What ``manifest.json`` says: the proven files, and one that was about to be renamed into place.
 
     Attributes:
-        files: The proven checkpoints by name.
         pending: Proven checkpoints whose rename may or may not have happened, by final name.
     """
 
@@ -65,7 +64,6 @@ class Manifest:
         replace_file(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
     def with_file(self, ref: CheckpointRef) -> Manifest:
-        """Return a manifest that lists ``ref``, and nothing pending under its name."""
         pending = {name: other for name, other in self.pending.items() if name != ref.file}
         return Manifest({**self.files, ref.file: ref}, pending)
 
@@ -74,7 +72,6 @@ class Manifest:
         return Manifest(self.files, {**self.pending, ref.file: ref})
 
     def without(self, names: Iterable[str]) -> Manifest:
-        """Return a manifest that says nothing of ``names``."""
         gone = set(names)
         return Manifest(
             {name: ref for name, ref in self.files.items() if name not in gone},

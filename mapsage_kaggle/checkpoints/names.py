@@ -27,12 +27,10 @@ _ENDS_LIKE_ONE = re.compile(r"(?:.*_)?(?P<unit>iter|epoch)_(?P<count>[0-9]{1,15}
 
 
 def iteration_name(iteration: int) -> str:
-    """Return the name of the checkpoint after so many iterations."""
     return f"iter_{iteration}.pth"
 
 
 def best_name(metric: str, iteration: int) -> str:
-    """Return the name of the checkpoint with the best score so far."""
     return f"best_{metric}_iter_{iteration}.pth"
 
 
@@ -63,7 +61,6 @@ def _kind(found: re.Match[str] | None) -> Kind:
 
 
 def iteration_of(name: str) -> int | None:
-    """Return the iteration that a checkpoint's name states, or None where it states none."""
     found = _NAME.fullmatch(name)
     return int(found["count"]) if found and found["unit"] == "iter" else None
 

@@ -18,11 +18,7 @@ _STRAY_AGE_S = 600.0
 def recover(files: WorkDir, *, warn: Callable[[str], None]) -> Manifest:
     """Bring manifest, ``last_checkpoint`` and files together, and return the manifest.
 
-    Only for whoever holds the lock.
-
-    Args:
-        files: Of the work dir.
-        warn: Told of what could not be put in order, or had to be made anew.
+    Only for whoever holds the lock. Tells ``warn`` of what could not be put in order, or had to be made anew.
     """
     for path, error in remove_strays(files.path):
         warn(Message("{path} is left over and resists: {why}.", path, error.strerror))
@@ -65,10 +61,6 @@ def remove_strays(folder: Path, *, age_s: float = _STRAY_AGE_S) -> list[tuple[Pa
 
     Those of other writers (the session's record is refreshed by another process) are left
     alone until they are too old to be in use.
-
-    Args:
-        folder: Where they lie.
-        age_s: How old that is.
     """
     resisting: list[tuple[Path, OSError]] = []
     for path in sorted(folder.glob("*.tmp")):

@@ -37,7 +37,6 @@ class RunGroup:
 
     @property
     def line(self) -> Message:
-        """Its folder, with what is known of it."""
         whose = Message("run {run}", self.run_id) if self.run_id else Message("states no run")
         record = "" if self.recorded else Message(", without its record")
         return Message(
@@ -56,7 +55,6 @@ class TakenRun:
     """The group that a session goes on with.
 
     Attributes:
-        group: It.
         is_named: Whether a person, the config, the work dir or the relay says that it is the one.
         stepped_over: The others.
     """
@@ -80,7 +78,6 @@ class TakenRun:
 
 
 def at(iteration: int | None) -> Message:
-    """Return which iteration a file is of, in two words."""
     return Message("iteration unknown") if iteration is None else Message("iteration {iteration}", iteration)
 
 

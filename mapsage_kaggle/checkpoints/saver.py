@@ -48,18 +48,10 @@ class BackgroundSaver:
     ) -> None:
         """Start a save, as :meth:`CheckpointStore.save`; waits for the one before it first.
 
-        A save before it that failed has been told as an event, and is forgotten here: the new one
-        makes up for it. An error that is not of the disk is raised.
-
-        Args:
-            name: As there.
-            write: As there. Must not read what training changes: give it a copy.
-            iteration: As there.
-            metric: As there.
-            value: As there.
-            make_last: As there.
-            then: Called in the thread with the proven checkpoint, such as to refresh the record. The
-                checkpoint is safe whether this works or not, so that an OSError is only told.
+        A save before it that failed has been told as an event, and is forgotten here: the new one makes up
+        for it. An error that is not of the disk is raised. ``write`` must not read what training changes:
+        give it a copy. ``then`` is called in the thread with the proven checkpoint, such as to refresh the
+        record. The checkpoint is safe whether this works or not, so that an OSError is only told.
         """
         self.join()
         if isinstance(self._error, SaveFailed):
@@ -138,12 +130,6 @@ class SaveSchedule:
     The interval is ``every_s``, or as much longer as it takes for the measured cost of a save to
     stay below ``max_cost`` of the training time, but never more than ``longest_s``: on a machine
     so slow, losing hours would cost more than saving does.
-
-    Args:
-        every_s: Seconds between saves where they are cheap.
-        max_cost: The part of training time that saving may take.
-        longest_s: Seconds between saves at most.
-        now: The clock, in seconds; injected in tests.
     """
 
     def __init__(
@@ -165,11 +151,9 @@ class SaveSchedule:
 
     @property
     def interval_s(self) -> float:
-        """Seconds between two saves, by what the last ones cost."""
         return min(self._longest_s, max(self._every_s, self._costs.mean() / self._max_cost))
 
     def due(self) -> bool:
-        """Tell whether the interval has passed since the last save of any kind."""
         return self._now() - self._last_s >= self.interval_s
 
     def left_s(self) -> float:
@@ -179,9 +163,8 @@ class SaveSchedule:
     def saved(self, *, cost_s: float) -> None:
         """Note a save, by time or by iteration: the clock starts anew.
 
-        Args:
-            cost_s: How long training was held up by it, plus what it lost to the writing in the
-                background where that is known.
+        Its cost is how long training was held up by it, plus what it lost to the writing in the background
+        where that is known.
         """
         self._costs.add(cost_s)
         self._last_s = self._now()

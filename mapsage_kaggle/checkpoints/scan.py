@@ -40,7 +40,6 @@ class FoundCheckpoint:
     target: Path
 
     def to_json(self) -> dict[str, Any]:
-        """Return the contract's JSON object."""
         return {
             "path": str(self.path),
             "kind": self.kind,
@@ -52,18 +51,12 @@ class FoundCheckpoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rejected:
-    """A place that looked like a checkpoint, or like a folder of them, and is none.
-
-    Attributes:
-        path: The place.
-        reason: What is wrong with it.
-    """
+    """A place that looked like a checkpoint, or like a folder of them, and is none."""
 
     path: Path
     reason: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return the contract's JSON object."""
         return {"path": str(self.path), "reason": self.reason}
 
 
@@ -72,7 +65,6 @@ class ScanReport:
     """What lies below a folder.
 
     Attributes:
-        root: The folder.
         files: The checkpoints by name, sorted by path.
         rejected: What is not as it should be, sorted by path.
         records: Paths of the session records, ``session.json``, sorted.
@@ -84,7 +76,6 @@ class ScanReport:
     records: tuple[Path, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the contract's JSON object."""
         return {
             "files": [item.to_json() for item in self.files],
             "rejected": [item.to_json() for item in self.rejected],
@@ -101,13 +92,8 @@ def scan(
 ) -> ScanReport:
     """Return every checkpoint below ``root``, at any depth. Nothing it meets is fatal.
 
-    Args:
-        root: Usually Kaggle's input folder. Where it is missing or no folder, the report says so.
-        wait_s: How long to wait for a source whose mount is still missing or empty, as it can be
-            right after it was attached.
-        on_wait: Told, in one sentence, each time that there is a wait.
-        sleep: Waits.
-        now: The clock that bounds the wait.
+    A source whose mount is missing or empty, as it can be right after it was attached, is waited for:
+    ``wait_s`` at most, and ``on_wait`` is told in one sentence.
     """
     deadline = now() + wait_s
     pause_s = 0.5
@@ -224,14 +210,12 @@ def name_in(path: Path) -> str | None:
 
 
 def _anchor(root: Path) -> Path:
-    """Return the folder that sources are attached to: Kaggle's input where ``root`` lies in it."""
     attached = KagglePaths.from_environment().input
     absolute = root.absolute()
     return attached if absolute.is_relative_to(attached) else absolute
 
 
 def _source(path: Path, anchor: Path) -> str:
-    """Return the name of the attached source that a file lies in, in either of Kaggle's layouts."""
     folders = path.absolute().relative_to(anchor).parts[:-1]
     if not folders:
         return anchor.name

@@ -54,7 +54,6 @@ class Selector:
         file_option: How a person names a file, for what is said of others.
         record_of: Reads the record beside a checkpoint.
         sha256_of: Reads the sha256 that a manifest states for a checkpoint.
-        account: What is to be said.
         taken_run: The run that was picked; None before that, or where there is none.
         num_failed: Files that could have been taken, were they sound.
     """
@@ -175,7 +174,6 @@ class Selector:
                 candidate.run_id, candidate.lineage = items[0].run_id, items[0].lineage
 
     def is_stranger(self, candidate: Prospect) -> bool:
-        """Whether it is of another run, and nobody named it."""
         named = candidate.origin == "load_from" and self.config_asks_resume
         return candidate.lineage == "another run" and not named
 

@@ -91,7 +91,6 @@ class CheckpointStore:
 
     @property
     def path(self) -> Path:
-        """The work dir."""
         return self._files.path
 
     # -- the lock
@@ -130,17 +129,14 @@ class CheckpointStore:
     # -- what is there
 
     def proven(self) -> tuple[CheckpointRef, ...]:
-        """Return the proven checkpoints, oldest first."""
         with self._saving:
             refs = self._manifest.files.values()
         return tuple(sorted(refs, key=lambda ref: (ref.iteration, ref.file)))
 
     def newest(self) -> CheckpointRef | None:
-        """Return the newest resumable checkpoint."""
         return next(iter(newest_of(self.proven())), None)
 
     def best(self) -> CheckpointRef | None:
-        """Return the checkpoint with the best score."""
         return best_of(self.proven(), greater_is_better=self._greater_is_better)
 
     def drop_damaged_best(self) -> tuple[str, ...]:
@@ -290,11 +286,6 @@ class CheckpointStore:
 
     def hand_on(self, source: Path, *, iteration: int, sha256: str | None = None) -> CheckpointRef:
         """Copy the checkpoint that was resumed into this work dir, as its newest.
-
-        Args:
-            source: The file.
-            iteration: Iterations done in it.
-            sha256: Of the file, as it was when it was resumed.
 
         Raises:
             SaveFailed: As for :meth:`carry_over`.

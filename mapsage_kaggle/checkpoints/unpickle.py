@@ -115,7 +115,6 @@ class _Machine:
         self.left_bytes = _BASE_BYTES + int(_BYTES_PER_BYTE * (len(data) - start))
 
     def run(self) -> None:
-        """Run to the STOP; what it leaves is the result."""
         data = self.data
         while True:
             code = data[self.position]
@@ -151,7 +150,6 @@ class _Machine:
         return self.view[start : self.position]
 
     def number(self, layout: struct.Struct) -> Any:
-        """Return the number that comes next."""
         (value,) = layout.unpack_from(self.data, self.position)
         self.position += layout.size
         return value
