@@ -45,7 +45,6 @@ class CodePlaces:
     messages: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, list[str]]:
-        """Return what :func:`use_code` takes."""
         return {"first": [str(path) for path in self.first], "last": [str(path) for path in self.last]}
 
     def start(self, module: str) -> tuple[str, str, str]:

@@ -24,9 +24,7 @@ _GIVEN: Mapping[str, tuple[str, ...]] = {
 def check_monitored(cfg: Mapping[str, Any] | Config, source: Path) -> None:
     """Look whether every metric that a scheduler or hook names is one that validation gives.
 
-    Args:
-        cfg: The config. Of metrics that are a person's own it is not known what they give.
-        source: Where it came from, for messages.
+    Of metrics that are a person's own it is not known what they give.
 
     Raises:
         ConfigError: One is not.

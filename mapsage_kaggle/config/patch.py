@@ -57,7 +57,6 @@ class ConfigPatch:
         max_iters: Where the run ends.
         effective_batch: Images per iteration, over all ranks and micro-batches.
         micro_batch: Images per forward pass and rank.
-        seed: Of the run.
         save_interval: Iterations between checkpoints, as the config asks.
         save_best: Metrics of which the best checkpoint is kept.
         best_rules: ``greater`` or ``less`` by metric, where the config says so.
@@ -86,11 +85,9 @@ class ConfigPatch:
 
     @property
     def is_split(self) -> bool:
-        """Whether a batch goes through the model in several parts."""
         return self.micro_batch < self.effective_batch
 
     def diff(self) -> str:
-        """Return the changes as a unified diff of dotted keys."""
         lines = [f"--- {self.source}", "+++ effective config"]
         for item in self.changes:
             lines.append(f"@@ {item.key}: {item.reason} @@")
@@ -106,7 +103,6 @@ class PatchContext:
     """What the patch has to take into account beyond the config.
 
     Attributes:
-        work_dir: Where the run writes.
         world_size: Ranks that will train, on all machines.
         ranks_here: How many of them are on this machine.
         on_gpu: Whether they have a GPU each.
@@ -159,11 +155,6 @@ class PatchContext:
 def plan_patch(cfg: Mapping[str, Any] | Config, source: Path, facts: PatchContext) -> ConfigPatch:
     """Decide what has to change for ``cfg`` to run here. Reads nothing, writes nothing.
 
-    Args:
-        cfg: The config, as a (nested) mapping.
-        source: Where it came from, for messages and the diff.
-        facts: What is known of this machine and session.
-
     Raises:
         ConfigError: The kit cannot run it: it trains by epochs, has no training loop or data, or
             has a batch that cannot be split as asked.
@@ -213,7 +204,6 @@ def plan_patch(cfg: Mapping[str, Any] | Config, source: Path, facts: PatchContex
 
 
 def apply_patch(cfg: Config, patch: ConfigPatch) -> Config:
-    """Return a copy of ``cfg`` with the patch applied."""
     return _with(cfg, patch.changes)
 
 
@@ -221,10 +211,6 @@ def for_inference(cfg: Config, data_roots: Mapping[str, Path]) -> Config:
     """Return a copy of ``cfg`` whose model can be built, given weights and asked, on one device.
 
     Unlike :func:`plan` it takes configs that train by epochs, and those without any training.
-
-    Args:
-        cfg: The config.
-        data_roots: The folder found for a ``data_root`` of the config.
 
     Raises:
         ConfigError: It has no model.
@@ -655,7 +641,6 @@ def _check_shared_memory(planner: Planner, facts: PatchContext, micro: int) -> N
 
 
 def _with_changes(planner: Planner, key: str) -> Any:
-    """Return a data set's config with the changes planned below it, which move into it."""
     prefix = f"{key}."
     inner = plain_copy(planner.get(key))
     for change in [item for item in planner.changes if item.key.startswith(prefix)]:

@@ -19,7 +19,6 @@ class Change:
         old: What the config says; None where it says nothing.
         new: What will run; None where the key is removed.
         reason: Why, in a few words.
-        removed: Whether the key is removed.
         added: Whether the config did not have the key.
     """
 
@@ -44,7 +43,6 @@ class Planner:
         return default if value is MISSING else value
 
     def warn(self, template: str, *values: object) -> None:
-        """Tell a person something that the changes alone do not."""
         self.warnings.append(Message(template, *values))
 
     def set(self, key: str, new: Any, reason: str) -> None:

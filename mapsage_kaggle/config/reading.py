@@ -147,11 +147,8 @@ def _name_the_forks() -> None:
 def changes_between(before: str, after: str) -> tuple[str, ...]:
     """Return what differs between two configs as they were written, by dotted key.
 
-    Where they lie and how they were launched is no difference: mounts move from session to session.
-
-    Args:
-        before: The text of an earlier session's ``config.py``. It is read, never run.
-        after: The same of this session.
+    Where they lie and how they were launched is no difference: mounts move from session to session. They are
+    the texts of two sessions' ``config.py``, which are read and never run.
 
     Returns:
         Lines ``-key = value`` for what has gone and ``+key = value`` for what has come; lines of the
@@ -268,7 +265,6 @@ def find_keys(node: Any, prefix: str, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def value_at(cfg: Mapping[str, Any], key: str) -> Any:
-    """Return the value of a dotted key; None where there is none."""
     found = at_path(cfg, key)
     return None if found is MISSING else found
 
@@ -291,7 +287,6 @@ def data_roots_of(cfg: Mapping[str, Any] | Config) -> dict[str, str]:
 
 
 def pretrained_of(cfg: Mapping[str, Any] | Config) -> tuple[str, ...]:
-    """Return the pretrained weights that the config names, as it names them."""
     cfg = as_mapping(cfg)
     names = [
         str(item["checkpoint"])
@@ -353,7 +348,6 @@ def published_file(path: str) -> str:
 
 
 def _hub_listing(file: str) -> Mapping[str, str]:
-    """Return mmengine's own list of the addresses of published weights, by name."""
     from importlib.util import find_spec
 
     spec = find_spec("mmengine")
@@ -364,7 +358,6 @@ def _hub_listing(file: str) -> Mapping[str, str]:
 
 
 def dataset_of(cfg: Mapping[str, Any] | Config) -> Mapping[str, Any]:
-    """Return the config of the innermost training data set."""
     cfg = as_mapping(cfg)
     return _innermost(mapping_or_empty(mapping_or_empty(cfg.get("train_dataloader")).get("dataset")))
 
@@ -379,12 +372,7 @@ def datasets_of(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def leaves_with_keys(dataset: Mapping[str, Any], key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the data sets that read files, each with its dotted key as a person's config has it.
-
-    Args:
-        dataset: The config of a data loader's data set, with the kit's wrapper or without.
-        key: Its own dotted key.
-    """
+    """Yield the data sets that read files, each with its dotted key as a person's config has it."""
     inner, several = dataset.get("dataset"), dataset.get("datasets")
     if isinstance(inner, Mapping):
         is_own = type_name(dataset.get("type")) in WRAPPERS
@@ -436,7 +424,6 @@ def plain(value: Any) -> Any:
 
 
 def plain_copy(value: Any) -> Any:
-    """Return a deep copy made of plain dicts, lists and tuples."""
     if isinstance(value, Mapping):
         return {key: plain_copy(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -59,12 +59,7 @@ def stock_name(kind: Any, scope: str) -> str:
 
 
 def faster_name(name: str, scope: str) -> str:
-    """Return the ``type`` of the faster part for a stock one.
-
-    Args:
-        name: The stock part's bare name.
-        scope: The config's ``default_scope``, within which a bare name is looked up.
-    """
+    """Return the ``type`` of the faster part for a stock one."""
     return ("" if scope == "mmseg" else "mmseg.") + {**FASTER_MODULES, **FASTER_LOADERS}[name]
 
 
@@ -72,9 +67,6 @@ def has_fused_kind(optimizer: Any) -> bool:
     """Return whether a ``type`` means one of torch's optimizers that have a fused kind.
 
     A bare name may still be another class's by the time that it is built, see ``engine.runner``.
-
-    Args:
-        optimizer: A string, with or without a scope, or a class.
     """
     if isinstance(optimizer, str):
         before, _, name = optimizer.replace("::", ".").rpartition(".")
@@ -88,10 +80,7 @@ def faster_pipeline(
 ) -> tuple[list[Any], str] | None:
     """Return a pipeline with faster parts, and what they are in a few words; None where it has none.
 
-    Args:
-        pipeline: The transforms' configs.
-        cache_dir: Where decoded images are kept; None to keep none.
-        scope: The config's ``default_scope``.
+    Without a ``cache_dir`` no decoded images are kept.
     """
     names = [_known(item, scope) for item in pipeline]
     length = _recognised(names)

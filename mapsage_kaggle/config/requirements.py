@@ -55,10 +55,7 @@ _PARTS = ("model", "train_dataloader", "val_dataloader", "val_evaluator", "custo
 def check_installed(cfg: Mapping[str, Any] | Config, source: Path, places: Sequence[Path] = ()) -> None:
     """Make sure that the packages are there that a config is known to need.
 
-    Args:
-        cfg: The config.
-        source: Where it came from, for messages.
-        places: Folders that its own code may lie in, besides what is installed.
+    ``places`` are folders that its own code may lie in.
 
     Raises:
         MachineError: One is missing; the message names it and what to install.
@@ -84,12 +81,7 @@ def check_installed(cfg: Mapping[str, Any] | Config, source: Path, places: Seque
 
 
 def missing(package: str, user: str) -> MachineError:
-    """Return the refusal for a package that is not installed.
-
-    Args:
-        package: Its import name.
-        user: What uses it: the beginning of the sentence.
-    """
+    """Return the refusal for a package that is not installed."""
     return MachineError(
         Message("{user}, which needs the package {package}; it is not installed.", user, package),
         Message("Install {package}, or add it to the attached wheels.", PACKAGES.get(package, package)),
@@ -97,11 +89,7 @@ def missing(package: str, user: str) -> MachineError:
 
 
 def without_ops(user: str) -> MachineError:
-    """Return the refusal for an mmcv without its compiled ops.
-
-    Args:
-        user: What uses them: the beginning of the sentence.
-    """
+    """Return the refusal for an mmcv without its compiled ops."""
     return MachineError(
         Message("{user}, which needs compiled ops of mmcv; the mmcv that is installed has none.", user),
         "Choose another head, or build mmcv with its ops from source, which takes half an hour: "

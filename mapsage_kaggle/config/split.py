@@ -33,10 +33,6 @@ def split_differences(traits: ModelTraits, *, world_size: int = 1) -> tuple[str,
 
     What is left after that: per-sample norms and per-pixel losses, which the kit weights with
     their own normaliser.
-
-    Args:
-        traits: Of the model as it is built.
-        world_size: Ranks, over which SyncBN looks at once.
     """
     found: list[str] = []
     if traits.draws:

@@ -27,7 +27,6 @@ def test_pipeline_of(cfg: Mapping[str, Any] | Config) -> list[dict[str, Any]]:
 
 
 def image_loaders(pipeline: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the transforms of a pipeline that load an image."""
     names = ((type_name(item.get("type")), item) for item in pipeline)
     return [item for name, item in names if name.startswith("Load") and name not in _NO_IMAGES]
 

@@ -32,11 +32,7 @@ def check_trainable(
 ) -> int:
     """Return ``max_iters`` of a config that the kit can train.
 
-    Args:
-        cfg: The config.
-        source: Where it came from, for messages.
-        count_images: Gives the images of its training data, where that is at hand, for one that trains by
-            epochs.
+    ``count_images`` is asked for the images of one that trains by epochs.
 
     Raises:
         ConfigError: It is of mmsegmentation 0.x or trains by epochs, or it has no training loop, model,
@@ -115,10 +111,6 @@ def _check_version(cfg: Mapping[str, Any], source: Path) -> None:
 
 def by_iterations(cfg: Mapping[str, Any], num_images: int) -> str:
     """Return what makes of a config that trains by epochs one of the same length by iterations.
-
-    Args:
-        cfg: The config.
-        num_images: Images of its training data, repeats counted.
 
     Returns:
         Python to put at the end of the config.

@@ -58,8 +58,6 @@ class Part:
 
     Attributes:
         area: ``""``, or ``Urban`` or ``Rural`` in LoveDA.
-        images: The folder of images.
-        masks: The folder of masks; None where there is none, as in ``Test``.
     """
 
     area: str
@@ -200,12 +198,6 @@ def choose_data_root(
 
     One with images and masks to train on and to validate goes before one that lacks some.
 
-    Args:
-        roots: What :func:`find_data_roots` found.
-        searched: Where it looked, for the message.
-        layout: The layout that the config's dataset class reads; None for either.
-        setting: What names one on the command line.
-
     Raises:
         DataError: There is none, or there are several that differ in nothing but their place.
     """
@@ -331,12 +323,10 @@ class DataReport:
     """What checking a data set gave.
 
     Attributes:
-        root: The data set.
         pairs: How many complete pairs each split has, by name.
         decoded: How many pairs were decoded.
         pixels: How many pixels have each mask value, in the decoded masks; 0, *no data*, comes first.
         problems: Everything wrong, by path.
-        elapsed_s: What the check took.
     """
 
     root: DataRoot
@@ -348,7 +338,6 @@ class DataReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
         return not self.problems
 
     def raise_for_problems(self) -> None:
