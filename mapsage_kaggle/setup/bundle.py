@@ -63,12 +63,9 @@ class BundleReport:
     """What was packed.
 
     Attributes:
-        folder: Where it lies.
         commit: What it was made from.
         wheels: The wheels, by file name.
         left_to_image: One line for each package that the image is to bring along, with who needs it.
-        num_files: Files in the folder.
-        size_bytes: Of all of them.
         uncommitted: Files that differ from the commit, and so are not in the bundle as they are.
         extra: The second folder, with what ``--with`` named; None where it named nothing.
     """
@@ -98,7 +95,6 @@ def image_versions() -> dict[str, str]:
 
 
 def wheels_for(python: str) -> tuple[str, ...]:
-    """Return the pinned requirements of one Python, with their hashes, as pip reads them."""
     environment = target_environment(python)
     chosen = []
     for line in pinned("wheels"):
@@ -129,11 +125,6 @@ def leave_to_image(
     packed: Sequence[WheelMetadata], image: Mapping[str, str], environment: Mapping[str, str]
 ) -> tuple[str, ...]:
     """Check that every requirement of what is packed is met, and tell which the image has to meet. Pure.
-
-    Args:
-        packed: What the wheels say of themselves, the kit among them.
-        image: Version by name of what the image brings along.
-        environment: The markers' values on the target.
 
     Returns:
         One line for each package left to the image: ``name==version  # needed: >=2 by someone; ...``.
@@ -330,7 +321,6 @@ def _git(source: Path, *arguments: str) -> str:
 
 @contextmanager
 def _scratch_beside(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Give a folder to work in and one to fill, on the file system of ``out``; both go in the end."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"{out.name}.making-", dir=out.parent))

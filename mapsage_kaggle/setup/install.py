@@ -118,7 +118,6 @@ class InstallPlan:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to do."""
         return not (self.libraries or self.stack)
 
 
@@ -156,11 +155,7 @@ def plan_install(
 ) -> InstallPlan:
     """Decide what to install. Pure.
 
-    Args:
-        installed: Version of each distribution present, by canonical name.
-        wheels: Proven wheels; those for other interpreters are passed over.
-        online: Whether the package index may be asked.
-        tags: What this interpreter can use; found out by default.
+    ``wheels`` are proven; those for other interpreters are passed over.
 
     Raises:
         MachineError: torch is missing or too old, upstream packages are in the way, or the attached
@@ -259,12 +254,7 @@ def _constraints(installed: Mapping[str, str], changing: Collection[str]) -> Ite
 
 
 def must_restart(loaded: Mapping[str, str], installed: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the import names that are loaded in another version than is installed. Pure.
-
-    Args:
-        loaded: ``__version__`` of each module of ``MODULES`` that this process has imported.
-        installed: Version of each distribution on disk, by canonical name.
-    """
+    """Return the import names that are loaded in another version than is installed. Pure."""
     stale = []
     for module, distributions in MODULES.items():
         on_disk = [installed[name] for name in distributions if name in installed]
@@ -408,7 +398,6 @@ def installed_versions() -> dict[str, str]:
 
 
 def loaded_versions() -> dict[str, str]:
-    """Return ``__version__`` of the modules of ``MODULES`` that this process has imported."""
     versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in MODULES}
     return {name: str(version) for name, version in versions.items() if version is not None}
 
@@ -523,9 +512,7 @@ def _carry_out(
 def install_exactly(wheels: Sequence[Path], scratch: Path) -> str | None:
     """Install these files and nothing else; return None if it succeeded, else pip's output.
 
-    Args:
-        wheels: Proven wheels, all in one folder.
-        scratch: For the list that pip takes, with the hash of each.
+    They lie in one folder; ``scratch`` is for the list that pip takes, with the hash of each.
     """
     lines = [f"{_distribution(wheel)} --hash=sha256:{file_sha256(wheel)}" for wheel in wheels]
     requirements = scratch / "exactly.txt"

@@ -75,10 +75,6 @@ def explain_failure(output: str, *, offline: bool) -> MachineError:
 def run_pip(arguments: Sequence[str], *, environ: Mapping[str, str] | None = None) -> str | None:
     """Run pip in this interpreter's environment; return None if it succeeded, else its output.
 
-    Args:
-        arguments: pip's own.
-        environ: Further variables for it.
-
     Raises:
         MachineError: It took more than ``PIP_TIMEOUT_S``, or there is no pip.
     """

@@ -41,8 +41,6 @@ class WheelMetadata:
     """What a wheel says of itself.
 
     Attributes:
-        name: Of the distribution.
-        version: Of the distribution.
         requires: What it needs, as it spells it.
     """
 
@@ -52,7 +50,6 @@ class WheelMetadata:
 
     @classmethod
     def read(cls, wheel: Path) -> WheelMetadata:
-        """Read it from the wheel."""
         with zipfile.ZipFile(wheel) as archive:
             text = archive.read(f"{_dist_info(wheel.name)}/METADATA").decode("utf-8")
         headers = HeaderParser().parsestr(text)
@@ -108,8 +105,6 @@ class BundledFile:
     """One file of a bundle.
 
     Attributes:
-        sha256: Of the file, in hex.
-        size_bytes: Of the file.
         record_sha256: For a wheel, of the RECORD within, which has the hashes of all its other files.
     """
 
@@ -119,7 +114,6 @@ class BundledFile:
 
     @classmethod
     def of(cls, path: Path) -> BundledFile:
-        """Read a file."""
         record = PinnedWheel.of(path).record_sha256 if path.suffix == ".whl" else None
         return cls(sha256=file_sha256(path), size_bytes=path.stat().st_size, record_sha256=record)
 
@@ -129,8 +123,6 @@ class BundleManifest:
     """What a bundle holds, as it was made.
 
     Attributes:
-        kit: The kit's version.
-        commit: What it was made from.
         python: The Python that it is for, such as ``3.12``.
         image: What is left to the platform's image: version by name.
         files: Every file but the manifest and the data set's metadata, by its path in the bundle.
@@ -169,7 +161,6 @@ class BundleManifest:
             ) from error
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object."""
         files: dict[str, dict[str, Any]] = {}
         for name, item in sorted(self.files.items()):
             files[name] = {"sha256": item.sha256, "size_bytes": item.size_bytes}
@@ -193,8 +184,6 @@ class PinnedWheel:
     """A wheel that may be installed.
 
     Attributes:
-        name: Its file name.
-        sha256: Of the file, in hex.
         record_sha256: Of the RECORD within, which has the hashes of all its other files.
     """
 
@@ -204,7 +193,6 @@ class PinnedWheel:
 
     @classmethod
     def of(cls, wheel: Path) -> PinnedWheel:
-        """Read a wheel."""
         with zipfile.ZipFile(wheel) as archive:
             record = hashlib.sha256(archive.read(f"{_dist_info(wheel.name)}/RECORD")).hexdigest()
         return cls(name=wheel.name, sha256=file_sha256(wheel), record_sha256=record)
@@ -256,10 +244,7 @@ class AttachedWheels:
 def prove_wheels(folder: Path, pins: Sequence[PinnedWheel], scratch: Path) -> AttachedWheels:
     """Look for expected wheels below a folder, whole or unpacked; a folder that is not there has none.
 
-    Args:
-        folder: Where to look.
-        pins: What is expected.
-        scratch: Where a folder is made that holds those, and nothing else.
+    Those are then in ``scratch``, and nothing else is.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     by_name = {pin.name: pin for pin in pins}
