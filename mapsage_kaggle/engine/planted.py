@@ -105,11 +105,7 @@ def fill_memory() -> NoReturn:
 
 @HOOKS.register_module()
 class Metered(Hook):
-    """Writes a line as each step begins and ends: when, and the most memory taken, a GPU's or the process's.
-
-    Args:
-        file: Where to.
-    """
+    """Writes a line as each step begins and ends: when, and the most memory taken (GPU or process)."""
 
     priority = "LOWEST"
 
@@ -137,12 +133,7 @@ class Metered(Hook):
 
 @OPTIM_WRAPPERS.register_module()
 class ScaledOnCPU(AmpOptimWrapper):
-    """Mixed precision with a loss scaler on a CPU, which ``AmpOptimWrapper`` itself refuses.
-
-    Args:
-        loss_scale: The scaler's arguments.
-        options: Of any ``OptimWrapper``.
-    """
+    """Mixed precision with a loss scaler on a CPU, which ``AmpOptimWrapper`` itself refuses."""
 
     def __init__(self, loss_scale: dict[str, Any], **options: Any) -> None:
         OptimWrapper.__init__(self, **options)

@@ -51,9 +51,6 @@ class SelfTest:
     """What has been found so far; written anew with every finding.
 
     Attributes:
-        file: Where to.
-        limit_s: How long all of it may take.
-        on_finding: Told of each.
         versions: The kit's, and of what computes.
         findings: By name, in the order in which they are to be made.
         state: ``running``, ``done`` or ``interrupted``.
@@ -117,13 +114,7 @@ def selftest(
 ) -> SelfTest:
     """Find out what holds here.
 
-    Args:
-        out: The JSON file; by default in Kaggle's output folder, where there is one, else here.
-        only: The names of the findings to make; all by default.
-        limit_s: How long it may take; by default ``LIMIT_S``.
-        lines: Of the config of every run, after all others.
-        on_begin: Told what is begun.
-        on_finding: Told what is found.
+    ``lines`` are added to the config of every run.
 
     Raises:
         UsageError: There is no check of such a name.

@@ -42,11 +42,9 @@ class Finding:
     """What one check found.
 
     Attributes:
-        name: Of what was promised.
         state: ``holds`` or ``does not hold``; ``measured`` where nothing is promised; ``not measured``.
         message: A sentence with the figures, or why there are none.
         figures: What was measured, by name.
-        seconds: How long it took.
     """
 
     name: str
@@ -84,11 +82,8 @@ def _finding(name: str, holds: bool, message: str, figures: Mapping[str, Any]) -
 def judge_exact(name: str, found: Mapping[str, Any], exactness: Exactness, *, must: bool) -> Finding:
     """Decide whether a run that was cut equals one that was not.
 
-    Args:
-        name: Of the finding.
-        found: The comparison of their last checkpoints.
-        exactness: What the cut one's record says.
-        must: Whether they have to be the same bit for bit; else as far as the record says.
+    ``found`` is the comparison of their last checkpoints. Unless they ``must`` be the same bit for bit, they
+    have to be as far as the cut one's record says.
     """
     apart, count = float(found["apart"]), int(found["num_values"])
     num, where = len(found["differences"]), [str(place) for place in found["differences"][:3]]
@@ -197,13 +192,7 @@ def steps_of(lines: Sequence[Sequence[Any]], *, warm_up: int = 5) -> dict[str, f
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ground:
-    """Where a check works, and on what.
-
-    Attributes:
-        scratch: A folder of its own.
-        machine: What it runs on.
-        lines: Of every trial's config, after all others.
-    """
+    """Where a check works, and on what."""
 
     scratch: Path
     machine: Machine
@@ -344,8 +333,6 @@ class Check:
     """A check.
 
     Attributes:
-        names: Of its findings.
-        run: What makes them.
         part: How much of the time for all of them it may take.
         alone: Whether nothing else may run meanwhile.
         why_not: Why it cannot be made here; empty where it can.

@@ -55,8 +55,6 @@ class Trial:
 
     Attributes:
         root: That folder.
-        data: The scenes.
-        machine: What it runs on.
         lines: Of its config, after those that all have.
         base: The config that is trained, of the kit's own.
     """
@@ -96,10 +94,6 @@ class Trial:
 
     def train(self, *, ends: str = "completed", **planted: Any) -> SessionRecord:
         """Run a session as any other, and return its record.
-
-        Args:
-            ends: How it is to end.
-            planted: See :class:`mapsage_kaggle.engine.planted.Planted`.
 
         Raises:
             MapsageError: It failed, or ended in another way.
