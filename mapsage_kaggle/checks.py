@@ -46,7 +46,6 @@ class Check:
     message: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of the ``doctor`` command."""
         return {"name": self.name, "ok": self.ok, "level": self.level, "message": self.message}
 
 
@@ -59,11 +58,7 @@ def preflight(
 ) -> tuple[Check, ...]:
     """Judge what was seen. Pure, apart from the clock.
 
-    Args:
-        paths: Kaggle's folders, for the messages.
-        machine: What :func:`survey` saw.
-        clock: The session's; without one, time is not judged.
-        needed_bytes: Free space that the session's checkpoints need.
+    Without a clock, time is not judged.
     """
     checks = [
         _python(machine),

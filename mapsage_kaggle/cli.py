@@ -42,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="mapsage-kaggle",
         description="Make a chain of Kaggle sessions behave like one uninterrupted training run.",
@@ -262,7 +261,6 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 
 def _looks(parser: argparse.ArgumentParser) -> None:
-    """Add what says how an evaluation looks at images, and where it runs."""
     parser.add_argument("--split", choices=("val", "test"), default="val", help="whose images (val)")
     parser.add_argument("--whole", action="store_true", help="whole images (as the config's test_cfg)")
     parser.add_argument("--window", type=int, metavar="N", help="slide windows of this side, in pixels")

@@ -114,13 +114,6 @@ class SessionClock:
         this process. A start that lies in the future, or further back than any session lives,
         cannot be the container's (some sandboxes report the host's), so this process's is taken
         instead. A limit that the user lowered does not make a container too old.
-
-        Args:
-            limit_s: The session's limit.
-            reserve_s: What is kept free at its end.
-            environ: The environment variables; injected in tests.
-            proc: Where processes are told of; injected in tests.
-            now: The clock, of the same epoch as ``proc``'s; injected in tests.
         """
         environ = os.environ if environ is None else environ
         moment = now()
@@ -138,7 +131,6 @@ class SessionClock:
         return self.started_s + self.limit_s - self.reserve_s
 
     def elapsed_s(self) -> float:
-        """Return how long the session has lived."""
         return self.now() - self.started_s
 
     def left_s(self) -> float:

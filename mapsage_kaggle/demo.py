@@ -74,10 +74,7 @@ class StandIn:
     def begin(self, data: Path, output: Path | None, *, nested: bool) -> None:
         """Lay out a session's folders: the data set, and the last session's output, both read-only.
 
-        Args:
-            data: The data set.
-            output: The last session's output, if any.
-            nested: Whether in the layout with kind and owner; Kaggle has both.
+        Kaggle has two layouts; the nested one names kind and owner.
         """
         _remove(self.root)
         for folder in (self.input, self.working, self.root / "temp"):
@@ -221,7 +218,6 @@ class _Watch:
         self.workers: set[ProcessId] = set()
 
     def look(self) -> None:
-        """Print what is new."""
         for event in self._tail.read_new():
             line = self._line(event)
             if line:
@@ -299,7 +295,6 @@ def _plan_limit(speed: Speed, before: SessionRecord | None, index: int) -> float
 
 
 def _learn(speed: Speed, session: PastSession) -> Speed:
-    """Return what a session has taught of this machine."""
     stops, starts = session.of("stop"), session.of("training")
     done = session.record.end_iteration - session.record.start_iteration
     if not stops or not starts or done < MIN_ITERATIONS:
@@ -374,7 +369,6 @@ def _session(work_dir: Path) -> PastSession:
 
 
 def _conclude(work_dir: Path, wall_s: float) -> int:
-    """Print the table of sessions, and judge the chain."""
     sessions = read_sessions([work_dir])
     rows = [_row(session) for session in sessions]
     _say("")
@@ -413,7 +407,6 @@ def _row(session: PastSession) -> tuple[Any, ...]:
 
 
 def _problems(records: Sequence[SessionRecord], best: float | None) -> list[str]:
-    """Return what keeps the chain from being what it should be."""
     found = []
     reasons = [record.stop_reason for record in records]
     if reasons[-1] != "completed":

@@ -36,7 +36,6 @@ class Event:
     Attributes:
         event: Its kind; of a file that another version wrote, maybe none of :data:`EventKind`.
         iteration: Iterations done when it happened.
-        time_s: Seconds since the epoch (UTC).
         data: What else there is to say, JSON values by name.
     """
 
@@ -179,12 +178,10 @@ def read_events(path: Path) -> list[Event]:
 
 
 def last_word_s(events: Sequence[Event]) -> float | None:
-    """Return when the last of some events happened, in seconds since the epoch; None where there is none."""
     return max((event.time_s for event in events), default=None)
 
 
 def parse_events(content: bytes) -> tuple[list[Event], int]:
-    """Return the events of a whole file, and how many of its lines are none."""
     return _parse_lines(content.split(b"\n")[:-1])
 
 

@@ -23,15 +23,11 @@ BESIDE = ("configs", "notebooks")
 
 
 def own_home() -> Path:
-    """Return the folder that this kit is imported from."""
     return Path(__file__).resolve().parents[1]
 
 
 def kit_files(home: Path) -> dict[str, bytes]:
     """Return the kit's files in a folder or a wheel: content by name, as a wheel names them.
-
-    Args:
-        home: The folder that holds the package, or the wheel.
 
     Raises:
         OSError: Something cannot be read.

@@ -66,7 +66,6 @@ class Gpu:
     """One CUDA device.
 
     Attributes:
-        name: As the driver names it.
         memory_bytes: All of its memory.
         capability: Compute capability, such as ``(7, 5)``; None where only the driver was asked.
         supported: Whether this torch has kernels for it; None where torch could not be asked.
@@ -85,11 +84,9 @@ class Machine:
     Attributes:
         on_kaggle: Kaggle itself, not a stand-in for its folders.
         run_type: ``batch`` where nobody can press a button.
-        python: Version, such as ``3.12.11``.
         torch: Version, or None where it is not installed or cannot be imported.
         torch_problem: Why torch could not be asked; empty where it could.
         cudnn: Version, such as 91002; None without a GPU.
-        gpus: The CUDA devices.
         num_cpus: Cores that this process may use.
         ram_bytes: Memory that this process may use.
         internet: Whether a public name resolves.
@@ -131,10 +128,6 @@ def run_type(environ: Mapping[str, str] | None = None, *, in_kernel: bool | None
     Kaggle says so itself. Elsewhere it takes a Jupyter kernel with a front end: a notebook server
     names its session in the kernel's environment, and papermill and nbconvert start kernels
     without one. When in doubt it is ``batch``, which only means that training blocks its cell.
-
-    Args:
-        environ: The environment variables; this process's by default.
-        in_kernel: Whether this process is a Jupyter kernel; found out by default.
     """
     environ = os.environ if environ is None else environ
     stated_kind = environ.get("KAGGLE_KERNEL_RUN_TYPE", "").lower()
@@ -219,15 +212,8 @@ def survey(
 ) -> Machine:
     """Look at this machine.
 
-    torch is asked in a process of its own: importing it here would take the memory of a CUDA
-    context, and a broken installation must not take the caller along.
-
-    Args:
-        paths: Kaggle's folders.
-        work_dir: Where the output goes, if not to ``paths.working``.
-        environ: The environment variables; this process's by default.
-        as_run_type: The caller's word on whether somebody watches; found out by default.
-        timeout_s: How long torch may take to answer. A cold start on Kaggle takes up to half a minute.
+    torch is asked in a process of its own: importing it here would take the memory of a CUDA context, and a
+    broken installation must not take the caller along. A cold start on Kaggle takes up to half a minute.
     """
     environ = os.environ if environ is None else environ
     output = paths.working if work_dir is None else work_dir
@@ -261,7 +247,6 @@ def survey(
 
 
 def installed_stack() -> dict[str, str]:
-    """Return the version of each distribution of the stack, ours and upstream's, that is installed."""
     return _installed((*STACK, *UPSTREAM))
 
 
@@ -352,8 +337,7 @@ class GpuLoad:
 class GpuGauge:
     """Asks the driver what the GPUs are at, now and then, in a thread of its own.
 
-    Args:
-        every_s: Seconds between two questions: the answer comes from a process that is started for it.
+    The answer comes from a process that is started for each question.
     """
 
     def __init__(self, *, every_s: float = 10.0) -> None:

@@ -32,7 +32,6 @@ class ClassScores:
     """One class's scores as fractions; None where there is nothing to divide by.
 
     Attributes:
-        name: Of the class.
         iou: Intersection over union.
         f1: Of precision and recall; also known as Dice.
         precision: Share of what was predicted that is right.
@@ -53,13 +52,11 @@ class Scores:
     """A model's scores over some images, as fractions.
 
     Attributes:
-        num_images: How many.
         miou: Mean IoU over the classes that occur, in labels or predictions: mmsegmentation's ``mIoU``.
         mean_f1: Mean F1 over them.
         mean_accuracy: Mean recall over the labelled classes: mmsegmentation's ``mAcc``.
         accuracy: Share of pixels that are right: mmsegmentation's ``aAcc``.
         fwiou: IoU weighted by how often a class is labelled.
-        classes: By class.
         confusion: Pixels by label (row) and prediction (column), see the module.
     """
 
@@ -73,19 +70,12 @@ class Scores:
     confusion: tuple[tuple[int, ...], ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON takes it."""
         return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
-    """A value with its bootstrap percentile interval.
-
-    Attributes:
-        value: Over all images.
-        low: Its lower end.
-        high: Its upper end.
-    """
+    """A value with its bootstrap percentile interval."""
 
     value: float
     low: float

@@ -48,7 +48,6 @@ class Samples:
         return len(self._ordered)
 
     def add(self, seconds: float) -> None:
-        """Take one measurement."""
         ordered = self._ordered.copy()
         self._values.append(seconds)
         self._sum += seconds
@@ -78,17 +77,14 @@ class Samples:
         return ordered[0] if ordered else default
 
     def median(self, default: float = 0.0) -> float:
-        """Return the median, or ``default`` without measurements."""
         return self.slow(0.5, default)
 
     def mean(self, default: float = 0.0) -> float:
-        """Return the mean, or ``default`` without measurements."""
         ordered = self._ordered
         return self._sum / len(ordered) if ordered else default
 
 
 def _few() -> Samples:
-    """Return a window for what happens a few times an hour."""
     return Samples(16)
 
 
@@ -139,11 +135,7 @@ def quota_date_s(
 ) -> float:
     """Return when ``needed_s`` of GPU time will have been had, in seconds since the epoch (UTC).
 
-    Args:
-        now_s: Now, in seconds since the epoch.
-        needed_s: GPU time needed from now on.
-        used_s: GPU time used in this week.
-        quota_s: GPU time a week.
+    ``used_s`` is GPU time used in this week, ``quota_s`` GPU time a week.
     """
     # What is left of this week's time cannot exceed what is left of the week.
     saturday_s = now_s + _WEEK_S - (now_s - _FIRST_SATURDAY_S) % _WEEK_S
@@ -212,7 +204,6 @@ class Pace:
         self.expected = {**seconds, **self.expected}
 
     def validated(self, seconds: float) -> None:
-        """Take the measured cost of a validation."""
         self._iteration_when_validated_s = (self.iteration.median(), self.iteration.slow(0.75))
         self.validation.add(seconds)
 
@@ -247,7 +238,6 @@ class Pace:
     # -- what things cost
 
     def iteration_s(self) -> float:
-        """Return what one iteration costs when it is slow."""
         return self.iteration.slowest_lately(self.expected.get("iteration_s", 1.0))
 
     def validation_s(self) -> float:
@@ -273,11 +263,9 @@ class Pace:
         return bool(self.validation) or "validation_s" in self.expected
 
     def save_s(self) -> float:
-        """Return what writing a resumable checkpoint costs when it is slow."""
         return self.save.slowest_lately(self.expected.get("save_s", 5.0))
 
     def best_s(self) -> float:
-        """Return what writing a best checkpoint costs when it is slow."""
         return min(self.save_s(), self.best.slowest_lately(self.expected.get("best_s", self.save_s())))
 
     def copy_s(self) -> float:

@@ -142,7 +142,6 @@ class PredictionFiles:
     """The pictures of one validation image.
 
     Attributes:
-        name: Of the image.
         image: What the model sees; None where it is no picture of three colours.
         truth: Its classes.
         predictions: What the model took them for, by iteration.
@@ -155,7 +154,6 @@ class PredictionFiles:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All of them."""
         return tuple(path for path in (self.image, self.truth, *self.predictions.values()) if path)
 
 

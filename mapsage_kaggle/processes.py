@@ -42,12 +42,7 @@ _MAX_WORDS = 15
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """One process, told from those that have its number before and after it.
-
-    Attributes:
-        pid: Its number.
-        started_s: When it started, see :func:`process_start_s`.
-    """
+    """One process, told from those that have its number before and after it."""
 
     pid: int
     started_s: float
@@ -192,12 +187,7 @@ def child_environment(
 ) -> dict[str, str]:
     """Return the environment of a child that loads torch.
 
-    Args:
-        threads: Of its numerical libraries.
-        scratch: For what libraries cache, which must not go into the user's home.
-        gpus: Whether it may see them.
-        passed: See :func:`clean_environment`.
-        environ: What to start from; by default this process's own.
+    What libraries cache goes to ``scratch``, since it must not go into the user's home.
     """
     env = clean_environment(environ, passed=passed)
     env |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
@@ -212,16 +202,7 @@ def child_environment(
 
 
 class Child(subprocess.Popen[bytes]):
-    """A child that leads a group of its own, so that a terminal's Ctrl-C reaches it through us alone.
-
-    Args:
-        command: Its command line.
-        env: Its environment; by default :func:`clean_environment`.
-        cwd: Its working directory.
-        stdin: As for :class:`subprocess.Popen`; nothing to read by default.
-        stdout: As there.
-        stderr: As there.
-    """
+    """A child that leads a group of its own, so that a terminal's Ctrl-C reaches it through us alone."""
 
     def __init__(
         self,
@@ -264,7 +245,6 @@ class Child(subprocess.Popen[bytes]):
                 os.killpg(self.pid, number)
 
     def descendants(self) -> set[ProcessId]:
-        """Return the processes that it has started, and those that they have."""
         found = ProcessId.of(self.pid) if self.returncode is None else None
         return found.descendants() if found is not None else set()
 
@@ -283,7 +263,6 @@ class Child(subprocess.Popen[bytes]):
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
-    """Return the command line that runs a module by this interpreter."""
     return [sys.executable, "-m", module, *arguments]
 
 
@@ -306,7 +285,6 @@ class ChildError(Exception):
 
     @property
     def timed_out(self) -> bool:
-        """Whether it took too long."""
         return self.code is None
 
     @property
@@ -320,8 +298,6 @@ class Finished:
     """A child that has ended by itself.
 
     Attributes:
-        code: Its exit code.
-        output: What it printed.
         errors: What it printed on standard error; empty where that went to the output.
     """
 
@@ -339,11 +315,7 @@ def run(
 ) -> Finished:
     """Run a command to its end; it is ended with all that it has started by a time-out and by Ctrl-C.
 
-    Args:
-        command: The command line.
-        timeout_s: How long it may take; None for any time.
-        env: Its environment; by default :func:`clean_environment`.
-        one_stream: Whether standard error goes to the output, in its order.
+    With ``one_stream`` standard error goes to the output, in its order.
 
     Raises:
         ChildError: It took too long.

@@ -113,7 +113,6 @@ class Learned:
     other: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object; without what nothing is said of."""
         return _said(self)
 
     @classmethod
@@ -180,7 +179,6 @@ class Exactness:
     other: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object; without what nothing is said of."""
         return _said(self)
 
     @classmethod
@@ -253,7 +251,6 @@ class SessionRecord:
         max_iters: Where the run is to end.
         stop_reason: One of ``STOP_REASONS``.
         exit_code: None while it runs.
-        checkpoint: The newest proven checkpoint.
         best: The best checkpoint by validation score.
         owed_validation: The iteration whose validation did not fit, if any.
         started_from: The checkpoint that it began from, if any.
@@ -262,7 +259,6 @@ class SessionRecord:
             how many the size is known (``read``), and a hash of the sizes (``sizes``).
         versions: What computes: ``kit`` (a hash of its files), ``kit_commit`` where it is a checkout,
             ``python``, ``torch``, and other distributions by their names.
-        config_sha256: Of the effective config.
         changes: What differs from the session before, one line each.
         learned: What this machine taught: micro-batch, ladder steps.
         exactness: In which sense a resume from here equals an uninterrupted run, and why not more.
@@ -307,7 +303,6 @@ class SessionRecord:
             raise ValueError(f"stop_reason {self.stop_reason!r} is none of {STOP_REASONS}")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the whole record as a JSON object."""
         document = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         document["checkpoint"] = self.checkpoint.to_json() if self.checkpoint else None
         document["best"] = self.best.to_json() if self.best else None
@@ -411,9 +406,7 @@ class SessionRecord:
     def closed(self, last_word_s: float | None) -> SessionRecord:
         """Return the record of a session that is over, even where nobody lived to finish it.
 
-        Args:
-            last_word_s: When the last of its events happened, in seconds since the epoch; None where
-                there is none.
+        The last word is the time of its last event; None where there is none.
         """
         if self.stop_reason != "running":
             return self
@@ -427,7 +420,6 @@ class SessionRecord:
         )
 
     def evolve(self, **changes: Any) -> SessionRecord:
-        """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
 
@@ -437,12 +429,7 @@ def early_text(iteration: int, max_iters: int, stopped_by: str) -> Message:
 
 
 def complete_timings(timings_s: Mapping[str, float], session_s: float) -> dict[str, float]:
-    """Return a session's timings with its whole time, and with what nobody timed as ``other``.
-
-    Args:
-        timings_s: Seconds by activity.
-        session_s: The session's wall time.
-    """
+    """Return a session's timings with its whole time, and with what nobody timed as ``other``."""
     timed = {name: round(float(timings_s.get(name) or 0.0), 2) for name in ACTIVITIES}
     other = max(0.0, session_s - sum(timed.values()))
     return {**timed, "other": round(other, 2), "session": round(session_s, 2)}
@@ -463,7 +450,6 @@ def share_of_steps(timings_s: Mapping[str, float]) -> float | None:
 
 
 def new_run_id() -> str:
-    """Return a fresh run id, 12 hex digits."""
     return uuid.uuid4().hex[:12]
 
 
@@ -516,10 +502,7 @@ def read_packed(path: Path) -> Iterator[tuple[str, bytes]]:
 def write_packed(path: Path, members: Mapping[str, bytes], budget_bytes: int) -> None:
     """Pack files atomically; of what does not fit, the oldest sessions' are left out.
 
-    Args:
-        path: The archive.
-        members: Contents by name, each with its session's number.
-        budget_bytes: What the archive may take.
+    Each name ends with its session's number.
 
     Raises:
         OSError: The folder is full or read-only; the old archive is then unchanged.

@@ -22,17 +22,12 @@ class ChildSpec:
     """Everything a worker needs beyond the effective config.
 
     Attributes:
-        config: The effective config.
         work_dir: Where checkpoints, events and the record go.
         clock_started_s: The session's start, in :func:`mapsage_kaggle.clock.boot_time_s` seconds.
-        limit_s: The session's limit.
-        reserve_s: What is kept free at its end.
         action: ``resume``, ``weights-only`` or ``fresh``.
         checkpoint: What to load, for the first two.
         checkpoint_sha256: What was verified; a file with another hash is not loaded.
         expect_iteration: For ``resume``, the iteration that must come out of it.
-        run_id: Goes into every checkpoint.
-        fingerprint: Goes into every checkpoint.
         threads: Per worker; pinned, since one thread more changes the bits of a gradient.
         save_interval: Iterations between checkpoints, 0 for none by iteration.
         save_every_s: Seconds between checkpoints, 0 for none by time.
@@ -79,11 +74,9 @@ class ChildSpec:
     pace: Mapping[str, float] = field(default_factory=dict)
 
     def clock(self) -> SessionClock:
-        """Return the session's clock."""
         return SessionClock(started_s=self.clock_started_s, limit_s=self.limit_s, reserve_s=self.reserve_s)
 
     def write(self, path: Path) -> None:
-        """Write the file that :meth:`read` reads."""
         document = {
             key: str(value) if isinstance(value, Path) else value
             for key, value in dataclasses.asdict(self).items()
@@ -93,7 +86,6 @@ class ChildSpec:
 
     @classmethod
     def read(cls, path: Path) -> ChildSpec:
-        """Read the file that :meth:`write` wrote."""
         document: dict[str, Any] = json.loads(path.read_bytes())
         for key in ("config", "work_dir", "checkpoint"):
             document[key] = Path(document[key]) if document[key] else None
@@ -108,7 +100,6 @@ def ask_stop(files: WorkDir) -> None:
 
 
 def ask_save(files: WorkDir) -> None:
-    """Ask the training in a work dir for a checkpoint now."""
     replace_file(files.save_request, json.dumps({"action": "save"}))
 
 

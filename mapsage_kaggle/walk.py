@@ -18,12 +18,7 @@ _SLOW_LISTING_S = 0.0003
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WalkProblem:
-    """A place that could not be looked at, or a link that leads nowhere.
-
-    Attributes:
-        path: The place.
-        reason: What is wrong with it, for a person.
-    """
+    """A place that could not be looked at, or a link that leads nowhere."""
 
     path: Path
     reason: str
@@ -36,9 +31,7 @@ class WalkResult:
     Attributes:
         files: Wanted files, and links to files, by their own path.
         dirs: Wanted directories, and links to directories, by their own path.
-        empty_dirs: Directories without a single entry.
         problems: What could not be looked at. Never fatal.
-        num_listings: Directories listed.
     """
 
     files: tuple[Path, ...]
