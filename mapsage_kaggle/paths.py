@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mapsage_kaggle.errors import MachineError
 from mapsage_kaggle.messages import Message
@@ -60,81 +60,40 @@ class KagglePaths:
         return self.working / "work_dirs" / config.stem
 
 
+class Below:
+    """An attribute that is the path of one file or folder below its owner's ``path``."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, owner: Any, kind: type) -> Path:
+        return owner.path / self._name  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True, slots=True)
 class WorkDir:
     """The files of one run's work dir, by name. Nothing is created by asking for a path."""
 
     path: Path
 
-    @property
-    def session(self) -> Path:
-        """This session's record."""
-        return self.path / "session.json"
-
-    @property
-    def events(self) -> Path:
-        """This session's events, one JSON object a line."""
-        return self.path / "events.jsonl"
-
-    @property
-    def manifest(self) -> Path:
-        """Size and sha256 of each proven checkpoint."""
-        return self.path / "manifest.json"
-
-    @property
-    def last_checkpoint(self) -> Path:
-        """The name of the newest proven checkpoint, relative to the work dir."""
-        return self.path / "last_checkpoint"
-
-    @property
-    def config(self) -> Path:
-        """The effective config that the session runs."""
-        return self.path / "config.py"
-
-    @property
-    def config_diff(self) -> Path:
-        """What the patch changed, as a unified diff."""
-        return self.path / "config.diff"
-
-    @property
-    def history(self) -> Path:
-        """The records and events of earlier sessions, carried along."""
-        return self.path / "history"
-
-    @property
-    def evaluation(self) -> Path:
-        """What evaluations counted and found."""
-        return self.path / "evaluation"
-
-    @property
-    def predictions(self) -> Path:
-        """Small pictures of a few validation images, with truth and predictions."""
-        return self.path / "predictions"
-
-    @property
-    def report(self) -> Path:
-        """The report that a person reads."""
-        return self.path / "report.html"
-
-    @property
-    def log(self) -> Path:
-        """What the training child printed."""
-        return self.path / "train.log"
-
-    @property
-    def stop_request(self) -> Path:
-        """Written by the supervisor, or by anyone, to end training in good order; that it is there counts."""
-        return self.path / "stop_request.json"
-
-    @property
-    def save_request(self) -> Path:
-        """The same to have a checkpoint made; training takes it away. It never replaces a stop request."""
-        return self.path / "save_request.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held with ``flock`` by whoever may write here."""
-        return self.path / "work_dir.lock"
+    session = Below("session.json")  # this session's record
+    events = Below("events.jsonl")  # this session's, one JSON object a line
+    manifest = Below("manifest.json")  # size and sha256 of each proven checkpoint
+    last_checkpoint = Below("last_checkpoint")  # the name of the newest proven one, relative to the work dir
+    config = Below("config.py")  # the effective one, which the session runs
+    config_diff = Below("config.diff")  # what the patch changed, as a unified diff
+    history = Below("history")  # the records and events of earlier sessions, carried along
+    evaluation = Below("evaluation")  # what evaluations counted and found
+    predictions = Below(
+        "predictions"
+    )  # small pictures of a few validation images, with truth and predictions
+    report = Below("report.html")  # for people
+    log = Below("train.log")  # what the training child printed
+    # Written by the supervisor, or by anyone, to end training in good order; that it is there counts.
+    stop_request = Below("stop_request.json")
+    # The same to have a checkpoint made; training takes it away. It never replaces a stop request.
+    save_request = Below("save_request.json")
+    lock = Below("work_dir.lock")  # held with flock by whoever may write here
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

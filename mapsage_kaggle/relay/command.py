@@ -299,4 +299,4 @@ def _there(kaggle: KaggleClient, asked: RelayRequest) -> list[str]:
 
 
 def places_of(slug: str, state: Path | None) -> Places:
-    return Places(folder=(state or Path("relay") / slug).absolute())
+    return Places(path=(state or Path("relay") / slug).absolute())

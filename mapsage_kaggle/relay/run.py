@@ -13,6 +13,7 @@ from pathlib import Path
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.errors import MachineError, MapsageError, UsageError
 from mapsage_kaggle.messages import Message
+from mapsage_kaggle.paths import Below
 from mapsage_kaggle.relay import forecast, harvest, push
 from mapsage_kaggle.relay.answers import REMEDIES, Refusal, Unreachable, sentence
 from mapsage_kaggle.relay.client import KaggleClient
@@ -41,31 +42,16 @@ from mapsage_kaggle.relay.progress import Progress, Reporter
 from mapsage_kaggle.relay.store import CheckpointDataset
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Places:
     """Where a relay keeps what it knows, on this machine."""
 
-    folder: Path
+    path: Path
 
-    @property
-    def journal(self) -> Path:
-        """What it has to remember."""
-        return self.folder / "journal.json"
-
-    @property
-    def kernel(self) -> Path:
-        """The notebook and metadata that were pushed last."""
-        return self.folder / "kernel"
-
-    @property
-    def fetched(self) -> Path:
-        """What versions left, by notebook and version."""
-        return self.folder / "fetched"
-
-    @property
-    def upload(self) -> Path:
-        """What goes into the checkpoint data set."""
-        return self.folder / "upload"
+    journal = Below("journal.json")
+    kernel = Below("kernel")  # the notebook and metadata that were pushed last
+    fetched = Below("fetched")  # what versions left, by notebook and version
+    upload = Below("upload")  # what goes into the checkpoint data set
 
 
 @dataclass(kw_only=True)
@@ -130,7 +116,7 @@ class Relay:
             raise MachineError(
                 Message(
                     "{folder} cannot be written: {why}.",
-                    error.filename or self.places.folder,
+                    error.filename or self.places.path,
                     error.strerror or error,
                 ),
                 "Make room, or choose another --state folder; then run the relay again.",
@@ -345,7 +331,7 @@ class Relay:
     def keep(self, journal: Journal) -> None:
         if journal == self.journal and self.places.journal.is_file():
             return
-        self.places.folder.mkdir(parents=True, exist_ok=True)
+        self.places.path.mkdir(parents=True, exist_ok=True)
         journal.write(self.places.journal)
         self.journal = journal
 
