@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import inspect
 import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from mapsage_kaggle.errors import (
     EXIT_CHECKPOINT,
@@ -23,6 +25,10 @@ from mapsage_kaggle.notebook.command import add_selftest, selftest
 from mapsage_kaggle.outside import visible_json, visible_lines
 from mapsage_kaggle.training.options import add_argument, add_arguments, options_from
 
+if TYPE_CHECKING:
+    from mapsage_kaggle.jobs.subject import ModelOptions
+
+_Options = TypeVar("_Options")
 Command = Callable[[argparse.Namespace], int]
 _Add = Callable[[str, Command, str], argparse.ArgumentParser]
 
@@ -131,57 +137,46 @@ def _add_evaluation(add: _Add) -> None:
 def _add_predict(add: _Add) -> None:
     predict = add("predict", _predict, "Make maps from images, folders of images and large scenes.")
     _model(predict)
-    predict.add_argument("images", nargs="*", type=Path, metavar="IMAGES", help="images, folders of images")
-    predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write below")
-    predict.add_argument(
-        "--submission", action="store_true", help="EarthVQA's test split, packed and checked"
-    )
-    predict.add_argument("--overlay", action="store_true", help="also the image with its classes in colour")
-    predict.add_argument("--probabilities", action="store_true", help="also a band for each class (GeoTIFF)")
-    predict.add_argument("--polygons", action="store_true", help="also polygons (GeoPackage)")
-    predict.add_argument(
-        "--window",
-        type=int,
-        metavar="N",
+    option = predict.add_argument
+    option("images", nargs="*", type=Path, metavar="IMAGES", help="images, folders of images")
+    option("--out", type=Path, required=True, metavar="DIR", help="the folder to write below")
+    option("--submission", action="store_true", help="EarthVQA's test split, packed and checked")
+    option("--overlay", action="store_true", help="also the image with its classes in colour")
+    option("--probabilities", action="store_true", help="also a band for each class (GeoTIFF)")
+    option("--polygons", action="store_true", help="also polygons (GeoPackage)")
+    option(
+        "--window", type=int, metavar="N",
         help="side of the windows over larger images (1024, above 2048 x 2048)",
-    )
-    predict.add_argument("--overlap", type=int, metavar="N", help="of windows, in pixels (a quarter)")
-    predict.add_argument("--bands", metavar="R,G,B", help="red, green, blue, and other bands, from 1")
-    predict.add_argument(
-        "--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="what becomes 0 and 255"
-    )
+    )  # fmt: skip
+    option("--overlap", type=int, metavar="N", help="of windows, in pixels (a quarter)")
+    option("--bands", metavar="R,G,B", help="red, green, blue, and other bands, from 1")
+    option("--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="what becomes 0 and 255")
 
 
 def _add_export(add: _Add) -> None:
     exporter = add(
         "export", _export, "Hand a model on: safetensors, ONNX, torch.export and a card, each form compared."
     )
-    exporter.add_argument("config", type=Path, metavar="CONFIG")
-    exporter.add_argument(
-        "checkpoint",
-        nargs="?",
-        type=Path,
-        metavar="CHECKPOINT",
+    option = exporter.add_argument
+    option("config", type=Path, metavar="CONFIG")
+    option(
+        "checkpoint", nargs="?", type=Path, metavar="CHECKPOINT",
         help="by default the run's best, else its newest",
-    )
+    )  # fmt: skip
     add_argument(exporter, "run")
-    exporter.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
-    exporter.add_argument("--work-dir", type=Path, metavar="DIR", help="where the run lies")
-    exporter.add_argument(
-        "--form",
-        action="append",
-        choices=("safetensors", "onnx", "torch"),
+    option("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
+    option("--work-dir", type=Path, metavar="DIR", help="where the run lies")
+    option(
+        "--form", action="append", choices=("safetensors", "onnx", "torch"),
         help="only these; safetensors always (all)",
-    )
-    exporter.add_argument(
+    )  # fmt: skip
+    option(
         "--images", nargs="+", default=[], type=Path, metavar="FILE", help="compare on these (validation set)"
     )
-    exporter.add_argument("--licence", default="Other", metavar="NAME", help="as Kaggle names it (Other)")
-    exporter.add_argument("--owner", metavar="OWNER", help="your Kaggle user name, for the upload")
-    exporter.add_argument(
-        "--slug", default="mapsage-segformer", metavar="SLUG", help="the model's name on Kaggle"
-    )
-    exporter.add_argument("--threads", type=int, metavar="N", help="CPU threads (all cores)")
+    option("--licence", default="Other", metavar="NAME", help="as Kaggle names it (Other)")
+    option("--owner", metavar="OWNER", help="your Kaggle user name, for the upload")
+    option("--slug", default="mapsage-segformer", metavar="SLUG", help="the model's name on Kaggle")
+    option("--threads", type=int, metavar="N", help="CPU threads (all cores)")
     _overrides(exporter)
     _code(exporter)
 
@@ -190,16 +185,15 @@ def _add_chain(add: _Add) -> None:
     bundler = add(
         "bundle", _bundle, "Pack the kit and the wheels that Kaggle lacks, to upload as a data set."
     )
-    bundler.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
-    bundler.add_argument("--owner", metavar="OWNER", help="your Kaggle user name, for the data set's id")
-    bundler.add_argument(
+    option = bundler.add_argument
+    option("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
+    option("--owner", metavar="OWNER", help="your Kaggle user name, for the data set's id")
+    option(
         "--with", action="append", default=[], dest="extra", metavar="REQUIREMENT",
         help="pack this as well, into a second folder beside DIR",
     )  # fmt: skip
-    bundler.add_argument("--slug", default="mapsage-kaggle", metavar="SLUG", help="the data set's name there")
-    bundler.add_argument(
-        "--python-version", default="3.12", metavar="X.Y", help="the Python of Kaggle's image (3.12)"
-    )
+    option("--slug", default="mapsage-kaggle", metavar="SLUG", help="the data set's name there")
+    option("--python-version", default="3.12", metavar="X.Y", help="the Python of Kaggle's image (3.12)")
 
     _add_relay(
         add("relay", _relay, "Run the chain of sessions on Kaggle from here, until the run is complete.")
@@ -210,45 +204,40 @@ def _add_chain(add: _Add) -> None:
 
 
 def _add_relay(relay: argparse.ArgumentParser) -> None:
-    relay.add_argument(
+    option = relay.add_argument
+    option(
         "config", metavar="CONFIG|status|cancel",
         help="one of the kit's own, or its path on Kaggle; status: what is there; cancel: end its session",
     )  # fmt: skip
-    relay.add_argument("--owner", required=True, metavar="OWNER", help="your user name on Kaggle")
-    relay.add_argument("--slug", required=True, metavar="SLUG", help="the notebook, as in its address")
-    relay.add_argument(
+    option("--owner", required=True, metavar="OWNER", help="your user name on Kaggle")
+    option("--slug", required=True, metavar="SLUG", help="the notebook, as in its address")
+    option(
         "--dataset", action="append", default=[], dest="datasets", metavar="OWNER/SLUG",
         help="a data set for every session: the kit's, the images'; may be repeated",
     )  # fmt: skip
-    relay.add_argument(
+    option(
         "--checkpoint-dataset", metavar="OWNER/SLUG|none",
         help="your data set for checkpoints (OWNER/SLUG-checkpoints)",
     )  # fmt: skip
-    relay.add_argument(
+    option(
         "--transport", default="auto", choices=("auto", "self", "pingpong", "dataset"),
         help="how checkpoints are handed on (auto: two notebooks in turn, or the data set)",
     )  # fmt: skip
-    relay.add_argument("--machine", default="NvidiaTeslaT4", metavar="NAME|none", help="Kaggle's name of it")
-    relay.add_argument("--no-internet", action="store_true", help="sessions without Internet")
-    relay.add_argument("--until", type=int, metavar="N", help="stop the relay at this iteration")
-    relay.add_argument(
-        "--extend-to", type=int, metavar="N", help="a new, later end for a run that is complete"
-    )
-    relay.add_argument("--max-sessions", type=int, metavar="N", help="push no more sessions than this")
-    relay.add_argument("--session-limit", default="12h", metavar="TIME", help="a session's life (12h)")
-    relay.add_argument("--reserve", default="10m", metavar="TIME", help="what is kept free at its end (10m)")
-    relay.add_argument("--state", type=Path, metavar="DIR", help="where the journal lies (./relay/SLUG)")
-    relay.add_argument(
-        "--poll", default="2m", metavar="TIME", help="between two looks (2m); below 1m a rehearsal"
-    )
-    relay.add_argument("--once", action="store_true", help="one step, then end; for schedulers")
-    relay.add_argument("--again", action="store_true", help="forget the failures so far")
-    relay.add_argument(
-        "--from-nothing", action="store_true", help="with --again: do without what cannot be found"
-    )
-    relay.add_argument("--dry-run", action="store_true", help="print the plan; push nothing, write nothing")
-    relay.add_argument("--log", type=Path, metavar="FILE", help="add every line to a file as well")
-    relay.add_argument(
+    option("--machine", default="NvidiaTeslaT4", metavar="NAME|none", help="Kaggle's name of it")
+    option("--no-internet", action="store_false", dest="internet", help="sessions without Internet")
+    option("--until", type=int, metavar="N", help="stop the relay at this iteration")
+    option("--extend-to", type=int, metavar="N", help="a new, later end for a run that is complete")
+    option("--max-sessions", type=int, metavar="N", help="push no more sessions than this")
+    option("--session-limit", default="12h", metavar="TIME", help="a session's life (12h)")
+    option("--reserve", default="10m", metavar="TIME", help="what is kept free at its end (10m)")
+    option("--state", type=Path, metavar="DIR", help="where the journal lies (./relay/SLUG)")
+    option("--poll", default="2m", metavar="TIME", help="between two looks (2m); below 1m a rehearsal")
+    option("--once", action="store_true", help="one step, then end; for schedulers")
+    option("--again", action="store_true", help="forget the failures so far")
+    option("--from-nothing", action="store_true", help="with --again: do without what cannot be found")
+    option("--dry-run", action="store_true", help="print the plan; push nothing, write nothing")
+    option("--log", type=Path, metavar="FILE", help="add every line to a file as well")
+    option(
         "--notify", nargs="?", const="end", choices=("end", "session"),
         help="send a message at the end, or at each session's; to the address in MAPSAGE_KAGGLE_NOTIFY",
     )  # fmt: skip
@@ -261,25 +250,19 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 
 def _looks(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--split", choices=("val", "test"), default="val", help="whose images (val)")
-    parser.add_argument("--whole", action="store_true", help="whole images (as the config's test_cfg)")
-    parser.add_argument("--window", type=int, metavar="N", help="slide windows of this side, in pixels")
-    parser.add_argument("--stride", type=int, metavar="N", help="from window to window (two thirds)")
-    parser.add_argument("--window-batch", type=int, default=4, metavar="N", help="windows at a time (4)")
-    parser.add_argument(
-        "--flips",
-        nargs="+",
-        default=(),
-        choices=("horizontal", "vertical", "both"),
+    option = parser.add_argument
+    option("--split", choices=("val", "test"), default="val", help="whose images (val)")
+    option("--whole", action="store_true", help="whole images (as the config's test_cfg)")
+    option("--window", type=int, metavar="N", help="slide windows of this side, in pixels")
+    option("--stride", type=int, metavar="N", help="from window to window (two thirds)")
+    option("--window-batch", type=int, default=4, metavar="N", help="windows at a time (4)")
+    option(
+        "--flips", nargs="+", default=(), choices=("horizontal", "vertical", "both"),
         help="mirrored views too",
-    )
-    parser.add_argument(
-        "--scales", nargs="+", type=float, default=(1.0,), metavar="X", help="average over sizes (1.0)"
-    )
-    parser.add_argument(
-        "--resamples", type=int, default=2000, metavar="N", help="draws of the bootstrap (2000)"
-    )
-    parser.add_argument("--work-dir", type=Path, metavar="DIR", help="where the run lies")
+    )  # fmt: skip
+    option("--scales", nargs="+", type=float, default=(1.0,), metavar="X", help="average over sizes (1.0)")
+    option("--resamples", type=int, default=2000, metavar="N", help="draws of the bootstrap (2000)")
+    option("--work-dir", type=Path, metavar="DIR", help="where the run lies")
     _machine(parser)
 
 
@@ -287,7 +270,9 @@ def _model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG")
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     _machine(parser)
-    parser.add_argument("--no-fast", action="store_true", help="no quicker parts in place of stock ones")
+    parser.add_argument(
+        "--no-fast", action="store_false", dest="fast", help="no quicker parts in place of stock ones"
+    )
     _overrides(parser)
     _code(parser)
 
@@ -315,18 +300,14 @@ def _overrides(parser: argparse.ArgumentParser) -> None:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.checks import preflight, to_json
+    from mapsage_kaggle.display.text import checks_text
     from mapsage_kaggle.machine import survey
     from mapsage_kaggle.paths import KagglePaths
 
     paths = KagglePaths.from_environment()
     checks = preflight(paths, survey(paths))
     document = to_json(checks)
-    if arguments.json:
-        _print_json(document)
-    else:
-        from mapsage_kaggle.display.text import checks_text
-
-        _say(checks_text(checks))
+    _show(arguments, document, checks_text(checks))
     return EXIT_DONE if document["ok"] else EXIT_MACHINE
 
 
@@ -339,21 +320,18 @@ def _install(arguments: argparse.Namespace) -> int:
 
 def _scan(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.checkpoints.scan import scan
+    from mapsage_kaggle.display.text import scan_text
     from mapsage_kaggle.paths import KagglePaths
 
     report = scan(arguments.folder or KagglePaths.from_environment().input)
-    if arguments.json:
-        _print_json(report.to_json())
-    else:
-        from mapsage_kaggle.display.text import scan_text
-
-        _say(scan_text(report))
+    _show(arguments, report.to_json(), scan_text(report))
     return EXIT_DONE
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.checkpoints.inspect import inspect
     from mapsage_kaggle.checkpoints.manifest import manifest_sha256
+    from mapsage_kaggle.display.text import inspection_text
 
     shapes, classes = None, None
     if arguments.config is not None:
@@ -370,12 +348,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     verdict = inspect(
         arguments.file, shapes=shapes, classes=classes, manifest_sha256=manifest_sha256(arguments.file)
     )
-    if arguments.json:
-        _print_json(verdict.to_json())
-    else:
-        from mapsage_kaggle.display.text import inspection_text
-
-        _say(inspection_text(verdict))
+    _show(arguments, verdict.to_json(), inspection_text(verdict))
     return EXIT_CHECKPOINT if verdict.verdict == "rejected" else EXIT_DONE
 
 
@@ -424,29 +397,22 @@ def _audit(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.display.audit import audit_folders, audit_text
 
     found = audit_folders(arguments.folders)
-    if arguments.json:
-        _print_json(found.to_json())
-    else:
-        _say(audit_text(found))
+    _show(arguments, found.to_json(), audit_text(found))
     return EXIT_DONE if found.chain == "unbroken" else EXIT_CHECKPOINT
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.display.evaluated import evaluation_text
     from mapsage_kaggle.display.jobs import JobProgress
-    from mapsage_kaggle.jobs.evaluate import evaluate
+    from mapsage_kaggle.jobs.evaluate import EvaluationOptions, evaluate
     from mapsage_kaggle.jobs.subject import open_subject
 
-    subject = open_subject(_model_options(arguments, arguments.config, arguments.checkpoint))
-    options = _evaluation_options(arguments)
+    subject = open_subject(_model_options(arguments, needs_data=True))
+    options = _picked(EvaluationOptions, arguments)
     with JobProgress("images") as progress:
         found = evaluate(subject, options, against=arguments.against, on_event=progress.take)
     document = found.to_json()
-    if arguments.json:
-        _print_json(document)
-    else:
-        _say(evaluation_text(document))
-        _say(found.file)
+    _show(arguments, document, f"{evaluation_text(document)}\n{found.file}")
     return EXIT_DONE
 
 
@@ -455,6 +421,7 @@ def _average(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.display.jobs import JobProgress
     from mapsage_kaggle.errors import UsageError
     from mapsage_kaggle.jobs.average import average, beside_parents
+    from mapsage_kaggle.jobs.evaluate import EvaluationOptions
     from mapsage_kaggle.jobs.subject import open_subject
     from mapsage_kaggle.paths import WorkDir
 
@@ -464,8 +431,8 @@ def _average(arguments: argparse.Namespace) -> int:
         raise UsageError(
             Message("There is no config at {path}.", config), "Name the run's config with --config."
         )
-    subject = open_subject(_model_options(arguments, config, first))
-    options = _evaluation_options(arguments)
+    subject = open_subject(_model_options(arguments, config=config, checkpoint=first, needs_data=True))
+    options = _picked(EvaluationOptions, arguments)
     with JobProgress("images") as progress:
         found = average(
             subject,
@@ -476,22 +443,20 @@ def _average(arguments: argparse.Namespace) -> int:
         )
         measured = () if arguments.no_evaluate else beside_parents(found, options, on_event=progress.take)
     documents = [item.to_json() for item in measured]
-    if arguments.json:
-        _print_json(
-            {
-                "checkpoint": str(found.subject.checkpoint),
-                "sha256": found.subject.inspection.sha256,
-                "parents": [str(item.path) for item in found.parents],
-                "batch_norms": found.num_batch_norms,
-                "batch_norm_images": found.num_images,
-                "evaluations": documents,
-            }
-        )
-        return EXIT_DONE
-    _say(f"{found.subject.checkpoint}: the mean of {len(found.parents)} checkpoints")
-    _say(f"{found.num_batch_norms} BatchNorm layers gathered anew over {found.num_images} images")
-    if documents:
-        _say(family_text(documents))
+    lines = [
+        f"{found.subject.checkpoint}: the mean of {len(found.parents)} checkpoints",
+        f"{found.num_batch_norms} BatchNorm layers gathered anew over {found.num_images} images",
+        *([family_text(documents)] if documents else []),
+    ]
+    document = {
+        "checkpoint": str(found.subject.checkpoint),
+        "sha256": found.subject.inspection.sha256,
+        "parents": [str(item.path) for item in found.parents],
+        "batch_norms": found.num_batch_norms,
+        "batch_norm_images": found.num_images,
+        "evaluations": documents,
+    }
+    _show(arguments, document, "\n".join(lines))
     return EXIT_DONE
 
 
@@ -504,22 +469,9 @@ def _predict(arguments: argparse.Namespace) -> int:
         bands = tuple(int(band) for band in arguments.bands.split(",")) if arguments.bands else None
     except ValueError:
         raise UsageError(f"--bands {arguments.bands} is no list of numbers.", "Such as 3,2,1.") from None
-    options = PredictOptions(
-        out=arguments.out,
-        images=tuple(arguments.images),
-        submission=arguments.submission,
-        overlay=arguments.overlay,
-        probabilities=arguments.probabilities,
-        polygons=arguments.polygons,
-        window=arguments.window,
-        overlap=arguments.overlap,
-        bands=bands,
-        value_range=tuple(arguments.value_range) if arguments.value_range else None,
-        fast=not arguments.no_fast,
-    )
-    model = _model_options(arguments, arguments.config, arguments.checkpoint, needs_data=False)
+    options = _picked(PredictOptions, arguments, bands=bands)
     with JobProgress("images") as progress:
-        found = predict(model, options, progress.take)
+        found = predict(_model_options(arguments), options, progress.take)
     _say(prediction_text(found))
     return EXIT_USAGE if found.refused else EXIT_DONE
 
@@ -534,28 +486,10 @@ def _export(arguments: argparse.Namespace) -> int:
         ExportOptions,
         export,
     )
-    from mapsage_kaggle.jobs.subject import ModelOptions
 
-    model = ModelOptions(
-        config=arguments.config,
-        checkpoint=arguments.checkpoint,
-        run=arguments.run,
-        work_dir=arguments.work_dir,
-        overrides=tuple(arguments.overrides),
-        threads=arguments.threads,
-        code=tuple(map(Path, arguments.code)),
-        pass_env=tuple(arguments.pass_env),
-    )
-    options = ExportOptions(
-        out=arguments.out,
-        forms=tuple(arguments.form or FORMS),
-        images=tuple(arguments.images),
-        licence=arguments.licence,
-        owner=arguments.owner,
-        slug=arguments.slug,
-    )
+    options = _picked(ExportOptions, arguments, forms=tuple(arguments.form or FORMS))
     with JobProgress("forms") as progress:
-        found = export(model, options, progress.take)
+        found = export(_model_options(arguments), options, progress.take)
     _say(export_text(found))
     if arguments.owner is None:
         _say(
@@ -600,26 +534,8 @@ def _relay(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.relay import command
     from mapsage_kaggle.relay.progress import Reporter
 
-    asked = command.read(
-        arguments.config,
-        owner=arguments.owner,
-        slug=arguments.slug,
-        datasets=arguments.datasets,
-        checkpoint_dataset=arguments.checkpoint_dataset,
-        transport=arguments.transport,
-        machine=arguments.machine,
-        internet=not arguments.no_internet,
-        until=arguments.until,
-        extend_to=arguments.extend_to,
-        max_sessions=arguments.max_sessions,
-        session_limit=arguments.session_limit,
-        reserve=arguments.reserve,
-        state=arguments.state,
-        poll=arguments.poll,
-        overrides=arguments.overrides,
-        notify=arguments.notify,
-        log=arguments.log,
-    )
+    names = inspect.signature(command.read).parameters
+    asked = command.read(**{name: value for name, value in vars(arguments).items() if name in names})
     if arguments.dry_run:
         _say(command.plan_text(asked))
         return EXIT_DONE
@@ -639,10 +555,7 @@ def _relay_status(arguments: argparse.Namespace) -> int:
         _say(status.cancel(arguments.owner, arguments.slug))
         return EXIT_DONE
     found = status.status(arguments.owner, arguments.slug)
-    if arguments.json:
-        _print_json(found)
-    else:
-        _say(status.status_text(found))
+    _show(arguments, found, status.status_text(found))
     return EXIT_DONE
 
 
@@ -655,38 +568,26 @@ def _demo(arguments: argparse.Namespace) -> int:
 # -- small things
 
 
-def _evaluation_options(arguments: argparse.Namespace) -> Any:
-    from mapsage_kaggle.jobs.evaluate import EvaluationOptions
-
-    return EvaluationOptions(
-        split=arguments.split,
-        whole=arguments.whole,
-        window=arguments.window,
-        stride=arguments.stride,
-        window_batch=arguments.window_batch,
-        flips=tuple(arguments.flips),
-        scales=tuple(arguments.scales),
-        resamples=arguments.resamples,
-    )
+def _picked(kind: type[_Options], arguments: argparse.Namespace, **more: Any) -> _Options:
+    """Return options made of the arguments that are named like their fields, and of ``more``."""
+    fields = {item.name for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    given = {name: value for name, value in vars(arguments).items() if name in fields}
+    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return kind(**{**given, **more})
 
 
-def _model_options(
-    arguments: argparse.Namespace, config: Path, checkpoint: Path | None, *, needs_data: bool = True
-) -> Any:
+def _model_options(arguments: argparse.Namespace, **more: Any) -> ModelOptions:
     from mapsage_kaggle.jobs.subject import ModelOptions
 
-    return ModelOptions(
-        config=config,
-        checkpoint=checkpoint,
-        run=getattr(arguments, "run", None),
-        work_dir=getattr(arguments, "work_dir", None),
-        overrides=tuple(arguments.overrides),
-        device=arguments.device,
-        threads=arguments.threads,
-        code=tuple(map(Path, arguments.code)),
-        pass_env=tuple(arguments.pass_env),
-        needs_data=needs_data,
-    )
+    return _picked(ModelOptions, arguments, code=tuple(map(Path, arguments.code)), **more)
+
+
+def _show(arguments: argparse.Namespace, document: Any, text: str) -> None:
+    """Print what a command has found, as JSON where that is asked for."""
+    if arguments.json:
+        _print_json(document)
+    else:
+        _say(text)
 
 
 def _say(*parts: object, end: str = "\n", file: TextIO | None = None) -> None:
