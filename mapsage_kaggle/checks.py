@@ -60,22 +60,25 @@ def preflight(
 
     Without a clock, time is not judged.
     """
-    checks = [
-        _python(machine),
-        _torch(machine),
-        _stack(machine),
-        _gpu(machine),
-        _internet(machine),
-        _inputs(paths, machine),
-        _working(machine),
-        _disk(machine, needed_bytes),
-        _output(machine),
-    ]
+    found = {
+        "python": _python(machine),
+        "torch": _torch(machine),
+        "stack": _stack(machine),
+        "gpu": _gpu(machine),
+        "internet": _internet(machine),
+        "inputs": _inputs(paths, machine),
+        "working": _working(machine),
+        "disk": _disk(machine, needed_bytes),
+        "output": _output(machine),
+    }
     if clock is not None:
         if machine.on_kaggle and machine.gpus:
-            checks.append(_quota(clock, time.time()))
-        checks.append(_clock(clock))
-    return tuple(checks)
+            found["quota"] = _quota(clock, time.time())
+        found["clock"] = _clock(clock)
+    return tuple(
+        Check(name=name, ok=level == "info", level=level, message=message)
+        for name, (level, message) in found.items()
+    )
 
 
 def require(checks: Sequence[Check]) -> None:
@@ -117,68 +120,47 @@ def conflict_remedy(installed: Mapping[str, str]) -> str:
     )
 
 
-def _good(name: str, message: str) -> Check:
-    return Check(name=name, ok=True, level="info", message=message)
+_Found = tuple[Level, str]
 
 
-def _bad(name: str, level: Level, message: str) -> Check:
-    return Check(name=name, ok=False, level=level, message=message)
-
-
-def _python(machine: Machine) -> Check:
+def _python(machine: Machine) -> _Found:
     version = _release(machine.python)
     if MIN_PYTHON <= version <= MAX_PYTHON:
-        return _good("python", Message("Python {version}.", machine.python))
-    return _bad(
-        "python",
-        "error" if version < MIN_PYTHON else "warning",
-        Message(
-            "Python {version}; the kit was tried with {least} to {most}. Choose an environment "
-            "that has one of those.",
-            machine.python,
-            _dotted(MIN_PYTHON),
-            _dotted(MAX_PYTHON),
-        ),
+        return "info", Message("Python {version}.", machine.python)
+    return "error" if version < MIN_PYTHON else "warning", Message(
+        "Python {version}; the kit was tried with {least} to {most}. Choose an environment "
+        "that has one of those.",
+        machine.python,
+        _dotted(MIN_PYTHON),
+        _dotted(MAX_PYTHON),
     )
 
 
-def _torch(machine: Machine) -> Check:
+def _torch(machine: Machine) -> _Found:
     if machine.torch is None:
-        return _bad(
-            "torch",
-            "error",
-            Message(
-                "torch cannot be imported ({why}). On Kaggle, choose a notebook environment that has "
-                "it; elsewhere, `pip install torch`.",
-                machine.torch_problem or "not installed",
-            ),
+        return "error", Message(
+            "torch cannot be imported ({why}). On Kaggle, choose a notebook environment that has "
+            "it; elsewhere, `pip install torch`.",
+            machine.torch_problem or "not installed",
         )
     if _release(machine.torch) < MIN_TORCH:
-        return _bad(
-            "torch",
-            "error",
-            Message(
-                "torch {version} is older than {least}, the first that loads checkpoints safely. "
-                "Choose a newer notebook environment, or `pip install --upgrade torch`.",
-                machine.torch,
-                _dotted(MIN_TORCH),
-            ),
+        return "error", Message(
+            "torch {version} is older than {least}, the first that loads checkpoints safely. "
+            "Choose a newer notebook environment, or `pip install --upgrade torch`.",
+            machine.torch,
+            _dotted(MIN_TORCH),
         )
-    return _good("torch", Message("torch {version}.", machine.torch))
+    return "info", Message("torch {version}.", machine.torch)
 
 
-def _stack(machine: Machine) -> Check:
+def _stack(machine: Machine) -> _Found:
     conflicts = stack_conflicts(machine.installed)
     if conflicts:
-        return _bad(
-            "stack",
-            "error",
-            Message(
-                "{names}: upstream packages with the same import names as the kit's, and they cannot "
-                "resume on today's torch. {remedy}",
-                ", ".join(conflicts),
-                conflict_remedy(machine.installed),
-            ),
+        return "error", Message(
+            "{names}: upstream packages with the same import names as the kit's, and they cannot "
+            "resume on today's torch. {remedy}",
+            ", ".join(conflicts),
+            conflict_remedy(machine.installed),
         )
     wrong = [
         f"{name} {version} ({machine.installed.get(name, 'none')} found)"
@@ -186,134 +168,101 @@ def _stack(machine: Machine) -> Check:
         if machine.installed.get(name) != version
     ]
     if wrong:
-        return _bad(
-            "stack",
-            "error",
-            Message("Training needs {names}. Run `mapsage_kaggle.install()` first.", ", ".join(wrong)),
-        )
-    return _good("stack", ", ".join(f"{name} {version}" for name, version in STACK.items()) + ".")
+        needed = ", ".join(wrong)
+        return "error", Message("Training needs {names}. Run `mapsage_kaggle.install()` first.", needed)
+    return "info", ", ".join(f"{name} {version}" for name, version in STACK.items()) + "."
 
 
-def _gpu(machine: Machine) -> Check:
+def _gpu(machine: Machine) -> _Found:
     if not machine.gpus:
-        hint = (
-            Message(
-                " On Kaggle, set Accelerator to GPU T4 x2; an account without a verified phone number "
-                "gets a machine without GPU and without Internet, whatever it asks for."
-            )
-            if machine.on_kaggle
-            else ""
+        hint = Message(
+            " On Kaggle, set Accelerator to GPU T4 x2; an account without a verified phone number "
+            "gets a machine without GPU and without Internet, whatever it asks for."
         )
-        return _bad(
-            "gpu",
-            "warning",
-            Message("No GPU: training runs on {count} CPU cores, slowly.{hint}", machine.num_cpus, hint),
+        return "warning", Message(
+            "No GPU: training runs on {count} CPU cores, slowly.{hint}",
+            machine.num_cpus,
+            hint if machine.on_kaggle else "",
         )
     shown = ", ".join(f"{gpu.name} ({gpu.memory_bytes / 2**30:.0f} GiB)" for gpu in machine.gpus)
     if any(gpu.supported is None for gpu in machine.gpus):
-        return _bad(
-            "gpu",
-            "warning",
-            Message(
-                "The driver lists {names}, but torch {version} cannot use it: training would run on "
-                "the CPU. Install a torch that is built for CUDA and for this driver.",
-                shown,
-                machine.torch or "",
-            ),
+        return "warning", Message(
+            "The driver lists {names}, but torch {version} cannot use it: training would run on "
+            "the CPU. Install a torch that is built for CUDA and for this driver.",
+            shown,
+            machine.torch or "",
         )
     without = [gpu for gpu in machine.gpus if not gpu.supported]
     if without:
         names = ", ".join(
             f"{gpu.name} (sm_{gpu.capability[0]}{gpu.capability[1]})" for gpu in without if gpu.capability
         )
-        return _bad(
-            "gpu",
-            "error",
-            Message(
-                "torch {version} has no kernels for {names}: it would take memory and then fail at "
-                "the first step. Choose another accelerator (on Kaggle: GPU T4 x2).",
-                machine.torch,
-                names,
-            ),
+        return "error", Message(
+            "torch {version} has no kernels for {names}: it would take memory and then fail at "
+            "the first step. Choose another accelerator (on Kaggle: GPU T4 x2).",
+            machine.torch,
+            names,
         )
-    return _good("gpu", f"{shown}.")
+    return "info", f"{shown}."
 
 
-def _internet(machine: Machine) -> Check:
+def _internet(machine: Machine) -> _Found:
     if machine.internet:
-        return _good("internet", "Names resolve.")
+        return "info", "Names resolve."
     complete = all(machine.installed.get(name) == version for name, version in STACK.items())
     if complete:
-        return _good("internet", "No Internet; nothing is needed from it, all packages are installed.")
-    return _bad(
-        "internet",
-        "warning",
+        return "info", "No Internet; nothing is needed from it, all packages are installed."
+    return "warning", (
         "No Internet: packages can be installed only from wheels attached as input. Turn Internet on in the "
         "notebook's settings (it needs a verified phone number), or attach a data set that "
-        "holds the wheels.",
+        "holds the wheels."
     )
 
 
-def _inputs(paths: KagglePaths, machine: Machine) -> Check:
+def _inputs(paths: KagglePaths, machine: Machine) -> _Found:
     if machine.inputs:
         names = ", ".join(str(path.relative_to(paths.input)) for path in machine.inputs[:8])
         more = f" and {len(machine.inputs) - 8} more" if len(machine.inputs) > 8 else ""
-        return _good("inputs", Message("Attached: {names}{more}.", names, more))
-    return _bad(
-        "inputs",
-        "warning",
-        Message(
-            "Nothing is attached below {path}. Use Add Input for the data set and, from the "
-            "second session on, for the last one's output. A source that was just attached can "
-            "take a minute to appear.",
-            paths.input,
-        ),
+        return "info", Message("Attached: {names}{more}.", names, more)
+    return "warning", Message(
+        "Nothing is attached below {path}. Use Add Input for the data set and, from the "
+        "second session on, for the last one's output. A source that was just attached can "
+        "take a minute to appear.",
+        paths.input,
     )
 
 
-def _working(machine: Machine) -> Check:
+def _working(machine: Machine) -> _Found:
     if not machine.working_problem:
-        return _good("working", "The output folder can be written to.")
+        return "info", "The output folder can be written to."
     remedy = (
         Message("Delete what is not needed there.")
         if machine.working_is_full
         else f"Choose another with --work-dir, or set {ROOT_VARIABLE} to a folder that can be written to."
     )
-    return _bad(
-        "working",
-        "error",
-        Message(
-            "Nothing can be written to the output folder ({why}), so no checkpoint could be kept. {remedy}",
-            machine.working_problem,
-            remedy,
-        ),
+    return "error", Message(
+        "Nothing can be written to the output folder ({why}), so no checkpoint could be kept. {remedy}",
+        machine.working_problem,
+        remedy,
     )
 
 
-def _disk(machine: Machine, needed_bytes: int) -> Check:
-    free = machine.working_free_bytes
+def _disk(machine: Machine, needed_bytes: int) -> _Found:
+    free, temp = machine.working_free_bytes, machine.temp_free_bytes
     if free is None:
-        return _bad("disk", "warning", "The free space of the output folder cannot be read.")
-    scratch = (
-        ""
-        if machine.temp_free_bytes is None
-        else Message(", {free} of scratch", _gigabytes(machine.temp_free_bytes))
-    )
+        return "warning", "The free space of the output folder cannot be read."
     if free < needed_bytes:
-        return _bad(
-            "disk",
-            "error",
-            Message(
-                "{free} are free for the output; the checkpoints of a session need {needed}. Delete "
-                "what is not needed there.",
-                _gigabytes(free),
-                _gigabytes(needed_bytes),
-            ),
+        return "error", Message(
+            "{free} are free for the output; the checkpoints of a session need {needed}. Delete "
+            "what is not needed there.",
+            _gigabytes(free),
+            _gigabytes(needed_bytes),
         )
-    return _good("disk", Message("{free} are free for the output{scratch}.", _gigabytes(free), scratch))
+    scratch = "" if temp is None else Message(", {free} of scratch", _gigabytes(temp))
+    return "info", Message("{free} are free for the output{scratch}.", _gigabytes(free), scratch)
 
 
-def _output(machine: Machine) -> Check:
+def _output(machine: Machine) -> _Found:
     message = Message(
         "The output holds {count} files, {size}; Kaggle keeps at most {most} and drops files "
         "beyond 500 in silence.",
@@ -323,49 +272,35 @@ def _output(machine: Machine) -> Check:
     )
     full = machine.working_num_files > OUTPUT_FILES or machine.working_used_bytes > 0.9 * OUTPUT_BYTES
     if full and machine.on_kaggle:
-        return _bad(
-            "output",
-            "warning",
-            Message("{message} Delete what is not needed, or move it to scratch.", message),
-        )
-    return _good("output", message)
+        return "warning", Message("{message} Delete what is not needed, or move it to scratch.", message)
+    return "info", message
 
 
-def _clock(clock: SessionClock) -> Check:
-    left = clock.left_s()
+def _clock(clock: SessionClock) -> _Found:
+    left, limit = clock.left_s(), format_duration(clock.limit_s)
     if left <= 0:
-        return _bad(
-            "clock",
-            "error",
-            Message(
-                "The session has run for {spent} of its {limit}: there is no time left to train. "
-                "Start a new session.",
-                format_duration(clock.elapsed_s()),
-                format_duration(clock.limit_s),
-            ),
+        return "error", Message(
+            "The session has run for {spent} of its {limit}: there is no time left to train. "
+            "Start a new session.",
+            format_duration(clock.elapsed_s()),
+            limit,
         )
-    message = Message(
-        "{left} are left, less the reserve of {reserve}.",
-        format_duration(left),
-        format_duration(clock.reserve_s),
-    )
+    reserve = format_duration(clock.reserve_s)
+    message = Message("{left} are left, less the reserve of {reserve}.", format_duration(left), reserve)
     if left < min(SHORT_SESSION_S, 0.5 * clock.limit_s):
-        return _bad("clock", "warning", Message("Only {message} A new session has more.", message))
-    return _good("clock", message)
+        return "warning", Message("Only {message} A new session has more.", message)
+    return "info", message
 
 
-def _quota(clock: SessionClock, now_s: float) -> Check:
+def _quota(clock: SessionClock, now_s: float) -> _Found:
     """Say what the session may take of the week's GPU hours; how much is left only Kaggle knows."""
     reset_s = week_start_s(now_s) + 7 * 24 * 3600.0
-    return _good(
-        "quota",
-        Message(
-            "This session takes up to {limit} of Kaggle's GPU hours (about {quota} a week). The "
-            "next week begins in {left}, on Saturday at 00:00 UTC.",
-            format_duration(clock.limit_s),
-            format_duration(GPU_QUOTA_S),
-            format_duration(reset_s - now_s),
-        ),
+    return "info", Message(
+        "This session takes up to {limit} of Kaggle's GPU hours (about {quota} a week). The "
+        "next week begins in {left}, on Saturday at 00:00 UTC.",
+        format_duration(clock.limit_s),
+        format_duration(GPU_QUOTA_S),
+        format_duration(reset_s - now_s),
     )
 
 
