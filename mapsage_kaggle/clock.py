@@ -25,8 +25,6 @@ from mapsage_kaggle.processes import process_start_s
 
 DEFAULT_LIMIT_S = 12 * 3600.0
 DEFAULT_RESERVE_S = 10 * 60.0
-
-
 _SLACK_S = 3600.0
 """By how much a container may outlive its limit before its age is not believed."""
 

@@ -13,15 +13,9 @@ from mapsage_kaggle.clock import SessionClock
 
 OUTPUT_S_PER_BYTE = 120.0 / 1e9
 """Kaggle needs about 2 minutes to save 1 GB of output after the last cell."""
-
-
 GPU_QUOTA_S = 30 * 3600.0
 """Kaggle's GPU time a week; it begins anew on Saturday, 00:00 UTC."""
-
-
 _WEEK_S = 7 * 86400.0
-
-
 _FIRST_SATURDAY_S = 2 * 86400.0  # 1970 began on a Thursday
 
 

@@ -116,11 +116,7 @@ class BackgroundSaver:
 
 
 EVERY_S = 300.0
-
-
 LONGEST_S = 1800.0
-
-
 MAX_COST = 0.005
 
 

@@ -19,13 +19,8 @@ from mapsage_kaggle.config.reading import (
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-
 DEFAULT_SEED = 0
-
-
 _FINGERPRINT_VERSION = 1
-
-
 _NOT_IN_FINGERPRINT = frozenset(
     {
         "data_root", "data_prefix", "ann_file", "img_dir", "ann_dir", "indices", "backend_args",
@@ -34,8 +29,6 @@ _NOT_IN_FINGERPRINT = frozenset(
     }
 )  # fmt: skip
 """Keys that say where things lie or how they are run, not what is trained."""
-
-
 HOW_IT_STEPS = frozenset({"fused", "foreach", "capturable"})
 """Options of an optimizer that choose between ways to compute the same step."""
 

@@ -261,12 +261,6 @@ def write_config(cfg: Config, patch: ConfigPatch, work_dir: Path) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-# -- the fingerprint
-
-
-# -- what splitting a batch changes
-
-
 # -- the parts of the plan
 
 
@@ -679,6 +673,3 @@ def _plan_hooks(planner: Planner) -> None:
         planner.set("default_hooks.checkpoint", None, "the kit saves, proves and keeps checkpoints itself")
     if planner.get("default_hooks.sampler_seed", MISSING) is not None:
         planner.set("default_hooks.sampler_seed", None, "the order needs no epochs")
-
-
-# -- reading nested configs

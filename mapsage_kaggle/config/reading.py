@@ -18,14 +18,8 @@ if TYPE_CHECKING:
 
 
 MISSING = object()
-
-
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-
-
 WRAPPERS = ("MapsagePositional", "MapsageReadable")
-
-
 _WHERE = frozenset({"data_root", "work_dir", "cache_dir", "load_from", "resume", "launcher", "init_cfg"})
 """Keys that say where things lie, and what a resume leaves out: no change that a person has made."""
 
@@ -323,8 +317,6 @@ _HUB_LISTINGS = {
     "torchvision": "torchvision_0.12.json",
     "modelzoo": "torchvision_0.12.json",
 }
-
-
 _OTHER_WEIGHTS_FILES = {
     # mmsegmentation's published name, and the one under which people upload the same file.
     "mit_b0_20220624-7e0fe6dd.pth": ("mit_b0.pth",),
@@ -334,8 +326,6 @@ _OTHER_WEIGHTS_FILES = {
     "mit_b4_20220624-d588d980.pth": ("mit_b4.pth",),
     "mit_b5_20220624-658746d9.pth": ("mit_b5.pth",),
 }
-
-
 ATTACHED_MMCLS = "mapsage-mmcls://"
 """Before the path of an attached file that a config names by ``mmcls://``: mmengine takes only the backbone
 out of such a file."""
