@@ -9,6 +9,7 @@ since repeating a push would start a second session.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import re
@@ -126,15 +127,8 @@ class KaggleClient:
     def quota(self) -> Quota | None:
         """Return this week's GPU time; None where Kaggle does not tell. Nothing may depend on it."""
         try:
-            from kagglesdk.kernels.types.kernels_api_service import ApiGetAcceleratorQuotaStatisticsRequest
-        except ImportError:  # kagglesdk before 0.1.15
-            return None
-        request = ApiGetAcceleratorQuotaStatisticsRequest()
-        try:
-            answer = self.call(
-                lambda api: api.kernels.kernels_api_client.get_accelerator_quota_statistics, request
-            )
-        except (Refusal, Unreachable):
+            answer = self.ask("get_accelerator_quota_statistics")
+        except (ImportError, Refusal, Unreachable):  # kagglesdk before 0.1.15 has no such request
             return None
         gpu = answer.gpu_quota
         if gpu is None or gpu.total_time_allowed is None:
@@ -151,9 +145,26 @@ class KaggleClient:
 
     # -- how it is called
 
-    def call(self, method: Callable[[Any], Callable[[Any], Any]], request: Any) -> Any:
+    def ask(self, method: str, **fields: Any) -> Any:
+        """Send one request, by the name that kagglesdk has for it, and return the answer.
+
+        Raises:
+            ImportError: This kagglesdk has no such request.
+            Refusal: Kaggle said no.
+            Unreachable: It did not answer, or not so that it can be read.
+        """
+        room, prefix = ("datasets", "dataset") if "dataset" in method else ("kernels", "kernels")
+        types = importlib.import_module(f"kagglesdk.{room}.types.{prefix}_api_service")
+        name = f"Api{method.title().replace('_', '')}Request"
+        if not hasattr(types, name):
+            raise ImportError(f"kagglesdk has no {name}")
+        request = getattr(types, name)()
+        for field, value in fields.items():
+            # kagglesdk before 0.1.16 knows the newest version only, which is what is mostly asked for.
+            if field != "version_label" or hasattr(request, field):
+                setattr(request, field, value)
         with self.translating(), self.api.build_kaggle_client() as client:
-            return method(client)(request)
+            return getattr(getattr(getattr(client, room), f"{prefix}_api_client"), method)(request)
 
     def renew(self) -> bool:
         """Read the credentials again, since a token may have expired; tell whether there are any.

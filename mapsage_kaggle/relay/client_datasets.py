@@ -6,7 +6,7 @@ import contextlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from mapsage_kaggle.relay.answers import Absent, Denied, Refusal, Unreachable, Unreadable, number
 
@@ -43,7 +43,9 @@ class Datasets:
         token = ""
         try:
             for _ in range(MAX_PAGES):
-                page = self._page(ref, token)
+                page = self._kaggle.ask(
+                    "list_dataset_files", **_names(ref), page_size=PAGE_SIZE, page_token=token
+                )
                 found |= {item.name: number(item.total_bytes) for item in page.dataset_files or []}
                 if not page.next_page_token or page.next_page_token == token:
                     break
@@ -51,14 +53,6 @@ class Datasets:
         except Refusal:
             return None
         return found
-
-    def _page(self, ref: str, token: str) -> Any:
-        from kagglesdk.datasets.types.dataset_api_service import ApiListDatasetFilesRequest
-
-        request = ApiListDatasetFilesRequest()
-        request.owner_slug, _, request.dataset_slug = ref.partition("/")
-        request.page_size, request.page_token = PAGE_SIZE, token
-        return self._kaggle.call(lambda api: api.datasets.dataset_api_client.list_dataset_files, request)
 
     def fetch(self, ref: str, name: str, folder: Path) -> Path:
         """Fetch one file of the newest version into ``folder``, and return where it is.
@@ -82,14 +76,8 @@ class Datasets:
 
     def state(self, ref: str) -> State:
         """Return what Kaggle is doing with the newest version of one's own data set."""
-        from kagglesdk.datasets.types.dataset_api_service import ApiGetDatasetStatusRequest
-
-        request = ApiGetDatasetStatusRequest()
-        request.owner_slug, _, request.dataset_slug = ref.partition("/")
         try:
-            answer = self._kaggle.call(
-                lambda api: api.datasets.dataset_api_client.get_dataset_status, request
-            )
+            answer = self._kaggle.ask("get_dataset_status", **_names(ref))
         except (Absent, Denied):
             return "none"
         except Unreadable:  # a word that this client does not know
@@ -113,3 +101,8 @@ class Datasets:
                 answer = api.dataset_create_version(str(folder), notes, quiet=True)
         if answer.error or str(answer.status).lower() == "error":
             raise self._kaggle.rejected(f"Kaggle did not take {ref}: {answer.error}", stray=True)
+
+
+def _names(ref: str) -> dict[str, str]:
+    owner, _, slug = ref.partition("/")
+    return {"owner_slug": owner, "dataset_slug": slug}

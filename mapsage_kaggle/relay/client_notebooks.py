@@ -84,18 +84,13 @@ class Notebooks:
         return newest
 
     def slugs(self) -> tuple[str, ...]:
-        from kagglesdk.kernels.types.kernels_api_service import ApiListKernelsRequest
         from kagglesdk.kernels.types.kernels_enums import KernelsListSortType, KernelsListViewType
 
+        whose: dict[str, Any] = {"group": KernelsListViewType.PROFILE, "user": self._kaggle.owner}
+        whose["sort_by"] = KernelsListSortType.DATE_RUN
         found: list[str] = []
         for page in range(1, MAX_PAGES + 1):
-            request = ApiListKernelsRequest()
-            request.group, request.user = KernelsListViewType.PROFILE, self._kaggle.owner
-            request.sort_by = KernelsListSortType.DATE_RUN
-            request.page, request.page_size = page, PAGE_SIZE
-            kernels = self._kaggle.call(
-                lambda api: api.kernels.kernels_api_client.list_kernels, request
-            ).kernels
+            kernels = self._kaggle.ask("list_kernels", **whose, page=page, page_size=PAGE_SIZE).kernels
             found += [item.ref.rpartition("/")[2] for item in kernels or []]
             if len(kernels or []) < PAGE_SIZE:
                 break
@@ -109,13 +104,10 @@ class Notebooks:
             return ""
 
     def _get(self, slug: str, version: int = 0) -> Any:
-        from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
-
-        request = ApiGetKernelRequest()
-        request.user_name, request.kernel_slug = self._kaggle.owner, slug
-        if version:
-            request = self._of_version(request, slug, version)
-        answer = self._kaggle.call(lambda api: api.kernels.kernels_api_client.get_kernel, request)
+        which = self._of_version(slug, version)
+        if not version:
+            del which["version_label"]
+        answer = self._kaggle.ask("get_kernel", **which)
         if answer.metadata is None or answer.blob is None:
             raise Unreadable(f"Kaggle tells nothing of {self._kaggle.owner}/{slug}.")
         return answer
@@ -126,13 +118,8 @@ class Notebooks:
         ``new`` where it was saved and not run, ``gone`` where there is no such notebook, ``unknown`` for a
         word that this client does not know.
         """
-        from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelSessionStatusRequest
-
-        request = self._of_version(ApiGetKernelSessionStatusRequest(), slug, version)
         try:
-            answer = self._kaggle.call(
-                lambda api: api.kernels.kernels_api_client.get_kernel_session_status, request
-            )
+            answer = self._kaggle.ask("get_kernel_session_status", **self._of_version(slug, version))
         except Unreadable:
             return "unknown"
         except Absent:  # "No runs found" for what never ran, and the same code for what is not there
@@ -148,16 +135,13 @@ class Notebooks:
 
         A listing may be late, in parts, or cut; what is not in it may be there.
         """
-        from kagglesdk.kernels.types.kernels_api_service import ApiListKernelSessionOutputRequest
-
         files: dict[str, OutputFile] = {}
         log, token = "", ""
         for _ in range(MAX_PAGES):
-            request = self._of_version(ApiListKernelSessionOutputRequest(), slug, version)
-            request.page_size, request.page_token = PAGE_SIZE, token
+            place = {"page_size": PAGE_SIZE, "page_token": token}
             try:
-                answer = self._kaggle.call(
-                    lambda api: api.kernels.kernels_api_client.list_kernel_session_output, request
+                answer = self._kaggle.ask(
+                    "list_kernel_session_output", **self._of_version(slug, version), **place
                 )
             except Absent:
                 break
@@ -207,12 +191,10 @@ class Notebooks:
 
         if file.url:
             return requests.get(file.url, stream=True, timeout=self._kaggle.timeout_s)
-        from kagglesdk.kernels.types.kernels_api_service import ApiDownloadKernelOutputRequest
-
-        request = ApiDownloadKernelOutputRequest()
-        request.owner_slug, request.kernel_slug = self._kaggle.owner, slug
-        request.file_path, request.version_number = file.name, version
-        return self._kaggle.call(lambda api: api.kernels.kernels_api_client.download_kernel_output, request)
+        return self._kaggle.ask(
+            "download_kernel_output", owner_slug=self._kaggle.owner, kernel_slug=slug, file_path=file.name,
+            version_number=version,
+        )  # fmt: skip
 
     def push(self, folder: Path, *, limit_s: float, machine: str | None) -> Pushed:
         """Send the notebook that ``folder`` describes, which starts a session. Never repeats anything.
@@ -237,14 +219,8 @@ class Notebooks:
 
     def cancel(self, session: int) -> str:
         """Ask Kaggle to end a session; return why it does not, or nothing."""
-        from kagglesdk.kernels.types.kernels_api_service import ApiCancelKernelSessionRequest
-
-        request = ApiCancelKernelSessionRequest()
-        request.kernel_session_id = session
         try:
-            answer = self._kaggle.call(
-                lambda api: api.kernels.kernels_api_client.cancel_kernel_session, request
-            )
+            answer = self._kaggle.ask("cancel_kernel_session", kernel_session_id=session)
         except Refusal as error:
             return error.problem
         return str(answer.error_message or "")
@@ -253,9 +229,5 @@ class Notebooks:
         """Give the pieces of a version's log, from its beginning and then as it grows."""
         yield from self._kaggle.api.kernels_logs_stream(f"{self._kaggle.owner}/{slug}/{version}")
 
-    def _of_version(self, request: Any, slug: str, version: int) -> Any:
-        request.user_name, request.kernel_slug = self._kaggle.owner, slug
-        # kagglesdk before 0.1.16 knows the newest version only, which is what is mostly asked for.
-        if hasattr(type(request), "version_label"):
-            request.version_label = f"v{version}"
-        return request
+    def _of_version(self, slug: str, version: int) -> dict[str, Any]:
+        return {"user_name": self._kaggle.owner, "kernel_slug": slug, "version_label": f"v{version}"}
