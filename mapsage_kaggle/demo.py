@@ -25,7 +25,7 @@ from mapsage_kaggle.display.history import PastSession, read_sessions
 from mapsage_kaggle.display.text import headline, progress_text, table
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_TRAINING, TrainingError, UsageError
 from mapsage_kaggle.events import Event, EventTail
-from mapsage_kaggle.paths import ROOT_VARIABLE, WorkDir, bundled
+from mapsage_kaggle.paths import ROOT_VARIABLE, WorkDir, bundled, remove_tree
 from mapsage_kaggle.processes import Child, ProcessId, module_command, run
 from mapsage_kaggle.records import SessionRecord
 
@@ -76,7 +76,7 @@ class StandIn:
 
         Kaggle has two layouts; the nested one names kind and owner.
         """
-        _remove(self.root)
+        remove_tree(self.root)
         for folder in (self.input, self.working, self.root / "temp"):
             folder.mkdir(parents=True)
         self._mount(data, "datasets" if nested else "", data.name)
@@ -93,7 +93,7 @@ class StandIn:
     def end(self, index: int) -> Path:
         """Keep a session's output, as Kaggle does, and return where."""
         output = self.out / f"session_{index}"
-        _remove(output)
+        remove_tree(output)
         self.working.rename(output)
         return output
 
@@ -325,19 +325,9 @@ def _clear(out: Path) -> None:
         raise UsageError(
             f"{out} holds something that the demo did not make.", "Name another folder with --out."
         )
-    _remove(out)
+    remove_tree(out)
     out.mkdir(parents=True)
     (out / MARKER).write_text("The demo removes this folder when it runs again.\n", encoding="utf-8")
-
-
-def _remove(folder: Path) -> None:
-    """Remove a tree, read-only folders in it included."""
-    if not folder.exists():
-        return
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir() and not path.is_symlink():
-            path.chmod(path.stat().st_mode | stat.S_IRWXU)
-    shutil.rmtree(folder)
 
 
 def _write_kernel(jupyter: Path) -> None:

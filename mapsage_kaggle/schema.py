@@ -6,10 +6,16 @@ shows more of a foreign value than its first characters.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
 
 MAX_ITERATION = 10**9
 MAX_NAME = 255
@@ -78,6 +84,49 @@ def data(value: Any, what: str) -> Mapping[str, Any]:
         elif name in ("digest", "sizes"):
             sha256(item, f"{what}.{name}")
     return value  # type: ignore[no-any-return]
+
+
+def built(kind: type[T], document: Mapping[str, Any]) -> T:
+    """Return a dataclass made of a JSON object; names that it does not know are ignored.
+
+    Raises:
+        TypeError: A value is of another type than its field.
+    """
+    hints = _hints(kind)  # type: ignore[arg-type]  # a class is hashable
+    return kind(**{name: _valued(hints[name], value) for name, value in document.items() if name in hints})
+
+
+@functools.cache
+def _hints(kind: Any) -> Mapping[str, Any]:
+    return get_type_hints(kind)
+
+
+def _valued(hint: Any, value: Any) -> Any:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is UnionType or origin is Union:
+        if value is None:
+            return None
+        return _valued(next(item for item in inner if item is not NoneType), value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if dataclasses.is_dataclass(hint):
+        return built(hint, value)  # type: ignore[arg-type]
+    if origin is tuple and isinstance(value, list):
+        return tuple(_valued(inner[0], item) for item in value)
+    if origin is Literal:
+        fits = value in inner
+    elif hint is float:
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    elif hint is Any:
+        fits = True
+    else:
+        fits = isinstance(value, origin or hint) and not (hint is int and isinstance(value, bool))
+        if fits and isinstance(value, Mapping) and inner:
+            fits = all(isinstance(name, str) for name in value)
+            value = {name: _valued(inner[1], item) for name, item in value.items()}
+    if not fits:
+        raise TypeError(f"{value!r} is no {hint}")
+    return value
 
 
 def _wrong(value: Any, what: str, expected: str) -> ValueError:

@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import resource
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +31,7 @@ from mapsage_kaggle.errors import (
 from mapsage_kaggle.jobs.selftest_checks import Check, Finding, checks_for
 from mapsage_kaggle.machine import Machine, survey, versions_of
 from mapsage_kaggle.messages import Message
-from mapsage_kaggle.paths import KagglePaths, replace_file
+from mapsage_kaggle.paths import KagglePaths, remove_tree, replace_file
 from mapsage_kaggle.processes import POLL_S, Child, module_command
 from mapsage_kaggle.relay.log import number_of
 
@@ -168,20 +167,14 @@ def selftest(
     finally:
         runs.end()
         test.write()
-        _remove(scratch)
+        with suppress(OSError):
+            remove_tree(scratch)
     return test
 
 
 def side_by_side(num_cpus: int, load: float) -> int:
     """Return how many checks may run at a time beside what else keeps the cores busy."""
     return max(1, min(MAX_SIDE_BY_SIDE, round(num_cpus - load)))
-
-
-def _remove(scratch: Path) -> None:
-    for path in [scratch, *scratch.rglob("*")]:
-        if path.is_dir() and not path.is_symlink():
-            path.chmod(0o755)
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 # -- children

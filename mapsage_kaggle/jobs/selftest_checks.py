@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from mapsage_kaggle import schema
 from mapsage_kaggle.data.scenes import generate_scenes
 from mapsage_kaggle.errors import MachineError, MapsageError
 from mapsage_kaggle.events import finite
@@ -63,15 +64,6 @@ class Finding:
         return cls(**from_said(document))
 
 
-def machine_from_json(document: Mapping[str, Any]) -> Machine:
-    """Read a machine's ``asdict`` from JSON."""
-    gpus = tuple(
-        Gpu(**{**gpu, "capability": tuple(gpu["capability"]) if gpu["capability"] else None})
-        for gpu in document["gpus"]
-    )
-    return Machine(**{**document, "gpus": gpus, "inputs": tuple(map(Path, document["inputs"]))})
-
-
 # -- deciding
 
 
@@ -85,35 +77,30 @@ def judge_exact(name: str, found: Mapping[str, Any], exactness: Exactness, *, mu
     ``found`` is the comparison of their last checkpoints. Unless they ``must`` be the same bit for bit, they
     have to be as far as the cut one's record says.
     """
-    apart, count = float(found["apart"]), int(found["num_values"])
-    num, where = len(found["differences"]), [str(place) for place in found["differences"][:3]]
+    apart, places = float(found["apart"]), [str(place) for place in found["differences"]]
+    num, count, length = len(places), int(found["num_values"]), f"{apart:.1e}"
     figures = {
-        "values": count, "differing": num, "first": where, "apart": apart, "bitwise": exactness.bitwise,
+        "values": count, "differing": num, "first": places[:3], "apart": apart, "bitwise": exactness.bitwise,
         "repeatable": exactness.repeatable, "difference": exactness.difference,
     }  # fmt: skip
-    why = joined_by("; ", exactness.reasons or (Message("bit for bit"),))
+    why, holds = joined_by("; ", exactness.reasons or (Message("bit for bit"),)), False
     if found["iterations"] != [MAX_ITERS] * 2 or count == 0:
         at = " and ".join(map(str, found["iterations"]))
         message = Message("The runs ended at {at}, and not both at {end}.", at, MAX_ITERS)
-        return _finding(name, False, message, figures)
-    if num == 0 and must and not exactness.bitwise:
-        message = Message("Cut equals uncut bit for bit, but the record does not say so: {why}.", why)
-        return _finding(name, False, message, figures)
-    if num == 0:
-        message = Message("Cut equals uncut bit for bit, in all of {count} values.", count)
-        return _finding(name, True, message, figures)
-    if must or exactness.bitwise or not apart < MAX_APART_IN_FAST_MODE:
+    elif places and (must or exactness.bitwise or not apart < MAX_APART_IN_FAST_MODE):
         message = Message(
             "Cut differs from uncut in {num} of {count} values, beginning with {place}; the weights are "
             "{apart} of their length apart. The record says: {why}.",
-            num, count, where[0], f"{apart:.1e}", why,
+            num, count, places[0], length, why,
         )  # fmt: skip
-        return _finding(name, False, message, figures)
-    message = Message(
-        "Cut equals uncut to rounding, as the record says: {apart} of the weights' length apart.",
-        f"{apart:.1e}",
-    )
-    return _finding(name, True, message, figures)
+    elif must and not exactness.bitwise:
+        message = Message("Cut equals uncut bit for bit, but the record does not say so: {why}.", why)
+    elif places:
+        template = "Cut equals uncut to rounding, as the record says: {apart} of the weights' length apart."
+        message, holds = Message(template, length), True
+    else:
+        message, holds = Message("Cut equals uncut bit for bit, in all of {count} values.", count), True
+    return _finding(name, holds, message, figures)
 
 
 def judge_killed(
@@ -122,21 +109,18 @@ def judge_killed(
     """Decide whether a run whose process was killed equals one that was left alone, its scaler too."""
     finding, scale = judge_exact("killed", found, exactness, must=True), found["loss_scale"]
     figures = {**finding.figures, "resumed_at": list(resumed_at), "loss_scale": scale}
+    message, holds = finding.message, finding.state == "holds"
     if list(resumed_at) != [VAL_INTERVAL] or scale is None:
+        template = "Killed at {at}, it went on from {start}, not {wanted}; its loss scale is {scale}."
         at = ", ".join(map(str, resumed_at)) or "nothing"
+        message, holds = Message(template, KILL_AT, at, VAL_INTERVAL, scale), False
+    elif holds:
         message = Message(
-            "Killed at {at}, it went on from {start}, not {wanted}; its loss scale is {scale}.",
-            KILL_AT, at, VAL_INTERVAL, scale,
+            "Killed at {at}, it went on from {start} and equals the other bit for bit; so does the loss "
+            "scale, {scale} at the end ({device}).",
+            KILL_AT, VAL_INTERVAL, f"{scale:.0f}", device,
         )  # fmt: skip
-        return _finding("killed", False, message, figures)
-    if finding.state != "holds":
-        return replace(finding, figures=figures)
-    message = Message(
-        "Killed at {at}, it went on from {start} and equals the other bit for bit; so does the loss scale, "
-        "{scale} at the end ({device}).",
-        KILL_AT, VAL_INTERVAL, f"{scale:.0f}", device,
-    )  # fmt: skip
-    return _finding("killed", True, message, figures)
+    return _finding("killed", holds, message, figures)
 
 
 def judge_split(
@@ -162,11 +146,8 @@ def judge_memory(
     figures = {**finding.figures, "restarts": list(restarts), "came_to": list(came_to)}
     if came_to == (1, True, len(VALIDATION_RUNGS) - 1) and set(restarts) == {"memory"}:
         return replace(finding, figures=figures)
-    message = Message(
-        "{what} led to a micro-batch of {size}, with_cp {recomputed} and validation rung {rung}.",
-        what, *came_to,
-    )  # fmt: skip
-    return _finding("memory", False, message, figures)
+    template = "{what} led to a micro-batch of {size}, with_cp {recomputed} and validation rung {rung}."
+    return _finding("memory", False, Message(template, what, *came_to), figures)
 
 
 def steps_of(lines: Sequence[Sequence[Any]], *, warm_up: int = 5) -> dict[str, float]:
@@ -377,7 +358,7 @@ def _tell(finding: Finding) -> None:
 def main(arguments: list[str]) -> int:
     """Make the check that a job names by its first finding, and print what it finds."""
     job = json.loads(Path(arguments[0]).read_bytes())
-    machine = machine_from_json(job["machine"])
+    machine = schema.built(Machine, job["machine"])
     ground = Ground(scratch=Path(job["scratch"]), machine=machine, lines=job["lines"])
     [check] = [check for check in checks_for(machine) if check.names[0] == job["check"]]
     left = list(check.names)

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import functools
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from mapsage_kaggle import schema
 from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.outside import read_json
 from mapsage_kaggle.paths import replace_file
 
 SCHEMA = 1
-T = TypeVar("T")
 
 Transport = Literal["self", "pingpong", "dataset"]
 TRANSPORTS: tuple[Transport, ...] = ("self", "pingpong", "dataset")
@@ -475,7 +473,7 @@ class Journal:
         try:
             if int(document["schema"]) > SCHEMA:
                 raise ValueError(f"schema {document['schema']} is newer than {SCHEMA}")
-            return _built(cls, document)
+            return schema.built(cls, document)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a journal: {error!r}") from error
 
@@ -498,47 +496,6 @@ class Journal:
                 f"{path} is no readable journal of the relay ({error}).",
                 "Move it away; the journal is then rebuilt from the versions on Kaggle.",
             ) from error
-
-
-def _built(kind: type[T], document: Mapping[str, Any]) -> T:
-    """Return a dataclass made of a JSON object; names that it does not know are ignored.
-
-    Raises:
-        TypeError: A value is of another type than its field.
-    """
-    hints = _hints(kind)  # type: ignore[arg-type]  # a class is hashable
-    return kind(**{name: _valued(hints[name], value) for name, value in document.items() if name in hints})
-
-
-@functools.cache
-def _hints(kind: Any) -> Mapping[str, Any]:
-    return get_type_hints(kind)
-
-
-def _valued(hint: Any, value: Any) -> Any:
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is UnionType or origin is Union:
-        if value is None:
-            return None
-        return _valued(next(item for item in inner if item is not NoneType), value)
-    if dataclasses.is_dataclass(hint):
-        return _built(hint, value)  # type: ignore[arg-type]
-    if origin is tuple and isinstance(value, list):
-        return tuple(_valued(inner[0], item) for item in value)
-    if origin is Literal:
-        fits = value in inner
-    elif hint is float:
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-    elif hint is Any:
-        fits = True
-    else:
-        fits = isinstance(value, origin or hint) and not (hint is int and isinstance(value, bool))
-        if fits and isinstance(value, Mapping) and inner:
-            fits = all(isinstance(name, str) for name in value)
-            value = {name: _valued(inner[1], item) for name, item in value.items()}
-    if not fits:
-        raise TypeError(f"{value!r} is no {hint}")
-    return value
 
 
 @contextmanager

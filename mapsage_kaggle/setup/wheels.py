@@ -20,6 +20,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 from typing import Any
 
+from mapsage_kaggle import schema
 from mapsage_kaggle.checkpoints.manifest import file_sha256
 from mapsage_kaggle.errors import MachineError
 from mapsage_kaggle.messages import Message
@@ -145,13 +146,7 @@ class BundleManifest:
             document = read_json(path)
             if int(document["schema"]) > SCHEMA:
                 raise ValueError(f"schema {document['schema']} is newer than {SCHEMA}")
-            return cls(
-                kit=str(document["kit"]),
-                commit=str(document["commit"]),
-                python=str(document["python"]),
-                image=dict(document["image"]),
-                files={name: BundledFile(**entry) for name, entry in document["files"].items()},
-            )
+            return schema.built(cls, document)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise MachineError(
                 Message(

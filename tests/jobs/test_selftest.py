@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from support.machines import GOOD, PATHS, T4
 
+from mapsage_kaggle import schema
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.selftest import finding_text, selftest_text
 from mapsage_kaggle.errors import UsageError
@@ -34,9 +35,9 @@ from mapsage_kaggle.jobs.selftest_checks import (
     judge_killed,
     judge_memory,
     judge_split,
-    machine_from_json,
     steps_of,
 )
+from mapsage_kaggle.machine import Machine
 from mapsage_kaggle.records import Exactness, Learned, SessionRecord
 
 CPU = replace(GOOD, on_kaggle=False, gpus=(), num_cpus=2, inputs=())
@@ -155,7 +156,7 @@ def test_a_precision_that_the_device_does_not_have_is_said_to_be_unmeasured() ->
 
 def test_a_machine_comes_back_from_json_as_it_was() -> None:
     document = json.loads(json.dumps(dataclasses.asdict(GOOD), default=str))
-    assert machine_from_json(document) == GOOD
+    assert schema.built(Machine, document) == GOOD
 
 
 # -- making
