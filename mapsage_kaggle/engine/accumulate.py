@@ -40,18 +40,11 @@ def accumulated_step(
 ) -> Mapping[str, torch.Tensor]:
     """Run forward and backward for each micro-batch, then one step; return the losses for the log.
 
-    Each loss is weighted with its part of the effective batch, so that the sum of the gradients is
-    the gradient of the whole: per-pixel losses of mmsegmentation by their own normaliser, all
-    others by images. Ranks average their gradients, hence the factor ``world_size``. Buffers are
-    the same on all ranks afterwards. With several ranks it is collective.
-
-    Args:
-        model: The model, wrapped or not.
-        optim_wrapper: Its optimizer.
-        data: This rank's micro-batches of one iteration.
-        effective_batch: Images per iteration over all ranks.
-        world_size: How many ranks there are.
-        before_forward: Called with the micro-batch's index, to seed the generators.
+    Each loss is weighted with its part of the effective batch, so that the sum of the gradients is the
+    gradient of the whole: per-pixel losses of mmsegmentation by their own normaliser, all others by images.
+    Ranks average their gradients, hence the factor ``world_size``. Buffers are the same on all ranks
+    afterwards. With several ranks it is collective. ``data`` are this rank's micro-batches of one iteration;
+    ``before_forward`` is called with each one's index, to seed the generators.
 
     Returns:
         The losses of the whole effective batch, the same on every rank.

@@ -24,9 +24,6 @@ def synchronise_buffers(core: torch.nn.Module) -> None:
     rank would have seen in the whole batch, for the variance it leaves out what lies between the
     ranks' means. Any other buffer becomes that of rank 0. Called after every iteration, it keeps
     the result independent of when checkpoints are written.
-
-    Args:
-        core: The model without its wrapper.
     """
     averaged, counters = [], []
     done: set[int] = set()
@@ -74,9 +71,6 @@ class HeldBuffers:
     """The buffers of a model and the tensors that its modules hold besides, as they are now.
 
     Some modules write into theirs, others put another tensor in its place.
-
-    Args:
-        core: The model without its distributed wrapper.
     """
 
     def __init__(self, core: torch.nn.Module) -> None:
@@ -105,10 +99,7 @@ def keep_in_backward(optim_wrapper: Any, core: torch.nn.Module) -> None:
 
     A forward pass that is run again within it updates them once more. Whether any is, the modules say
     (``with_cp``) or the first backward pass shows; where none is, the following ones are left alone.
-
-    Args:
-        optim_wrapper: mmengine's, through which backward passes go; its method is wrapped.
-        core: The model without its distributed wrapper.
+    mmengine's wrapper does the backward passes; its method is wrapped.
     """
     recomputes: bool | None = any(getattr(module, "with_cp", False) for module in core.modules()) or None
 

@@ -30,9 +30,6 @@ def build_model(cfg: Any) -> Any:
 
     mmsegmentation sets keys of the config as attributes while it builds, which plain dicts do not take,
     and takes others out: so the model is built from a copy in mmengine's own kind of dict.
-
-    Args:
-        cfg: mmengine's ``Config``.
     """
     init_default_scope(cfg.get("default_scope") or "mmseg")
     return MODELS.build(copy.deepcopy(cfg.model))

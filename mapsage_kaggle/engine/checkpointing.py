@@ -47,15 +47,8 @@ FULL_TO_BEST = 3
 class SessionCheckpoints:
     """The checkpoints that a session writes, and its record, brought up to date with each proven one.
 
-    Every rank has one, since all note in the message hub what a save means; only rank 0's writes.
-
-    Args:
-        spec: What the supervisor told the child.
-        rank: This worker's rank.
-        pace: Told what saving costs.
-        clock: The session's time.
-        timings_s: The session's seconds by activity, to which saving is added.
-        emit: Called with the kind of an event, its iteration and its data.
+    Every rank has one, since all note in the message hub what a save means; only rank 0's writes. Saving is
+    added to the ``timings_s`` of the session.
 
     Attributes:
         owed_validation: The iteration whose validation the newest checkpoint owes.
@@ -139,7 +132,6 @@ class SessionCheckpoints:
                 self.store.unlock()
 
     def attach(self, runner: Runner, config_text: str) -> None:
-        """Take note of the runner, once it is built, and of the config that goes into each checkpoint."""
         self._runner = runner
         self._config_text = config_text
         self._measure_output()
@@ -287,7 +279,6 @@ class SessionCheckpoints:
     # -- the best weights
 
     def score_of(self, metrics: Mapping[str, Any], iteration: int) -> float | None:
-        """Return the score by which the best weights are told; None where there is none."""
         if not self._metric or not metrics:
             return None
         name = next(iter(metrics)) if self._metric == "auto" else self._metric
@@ -306,7 +297,6 @@ class SessionCheckpoints:
         return None
 
     def is_best(self, score: float) -> bool:
-        """Tell whether a score beats the one in the message hub."""
         best = self._require_runner().message_hub.get_info("best_score", None)
         known = None if best is None else float(best)
         return beats(score, known, greater_is_better=self._greater_is_better)
@@ -397,12 +387,10 @@ class SessionCheckpoints:
 
 
 def rounded(timings_s: Mapping[str, float]) -> dict[str, float]:
-    """Return seconds by activity as the record states them."""
     return {name: round(seconds, 2) for name, seconds in timings_s.items()}
 
 
 def number(value: Any) -> float | None:
-    """Return a metric's value; None where it is not one number."""
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError):

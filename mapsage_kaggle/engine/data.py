@@ -16,13 +16,8 @@ from mapsage_kaggle.messages import Message
 class _SplitDataset(BaseSegDataset):
     """One split of a data root, told by its shape, so that only ``data_root`` depends on the mount.
 
-    Masks hold 0 for *no data* and class + 1 elsewhere; labels are 255 and the class.
-
-    Args:
-        data_root: The folder that holds ``Train`` and ``Val``.
-        split: ``Train``, ``Val`` or ``Test``, in any case.
-        reduce_zero_label: As in mmsegmentation. False only for masks that have been reduced already.
-        **options: Of ``BaseSegDataset``; not those that name files, which the split decides.
+    Masks hold 0 for *no data* and class + 1 elsewhere; labels are 255 and the class. ``reduce_zero_label`` is
+    False only for masks that have been reduced already. Options that name files are the split's.
 
     Raises:
         DataError: There is no such split, or images and masks do not match.

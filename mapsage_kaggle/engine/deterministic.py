@@ -52,17 +52,8 @@ def cross_entropy(
 ) -> torch.Tensor:
     """Return what ``torch.nn.functional.cross_entropy`` does, with label maps as lists of pixels.
 
-    The kernel for lists is deterministic where each pixel keeps its own loss.
-
-    Args:
-        input: Logits, ``(N, C, …)``.
-        target: Class indices ``(N, …)``; probabilities ``(N, C, …)`` are left to torch.
-        weight: By class, ``(C,)``.
-        size_average: As in torch, deprecated there.
-        ignore_index: The class that does not count.
-        reduce: As in torch, deprecated there.
-        reduction: ``none``, ``mean`` or ``sum``.
-        label_smoothing: As in torch.
+    The kernel for lists is deterministic where each pixel keeps its own loss. Logits are ``(N, C, …)``, class
+    indices ``(N, …)``, weights ``(C,)``; probabilities ``(N, C, …)`` are left to torch.
     """
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
     is_map = input.dim() > 2 and target.dim() == input.dim() - 1
@@ -108,14 +99,7 @@ def interpolate(
 ) -> torch.Tensor:
     """Return what ``torch.nn.functional.interpolate`` does, bilinear with a gradient as two products.
 
-    Args:
-        input: ``(N, C, H, W)`` for what is replaced; all else is left to torch.
-        size: Of the output, one number or two.
-        scale_factor: As in torch; left to torch.
-        mode: As in torch.
-        align_corners: As in torch.
-        recompute_scale_factor: As in torch.
-        antialias: As in torch; left to torch.
+    Takes ``(N, C, H, W)`` for what is replaced; all else is left to torch.
     """
     needs_gradient = torch.is_grad_enabled() and input.requires_grad
     if mode != "bilinear" or input.dim() != 4 or size is None or antialias or not needs_gradient:

@@ -82,10 +82,6 @@ def seed_own(generators: Sequence[_Generator], seed: int) -> None:
 def what_differs(dataset: Mapping[str, Any], draws: Sequence[Any]) -> tuple[str, ...]:
     """Draw samples twice, each time in a fresh process and another order; return what gave two results.
 
-    Args:
-        dataset: The config of the training data set.
-        draws: What to ask it for.
-
     Returns:
         The transforms that were the first to give another result, or the data set, by their classes; empty
         where none did.

@@ -65,17 +65,13 @@ class Seen:
 
     @property
     def values(self) -> set[int]:
-        """The labels that occur, before or after what crops."""
         return {*self.loaded, *self.labels}
 
 
 def look(runner: Any, model: nn.Module, classes: Sequence[str]) -> tuple[str, ...]:
     """Look at some pairs to train and to validate on; return what a person should be told.
 
-    Args:
-        runner: Whose data loaders have a :class:`GuardedDataset`; another is not looked at.
-        model: What is to be trained.
-        classes: Their names, by label.
+    Only data loaders with a :class:`GuardedDataset` are looked at.
 
     Raises:
         DataError: Training or validating cannot work.

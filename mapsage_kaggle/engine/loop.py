@@ -37,11 +37,7 @@ class ValidationAborted(Exception):
 
 
 class ValidationPulse(Hook):
-    """Lets a validation, in whatever loop, be left between two batches, and tells that it goes on.
-
-    Args:
-        session: What is asked and told.
-    """
+    """Lets a validation, in whatever loop, be left between two batches, and tells that it goes on."""
 
     def __init__(self, session: WorkerSession) -> None:
         self._session = session
@@ -59,7 +55,6 @@ class ValidationPulse(Hook):
     def after_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Say how far it is."""
         self._session.validated_images = ()
         self._session.validating(batch_idx + 1)
 
@@ -89,7 +84,6 @@ class SessionTrainLoop(IterBasedTrainLoop):
         self.stopped_by = who_sets() if value else ""
 
     def run(self) -> torch.nn.Module:
-        """Train until ``max_iters`` or until the session has to end."""
         session = self.session = self.runner.session
         batches = self._batch_sampler()
         device = next(self.runner.model.parameters()).device
@@ -291,7 +285,6 @@ class SessionValLoop(ValLoop):
         self.fast = fast
 
     def run(self) -> dict[str, float]:
-        """Validate, and return the metrics."""
         if not self.fast:
             return super().run()
         session = getattr(self.runner, "session", None)
@@ -320,10 +313,6 @@ class OptimizerClock:
 
     On a CPU it reads the time before and after. On a GPU work is only queued, and waiting for it would slow
     training; there it marks the places in the queue and reads them later, when they have been passed.
-
-    Args:
-        optim_wrapper: mmengine's, whose methods it wraps from now on.
-        device: Where the model is.
     """
 
     def __init__(self, optim_wrapper: Any, device: torch.device) -> None:
@@ -355,7 +344,6 @@ class OptimizerClock:
         return timed
 
     def begin(self) -> None:
-        """Begin a step."""
         self._seconds, self._marks = 0.0, []
         if self._on_gpu:
             self._began = _mark()

@@ -35,11 +35,6 @@ def check_files(guarded: GuardedDataset, cfg: Mapping[str, Any], loader: str) ->
 
     Only folders are listed: asking a network mount for each file would take minutes.
 
-    Args:
-        guarded: The data set.
-        cfg: The config.
-        loader: The name of its data loader.
-
     Raises:
         DataError: Some are not, and none may be skipped.
     """

@@ -16,11 +16,7 @@ from mapsage_kaggle.spec import ChildSpec
 
 
 class Observed:
-    """Notes in the message hub, which checkpoints hold, what a resume needs; and in the record what is seen.
-
-    Args:
-        spec: What the supervisor told the child.
-    """
+    """Notes in the message hub, which checkpoints hold, what a resume needs; in the record what is seen."""
 
     def __init__(self, spec: ChildSpec) -> None:
         self._spec = spec
@@ -48,7 +44,6 @@ class Observed:
         return self._tell(data.compare(hub.get_info(DATA_KEY, None)) if resumes else DataChange())
 
     def note(self, runner: Any) -> None:
-        """Note what the checkpoint that comes needs to hold."""
         hub, loop = runner.message_hub, getattr(runner, "train_loop", None)
         hub.update_info(STOPPED_BY_KEY, getattr(loop, "stopped_by", ""))
         if self._memory is not None:
@@ -88,7 +83,6 @@ class Observed:
             self._grade = worst((self._grade, grade))
 
     def told_in(self, record: SessionRecord) -> SessionRecord:
-        """Return a record with what has been seen."""
         exactness, seen = record.exactness.less(self._reasons, self._grade), self._repetition
         if seen is not None:
             exactness = replace(exactness, repeatable=seen.repeatable, difference=seen.difference)

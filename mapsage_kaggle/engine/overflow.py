@@ -26,9 +26,6 @@ class OverflowWatch:
 
     A loss scaler leaves out the steps of an overflow by itself and halves its scale each time, so with
     one a few such losses or steps in a row are normal. A scale goes from 2**16 to 1 in 16 steps.
-
-    Args:
-        optim_wrapper: mmengine's, whose steps it watches from now on.
     """
 
     def __init__(self, optim_wrapper: Any) -> None:

@@ -70,7 +70,6 @@ class Planted(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Ask for a stop, or die."""
         if runner.iter + 1 == self.stop and self._first("stop"):
             ask_stop(WorkDir(Path(runner.work_dir)))
         if runner.iter + 1 == self.kill and self._first("kill"):
@@ -113,13 +112,11 @@ class Metered(Hook):
         self.file = Path(file)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Note the beginning."""
         self._write(runner.iter, "begin")
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Note the end."""
         self._write(runner.iter, "end")
 
     def _write(self, iteration: int, what: str) -> None:

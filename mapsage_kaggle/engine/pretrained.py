@@ -46,10 +46,7 @@ def noted_arrivals() -> Iterator[set[int]]:
 def check_pretrained(model: nn.Module, arrived: set[int], warn: Callable[[str], None]) -> None:
     """Make sure that something of each pretrained file arrived; warn where it was not everything.
 
-    Args:
-        model: With its weights initialised.
-        arrived: Ids of the parameters that were loaded, of :func:`noted_arrivals`.
-        warn: Told what did not arrive.
+    ``arrived`` are the ids of :func:`noted_arrivals`.
 
     Raises:
         ConfigError: Nothing of a file did.

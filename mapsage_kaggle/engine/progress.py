@@ -16,9 +16,6 @@ from mapsage_kaggle.pace import SessionPlan
 class Progress:
     """Gathers what iterations give until the next event of them is due.
 
-    Args:
-        control: Knows the session's time, and its pace.
-
     Attributes:
         start_up_s: How long a session takes to its first iteration.
         gpu_used_s: GPU time that earlier sessions have used in this week.
@@ -34,7 +31,6 @@ class Progress:
         self._peak_bytes: int | None = None
 
     def add(self, losses: Mapping[str, float], *, peak_bytes: int | None) -> None:
-        """Take what one iteration gave."""
         for name, value in losses.items():
             self._losses.setdefault(name, []).append(value)
         if peak_bytes is not None:
@@ -59,11 +55,7 @@ class Progress:
     def take(self, runner: Runner, iteration: int, data_s: float, step_s: float) -> dict[str, Any]:
         """Return what the event after ``iteration`` says, and gather anew.
 
-        Args:
-            runner: What is being trained.
-            iteration: Iterations done.
-            data_s: Seconds in which the last one waited for data.
-            step_s: Seconds of everything else in it.
+        ``data_s`` is what the iteration waited for data, ``step_s`` all else in it.
         """
         pace, clock = self._control.pace, self._control.clock
         mean = {name: round(sum(values) / len(values), 6) for name, values in self._losses.items() if values}

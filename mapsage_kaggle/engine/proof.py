@@ -52,7 +52,6 @@ def prove(config: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the proof; exit code 0 if the output is finite."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path)
     seen = prove(parser.parse_args(arguments).config)

@@ -73,10 +73,6 @@ def check_same_weights(core: torch.nn.Module, iteration: int) -> None:
 
     What is compared is a digest of their bits. On a GPU it costs a sum of each weight and one small copy.
 
-    Args:
-        core: The model without its wrapper.
-        iteration: Iterations done.
-
     Raises:
         TrainingError: They do not.
     """
@@ -109,13 +105,9 @@ def _digest(core: torch.nn.Module) -> int:
 def follow_rank_0(spec: ChildSpec, cfg: Config, scratch: Path) -> ChildSpec:
     """Make every machine start from what rank 0's machine has chosen; return the spec to go by.
 
-    The other machines look for no checkpoint of their own: they get action, seed and run from
-    rank 0 and, where they do not have it, the file. Collective; on one machine it does nothing.
-
-    Args:
-        spec: What this machine's supervisor has written.
-        cfg: The effective config; changed in place.
-        scratch: Where a file that is sent over may be written.
+    The other machines look for no checkpoint of their own: they get action, seed and run from rank 0 and,
+    where they do not have it, the file. Collective; on one machine it does nothing. The config is changed in
+    place; ``scratch`` is for a file that is sent over.
 
     Raises:
         TrainingError: The machines were given configs that are not the same run.
@@ -169,7 +161,6 @@ def follow_rank_0(spec: ChildSpec, cfg: Config, scratch: Path) -> ChildSpec:
 
 
 def core_model(model: torch.nn.Module) -> torch.nn.Module:
-    """Return the model without its distributed wrapper."""
     return model.module if is_model_wrapper(model) else model  # type: ignore[return-value]
 
 
@@ -181,12 +172,10 @@ def broadcast_model(core: torch.nn.Module) -> None:
 
 
 def num_machines() -> int:
-    """Return how many machines train together."""
     return int(os.environ.get("GROUP_WORLD_SIZE", 1))
 
 
 def machine() -> int:
-    """Return this machine's number."""
     return int(os.environ.get("GROUP_RANK", 0))
 
 

@@ -43,13 +43,9 @@ class StorageError(OSError):
 def read_patiently(dataset: Any, index: int, prepare: Callable[[], None] = lambda: None) -> Any:
     """Return ``dataset[index]``, tried again where it fails for the storage's sake, not the file's.
 
-    Network mounts fail for a moment now and then. To take that for a damaged file would end a training,
-    or put another sample in the file's place, which the next run would not do.
-
-    Args:
-        dataset: What to read from. What it raises otherwise, this raises.
-        index: Which sample.
-        prepare: Called before each try.
+    Network mounts fail for a moment now and then. To take that for a damaged file would end a training, or
+    put another sample in the file's place, which the next run would not do. ``prepare`` is called before each
+    try. What the data set raises otherwise, this raises.
 
     Raises:
         StorageError: It failed each time.
@@ -225,14 +221,9 @@ class GuardedDataset(Dataset[Any]):
 class ReadableDataset(GuardedDataset):
     """A data set to validate on, of which samples that cannot be loaded count for nothing.
 
-    In place of such a sample comes the next one that can be loaded, with all its labels ignored: there
-    are as many samples as before, and the metric counts no pixel of it.
-
-    Args:
-        dataset: As for :class:`GuardedDataset`.
-        on_bad_image: As for :class:`GuardedDataset`.
-        num_classes: As for :class:`GuardedDataset`.
-        ignore_index: The label that the metric leaves out.
+    In place of such a sample comes the next one that can be loaded, with all its labels ignored: there are as
+    many samples as before, and the metric counts no pixel of it. The arguments are those of
+    :class:`GuardedDataset`.
     """
 
     def get_data_info(self, index: int) -> Any:

@@ -27,9 +27,6 @@ class HookMemory:
 
     A person's own hook is asked for ``state_dict`` and told by ``load_state_dict`` where it has both; of
     one with neither it is watched whether its attributes change.
-
-    Args:
-        hooks: The runner's.
     """
 
     def __init__(self, hooks: Sequence[Hook]) -> None:
@@ -51,9 +48,7 @@ class HookMemory:
     def restore(self, hub: MessageHub, *, taken_up: bool = False) -> tuple[str, ...]:
         """Give hooks what a loaded checkpoint says that they remember.
 
-        Args:
-            hub: The message hub, as it was loaded.
-            taken_up: Whether training goes on after an early stop: patience then begins anew.
+        Where training goes on after an early stop, patience begins anew.
 
         Returns:
             What keeps training from going on as it would have, one sentence each.

@@ -163,10 +163,6 @@ def why_not_fused(optim_wrapper: Any, model: torch.nn.Module) -> str:
 
     An optimizer of a person's own, even one that extends torch's, may take its steps in another way, and
     a loss scaler would leave it to a fused one to divide the gradients by the scale.
-
-    Args:
-        optim_wrapper: The wrapper's config, or the wrapper.
-        model: Whose weights it takes.
     """
     optimizer = _optimizer_of(optim_wrapper)
     if not optimizer.get("fused"):
@@ -193,9 +189,7 @@ _WAYS_OF_STEPPING = ("fused", "foreach", "capturable")
 def keep_way_of_stepping(optimizer: torch.optim.Optimizer) -> None:
     """Let a loaded optimizer compute its steps as it was built to, not as the one that was saved did.
 
-    Args:
-        optimizer: With the state of a checkpoint, which may come from another device or from stock
-            mmengine.
+    The state may come from another device or from stock mmengine.
     """
     for group in optimizer.param_groups:
         for name in _WAYS_OF_STEPPING:
@@ -212,13 +206,9 @@ def keep_way_of_stepping(optimizer: torch.optim.Optimizer) -> None:
 def begin_scaling_anew(checkpoint: dict[str, Any], optim_wrapper: Any) -> str:
     """Take a loss scaler's state out of a checkpoint where it means nothing in float16.
 
-    bfloat16 needs no scale, so that the kit fixes it at 1.0 there. A session on a GPU without bfloat16
-    would go on from that: its scale doubles every 2,000 iterations, and small gradients would be zero
-    for tens of thousands.
-
-    Args:
-        checkpoint: What is about to be resumed; changed in place.
-        optim_wrapper: What will load its state.
+    bfloat16 needs no scale, so that the kit fixes it at 1.0 there. A session on a GPU without bfloat16 would
+    go on from that: its scale doubles every 2,000 iterations, and small gradients would be zero for tens of
+    thousands. The checkpoint, which is about to be resumed, is changed in place.
 
     Returns:
         What was done, in a sentence; empty where the state is left.

@@ -62,7 +62,6 @@ class PositionOrder(Sampler[int]):
         self._order: np.ndarray = np.arange(self.length)
 
     def index(self, position: int) -> int:
-        """Return the sample that stands at a global position."""
         epoch, offset = divmod(position, self.length)
         if self.shuffle and epoch != self._epoch:
             self._order, self._epoch = permutation(self.seed, epoch, self.length), epoch

@@ -57,14 +57,7 @@ def seed_all(value: int) -> None:
 
 
 def seed_step(seed: int, iteration: int, rank: int, micro_batch: int) -> None:
-    """Seed every generator that a forward pass may draw from, on all devices.
-
-    Args:
-        seed: The run's seed.
-        iteration: Iterations done before this one.
-        rank: This worker's rank.
-        micro_batch: The index of the micro-batch within the iteration.
-    """
+    """Seed every generator that a forward pass may draw from, on all devices."""
     seed_all(derive(STEP, seed, iteration, rank, micro_batch))
 
 

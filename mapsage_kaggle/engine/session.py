@@ -52,11 +52,6 @@ class WorkerSession:
     """The part of a training child that survives it: checkpoints, events and the record.
 
     Every rank has one. Only rank 0 writes.
-
-    Args:
-        spec: What the supervisor told the child.
-        rank: This worker's rank.
-        world_size: How many there are.
     """
 
     def __init__(self, spec: ChildSpec, *, rank: int, world_size: int) -> None:
@@ -106,35 +101,29 @@ class WorkerSession:
             self.checkpoints.open()
 
     def close(self) -> None:
-        """Wait for what is being written, and release the work dir."""
         try:
             self.checkpoints.close()
         except SaveFailed as error:
             self.warn(self._iteration, text_of(error))
 
     def attach(self, runner: Runner, config_text: str) -> None:
-        """Take note of the runner, once it is built."""
         self._runner = runner
         self.checkpoints.attach(runner, config_text)
 
     @property
     def iteration(self) -> int:
-        """Iterations done."""
         return self._iteration
 
     @property
     def has_trained(self) -> bool:
-        """Whether this child has done an iteration."""
         return self.checkpoints.has_trained
 
     # -- events
 
     def emit(self, event: EventKind, iteration: int, /, **data: Any) -> None:
-        """Append an event."""
         self.events.append(Event(event=event, iteration=iteration, data=data))
 
     def warn(self, iteration: int, message: str) -> None:
-        """Append a warning that a person should read."""
         if self.rank == 0:
             self.emit("warning", iteration, message=message)
 
@@ -143,9 +132,7 @@ class WorkerSession:
     def loaded(self, runner: Runner, checkpoint: dict[str, Any] | None) -> None:
         """Take note of what has been loaded: run id, owed validation, best score.
 
-        Args:
-            runner: Whose message hub holds them.
-            checkpoint: What was loaded, to check the resume against; None where nothing was.
+        Without a checkpoint nothing was loaded.
         """
         self._loaded = checkpoint
         runner.message_hub.update_info(RUN_ID_KEY, self.spec.run_id)
@@ -385,7 +372,6 @@ class WorkerSession:
     # -- times
 
     def rounded_timings(self) -> dict[str, float]:
-        """Return the session's seconds by activity so far."""
         return rounded(self.timings_s)
 
     def _since_launch(self) -> float:

@@ -68,12 +68,9 @@ def snapshot(runner: Runner, iteration: int, *, config_text: str, resumable: boo
 def keep_loadable(checkpoint: dict[str, Any]) -> tuple[str, ...]:
     """Take out of a checkpoint what the kit's own loader would refuse, and return the names of that.
 
-    A custom hook may add anything. The loader builds tensors, arrays, numbers, texts, dictionaries
-    and lists, and no object of a class that a file names; left in, one such object would cost the
-    next session the whole file.
-
-    Args:
-        checkpoint: What :func:`snapshot` gave; changed in place.
+    A custom hook may add anything. The loader builds tensors, arrays, numbers, texts, dictionaries and lists,
+    and no object of a class that a file names; left in, one such object would cost the next session the whole
+    file. It is changed in place.
     """
     hub, meta = checkpoint["message_hub"], checkpoint["meta"]
     taken: list[str] = []

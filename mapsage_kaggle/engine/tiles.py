@@ -28,14 +28,9 @@ class PredictionTiles(Hook):
     """Keeps what the model says of the same validation images at the first and the newest validation.
 
     It only reads what validation gives and draws no random number, so training does not depend on it; nor
-    does validation end where a data set gives something of which no picture can be made.
-    The images lie evenly over those that this rank validates; rank 0 alone should have one of these.
-
-    Args:
-        folder: Where the tiles go; made where it is missing.
-        classes: How many.
-        palette: Their colours.
-        num_batches: Of a validation, on this rank.
+    does validation end where a data set gives something of which no picture can be made. The images lie
+    evenly over those that this rank validates; rank 0 alone should have one of these. ``num_batches`` are
+    those of a validation on this rank.
 
     Attributes:
         problem: Why the last validation's images could not be taken, if so.
@@ -51,14 +46,12 @@ class PredictionTiles(Hook):
         self.problem: Exception | None = None
 
     def before_val(self, runner: Any) -> None:
-        """Forget what an unfinished validation has left."""
         self._taken.clear()
         self.problem = None
 
     def after_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Take the first image of a chosen batch."""
         if batch_idx not in self._batches or not outputs or not data_batch:
             return
         try:
@@ -127,10 +120,7 @@ class PredictionTiles(Hook):
 def keep_predictions(runner: Runner, folder: Path, *, anew: bool) -> PredictionTiles | None:
     """Have validation's predictions on a few images kept, where the data set has colours for them.
 
-    Args:
-        runner: What validates.
-        folder: Where the tiles go.
-        anew: Whether those that are there are of another run, and go.
+    With ``anew`` those that are there are of another run, and go.
     """
     if runner.val_loop is None:
         return None

@@ -73,7 +73,6 @@ def logits_on_cpu(core: torch.nn.Module) -> Iterator[None]:
 
 
 def _to_cpu(value: Any) -> Any:
-    """Return tensors, in lists and tuples too, on the CPU and not in half precision."""
     if isinstance(value, torch.Tensor):
         value = value.cpu()
         return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

@@ -91,7 +91,6 @@ class EvaluationOptions:
         return {"size": [self.window] * 2, "stride": [stride] * 2}
 
     def views(self) -> list[tuple[float, str]]:
-        """Return scale and flip of each view: every scale, plain and in every flip."""
         flips = ("", *dict.fromkeys(self.flips))
         return [(scale, flip) for scale in dict.fromkeys(self.scales) for flip in flips]
 
@@ -161,7 +160,6 @@ class Evaluation:
         return self.scores.num_images < metrics.MIN_IMAGES
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON takes it; the scores of the whole come first."""
         other = self.comparison
         return {
             "schema": SCHEMA,
@@ -225,11 +223,6 @@ def evaluate(
 
 def conclude(counted: Counted, options: EvaluationOptions, *, against: Counted | None = None) -> Evaluation:
     """Return what counts say, and write it beside the run.
-
-    Args:
-        counted: Of the model in question.
-        options: How it was looked at.
-        against: Another model's, of the same images.
 
     Raises:
         OSError: The work dir cannot be written.

@@ -81,7 +81,6 @@ class ModelSource:
 
     @property
     def checkpoint(self) -> Path:
-        """The checkpoint's file."""
         return self.inspection.path
 
     def job(self) -> dict[str, Any]:

@@ -363,7 +363,6 @@ def _is_settled(state: tuple[int, ...], now: float) -> bool:
 
 
 def now_s() -> float:
-    """Return the time in seconds since the epoch, by which files are dated."""
     return time.time()
 
 

@@ -64,10 +64,7 @@ def load_labels(cache: DecodedCache | None, loader: LoadAnnotations, results: di
 class MapsageLoadImage(LoadImageFromFile):
     """mmcv's ``LoadImageFromFile`` that decodes each file once.
 
-    Args:
-        *args: Of ``LoadImageFromFile``.
-        cache_dir: Where decoded images are kept; None to decode them each time.
-        **options: Of ``LoadImageFromFile``.
+    Without a ``cache_dir`` they are decoded each time.
     """
 
     def __init__(self, *args: Any, cache_dir: str | Path | None = None, **options: Any) -> None:
@@ -88,10 +85,7 @@ class MapsageLoadImage(LoadImageFromFile):
 class MapsageLoadLabels(LoadAnnotations):
     """mmsegmentation's ``LoadAnnotations`` that decodes each file once.
 
-    Args:
-        *args: Of ``LoadAnnotations``.
-        cache_dir: Where decoded labels are kept; None to decode them each time.
-        **options: Of ``LoadAnnotations``.
+    Without a ``cache_dir`` they are decoded each time.
     """
 
     def __init__(self, *args: Any, cache_dir: str | Path | None = None, **options: Any) -> None:

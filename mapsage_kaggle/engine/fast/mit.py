@@ -123,10 +123,6 @@ class MapsageMixVisionTransformer(MixVisionTransformer):
     """mmsegmentation's ``MixVisionTransformer``, with :class:`FusedAttention` and :class:`TokenFFN`.
 
     Parameters have the same names, shapes and initial values, so that checkpoints go both ways.
-
-    Args:
-        *args: Of ``MixVisionTransformer``.
-        **options: Of ``MixVisionTransformer``.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:

@@ -11,12 +11,10 @@ def step_equal_groups_together(optimizer: torch.optim.Optimizer) -> None:
     """Let a fused optimizer take its steps over as few groups as there are kinds of them.
 
     With ``paramwise_cfg`` mmengine gives each weight a group of its own: MiT-B2 has 317 groups of three
-    kinds, so that a step launches hundreds of kernels where a few would do. Outside a step the groups are
-    as they were, so that schedulers, hooks and checkpoints see what they expect. Each weight's step
-    depends on its own group's options and gradient only, so that no bit changes.
-
-    Args:
-        optimizer: torch's own; others are left alone, and so are those that are not fused.
+    kinds, so that a step launches hundreds of kernels where a few would do. Outside a step the groups are as
+    they were, so that schedulers, hooks and checkpoints see what they expect. Each weight's step depends on
+    its own group's options and gradient only, so that no bit changes. Others than torch's own are left alone,
+    and so are those that are not fused.
     """
     if not (optimizer.defaults.get("fused") and type(optimizer).__module__.startswith("torch.optim.")):
         return

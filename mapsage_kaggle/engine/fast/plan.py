@@ -62,9 +62,6 @@ def plan_cache(datasets: Iterable[Any]) -> CachePlan | None:
     Which images those are follows from their names: of two processes that plan with different room, the
     one keeps a part of what the other keeps.
 
-    Args:
-        datasets: Those that one run reads, each mmengine's or a wrapper of such ones.
-
     Returns:
         What was planned; None where nothing is cached.
     """

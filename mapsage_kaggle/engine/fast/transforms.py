@@ -277,7 +277,6 @@ def count_values(labels: np.ndarray) -> np.ndarray:
 def _flip(
     flip: RandomFlip, results: dict[str, Any], image: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``RandomFlip``."""
     direction = flip._choose_direction()
     results["flip"] = direction is not None
     results["flip_direction"] = direction
@@ -292,7 +291,6 @@ _ALL_VALUES = np.arange(256, dtype=np.uint8)
 
 
 def _distort(distort: PhotoMetricDistortion, image: np.ndarray) -> np.ndarray:
-    """``PhotoMetricDistortion``."""
     # Each table is what the stock transform makes of the 256 values there are.
     table = distort.brightness(_ALL_VALUES)
     contrast_first = np.random.randint(2) == 1

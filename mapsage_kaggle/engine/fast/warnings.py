@@ -16,12 +16,9 @@ _warned: set[tuple[str, str]] = set()
 def warn_once(key: str, message: str) -> None:
     """Append a warning to the events, unless they hold one of the same key.
 
-    Data workers and ranks share the events, and those that are started again find what the ones before
-    have told. A warning that cannot be written is let go: it is none of the things that training needs.
-
-    Args:
-        key: What the warning is about, without figures that change.
-        message: What a person reads.
+    Data workers and ranks share the events, and those that are started again find what the ones before have
+    told. A warning that cannot be written is let go: it is none of the things that training needs. The key is
+    what the warning is about, without figures that change.
     """
     path = os.environ.get(EVENTS_VARIABLE)
     if not path or (path, key) in _warned:
