@@ -50,11 +50,7 @@ class Check:
 
 
 def preflight(
-    paths: KagglePaths,
-    machine: Machine,
-    *,
-    clock: SessionClock | None = None,
-    needed_bytes: int = NEEDED_BYTES,
+    paths: KagglePaths, machine: Machine, *, clock: SessionClock | None = None
 ) -> tuple[Check, ...]:
     """Judge what was seen. Pure, apart from the clock.
 
@@ -68,7 +64,7 @@ def preflight(
         "internet": _internet(machine),
         "inputs": _inputs(paths, machine),
         "working": _working(machine),
-        "disk": _disk(machine, needed_bytes),
+        "disk": _disk(machine),
         "output": _output(machine),
     }
     if clock is not None:
@@ -247,16 +243,16 @@ def _working(machine: Machine) -> _Found:
     )
 
 
-def _disk(machine: Machine, needed_bytes: int) -> _Found:
+def _disk(machine: Machine) -> _Found:
     free, temp = machine.working_free_bytes, machine.temp_free_bytes
     if free is None:
         return "warning", "The free space of the output folder cannot be read."
-    if free < needed_bytes:
+    if free < NEEDED_BYTES:
         return "error", Message(
             "{free} are free for the output; the checkpoints of a session need {needed}. Delete "
             "what is not needed there.",
             _gigabytes(free),
-            _gigabytes(needed_bytes),
+            _gigabytes(NEEDED_BYTES),
         )
     scratch = "" if temp is None else Message(", {free} of scratch", _gigabytes(temp))
     return "info", Message("{free} are free for the output{scratch}.", _gigabytes(free), scratch)

@@ -6,6 +6,7 @@ was seen, and is pure.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
@@ -20,7 +21,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mapsage_kaggle.kit import kit_commit, kit_files, kit_sha256, own_home
 from mapsage_kaggle.paths import FULL, KagglePaths, on_kaggle
@@ -108,8 +109,8 @@ class Machine:
     torch_problem: str = ""
     cudnn: int | None = None
     gpus: tuple[Gpu, ...] = ()
-    num_cpus: int = 1
-    ram_bytes: int = 0
+    num_cpus: int
+    ram_bytes: int
     internet: bool = False
     working_free_bytes: int | None = None
     temp_free_bytes: int | None = None
@@ -180,26 +181,25 @@ def attached(folder: Path) -> Iterator[Path]:
 
     What cannot be listed is left out: a mount can be missing for a while after it was attached.
     """
-    for top in _subfolders(folder):
+    for top in subfolders(folder):
         levels = _GROUPS.get(top.name, 0)
-        below = list(_subfolders(top)) if levels else []
+        below = subfolders(top) if levels else []
         # A source of the older layout may be called "models", too: it then has files at its top.
         if not below:
             yield top
             continue
         for _ in range(levels - 1):
-            below = [deeper for path in below for deeper in _subfolders(path)]
+            below = [deeper for path in below for deeper in subfolders(path)]
         yield from below
 
 
-def _subfolders(folder: Path) -> Iterator[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders in a folder by name; one that cannot be listed has none."""
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir())
+            return sorted(folder / entry.name for entry in entries if entry.is_dir())
     except OSError:
-        return
-    for name in names:
-        yield folder / name
+        return []
 
 
 def survey(
@@ -207,7 +207,6 @@ def survey(
     *,
     work_dir: Path | None = None,
     environ: Mapping[str, str] | None = None,
-    as_run_type: RunType | None = None,
     timeout_s: float = 90.0,
 ) -> Machine:
     """Look at this machine.
@@ -217,15 +216,19 @@ def survey(
     """
     environ = os.environ if environ is None else environ
     output = paths.working if work_dir is None else work_dir
-    names = _Lookup("www.kaggle.com")
+    # In the background: without a network that can take half a minute.
+    resolved: list[Any] = []
+    lookup = threading.Thread(target=_look_up, args=("www.kaggle.com", resolved), daemon=True)
+    lookup.start()
     torch, torch_problem, gpus, cudnn = ask_torch(timeout_s=timeout_s)
     if not gpus:
         gpus = ask_driver()
     used_bytes, num_files = contents(paths.working)
     problem, is_full = write_problem(output)
+    lookup.join(3.0)
     return Machine(
         on_kaggle=on_kaggle(environ),
-        run_type=as_run_type or run_type(environ),
+        run_type=run_type(environ),
         python=platform.python_version(),
         torch=torch,
         torch_problem=torch_problem,
@@ -233,7 +236,7 @@ def survey(
         gpus=gpus,
         num_cpus=len(os.sched_getaffinity(0)),
         ram_bytes=ram_bytes(),
-        internet=names.resolved(timeout_s=3.0),
+        internet=bool(resolved),
         working_free_bytes=_free_bytes(output),
         temp_free_bytes=_free_bytes(paths.temp),
         shared_bytes=_free_bytes(Path("/dev/shm")),
@@ -304,9 +307,8 @@ def ask_torch(
     return found["torch"], "", gpus, found["cudnn"]
 
 
-def ask_driver(*, timeout_s: float = 15.0) -> tuple[Gpu, ...]:
-    """Return the devices that ``nvidia-smi`` lists; none where there is no driver."""
-    return parse_driver(_query_driver("name,memory.total", timeout_s=timeout_s))
+def ask_driver() -> tuple[Gpu, ...]:
+    return parse_driver(_query_driver("name,memory.total"))
 
 
 def parse_driver(listing: str) -> tuple[Gpu, ...]:
@@ -359,9 +361,8 @@ class GpuGauge:
         self._loads = ask_load()
 
 
-def ask_load(*, timeout_s: float = 15.0) -> tuple[GpuLoad, ...]:
-    """Return what ``nvidia-smi`` tells of each GPU; nothing where there is no driver."""
-    return parse_load(_query_driver("memory.used,memory.total,utilization.gpu", timeout_s=timeout_s))
+def ask_load() -> tuple[GpuLoad, ...]:
+    return parse_load(_query_driver("memory.used,memory.total,utilization.gpu"))
 
 
 def parse_load(listing: str) -> tuple[GpuLoad, ...]:
@@ -375,36 +376,21 @@ def parse_load(listing: str) -> tuple[GpuLoad, ...]:
     return tuple(loads)
 
 
-def _query_driver(names: str, *, timeout_s: float) -> str:
-    """Return the lines of ``nvidia-smi``'s answer; nothing where there is no driver."""
+def _query_driver(names: str) -> str:
     program = shutil.which("nvidia-smi")
     if program is None:
         return ""
     command = [program, f"--query-gpu={names}", "--format=csv,noheader,nounits"]
     try:
-        answer = run(command, timeout_s=timeout_s)
+        answer = run(command, timeout_s=15.0)
     except (ChildError, OSError):
         return ""
     return answer.output if answer.code == 0 else ""
 
 
-class _Lookup:
-    """Looks a host name up in the background: without a network that can take half a minute."""
-
-    def __init__(self, host: str) -> None:
-        self._found = False
-        self._thread = threading.Thread(target=self._look_up, args=(host,), daemon=True)
-        self._thread.start()
-
-    def _look_up(self, host: str) -> None:
-        try:
-            self._found = bool(socket.getaddrinfo(host, None))
-        except OSError:
-            self._found = False
-
-    def resolved(self, *, timeout_s: float) -> bool:
-        self._thread.join(timeout_s)
-        return self._found
+def _look_up(host: str, found: list[Any]) -> None:
+    with contextlib.suppress(OSError):
+        found += socket.getaddrinfo(host, None)
 
 
 def write_problem(folder: Path) -> tuple[str, bool]:
@@ -436,7 +422,6 @@ def _free_bytes(folder: Path) -> int | None:
 
 
 def contents(folder: Path) -> tuple[int, int]:
-    """Return the bytes and the number of the files below a folder."""
     used_bytes = num_files = 0
     for place, _, names in os.walk(folder):
         for name in names:

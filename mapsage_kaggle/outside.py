@@ -77,14 +77,14 @@ def read_bytes(path: Path, limit_bytes: int) -> bytes:
     return content
 
 
-def read_json(path: Path, limit_bytes: int = MAX_JSON_BYTES) -> Any:
+def read_json(path: Path) -> Any:
     """Return the JSON document in a regular file.
 
     Raises:
         OSError: It is missing, cannot be read, or is not a regular file.
         ValueError: It is too large, too deep or no JSON.
     """
-    return parse_json(read_bytes(path, limit_bytes))
+    return parse_json(read_bytes(path, MAX_JSON_BYTES))
 
 
 def parse_json(content: bytes | str) -> Any:

@@ -65,10 +65,9 @@ class Samples:
         """Return the 95th percentile, or the slowest of the last few where that is more."""
         return max(self.slow(), self._slowest_lately) if self._ordered else default
 
-    def fastest(self, default: float = 0.0) -> float:
-        """Return the shortest, or ``default`` without measurements."""
-        ordered = self._ordered
-        return ordered[0] if ordered else default
+    def fastest(self) -> float:
+        """Return the shortest, or 0 without measurements."""
+        return self._ordered[0] if self._ordered else 0.0
 
     def median(self, default: float = 0.0) -> float:
         return self.slow(0.5, default)
@@ -115,7 +114,6 @@ class SessionPlan:
     finish_by_quota_s: float | None
 
     def to_json(self) -> dict[str, float | int | None]:
-        """Return the JSON object that goes into ``iteration`` events."""
         return {
             "reach": self.reach,
             "sessions_left": self.sessions_left,
@@ -124,9 +122,7 @@ class SessionPlan:
         }
 
 
-def quota_date_s(
-    now_s: float, needed_s: float, *, used_s: float = 0.0, quota_s: float = GPU_QUOTA_S
-) -> float:
+def quota_date_s(now_s: float, needed_s: float, *, used_s: float, quota_s: float = GPU_QUOTA_S) -> float:
     """Return when ``needed_s`` of GPU time will have been had, in seconds since the epoch (UTC).
 
     ``used_s`` is GPU time used in this week, ``quota_s`` GPU time a week.
@@ -202,12 +198,10 @@ class Pace:
         self.validation.add(seconds)
 
     def left_validation(self, seconds: float) -> None:
-        """Take note that a validation was left after so many seconds: it takes longer than that."""
         if not self.knows_validation or seconds > self.validation_s():
             self.expected = {**self.expected, "validation_s": seconds}
 
     def write_begins(self, now_s: float, *, best: bool = False) -> None:
-        """Take note that a checkpoint is being written in the background."""
         self._writing_best = best
         self._writing_since_s = now_s
 
@@ -218,7 +212,6 @@ class Pace:
             (self.best if self._writing_best else self.save).add(now_s - since_s)
 
     def learned(self) -> dict[str, float]:
-        """Return what the next session may expect: slow costs in seconds, by name."""
         measured = {
             "iteration_s": self.iteration.median(),
             "validation_s": self.validation.slowest_lately(),
@@ -295,9 +288,7 @@ class Pace:
 
     # -- deciding
 
-    def iteration_needs_s(
-        self, clock: SessionClock, *, save_due: bool = False, saved: bool = False, stride: int = 1
-    ) -> float:
+    def iteration_needs_s(self, clock: SessionClock, *, save_due: bool, saved: bool, stride: int) -> float:
         """Return what must be left for one more iteration and then a stop in good order.
 
         Args:
@@ -315,7 +306,7 @@ class Pace:
         num_bytes = self.output_bytes + 2 * self.checkpoint_bytes
         return first_s + training_s + after_s + self.finish_s(clock) + num_bytes * OUTPUT_S_PER_BYTE
 
-    def validation_needs_s(self, clock: SessionClock, *, saved: bool = False) -> float:
+    def validation_needs_s(self, clock: SessionClock, *, saved: bool) -> float:
         """Return what must be left for a validation and then a stop in good order.
 
         Before it the state is saved, unless it is already; after it the best checkpoint may be
@@ -470,7 +461,7 @@ class Pace:
         rest = min(val_interval, int((seconds - cycles * cycle_s) / iteration_s))
         return to_boundary + cycles * val_interval + rest
 
-    def time_for(self, end: int, *, iteration: int, val_interval: int = 0) -> float:
+    def time_for(self, end: int, *, iteration: int, val_interval: int) -> float:
         """Return how long it takes from ``iteration`` to ``end`` at the mean pace, validations counted.
 
         A validation that is due at ``iteration`` is still to come.

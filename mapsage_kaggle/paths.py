@@ -46,7 +46,6 @@ class KagglePaths:
 
     @classmethod
     def below(cls, root: Path) -> KagglePaths:
-        """Return the folders below ``root``, which need not exist."""
         return cls(input=root / "input", working=root / "working", temp=root / "temp")
 
     @classmethod
@@ -57,7 +56,6 @@ class KagglePaths:
         return cls.below(Path(root).absolute() if root else KAGGLE_ROOT)
 
     def work_dir(self, config: Path) -> Path:
-        """Return the default work dir of a config: ``<working>/work_dirs/<config name>``."""
         return self.working / "work_dirs" / config.stem
 
 
@@ -190,7 +188,6 @@ def replace_file(path: Path, data: bytes | str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk, so that a rename in it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

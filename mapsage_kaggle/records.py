@@ -424,7 +424,6 @@ class SessionRecord:
 
 
 def early_text(iteration: int, max_iters: int, stopped_by: str) -> Message:
-    """Return how a run is told of that has ended before its last iteration, and is to stay so."""
     return Message("Stopped early at {iteration} of {max_iters} by {who}.", iteration, max_iters, stopped_by)
 
 
@@ -454,7 +453,6 @@ def new_run_id() -> str:
 
 
 def record_beside(checkpoint: Path) -> SessionRecord | None:
-    """Return the record that lies beside a checkpoint, or None where there is none to be read."""
     path = checkpoint.parent / "session.json"
     return _read_once(path, stamp) if (stamp := stamp_of(path)) is not None else None
 
@@ -466,7 +464,6 @@ def _read_once(path: Path, stamp: tuple[int, ...]) -> SessionRecord | None:
 
 
 def read_record(path: Path) -> SessionRecord | None:
-    """Return the record in a file, or None where there is none to be read."""
     try:
         return SessionRecord.read(path)
     except (OSError, ValueError):

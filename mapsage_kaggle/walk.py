@@ -48,7 +48,6 @@ def walk(
     want_dir: Callable[[str], object] = lambda name: False,
     enter: Callable[[str], object] = lambda name: True,
     endings: tuple[str, ...] = ("",),
-    max_workers: int = MAX_WORKERS,
 ) -> WalkResult:
     """List a tree: each directory once, in parallel where the file system is slow.
 
@@ -64,9 +63,8 @@ def walk(
         enter: Given a name, tells whether directories of that name are to be listed.
         endings: ``want_file`` is asked about names with these endings only. Among 100,000 images, not
             asking about each is most of what a walk costs.
-        max_workers: How many directories to list at once.
     """
-    return _Walk(root, want_file, want_dir, enter, endings, max_workers).run()
+    return _Walk(root, want_file, want_dir, enter, endings).run()
 
 
 class _Walk:
@@ -77,12 +75,10 @@ class _Walk:
         want_dir: Callable[[str], object],
         enter: Callable[[str], object],
         endings: tuple[str, ...],
-        max_workers: int,
     ) -> None:
         self._root = os.fspath(root)
         self._want_file, self._want_dir, self._enter = want_file, want_dir, enter
         self._endings = endings
-        self._max_workers = max_workers
         self._files: list[str] = []
         self._dirs: list[str] = []
         self._empty: list[str] = []
@@ -98,7 +94,7 @@ class _Walk:
     def run(self) -> WalkResult:
         self._roots.append(os.path.realpath(self._root))
         if self._work_alone():
-            while len(self._threads) < self._max_workers - 1:
+            while len(self._threads) < MAX_WORKERS - 1:
                 thread = threading.Thread(target=self._work, name="walk", daemon=True)
                 self._threads.append(thread)
                 thread.start()
@@ -128,7 +124,7 @@ class _Walk:
             # A total, so that a small tree is not worth helpers, and a mean, so that a processor
             # taken away for a moment is not mistaken for a slow disk.
             if waited_s > _PATIENCE_S and waited_s > self._num_listings * _SLOW_LISTING_S:
-                return self._max_workers > 1 and bool(self._pending)
+                return bool(self._pending)
         return False
 
     def _work(self) -> None:

@@ -325,13 +325,6 @@ def test_the_survey_sees_this_machine(tmp_path: Path) -> None:
     assert to_json(preflight(paths, machine))["ok"] is True
 
 
-def test_the_callers_word_on_the_run_type_counts(tmp_path: Path) -> None:
-    machine = survey(KagglePaths.below(tmp_path), environ={}, as_run_type="interactive", timeout_s=0.01)
-
-    assert machine.run_type == "interactive"
-    assert machine.torch is None
-
-
 # --- verdicts ---------------------------------------------------------------------------------
 
 

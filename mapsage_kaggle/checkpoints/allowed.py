@@ -511,7 +511,6 @@ def checked_key(value: Any) -> Any:
 
 
 def resolve(module: str, name: str, build: Builder) -> Any:
-    """Return what stands for a name that a file mentions, if it is allowed."""
     # torch.save writes protocol 2, in which Python 3 names some modules as Python 2 did.
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     symbol = _SYMBOLS.get(f"{module}.{name}")
@@ -559,7 +558,6 @@ def set_state(target: Any, state: Any, build: Builder) -> None:
 
 
 def storage_of(identity: Any, num_parts: int) -> StorageInfo:
-    """Return the storage that a persistent id names: of 5 parts in a zip file, of 6 in the old format."""
     if type(identity) is tuple and len(identity) == num_parts and identity[0] == "storage":
         _, kind, key, location, count = identity[:5]
         dtype = _STORAGES.get(kind.name.removeprefix("torch.")) if type(kind) is Symbol else None

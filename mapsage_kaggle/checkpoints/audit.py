@@ -53,7 +53,6 @@ class Left:
 
     @property
     def proven(self) -> tuple[CheckpointRef, ...]:
-        """Every checkpoint that it is known to have proved."""
         own = (ref for ref in (self.record.checkpoint, self.record.best) if ref is not None)
         return (*own, *self.told, *self.listed)
 

@@ -67,7 +67,6 @@ class Prospect:
 
     @property
     def run(self) -> str:
-        """The run that it states; where it states none, the source that it came with."""
         if self.run_id:
             return f"run {self.run_id}"
         return self.origin if self.origin == "work dir" else self.found.source or str(self.target.parent)
@@ -169,12 +168,10 @@ class Account:
         )
 
     def refusal(self, problem: str, remedy: str = "") -> CheckpointError:
-        """Return the error that lists every file beside what is wrong."""
         return CheckpointError(problem, remedy, listed(self.explanations))
 
 
 def group_of(key: str, prospects: Sequence[Prospect]) -> RunGroup:
-    """Return what the files of one run, the newest first, are worth as a group."""
     newest = max(prospects, key=lambda item: -1 if item.iteration is None else item.iteration)
     return RunGroup(
         key=key,
@@ -268,7 +265,6 @@ def recorded_sha256(path: Path, record: SessionRecord | None) -> str | None:
 
 
 def as_found(path: Path) -> FoundCheckpoint:
-    """Return a file that was named rather than found; a ``last_checkpoint`` stands for what it names."""
     target = path
     if path.name == LAST_CHECKPOINT:
         with contextlib.suppress(OSError):

@@ -17,7 +17,7 @@ usual case), but what does not fit is a step down.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -31,7 +31,6 @@ from mapsage_kaggle.checkpoints.candidates import (
     without_duplicates,
 )
 from mapsage_kaggle.checkpoints.inspect import inspect as inspect_any
-from mapsage_kaggle.checkpoints.manifest import manifest_sha256
 from mapsage_kaggle.checkpoints.names import iteration_of, likely_kind_of
 from mapsage_kaggle.checkpoints.selector import Inspect, Selector
 from mapsage_kaggle.errors import CheckpointError
@@ -88,8 +87,6 @@ def choose(
     run: str | None = None,
     work_dir_run: str | None = None,
     inspect_alone: Inspect = inspect_any,
-    record_of: Callable[[Path], SessionRecord | None] = record_beside,
-    sha256_of: Callable[[Path], str | None] = manifest_sha256,
 ) -> Choice:
     """Choose what a session starts from, by the rules at the top of this module.
 
@@ -114,8 +111,6 @@ def choose(
         max_iters=max_iters,
         named_run=run,
         work_dir_run=work_dir_run,
-        record_of=record_of,
-        sha256_of=sha256_of,
     )
     if isinstance(resume, Path):
         return ladder.take_named(resume, weights_only=weights_only)
@@ -138,7 +133,7 @@ class _Ladder(Selector):
 
     # -- the three ways in
 
-    def take_named(self, path: Path, *, weights_only: bool = False) -> Choice:
+    def take_named(self, path: Path, *, weights_only: bool) -> Choice:
         candidate = self.candidate(path, "named")
         inspection = self.inspect(candidate)
         if inspection is None or inspection.verdict == "rejected":
@@ -379,7 +374,7 @@ class _Ladder(Selector):
     def _step_over(self, taken: Prospect, rejected: Sequence[Rejected]) -> None:
         """Tell of what is named like a later checkpoint of the run and holds nothing: a step down, too."""
         for place in rejected:
-            record = self.record_of(place.path)
+            record = record_beside(place.path)
             ours = record is None or not taken.run_id or record.run_id == taken.run_id
             if ours and (iteration_of(place.path.name) or 0) > (taken.iteration or 0):
                 self.account.no_checkpoint(place)

@@ -46,10 +46,6 @@ class Inspection:
         stopped_by: What has ended the run before its last iteration; None where nothing has.
         best_score: The best validation score so far.
         best_ckpt: The file that had it, as mmengine noted it.
-        has_optimizer: Whether the optimizer's state is in it.
-        has_ema: Whether averaged weights are in it.
-        num_param_schedulers: Number of schedulers' states; None where there is no list of them.
-        num_tensors: Number of tensors in the model's weights.
         num_weights: Number of values in the model's weights.
         config_text: The config it was trained with, as text. Never run it.
     """
@@ -72,10 +68,6 @@ class Inspection:
     stopped_by: str | None = None
     best_score: float | None = None
     best_ckpt: str | None = None
-    has_optimizer: bool = False
-    has_ema: bool = False
-    num_param_schedulers: int | None = None
-    num_tensors: int = 0
     num_weights: int = 0
     config_text: str | None = field(default=None, repr=False)
 
@@ -351,7 +343,6 @@ def _judge(
     """Return the verdict on a file's content, its bytes taken for granted."""
     meta = _mapping(tree.get("meta"))
     runtime = _mapping(_mapping(tree.get("message_hub")).get("runtime_info"))
-    schedulers = tree.get("param_schedulers")
     weights, is_bare = _weights_in(tree)
     iteration, epoch = _whole(meta.get("iter")), _whole(meta.get("epoch"))
     trained_on = _texts(_mapping(meta.get("dataset_meta")).get("classes"))
@@ -391,10 +382,6 @@ def _judge(
         stopped_by=_text(runtime.get(STOPPED_BY_KEY)) or None,
         best_score=_number(runtime.get("best_score")),
         best_ckpt=_text(runtime.get("best_ckpt")),
-        has_optimizer=bool(_mapping(tree.get("optimizer"))),
-        has_ema=bool(_mapping(tree.get("ema_state_dict"))),
-        num_param_schedulers=len(schedulers) if isinstance(schedulers, (list, dict)) else None,
-        num_tensors=len(weights),
         num_weights=sum(value.num_elements for value in weights.values()),
         config_text=meta["cfg"] if type(meta.get("cfg")) is str else None,
     )

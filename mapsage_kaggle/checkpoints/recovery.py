@@ -44,7 +44,6 @@ def recover(files: WorkDir, *, warn: Callable[[str], None]) -> Manifest:
 
 
 def point_to_newest(files: WorkDir, manifest: Manifest) -> None:
-    """Have ``last_checkpoint`` name the newest resumable checkpoint, where there is one."""
     newest = next(iter(newest_of(manifest.files.values())), None)
     if newest is None:
         return

@@ -45,7 +45,7 @@ def newest_of(refs: Iterable[CheckpointRef], count: int = 1) -> list[CheckpointR
 def plan_retention(
     refs: Sequence[CheckpointRef],
     *,
-    budget_bytes: int = BUDGET_BYTES,
+    budget_bytes: int,
     max_files: int = MAX_FILES,
     milestones_every: int | None = None,
     other_bytes: int = 0,
@@ -119,7 +119,6 @@ def plan_room(
 
 
 def beats(score: float, best: float | None, *, greater_is_better: bool) -> bool:
-    """Tell whether a score is better than the best so far; NaN is no score, neither of them."""
     if math.isnan(score):
         return False
     if best is None or math.isnan(best):
@@ -128,5 +127,4 @@ def beats(score: float, best: float | None, *, greater_is_better: bool) -> bool:
 
 
 def greater_is_better(metric: str, rule: str | None = None) -> bool:
-    """Tell which way a score goes: by the rule (``greater``, ``less``), else down for losses alone."""
     return rule == "greater" if rule else "loss" not in metric.lower()

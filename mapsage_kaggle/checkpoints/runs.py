@@ -44,7 +44,6 @@ class RunGroup:
         )
 
     def option(self, file_option: str) -> Message:
-        """Return what to say on the command line to take it."""
         if self.run_id:
             return Message("--run {run}", self.run_id)
         return Message(file_option, self.newest)

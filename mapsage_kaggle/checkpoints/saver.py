@@ -32,7 +32,6 @@ class BackgroundSaver:
 
     @property
     def busy(self) -> bool:
-        """Whether a save is going on, so that :meth:`submit` would wait."""
         return self._done is not None and not self._done.is_set()
 
     def submit(

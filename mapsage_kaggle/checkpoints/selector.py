@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -52,8 +52,6 @@ class Selector:
         named_run: The run that a person or the relay names.
         work_dir_run: The run of the record in the work dir.
         file_option: How a person names a file, for what is said of others.
-        record_of: Reads the record beside a checkpoint.
-        sha256_of: Reads the sha256 that a manifest states for a checkpoint.
         taken_run: The run that was picked; None before that, or where there is none.
         num_failed: Files that could have been taken, were they sound.
     """
@@ -65,8 +63,6 @@ class Selector:
     named_run: str | None = None
     work_dir_run: str | None = None
     file_option: str = "--resume {file}"
-    record_of: Callable[[Path], SessionRecord | None] = record_beside
-    sha256_of: Callable[[Path], str | None] = manifest_sha256
     account: Account = field(default_factory=Account)
     taken_run: TakenRun | None = None
     num_failed: int = 0
@@ -136,12 +132,12 @@ class Selector:
     def candidate(self, found: FoundCheckpoint | Path, origin: Origin) -> Prospect:
         if isinstance(found, Path):
             found = as_found(found)
-        record = self.record_of(found.target)
+        record = record_beside(found.target)
         candidate = Prospect(
             found=found,
             origin=origin,
             record=record,
-            sha256=self.sha256_of(found.target) or recorded_sha256(found.target, record),
+            sha256=manifest_sha256(found.target) or recorded_sha256(found.target, record),
             lineage="unknown",
             iteration=found.iteration,
             run_id=record.run_id if record is not None else "",

@@ -37,7 +37,6 @@ from mapsage_kaggle.checkpoints.proving import (
 from mapsage_kaggle.checkpoints.recovery import point_to_newest, recover
 from mapsage_kaggle.checkpoints.retention import (
     BUDGET_BYTES,
-    MAX_FILES,
     beats,
     best_of,
     newest_of,
@@ -62,7 +61,6 @@ class CheckpointStore:
     Args:
         work_dir: The folder; made where it is missing.
         budget_bytes: What the kept checkpoints may take, see :func:`plan_retention`.
-        max_files: How many checkpoints may be kept.
         milestones_every: Iterations between checkpoints worth keeping beyond the newest two.
         greater_is_better: Which way the score of the best checkpoint goes.
         on_event: Told of ``checkpoint``, ``retention`` and ``warning``, with the iteration and
@@ -74,14 +72,12 @@ class CheckpointStore:
         work_dir: Path,
         *,
         budget_bytes: int = BUDGET_BYTES,
-        max_files: int = MAX_FILES,
         milestones_every: int | None = None,
         greater_is_better: bool = True,
         on_event: OnEvent | None = None,
     ) -> None:
         self._files = WorkDir(work_dir)
         self._budget_bytes = budget_bytes
-        self._max_files = max_files
         self._milestones_every = milestones_every
         self._greater_is_better = greater_is_better
         self._on_event = on_event
@@ -95,7 +91,7 @@ class CheckpointStore:
 
     # -- the lock
 
-    def lock(self, *, wait_s: float = 0.0) -> None:
+    def lock(self, *, wait_s: float) -> None:
         """Take the folder for this process, remove what a killed save left, and read the manifest.
 
         Args:
@@ -120,7 +116,7 @@ class CheckpointStore:
             self._lock.release()
 
     def __enter__(self) -> CheckpointStore:
-        self.lock()
+        self.lock(wait_s=0.0)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -312,7 +308,6 @@ class CheckpointStore:
             names = plan_retention(
                 self.proven(),
                 budget_bytes=self._budget_bytes,
-                max_files=self._max_files,
                 milestones_every=self._milestones_every,
                 other_bytes=sum(path.stat().st_size for path in unlisted),
                 other_files=len(unlisted),

@@ -65,9 +65,7 @@ def interpret(data: bytes, build: Builder | None = None, num_parts: int = ZIP_PA
     return machine.result
 
 
-def interpret_one(
-    data: bytes, start: int = 0, build: Builder | None = None
-) -> tuple[Any, int, dict[str, StorageInfo]]:
+def interpret_one(data: bytes, start: int = 0) -> tuple[Any, int, dict[str, StorageInfo]]:
     """Return what the pickle at ``start`` of a file in the old format describes.
 
     Returns:
@@ -76,7 +74,7 @@ def interpret_one(
     Raises:
         UnsafeError: As :func:`interpret`.
     """
-    machine = _run(data, start, build, LEGACY_PARTS)
+    machine = _run(data, start, None, LEGACY_PARTS)
     return machine.result, machine.position, machine.storages
 
 
@@ -142,7 +140,6 @@ class _Machine:
             raise UnsafeError("it would fill the memory with more than a checkpoint of its size can hold")
 
     def take(self, size: int) -> memoryview:
-        """Return the next bytes, not copied."""
         start = self.position
         if start + size > len(self.data):
             raise UnsafeError("a text runs beyond the end")
@@ -155,7 +152,6 @@ class _Machine:
         return value
 
     def line(self) -> str:
-        """Return the rest of the line, which holds a name."""
         end = self.data.find(b"\n", self.position, self.position + _MAX_NAME_BYTES)
         if end < 0:
             raise UnsafeError(f"it names something of more than {_MAX_NAME_BYTES} bytes")
@@ -164,7 +160,6 @@ class _Machine:
         return text
 
     def since_mark(self) -> list[Any]:
-        """Return what has been pushed since the last mark, and forget the mark."""
         items = self.stack
         self.stack = self.marks.pop()
         self.left_bytes += _LIST_BYTES + _SLOT_BYTES * len(items)

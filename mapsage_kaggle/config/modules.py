@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 
 from mapsage_kaggle.errors import ConfigError, UsageError
 from mapsage_kaggle.kit import PACKAGE
-from mapsage_kaggle.machine import attached
+from mapsage_kaggle.machine import attached, subfolders
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.paths import bundled
 from mapsage_kaggle.walk import walk
@@ -48,7 +47,6 @@ class CodePlaces:
         return {"first": [str(path) for path in self.first], "last": [str(path) for path in self.last]}
 
     def start(self, module: str) -> tuple[str, str, str]:
-        """Return the command line by which ``python -m`` starts a module of the engine with them."""
         return ("mapsage_kaggle.engine.start", json.dumps(self.to_json()), module)
 
 
@@ -125,9 +123,7 @@ def _beside(config: Path, inputs: Path) -> list[Path]:
 def shadows(folder: Path) -> tuple[str, ...]:
     """Return the packages in a folder that are also found elsewhere; a copy of the kit is none of them."""
     found: list[str] = []
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir())
-    for name in names:
+    for name in (path.name for path in subfolders(folder)):
         if name in _NEVER_SHADOW or not name.isidentifier() or not (folder / name / "__init__.py").is_file():
             continue
         spec = _installed(name)

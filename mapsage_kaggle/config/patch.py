@@ -514,7 +514,6 @@ def _plan_data(planner: Planner, facts: PatchContext, source: Path) -> tuple[int
 
 
 def _labels(planner: Planner) -> dict[str, int]:
-    """Return which labels the model takes, as far as its config says so."""
     head = mapping_or_empty(next(iter(as_list(planner.get("model.decode_head"))), None))
     num_classes = head.get("num_classes")
     if not isinstance(num_classes, int) or num_classes < 2:  # of one, 1 tells it and 0 its absence
@@ -583,13 +582,11 @@ def _plan_imports(planner: Planner) -> None:
 
 
 def _same_passes(effective: int, micro: int, world_size: int) -> bool:
-    """Tell whether all ranks can make the same number of forward passes in an iteration."""
     most, least = -(-effective // world_size), effective // world_size
     return -(-most // micro) <= least
 
 
 def _plan_norms(planner: Planner, reason: str = "SyncBN needs several GPUs") -> bool:
-    """Put BN in the place of SyncBN; tell whether there was any."""
     found = [
         key
         for key, value in planner.find("model", "type")

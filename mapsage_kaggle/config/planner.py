@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mapsage_kaggle.config.reading import MISSING, at_path, find_below, plain
+from mapsage_kaggle.config.reading import MISSING, at_path, find_keys, plain
 from mapsage_kaggle.messages import Message
 
 
@@ -71,5 +71,4 @@ class Planner:
         return at_path(self._cfg, key)
 
     def find(self, prefix: str, name: str) -> Iterator[tuple[str, Any]]:
-        """Yield each key ``…name`` below ``prefix`` with its value, outermost first."""
-        yield from find_below(self.get(prefix), prefix, name)
+        yield from find_keys(self.get(prefix), prefix, name)

@@ -113,7 +113,7 @@ def _roots_with_keys(cfg: Mapping[str, Any] | Config) -> Iterator[tuple[str, str
     cfg = as_mapping(cfg)
     for name in LOADERS:
         prefix = f"{name}.dataset"
-        for key, value in find_below(mapping_or_empty(cfg.get(name)).get("dataset"), prefix, "data_root"):
+        for key, value in find_keys(mapping_or_empty(cfg.get(name)).get("dataset"), prefix, "data_root"):
             if isinstance(value, str):
                 yield key, value
 
@@ -236,26 +236,16 @@ def at_path(node: Any, key: str) -> Any:
     return node
 
 
-def find_below(node: Any, prefix: str, name: str) -> Iterator[tuple[str, Any]]:
+def find_keys(node: Any, prefix: str, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and value of all called ``name`` in the part of a config at ``prefix``."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             if key == name:
                 yield f"{prefix}.{key}", value
-            yield from find_below(value, f"{prefix}.{key}", name)
+            yield from find_keys(value, f"{prefix}.{key}", name)
     elif isinstance(node, (list, tuple)):
         for index, value in enumerate(node):
-            yield from find_below(value, f"{prefix}.{index}", name)
-
-
-def find_keys(node: Any, prefix: str, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield the dotted key and value of everything called ``name`` in a part of a config.
-
-    Args:
-        node: The part: nested mappings and lists.
-        prefix: Its own dotted key.
-        name: The last part of the keys to find.
-    """
-    yield from find_below(node, prefix, name)
+            yield from find_keys(value, f"{prefix}.{index}", name)
 
 
 def value_at(cfg: Mapping[str, Any], key: str) -> Any:
@@ -284,7 +274,7 @@ def pretrained_of(cfg: Mapping[str, Any] | Config) -> tuple[str, ...]:
     cfg = as_mapping(cfg)
     names = [
         str(item["checkpoint"])
-        for _, value in find_below(cfg.get("model"), "model", "init_cfg")
+        for _, value in find_keys(cfg.get("model"), "model", "init_cfg")
         for item in as_list(value)
         if isinstance(item, Mapping) and type_name(item.get("type")) == "Pretrained" and "checkpoint" in item
     ]

@@ -99,7 +99,6 @@ def faster_pipeline(
 
 
 def _known(item: Any, scope: str) -> str:
-    """Return a transform's name where the kit knows it with these options, else nothing."""
     if not isinstance(item, Mapping):
         return ""
     name = stock_name(item.get("type"), scope)

@@ -32,7 +32,6 @@ def image_loaders(pipeline: Sequence[Mapping[str, Any]]) -> list[Mapping[str, An
 
 
 def why_not_single(pipeline: Sequence[Mapping[str, Any]]) -> str:
-    """Return why a pipeline does not make one input of one image; empty where it does."""
     names = [type_name(item.get("type")) for item in pipeline]
     if image_loaders(pipeline) and not {"TestTimeAug", "MultiScaleFlipAug"} & set(names):
         return ""

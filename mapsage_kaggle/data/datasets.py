@@ -10,15 +10,15 @@ from __future__ import annotations
 import os
 import random
 import stat
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from mapsage_kaggle.errors import DataError
+from mapsage_kaggle.machine import subfolders
 from mapsage_kaggle.messages import Message, as_message
 from mapsage_kaggle.walk import walk
 
@@ -50,6 +50,7 @@ _SPLITS = {"train": "Train", "val": "Val", "test": "Test"}
 _IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"))
 _MASK_SUFFIXES = frozenset((".png", ".tif", ".tiff", ".bmp"))
 _STAT_THREADS = 16
+_MAX_TOLD = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -258,15 +259,8 @@ def area_of(image: Path) -> str:
 
 def _folders(path: Path) -> dict[str, Path]:
     """Return the folders in ``path`` by lower-case name; a folder that cannot be listed has none."""
-    try:
-        with os.scandir(path) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir())
-    except OSError:
-        return {}
-    found: dict[str, Path] = {}
-    for name in names:
-        found.setdefault(name.casefold(), path / name)
-    return found
+    found = {folder.name.casefold(): folder for folder in reversed(subfolders(path))}
+    return dict(reversed(found.items()))
 
 
 def _as_root(path: Path) -> DataRoot | None:
@@ -334,7 +328,6 @@ class DataReport:
     decoded: int
     pixels: tuple[int, ...]
     problems: tuple[Problem, ...]
-    elapsed_s: float
 
     @property
     def ok(self) -> bool:
@@ -352,16 +345,7 @@ class DataReport:
             )
 
 
-def check_data(
-    root: DataRoot | Path,
-    num_classes: int,
-    *,
-    sample: int | None = 64,
-    decode: bool = True,
-    seed: int = 0,
-    threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> DataReport:
+def check_data(root: DataRoot | Path, num_classes: int, *, sample: int | None = 64) -> DataReport:
     """Find what would stop training, or spoil it, before it starts.
 
     Names and sizes of all files are compared. Images and masks of a sample are decoded in full, which
@@ -371,16 +355,10 @@ def check_data(
         root: The data set, or the folder it lies in.
         num_classes: Mask values may be 0 (no data) to ``num_classes``.
         sample: How many pairs to decode, drawn over ``Train`` and ``Val`` in proportion; None for all.
-        decode: False to compare names and sizes only.
-        seed: Which sample.
-        threads: How many files are read at once; by default one for each core. Decoding needs no
-            interpreter lock, so threads do.
-        progress: Called with the numbers of pairs decoded and to be decoded.
 
     Raises:
         DataError: ``root`` has not the shape of a data set. All else is reported.
     """
-    start = time.monotonic()
     if isinstance(root, Path):
         root = read_data_root(root)
     problems: list[Problem] = []
@@ -409,24 +387,20 @@ def check_data(
     complete = [pair for pair, wrong in zip(complete, sound, strict=True) if not wrong]
 
     pixels: Counter[int] = Counter()
-    chosen = complete if decode else []
+    chosen = complete
     if sample is not None and sample < len(chosen):
-        chosen = sorted(random.Random(seed).sample(chosen, sample), key=lambda pair: pair.image)
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        for done, (histogram, wrong) in enumerate(
-            pool.map(lambda pair: _decode(pair, num_classes), chosen), start=1
-        ):
+        chosen = sorted(random.Random(0).sample(chosen, sample), key=lambda pair: pair.image)
+    # Decoding needs no interpreter lock, so threads do.
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for histogram, wrong in pool.map(lambda pair: _decode(pair, num_classes), chosen):
             pixels.update(histogram)
             problems += wrong
-            if progress is not None:
-                progress(done, len(chosen))
     return DataReport(
         root=root,
         pairs=counts,
         decoded=len(chosen),
         pixels=tuple(pixels[value] for value in range(num_classes + 1)),
         problems=tuple(sorted(problems, key=lambda problem: problem.path)),
-        elapsed_s=time.monotonic() - start,
     )
 
 
@@ -531,19 +505,19 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
 
 
-def _few(values: Iterable[object], limit: int = 5) -> str:
+def _few(values: Iterable[object]) -> str:
     items = [str(value) for value in values]
-    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
+    return ", ".join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
 
 
-def _summary(opening: str, problems: Sequence[Problem], limit: int = 5) -> tuple[str, str, list[str]]:
+def _summary(opening: str, problems: Sequence[Problem]) -> tuple[str, str, list[str]]:
     count = (
         Message("{count} problems", len(problems))
         if len(problems) > 1
         else Message("{count} problem", len(problems))
     )
-    lines = [str(problem) for problem in problems[:limit]]
-    if len(problems) > limit:
-        lines.append(Message("... and {count} more", len(problems) - limit))
+    lines = [str(problem) for problem in problems[:_MAX_TOLD]]
+    if len(problems) > _MAX_TOLD:
+        lines.append(Message("... and {count} more", len(problems) - _MAX_TOLD))
     remedy = "Attach a complete copy of the data set, or remove what is named here."
     return Message("{opening}, {count}:", opening, count), remedy, lines

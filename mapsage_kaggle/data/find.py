@@ -128,11 +128,11 @@ def count_images(cfg: Mapping[str, Any], inputs: Path) -> int | None:
     return total * repeats or None
 
 
+_MAX_DEPTH = 6
 _IMAGES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 
 
 def layout_of(cfg: Mapping[str, Any], root: str) -> tuple[Path, ...]:
-    """Return what the config expects to find in a data root, relative to it."""
     wanted: list[str] = []
     for name in ("train_dataloader", "val_dataloader"):
         for item in datasets_of((cfg.get(name) or {}).get("dataset") or {}):
@@ -144,10 +144,10 @@ def layout_of(cfg: Mapping[str, Any], root: str) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(map(Path, wanted)))
 
 
-def _levels(folder: Path, depth: int = 6) -> Iterator[list[Path]]:
+def _levels(folder: Path) -> Iterator[list[Path]]:
     """Yield a folder, then the folders in it, and so on downwards."""
     level = [folder] if folder.is_dir() else []
-    for _ in range(depth):
+    for _ in range(_MAX_DEPTH):
         yield level
         level = [
             Path(entry.path)

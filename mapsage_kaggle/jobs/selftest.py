@@ -80,16 +80,13 @@ class SelfTest:
         self.on_finding(finding)
 
     def miss(self, names: Sequence[str], why: str) -> None:
-        """Take it that nothing was found."""
         for name in names:
             self.put(Finding(name=name, state="not measured", message=why))
 
     def write(self) -> None:
-        """Write the file."""
         replace_file(self.file, json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object."""
         return {
             "schema": SCHEMA,
             "state": self.state,
@@ -219,7 +216,6 @@ class _Runs:
             self.going = [run for run in self.going if not self._has_ended(run)]
 
     def end(self) -> None:
-        """End what is still going on."""
         for run in self.going:
             run.child.end()
 
@@ -265,7 +261,6 @@ class _Runs:
 
 
 def machine_finding(machine: Machine) -> Finding:
-    """Return what this machine is."""
     gpus = [f"{gpu.name}, {gpu.memory_bytes / 1e9:.1f} GB" for gpu in machine.gpus]
     figures = {
         "python": machine.python, "torch": machine.torch, "cudnn": machine.cudnn, "cpus": machine.num_cpus,

@@ -34,6 +34,8 @@ MAX_APART = {"cpu": 1e-4, "cuda": 1e-3}
 """Weights that equal others to rounding are not further from them, relative to their length."""
 MAX_APART_IN_FAST_MODE = 1e-2
 STOP_AT, KILL_AT = 7, 8
+WARM_UP = 5
+"""So many of the first iterations are not timed."""
 SCALER = "loss_scale=dict(init_scale=16.0, growth_interval=4)"
 """So low that nothing overflows: then the scale doubles every four iterations."""
 
@@ -55,12 +57,10 @@ class Finding:
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object."""
         return finite(with_said({**dataclasses.asdict(self), "message": self.message}))  # type: ignore[no-any-return]
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Finding:
-        """Read what :meth:`to_json` gave."""
         return cls(**from_said(document))
 
 
@@ -150,15 +150,14 @@ def judge_memory(
     return _finding("memory", False, Message(template, what, *came_to), figures)
 
 
-def steps_of(lines: Sequence[Sequence[Any]], *, warm_up: int = 5) -> dict[str, float]:
+def steps_of(lines: Sequence[Sequence[Any]]) -> dict[str, float]:
     """Return what a meter's lines say: a step's median time, the share of steps, and the peak.
 
     Args:
         lines: Iteration, ``begin`` or ``end``, when, and the most bytes taken so far.
-        warm_up: How many of the first iterations are left out.
     """
     times = {(int(at), what): float(when) for at, what, when, _ in lines}
-    done = sorted(at for at, what in times if what == "end" and at >= warm_up)
+    done = sorted(at for at, what in times if what == "end" and at >= WARM_UP)
     steps_s = [times[at, "end"] - times[at, "begin"] for at in done]
     whole_s = times[done[-1], "end"] - times[done[0], "begin"]
     return {
@@ -181,7 +180,6 @@ class Ground:
 
     @property
     def usable(self) -> list[Gpu]:
-        """The GPUs that torch can use."""
         return [gpu for gpu in self.machine.gpus if gpu.supported is True]
 
     @property
@@ -190,7 +188,6 @@ class Ground:
         return min(1, len(self.usable))
 
     def trial(self, name: str, lines: str = DRAWING, **options: Any) -> Trial:
-        """Return a run of the tiny model."""
         data = self.scratch / "scenes"
         if not data.is_dir():
             generate_scenes(data, train=6, val=2, size=128, seed=1)
@@ -201,7 +198,6 @@ class Ground:
 
 
 def check_exact(ground: Ground, *, precision: str, deterministic: bool) -> Iterator[Finding]:
-    """Cut equals uncut."""
     trial = partial(ground.trial, precision=precision, deterministic=deterministic)
     whole, cut = trial("whole"), trial("cut")
     whole.train()
@@ -214,7 +210,6 @@ def check_exact(ground: Ground, *, precision: str, deterministic: bool) -> Itera
 
 
 def check_killed(ground: Ground) -> Iterator[Finding]:
-    """Kill and resume, with the loss scaler."""
     kind = 'type="AmpOptimWrapper", dtype="float16"' if ground.gpus else 'type="ScaledOnCPU"'
     lines = f"{DRAWING}optim_wrapper = dict({kind}, {SCALER})\n"
     whole, killed = (ground.trial(name, lines, deterministic=True) for name in ("whole", "killed"))
@@ -305,7 +300,6 @@ def check_step(ground: Ground) -> Iterator[Finding]:
 
 
 def exact_name(precision: str, *, deterministic: bool) -> str:
-    """Return the name of a check of exactness."""
     return f"exact {precision}{' deterministic' if deterministic else ''}"
 
 
@@ -327,7 +321,6 @@ class Check:
 
 
 def checks_for(machine: Machine) -> tuple[Check, ...]:
-    """Return the checks for a machine."""
     usable = [gpu for gpu in machine.gpus if gpu.supported is True]
     cuda = bool(usable)
     exact = []

@@ -73,7 +73,6 @@ def test_a_true_checkpoint_tells_about_its_run(tiny: Path) -> None:
     assert found.best_score == 50.25
     assert found.best_ckpt is not None
     assert found.best_ckpt.endswith("best_mIoU_iter_4.pth")
-    assert (found.has_optimizer, found.has_ema, found.num_param_schedulers) == (True, True, 3)
     assert found.mmengine_version is not None
     assert found.run_id is None
 
@@ -137,7 +136,6 @@ def test_pretrained_weights_are_weights_only(tmp_path: Path, layout: str) -> Non
     }
     torch.save(trees[layout], tmp_path / "mit_b2.pth")
     assert inspect(tmp_path / "mit_b2.pth").verdict == "weights-only"
-    assert inspect(tmp_path / "mit_b2.pth").num_tensors == 2
 
 
 def test_parameters_and_half_precision_are_understood(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_the_interpreter_does_not_end_before_the_save(tmp_path: Path) -> None:
         "import sys, time; from pathlib import Path\n"
         "from mapsage_kaggle.checkpoints.saver import BackgroundSaver\n"
         "from mapsage_kaggle.checkpoints.store import CheckpointStore\n"
-        "store = CheckpointStore(Path(sys.argv[1])); store.lock()\n"
+        "store = CheckpointStore(Path(sys.argv[1])); store.lock(wait_s=0.0)\n"
         "def write(stream): time.sleep(0.3); stream.write(b'x' * 5_000_000)\n"
         "BackgroundSaver(store).submit('iter_10.pth', write, iteration=10)\n"
         "raise SystemExit(3)\n"

@@ -328,7 +328,7 @@ def test_a_second_process_is_locked_out_and_told_by_whom(store: CheckpointStore)
     script = (
         "import sys; from pathlib import Path\n"
         "from mapsage_kaggle.checkpoints.store import CheckpointStore\n"
-        "try: CheckpointStore(Path(sys.argv[1])).lock()\n"
+        "try: CheckpointStore(Path(sys.argv[1])).lock(wait_s=0.0)\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )
     with store:
@@ -342,7 +342,7 @@ def test_a_worker_that_outlives_the_trainer_does_not_hold_the_lock(tmp_path: Pat
     script = (
         "import os, sys, time; from pathlib import Path\n"
         "from mapsage_kaggle.checkpoints.store import CheckpointStore\n"
-        "store = CheckpointStore(Path(sys.argv[1])); store.lock()\n"
+        "store = CheckpointStore(Path(sys.argv[1])); store.lock(wait_s=0.0)\n"
         "pid = os.fork()\n"
         "if pid == 0: os.close(1); os.close(2); time.sleep(60); os._exit(0)\n"
         "print(pid, flush=True); os.kill(os.getpid(), 9)\n"

@@ -268,5 +268,7 @@ def test_half_precision_is_what_every_gpu_is_faster_in(
     capabilities: list[tuple[int, int] | None], expected: str
 ) -> None:
     gpus = tuple(Gpu(name="any", memory_bytes=1, capability=item, supported=True) for item in capabilities)
-    machine = Machine(on_kaggle=False, run_type="batch", python="3.11", gpus=gpus)
+    machine = Machine(
+        on_kaggle=False, run_type="batch", python="3.11", gpus=gpus, num_cpus=2, ram_bytes=2**34
+    )
     assert half_precision(machine, len(gpus)) == expected
