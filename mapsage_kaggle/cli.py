@@ -514,7 +514,7 @@ def _bundle(arguments: argparse.Namespace) -> int:
         say=_say,
     )
     _say(f"{report.folder}: {report.num_files} files, {size(report.size_bytes)}, {len(report.wheels)} wheels")
-    _say("Left to Kaggle's image:", ", ".join(line.partition("  #")[0] for line in report.left_to_image))
+    _say("Left to Kaggle's image:", ", ".join(map("==".join, report.left_to_image.items())))
     if arguments.owner is None:
         _say(f"Put your user name in place of {OWNER_TO_FILL_IN} in {report.folder}/dataset-metadata.json.")
     _say("Upload it, the first time with:")

@@ -183,10 +183,9 @@ def test_bundle_says_how_to_upload_what_it_made_and_what_is_still_to_fill_in(
             folder=out,
             commit="0123456789abcdef",
             wheels=("a.whl",),
-            left_to_image=("numpy==2.0.2  # needed: >2 by a",),
+            left_to_image={"numpy": "2.0.2"},
             num_files=3,
             size_bytes=1000,
-            uncommitted=(),
         )
 
     monkeypatch.setattr("mapsage_kaggle.setup.bundle.bundle", pack)

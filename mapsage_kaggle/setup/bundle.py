@@ -65,18 +65,16 @@ class BundleReport:
     Attributes:
         commit: What it was made from.
         wheels: The wheels, by file name.
-        left_to_image: One line for each package that the image is to bring along, with who needs it.
-        uncommitted: Files that differ from the commit, and so are not in the bundle as they are.
+        left_to_image: Version by name of each package that the image is to bring along.
         extra: The second folder, with what ``--with`` named; None where it named nothing.
     """
 
     folder: Path
     commit: str
     wheels: tuple[str, ...]
-    left_to_image: tuple[str, ...]
+    left_to_image: Mapping[str, str]
     num_files: int
     size_bytes: int
-    uncommitted: tuple[str, ...]
     extra: Path | None = None
 
 
@@ -90,7 +88,6 @@ def pinned(name: str) -> tuple[str, ...]:
 
 
 def image_versions() -> dict[str, str]:
-    """Return what Kaggle's image brings along of what training needs: version by name."""
     return dict(line.split("==") for line in pinned("image"))
 
 
@@ -123,11 +120,11 @@ def target_environment(python: str) -> dict[str, str]:
 
 def leave_to_image(
     packed: Sequence[WheelMetadata], image: Mapping[str, str], environment: Mapping[str, str]
-) -> tuple[str, ...]:
+) -> dict[str, str]:
     """Check that every requirement of what is packed is met, and tell which the image has to meet. Pure.
 
     Returns:
-        One line for each package left to the image: ``name==version  # needed: >=2 by someone; ...``.
+        Who needs what of each package left to the image, by its name: ``>=2 by someone; ...``.
 
     Raises:
         MachineError: Something is in neither, or not in the version that is needed.
@@ -157,7 +154,7 @@ def leave_to_image(
             f"The bundle would not be complete: {'; '.join(unmet)}.",
             f"Complete {PINS / 'wheels.txt'} or {PINS / 'image.txt'}.",
         )
-    return tuple(f"{name}=={image[name]}  # needed: {'; '.join(who)}" for name, who in sorted(needed.items()))
+    return {name: "; ".join(who) for name, who in sorted(needed.items())}
 
 
 # -- acting
@@ -214,14 +211,15 @@ def bundle(
             wheel.rename(folder / wheel.name)
         [kit] = [item for item in packed if canonicalize_name(item.name) == KIT]
         [kit_wheel] = folder.glob(f"{KIT.replace('-', '_')}-*.whl")
-        _add_what_people_read(tree, folder, kit_wheel, left)
+        image = {name: image_versions()[name] for name in left}
+        needed = [f"{name}=={image[name]}  # needed: {who}\n" for name, who in left.items()]
+        _add_what_people_read(tree, folder, kit_wheel, needed)
         files = {str(path.relative_to(folder)): BundledFile.of(path) for path in _files_of(folder)}
-        names = {line.partition("==")[0] for line in left}
         manifest = BundleManifest(
             kit=kit.version,
             commit=commit,
             python=python,
-            image={name: version for name, version in image_versions().items() if name in names},
+            image=image,
             files=files,
         )
         _write(folder / BUNDLE_MANIFEST, json.dumps(manifest.to_json(), indent=2) + "\n")
@@ -237,10 +235,9 @@ def bundle(
         folder=out,
         commit=commit,
         wheels=tuple(name for name in sorted(files) if name.endswith(".whl")),
-        left_to_image=left,
+        left_to_image=image,
         num_files=len(everything),
         size_bytes=sum(path.stat().st_size for path in everything),
-        uncommitted=uncommitted,
         extra=beside,
     )
 
@@ -337,7 +334,6 @@ def _scratch_beside(out: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _export(source: Path, tree: Path) -> None:
-    """Write what is committed, and nothing else, into a new folder."""
     archive = tree.with_suffix(".zip")
     _git(source, "archive", "--format=zip", f"--output={archive}", "HEAD")
     with zipfile.ZipFile(archive) as stream:
@@ -491,7 +487,7 @@ def _add_what_people_read(tree: Path, folder: Path, kit: Path, left: Sequence[st
         target = folder / path.relative_to(tree)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    _write(folder / IMAGE_LIST, "\n".join(left) + "\n")
+    _write(folder / IMAGE_LIST, "".join(left))
 
 
 def _write_metadata(folder: Path, title: str, handle: str) -> None:

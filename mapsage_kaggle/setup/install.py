@@ -105,15 +105,13 @@ class InstallPlan:
         stack: Requirements of the stack itself, to install without what they ask for.
         constraints: ``name==version`` of everything present, so that pip cannot change it.
         wheels: Proven wheels to install, exactly these.
-        use_index: Whether the package index has to be asked.
-        uncovered: Names for which no proven wheel fits this interpreter.
+        uncovered: Names for which no proven wheel fits this interpreter: the index is asked.
     """
 
     libraries: tuple[str, ...] = ()
     stack: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
     wheels: tuple[Path, ...] = ()
-    use_index: bool = False
     uncovered: tuple[str, ...] = ()
 
     @property
@@ -195,7 +193,6 @@ def plan_install(
         constraints=tuple(_constraints(installed, changing)),
         # What is missing, and what those need in turn.
         wheels=tuple(path for name, (_, path) in usable.items() if name in changing or name not in installed),
-        use_index=bool(uncovered),
         uncovered=uncovered,
     )
 
@@ -384,7 +381,6 @@ def _install(
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the version of every distribution that this interpreter finds, by canonical name."""
     from importlib import metadata
 
     importlib.invalidate_caches()
@@ -474,7 +470,11 @@ def _attached_wheels(inputs: Path, scratch: Path, voice: _Voice) -> tuple[Path, 
     if found.proven:
         voice.say("proven", count=len(found.proven))
     # The kit itself has been chosen, and is imported, by now.
-    others = [text for text in found.others if not Path(text).name.startswith("mapsage_kaggle-")]
+    others = [
+        f"{path} ({problem})" if problem else str(path)
+        for path, problem in found.others.items()
+        if not path.name.startswith("mapsage_kaggle-")
+    ]
     if others:
         more = f" (+{len(others) - _MAX_TOLD})" if len(others) > _MAX_TOLD else ""
         voice.say("ignored", what=", ".join(others[:_MAX_TOLD]) + more)

@@ -229,11 +229,11 @@ class AttachedWheels:
     Attributes:
         proven: Those that are expected and are what they should be, in scratch space: links to whole ones,
             and unpacked ones that were put together again.
-        others: All else that is or was a wheel, with what is wrong with it where it has an expected name.
+        others: What is wrong with all else that is or was a wheel, by place; empty for an unexpected name.
     """
 
     proven: tuple[Path, ...]
-    others: tuple[str, ...]
+    others: Mapping[Path, str]
 
 
 def prove_wheels(folder: Path, pins: Sequence[PinnedWheel], scratch: Path) -> AttachedWheels:
@@ -248,13 +248,13 @@ def prove_wheels(folder: Path, pins: Sequence[PinnedWheel], scratch: Path) -> At
         folder, want_file=lambda name: name.endswith(".whl"), want_dir=by_info.__contains__, endings=(".whl",)
     )
     proven: dict[str, Path] = {}
-    others: list[str] = []
+    others: dict[Path, str] = {}
     for path in found.files:
         pin = by_name.get(path.name)
         if pin is None:
-            others.append(str(path))
+            others[path] = ""
         elif file_sha256(path) != pin.sha256:
-            others.append(f"{path} (it is not the file that the kit expects)")
+            others[path] = "it is not the file that the kit expects"
         elif pin.name not in proven:
             proven[pin.name] = scratch / pin.name
             proven[pin.name].symlink_to(path)
@@ -264,10 +264,10 @@ def prove_wheels(folder: Path, pins: Sequence[PinnedWheel], scratch: Path) -> At
             continue
         problem = _pack(place, pin, scratch / pin.name)
         if problem:
-            others.append(problem)
+            others[place] = problem
         else:
             proven[pin.name] = scratch / pin.name
-    return AttachedWheels(proven=tuple(proven[name] for name in sorted(proven)), others=tuple(others))
+    return AttachedWheels(proven=tuple(proven[name] for name in sorted(proven)), others=others)
 
 
 def _pack(dist_info: Path, expected: PinnedWheel, target: Path) -> str:
@@ -279,18 +279,18 @@ def _pack(dist_info: Path, expected: PinnedWheel, target: Path) -> str:
     try:
         record = (dist_info / "RECORD").read_bytes()
         if hashlib.sha256(record).hexdigest() != expected.record_sha256:
-            return f"{dist_info} (its RECORD is not the one that the kit expects)"
+            return "its RECORD is not the one that the kit expects"
         content: dict[str, bytes] = {}
         for name, hashed, *_ in csv.reader(io.StringIO(record.decode("utf-8"))):
             file = root / name
             if not file.is_file():
                 if any(part.startswith(".") for part in Path(name).parts):
                     continue
-                return f"{dist_info} ({file} is missing)"
+                return f"{file} is missing"
             content[name] = file.read_bytes()
             if hashed and hashed != f"sha256={_record_hash(content[name])}":
-                return f"{dist_info} ({file} is not what its RECORD says)"
+                return f"{file} is not what its RECORD says"
         _write_zip(target, content)
     except (OSError, ValueError) as error:
-        return f"{dist_info} (it cannot be read: {error})"
+        return f"it cannot be read: {error}"
     return ""

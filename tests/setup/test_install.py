@@ -70,7 +70,6 @@ def test_only_what_is_missing_is_added() -> None:
 
     assert plan.libraries == MISSING
     assert plan.stack == STACK_PINS
-    assert plan.use_index
 
 
 @pytest.mark.parametrize("name", ["torch", "numpy", "opencv-python", "setuptools"])
@@ -83,13 +82,12 @@ def test_what_the_platform_brought_is_pinned_as_it_is(name: str) -> None:
 def test_attached_wheels_go_before_the_index() -> None:
     plan = plan_install(KAGGLE, WHEELS, online=True, tags=TAGS)
 
-    assert not plan.use_index
     assert plan.uncovered == ()
     assert plan.wheels == WHEELS
 
 
 def test_attached_wheels_suffice_without_internet() -> None:
-    assert not plan_install(KAGGLE, WHEELS, online=False, tags=TAGS).use_index
+    assert plan_install(KAGGLE, WHEELS, online=False, tags=TAGS).uncovered == ()
 
 
 def test_what_is_there_already_is_not_installed_from_a_wheel_again() -> None:
@@ -109,7 +107,6 @@ def test_what_a_missing_library_needs_in_turn_is_installed_with_it() -> None:
 def test_one_missing_wheel_asks_the_index_where_there_is_one() -> None:
     plan = plan_install(KAGGLE, WHEELS[1:], online=True, tags=TAGS)
 
-    assert plan.use_index
     assert plan.uncovered == ("addict",)
 
 
