@@ -11,14 +11,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+import numpy as np
+import numpy.typing as npt
 
-    Counts: TypeAlias = npt.NDArray[np.int64]
-    Numbers: TypeAlias = npt.NDArray[np.float64]
+Counts: TypeAlias = npt.NDArray[np.int64]
+Numbers: TypeAlias = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -89,8 +88,6 @@ class Interval:
 
 def score(confusion: Counts, classes: Sequence[str], *, num_images: int) -> Scores:
     """Return the scores of a confusion matrix of shape ``(C + 1, C + 1)``."""
-    import numpy as np
-
     hit, predicted, labelled = _areas(confusion)
     union = predicted + labelled - hit
     iou, f1 = _ratio(hit, union), _ratio(2 * hit, predicted + labelled)
@@ -119,23 +116,20 @@ def score(confusion: Counts, classes: Sequence[str], *, num_images: int) -> Scor
     )
 
 
-def miou_interval(confusions: Counts, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval | None:
+def miou_interval(confusions: Counts, *, resamples: int = RESAMPLES) -> Interval | None:
     """Return mIoU with its interval over images.
 
     Args:
         confusions: Of each image, ``(N, C + 1, C + 1)``.
-        seed: Of the draws.
         resamples: How many draws of ``N`` images with replacement.
 
     Returns:
         None where no class occurs.
     """
-    return _interval(_draw(confusions, confusions[:0], seed, resamples)[0])
+    return _interval(_draw(confusions, confusions[:0], resamples)[0])
 
 
-def paired_interval(
-    confusions: Counts, others: Counts, *, seed: int = 0, resamples: int = RESAMPLES
-) -> Interval | None:
+def paired_interval(confusions: Counts, others: Counts, *, resamples: int = RESAMPLES) -> Interval | None:
     """Return by how much the mIoU of one model exceeds another's on the same images, with its interval.
 
     Both are drawn together, so that what makes an image hard for both cancels out.
@@ -143,7 +137,6 @@ def paired_interval(
     Args:
         confusions: Of each image, ``(N, C + 1, C + 1)``.
         others: The other model's, of the same images in the same order.
-        seed: Of the draws.
         resamples: How many.
 
     Raises:
@@ -151,15 +144,13 @@ def paired_interval(
     """
     if confusions.shape != others.shape:
         raise ValueError(f"{confusions.shape} and {others.shape} are not of the same images and classes")
-    one, other = _draw(confusions, others, seed, resamples)
+    one, other = _draw(confusions, others, resamples)
     return _interval(one - other)
 
 
-def _draw(confusions: Counts, others: Counts, seed: int, resamples: int) -> tuple[Numbers, Numbers]:
+def _draw(confusions: Counts, others: Counts, resamples: int) -> tuple[Numbers, Numbers]:
     """Return mIoU over all images, followed by that of each draw, for one model and another."""
-    import numpy as np
-
-    generator = np.random.Generator(np.random.PCG64(seed))
+    generator = np.random.Generator(np.random.PCG64(0))
     num = len(confusions)
     flat = [_flat_areas(item) for item in (confusions, others) if len(item)]
     found: list[list[Numbers]] = [[_mious(item.sum(axis=0, keepdims=True))] for item in flat]
@@ -175,14 +166,10 @@ def _draw(confusions: Counts, others: Counts, seed: int, resamples: int) -> tupl
 
 def _flat_areas(confusions: Counts) -> Numbers:
     """Return hits, predictions and labels of each image, ``(N, 3 C)``; float64 holds them exactly."""
-    import numpy as np
-
     return np.stack([np.concatenate(_areas(item)) for item in confusions])
 
 
 def _mious(areas: Numbers) -> Numbers:
-    import numpy as np
-
     hit, predicted, labelled = np.split(areas, 3, axis=1)
     iou = _ratio(hit, predicted + labelled - hit)
     occurs = ~np.isnan(iou)
@@ -191,8 +178,6 @@ def _mious(areas: Numbers) -> Numbers:
 
 
 def _interval(values: Numbers) -> Interval | None:
-    import numpy as np
-
     if not len(values) or np.isnan(values[0]):
         return None
     tail = 100 * (1 - CONFIDENCE) / 2
@@ -203,23 +188,17 @@ def _interval(values: Numbers) -> Interval | None:
 
 def _areas(confusion: Counts) -> tuple[Numbers, Numbers, Numbers]:
     """Return hits, predicted and labelled pixels by class, as mmsegmentation counts them."""
-    import numpy as np
-
     matrix = confusion.astype(np.float64)
     return matrix.diagonal()[:-1].copy(), matrix.sum(axis=0)[:-1], matrix.sum(axis=1)[:-1]
 
 
 def _ratio(above: Numbers, below: Numbers) -> Numbers:
-    import numpy as np
-
     found: Numbers = np.full(np.shape(above), np.nan)
     np.divide(above, below, out=found, where=below > 0)
     return found
 
 
 def _mean(values: Numbers) -> float | None:
-    import numpy as np
-
     return None if np.isnan(values).all() else float(np.nanmean(values))
 
 

@@ -202,22 +202,17 @@ def child_environment(
 
 
 class Child(subprocess.Popen[bytes]):
-    """A child that leads a group of its own, so that a terminal's Ctrl-C reaches it through us alone."""
+    """A child that leads a group of its own, so that a terminal's Ctrl-C reaches it through us alone.
+
+    Its environment is :func:`clean_environment` by default, and its streams are closed.
+    """
 
     def __init__(
-        self,
-        command: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        stdin: int = subprocess.DEVNULL,
-        stdout: int | IO[bytes] = subprocess.DEVNULL,
-        stderr: int | IO[bytes] = subprocess.DEVNULL,
+        self, command: Sequence[str], *, env: Mapping[str, str] | None = None, **options: Any
     ) -> None:
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         env = clean_environment() if env is None else env
-        super().__init__(
-            command, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
-        )
+        super().__init__(command, env=env, start_new_session=True, **{**streams, **options})
 
     def ended(self) -> bool:
         """Tell whether it has ended, and leave it its number: until ``wait`` nobody else has it."""
@@ -230,7 +225,6 @@ class Child(subprocess.Popen[bytes]):
             return True
 
     def ends_within(self, seconds: float) -> bool:
-        """Wait for its end, for so long at most; tell whether it has come."""
         end = time.monotonic() + seconds
         while not self.ended():
             if time.monotonic() >= end:

@@ -105,7 +105,6 @@ class NormalisedLoss:
     """A loss module whose normaliser can be counted from the labels alone.
 
     Attributes:
-        module: The loss.
         ignore_index: The label that its head leaves out.
     """
 

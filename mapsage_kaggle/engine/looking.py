@@ -45,8 +45,6 @@ class Seen:
     """What a pipeline made of one pair.
 
     Attributes:
-        image: Its file.
-        mask: Its mask's file.
         unloadable: Why it cannot be loaded; empty where it can.
         unfit: What is wrong with the mask as a file; empty where nothing is.
         loaded: Pixels by label, in the whole mask as it was loaded; empty where a transform of one's own
@@ -147,8 +145,6 @@ class _Note:
     """A mask as a pipeline has loaded it.
 
     Attributes:
-        file: Where it lies.
-        mask: Its pixels.
         is_stock: Whether mmsegmentation's own transform, or the kit's, has loaded it.
         is_final: Whether no transform of a person's own has come since.
     """

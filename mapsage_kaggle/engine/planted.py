@@ -49,7 +49,6 @@ class Planted(Hook):
         self.fill, self.fill_validation = tuple((at, phase) for at, phase in fill), fill_validation
 
     def before_train(self, runner: Runner) -> None:
-        """Look into the backbone's passes, where memory is to be filled in some."""
         if not self.fill and not self.fill_validation:
             return
 

@@ -108,9 +108,6 @@ class Comparison:
     """Against another checkpoint, on the same images.
 
     Attributes:
-        checkpoint: The other one.
-        iteration: Of it.
-        scores: Its scores.
         gain: mIoU of the one less that of the other, with its paired interval.
     """
 
@@ -125,10 +122,7 @@ class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        checkpoint: The file.
-        sha256: Of it.
         iteration: That it was saved at; None where it does not say.
-        split: What it was evaluated on.
         looked: How, in words.
         palette: The classes' colours.
         scores: Over all images.
@@ -262,10 +256,7 @@ class Counted:
     """One model's counts on every image of a split.
 
     Attributes:
-        subject: The model.
         file: What :func:`conclude` writes; the tally lies beside it.
-        classes: Their names.
-        palette: Their colours.
         areas: ``Urban``, ``Rural`` or nothing, by image.
         confusions: By image, ``(N, C + 1, C + 1)``.
         num_taken_over: Images that had been counted before.

@@ -64,11 +64,8 @@ class ModelSource:
     """A model that is ready to be worked with.
 
     Attributes:
-        options: What was asked.
-        paths: Kaggle's folders.
         cfg: The config as a child on one device takes it.
         code: Where its own modules are imported from.
-        work_dir: Of the run.
         inspection: What is known of the checkpoint; its ``sha256`` and ``iteration`` among it.
     """
 

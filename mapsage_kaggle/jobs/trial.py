@@ -68,17 +68,14 @@ class Trial:
 
     @property
     def paths(self) -> KagglePaths:
-        """Its Kaggle."""
         return KagglePaths.below(self.root)
 
     @property
     def work_dir(self) -> WorkDir:
-        """Where its sessions write."""
         return WorkDir(self.paths.work_dir(Path("selftest.py")))
 
     @property
     def checkpoint(self) -> Path:
-        """The last one."""
         return self.work_dir.path / f"iter_{MAX_ITERS}.pth"
 
     def config(self, **planted: Any) -> Path:
@@ -120,11 +117,9 @@ class Trial:
             path.chmod(0o555 if path.is_dir() else 0o444)
 
     def events(self, kind: str) -> list[Event]:
-        """Return the last session's events of a kind."""
         return [event for event in read_events(self.work_dir.events) if event.event == kind]
 
     def compared(self, other: Trial) -> dict[str, Any]:
-        """Return what :func:`mapsage_kaggle.engine.compare.compare` says of the last checkpoints."""
         command = module_command("mapsage_kaggle.engine.compare", str(self.checkpoint), str(other.checkpoint))
         env = child_environment(threads=1, scratch=self.paths.temp, gpus=False)
         return dict(run_for_json(command, timeout_s=120.0, env=env))

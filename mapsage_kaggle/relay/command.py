@@ -127,7 +127,6 @@ def read(
 
 
 def _config(config: str, overrides: Sequence[str]) -> tuple[str, int | None, int]:
-    """Return the config as the notebook wants it, where it ends, and how often it validates."""
     if config.startswith("/kaggle/"):
         return config, None, 0
     path = find_config(config)

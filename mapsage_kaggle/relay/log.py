@@ -54,7 +54,6 @@ class SessionLog:
 
 
 def read_log(kept: str) -> SessionLog:
-    """Read a log as Kaggle keeps it: a JSON list of pieces, or text."""
     pieces: list[Mapping[str, Any]]
     try:
         pieces = [piece for piece in json.loads(kept) if isinstance(piece, Mapping)]
@@ -82,7 +81,6 @@ def _read(text: str) -> SessionLog:
 
 
 def number_of(container: str) -> int:
-    """Return the session's number in the name of its container; 0 where there is none."""
     numbers = re.findall(r"\d+", container)
     return int(max(numbers, key=len)) if numbers else 0
 

@@ -199,7 +199,6 @@ class Relay:
     # -- doing
 
     def act(self, action: Action) -> None:
-        """Do what was decided; by then it is in the journal, which is on the disk."""
         if isinstance(action, Push):
             push.send(self, action)
         elif isinstance(action, Fetch):
