@@ -83,7 +83,7 @@ def finite(value: Any) -> Any:
 
 
 class ProgressSink(Protocol):
-    """Whatever wants to be told of events: a terminal, a widget, a test."""
+    """Receives events: a terminal, a widget, a test."""
 
     def handle(self, event: Event) -> None:
         """Take one event. Must return quickly: it is called from the supervising thread."""

@@ -434,7 +434,7 @@ def contents(folder: Path) -> tuple[int, int]:
 
 
 def return_freed_memory() -> None:
-    """Give back to the system what the C library keeps of freed memory.
+    """Return memory that the C library has freed, but still holds, to the system.
 
     glibc keeps an arena for each thread: what one thread has freed, another does not reuse.
     """

@@ -163,7 +163,7 @@ def visible_lines(text: str) -> str:
 
 
 def visible_json(document: str) -> str:
-    """Return a JSON text with whatever its strings hold that is not to be printed as JSON's escapes."""
+    """Return a JSON text with the unprintable characters in its strings escaped."""
     return "\n".join(
         line
         if line.isprintable()

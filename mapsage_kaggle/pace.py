@@ -190,7 +190,7 @@ class Pace:
     # -- measuring
 
     def guess(self, **seconds: float) -> None:
-        """Take safe guesses for what neither this session nor an earlier one has measured."""
+        """Set safe guesses for what neither this session nor an earlier one has measured."""
         self.expected = {**seconds, **self.expected}
 
     def validated(self, seconds: float) -> None:
@@ -206,7 +206,7 @@ class Pace:
         self._writing_since_s = now_s
 
     def write_ends(self, now_s: float) -> None:
-        """Take note that it is proven. Called by the thread that writes; not for a write that failed."""
+        """Note that it is proven. Called by the thread that writes; not for a write that failed."""
         since_s, self._writing_since_s = self._writing_since_s, None
         if since_s is not None:
             (self.best if self._writing_best else self.save).add(now_s - since_s)

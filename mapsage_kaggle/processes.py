@@ -42,14 +42,14 @@ _MAX_WORDS = 15
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """One process, told from those that have its number before and after it."""
+    """One process, distinguished from others that get the same pid."""
 
     pid: int
     started_s: float
 
     @classmethod
     def of(cls, pid: int) -> ProcessId | None:
-        """Return the process that has a number now; None where none has."""
+        """Return the process that has a pid now; None where none has."""
         started_s = process_start_s(pid)
         return None if started_s is None else cls(pid, started_s)
 
@@ -72,7 +72,7 @@ class ProcessId:
         return False
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal; nothing happens where it has ended, whoever has its number now."""
+        """Send it a signal; does nothing where it has ended, even if its pid was reused."""
         import psutil
 
         process = self._find()
@@ -215,7 +215,7 @@ class Child(subprocess.Popen[bytes]):
         super().__init__(command, env=env, start_new_session=True, **{**streams, **options})
 
     def ended(self) -> bool:
-        """Tell whether it has ended, and leave it its number: until ``wait`` nobody else has it."""
+        """Tell whether it has ended, without reaping it: until ``wait`` its pid is not reused."""
         if self.returncode is not None:
             return True
         try:

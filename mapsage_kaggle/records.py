@@ -136,7 +136,7 @@ class Learned:
         return found
 
     def with_memory(self, taught: Learned) -> Learned:
-        """Return a copy that says of memory in training what ``taught`` says, be it nothing."""
+        """Return a copy with what ``taught`` says about memory in training, even if it says nothing."""
         return dataclasses.replace(
             self, micro_batch=taught.micro_batch, with_cp=taught.with_cp, machine=taught.machine
         )

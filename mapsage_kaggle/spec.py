@@ -1,4 +1,4 @@
-"""What the supervisor tells a training child: a JSON file in scratch space, and requests in the work dir."""
+"""What the supervisor passes to a training child: a JSON file in scratch space, requests in the work dir."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ChildSpec:
         best_rules: ``greater`` or ``less`` by metric, where the config says so.
         deterministic: Whether torch must use deterministic algorithms.
         extend: The schedulers are to be rebuilt for a new end.
-        take_up: A run that was ended before its last iteration is gone on with all the same.
+        take_up: Whether a run that was stopped early is continued all the same.
         on_changed_data: ``go-on`` or ``fail``, where the training data are not those of the checkpoint.
         validation_rung: How far validation goes to save memory, see
             :data:`mapsage_kaggle.training.fallback.VALIDATION_RUNGS`.
@@ -95,7 +95,7 @@ class ChildSpec:
 
 
 def ask_stop(files: WorkDir) -> None:
-    """Ask whatever trains in a work dir, now or in a moment, to save and end."""
+    """Ask the training in a work dir, also one that is about to start, to save and end."""
     replace_file(files.stop_request, json.dumps({"action": "stop"}))
 
 
@@ -104,6 +104,6 @@ def ask_save(files: WorkDir) -> None:
 
 
 def drop_requests(files: WorkDir) -> None:
-    """Take requests away; only where a session begins or has ended, so that none is lost."""
+    """Delete the requests; only where a session begins or has ended, so that none is lost."""
     files.stop_request.unlink(missing_ok=True)
     files.save_request.unlink(missing_ok=True)

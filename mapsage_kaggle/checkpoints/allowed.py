@@ -257,7 +257,7 @@ def _sizes(value: Any) -> tuple[int, ...] | None:
 
 
 def _is_empty(argument: tuple[Any, ...]) -> bool:
-    """Whether hooks or metadata, where they are given, are none: torch would change the tensor by them."""
+    """Whether hooks or metadata are empty: torch would change the tensor by them."""
     return all(item is None or (type(item) in (dict, OrderedDict) and not item) for item in argument)
 
 

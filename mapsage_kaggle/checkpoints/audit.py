@@ -71,7 +71,7 @@ class FileCheck:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditedSession:
-    """What is true of one session.
+    """The audit of one session.
 
     Attributes:
         chain: Whether it began with bytes that a session before had proved, in the same run over the same
@@ -93,7 +93,7 @@ class AuditedSession:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Audit:
-    """What is true of a run.
+    """The audit of a run.
 
     Attributes:
         sessions: Oldest first; refusals, which train nothing, left out.
@@ -198,7 +198,7 @@ def _check(path: Path, stated: set[str] | None) -> FileCheck:
 def differences(
     before: Exactness, now: Exactness, versions_before: Mapping[str, str], versions: Mapping[str, str]
 ) -> list[Difference]:
-    """Return what computes otherwise in a session than in the one before, of what both state."""
+    """Return what was computed with something else than in the session before, as far as both state it."""
     found = _other_versions(versions_before, versions)
     for name, word in _COMPUTED_WITH.items():
         then, here = getattr(before, name), getattr(now, name)
@@ -275,7 +275,7 @@ def _audited(lefts: Sequence[Left], index: int, done: Sequence[AuditedSession]) 
 
 
 def _links(left: Left, earlier: Sequence[Left]) -> tuple[int | None, list[tuple[str, str]]]:
-    """Return which session before proved the bytes that one began with, and what stands against the link."""
+    """Return which earlier session proved the bytes that one began with, and evidence against the link."""
     record, began = left.record, left.record.started_from
     found: list[tuple[str, str]] = []
     own = record.checkpoint
@@ -341,7 +341,7 @@ def _same(before: SessionRecord, now: SessionRecord) -> dict[str, bool | None]:
 
 
 def _other_run(same: Mapping[str, bool | None], *, both_trained: bool) -> list[tuple[str, str]]:
-    """Return what stands against two sessions being of one run; data count where both trained."""
+    """Return the evidence against two sessions being of one run; data count where both trained."""
     reasons = {
         ("fingerprint", False): Message("its config's fingerprint is not that of the session before"),
         ("fingerprint", None): Message("it or the session before does not say its config's fingerprint"),

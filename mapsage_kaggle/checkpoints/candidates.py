@@ -1,4 +1,4 @@
-"""The files that a session might start from, and what is said of each."""
+"""The files that a session might start from, each with the reason for or against it."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Prospect:
 
 
 class Account:
-    """What is to be said of a choice: each file with the reason for or against it."""
+    """The report on a choice: each file with the reason for or against it."""
 
     def __init__(self) -> None:
         self.explanations: list[str] = []
@@ -141,13 +141,13 @@ class Account:
         self.steps_down.append(prospect.line(reason))
 
     def taken(self, prospect: Prospect, reason: str | None) -> None:
-        """Say what was taken, and why where that has not been said yet."""
+        """Report what was taken, and why unless that was reported before."""
         if reason is not None:
             self.explanations.insert(0, prospect.line(reason))
         self.note(prospect, reason or self._judged[prospect.target].reason, taken=True)
 
     def no_checkpoint(self, place: Rejected) -> None:
-        """Say of a place that is named like a checkpoint that it is none: a step down, too."""
+        """Report a place that is named like a checkpoint and is none: a step down, too."""
         reason = Message("not taken: {why}", as_message(place.reason))
         self.explanations.append(joined_by(": ", (visible(place.path, MAX_PATH), reason)))
         self.steps_down.append(self.explanations[-1])
@@ -156,7 +156,7 @@ class Account:
         )
 
     def note(self, prospect: Prospect, reason: str, *, taken: bool = False) -> None:
-        """Remember the last word on a file, without a line of its own."""
+        """Record the verdict on a file, without a line of its own."""
         self._judged[prospect.target] = Candidate(
             path=prospect.target,
             origin=prospect.origin,

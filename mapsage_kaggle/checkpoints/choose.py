@@ -1,6 +1,6 @@
 """Which checkpoint a session starts from: a ladder, walked from the newest down, each step explained.
 
-Whose run is gone on with, :mod:`mapsage_kaggle.checkpoints.runs` says. Of its files, those with this
+Which run is continued, :mod:`mapsage_kaggle.checkpoints.runs` decides. Of its files, those with this
 config's fingerprint (in the file, or in the record beside it) come before those that state none, as plain
 mmengine writes them; files of another config are taken only where they are named. Within each group the
 highest iteration comes first. They are inspected in this order until one

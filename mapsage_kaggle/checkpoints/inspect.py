@@ -210,7 +210,7 @@ class Content:
         pickle: Its bytes, as they were checked.
         tree: What it describes, with a ``TensorInfo`` for each tensor.
         tensors: Every tensor with its place, such as ``state_dict.conv.weight``.
-        odd_numbers: The places of numbers that no optimizer can go on with, such as a NaN for a rate.
+        odd_numbers: The places of numbers that no training can continue with, such as a learning rate of NaN.
         storages: What the tensors' data lies in, by the name of its entry, ``data/0``.
         format: Of the file.
     """
@@ -281,7 +281,7 @@ def _check_storages(
 
 
 def _survey(tree: Mapping[str, Any]) -> tuple[list[tuple[str, TensorInfo]], list[str]]:
-    """Return every tensor with its place, and the places of numbers that no optimizer can go on with.
+    """Return every tensor with its place, and the places of numbers that no training can continue with.
 
     Shared and circular containers are visited once, and so are tensors; a tensor that is a weight as well
     as a part of the optimizer's state is a weight.
@@ -327,7 +327,7 @@ def _inside(place: str, key: Any) -> str:
 
 
 def _matters(place: str, key: Any, value: float) -> bool:
-    """Whether training cannot go on with a number: NaN in the optimizer or a schedule, or a rate of Inf."""
+    """Whether a number stops training: NaN in the optimizer or a schedule, or an infinite learning rate."""
     if place.startswith("optimizer"):
         return math.isnan(value) or key in ("lr", "initial_lr")
     return place.startswith("param_schedulers") and math.isnan(value)

@@ -50,7 +50,7 @@ class WorkDirLock:
         _held.add(self)
 
     def require(self) -> None:
-        """Refuse to go on without the lock.
+        """Check that this process holds the lock.
 
         Raises:
             MachineError: This process does not hold it.

@@ -1,4 +1,4 @@
-"""Putting a work dir in order again, whatever ended the last process: its manifest agrees with its files."""
+"""Recover a work dir after a crash or kill, so that its manifest agrees with its files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STRAY_AGE_S = 600.0
 def recover(files: WorkDir, *, warn: Callable[[str], None]) -> Manifest:
     """Bring manifest, ``last_checkpoint`` and files together, and return the manifest.
 
-    Only for whoever holds the lock. Tells ``warn`` of what could not be put in order, or had to be made anew.
+    Only for whoever holds the lock. Calls ``warn`` with what could not be repaired, or had to be rebuilt.
     """
     for path, error in remove_strays(files.path):
         warn(Message("{path} is left over and resists: {why}.", path, error.strerror))

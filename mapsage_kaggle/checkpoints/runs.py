@@ -1,4 +1,4 @@
-"""Whose checkpoint: files are grouped by the run that they state, and one group is taken, or none.
+"""Group checkpoints by the run that they state, and take one group or none.
 
 A fingerprint says that two configs are the same run; it does not say whose. Everybody who trains the shipped
 config has the same one, so what is attached may be a classmate's.
@@ -64,7 +64,7 @@ class TakenRun:
 
     @property
     def notice(self) -> str:
-        """What a person must see first: that nobody says whose it is. Empty where somebody does."""
+        """What a person must see first: that nothing says which run it is of. Empty where something does."""
         if self.is_named or self.group.recorded:
             return ""
         folder = self.group.newest.parent

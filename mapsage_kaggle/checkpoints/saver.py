@@ -83,7 +83,7 @@ class BackgroundSaver:
         Ctrl-C while waiting is raised after the save has ended; a second one at once.
 
         Raises:
-            SaveFailed: The last save failed. Told once; what was proven before is still there.
+            SaveFailed: The last save failed. Raised once; what was proven before is still there.
         """
         self.join()
         self._raise_error()

@@ -1,4 +1,4 @@
-"""Whose files: read what each states, and keep those of the run that is gone on with."""
+"""Read which run each file states, and keep the files of the run that is continued."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Selector:
     num_failed: int = 0
 
     def of_one_run(self, prospects: Sequence[Prospect]) -> list[Prospect]:
-        """Return the files of the run that is gone on with; those of others are told and stepped over.
+        """Return the files of the run that is continued; those of others are reported and skipped.
 
         Raises:
             CheckpointError: Several runs could be meant.

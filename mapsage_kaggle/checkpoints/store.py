@@ -10,7 +10,7 @@ The order of a save, each step flushed to the disk before the next begins:
 6. only now is anything older deleted.
 
 Killed anywhere in between, the folder still holds the newest file that was proven before, or the
-new one; :meth:`CheckpointStore.lock` puts the manifest in order again at the next start. Step 3
+new one; :meth:`CheckpointStore.lock` repairs the manifest at the next start. Step 3
 exists for the file that replaces one of the same name (a best score learned after the save): with
 it, the name is covered by a hash whether the rename has happened or not.
 """
@@ -63,7 +63,7 @@ class CheckpointStore:
         budget_bytes: What the kept checkpoints may take, see :func:`plan_retention`.
         milestones_every: Iterations between checkpoints worth keeping beyond the newest two.
         greater_is_better: Which way the score of the best checkpoint goes.
-        on_event: Told of ``checkpoint``, ``retention`` and ``warning``, with the iteration and
+        on_event: Called with ``checkpoint``, ``retention`` and ``warning``, with the iteration and
             JSON data. May be called from the saving thread.
     """
 
@@ -92,7 +92,7 @@ class CheckpointStore:
     # -- the lock
 
     def lock(self, *, wait_s: float) -> None:
-        """Take the folder for this process, remove what a killed save left, and read the manifest.
+        """Lock the work dir, remove what a killed save left, and read the manifest.
 
         Args:
             wait_s: How long to wait for another process to leave, such as one being restarted.
@@ -111,7 +111,7 @@ class CheckpointStore:
             raise
 
     def unlock(self) -> None:
-        """Let other processes have the folder. Waits for a save that is going on."""
+        """Release the lock, after a save that is in progress."""
         with self._saving:
             self._lock.release()
 
@@ -290,7 +290,7 @@ class CheckpointStore:
         return self.save(iteration_name(iteration), write, iteration=iteration)
 
     def retain(self) -> tuple[str, ...]:
-        """Delete what the retention rule does not keep; return the names. A file that resists is told of."""
+        """Delete what the retention rule does not keep, and return the names; warn of what resists."""
         with self._saving:
             self._lock.require()
             unlisted = [
@@ -394,6 +394,6 @@ class CheckpointStore:
     def _emit(self, kind: EventKind, iteration: int, data: Mapping[str, Any]) -> None:
         if self._on_event is not None:
             # A disk that is full for a checkpoint is full for a log of events too, and a save must not
-            # fail for being told of.
+            # fail because it cannot be logged.
             with contextlib.suppress(OSError):
                 self._on_event(kind, iteration, data)

@@ -93,7 +93,7 @@ def _run(data: bytes, start: int, build: Builder | None, num_parts: int) -> _Mac
 
 
 class _Machine:
-    """The pickle machine: a stack, marks and a memo, and a bound on what they may come to hold.
+    """The pickle machine: a stack, marks and a memo, with a bound on their memory.
 
     Each step is paid for by what it makes, in bytes as CPython needs them, rounded up. A step takes
     time in proportion to what it makes or takes from the stack, so that time is bounded as well.

@@ -36,7 +36,7 @@ class CodePlaces:
     Attributes:
         first: They go before everything that is installed, because they were named and shadow it.
         last: They go behind it.
-        messages: What a person is told of those that were named.
+        messages: One sentence for each that was named.
     """
 
     first: tuple[Path, ...] = ()

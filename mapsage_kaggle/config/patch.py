@@ -394,7 +394,7 @@ def _plan_fast(planner: Planner, facts: PatchContext) -> None:
 
 
 def _plan_precision(planner: Planner, facts: PatchContext) -> bool:
-    """Settle what is computed in; tell whether that is half precision by the kit's choice."""
+    """Choose the precision; return whether that is half precision by the kit's choice."""
     kind, asked = type_name(planner.get("optim_wrapper.type")), facts.precision_is_asked
     if kind not in ("", "OptimWrapper", "AmpOptimWrapper"):
         return False  # a person's own wrapper says it in its own way
@@ -522,7 +522,7 @@ def _labels(planner: Planner) -> dict[str, int]:
 
 
 def _plan_batch_of_the_name(planner: Planner, source: Path, effective: int) -> None:
-    """Say what batch there really is where the config's name speaks of several GPUs: ``8xb2``."""
+    """Warn of another batch size than the config's name stands for with several GPUs: ``8xb2``."""
     match = re.search(r"(?:^|_)(\d+)xb(\d+)(?:[-_]|$)", source.stem)
     if match is None:
         return
@@ -547,7 +547,7 @@ def _scales_rate(planner: Planner) -> bool:
 
 
 def _plan_readable(planner: Planner, facts: PatchContext) -> None:
-    """Have damaged validation images told by name, or left out, and labels beyond the classes refused."""
+    """Wrap the validation data, to name or skip damaged images and to refuse labels beyond the classes."""
     dataset = planner.get("val_dataloader.dataset")
     if not isinstance(dataset, Mapping) or type_name(dataset.get("type")) in WRAPPERS:
         return

@@ -31,7 +31,7 @@ class Change:
 
 
 class Planner:
-    """Collects changes, and answers what a key would be with those so far."""
+    """Collects changes, and looks keys up with those so far applied."""
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         self._cfg = cfg

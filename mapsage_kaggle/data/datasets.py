@@ -129,7 +129,7 @@ class Pair:
 def find_data_roots(folder: Path) -> tuple[DataRoot, ...]:
     """Return every data set below ``folder``, however deep it is mounted, in order of path.
 
-    Told by its shape alone: a folder with ``Train/images_png`` or ``Val/images_png``, or with ``Urban``
+    Recognised by its shape alone: a folder with ``Train/images_png`` or ``Val/images_png``, or with ``Urban``
     or ``Rural`` between the two. Upper and lower case are not told apart. Folders of images are not listed,
     which on a network file system is what would take long.
     """

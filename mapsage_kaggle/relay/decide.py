@@ -158,7 +158,7 @@ class Remember:
     """What was seen goes into the journal, and no more is to be done.
 
     Attributes:
-        says: What a person is told of it; empty for nothing.
+        says: What is printed about it; empty for nothing.
     """
 
     journal: Journal
@@ -229,7 +229,7 @@ class Push:
         expect_iteration: Where it must go on from; None for a start from nothing.
         kernel_sources: Notebooks whose output it is given, as ``owner/slug``.
         dataset_sources: Data sets that it is given, as ``owner/slug``.
-        extend_to: The later end of the run that it is told.
+        extend_to: The later end of the run that it gets.
         run_id: The run that it goes on with; empty where that is not known yet.
     """
 

@@ -111,7 +111,7 @@ class Attempt:
 
     @property
     def counts(self) -> bool:
-        """Whether it has its verdict and is a session of this run; one's own push is, whatever it did."""
+        """Whether it has a verdict and is a session of this run, which one's own push always is."""
         return self.verdict is not None and (self.verdict != "skipped" or bool(self.token and not self.found))
 
 
@@ -188,8 +188,8 @@ class Journal:
         max_iters: Where it ends, once a record told.
         pace: What the last session measured, for the plan.
         best: The best score so far, for people.
-        overrides: The overrides of the config that every session is told.
-        extend_to: The later end of the run that every session is told.
+        overrides: The overrides of the config that every session gets.
+        extend_to: The later end of the run that every session gets.
         forgiven: How many attempts, from the oldest, no longer count: the relay was told to go on.
         consented: How many attempts, from the oldest, may be lost: a person said so.
         rejected_pushes: How many pushes in a row came to nothing.

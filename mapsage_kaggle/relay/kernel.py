@@ -263,7 +263,7 @@ def write_kernel(folder: Path, push: Push, job: Job, *, owner: str, attempt: Att
 
 
 def check_names(owner: str, slug: str, datasets: tuple[str, ...], checkpoint_dataset: str) -> None:
-    """Look at what can be told of the names without asking Kaggle.
+    """Check the names as far as that can be done without asking Kaggle.
 
     Raises:
         UsageError: One cannot be; the message says why.

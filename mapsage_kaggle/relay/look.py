@@ -78,7 +78,7 @@ class Watch:
         )
 
     def _newest(self, slug: str) -> int:
-        """Return the newest version, asking past what is told, which may be late."""
+        """Return the newest version; Kaggle may report it late, so the ones after it are tried."""
         newest = self.kaggle.notebooks.newest_version(slug)
         while self.kaggle.notebooks.source(slug, newest + 1):
             newest += 1

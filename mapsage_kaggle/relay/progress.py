@@ -34,7 +34,7 @@ class Reporter:
     _width: int = field(default=0, init=False)
 
     def say(self, line: str) -> None:
-        """Tell that something has changed; the same line twice in a row is told once."""
+        """Print a line where something has changed; the same line twice in a row is printed once."""
         if line == self._said:
             return
         self._said = line

@@ -182,7 +182,7 @@ def bundle(
         extra: Further requirements, which go with all that the image lacks of what they need into a second
             folder beside ``out``, its name with ``-extra``. A session installs that where its notebook
             names it.
-        say: Told what is being done.
+        say: Called with each step.
 
     Raises:
         UsageError: ``out`` holds something else, or an argument makes no sense.
@@ -474,7 +474,7 @@ def _pip(arguments: Sequence[str], environ: Mapping[str, str]) -> None:
 
 
 def _add_what_people_read(tree: Path, folder: Path, kit: Path, left: Sequence[str]) -> None:
-    """Add what is in the kit's wheel, too, for people to look at and take: configs, notebook, READMEs.
+    """Add configs, notebook and READMEs, which are in the kit's wheel, too, as plain files.
 
     The notebook takes no other kit than this one.
     """
