@@ -84,7 +84,8 @@ class _Realise:
         import torch
 
         self._np, self._torch = np, torch
-        self._history_buffer = history_buffer or _imported_history_buffer() or HistoryInfo
+        imported = getattr(sys.modules.get("mmengine.logging.history_buffer"), "HistoryBuffer", None)
+        self._history_buffer = history_buffer or imported or HistoryInfo
         self.tensor_types: tuple[type, ...] = (torch.Tensor,)
         self.array_types: tuple[type, ...] = (np.ndarray,)
         self.history_types: tuple[type, ...] = (type(self._history_buffer()),)
@@ -138,8 +139,3 @@ class _Realise:
         if kind == "torch.device":
             return self._torch.device(device)
         return getattr(self._torch, kind.removeprefix("torch."))
-
-
-def _imported_history_buffer() -> Callable[[], Any] | None:
-    module = sys.modules.get("mmengine.logging.history_buffer")
-    return getattr(module, "HistoryBuffer", None)

@@ -527,7 +527,8 @@ def _plan_batch_of_the_name(planner: Planner, source: Path, effective: int) -> N
     if match is None:
         return
     gpus, images = int(match[1]), int(match[2])
-    if gpus * images != effective and images == effective and not _scales_rate(planner):
+    scales_rate = mapping_or_empty(planner.get("auto_scale_lr")).get("enable")
+    if gpus * images != effective and images == effective and not scales_rate:
         planner.warn(
             "{name} is written for {gpus} GPUs with {images} images each: its learning rate is "
             "meant for {meant} images an iteration, and here an iteration has {effective}. For "
@@ -540,10 +541,6 @@ def _plan_batch_of_the_name(planner: Planner, source: Path, effective: int) -> N
             effective,
             gpus * images,
         )
-
-
-def _scales_rate(planner: Planner) -> bool:
-    return bool(mapping_or_empty(planner.get("auto_scale_lr")).get("enable"))
 
 
 def _plan_readable(planner: Planner, facts: PatchContext) -> None:

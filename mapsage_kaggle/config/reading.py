@@ -339,7 +339,9 @@ def _hub_listing(file: str) -> Mapping[str, str]:
 
 def dataset_of(cfg: Mapping[str, Any] | Config) -> Mapping[str, Any]:
     cfg = as_mapping(cfg)
-    return _innermost(mapping_or_empty(mapping_or_empty(cfg.get("train_dataloader")).get("dataset")))
+    # Within wrappers such as RepeatDataset; of several, the last.
+    *_, last = datasets_of(mapping_or_empty(mapping_or_empty(cfg.get("train_dataloader")).get("dataset")))
+    return last
 
 
 def datasets_of(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -369,12 +371,6 @@ def without_wrappers(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
     while type_name(dataset.get("type")) in (*WRAPPERS, "RepeatDataset"):
         dataset = mapping_or_empty(dataset.get("dataset"))
     return dataset
-
-
-def _innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the data set within wrappers such as RepeatDataset; of several, all that they say."""
-    *_, last = datasets_of(dataset)
-    return last
 
 
 def mapping_or_empty(value: Any) -> Mapping[str, Any]:

@@ -150,7 +150,7 @@ def _assigned(source: str) -> set[str]:
 def metadata(push: Push, job: Job, owner: str) -> dict[str, Any]:
     return {
         "id": f"{owner}/{push.slug}",
-        "title": title_of(push.slug),
+        "title": push.slug.replace("-", " "),  # of which Kaggle makes the same slug
         "code_file": CODE_FILE,
         "language": "python",
         "kernel_type": "notebook",
@@ -186,11 +186,6 @@ def check_machine(name: str) -> str | None:
     if found in UNFIT:
         raise UsageError(f"--machine {name}: {UNFIT[found]}.", "Take NvidiaTeslaT4.")
     return found
-
-
-def title_of(slug: str) -> str:
-    """Return a title that Kaggle makes the same slug of."""
-    return slug.replace("-", " ")
 
 
 def mark(attempt: Attempt, run_id: str = "") -> str:

@@ -63,7 +63,8 @@ class Watch:
             return replace(seen, offered=self.dataset.offered(journal))
         if left_s(journal.retry_s, seen.now_s):
             return seen
-        missing = self._missing()
+        exists = self.kaggle.datasets.exists
+        missing = tuple(f"data set {ref}" for ref in self.settings.datasets if not exists(ref))
         if missing and journal.attempts:
             # They were there when it began, so that this may be an accident.
             error = Rejected(f"There is no {' and no '.join(missing)}, or this token may not see it now.")
@@ -83,10 +84,6 @@ class Watch:
         while self.kaggle.notebooks.source(slug, newest + 1):
             newest += 1
         return newest
-
-    def _missing(self) -> tuple[str, ...]:
-        exists = self.kaggle.datasets.exists
-        return tuple(f"data set {ref}" for ref in self.settings.datasets if not exists(ref))
 
     def _at_open(self, attempt: Attempt) -> Observation:
         status: Status = attempt.status if attempt.ended_s is not None else "unknown"  # type: ignore[assignment]

@@ -175,7 +175,8 @@ def plan_install(
     if not any(name in installed for name in OPENCV):
         libraries.append(next((name for name in OPENCV if name in usable), OPENCV_IF_MISSING))
     stack = [f"{name}=={version}" for name, version in STACK.items() if installed.get(name) != version]
-    uncovered = tuple(text for text in (*libraries, *stack) if not _covered(Requirement(text), usable))
+    attached = {name: str(version) for name, (version, _) in usable.items()}
+    uncovered = tuple(text for text in (*libraries, *stack) if not _met(Requirement(text), attached))
     if uncovered and not online:
         raise MachineError(
             Message(
@@ -214,8 +215,8 @@ def _refuse_torch(version: str | None) -> None:
         )
 
 
-def _met(requirement: Requirement, installed: Mapping[str, str]) -> bool:
-    version = installed.get(canonicalize_name(requirement.name))
+def _met(requirement: Requirement, there: Mapping[str, str]) -> bool:
+    version = there.get(canonicalize_name(requirement.name))
     return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
@@ -232,11 +233,6 @@ def _usable(wheels: Sequence[Path], tags: Collection[Tag]) -> dict[str, tuple[Ve
         if name not in found or version > found[name][0]:
             found[name] = (version, path)
     return found
-
-
-def _covered(requirement: Requirement, usable: Mapping[str, tuple[Version, Path]]) -> bool:
-    wheel = usable.get(canonicalize_name(requirement.name))
-    return wheel is not None and requirement.specifier.contains(wheel[0], prereleases=True)
 
 
 def _constraints(installed: Mapping[str, str], changing: Collection[str]) -> Iterator[str]:
@@ -562,18 +558,14 @@ def _add_extra(named: str, inputs: Path, scratch: Path, voice: _Voice) -> None:
             ),
             REMEDY,
         )
-    installed = installed_versions()
-    lacking_here = [path for path in found.proven if _distribution(path) not in _spelt(installed)]
+    installed = {f"{name}=={version}" for name, version in installed_versions().items()}
+    lacking_here = [path for path in found.proven if _distribution(path) not in installed]
     if not lacking_here:
         return
     voice.say("extra", what=", ".join(map(_distribution, lacking_here)), folder=folder)
     output = install_exactly(lacking_here, scratch)
     if output is not None:
         raise explain_failure(output, offline=True)
-
-
-def _spelt(installed: Mapping[str, str]) -> set[str]:
-    return {f"{name}=={version}" for name, version in installed.items()}
 
 
 def _online(arguments: Sequence[str], voice: _Voice) -> None:
