@@ -204,11 +204,9 @@ def differences(
         then, here = getattr(before, name), getattr(now, name)
         if then is not None and here is not None and then != here:
             grade = "neither" if name == "precision" else "rounding"
+            what = as_message(word)
             found.append(
-                (
-                    grade,
-                    Message("the {word} was {then} before, and is {here} now", as_message(word), then, here),
-                )
+                (grade, Message("the {word} was {then} before, and is {here} now", what, then, here))
             )
     ranks = now.ranks if before.ranks is None else before.ranks
     micro_batch = now.micro_batch if before.micro_batch is None else before.micro_batch
@@ -281,30 +279,21 @@ def _links(left: Left, earlier: Sequence[Left]) -> tuple[int | None, list[tuple[
     own = record.checkpoint
     told = {ref.sha256 for ref in left.told if own is not None and ref.file == own.file}
     if own is not None and told and own.sha256 not in told:
-        found.append(
-            (BROKEN, Message("its record and its events name other bytes each for {file}", own.file))
-        )
+        reason = Message("its record and its events name other bytes each for {file}", own.file)
+        found.append((BROKEN, reason))
     if record.session_index == 1 and record.start_iteration == 0:
         return None, found
     numbers = {item.record.session_index for item in earlier}
     if record.session_index > 1 and record.session_index - 1 not in numbers:
-        found.append(
-            (NOT_SHOWN, Message("session {index} is not among the records", record.session_index - 1))
-        )
+        missing = Message("session {index} is not among the records", record.session_index - 1)
+        found.append((NOT_SHOWN, missing))
     if began is None:
         found.append((NOT_SHOWN, Message("its record does not say with which bytes it began")))
         return None, found
     if began.iteration and began.iteration != record.start_iteration:
-        found.append(
-            (
-                BROKEN,
-                Message(
-                    "it began at {start} from a checkpoint of iteration {iteration}",
-                    record.start_iteration,
-                    began.iteration,
-                ),
-            )
-        )
+        start, at = record.start_iteration, began.iteration
+        reason = Message("it began at {start} from a checkpoint of iteration {iteration}", start, at)
+        found.append((BROKEN, reason))
     proved = [
         place for place, item in enumerate(earlier) if began.sha256 in {ref.sha256 for ref in item.proven}
     ]
@@ -313,9 +302,8 @@ def _links(left: Left, earlier: Sequence[Left]) -> tuple[int | None, list[tuple[
     named = f"{began.file} (sha256 {began.sha256[:12]}…)"
     refs = [ref for item in earlier for ref in item.proven if ref.iteration == began.iteration]
     if any(ref.file == began.file or ref.metric is None for ref in refs):
-        found.append(
-            (BROKEN, Message("it began with {named}, and other bytes were proven at that iteration", named))
-        )
+        reason = Message("it began with {named}, and other bytes were proven at that iteration", named)
+        found.append((BROKEN, reason))
     else:
         found.append((NOT_SHOWN, Message("it began with {named}, of which no session before tells", named)))
     return None, found

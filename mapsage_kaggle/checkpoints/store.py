@@ -152,13 +152,8 @@ class CheckpointStore:
                 self._manifest = self._manifest.without([ref.file])
                 with contextlib.suppress(OSError):  # it is found again the next time
                     self._manifest.write(self._files.manifest)
-                told.append(
-                    Message(
-                        "{file} is no longer what was proven, and is not the best any more: it {problem}.",
-                        ref.file,
-                        problem,
-                    )
-                )
+                template = "{file} is no longer what was proven, and is not the best any more: it {problem}."
+                told.append(Message(template, ref.file, problem))
         return tuple(told)
 
     # -- saving
@@ -249,9 +244,8 @@ class CheckpointStore:
                 self._manifest = self._manifest.without(names)
                 self._manifest.write(self._files.manifest)
                 point_to_newest(self._files, self._manifest)
-                aside = Message(
-                    "Set aside {names}: this session starts at {iteration}.", ", ".join(names), iteration
-                )
+                told = ", ".join(names)
+                aside = Message("Set aside {names}: this session starts at {iteration}.", told, iteration)
                 self._warn(iteration, aside)
             return names
 
@@ -349,10 +343,9 @@ class CheckpointStore:
             self._manifest = self._manifest.settled_in(self.path)
             if not isinstance(error, OSError):
                 raise
+            path, why = self.path / ref.file, error.strerror or error
             raise SaveFailed(
-                Message(
-                    "{path} could not be published: {why}.", self.path / ref.file, error.strerror or error
-                ),
+                Message("{path} could not be published: {why}.", path, why),
                 "The checkpoints proven before are untouched.",
             ) from error
 
@@ -364,20 +357,16 @@ class CheckpointStore:
                 (self.path / name).unlink(missing_ok=True)
                 gone.append(name)
             except OSError as error:
-                self._warn(
-                    iteration,
-                    Message("{path} should make room and resists: {why}.", self.path / name, error.strerror),
-                )
+                path, why = self.path / name, error.strerror
+                self._warn(iteration, Message("{path} should make room and resists: {why}.", path, why))
         if gone:
             self._manifest = self._manifest.without(gone)
             try:
                 sync_folder(self.path)
                 self._manifest.write(self._files.manifest)
             except OSError as error:
-                self._warn(
-                    iteration,
-                    Message("{path} could not be updated: {why}.", self._files.manifest, error.strerror),
-                )
+                path, why = self._files.manifest, error.strerror
+                self._warn(iteration, Message("{path} could not be updated: {why}.", path, why))
             self._emit("retention", iteration, {"deleted": gone})
         return tuple(gone)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -123,10 +123,8 @@ class LogFollower:
             self._thread.start()
 
     def _follow(self) -> None:
-        try:
+        with suppress(Exception):  # shows less, and that is all
             for piece in self.opened():
                 more, known = _read(str(piece.get("data", ""))), self.log
                 score = known.score if more.score is None else more.score
                 self.log = replace(more if more.iteration else known, score=score)
-        except Exception:  # noqa: BLE001 - shows less, and that is all
-            time.sleep(0)

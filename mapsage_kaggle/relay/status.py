@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,26 +106,16 @@ def _version(kaggle: KaggleClient, slug: str, number: int) -> tuple[dict[str, An
 
 def _live_log(kaggle: KaggleClient, slug: str, number: int) -> SessionLog:
     pieces: list[Mapping[str, Any]] = []
-    with _timeout(kaggle):
-        try:
-            end = time.monotonic() + LOG_S
-            for piece in kaggle.notebooks.follow(slug, number):
-                pieces.append(piece)
-                if time.monotonic() > end:
-                    break
-        except Exception:  # noqa: BLE001 - a stream that ends or falls silent raises what it likes
-            pieces = list(pieces)
-    return read_log(json.dumps(pieces))
-
-
-@contextmanager
-def _timeout(kaggle: KaggleClient) -> Iterator[None]:
-    """Take a log that says nothing for some seconds as all that there is."""
+    # A log that is silent for some seconds is taken as all that there is.
     usual_s, kaggle.timeout_s = kaggle.timeout_s, 3.0
-    try:
-        yield
-    finally:
-        kaggle.timeout_s = usual_s
+    end = time.monotonic() + LOG_S
+    with suppress(Exception):  # a stream that ends or falls silent raises what it likes
+        for piece in kaggle.notebooks.follow(slug, number):
+            pieces.append(piece)
+            if time.monotonic() > end:
+                break
+    kaggle.timeout_s = usual_s
+    return read_log(json.dumps(pieces))
 
 
 def status_text(found: Mapping[str, Any]) -> str:
