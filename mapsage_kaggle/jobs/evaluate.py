@@ -16,7 +16,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from mapsage_kaggle import metrics
 from mapsage_kaggle.config.reading import as_mapping
@@ -26,10 +28,6 @@ from mapsage_kaggle.jobs.subject import ModelSource, judge
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.metrics import Interval, Scores, read_tally
 from mapsage_kaggle.paths import WorkDir, replace_file
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 SCHEMA = 1
 Split = Literal["val", "test"]
@@ -84,7 +82,7 @@ class EvaluationOptions:
             )
 
     def windows(self) -> str | dict[str, list[int]] | None:
-        """Return the child's form of what to slide."""
+        """Return what to slide, as the child takes it."""
         if self.window is None:
             return "whole" if self.whole else None
         stride = self.stride or max(1, self.window * 2 // 3)
@@ -267,7 +265,7 @@ class Counted:
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     areas: tuple[str, ...]
-    confusions: npt.NDArray[np.int64]
+    confusions: metrics.Counts
     num_taken_over: int
 
     def part(self, options: EvaluationOptions, *, area: str | None = None) -> Part:
@@ -288,8 +286,6 @@ def count(subject: ModelSource, options: EvaluationOptions, *, on_event: OnEvent
         Interrupted: By Ctrl-C; what was counted is kept.
         MapsageError: As :func:`evaluate`.
     """
-    import numpy as np
-
     folder = WorkDir(subject.work_dir).evaluation
     file = folder / f"{subject.checkpoint.stem}-{_key(subject, options)}.json"
     tally = file.with_suffix(".jsonl")

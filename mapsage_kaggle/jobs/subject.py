@@ -169,32 +169,22 @@ def find_checkpoint(
         if origin == "input":
             selector.read_headers(found)
             found = selector.of_one_run([item for item in found if not selector.is_stranger(item)] or found)
-        for is_wanted in (_is_recorded_best, _is_best, _counts_iterations, _counts_epochs):
-            wanted = [item for item in found if is_wanted(item)]
-            if wanted:
-                return max(wanted, key=_age).target
+        ranks: dict[int, list[Prospect]] = {}
+        for item in found:
+            ranks.setdefault(_rank(item), []).append(item)
+        if ranks:
+            return max(ranks[min(ranks)], key=_age).target
     raise CheckpointError(
         Message("There is no checkpoint in {folder} and none below {inputs}.", work_dir, inputs),
         "Train first, attach a session's output, or name the file.",
     )
 
 
-def _is_recorded_best(item: Prospect) -> bool:
-    """Whether the record beside it names it as the best, so that no name has to be believed."""
+def _rank(item: Prospect) -> int:
     best = item.record.best if item.record is not None else None
-    return best is not None and best.file == item.target.name
-
-
-def _is_best(item: Prospect) -> bool:
-    return item.is_best
-
-
-def _counts_iterations(item: Prospect) -> bool:
-    return not item.is_best and not item.counts_epochs
-
-
-def _counts_epochs(item: Prospect) -> bool:
-    return item.counts_epochs
+    if best is not None and best.file == item.target.name:  # so that no name has to be believed
+        return 0
+    return 1 if item.is_best else 3 if item.counts_epochs else 2
 
 
 def _age(item: Prospect) -> tuple[int, str]:
