@@ -21,7 +21,6 @@ from mapsage_kaggle.errors import (
     MapsageError,
 )
 from mapsage_kaggle.messages import Message
-from mapsage_kaggle.notebook.command import add_selftest, selftest
 from mapsage_kaggle.outside import visible_json, visible_lines
 from mapsage_kaggle.training.options import add_argument, add_arguments, options_from
 
@@ -66,7 +65,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_checks(add: _Add) -> None:
     _json(add("doctor", _doctor, "Check this machine: Python, packages, GPU, Internet, disk, time."))
-    add_selftest(add("selftest", selftest, "Find out whether what is promised holds on this machine."))
+    tester = add("selftest", _selftest, "Find out whether what is promised holds on this machine.")
+    tester.add_argument(
+        "--out", type=Path, metavar="FILE", help="(selftest.json, in the output folder or here)"
+    )
+    tester.add_argument("--only", action="append", default=[], metavar="NAME", help="only this; repeatable")
+    tester.add_argument("--limit", metavar="TIME", help="how long it may take (5m, with a GPU 10m)")
+    _json(tester)
     installer = add("install", _install, "Make this Python able to train, keeping its torch.")
     installer.add_argument("--offline", action="store_true", default=None, help="use attached wheels only")
 
@@ -309,6 +314,18 @@ def _doctor(arguments: argparse.Namespace) -> int:
     document = to_json(checks)
     _show(arguments, document, checks_text(checks))
     return EXIT_DONE if document["ok"] else EXIT_MACHINE
+
+
+def _selftest(arguments: argparse.Namespace) -> int:
+    from contextlib import redirect_stdout
+
+    from mapsage_kaggle.notebook.selftest import selftest
+
+    with redirect_stdout(sys.stderr if arguments.json else sys.stdout):
+        test = selftest(only=arguments.only, limit=arguments.limit, out=arguments.out)
+    if arguments.json:
+        _print_json(test.to_json())
+    return test.exit_code
 
 
 def _install(arguments: argparse.Namespace) -> int:
