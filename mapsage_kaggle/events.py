@@ -27,6 +27,9 @@ _MAX_TIME_S = 1e11
 _MAX_LINE_BYTES = 2**20
 _MAX_CHUNK_BYTES = 64 * 2**20
 _MAX_KEPT = 1000
+_ITERATION = b'{"event": "iteration", '
+"""How a line of the commonest kind begins."""
+_NUM_KEPT_AT_ENDS = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,12 +180,45 @@ def read_events(path: Path) -> list[Event]:
     return EventTail(path).read_new()
 
 
+def read_log(path: Path) -> bytes:
+    """Return an event file as it is, up to 64 MiB of it; a missing one is empty."""
+    try:
+        with open_regular(path) as stream:
+            return stream.read(_MAX_CHUNK_BYTES)
+    except FileNotFoundError:
+        return b""
+
+
 def last_word_s(events: Sequence[Event]) -> float | None:
     return max((event.time_s for event in events), default=None)
 
 
-def parse_events(content: bytes) -> tuple[list[Event], int]:
-    return _parse_lines(content.split(b"\n")[:-1])
+def parse_events(content: bytes, *, most: int | None = None) -> tuple[list[Event], int]:
+    """Return the events of a whole file, and how many of the lines looked at are none.
+
+    Args:
+        content: Of the file; what follows its last newline is passed over.
+        most: About how many iterations to look at, evenly chosen; those next to another kind of event, and
+            the first and last few, are always among them. None looks at all.
+    """
+    lines = content.split(b"\n")[:-1]
+    return _parse_lines(lines if most is None else _thinned(lines, most))
+
+
+def _thinned(lines: Sequence[bytes], most: int) -> Sequence[bytes]:
+    is_plain = [line.startswith(_ITERATION) and line.endswith(b"}") for line in lines]
+    step = -(-sum(is_plain) // most)
+    if step <= 1:
+        return lines
+    last = len(lines) - 1
+    return [
+        line
+        for index, line in enumerate(lines)
+        if not is_plain[index]
+        or index % step == 0
+        or not _NUM_KEPT_AT_ENDS <= index <= last - _NUM_KEPT_AT_ENDS
+        or not (is_plain[index - 1] and is_plain[index + 1])
+    ]
 
 
 def _parse_lines(lines: Sequence[bytes]) -> tuple[list[Event], int]:

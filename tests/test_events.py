@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mapsage_kaggle.events import Event, EventLog, EventTail, finite, read_events
+from mapsage_kaggle.events import Event, EventLog, EventTail, finite, parse_events, read_events
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(
@@ -177,3 +177,29 @@ def test_a_tail_from_the_end_leaves_out_what_was_there(tmp_path: Path) -> None:
     tail = EventTail(path, from_end=True)
     log.append(event(1))
     assert tail.read_new() == [event(1)]
+
+
+def test_of_a_long_log_the_ends_and_the_neighbours_of_other_events_are_read() -> None:
+    told = [Event(event="iteration", iteration=number, time_s=float(number)) for number in range(1, 1001)]
+    told[500:500] = [Event(event="validation", iteration=500, time_s=500.5)]
+    content = "".join(event.to_line() for event in told).encode()
+
+    found, num_broken = parse_events(content, most=20)
+
+    iterations = [event.iteration for event in found if event.event == "iteration"]
+    assert num_broken == 0
+    assert iterations[:10] == list(range(1, 11))
+    assert iterations[-10:] == list(range(991, 1001))
+    assert {500, 501} <= set(iterations)
+    assert [event.iteration for event in found if event.event == "validation"] == [500]
+    assert len(iterations) < 50
+    assert parse_events(content, most=1000) == (told, 0)
+
+
+def test_a_torn_line_in_a_long_log_is_counted() -> None:
+    lines = [Event(event="iteration", iteration=number).to_line() for number in range(1000)]
+    lines[501] = lines[501][:30] + "\n"
+
+    _, num_broken = parse_events("".join(lines).encode(), most=10)
+
+    assert num_broken == 1

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mapsage_kaggle.display.locale.words import Words
-from mapsage_kaggle.display.plots import DPI, LIGHT, Say, Theme, labels_in, png, restrain
+from mapsage_kaggle.display.plots import DPI, LIGHT, Say, Theme, boundary_lines, labels_in, png, restrain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -163,8 +163,7 @@ def iou_picture(
             continue
         drawn = [(iteration, scores.get(names[index])) for iteration, scores in scored]
         points = [(iteration, 100.0 * value) for iteration, value in drawn if value is not None]
-        for boundary in boundaries:
-            axes.axvline(boundary, color=theme.faint, linewidth=0.8, linestyle=":")
+        boundary_lines(axes, boundaries, theme, linewidth=0.8)
         title = f"{names[index]}  –"
         if points:
             few = len(points) <= 30

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mapsage_kaggle.checkpoints.lock import holder_of
 from mapsage_kaggle.display.sound import is_sound_event, sound_record
-from mapsage_kaggle.events import Event, EventKind, EventTail, last_word_s, parse_events
+from mapsage_kaggle.events import Event, EventKind, last_word_s, parse_events, read_log
 from mapsage_kaggle.outside import parse_json, read_json
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import PACKED, SessionRecord, read_packed
@@ -18,6 +18,8 @@ from mapsage_kaggle.walk import walk
 
 SILENT_S = 90.0
 """Between two training processes of a session nobody holds the work dir, or says a word, for this long."""
+MAX_ITERATIONS = 20_000
+"""About how many iterations of a run are read back, over all its sessions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,15 +28,18 @@ class PastSession:
 
     Attributes:
         record: What it did and handed over.
-        events: What happened, in order; empty where its events were not carried along.
+        events: What happened, in order; empty where its events were not carried along. Of a long run's
+            iterations, some.
         folder: The work dir, or the history folder, that it was read from.
         num_left_out: Values of its record and lines of its events that are none.
+        size_bytes: Of its events.
     """
 
     record: SessionRecord
     events: tuple[Event, ...]
     folder: Path
     num_left_out: int = 0
+    size_bytes: int = 0
 
     def of(self, *kinds: EventKind) -> list[Event]:
         """Return the events of some kinds."""
@@ -151,33 +156,35 @@ def series(sessions: Sequence[PastSession], kind: EventKind, *names: str) -> Ser
 def _all_sessions(folders: Sequence[Path]) -> Iterator[PastSession]:
     for folder in (work_dir for given in folders for work_dir in work_dirs_below(given)):
         files = WorkDir(folder)
-        newest = _session(files.session, files.events)
+        newest = _session(files.session, files.events, MAX_ITERATIONS)
         if newest is not None:
             yield newest
         place = files.history if files.history.is_dir() else folder
-        for path in sorted(place.glob("session_*.json")):
+        paths = sorted(place.glob("session_*.json"))
+        num_sessions = newest.record.session_index if newest is not None else len(paths)
+        most = max(1, MAX_ITERATIONS // max(1, num_sessions))
+        for path in paths:
             beside = path.with_name(path.name.replace("session_", "events_")).with_suffix(".jsonl")
-            earlier = _session(path, beside)
+            earlier = _session(path, beside, most)
             if earlier is not None:
                 yield earlier
-        yield from _packed_sessions(files.history / PACKED)
+        yield from _packed_sessions(files.history / PACKED, most)
         for document in newest.record.previous if newest is not None else ():
             record, num_left_out = sound_record(document)
             if record is not None:
                 yield PastSession(record=record, events=(), folder=folder, num_left_out=num_left_out)
 
 
-def _session(path: Path, events: Path) -> PastSession | None:
+def _session(path: Path, events: Path, most: int) -> PastSession | None:
     """Read a record and the events beside it; None where there is no record to be read."""
     try:
         document = read_json(path)
     except (OSError, ValueError):
         return None
-    tail = EventTail(events)
-    return _sound_session(document, tail.read_new(), tail.num_left_out, path.parent)
+    return _sound_session(document, read_log(events), most, path.parent)
 
 
-def _packed_sessions(path: Path) -> Iterator[PastSession]:
+def _packed_sessions(path: Path, most: int) -> Iterator[PastSession]:
     """Yield the sessions whose files have been put into one."""
     files: dict[str, bytes] = {}
     with contextlib.suppress(ValueError):  # what could be read until then is shown
@@ -186,22 +193,23 @@ def _packed_sessions(path: Path) -> Iterator[PastSession]:
         if name.startswith("session_"):
             events = files.get(name.replace("session_", "events_") + "l", b"")
             with contextlib.suppress(ValueError):
-                session = _sound_session(parse_json(content), *parse_events(events), path.parent)
+                session = _sound_session(parse_json(content), events, most, path.parent)
                 if session is not None:
                     yield session
 
 
-def _sound_session(
-    document: object, events: Sequence[Event], num_broken: int, folder: Path
-) -> PastSession | None:
+def _sound_session(document: object, log: bytes, most: int, folder: Path) -> PastSession | None:
     record, num_left_out = sound_record(document)
     if record is None:
         return None
+    events, num_broken = parse_events(log, most=most)
     # A refusal trains nothing: events that lie beside it are those of the session before.
     told = () if record.stop_reason == "refused" else events
     sound = tuple(event for event in told if is_sound_event(event))
     num_left_out += num_broken + len(told) - len(sound)
-    return PastSession(record=record, events=sound, folder=folder, num_left_out=num_left_out)
+    return PastSession(
+        record=record, events=sound, folder=folder, num_left_out=num_left_out, size_bytes=len(log)
+    )
 
 
 def _goes_on(session: PastSession) -> bool:
@@ -229,8 +237,8 @@ def _order(session: PastSession) -> tuple[float, int, bool]:
 
 
 def _weight(session: PastSession) -> tuple[bool, bool, int]:
-    """Sort key of copies: with events, finished, and with the most of them."""
-    return bool(session.events), session.record.stop_reason != "running", len(session.events)
+    """Sort key of copies: with events, finished, and with the longest log of them."""
+    return bool(session.events), session.record.stop_reason != "running", session.size_bytes
 
 
 def one_run(sessions: Iterable[PastSession]) -> list[PastSession]:

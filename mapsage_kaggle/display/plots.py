@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mapsage_kaggle.display.history import PastSession, Series, series
 from mapsage_kaggle.events import EventKind
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from mapsage_kaggle.display.locale.words import Words
 
 DPI = 144
+_MAX_ROWS_INCHES = 24.0
+"""Rows of more sessions than fit become thinner."""
 
 Say = Callable[[str], str]
 """Puts an English label into the language of the figure."""
@@ -197,28 +200,20 @@ def time_bars(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say | 
 
     say = say or _as_it_is
 
-    height = 0.9 + 0.32 * len(sessions)
-    figure, [axes] = _figure(theme, heights=(1.0,), width=10.0, height=height, bottom=0.5 / height)
+    figure, axes, every = _rows(theme, sessions, each=0.32)
     splits = [time_split(session) for session in sessions]
     longest = max((sum(split.values()) for split in splits), default=1.0) or 1.0
     unit, unit_s = _unit_of(longest)
-    for row, split in enumerate(splits):
-        begin = 0.0
-        for (name, label), colour in zip(ACTIVITIES.items(), cycle(theme.parts), strict=False):
-            width = split.get(name, 0.0) / unit_s
-            axes.barh(
-                row,
-                width,
-                left=begin,
-                height=0.62,
-                color=colour,
-                edgecolor=theme.paper,
-                linewidth=0.8,
-                label=say(label) if row == 0 else None,
-            )
-            begin += width
+    begins = [0.0] * len(splits)
+    for (name, label), colour in zip(ACTIVITIES.items(), cycle(theme.parts), strict=False):
+        ends = [begin + split.get(name, 0.0) / unit_s for begin, split in zip(begins, splits, strict=True)]
+        bars = [Bar(row, begin, end) for row, (begin, end) in enumerate(zip(begins, ends, strict=True))]
+        edge = theme.paper if every == 1 else "none"  # of thin rows an outline would be all that is seen
+        _draw_bars(axes, bars, (-0.31, 0.31), colour=colour, edge=edge, label=say(label))
+        begins = ends
+    for row, split in list(enumerate(splits))[::every]:
         axes.text(
-            begin + 0.008 * longest / unit_s,
+            begins[row] + 0.008 * longest / unit_s,
             row,
             format_duration(sum(split.values())),
             va="center",
@@ -226,7 +221,7 @@ def time_bars(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say | 
             fontsize=8.5,
         )
     axes.set_xlim(0.0, 1.09 * longest / unit_s)
-    _name_rows(axes, sessions, say(Message("time, {unit}", unit)), theme, say)
+    _name_rows(axes, sessions, every, say(Message("time, {unit}", unit)), theme, say)
     _legend(axes, len(ACTIVITIES), theme)
     return png(figure, theme)
 
@@ -291,42 +286,91 @@ def timelines(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say | 
         say: Puts the labels into a language.
     """
     say = say or _as_it_is
-    height = 0.9 + 0.4 * len(sessions)
-    figure, [axes] = _figure(theme, heights=(1.0,), width=10.0, height=height, bottom=0.5 / height)
+    figure, axes, every = _rows(theme, sessions, each=0.4)
     timelines = [timeline(session) for session in sessions]
     unit, unit_s = _unit_of(max((spans[-1].end_s for spans in timelines if spans), default=1.0))
-    labelled: set[str] = set()
-    for row, (session, spans) in enumerate(zip(sessions, timelines, strict=True)):
-        for phase, (label, colour) in PHASES.items():
-            bars = [
-                (span.begin_s / unit_s, (span.end_s - span.begin_s) / unit_s)
-                for span in spans
-                if span.phase == phase
-            ]
-            if bars:
-                new = phase not in labelled
-                labelled.add(phase)
-                axes.broken_barh(
-                    bars, (row - 0.3, 0.44), color=theme.parts[colour], linewidth=0,
-                    label=say(label) if new else None,
-                )  # fmt: skip
-        marks: dict[EventKind, tuple[str, str, str]] = {
-            "checkpoint": ("|", theme.ink, "a checkpoint proven"),
-            "restart": ("X", theme.other, "a restart"),
-        }
-        for kind, (marker, colour_of_mark, label) in marks.items():
-            at = [(event.time_s - session.record.started_s) / unit_s for event in session.of(kind)]
-            if at:
-                new = kind not in labelled
-                labelled.add(kind)
-                axes.plot(
-                    at, [row + 0.29] * len(at), linestyle="none", marker=marker, markersize=5.5,
-                    color=colour_of_mark, label=say(label) if new else None,
-                )  # fmt: skip
+    num_labels = 0
+    for phase, (label, colour) in PHASES.items():
+        bars = [
+            Bar(row, span.begin_s / unit_s, span.end_s / unit_s)
+            for row, spans in enumerate(timelines)
+            for span in spans
+            if span.phase == phase
+        ]
+        num_labels += bool(bars)
+        _draw_bars(axes, bars, (-0.3, 0.14), colour=theme.parts[colour], edge="none", label=say(label))
+    marks: dict[EventKind, tuple[str, str, str]] = {
+        "checkpoint": ("|", theme.ink, "a checkpoint proven"),
+        "restart": ("X", theme.other, "a restart"),
+    }
+    for kind, (marker, colour_of_mark, label) in marks.items():
+        at = [
+            ((event.time_s - session.record.started_s) / unit_s, row + 0.29)
+            for row, session in enumerate(sessions)
+            for event in session.of(kind)
+        ]
+        if at:
+            num_labels += 1
+            axes.plot(
+                *zip(*at, strict=True), linestyle="none", marker=marker, markersize=5.5,
+                color=colour_of_mark, label=say(label),
+            )  # fmt: skip
     axes.set_xlim(left=0.0)
-    _name_rows(axes, sessions, say(Message("time since the session's start, {unit}", unit)), theme, say)
-    _legend(axes, max(1, len(labelled)), theme)
+    when = say(Message("time since the session's start, {unit}", unit))
+    _name_rows(axes, sessions, every, when, theme, say)
+    _legend(axes, max(1, num_labels), theme)
     return png(figure, theme)
+
+
+class Bar(NamedTuple):
+    """A stretch of a row, in the units of the axes."""
+
+    row: int
+    begin: float
+    end: float
+
+
+def _rows(theme: Theme, sessions: Sequence[PastSession], *, each: float) -> tuple[Figure, Axes, int]:
+    """Return a figure with a row a session, and every how many of them there is room for a name."""
+    height = 0.9 + min(each * len(sessions), _MAX_ROWS_INCHES)
+    figure, [axes] = _figure(theme, heights=(1.0,), width=10.0, height=height, bottom=0.5 / height)
+    return figure, axes, max(1, math.ceil(0.2 * len(sessions) / _MAX_ROWS_INCHES))
+
+
+def _draw_bars(
+    axes: Axes, bars: Sequence[Bar], span: tuple[float, float], *, colour: str, edge: str, label: str
+) -> None:
+    """Draw bars of one colour as one artist: a patch for each would take a second for each thousand.
+
+    Args:
+        axes: Where.
+        bars: What.
+        span: From where to where a bar reaches, from the middle of its row.
+        colour: Of the bars.
+        edge: Of their outlines.
+        label: For the legend; where there is no bar, it gets none.
+    """
+    from matplotlib.collections import PolyCollection
+
+    if not bars:
+        return
+    low, high = span
+    corners = [
+        [(begin, row + low), (end, row + low), (end, row + high), (begin, row + high)]
+        for row, begin, end in bars
+    ]
+    axes.add_collection(
+        PolyCollection(corners, facecolors=colour, edgecolors=edge, linewidths=0.8, label=label)
+    )
+    axes.autoscale_view()
+
+
+def boundary_lines(axes: Axes, at: Sequence[float], theme: Theme, *, linewidth: float) -> None:
+    """Draw a dotted line over the whole height at each of some iterations, as one artist."""
+    axes.vlines(
+        at, 0.0, 1.0, transform=axes.get_xaxis_transform(), colors=theme.faint, linewidths=linewidth,
+        linestyles=":",
+    )  # fmt: skip
 
 
 def _unit_of(longest_s: float) -> tuple[str, float]:
@@ -334,9 +378,11 @@ def _unit_of(longest_s: float) -> tuple[str, float]:
     return ("h", 3600.0) if longest_s >= 5400 else ("min", 60.0) if longest_s >= 90 else ("s", 1.0)
 
 
-def _name_rows(axes: Axes, sessions: Sequence[PastSession], unit: str, theme: Theme, say: Say) -> None:
-    names = [say(Message("session {index}", item.record.session_index)) for item in sessions]
-    axes.set_yticks(range(len(sessions)), names)
+def _name_rows(
+    axes: Axes, sessions: Sequence[PastSession], every: int, unit: str, theme: Theme, say: Say
+) -> None:
+    names = [say(Message("session {index}", item.record.session_index)) for item in sessions[::every]]
+    axes.set_yticks(range(0, len(sessions), every), names)
     axes.set_ylim(len(sessions) - 0.5, -0.5)
     axes.set_xlabel(unit, color=theme.faint, fontsize=9)
     axes.grid(axis="y", visible=False)
@@ -531,17 +577,24 @@ def _mark_sessions(axes: Sequence[Axes], sessions: Sequence[PastSession], theme:
     end = max([last.max_iters, *(item.record.end_iteration for item in sessions)], default=1) or 1
     for item in axes:
         item.set_xlim(0, end)
-    for number, session in enumerate(sessions):
-        record = session.record
-        if record.end_iteration <= record.start_iteration:
-            continue
-        for item in axes:
-            if number % 2 == 1:
-                item.axvspan(
-                    record.start_iteration, record.end_iteration, color=theme.band, zorder=0, linewidth=0
-                )
-            if number > 0:
-                item.axvline(record.start_iteration, color=theme.faint, linewidth=1.0, linestyle=":")
+    trained = [
+        (number, item.record)
+        for number, item in enumerate(sessions)
+        if item.record.end_iteration > item.record.start_iteration
+    ]
+    bands = [
+        (item.start_iteration, item.end_iteration - item.start_iteration)
+        for number, item in trained
+        if number % 2 == 1
+    ]
+    for item in axes:
+        item.broken_barh(
+            bands, (0.0, 1.0), transform=item.get_xaxis_transform(), color=theme.band, zorder=0, linewidth=0
+        )
+        boundary_lines(
+            item, [record.start_iteration for number, record in trained if number > 0], theme, linewidth=1.0
+        )
+    for _, record in trained:
         if record.end_iteration - record.start_iteration >= 0.04 * end:
             axes[0].text(
                 record.start_iteration + 0.006 * end,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from mapsage_kaggle.display.findings import findings
 from mapsage_kaggle.display.history import PastSession, Series, read_sessions, series
 from mapsage_kaggle.display.locale.words import Words
-from mapsage_kaggle.display.plots import time_split, timeline
+from mapsage_kaggle.display.plots import time_bars, time_split, timeline
 from mapsage_kaggle.display.report import CLASSES, CONFUSION, CURVES, TIME, write_report
 from mapsage_kaggle.display.text import outcome_text, run_text, table, times_text
 from mapsage_kaggle.errors import UsageError
@@ -424,3 +425,41 @@ def test_a_record_that_timed_steps_as_a_whole_is_still_drawn() -> None:
     old = session(1, 0, 100, [], timings_s={"training_step": 60.0, "validation": 9.0, "session": 90.0})
     split = time_split(old)
     assert (split["forward_backward"], split["other"], sum(split.values())) == (60.0, 21.0, 90.0)
+
+
+def test_of_a_run_of_many_sessions_the_report_keeps_losses_scores_and_jumps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mapsage_kaggle.display.history.MAX_ITERATIONS", 200)
+    for index in (1, 2, 3):
+        start, end = 1000 * (index - 1), 1000 * index
+        events = training(start, end, loss=lambda iteration: 9.0 if iteration > 2000 else 1.0)
+        last = index == 3
+        folder = tmp_path if last else tmp_path / "history"
+        names = (
+            ("session.json", "events.jsonl")
+            if last
+            else (f"session_00{index}.json", f"events_00{index}.jsonl")
+        )
+        write(folder, *names, record(index, start, end, max_iters=3000), events)
+
+    sessions = read_sessions([tmp_path])
+
+    assert len(series(sessions, "iteration", "loss")) < 400
+    assert len(series(sessions, "validation", "metrics", "mIoU")) == 60
+    assert series(sessions, "iteration", "loss").iterations[-1] == 3000
+    assert "session 3: the loss jumped from" in messages(sessions)
+
+
+def test_a_thousand_sessions_fit_one_picture() -> None:
+    from PIL import Image
+
+    many = [session(index, index, index + 1, [], max_iters=1000) for index in range(1000)]
+
+    drawn = Image.open(io.BytesIO(time_bars(many)))
+
+    assert drawn.height < 4000
+    # A bar of each session in the figure's own colours, not its outline alone.
+    colours = drawn.convert("RGB").crop((300, 200, 301, drawn.height - 200)).getcolors(4000) or []
+    blue = sum(count for count, (red, _, blue) in colours if blue > red + 80)
+    assert blue > (drawn.height - 400) / 2
