@@ -20,6 +20,11 @@ PACKAGES: Mapping[str, str] = {
     "mmcls": "onedl-mmpretrain",
     "mmdet": "onedl-mmdetection",
     "ldm": "latent-diffusion (https://github.com/CompVis/stable-diffusion)",
+    "dsdl": "dsdl",
+    "cityscapesscripts": "cityscapesscripts",
+    "timm": "timm",
+    "albumentations": "albumentations",
+    "osgeo": "gdal",
     "tensorboard": "tensorboard",
     "wandb": "wandb",
     "mlflow": "mlflow",
@@ -30,10 +35,17 @@ PACKAGES: Mapping[str, str] = {
 }
 """What to install for an import name."""
 
+# What each imports, where its package may be a folder without a file of its own.
 _NEEDED_BY: Mapping[str, str] = {
     "MaskFormerHead": "mmdet",
     "Mask2FormerHead": "mmdet",
-    "VPD": "ldm",
+    "VPD": "ldm.util",
+    "DSDLSegDataset": "dsdl.dataset",
+    "CityscapesMetric": "cityscapesscripts",
+    "TIMMBackbone": "timm",
+    "Albu": "albumentations",
+    "LoadSingleRSImageFromFile": "osgeo",
+    "LoadMultipleRSImageFromFile": "osgeo",
     "TensorboardVisBackend": "tensorboard",
     "WandbVisBackend": "wandb",
     "MLflowVisBackend": "mlflow",
@@ -63,15 +75,21 @@ def check_installed(cfg: Mapping[str, Any] | Config, source: Path, places: Seque
     cfg = as_mapping(cfg)
     path = [str(place) for place in places]
 
-    def is_missing(package: str) -> bool:
-        return find_spec(package) is None and PathFinder.find_spec(package, path) is None
+    def is_missing(module: str) -> bool:
+        package, _, within = module.partition(".")
+        for spec in (find_spec(package), PathFinder.find_spec(package, path)):
+            if spec is not None and spec.origin is None and within:  # a folder may have the name by chance
+                spec = PathFinder.find_spec(module, spec.submodule_search_locations)
+            if spec is not None:
+                return False
+        return True
 
     kinds = [kind for part in _PARTS for kind in _types_in(cfg.get(part))]
     for kind in dict.fromkeys(kinds):
         scope, _, name = kind.replace("::", ".").rpartition(".")
         package = scope if scope in _SCOPES else _NEEDED_BY.get(name, "")
         if package and is_missing(package):
-            raise missing(package, f"{source} uses {kind}")
+            raise missing(package.partition(".")[0], f"{source} uses {kind}")
         if name in _WITH_COMPILED_OPS and not has_compiled_ops():
             raise without_ops(f"{source} uses {kind}")
     for module in as_list(mapping_or_empty(cfg.get("custom_imports")).get("imports")):

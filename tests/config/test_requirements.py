@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ SOURCE = Path("mine.py")
         ({"visualizer": {"vis_backends": [{"type": "WandbVisBackend"}]}}, "wandb"),
         ({"custom_imports": {"imports": "mmpretrain.models"}}, "mmpretrain"),
         ({"model": {"backbone": {"type": "VPD"}}}, "ldm"),
+        ({"train_dataloader": {"dataset": {"type": "DSDLSegDataset"}}}, "dsdl"),
+        ({"train_dataloader": {"dataset": {"pipeline": [{"type": "Albu"}]}}}, "albumentations"),
+        ({"val_evaluator": {"type": "CityscapesMetric"}}, "cityscapesscripts"),
     ],
 )
 def test_a_package_that_is_missing_is_said(
@@ -34,8 +38,20 @@ def test_a_package_that_is_missing_is_said(
 
 
 def test_nothing_is_said_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requirements, "find_spec", lambda name: object())
+    monkeypatch.setattr(requirements, "find_spec", lambda name: ModuleSpec(name, None, origin=f"{name}.py"))
     check_installed({"model": {"backbone": {"type": "mmpretrain.ConvNeXt"}}}, SOURCE)
+
+
+def test_a_folder_of_the_name_of_a_package_is_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dsdl").mkdir()  # as in mmsegmentation's own configs
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
+    cfg = {"train_dataloader": {"dataset": {"type": "DSDLSegDataset"}}}
+    with pytest.raises(MachineError, match="needs the package dsdl"):
+        check_installed(cfg, SOURCE, [tmp_path])
+    (tmp_path / "dsdl" / "dataset.py").touch()
+    check_installed(cfg, SOURCE, [tmp_path])
 
 
 @pytest.mark.skipif(has_compiled_ops(), reason="this mmcv has its compiled ops")

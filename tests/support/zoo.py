@@ -85,7 +85,7 @@ def _lay_out(root: Path, dataset: Mapping[str, Any], name: str, count: int, side
     cls = DATASETS.get(dataset["type"])
     options = {**_defaults(cls), **dataset}
     images, masks = (root / dataset["data_prefix"][key] for key in ("img_path", "seg_map_path"))
-    num_classes = len(cls.METAINFO["classes"])
+    num_classes = len(cls.METAINFO.get("classes", "any"))  # a DSDL file would name its own
     names = [f"{name}_{index}" for index in range(count)]
     for folder in (images, masks):
         folder.mkdir(parents=True, exist_ok=True)
