@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -108,9 +107,7 @@ def _left_as_it_is(
             vars(module).update(values)
 
     try:
-        # As one rank of one: a norm that looks at all ranks' parts would wait for them.
-        alone = mock.patch.object(torch.distributed, "is_initialized", return_value=False)
-        with torch.random.fork_rng(devices=devices), alone:
+        with torch.random.fork_rng(devices=devices), _as_one_rank_of_one():
             yield put_back
     finally:
         random.setstate(python)
@@ -118,3 +115,14 @@ def _left_as_it_is(
         for parameter, gradient in gradients:
             parameter.grad = gradient
         put_back()
+
+
+@contextlib.contextmanager
+def _as_one_rank_of_one() -> Iterator[None]:
+    """Hide the other ranks: a norm that looks at all ranks' parts would wait for them."""
+    before = torch.distributed.is_initialized
+    setattr(torch.distributed, "is_initialized", lambda: False)  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(torch.distributed, "is_initialized", before)  # noqa: B010
