@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mapsage_kaggle.imagery.reading import Source
+from mapsage_kaggle.imagery.sources import Source
 
 JOURNAL = "predictions.jsonl"
 

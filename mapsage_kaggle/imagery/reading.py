@@ -8,7 +8,6 @@ refused by name, with the option that would say it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,9 +22,6 @@ from mapsage_kaggle.errors import DataError, MachineError
 from mapsage_kaggle.messages import Message
 
 Bytes = NDArray[np.uint8]
-
-IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".img"))
-"""What is taken from a folder. A file that is named itself may have any name."""
 
 HOLD_AT_MOST_PIXELS = 64_000_000
 """A larger image is read line by line instead of being decoded whole (192 MB in RGB)."""
@@ -478,58 +474,3 @@ def _palette_of(dataset: Any) -> Bytes | None:
     for value, colour in colours.items():
         palette[value] = colour[:3]
     return palette
-
-
-# --- what was asked for ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """An image to read.
-
-    Attributes:
-        path: Where it lies.
-        name: What to call what comes of it: its path below the folder that was given, without suffix.
-    """
-
-    path: Path
-    name: str
-
-
-def find_images(given: Sequence[Path]) -> tuple[Source, ...]:
-    """Return the images that are named, and those below the folders that are named, in order of path.
-
-    Raises:
-        DataError: A path does not exist, a folder holds no image, or two images would have one name.
-    """
-    found: dict[str, Source] = {}
-    for path in given:
-        if path.is_dir():
-            images = sorted(_below(path))
-            if not images:
-                raise DataError(
-                    f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).", "Give another folder."
-                )
-            named = [
-                Source(path=image, name=str(image.relative_to(path).with_suffix(""))) for image in images
-            ]
-        elif path.exists():
-            named = [Source(path=path, name=path.stem)]
-        else:
-            raise DataError(f"There is nothing at {path}.", "Give an image, or a folder of images.")
-        for source in named:
-            other = found.setdefault(source.name, source)
-            if other.path != source.path:
-                raise DataError(
-                    f"{other.path} and {source.path} would both give {source.name}.",
-                    "Predict them one after the other, each with its own --out.",
-                )
-    return tuple(found.values())
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    for base, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if Path(name).suffix.casefold() in IMAGE_SUFFIXES and not name.startswith("."):
-                yield Path(base, name)

@@ -13,7 +13,8 @@ from PIL import Image
 from mapsage_kaggle.config.reading import data_roots_of
 from mapsage_kaggle.data import datasets
 from mapsage_kaggle.errors import ConfigError, DataError, UsageError
-from mapsage_kaggle.imagery.reading import Source, find_images, missing_extra
+from mapsage_kaggle.imagery.reading import missing_extra
+from mapsage_kaggle.imagery.sources import Source, find_images
 from mapsage_kaggle.imagery.submission import check_submission, write_submission
 from mapsage_kaggle.imagery.writing import Labels
 from mapsage_kaggle.jobs.child import OnEvent, as_interrupted, run_child

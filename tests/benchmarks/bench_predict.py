@@ -30,7 +30,7 @@ from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.data.scenes import draw_scene
 from mapsage_kaggle.engine.jobs.inference import build_model, load_model
 from mapsage_kaggle.engine.jobs.predict import Predictor, Task
-from mapsage_kaggle.imagery.reading import find_images
+from mapsage_kaggle.imagery.sources import find_images
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "train_earthvqa_kaggle.py"
 

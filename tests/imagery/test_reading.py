@@ -21,7 +21,8 @@ from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE
 from mapsage_kaggle.errors import DataError, MachineError
 from mapsage_kaggle.imagery import reading
 from mapsage_kaggle.imagery.polygons import write_polygons
-from mapsage_kaggle.imagery.reading import Georeference, Pixels, ReadOptions, find_images, open_picture
+from mapsage_kaggle.imagery.reading import Georeference, Pixels, ReadOptions, open_picture
+from mapsage_kaggle.imagery.sources import find_images
 from mapsage_kaggle.imagery.submission import check_submission, write_submission
 from mapsage_kaggle.imagery.writing import Labels, overlay, write_png, write_tiff
 

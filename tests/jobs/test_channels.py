@@ -22,7 +22,8 @@ from mapsage_kaggle.engine.jobs import evaluate, export
 from mapsage_kaggle.engine.jobs import predict as engine
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, load_model
 from mapsage_kaggle.errors import UsageError
-from mapsage_kaggle.imagery.reading import ReadOptions, find_images
+from mapsage_kaggle.imagery.reading import ReadOptions
+from mapsage_kaggle.imagery.sources import find_images
 
 NAMES = [f"class {index}" for index in range(len(CLASSES))]
 

@@ -22,7 +22,7 @@ from mapsage_kaggle.engine.jobs import export
 from mapsage_kaggle.engine.jobs import predict as engine
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, load_model
 from mapsage_kaggle.errors import DataError
-from mapsage_kaggle.imagery.reading import find_images
+from mapsage_kaggle.imagery.sources import find_images
 from mapsage_kaggle.imagery.submission import check_submission, write_submission
 from mapsage_kaggle.imagery.writing import Labels
 from mapsage_kaggle.jobs.predict import _SUBMISSION_LABELS

@@ -35,9 +35,10 @@ from mapsage_kaggle.engine.jobs import predict as engine
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load_model
 from mapsage_kaggle.engine.jobs.preparing import TestPipeline
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_USAGE, ConfigError
+from mapsage_kaggle.imagery import outputs
 from mapsage_kaggle.imagery.journal import JOURNAL
 from mapsage_kaggle.imagery.parts import Parts
-from mapsage_kaggle.imagery.reading import find_images
+from mapsage_kaggle.imagery.sources import find_images
 from mapsage_kaggle.imagery.writing import Labels
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -206,7 +207,7 @@ def test_reading_computing_and_writing_overlap(
         Image.fromarray(scene(64, 64, number)).save(folder / f"{number}.png")
     read_third, computed_second = threading.Event(), threading.Event()
     overlaps: dict[str, bool] = {}
-    ask, open_picture, write_png = model.logits_of_inputs, engine.open_picture, engine.write_png
+    ask, open_picture, write_png = model.logits_of_inputs, engine.open_picture, outputs.write_png
 
     def computing(*arguments: Any, **options: Any) -> torch.Tensor:
         if "reading" not in overlaps:  # the first one ends only when the third has been opened
@@ -227,7 +228,7 @@ def test_reading_computing_and_writing_overlap(
 
     monkeypatch.setattr(model, "logits_of_inputs", computing)
     monkeypatch.setattr(engine, "open_picture", reading)
-    monkeypatch.setattr(engine, "write_png", writing)
+    monkeypatch.setattr(outputs, "write_png", writing)
     predict(model, tmp_path / "out", folder)
 
     assert overlaps == {"reading": True, "writing": True}

@@ -23,7 +23,6 @@ import json
 import resource
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -43,25 +42,25 @@ from mapsage_kaggle.config.testing import test_pipeline_of
 from mapsage_kaggle.engine.building import num_inputs
 from mapsage_kaggle.engine.jobs.child import Emit
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, load_model
+from mapsage_kaggle.engine.jobs.pipelining import Bounded, ahead
 from mapsage_kaggle.engine.jobs.preparing import TestPipeline
 from mapsage_kaggle.engine.shapes import dataset_classes, json_like, places_of_classes
 from mapsage_kaggle.errors import DataError, MachineError, UsageError
 from mapsage_kaggle.imagery.journal import Journal, Stamp
+from mapsage_kaggle.imagery.outputs import ImageShape, ImageWriter
 from mapsage_kaggle.imagery.parts import UNFINISHED, Parts
 from mapsage_kaggle.imagery.reading import (
-    HOLD_AT_MOST_PIXELS,
     Bytes,
-    Georeference,
     Picture,
     Pixels,
     ReadOptions,
-    Source,
     open_loaded,
     open_picture,
     read_bands,
 )
+from mapsage_kaggle.imagery.sources import Source
 from mapsage_kaggle.imagery.windows import Axis, Blender, plan_axis
-from mapsage_kaggle.imagery.writing import Labels, aligned, overlay, write_png, write_tiff
+from mapsage_kaggle.imagery.writing import Labels, aligned, overlay
 from mapsage_kaggle.messages import Message, text_of
 
 WHOLE_SIDE = 2048
@@ -187,9 +186,9 @@ class Predictor:
             ThreadPoolExecutor(READERS, thread_name_prefix="read") as readers,
             ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as writers,
         ):
-            written = _Bounded(writers, LOOK_AHEAD)
+            written = Bounded(writers, LOOK_AHEAD)
             try:
-                for source, future in _ahead(readers, self._read, self._to_do(), LOOK_AHEAD):
+                for source, future in ahead(readers, self._read, self._to_do(), LOOK_AHEAD):
                     self._predict(source, future, written)
                 written.wait()
             except BaseException:
@@ -264,14 +263,14 @@ class Predictor:
         """Open an image, and read and prepare it where it is of ordinary size."""
         stamp = self._stamp(source)
         with self._open(source.path) as picture:
-            shape = _Shape.of(picture)
+            shape = ImageShape.of(picture)
             side = self._task.window or WHOLE_SIDE
             if picture.height * picture.width > side * side:
                 return _Read(stamp=stamp, shape=shape, pixels=None, prepared=None)
             pixels = picture.read(0, picture.height)
         return _Read(stamp=stamp, shape=shape, pixels=pixels, prepared=self._prepare(pixels))
 
-    def _predict(self, source: Source, future: Future[_Read], written: _Bounded) -> None:
+    def _predict(self, source: Source, future: Future[_Read], written: Bounded) -> None:
         try:
             found = future.result()
             if found.pixels is None:
@@ -299,7 +298,7 @@ class Predictor:
                 self._num_done += 1
             self._progress()
 
-    def _image(self, source: Source, found: _Read, pixels: Pixels, written: _Bounded) -> None:
+    def _image(self, source: Source, found: _Read, pixels: Pixels, written: Bounded) -> None:
         assert found.prepared is not None
         logits = self._whole(*found.prepared)
         mask = self._labels.values(self._classes(logits[0]), pixels.valid)
@@ -354,7 +353,7 @@ class Predictor:
 
     # -- one scene
 
-    def _scene(self, source: Source, found: _Read, written: _Bounded) -> None:
+    def _scene(self, source: Source, found: _Read, written: Bounded) -> None:
         shape = found.shape
         rows, columns = self._axes(shape)
         num_bands = self._model.num_channels if self._task.probabilities else 0
@@ -376,14 +375,14 @@ class Predictor:
             raise
         written.submit(self._finish, source, self._assemble, found, parts, rows)
 
-    def _axes(self, shape: _Shape) -> tuple[Axis, Axis]:
+    def _axes(self, shape: ImageShape) -> tuple[Axis, Axis]:
         slide = self._model.windows
         size = self._task.window or (min(slide.size) if slide is not None else WINDOW)
         overlap = self._task.overlap if self._task.overlap is not None else size // 4
         return plan_axis(shape.height, size, overlap), plan_axis(shape.width, size, overlap)
 
     def _rows(
-        self, source: Source, parts: Parts, rows: Axis, columns: Axis, missing: int, written: _Bounded
+        self, source: Source, parts: Parts, rows: Axis, columns: Axis, missing: int, written: Bounded
     ) -> None:
         """Compute the rows of windows from the first one on that is missing."""
         blender = Blender(rows, columns, self._model.num_channels)
@@ -496,8 +495,8 @@ class Predictor:
 
     # -- what is written
 
-    def _writer(self, source: Source, shape: _Shape) -> _Writer:
-        return _Writer(self._task.out, source.name, shape, self._labels)
+    def _writer(self, source: Source, shape: ImageShape) -> ImageWriter:
+        return ImageWriter(self._task.out, source.name, shape, self._labels)
 
     def _note(
         self, source: Source, found: _Read, files: Sequence[Path], counts: np.ndarray[Any, Any]
@@ -573,118 +572,10 @@ def _below(held: Pixels, new: Pixels, lines: int) -> Pixels:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Shape:
-    """What must be known of an image to write what belongs to it."""
-
-    width: int
-    height: int
-    is_tiff: bool
-    georeference: Georeference | None
-
-    @classmethod
-    def of(cls, picture: Picture) -> _Shape:
-        return cls(
-            width=picture.width,
-            height=picture.height,
-            # A PNG is written from the whole map in memory.
-            is_tiff=picture.is_tiff or picture.height * picture.width > HOLD_AT_MOST_PIXELS,
-            georeference=picture.georeference,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class _Read:
     """An image as it was found; ``pixels`` and ``prepared`` are None for a scene."""
 
     stamp: Stamp
-    shape: _Shape
+    shape: ImageShape
     pixels: Pixels | None
     prepared: tuple[torch.Tensor, Any] | None
-
-
-class _Writer:
-    """Writes what comes of one image, from top to bottom, and knows the files."""
-
-    def __init__(self, out: Path, name: str, shape: _Shape, labels: Labels) -> None:
-        self._out, self._name, self._shape, self._labels = out, name, shape, labels
-        self.files: list[Path] = []
-
-    def mask(self, strips: Iterator[Bytes]) -> None:
-        """Write the mask, of strips ``(lines, width)``."""
-        if not self._shape.is_tiff:
-            write_png(self._file("masks", ".png"), np.concatenate(list(strips)))
-            return
-        self._tiff(
-            self._file("masks", ".tif"),
-            (strip[None] for strip in strips),
-            num_bands=1,
-            no_data=self._labels.no_data,
-            palette=self._labels.colours(),
-        )
-
-    def picture(self, strips: Iterator[Bytes]) -> None:
-        """Write the overlay, of strips ``(lines, width, 3)``."""
-        if self._shape.is_tiff:
-            moved = (np.moveaxis(strip, -1, 0) for strip in strips)
-            self._tiff(self._file("overlays", ".tif"), moved, num_bands=3)
-        else:
-            write_png(self._file("overlays", ".png"), np.concatenate(list(strips)))
-
-    def probabilities(self, strips: Iterator[Bytes]) -> None:
-        """Write the probability map, of strips ``(classes, lines, width)``."""
-        first = next(strips)
-        names = self._labels.classes if len(first) == len(self._labels.classes) else ()
-
-        def every() -> Iterator[Bytes]:
-            yield first
-            yield from strips
-
-        file = self._file("probabilities", ".tif")
-        self._tiff(file, every(), num_bands=len(first), descriptions=names)
-
-    def polygons(self, blocks: Iterator[tuple[int, Bytes]]) -> None:
-        """Write the polygons, of first line and mask of each block."""
-        from mapsage_kaggle.imagery.polygons import write_polygons
-
-        write_polygons(self._file("polygons", ".gpkg"), blocks, self._labels, self._shape.georeference)
-
-    def _tiff(self, file: Path, strips: Iterator[Bytes], **options: Any) -> None:
-        shape = self._shape
-        write_tiff(
-            file, strips, height=shape.height, width=shape.width, georeference=shape.georeference, **options
-        )
-
-    def _file(self, kind: str, suffix: str) -> Path:
-        file = self._out / kind / f"{self._name}{suffix}"
-        self.files.append(file)
-        return file
-
-
-class _Bounded:
-    """A pool that makes whoever submits wait while too much is under way, and raises what went wrong."""
-
-    def __init__(self, pool: ThreadPoolExecutor, limit: int) -> None:
-        self._pool, self._limit = pool, limit
-        self._under_way: deque[Future[None]] = deque()
-
-    def submit(self, work: Callable[..., None], *arguments: Any) -> None:
-        while len(self._under_way) >= self._limit:
-            self._under_way.popleft().result()
-        self._under_way.append(self._pool.submit(work, *arguments))
-
-    def wait(self) -> None:
-        while self._under_way:
-            self._under_way.popleft().result()
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[Source], _Read], sources: Iterator[Source], limit: int
-) -> Iterator[tuple[Source, Future[_Read]]]:
-    """Yield each source with its work, of which up to ``limit`` are under way ahead of the one yielded."""
-    coming: deque[tuple[Source, Future[_Read]]] = deque()
-    for source in sources:
-        coming.append((source, pool.submit(work, source)))
-        if len(coming) > limit:
-            yield coming.popleft()
-    while coming:
-        yield coming.popleft()

@@ -1,0 +1,91 @@
+"""What comes of one image, file by file: which there are, how they are called and what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mapsage_kaggle.imagery.reading import HOLD_AT_MOST_PIXELS, Bytes, Georeference, Picture
+from mapsage_kaggle.imagery.writing import Labels, write_png, write_tiff
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageShape:
+    """What must be known of an image to write what belongs to it."""
+
+    width: int
+    height: int
+    is_tiff: bool
+    georeference: Georeference | None
+
+    @classmethod
+    def of(cls, picture: Picture) -> ImageShape:
+        return cls(
+            width=picture.width,
+            height=picture.height,
+            # A PNG is written from the whole map in memory.
+            is_tiff=picture.is_tiff or picture.height * picture.width > HOLD_AT_MOST_PIXELS,
+            georeference=picture.georeference,
+        )
+
+
+class ImageWriter:
+    """Writes what comes of one image, from top to bottom, and knows the files."""
+
+    def __init__(self, out: Path, name: str, shape: ImageShape, labels: Labels) -> None:
+        self._out, self._name, self._shape, self._labels = out, name, shape, labels
+        self.files: list[Path] = []
+
+    def mask(self, strips: Iterator[Bytes]) -> None:
+        """Write the mask, of strips ``(lines, width)``."""
+        if not self._shape.is_tiff:
+            write_png(self._file("masks", ".png"), np.concatenate(list(strips)))
+            return
+        self._tiff(
+            self._file("masks", ".tif"),
+            (strip[None] for strip in strips),
+            num_bands=1,
+            no_data=self._labels.no_data,
+            palette=self._labels.colours(),
+        )
+
+    def picture(self, strips: Iterator[Bytes]) -> None:
+        """Write the overlay, of strips ``(lines, width, 3)``."""
+        if self._shape.is_tiff:
+            moved = (np.moveaxis(strip, -1, 0) for strip in strips)
+            self._tiff(self._file("overlays", ".tif"), moved, num_bands=3)
+        else:
+            write_png(self._file("overlays", ".png"), np.concatenate(list(strips)))
+
+    def probabilities(self, strips: Iterator[Bytes]) -> None:
+        """Write the probability map, of strips ``(classes, lines, width)``."""
+        first = next(strips)
+        names = self._labels.classes if len(first) == len(self._labels.classes) else ()
+
+        def every() -> Iterator[Bytes]:
+            yield first
+            yield from strips
+
+        file = self._file("probabilities", ".tif")
+        self._tiff(file, every(), num_bands=len(first), descriptions=names)
+
+    def polygons(self, blocks: Iterator[tuple[int, Bytes]]) -> None:
+        """Write the polygons, of first line and mask of each block."""
+        from mapsage_kaggle.imagery.polygons import write_polygons
+
+        write_polygons(self._file("polygons", ".gpkg"), blocks, self._labels, self._shape.georeference)
+
+    def _tiff(self, file: Path, strips: Iterator[Bytes], **options: Any) -> None:
+        shape = self._shape
+        write_tiff(
+            file, strips, height=shape.height, width=shape.width, georeference=shape.georeference, **options
+        )
+
+    def _file(self, kind: str, suffix: str) -> Path:
+        file = self._out / kind / f"{self._name}{suffix}"
+        self.files.append(file)
+        return file
