@@ -1,19 +1,20 @@
 """What has been predicted already, so that a run that was cut off goes on where it stopped.
 
 One line is appended for each image whose files are all in place. A line counts for an image again as long
-as model, options and the image are what they were, and the files are still there.
+as model, options and the image are what they were, and the files are still there, of the size that they had.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mapsage_kaggle.imagery.sources import Source
+from mapsage_kaggle.imagery.writing import WriteFailed
 
 JOURNAL = "predictions.jsonl"
 
@@ -85,7 +86,13 @@ class Journal:
         line = self._lines.get(source.name)
         if line is None or any(line.get(key) != value for key, value in stamp.to_json().items()):
             return None
-        return line if all((self._folder / name).is_file() for name in line["files"]) else None
+        return line if self._sizes(line["files"]) == line.get("bytes") else None
+
+    def _sizes(self, names: Sequence[str]) -> list[int] | None:
+        try:
+            return [(self._folder / name).stat().st_size for name in names]
+        except OSError:
+            return None
 
     def add(self, source: Source, stamp: Stamp, files: list[Path], found: Mapping[str, Any]) -> None:
         """Note that an image's files are in place. Safe from any thread.
@@ -95,12 +102,21 @@ class Journal:
             stamp: As it was when it was read.
             files: What came of it, below the folder.
             found: What else is worth knowing: sizes, pixels by class.
+
+        Raises:
+            WriteFailed: There is no room for the line.
         """
         names = [file.relative_to(self._folder).as_posix() for file in files]
-        line = {"name": source.name, "image": str(source.path), "files": names, **found, **stamp.to_json()}
-        with self._lock, self._file.open("a", encoding="utf-8") as stream:
-            if self._ends_torn:
-                stream.write("\n")
-                self._ends_torn = False
-            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+        line = {
+            "name": source.name, "image": str(source.path), "files": names, "bytes": self._sizes(names),
+            **found, **stamp.to_json(),
+        }  # fmt: skip
+        with self._lock:
+            begin = "\n" if self._ends_torn else ""
+            try:
+                with self._file.open("a", encoding="utf-8") as stream:
+                    stream.write(begin + json.dumps(line, ensure_ascii=False) + "\n")
+            except OSError as error:
+                raise WriteFailed.of(self._file, error.strerror or error) from error
+            self._ends_torn = False
             self._lines[source.name] = line

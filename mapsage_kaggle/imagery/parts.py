@@ -54,9 +54,19 @@ class Parts:
     def num_done(self) -> int:
         """Return how many rows are done, from the top on without a gap."""
         for index in range(len(self._rows.starts)):
-            if not all(file.is_file() for file in self._files(index)):
+            if not self._is_whole(index):
                 return index
         return len(self._rows.starts)
+
+    def _is_whole(self, index: int) -> bool:
+        """Whether a row can be read: on a disk that was full, or went away, its name alone says little."""
+        try:
+            self.mask(index)
+            if self._num_bands:
+                self.probabilities(index)
+        except (OSError, zlib.error, ValueError):
+            return False
+        return True
 
     def write(self, index: int, mask: Bytes, probabilities: Bytes | None) -> None:
         """Keep a row."""

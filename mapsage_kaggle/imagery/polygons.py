@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+import hashlib
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mapsage_kaggle.imagery.reading import Bytes, Georeference, missing_extra
+from mapsage_kaggle.imagery.reading import Bytes, Georeference, missing_extra, without_warning
 from mapsage_kaggle.imagery.writing import Labels, replacing
 
 BLOCK_PIXELS = 4096 * 4096
@@ -17,6 +20,7 @@ BLOCK_PIXELS = 4096 * 4096
 are cut there: whole ones would need the whole scene in memory."""
 
 LAYER = "classes"
+_ROWS_AT_A_TIME = 10_000
 
 
 def block_lines(width: int) -> int:
@@ -63,7 +67,8 @@ def write_polygons(
     pixel_area = abs(transform.determinant)
     name_of = dict(zip(labels.numbers, labels.classes, strict=True))
     total = 0
-    with replacing(path) as temporary:
+    rows = _Rows()
+    with replacing(path, rows.read_back) as temporary:
         temporary.unlink(missing_ok=True)
         for top, mask in blocks:
             found = rasterio.features.shapes(
@@ -83,12 +88,45 @@ def write_polygons(
                 continue
             names = np.array([name_of[value] for value in values.tolist()], dtype=object)
             fields: dict[str, Any] = {"value": values, "class": names, "pixels": pixels, "area": areas}
-            with warnings.catch_warnings():
-                # Of a picture without a georeference, where it is true and meant.
-                warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)
+            # Of a picture without a georeference, where it is true and meant.
+            with without_warning("'crs' was not provided"):
+                geometries = shapely.to_wkb(shapes)
+                rows.add(geometries, list(fields.values()))
                 pyogrio.raw.write(
-                    temporary, shapely.to_wkb(shapes), list(fields.values()), list(fields), layer=LAYER,
+                    temporary, geometries, list(fields.values()), list(fields), layer=LAYER,
                     driver="GPKG", geometry_type="Polygon", crs=crs, append=total > 0,
                 )  # fmt: skip
             total += len(shapes)
     return total
+
+
+class _Rows:
+    """A digest of each column of a layer, to compare what was written with what is read back."""
+
+    def __init__(self) -> None:
+        self._columns: defaultdict[int, Any] = defaultdict(hashlib.sha256)
+        self._count = 0
+
+    def add(self, geometries: Sequence[bytes], fields: Sequence[Any]) -> None:
+        self._count += len(geometries)
+        self._columns[0].update(b"".join(geometries))
+        for column, values in enumerate(fields, start=1):
+            self._columns[column].update("".join(f"{value};" for value in values).encode())
+
+    def read_back(self, file: Path) -> bool:
+        """Whether a GeoPackage is whole and holds these rows."""
+        import pyogrio.raw
+
+        with closing(sqlite3.connect(file)) as database:
+            if database.execute("PRAGMA integrity_check").fetchall() != [("ok",)]:
+                return False
+        found = _Rows()
+        for begin in range(0, max(self._count, 1), _ROWS_AT_A_TIME):
+            _, _, geometries, fields = pyogrio.raw.read(
+                file, layer=LAYER, skip_features=begin, max_features=_ROWS_AT_A_TIME
+            )
+            found.add(geometries, fields)
+        return found.digests() == self.digests()
+
+    def digests(self) -> list[bytes]:
+        return [self._columns[column].digest() for column in sorted(self._columns)]

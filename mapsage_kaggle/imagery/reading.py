@@ -8,6 +8,8 @@ refused by name, with the option that would say it.
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -145,6 +147,19 @@ def missing_extra(extra: str, package: str, purpose: str) -> MachineError:
         f"{package} is needed {purpose}, and is not installed.",
         f"Install it: pip install 'mapsage-kaggle[{extra}]'",
     )
+
+
+UNPLACED = "Dataset has no geotransform|The given matrix is equal to Affine.identity"
+"""What rasterio warns of where an image lies nowhere on Earth."""
+_filtering = threading.Lock()
+
+
+@contextmanager
+def without_warning(beginning: str) -> Iterator[None]:
+    """Silence a warning of what is meant; one thread at a time, since all of them share the filters."""
+    with _filtering, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", beginning)
+        yield
 
 
 # --- pictures that are held whole ------------------------------------------------------------------------
@@ -360,10 +375,8 @@ def _open_by_lines(path: Path, options: ReadOptions) -> Iterator[Picture]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """Open an image with rasterio, by the driver that its content tells."""
-    import warnings
-
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    from rasterio.errors import RasterioError
 
     with path.open("rb") as stream:
         start = stream.read(16)
@@ -374,8 +387,7 @@ def _opened(path: Path) -> Iterator[Any]:
     # One environment for reading: GDAL's cache would take 5 % of the machine's memory.
     with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES, GDAL_PAM_ENABLED=False):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with without_warning(UNPLACED):
                 dataset = rasterio.open(path, driver=driver)
         except RasterioError as error:
             raise _unreadable(path, str(error).splitlines()[0]) from error

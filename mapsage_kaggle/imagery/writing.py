@@ -1,12 +1,16 @@
 """Writes what a model says: masks, overlays, probability maps; PNG or GeoTIFF as the image was.
 
-Everything is written beside its final name and renamed when it is whole.
+Everything is written beside its final name, flushed to the disk, read back and compared, and renamed when it
+is what was meant: GDAL and SQLite may meet a full disk without a word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mapsage_kaggle.errors import DataError
-from mapsage_kaggle.imagery.reading import Bytes, Georeference, missing_extra
+from mapsage_kaggle.errors import DataError, MachineError, MapsageError
+from mapsage_kaggle.imagery.reading import UNPLACED, Bytes, Georeference, missing_extra, without_warning
+from mapsage_kaggle.messages import Message
 
 OVERLAY_OPACITY = 0.5
 _BLOCK = 512
@@ -72,21 +77,97 @@ def overlay(rgb: Bytes, mask: Bytes, labels: Labels) -> Bytes:
     return mixed
 
 
+class WriteFailed(MachineError):
+    """What was computed cannot be kept: for every image, not for one."""
+
+    @classmethod
+    def of(cls, path: Path, why: object) -> WriteFailed:
+        """Return it for a file, with the disk named."""
+        disk = next(folder for folder in path.absolute().parents if folder.is_mount())
+        free_bytes = shutil.disk_usage(disk).free
+        return cls(
+            Message(
+                "{path} could not be written: {why}. The disk at {disk} has {free} MB free.",
+                path,
+                why,
+                disk,
+                f"{free_bytes / 1e6:.1f}",
+            ),
+            "Make room there, or mend it; the same command then goes on where it stopped.",
+        )
+
+
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a name beside ``path`` to write to; rename it when the block ends well, remove it when not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def replacing(path: Path, reads_back: Callable[[Path], bool] = lambda temporary: True) -> Iterator[Path]:
+    """Give a name beside ``path`` to write to; rename it when the block ends well, remove it when not.
+
+    Args:
+        path: The final name.
+        reads_back: Given the name that was written to, tells whether what is found there is what was meant.
+
+    Raises:
+        WriteFailed: It could not be written, or does not read back.
+    """
     temporary = path.with_name(f"{path.stem}.unfinished{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        _flush(temporary)
+        if not _tried(reads_back, temporary):
+            raise WriteFailed.of(path, _refusal(temporary) or "it reads back otherwise than it was written")
         temporary.replace(path)
+    except MapsageError:
+        raise
+    except Exception as error:
+        # Of a full disk GDAL and SQLite tell in errors of their own, or raise another one later.
+        why = getattr(error, "strerror", None) or _refusal(temporary)
+        if why or isinstance(error, OSError):
+            raise WriteFailed.of(path, why or error) from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _flush(file: Path) -> None:
+    """Have the disk take a file, and the kernel forget it, so that it is read from there."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def _refusal(file: Path) -> str:
+    """Return why a disk takes no more of a file; empty where it does."""
+    try:
+        with file.open("ab") as stream:
+            stream.write(bytes(1 << 20))
+    except OSError as error:
+        return str(error.strerror)
+    return ""
+
+
+def _tried(reads_back: Callable[[Path], bool], file: Path) -> bool:
+    try:
+        return reads_back(file)
+    except Exception:  # noqa: BLE001 - readers raise anything on a torn file
+        return False
 
 
 def write_png(path: Path, pixels: Bytes) -> None:
-    """Write a mask (two dimensions) or a picture (three) as PNG."""
-    with replacing(path) as temporary:
+    """Write a mask (two dimensions) or a picture (three) as PNG.
+
+    Raises:
+        WriteFailed: See :func:`replacing`.
+    """
+
+    def reads_back(file: Path) -> bool:
+        with Image.open(file) as picture:
+            return np.array_equal(np.asarray(picture), pixels)
+
+    with replacing(path, reads_back) as temporary:
         Image.fromarray(pixels).save(temporary, compress_level=1 if pixels.ndim == 3 else 4)
 
 
@@ -117,12 +198,10 @@ def write_tiff(
 
     Raises:
         MachineError: rasterio is missing.
+        WriteFailed: See :func:`replacing`.
     """
-    import warnings
-
     try:
         import rasterio
-        from rasterio.errors import NotGeoreferencedWarning
         from rasterio.windows import Window
     except ImportError as error:
         raise missing_extra("geo", "rasterio", f"to write {path}") from error
@@ -135,24 +214,46 @@ def write_tiff(
         profile["photometric"] = "RGB"
     if georeference is not None:
         profile |= {"crs": georeference.crs, "transform": georeference.transform}
+    digest, facts = hashlib.sha256(), ()
+
+    def reads_back(file: Path) -> bool:
+        found = hashlib.sha256()
+        with _quietly(rasterio.open, file) as target:
+            for top in range(0, height, _BLOCK):
+                found.update(target.read(window=Window(0, top, width, min(_BLOCK, height - top))))
+            return found.digest() == digest.digest() and _quietly(_facts, target) == facts
+
     with (
-        replacing(path) as temporary,
-        warnings.catch_warnings(),
         rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES, GDAL_PAM_ENABLED=False),
+        replacing(path, reads_back) as temporary,
+        _quietly(rasterio.open, temporary, "w", **profile) as target,
     ):
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(temporary, "w", **profile) as target:
-            if georeference is not None and georeference.gcps[0]:
-                target.gcps = georeference.gcps
-            if palette is not None:
-                target.write_colormap(1, {value: (*map(int, rgb), 255) for value, rgb in enumerate(palette)})
-            for band, description in enumerate(descriptions, start=1):
-                target.set_band_description(band, description)
-            top = 0
-            # Whole rows of blocks: a block that is written twice takes its place in the file twice.
-            for strip in aligned(strips, _BLOCK):
-                target.write(strip, window=Window(0, top, width, strip.shape[1]))
-                top += strip.shape[1]
+        if georeference is not None and georeference.gcps[0]:
+            target.gcps = georeference.gcps
+        if palette is not None:
+            colours = {value: (*map(int, rgb), 255) for value, rgb in enumerate(palette)}
+            target.write_colormap(1, colours)
+        for band, description in enumerate(descriptions, start=1):
+            target.set_band_description(band, description)
+        top = 0
+        # Whole rows of blocks: a block that is written twice takes its place in the file twice.
+        for strip in aligned(strips, _BLOCK):
+            target.write(strip, window=Window(0, top, width, strip.shape[1]))
+            digest.update(np.ascontiguousarray(strip).data)
+            top += strip.shape[1]
+        facts = _quietly(_facts, target)
+
+
+def _quietly(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    with without_warning(UNPLACED):
+        return call(*arguments, **options)
+
+
+def _facts(dataset: Any) -> tuple[Any, ...]:
+    """Return what a GeoTIFF says beside its pixels: its directory is there whole or not at all."""
+    has_palette = dataset.colorinterp[0].name == "palette"
+    colours = [colour[:3] for colour in dataset.colormap(1).values()] if has_palette else None
+    return dataset.transform, dataset.nodata, dataset.descriptions, len(dataset.gcps[0]), colours
 
 
 def aligned(strips: Iterable[NDArray[Any]], lines: int) -> Iterator[NDArray[Any]]:

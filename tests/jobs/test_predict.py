@@ -24,6 +24,7 @@ from mmseg.apis import MMSegInferencer
 from PIL import Image
 from rasterio.transform import from_origin
 from support import warm
+from support.disks import small_disk, used_bytes
 
 import mapsage_kaggle.engine.register  # noqa: F401
 from mapsage_kaggle.cli import main
@@ -34,12 +35,12 @@ from mapsage_kaggle.data.scenes import draw_scene, generate_scenes
 from mapsage_kaggle.engine.jobs import predict as engine
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load_model
 from mapsage_kaggle.engine.jobs.preparing import TestPipeline
-from mapsage_kaggle.errors import EXIT_DONE, EXIT_USAGE, ConfigError
+from mapsage_kaggle.errors import EXIT_DONE, EXIT_USAGE, ConfigError, UsageError
 from mapsage_kaggle.imagery import outputs
 from mapsage_kaggle.imagery.journal import JOURNAL
 from mapsage_kaggle.imagery.parts import Parts
 from mapsage_kaggle.imagery.sources import find_images
-from mapsage_kaggle.imagery.writing import Labels
+from mapsage_kaggle.imagery.writing import Labels, WriteFailed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = REPOSITORY / "configs" / "demo.py"
@@ -198,6 +199,48 @@ def test_what_cannot_be_read_is_refused_by_name_and_the_others_are_done(
     assert sorted(path.stem for path in (tmp_path / "out" / "masks").iterdir()) == ["0", "1", "2", "4", "6"]
 
 
+@pytest.mark.parametrize("window", [None, 64])
+def test_an_image_that_the_model_cannot_take_is_refused_by_name_and_the_others_are_done(
+    tmp_path: Path, model: TrainedModel, window: int | None
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for width, height in ((64, 64), (1, 200), (300, 2), (65, 65)):
+        Image.fromarray(scene(height, width)).save(folder / f"{width}x{height}.png")
+
+    found = predict(model, tmp_path / "out", folder, window=window)
+
+    assert [Path(item["path"]).name for item in found["refused"]] == ["1x200.png", "300x2.png"]
+    assert all(item["problem"].startswith(f"{item['path']}: ") for item in found["refused"])
+    assert found["num_done"] == 2
+
+
+def test_what_writing_one_image_raises_is_that_images_failure(
+    tmp_path: Path, model: TrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        Image.fromarray(scene(64, 64, number)).save(tmp_path / f"{number}.png")
+    write_png = outputs.write_png
+
+    def writing(path: Path, *arguments: Any) -> None:
+        if path.stem == "1":
+            raise KeyError("planted")
+        write_png(path, *arguments)
+
+    monkeypatch.setattr(outputs, "write_png", writing)
+    found = predict(model, tmp_path / "out", tmp_path)
+
+    assert [item["problem"] for item in found["refused"]] == [f"{tmp_path / '1.png'}: KeyError: 'planted'"]
+    assert found["num_done"] == 2
+
+
+def test_an_error_of_the_command_is_no_images(tmp_path: Path, model: TrainedModel) -> None:
+    Image.fromarray(scene(200, 64)).save(tmp_path / "image.png")
+
+    with pytest.raises(UsageError, match="cannot overlap"):
+        predict(model, tmp_path / "out", tmp_path / "image.png", window=64, overlap=60)
+
+
 def test_reading_computing_and_writing_overlap(
     tmp_path: Path, model: TrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,8 +376,8 @@ def test_a_scene_that_is_damaged_further_down_is_refused_and_leaves_nothing(
 # --- going on --------------------------------------------------------------------------------------------
 
 
-class Stop(Exception):
-    """Planted."""
+class Stop(BaseException):
+    """Planted; as an exception it would be the image's."""
 
 
 def stop_after(num_rows: int) -> Callable[..., None]:
@@ -351,10 +394,32 @@ def stop_after(num_rows: int) -> Callable[..., None]:
 
 def contents(folder: Path) -> Mapping[str, bytes]:
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(path.relative_to(folder)): rows(path) if path.suffix == ".gpkg" else path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != JOURNAL
     }
+
+
+def rows(path: Path) -> bytes:
+    """Return what is in a GeoPackage, which notes when it was written."""
+    _, _, geometries, fields = pyogrio.raw.read(path)
+    return b"".join(geometries) + repr([list(values) for values in fields]).encode()
+
+
+EVERYTHING: dict[str, Any] = {"window": 64, "probabilities": True, "overlay": True, "polygons": True}
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory, model: TrainedModel) -> Path:
+    """Return a folder with three images, and all that comes of them on a large disk."""
+    folder = tmp_path_factory.mktemp("everything")
+    (folder / "images").mkdir()
+    save_tiff(folder / "images" / "scene.tif", scene(200, 150))
+    for number in range(2):
+        Image.fromarray(scene(64, 64, number)).save(folder / "images" / f"{number}.png")
+    found = predict(model, folder / "whole", folder / "images", **EVERYTHING)
+    assert not found["refused"]
+    return folder
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 6])
@@ -375,6 +440,39 @@ def test_a_scene_that_was_cut_off_ends_as_if_it_had_not_been(
 
     assert len(kept) >= num_rows - 1
     assert found["num_done"] == 1
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("tenth", range(10))
+def test_a_disk_that_fills_ends_with_its_name_and_the_same_command_finishes(
+    tmp_path: Path, model: TrainedModel, everything: Path, tenth: int
+) -> None:
+    images, whole, out = everything / "images", everything / "whole", tmp_path / "out"
+
+    with (
+        pytest.raises(WriteFailed, match=r"could not be written: .* The disk at /"),
+        small_disk(out, used_bytes(whole) * tenth // 10),
+    ):
+        predict(model, out, images, **EVERYTHING)
+    named = {path: data for path, data in contents(out).items() if not path.startswith("unfinished/")}
+    assert named.items() <= contents(whole).items()
+    found = predict(model, out, images, **EVERYTHING)
+
+    assert found["num_done"] + found["num_before"] == 3
+    assert contents(out) == contents(whole)
+
+
+def test_a_row_that_was_torn_is_computed_again(tmp_path: Path, model: TrainedModel) -> None:
+    image = save_tiff(tmp_path / "scene.tif", scene(400, 150))
+    predict(model, tmp_path / "whole", image, window=64)
+    task = engine.Task(out=tmp_path / "cut", sources=find_images([image]), window=64)
+    with pytest.raises(Stop):
+        engine.Predictor(config(), model, task, "0" * 64, stop_after(5)).run()
+    row = tmp_path / "cut" / "unfinished" / "scene" / "row_0001.mask"
+    row.write_bytes(row.read_bytes()[:-20])
+
+    predict(model, tmp_path / "cut", image, window=64)
+
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 

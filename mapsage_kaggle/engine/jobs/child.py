@@ -24,9 +24,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from mapsage_kaggle import errors
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_INTERRUPTED, JobError, MachineError, MapsageError
 from mapsage_kaggle.messages import Message, with_said
 
@@ -55,12 +57,7 @@ def main(arguments: list[str]) -> int:
     except MapsageError as error:
         return _fail(emit, error)
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must learn of it
-        traceback.print_exc()
-        known = _known(error)
-        if known is not None:
-            return _fail(emit, known)
-        first = (str(error).strip().splitlines() or ["no message"])[0]
-        return _fail(emit, JobError(f"{type(error).__name__}: {first}"))
+        return _fail(emit, as_refusal(error))
     return EXIT_DONE
 
 
@@ -77,12 +74,24 @@ def _emitter(channel: IO[str]) -> Emit:
 
 def _fail(emit: Emit, error: MapsageError) -> int:
     told = {"problem": error.problem, "remedy": error.remedy, "lines": error.lines}
-    emit("failed", kind=type(error).__name__, **told)
+    kinds = [
+        kind.__name__ for kind in type(error).__mro__
+    ]  # the parent knows those of the kit's ground floor
+    emit("failed", kind=next(kind for kind in kinds if hasattr(errors, kind)), **told)
     return error.exit_code
 
 
+def as_refusal(error: Exception) -> MapsageError:
+    """Return an error as one of the kit's, with what a person can do about it where that is known."""
+    if isinstance(error, MapsageError):
+        return error
+    with suppress(OSError):  # the disk with the log may be the one that is full
+        traceback.print_exception(error)
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return _known(error) or JobError(f"{type(error).__name__}: {first}")
+
+
 def _known(error: Exception) -> MapsageError | None:
-    """Return what a person can do about an error that is not ours, where that is known."""
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _PACKAGES:
         return MachineError(
             Message("The package {name} is missing.", error.name),

@@ -40,12 +40,12 @@ from numpy.typing import NDArray
 from mapsage_kaggle.config.reading import dataset_of
 from mapsage_kaggle.config.testing import test_pipeline_of
 from mapsage_kaggle.engine.building import num_inputs
-from mapsage_kaggle.engine.jobs.child import Emit
+from mapsage_kaggle.engine.jobs.child import Emit, as_refusal
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, load_model
 from mapsage_kaggle.engine.jobs.pipelining import Bounded, ahead
 from mapsage_kaggle.engine.jobs.preparing import TestPipeline
 from mapsage_kaggle.engine.shapes import dataset_classes, json_like, places_of_classes
-from mapsage_kaggle.errors import DataError, MachineError, UsageError
+from mapsage_kaggle.errors import ConfigError, DataError, UsageError
 from mapsage_kaggle.imagery.journal import Journal, Stamp
 from mapsage_kaggle.imagery.outputs import ImageShape, ImageWriter
 from mapsage_kaggle.imagery.parts import UNFINISHED, Parts
@@ -60,7 +60,7 @@ from mapsage_kaggle.imagery.reading import (
 )
 from mapsage_kaggle.imagery.sources import Source
 from mapsage_kaggle.imagery.windows import Axis, Blender, plan_axis
-from mapsage_kaggle.imagery.writing import Labels, aligned, overlay
+from mapsage_kaggle.imagery.writing import Labels, WriteFailed, aligned, overlay
 from mapsage_kaggle.messages import Message, text_of
 
 WHOLE_SIDE = 2048
@@ -71,6 +71,8 @@ WRITERS = 2
 LOOK_AHEAD = 4
 """Images that are read, and results that are written, while the model is at work."""
 WINDOW_BATCH_ON_GPU = 4
+_OF_ALL_IMAGES = (WriteFailed, UsageError, ConfigError)
+"""What is no image's own failure: the disk's, the command's, the config's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,10 +212,7 @@ class Predictor:
             try:
                 line = self._journal.finished(source, self._stamp(source))
             except OSError as error:
-                self._refuse(
-                    source,
-                    DataError(Message("{name} cannot be read: {why}.", source.path, error.strerror or error)),
-                )
+                self._refuse(source, error)
                 continue
             if line is None:
                 yield source
@@ -224,9 +223,15 @@ class Predictor:
     def _stamp(self, source: Source) -> Stamp:
         return Stamp.of(source.path, **self._stamp_by)
 
-    def _refuse(self, source: Source, error: DataError | MachineError) -> None:
-        self._refused.append({"path": str(source.path), "problem": text_of(error)})
-        self._emit("refused", path=str(source.path), problem=text_of(error))
+    def _refuse(self, source: Source, error: Exception) -> None:
+        """Note that an image could not be predicted, with its name, and go on."""
+        if isinstance(error, OSError):
+            error = DataError(Message("{name} cannot be read: {why}.", source.path, error.strerror or error))
+        problem = text_of(as_refusal(error))
+        if str(source.path) not in problem:
+            problem = Message("{path}: {problem}", source.path, problem)
+        self._refused.append({"path": str(source.path), "problem": problem})
+        self._emit("refused", path=str(source.path), problem=problem)
         self._progress()
 
     def _progress(self, part: float = 0.0, name: str = "") -> None:
@@ -277,21 +282,18 @@ class Predictor:
                 self._scene(source, found, written)
             else:
                 self._image(source, found, found.pixels, written)
-        except (DataError, MachineError) as error:
+        except _OF_ALL_IMAGES:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other images can do without this one
             self._refuse(source, error)
-        except OSError as error:
-            if error.filename is None or Path(error.filename) != source.path:
-                raise
-            self._refuse(
-                source,
-                DataError(Message("{name} cannot be read: {why}.", source.path, error.strerror or error)),
-            )
 
     def _finish(self, source: Source, write: Callable[..., None], *arguments: Any) -> None:
         """Write what came of an image, in a thread; where that fails, it is that image's failure."""
         try:
             write(source, *arguments)
-        except (DataError, MachineError) as error:
+        except _OF_ALL_IMAGES:
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
             self._refuse(source, error)
         else:
             with self._lock:
