@@ -6,9 +6,11 @@ import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +39,7 @@ class KagglePaths:
     Attributes:
         input: Attached sources, read-only.
         working: Saved as the session's output (20 GB and 500 files at most).
-        temp: Scratch space, not saved.
+        temp: Scratch space, not saved. Where ``/kaggle`` is not writable, the platform's.
     """
 
     input: Path
@@ -53,7 +55,9 @@ class KagglePaths:
         """Return ``/kaggle``'s folders, or those below ``MAPSAGE_KAGGLE_ROOT`` where it is set."""
         environ = os.environ if environ is None else environ
         root = environ.get(ROOT_VARIABLE)
-        return cls.below(Path(root).absolute() if root else KAGGLE_ROOT)
+        paths = cls.below(Path(root).absolute() if root else KAGGLE_ROOT)
+        place = paths.temp if os.path.lexists(paths.temp) else KAGGLE_ROOT
+        return paths if root or os.access(place, os.W_OK | os.X_OK) else replace(paths, temp=_own_scratch())
 
     def work_dir(self, config: Path) -> Path:
         return self.working / "work_dirs" / config.stem
@@ -67,6 +71,23 @@ class Below:
 
     def __get__(self, owner: Any, kind: type) -> Path:
         return owner.path / self._name  # type: ignore[no-any-return]
+
+
+def _own_scratch() -> Path:
+    """Return this user's folder among the platform's temporary ones, where anybody can put a folder.
+
+    Raises:
+        MachineError: Somebody else has.
+    """
+    folder = Path(tempfile.gettempdir(), f"mapsage-kaggle-{os.getuid()}")
+    with suppress(FileNotFoundError):
+        found = folder.lstat()
+        if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+            raise MachineError(
+                Message("The scratch folder {path} is not this user's own.", folder),
+                "Remove it, or name another place for temporary files: TMPDIR=FOLDER.",
+            )
+    return folder
 
 
 @dataclass(frozen=True, slots=True)
