@@ -13,10 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mapsage_kaggle.imagery.sources import Source
+from mapsage_kaggle.imagery.sources import JOURNAL, Source, archive_of
 from mapsage_kaggle.imagery.writing import WriteFailed
-
-JOURNAL = "predictions.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +40,7 @@ class Stamp:
         Raises:
             OSError: It cannot be looked at.
         """
-        found = source.stat()
+        found = (archive_of(source) or source).stat()
         return cls(
             checkpoint_sha256=checkpoint_sha256,
             options=options,

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from mapsage_kaggle.errors import DataError, MachineError
+from mapsage_kaggle.imagery.sources import archive_of, gdal_name
 from mapsage_kaggle.messages import Message
 
 Bytes = NDArray[np.uint8]
@@ -54,10 +55,12 @@ class ReadOptions:
         bands: Which three bands are red, green and blue, counted from 1; or one for grey. None: as the file
             says.
         value_range: The values that become 0 and 255, for samples of more than 8 bits.
+        is_named: Whether a person has named the file, which may then be whatever GDAL reads.
     """
 
     bands: tuple[int, ...] | None = None
     value_range: tuple[float, float] | None = None
+    is_named: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,11 +115,12 @@ def open_picture(path: Path, options: ReadOptions = ReadOptions()) -> Iterator[P
         DataError: It cannot be read, or not without guessing; the message names the file and says why.
         MachineError: It needs rasterio, which is missing.
     """
+    file = archive_of(path) or path
     try:
-        size_bytes = path.stat().st_size
+        size_bytes = file.stat().st_size
     except OSError as error:
         raise DataError(Message("{name} cannot be read: {why}.", path, error.strerror or error)) from error
-    if not path.is_file():
+    if not file.is_file():
         raise DataError(f"{path} is no file.", "Give an image, or a folder of images.")
     if size_bytes == 0:
         raise DataError(f"{path} is empty (0 bytes).", "Copy the image again.")
@@ -334,7 +338,7 @@ def read_bands(path: Path, num: int, options: ReadOptions, *, blue_first: bool) 
         MachineError: rasterio is missing.
     """
     try:
-        with _opened(path) as dataset:
+        with _opened(path, options.is_named) as dataset:
             bands = list(options.bands or range(1, dataset.count + 1))
             if len(bands) != num or max(bands) > dataset.count:
                 raise DataError(
@@ -368,27 +372,27 @@ def drawable(samples: NDArray[Any], *, blue_first: bool) -> Bytes:
 
 @contextmanager
 def _open_by_lines(path: Path, options: ReadOptions) -> Iterator[Picture]:
-    with _opened(path) as dataset:
+    with _opened(path, options.is_named) as dataset:
         yield _Lines(path, dataset, options)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open an image with rasterio, by the driver that its content tells."""
+def _opened(path: Path, is_named: bool = False) -> Iterator[Any]:
+    """Open an image with rasterio, by the driver that its content tells; where it is named, by any."""
     import rasterio
     from rasterio.errors import RasterioError
 
-    with path.open("rb") as stream:
+    with (archive_of(path) or path).open("rb") as stream:
         start = stream.read(16)
     driver = next((driver for magic, driver in _GDAL_DRIVERS.items() if start.startswith(magic)), None)
-    if driver is None:
+    if driver is None and not is_named:
         raise _unreadable(path, "its content is that of no known image format")
 
     # One environment for reading: GDAL's cache would take 5 % of the machine's memory.
     with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES, GDAL_PAM_ENABLED=False):
         try:
             with without_warning(UNPLACED):
-                dataset = rasterio.open(path, driver=driver)
+                dataset = rasterio.open(gdal_name(path), driver=driver)
         except RasterioError as error:
             raise _unreadable(path, str(error).splitlines()[0]) from error
         with dataset:
@@ -407,7 +411,7 @@ class _Lines:
     def __init__(self, path: Path, dataset: Any, options: ReadOptions) -> None:
         self.path = path
         self.width, self.height = dataset.width, dataset.height
-        self.is_tiff = dataset.driver in ("GTiff", "JP2OpenJPEG", "HFA")
+        self.is_tiff = dataset.driver not in ("PNG", "JPEG", "BMP")
         self.georeference = _georeference_of(dataset)
         self._dataset, self._options = dataset, options
         self._bands = _bands_of(path, dataset, options.bands)

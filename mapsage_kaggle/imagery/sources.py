@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mapsage_kaggle.errors import DataError
+from mapsage_kaggle.errors import DataError, UsageError
+from mapsage_kaggle.messages import Message
 
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".img"))
-"""What is taken from a folder. A file that is named itself may have any name."""
+"""What is taken from a folder. A file that is named itself may have any name, and be whatever GDAL reads."""
+
+JOURNAL = "predictions.jsonl"
+OUTPUTS = frozenset(("masks", "overlays", "probabilities", "polygons", "unfinished"))
+"""The folders that maps are written to, beside the journal."""
+
+_SIDECARS = (
+    ".aux.xml", ".ovr", ".msk", ".prj", ".hdr", ".rpb", ".wld", ".tfw", ".pgw", ".jgw", ".bpw", ".ige",
+    JOURNAL,
+)  # fmt: skip
+_ARCHIVES = ("vsizip", "vsitar", "vsigzip")
+"""GDAL's names for what lies in an archive: ``/vsizip/scenes.zip/city.tif``."""
+
+Say = Callable[[Message], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,22 +35,35 @@ class Source:
     Attributes:
         path: Where it lies.
         name: What to call what comes of it: its path below the folder that was given, without suffix.
+        is_named: Whether it was named itself, and may so be whatever GDAL reads, other files' names among it.
     """
 
     path: Path
     name: str
+    is_named: bool = False
 
 
-def find_images(given: Sequence[Path]) -> tuple[Source, ...]:
+def find_images(
+    given: Sequence[Path], *, out: Path | None = None, say: Say = lambda message: None
+) -> tuple[Source, ...]:
     """Return the images that are named, and those below the folders that are named, in order of path.
+
+    Maps that were made before are no images: neither those below ``out`` nor those below another journal.
+
+    Args:
+        given: Images and folders.
+        out: Where maps will be written.
+        say: Told of what was left out.
 
     Raises:
         DataError: A path does not exist, a folder holds no image, or two images would have one name.
+        UsageError: A map would be written over an image.
     """
-    found: dict[str, Source] = {}
+    out = out.resolve() if out is not None else None
+    found: dict[Path, Source] = {}
     for path in given:
         if path.is_dir():
-            images = sorted(_below(path))
+            images = sorted(_below(path, out, say))
             if not images:
                 raise DataError(
                     f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).", "Give another folder."
@@ -43,23 +71,110 @@ def find_images(given: Sequence[Path]) -> tuple[Source, ...]:
             named = [
                 Source(path=image, name=str(image.relative_to(path).with_suffix(""))) for image in images
             ]
-        elif path.exists():
-            named = [Source(path=path, name=path.stem)]
+        elif path.exists() or (archive_of(path) or path).is_file():
+            named = [Source(path=path, name=path.stem, is_named=True)]
         else:
             raise DataError(f"There is nothing at {path}.", "Give an image, or a folder of images.")
         for source in named:
-            other = found.setdefault(source.name, source)
-            if other.path != source.path:
-                raise DataError(
-                    f"{other.path} and {source.path} would both give {source.name}.",
-                    "Predict them one after the other, each with its own --out.",
+            found.setdefault(source.path.absolute(), source)
+            if out is not None and any(out / kind in source.path.resolve().parents for kind in OUTPUTS):
+                raise UsageError(
+                    Message("{path} lies where maps are written to.", source.path), "Choose another --out."
                 )
-    return tuple(found.values())
+    return _apart(list(found.values()))
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    for base, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+def _below(folder: Path, out: Path | None, say: Say) -> Iterator[Path]:
+    """Yield the images below a folder, and tell what else is there."""
+    others: Counter[str] = Counter()
+
+    def unknown(error: OSError) -> None:
+        say(Message("{path} cannot be listed: {why}.", error.filename, error.strerror or error))
+
+    for base, folders, names in os.walk(folder, onerror=unknown):
+        here = Path(base)
+        has_maps = JOURNAL in names or here.resolve() == out
+        entered = []
+        for name in sorted(name for name in folders if not name.startswith(".")):
+            if has_maps and name in OUTPUTS:
+                say(Message("{path} was left out: maps that were made before.", here / name))
+            elif (here / name).is_symlink():
+                say(
+                    Message("{path} is a link to a folder and was left out; name it to have it.", here / name)
+                )
+            else:
+                entered.append(name)
+        folders[:] = entered
         for name in names:
-            if Path(name).suffix.casefold() in IMAGE_SUFFIXES and not name.startswith("."):
-                yield Path(base, name)
+            suffix = Path(name).suffix.casefold()
+            if name.startswith(".") or name.casefold().endswith(_SIDECARS):
+                continue
+            if suffix in IMAGE_SUFFIXES:
+                yield here / name
+            else:
+                others[suffix or name] += 1
+    if others:
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(others.items())[:9])
+        say(Message("Of {folder}, files of other kinds were left out: {kinds}.", folder, kinds))
+
+
+def _apart(sources: list[Source]) -> tuple[Source, ...]:
+    """Return images with names of their own: where some would share one, by their folders, then by suffixes.
+
+    Raises:
+        DataError: They share one even so.
+    """
+    for renamed in (_by_folder, _by_suffix):
+        alike: defaultdict[str, list[Source]] = defaultdict(list)
+        for source in sources:
+            alike[source.name].append(source)
+        names = {
+            source.path: renamed(source, group)
+            for group in alike.values()
+            if len(group) > 1
+            for source in group
+        }
+        sources = [replace(source, name=names.get(source.path, source.name)) for source in sources]
+    first: dict[str, Source] = {}
+    for source in sources:
+        other = first.setdefault(source.name, source)
+        if other is not source:
+            raise DataError(
+                f"{other.path} and {source.path} would both give {source.name}.",
+                "Predict them one after the other, each with its own --out.",
+            )
+    return tuple(sources)
+
+
+def _by_folder(source: Source, group: Sequence[Source]) -> str:
+    folders = {other.path.absolute().parent for other in group}
+    if len(folders) == 1:
+        return source.name
+    return str(source.path.absolute().relative_to(os.path.commonpath(folders)).with_suffix(""))
+
+
+def _by_suffix(source: Source, group: Sequence[Source]) -> str:
+    return source.name + source.path.suffix.replace(".", "_")
+
+
+def archive_of(path: Path) -> Path | None:
+    """Return the archive that one of GDAL's names leads into; None where it leads into none."""
+    parts = path.parts
+    if len(parts) < 3 or parts[0] != "/" or parts[1] not in _ARCHIVES:
+        return None
+    for inner in (Path("/", *parts[2:]), Path(*parts[2:]).absolute()):
+        found = next((file for file in (inner, *inner.parents) if file.is_file()), None)
+        if found is not None:
+            return found
+    return None
+
+
+def gdal_name(path: Path) -> str:
+    """Return what GDAL calls an image: with two slashes before an archive's absolute path."""
+    archive = archive_of(path)
+    if archive is None:
+        return str(path)
+    kind, inner = path.parts[1], Path("/", *path.parts[2:])
+    if not inner.is_relative_to(archive):
+        inner = Path(*path.parts[2:]).absolute()
+    return f"/{kind}/{inner}"

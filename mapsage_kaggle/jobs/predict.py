@@ -71,6 +71,7 @@ class Prediction:
         num_done: Images that were predicted now.
         num_before: Images that an earlier run had predicted.
         refused: Path and reason of each image that was not.
+        skipped: What was left out of the folders that were named.
         files: Each image's mask, by the image's name.
         seconds: What it took, without loading the model.
         peak_memory_bytes: Of the child.
@@ -81,6 +82,7 @@ class Prediction:
     num_done: int
     num_before: int
     refused: tuple[tuple[Path, str], ...]
+    skipped: tuple[str, ...]
     files: Mapping[str, Path]
     seconds: float
     peak_memory_bytes: int
@@ -93,8 +95,8 @@ def predict(model: ModelOptions, options: PredictOptions, on_event: OnEvent | No
     Args:
         model: Which model, and where to run it.
         options: What to make of which images.
-        on_event: Told of ``progress`` (``done`` of ``total`` images, ``name`` of a scene under way) and
-            ``refused`` (``path``, ``problem``).
+        on_event: Told of ``progress`` (``done`` of ``total`` images, ``name`` of a scene under way),
+            ``refused`` (``path``, ``problem``), and ``warning`` (``message``) of what was left out.
 
     Raises:
         UsageError: The options do not fit each other.
@@ -105,7 +107,14 @@ def predict(model: ModelOptions, options: PredictOptions, on_event: OnEvent | No
         Interrupted: By Ctrl-C. The same command goes on.
     """
     check_options(options)
-    sources = find_images(options.images) if not options.submission else ()
+    skipped: list[Message] = []
+
+    def say(message: Message) -> None:
+        skipped.append(message)
+        if on_event is not None:
+            on_event({"event": "warning", "message": message})
+
+    sources = find_images(options.images, out=options.out, say=say) if not options.submission else ()
     with as_interrupted("The same command goes on where it stopped."):
         subject = open_subject(replace(model, needs_data=options.submission))
         if options.submission:
@@ -117,6 +126,7 @@ def predict(model: ModelOptions, options: PredictOptions, on_event: OnEvent | No
         num_done=found["num_done"],
         num_before=found["num_before"],
         refused=tuple((Path(item["path"]), item["problem"]) for item in found["refused"]),
+        skipped=tuple(skipped),
         files={name: out / file for name, file in found["files"].items()},
         seconds=found["seconds"],
         peak_memory_bytes=found["peak_memory_bytes"],
@@ -220,7 +230,10 @@ def _pack(prediction: Prediction, sources: Sequence[Source]) -> Path:
 def _document(options: PredictOptions, sources: Sequence[Source]) -> dict[str, Any]:
     return {
         "out": str(options.out.absolute()),
-        "images": [{"path": str(source.path.absolute()), "name": source.name} for source in sources],
+        "images": [
+            {"path": str(source.path.absolute()), "name": source.name, "is_named": source.is_named}
+            for source in sources
+        ],
         "bands": options.bands,
         "value_range": options.value_range,
         **{

@@ -22,7 +22,6 @@ from mapsage_kaggle.errors import DataError, MachineError
 from mapsage_kaggle.imagery import reading
 from mapsage_kaggle.imagery.polygons import write_polygons
 from mapsage_kaggle.imagery.reading import Georeference, Pixels, ReadOptions, open_picture
-from mapsage_kaggle.imagery.sources import find_images
 from mapsage_kaggle.imagery.submission import check_submission, write_submission
 from mapsage_kaggle.imagery.writing import Labels, overlay, write_png, write_tiff
 
@@ -206,21 +205,54 @@ def test_a_png_too_large_to_hold_is_read_line_by_line(
     np.testing.assert_array_equal(np.concatenate(parts), rgb)
 
 
-def test_images_of_a_folder_are_named_by_their_place_in_it(tmp_path: Path) -> None:
-    for name in ("Urban/1.png", "Rural/2.PNG", "Rural/notes.txt", ".hidden/3.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-
-    assert [source.name for source in find_images([tmp_path])] == ["Rural/2", "Urban/1"]
-    assert [source.name for source in find_images([tmp_path / "Rural" / "notes.txt"])] == ["notes"]
+# --- what is named ---------------------------------------------------------------------------------------
 
 
-def test_two_images_with_one_name_are_refused(tmp_path: Path) -> None:
-    for name in ("1.png", "1.jpg"):
-        (tmp_path / name).write_bytes(b"x")
+def vrt_of(folder: Path, scene: Path) -> Path:
+    (folder / "scene.vrt").write_text(
+        '<VRTDataset rasterXSize="30" rasterYSize="20">'
+        + "".join(
+            f'<VRTRasterBand dataType="Byte" band="{band}"><SimpleSource><SourceFilename>{scene}'
+            f"</SourceFilename><SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
+            for band in (1, 2, 3)
+        )
+        + "</VRTDataset>"
+    )
+    return folder / "scene.vrt"
 
-    with pytest.raises(DataError, match=r"would both give 1"):
-        find_images([tmp_path])
+
+def envi_of(folder: Path, scene: Path) -> Path:
+    with rasterio.open(scene) as source:
+        kept = ("width", "height", "count", "dtype", "crs", "transform")
+        profile = {key: source.profile[key] for key in kept}
+        with rasterio.open(folder / "scene.bsq", "w", driver="ENVI", **profile) as target:
+            target.write(source.read())
+    return folder / "scene.bsq"
+
+
+def zip_of(folder: Path, scene: Path) -> Path:
+    with zipfile.ZipFile(folder / "scenes.zip", "w") as archive:
+        archive.write(scene, "below/scene.tif")
+    return Path(f"/vsizip/{folder}/scenes.zip/below/scene.tif")
+
+
+@pytest.mark.parametrize("made", [vrt_of, envi_of, zip_of])
+def test_whatever_gdal_reads_is_read_where_it_is_named(tmp_path: Path, made: Any) -> None:
+    bands = noise(3, 20, 30)
+    path = made(tmp_path, save_tiff(tmp_path / "scene.tif", bands))
+
+    with open_picture(path, ReadOptions(is_named=True)) as picture:
+        assert picture.is_tiff
+        np.testing.assert_array_equal(np.moveaxis(picture.read(0, 20).rgb, -1, 0), bands)
+
+
+def test_a_file_of_a_folder_may_not_lead_to_others(tmp_path: Path) -> None:
+    path = vrt_of(tmp_path, save_tiff(tmp_path / "scene.tif", noise(3, 20, 30))).rename(
+        tmp_path / "image.tif"
+    )
+
+    with pytest.raises(DataError, match="no known image format"):
+        read(path)
 
 
 # --- writing ---------------------------------------------------------------------------------------------

@@ -37,9 +37,8 @@ from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load
 from mapsage_kaggle.engine.jobs.preparing import TestPipeline
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_USAGE, ConfigError, UsageError
 from mapsage_kaggle.imagery import outputs
-from mapsage_kaggle.imagery.journal import JOURNAL
 from mapsage_kaggle.imagery.parts import Parts
-from mapsage_kaggle.imagery.sources import find_images
+from mapsage_kaggle.imagery.sources import JOURNAL, find_images
 from mapsage_kaggle.imagery.writing import Labels, WriteFailed
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from mapsage_kaggle.imagery import parts, polygons, writing
-from mapsage_kaggle.imagery.journal import JOURNAL, Journal
+from mapsage_kaggle.imagery.journal import Journal
+from mapsage_kaggle.imagery.sources import JOURNAL
 
 
 @contextmanager

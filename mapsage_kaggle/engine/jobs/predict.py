@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ class Task:
         bands, value_range = job["bands"], job["value_range"]
         return cls(
             out=Path(job["out"]),
-            sources=tuple(Source(path=Path(item["path"]), name=item["name"]) for item in job["images"]),
+            sources=tuple(Source(**{**item, "path": Path(item["path"])}) for item in job["images"]),
             read=ReadOptions(
                 bands=tuple(bands) if bands else None,
                 value_range=(value_range[0], value_range[1]) if value_range else None,
@@ -240,20 +240,21 @@ class Predictor:
 
     # -- one image
 
-    def _open(self, path: Path) -> AbstractContextManager[Picture]:
+    def _open(self, source: Source) -> AbstractContextManager[Picture]:
         """Open an image: as 8-bit colours, or whole as the config's own transform reads it."""
+        path, options = source.path, replace(self._task.read, is_named=source.is_named)
         if self._prepare.reads_rgb:
-            return open_picture(path, self._task.read)
-        return open_loaded(path, self._samples(path), blue_first=self._prepare.blue_first)
+            return open_picture(path, options)
+        return open_loaded(path, self._samples(path, options), blue_first=self._prepare.blue_first)
 
-    def _samples(self, path: Path) -> NDArray[Any]:
+    def _samples(self, path: Path, options: ReadOptions) -> NDArray[Any]:
         """Return an image as the test pipeline reads it; bands where it gives other channels than wanted.
 
         OpenCV, by which mmsegmentation reads, takes only some of the TIFFs of more than three bands.
         """
         wanted, prepare = num_inputs(self._model.net), self._prepare
         problem: DataError | None = None
-        if not self._task.read.bands:
+        if not options.bands:
             try:
                 samples = prepare.load(path)
                 if wanted in (None, samples.shape[2]) or prepare.transforms_channels:
@@ -262,12 +263,12 @@ class Predictor:
                 problem = error
         if wanted is None:
             raise problem or DataError(Message("{path} cannot be read by bands.", path), "Leave --bands out.")
-        return read_bands(path, wanted, self._task.read, blue_first=prepare.blue_first)
+        return read_bands(path, wanted, options, blue_first=prepare.blue_first)
 
     def _read(self, source: Source) -> _Read:
         """Open an image, and read and prepare it where it is of ordinary size."""
         stamp = self._stamp(source)
-        with self._open(source.path) as picture:
+        with self._open(source) as picture:
             shape = ImageShape.of(picture)
             side = self._task.window or WHOLE_SIDE
             if picture.height * picture.width > side * side:
@@ -409,7 +410,7 @@ class Predictor:
 
     def _strips(self, source: Source, rows: Axis, begin: int) -> Generator[Pixels, None, None]:
         """Yield the lines of each row of windows; those shared with the row before are not read again."""
-        with self._open(source.path) as picture:
+        with self._open(source) as picture:
             bottom, held = rows.starts[begin], None
             for start in rows.starts[begin:]:
                 new = picture.read(bottom, start + rows.size)
@@ -482,7 +483,7 @@ class Predictor:
         write = self._writer(source, found.shape)
         write.mask(counted())
         if self._task.overlay:
-            with self._open(source.path) as picture:
+            with self._open(source) as picture:
                 write.picture(self._overlays(picture, rows, masks()))
         if self._task.probabilities:
             write.probabilities(parts.probabilities(index) for index in indices)
