@@ -6,6 +6,7 @@ import ast
 import copy
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: It is missing, does not parse, or an override is no ``key=value``.
     """
-    from mmengine.config import Config, DictAction
+    from mmengine.config import Config
 
     if not path.is_file():
         raise ConfigError(
@@ -63,13 +64,13 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
                 "Write it as optim_wrapper.optimizer.lr=1e-4.",
             )
         try:
-            options[key.strip()] = DictAction._parse_iterable(value.strip())
-        except (AssertionError, ValueError, IndexError) as error:
+            options[key.strip()] = _value_of(value.strip())
+        except (AssertionError, ValueError, IndexError, SyntaxError, TypeError) as error:
             raise ConfigError(
                 Message(
                     "--set {text} has a value that cannot be read: {why}.", repr(override), _first_line(error)
                 ),
-                "Lists are written as [1,2], tuples as (1,2), without spaces.",
+                "Lists are written as [1,2], tuples as (1,2), without spaces; dicts as dict(a=1).",
             ) from error
     if "data_root" in options:
         options |= dict.fromkeys(_keys_of_the_root(cfg, path), options["data_root"])
@@ -83,6 +84,30 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             "Compare the dotted keys with the config; items of lists are counted from 0.",
         ) from error
     return cfg
+
+
+def _value_of(text: str) -> Any:
+    """Return an override's value as mmengine reads it; what holds a dict, which it does not know, as Python.
+
+    Raises:
+        ValueError, SyntaxError, TypeError, AssertionError, IndexError: It cannot be read.
+    """
+    from mmengine.config import DictAction
+
+    if not re.match(r"[\[(].*(\{|\bdict\()|\{|dict\(", text):
+        return DictAction._parse_iterable(text)
+    return _python_value(ast.parse(text, mode="eval").body)
+
+
+def _python_value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "dict" and not node.args:
+        return {str(item.arg): _python_value(item.value) for item in node.keywords}
+    if isinstance(node, ast.Dict):
+        keys = [ast.literal_eval(key) if key is not None else None for key in node.keys]
+        return dict(zip(keys, map(_python_value, node.values), strict=True))
+    if isinstance(node, ast.List):
+        return list(map(_python_value, node.elts))
+    return tuple(map(_python_value, node.elts)) if isinstance(node, ast.Tuple) else ast.literal_eval(node)
 
 
 def _keys_of_the_root(cfg: Config, path: Path) -> list[str]:

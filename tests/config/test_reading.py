@@ -66,9 +66,31 @@ def test_overrides_are_read_as_mmengine_reads_them() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"a":[1,2],"b":{"c":(3,-4.5)}}', {"a": [1, 2], "b": {"c": (3, -4.5)}}),
+        (
+            "dict(type='A', size=(1,2), inner=dict(x=None))",
+            {"type": "A", "size": (1, 2), "inner": {"x": None}},
+        ),
+        ("[dict(type='A'),{'type':'B'}]", [{"type": "A"}, {"type": "B"}]),
+        ("{}", {}),
+        ("iter_{}.pth", "iter_{}.pth"),
+    ],
+)
+def test_a_whole_dict_is_a_value(text: str, value: Any) -> None:
+    cfg = read_config(CONFIGS / "demo.py", [f"extra={text}"])
+
+    assert cfg.to_dict()["extra"] == value
+
+
+@pytest.mark.parametrize(
     "override",
     [
         "max_iters",
+        "extra=dict(a=[1)",
+        "extra={'a':open('x')}",
+        "extra=dict(1)",
         "=3",
         "optim_wrapper.clip_grad=[1,(2]",
         "train_dataloader.dataset.pipeline.99.prob=1",
