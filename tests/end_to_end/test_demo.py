@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,6 +93,16 @@ def test_three_sessions_end_by_their_limits_and_the_last_one_completes_the_run(t
     assert best.value > 50.0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "home"]
     assert list(home.rglob("*")) == []
+    # What the README prints works right after it.
+    readme = (ROOT / "mapsage_kaggle" / "README.md").read_text(encoding="utf-8")
+    [command] = re.findall(r"^mapsage-kaggle (evaluate configs/demo\.py .*)$", readme, re.MULTILINE)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    done = subprocess.run(
+        [sys.executable, "-m", "mapsage_kaggle", *command.split()],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "best_mIoU_iter_" in done.stdout
 
 
 @pytest.mark.slow
