@@ -156,6 +156,7 @@ def _add_predict(add: _Add) -> None:
     option("--overlap", type=int, metavar="N", help="of windows, in pixels (a quarter)")
     option("--bands", metavar="R,G,B", help="red, green, blue, and other bands, from 1")
     option("--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="what becomes 0 and 255")
+    _json(predict)
 
 
 def _add_export(add: _Add) -> None:
@@ -489,7 +490,10 @@ def _predict(arguments: argparse.Namespace) -> int:
     options = _picked(PredictOptions, arguments, bands=bands)
     with JobProgress("images") as progress:
         found = predict(_model_options(arguments), options, progress.take)
-    _say(prediction_text(found))
+    if arguments.json:
+        _print_json(found.to_json())
+    else:
+        _say(prediction_text(found))
     return EXIT_USAGE if found.refused else EXIT_DONE
 
 

@@ -14,10 +14,17 @@ from mapsage_kaggle.paths import WorkDir
 
 
 class WorkDirLock:
-    """The lock of one work dir."""
+    """The lock of one work dir, or of another folder that a command writes into.
 
-    def __init__(self, work_dir: Path) -> None:
-        self._files = WorkDir(work_dir)
+    Args:
+        work_dir: The folder; made where it is missing.
+        file: What is locked; by default the work dir's own file for that.
+        option: What names the folder on the command line.
+    """
+
+    def __init__(self, work_dir: Path, *, file: Path | None = None, option: str = "--work-dir") -> None:
+        self._folder, self._option = work_dir, option
+        self._file = file or WorkDir(work_dir).lock
         self._descriptor: int | None = None
 
     @property
@@ -30,17 +37,17 @@ class WorkDirLock:
         Raises:
             MachineError: Another process holds it; the message names it. Or the folder cannot be written.
         """
-        folder, file = self._files.path, self._files.lock
+        folder, file = self._folder, self._file
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise MachineError(
-                Message("The work dir {path} cannot be written: {why}.", folder, error.strerror),
-                "Choose another one with --work-dir.",
+                Message("The folder {path} cannot be written: {why}.", folder, error.strerror),
+                Message("Choose another one with {option}.", self._option),
             ) from error
         try:
-            _wait_for(descriptor, file, wait_s)
+            self._wait_for(descriptor, wait_s)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         except BaseException:
@@ -57,7 +64,7 @@ class WorkDirLock:
         """
         if self._descriptor is None:
             raise MachineError(
-                Message("The work dir {path} is not locked by this process.", self._files.path),
+                Message("The work dir {path} is not locked by this process.", self._folder),
                 "Call lock() before saving.",
             )
 
@@ -67,34 +74,33 @@ class WorkDirLock:
             self._descriptor = None
             _held.discard(self)
 
+    def _wait_for(self, descriptor: int, wait_s: float) -> None:
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as error:
+                if time.monotonic() < deadline:
+                    time.sleep(min(0.1, wait_s))
+                    continue
+                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+                raise MachineError(
+                    Message(
+                        "The folder {path} is in use by process {holder}; two may not write into it.",
+                        self._folder,
+                        holder,
+                    ),
+                    Message("Wait for it, end it, or choose another folder with {option}.", self._option),
+                ) from error
+            except OSError as error:
+                raise MachineError(
+                    Message("{path} cannot be locked: {why}.", self._file, error.strerror),
+                    Message("Choose a folder on a local disk with {option}.", self._option),
+                ) from error
+
 
 _held: weakref.WeakSet[WorkDirLock] = weakref.WeakSet()
-
-
-def _wait_for(descriptor: int, path: Path, wait_s: float) -> None:
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError as error:
-            if time.monotonic() < deadline:
-                time.sleep(min(0.1, wait_s))
-                continue
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            raise MachineError(
-                Message(
-                    "The work dir {path} is in use by process {holder}; two may not save into it.",
-                    path.parent,
-                    holder,
-                ),
-                "Wait for it, end it, or choose another folder with --work-dir.",
-            ) from error
-        except OSError as error:
-            raise MachineError(
-                Message("{path} cannot be locked: {why}.", path, error.strerror),
-                "Choose a work dir on a local disk with --work-dir.",
-            ) from error
 
 
 def holder_of(folder: Path) -> str | None:

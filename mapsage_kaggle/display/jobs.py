@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.display.findings import class_scores
 from mapsage_kaggle.display.history import PastSession
 from mapsage_kaggle.display.panels import text_templates
@@ -36,6 +37,7 @@ class JobProgress:
         self._unit, self._stream = unit, stream or sys.stderr
         self._bar: Progress | None = None
         self._last_s = float("-inf")
+        self._begin: tuple[float, float] | None = None
 
     def __enter__(self) -> JobProgress:
         if self._stream.isatty():
@@ -61,18 +63,26 @@ class JobProgress:
     def take(self, event: Mapping[str, Any]) -> None:
         """Show ``progress`` with ``done`` and ``total``, or an event with a ``problem`` or ``message``."""
         if event["event"] == "progress":
-            self._progress(float(event["done"]), int(event["total"]), str(event.get("name", "")))
+            done = float(event["done"])
+            if self._begin is None:
+                self._begin = (time.monotonic(), done)
+            before = float(event.get("before", self._begin[1]))
+            self._progress(done, int(event["total"]), str(event.get("name", "")), before)
         elif said := event.get("problem") or event.get("message"):
             self._say(str(said))
 
-    def _progress(self, done: float, total: int, name: str) -> None:
+    def _progress(self, done: float, total: int, name: str, before: float) -> None:
         if self._bar is not None:
             task = self._bar.task_ids[0] if self._bar.task_ids else self._bar.add_task(name, total=total)
             self._bar.update(task, completed=done, total=total, description=name)
         elif time.monotonic() - self._last_s >= _LINE_EVERY_S or done >= total:
             self._last_s = time.monotonic()
+            left = ""
+            if self._begin is not None and before < done < total:
+                seconds = (self._last_s - self._begin[0]) * (total - done) / (done - before)
+                left = f", about {format_duration(seconds)} left"
             count = f"{done:.1f}".removesuffix(".0")
-            self._say(f"{count} of {total} {self._unit}{f', {name}' if name else ''}")
+            self._say(f"{count} of {total} {self._unit}{f', {name}' if name else ''}{left}")
 
     def _say(self, line: str) -> None:
         line = visible_lines(line)
@@ -84,7 +94,7 @@ class JobProgress:
 
 def prediction_text(found: Prediction) -> str:
     """Return what came of a prediction, in a few lines."""
-    pace = f", {found.num_done / found.seconds:.2f} a second" if found.num_done and found.seconds else ""
+    pace = f", {found.num_pixels / 1e6 / found.seconds:.2f} megapixels a second" if found.num_done else ""
     before = f", {found.num_before} done before" if found.num_before else ""
     images = "1 image" if found.num_done == 1 else f"{found.num_done} images"
     lines = [

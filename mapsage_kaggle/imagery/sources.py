@@ -15,12 +15,13 @@ IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".
 """What is taken from a folder. A file that is named itself may have any name, and be whatever GDAL reads."""
 
 JOURNAL = "predictions.jsonl"
+LOCK = "predictions.lock"
 OUTPUTS = frozenset(("masks", "overlays", "probabilities", "polygons", "unfinished"))
-"""The folders that maps are written to, beside the journal."""
+"""The folders that maps are written to, beside journal and lock."""
 
 _SIDECARS = (
     ".aux.xml", ".ovr", ".msk", ".prj", ".hdr", ".rpb", ".wld", ".tfw", ".pgw", ".jgw", ".bpw", ".ige",
-    JOURNAL,
+    JOURNAL, LOCK,
 )  # fmt: skip
 _ARCHIVES = ("vsizip", "vsitar", "vsigzip")
 """GDAL's names for what lies in an archive: ``/vsizip/scenes.zip/city.tif``."""

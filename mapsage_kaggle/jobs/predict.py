@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class Prediction:
         out: The folder.
         num_done: Images that were predicted now.
         num_before: Images that an earlier run had predicted.
+        num_pixels: Of the images that were predicted now.
         refused: Path and reason of each image that was not.
         skipped: What was left out of the folders that were named.
         files: Each image's mask, by the image's name.
@@ -81,12 +82,23 @@ class Prediction:
     out: Path
     num_done: int
     num_before: int
+    num_pixels: int
     refused: tuple[tuple[Path, str], ...]
     skipped: tuple[str, ...]
     files: Mapping[str, Path]
     seconds: float
     peak_memory_bytes: int
     archive: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as ``--json`` prints it."""
+        return {
+            **asdict(self),
+            "out": str(self.out),
+            "refused": [{"path": str(path), "problem": problem} for path, problem in self.refused],
+            "files": {name: str(file) for name, file in self.files.items()},
+            "archive": str(self.archive) if self.archive is not None else None,
+        }
 
 
 def predict(model: ModelOptions, options: PredictOptions, on_event: OnEvent | None = None) -> Prediction:
@@ -95,8 +107,9 @@ def predict(model: ModelOptions, options: PredictOptions, on_event: OnEvent | No
     Args:
         model: Which model, and where to run it.
         options: What to make of which images.
-        on_event: Told of ``progress`` (``done`` of ``total`` images, ``name`` of a scene under way),
-            ``refused`` (``path``, ``problem``), and ``warning`` (``message``) of what was left out.
+        on_event: Told of ``progress`` (``done`` of ``total`` images, of which ``before`` took no time, and
+            the ``name`` of a scene under way), ``refused`` (``path``, ``problem``) and, of what was left out,
+            ``warning`` (``message``).
 
     Raises:
         UsageError: The options do not fit each other.
@@ -125,6 +138,7 @@ def predict(model: ModelOptions, options: PredictOptions, on_event: OnEvent | No
         out=out,
         num_done=found["num_done"],
         num_before=found["num_before"],
+        num_pixels=found["num_pixels"],
         refused=tuple((Path(item["path"]), item["problem"]) for item in found["refused"]),
         skipped=tuple(skipped),
         files={name: out / file for name, file in found["files"].items()},

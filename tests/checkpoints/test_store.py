@@ -333,7 +333,7 @@ def test_a_second_process_is_locked_out_and_told_by_whom(store: CheckpointStore)
     )
     with store:
         result = run_python(script, str(store.path))
-    assert f"MachineError The work dir {store.path} is in use by process {os.getpid()}" in result
+    assert f"MachineError The folder {store.path} is in use by process {os.getpid()}" in result
     assert run_python(script, str(store.path)) == ""
 
 

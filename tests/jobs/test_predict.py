@@ -27,6 +27,7 @@ from support import warm
 from support.disks import small_disk, used_bytes
 
 import mapsage_kaggle.engine.register  # noqa: F401
+from mapsage_kaggle.checkpoints.lock import WorkDirLock
 from mapsage_kaggle.cli import main
 from mapsage_kaggle.config.patch import for_inference
 from mapsage_kaggle.config.reading import read_config
@@ -35,10 +36,10 @@ from mapsage_kaggle.data.scenes import draw_scene, generate_scenes
 from mapsage_kaggle.engine.jobs import predict as engine
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load_model
 from mapsage_kaggle.engine.jobs.preparing import TestPipeline
-from mapsage_kaggle.errors import EXIT_DONE, EXIT_USAGE, ConfigError, UsageError
+from mapsage_kaggle.errors import EXIT_DONE, EXIT_USAGE, ConfigError, MachineError, UsageError
 from mapsage_kaggle.imagery import outputs
 from mapsage_kaggle.imagery.parts import Parts
-from mapsage_kaggle.imagery.sources import JOURNAL, find_images
+from mapsage_kaggle.imagery.sources import JOURNAL, LOCK, find_images
 from mapsage_kaggle.imagery.writing import Labels, WriteFailed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -395,7 +396,7 @@ def contents(folder: Path) -> Mapping[str, bytes]:
     return {
         str(path.relative_to(folder)): rows(path) if path.suffix == ".gpkg" else path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != JOURNAL
+        if path.is_file() and path.name not in (JOURNAL, LOCK)
     }
 
 
@@ -524,6 +525,21 @@ def test_a_journal_that_ends_in_the_middle_of_a_line_is_gone_on_with(
     assert (after["num_done"], after["num_before"]) == (0, 3)
 
 
+def test_two_do_not_write_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "LOCK_WAIT_S", 0.0)
+    first = WorkDirLock(tmp_path / "out", file=tmp_path / "out" / LOCK)
+    first.take(wait_s=0.0)
+    job = {"config": str(written_config(tmp_path)), "out": str(tmp_path / "out"), "images": []}
+    job |= dict.fromkeys(
+        ("bands", "value_range", "overlay", "probabilities", "polygons", "window", "overlap", "fast")
+    )
+
+    with pytest.raises(MachineError, match=f"in use by process {os.getpid()}.*--out"):
+        engine.run(job, lambda event, **data: None)
+
+    first.release()
+
+
 # --- the command, in a process of its own ----------------------------------------------------------------
 
 
@@ -566,6 +582,27 @@ def test_a_submission_holds_each_test_image_in_values_of_the_benchmark(
     assert code == EXIT_USAGE
     assert "2.png: missing" in capsys.readouterr().err
     assert not (tmp_path / "out" / "submission.zip").exists()
+
+
+@pytest.mark.slow
+def test_json_says_what_was_done_refused_and_left_out(
+    tmp_path: Path, root: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(scene(64, 64)).save(folder / "good.png")
+    (folder / "bad.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("no image either")
+    given = [written_config(tmp_path), weights, folder, "--out", folder / "maps", "--device", "cpu", "--json"]
+
+    code = main(["predict", *map(str, given)])
+
+    found = json.loads(capsys.readouterr().out)
+    assert code == EXIT_USAGE
+    assert found["files"] == {"good": str(folder / "maps" / "masks" / "good.png")}
+    assert (found["num_done"], found["num_pixels"]) == (1, 64 * 64)
+    assert [item["path"] for item in found["refused"]] == [str(folder / "bad.png")]
+    assert found["skipped"] == [f"Of {folder}, files of other kinds were left out: .txt (1)."]
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ from mmseg.models.utils import resize
 from mmseg.registry import DATASETS
 from numpy.typing import NDArray
 
+from mapsage_kaggle.checkpoints.lock import WorkDirLock
 from mapsage_kaggle.config.reading import dataset_of
 from mapsage_kaggle.config.testing import test_pipeline_of
 from mapsage_kaggle.engine.building import num_inputs
@@ -58,7 +59,7 @@ from mapsage_kaggle.imagery.reading import (
     open_picture,
     read_bands,
 )
-from mapsage_kaggle.imagery.sources import Source
+from mapsage_kaggle.imagery.sources import LOCK, Source
 from mapsage_kaggle.imagery.windows import Axis, Blender, plan_axis
 from mapsage_kaggle.imagery.writing import Labels, WriteFailed, aligned, overlay
 from mapsage_kaggle.messages import Message, text_of
@@ -71,6 +72,8 @@ WRITERS = 2
 LOOK_AHEAD = 4
 """Images that are read, and results that are written, while the model is at work."""
 WINDOW_BATCH_ON_GPU = 4
+LOCK_WAIT_S = 15.0
+"""More than a child whose parent was killed needs to end."""
 _OF_ALL_IMAGES = (WriteFailed, UsageError, ConfigError)
 """What is no image's own failure: the disk's, the command's, the config's."""
 
@@ -134,19 +137,26 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     """Predict every image; what is refused is told of and does not stop the others.
 
     Returns:
-        ``num_done``, ``num_before`` (done by an earlier run), ``refused`` (``path`` and ``problem`` of
-        each), ``files`` (masks by name), ``labels``, ``seconds`` and ``peak_memory_bytes``.
+        ``num_done``, ``num_before`` (done by an earlier run), ``num_pixels`` (done now), ``refused``
+        (``path`` and ``problem`` of each), ``files`` (masks by name), ``labels``, ``seconds`` and
+        ``peak_memory_bytes``.
 
     Raises:
         ConfigError: The config has no test pipeline for single images.
+        MachineError: Another process writes into the folder.
     """
     cfg = Config.fromfile(job["config"])
     task = Task.from_job(job)
-    model = load_model(
-        cfg, Path(job["checkpoint"]), sha256=job["sha256"], device=job["device"], fast=task.fast
-    )
-    emit("ready", device=str(model.device), total=len(task.sources))
-    return Predictor(cfg, model, task, str(job["sha256"]), emit).run()
+    lock = WorkDirLock(task.out, file=task.out / LOCK, option="--out")
+    lock.take(wait_s=LOCK_WAIT_S)
+    try:
+        model = load_model(
+            cfg, Path(job["checkpoint"]), sha256=job["sha256"], device=job["device"], fast=task.fast
+        )
+        emit("ready", device=str(model.device), total=len(task.sources))
+        return Predictor(cfg, model, task, str(job["sha256"]), emit).run()
+    finally:
+        lock.release()
 
 
 class Predictor:
@@ -177,7 +187,7 @@ class Predictor:
         self._journal = Journal(task.out)
         self._stamp_by = {"checkpoint_sha256": checkpoint_sha256, "options": task.digest(cfg)}
         self._lock = threading.Lock()
-        self._num_done = self._num_before = 0
+        self._num_done = self._num_before = self._num_pixels = 0
         self._files: dict[str, str] = {}
         self._refused: list[dict[str, str]] = []
 
@@ -200,6 +210,7 @@ class Predictor:
         return {
             "num_done": self._num_done,
             "num_before": self._num_before,
+            "num_pixels": self._num_pixels,
             "refused": self._refused,
             "files": self._files,
             "labels": dict(zip(self._labels.classes, self._labels.numbers, strict=True)),
@@ -235,8 +246,9 @@ class Predictor:
         self._progress()
 
     def _progress(self, part: float = 0.0, name: str = "") -> None:
-        done = self._num_done + self._num_before + len(self._refused) + part
-        self._emit("progress", done=done, total=len(self._task.sources), name=name)
+        before = self._num_before + len(self._refused)
+        done, total = before + self._num_done + part, len(self._task.sources)
+        self._emit("progress", done=done, before=before, total=total, name=name)
 
     # -- one image
 
@@ -245,25 +257,11 @@ class Predictor:
         path, options = source.path, replace(self._task.read, is_named=source.is_named)
         if self._prepare.reads_rgb:
             return open_picture(path, options)
-        return open_loaded(path, self._samples(path, options), blue_first=self._prepare.blue_first)
-
-    def _samples(self, path: Path, options: ReadOptions) -> NDArray[Any]:
-        """Return an image as the test pipeline reads it; bands where it gives other channels than wanted.
-
-        OpenCV, by which mmsegmentation reads, takes only some of the TIFFs of more than three bands.
-        """
-        wanted, prepare = num_inputs(self._model.net), self._prepare
-        problem: DataError | None = None
-        if not options.bands:
-            try:
-                samples = prepare.load(path)
-                if wanted in (None, samples.shape[2]) or prepare.transforms_channels:
-                    return samples
-            except DataError as error:
-                problem = error
-        if wanted is None:
-            raise problem or DataError(Message("{path} cannot be read by bands.", path), "Leave --bands out.")
-        return read_bands(path, wanted, options, blue_first=prepare.blue_first)
+        return open_loaded(
+            path,
+            _samples(path, options, self._prepare, num_inputs(self._model.net)),
+            blue_first=self._prepare.blue_first,
+        )
 
     def _read(self, source: Source) -> _Read:
         """Open an image, and read and prepare it where it is of ordinary size."""
@@ -288,10 +286,10 @@ class Predictor:
         except Exception as error:  # noqa: BLE001 - whatever it is, the other images can do without this one
             self._refuse(source, error)
 
-    def _finish(self, source: Source, write: Callable[..., None], *arguments: Any) -> None:
+    def _finish(self, source: Source, write: Callable[..., None], found: _Read, *arguments: Any) -> None:
         """Write what came of an image, in a thread; where that fails, it is that image's failure."""
         try:
-            write(source, *arguments)
+            write(source, found, *arguments)
         except _OF_ALL_IMAGES:
             raise
         except Exception as error:  # noqa: BLE001 - as above
@@ -299,6 +297,7 @@ class Predictor:
         else:
             with self._lock:
                 self._num_done += 1
+                self._num_pixels += found.shape.width * found.shape.height
             self._progress()
 
     def _image(self, source: Source, found: _Read, pixels: Pixels, written: Bounded) -> None:
@@ -532,6 +531,24 @@ def labels_of(cfg: Config, model: TrainedModel) -> Labels:
         numbers=tuple(first + place for place in places_of_classes(data, len(model.classes))),
         no_data=0 if reduces else 255,
     )
+
+
+def _samples(path: Path, options: ReadOptions, prepare: TestPipeline, wanted: int | None) -> NDArray[Any]:
+    """Return an image as the test pipeline reads it; bands where it gives other channels than wanted.
+
+    OpenCV, by which mmsegmentation reads, takes only some of the TIFFs of more than three bands.
+    """
+    problem: DataError | None = None
+    if not options.bands:
+        try:
+            samples = prepare.load(path)
+            if wanted in (None, samples.shape[2]) or prepare.transforms_channels:
+                return samples
+        except DataError as error:
+            problem = error
+    if wanted is None:
+        raise problem or DataError(Message("{path} cannot be read by bands.", path), "Leave --bands out.")
+    return read_bands(path, wanted, options, blue_first=prepare.blue_first)
 
 
 def _as_bytes(values: torch.Tensor) -> Bytes:
