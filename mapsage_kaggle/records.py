@@ -30,8 +30,9 @@ RUN_ID_KEY = "mapsage_run_id"
 FINGERPRINT_KEY = "mapsage_fingerprint"
 STOPPED_BY_KEY = "mapsage_stopped_by"
 DATA_KEY = "mapsage_data"
+SCALE_KEY = "mapsage_scale"
 """Under these a checkpoint's message hub says whose it is, what it still has to validate, what has ended
-training before its last iteration, if anything has, and which samples it was trained on."""
+training before its last iteration, if anything has, which samples it was trained on, and at what scale."""
 PACKED = "earlier.zip"
 """In the history: the files of sessions that are long over."""
 MAX_MEMBER_BYTES, MAX_PACKED_BYTES = 20_000_000, 100_000_000
@@ -84,6 +85,35 @@ class CheckpointRef:
             metric=schema.text(metric, "metric") if metric is not None else None,
             value=schema.score(value, str(metric)) if value is not None else None,
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedScale:
+    """At how many times the size of the training images a model saw them.
+
+    Attributes:
+        factor: In the middle.
+        low: The least that its training pipeline makes of it.
+        high: The most.
+    """
+
+    factor: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, float]:
+        """Return the JSON object."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Any) -> TrainedScale | None:
+        """Read the JSON object; None where it is none."""
+        try:
+            names = ("factor", "low", "high")
+            found = cls(**{name: schema.number(document[name], name, 1e-3, 1e3) for name in names})
+        except (TypeError, LookupError, ValueError):
+            return None
+        return found if found.low <= found.factor <= found.high else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

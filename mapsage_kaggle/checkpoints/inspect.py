@@ -18,7 +18,14 @@ from mapsage_kaggle.checkpoints.names import counts_in
 from mapsage_kaggle.checkpoints.unpickle import MAX_PICKLE_BYTES, interpret
 from mapsage_kaggle.messages import Message, text_of
 from mapsage_kaggle.outside import joined, visible
-from mapsage_kaggle.records import FINGERPRINT_KEY, OWED_VALIDATION_KEY, RUN_ID_KEY, STOPPED_BY_KEY
+from mapsage_kaggle.records import (
+    FINGERPRINT_KEY,
+    OWED_VALIDATION_KEY,
+    RUN_ID_KEY,
+    SCALE_KEY,
+    STOPPED_BY_KEY,
+    TrainedScale,
+)
 
 _MAX_DEPTH = 64
 
@@ -48,6 +55,7 @@ class Inspection:
         best_ckpt: The file that had it, as mmengine noted it.
         num_weights: Number of values in the model's weights.
         config_text: The config it was trained with, as text. Never run it.
+        scale: At what scale it saw its images in training; None where it does not say.
     """
 
     path: Path
@@ -70,6 +78,7 @@ class Inspection:
     best_ckpt: str | None = None
     num_weights: int = 0
     config_text: str | None = field(default=None, repr=False)
+    scale: TrainedScale | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -384,6 +393,7 @@ def _judge(
         best_ckpt=_text(runtime.get("best_ckpt")),
         num_weights=sum(value.num_elements for value in weights.values()),
         config_text=meta["cfg"] if type(meta.get("cfg")) is str else None,
+        scale=TrainedScale.from_json(runtime.get(SCALE_KEY)),
     )
 
 

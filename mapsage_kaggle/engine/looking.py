@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from mapsage_kaggle.config.scale import trained_scale
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.building import num_inputs
 from mapsage_kaggle.engine.drawing import PATIENCE_S, own_generators, seed_own, wrap_transforms
@@ -27,6 +28,7 @@ from mapsage_kaggle.engine.reading import EVENTS_VARIABLE, NOT_ANSWERING, Guarde
 from mapsage_kaggle.errors import DataError
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.outside import joined
+from mapsage_kaggle.records import TrainedScale
 
 MAX_PAIRS = 64
 LOOK_S = 10.0
@@ -51,6 +53,8 @@ class Seen:
             may make other labels of them.
         labels: Pixels by label, as the model gets them.
         sample: The first sample of a data set, as it is; None for the others.
+        size: Height and width of the image as it was loaded; None where they are not known, or a transform
+            of one's own gave it others.
     """
 
     image: str
@@ -60,16 +64,24 @@ class Seen:
     loaded: Mapping[int, int]
     labels: Mapping[int, int]
     sample: Any = None
+    size: tuple[int, int] | None = None
 
     @property
     def values(self) -> set[int]:
         return {*self.loaded, *self.labels}
 
 
-def look(runner: Any, model: nn.Module, classes: Sequence[str]) -> tuple[str, ...]:
+def look(
+    runner: Any,
+    model: nn.Module,
+    classes: Sequence[str],
+    *,
+    on_scale: Callable[[TrainedScale], None] = lambda scale: None,
+) -> tuple[str, ...]:
     """Look at some pairs to train and to validate on; return what a person should be told.
 
-    Only data loaders with a :class:`GuardedDataset` are looked at.
+    Only data loaders with a :class:`GuardedDataset` are looked at. ``on_scale`` is told at what scale the
+    training images are seen, where that is one.
 
     Raises:
         DataError: Training or validating cannot work.
@@ -90,7 +102,21 @@ def look(runner: Any, model: nn.Module, classes: Sequence[str]) -> tuple[str, ..
             _check_channels(model, seen[0], training=is_training)
         if is_training:
             told += _balance(dataset, seen, classes)
+            note_scale(runner, seen, on_scale)
     return tuple(told)
+
+
+def note_scale(runner: Any, seen: Sequence[Seen] | None, on_scale: Callable[[TrainedScale], None]) -> None:
+    """Tell at what scale the training images are seen, of those that were looked at, else of a few."""
+    dataset = runner.train_dataloader.dataset
+    if seen is None:
+        seen = list(_see_some(dataset, _ENOUGH)) if isinstance(dataset, GuardedDataset) else ()
+    sizes = [item.size for item in seen if not item.unloadable]
+    scale = trained_scale(
+        runner.cfg["train_dataloader"]["dataset"], [size for size in sizes if size is not None]
+    )
+    if scale is not None and None not in sizes:
+        on_scale(scale)
 
 
 # --- looking ---------------------------------------------------------------------------------------------
@@ -100,15 +126,17 @@ class _Samples(Dataset[Seen]):
     def __init__(self, guarded: GuardedDataset) -> None:
         self._dataset = guarded.dataset
         self._notes: list[_Note] = []
+        self._resized: list[str] = []
         self._is_wrapped = False
 
     def __getitem__(self, draw: tuple[int, bool]) -> Seen:
         index, with_sample = draw
         if not self._is_wrapped:
             os.environ.pop(EVENTS_VARIABLE, None)  # what is damaged is told when it is trained on
-            wrap_transforms(self._dataset, lambda transform: _Noting(transform, self._notes))
+            wrap_transforms(self._dataset, lambda transform: _Noting(transform, self._notes, self._resized))
             self._is_wrapped = True
         self._notes.clear()
+        self._resized.clear()
         value = seeding.derive(seeding.LOOK, index)
         seeding.seed_sample(value)
         seed_own(own_generators(self._dataset), value)
@@ -127,7 +155,9 @@ class _Samples(Dataset[Seen]):
 
     def _seen(self, image: str, made: Any, **found: Any) -> Seen:
         note = self._notes[0] if self._notes else None
-        truth = getattr(made.get("data_samples") if isinstance(made, dict) else None, "gt_sem_seg", None)
+        packed = made.get("data_samples") if isinstance(made, dict) else None
+        truth = getattr(packed, "gt_sem_seg", None)
+        size = getattr(packed, "metainfo", {}).get("ori_shape")
         labels = truth.data.numpy() if truth is not None else None
         is_flat = labels is not None and len(labels) == 1
         return Seen(
@@ -136,6 +166,7 @@ class _Samples(Dataset[Seen]):
             unfit=_unfit(note, becomes_flat=is_flat) if note is not None else "",
             loaded=_counts(note.mask) if note is not None and note.is_final else {},
             labels=_counts(labels) if labels is not None else {},
+            size=(int(size[0]), int(size[1])) if size is not None and not self._resized else None,
             **found,
         )
 
@@ -156,16 +187,22 @@ class _Note:
 
 
 class _Noting:
-    """A transform after which the mask is noted, once there is one."""
+    """A transform after which the mask is noted, once there is one.
 
-    def __init__(self, transform: Any, notes: list[_Note]) -> None:
-        self._transform, self._notes = transform, notes
+    A person's own that gives the image another size is noted, too.
+    """
+
+    def __init__(self, transform: Any, notes: list[_Note], resized: list[str]) -> None:
+        self._transform, self._notes, self._resized = transform, notes, resized
 
     def __call__(self, results: Any) -> Any:
         is_stock = type(self._transform).__module__.startswith(_STOCK)
         if self._notes and not is_stock:
             self._notes[0].is_final = False
+        before = _shape_in(results)
         results = self._transform(results)
+        if not is_stock and before is not None and _shape_in(results) != before:
+            self._resized.append(type(self._transform).__name__)
         mask = results.get("gt_seg_map") if isinstance(results, dict) else None
         if isinstance(mask, np.ndarray) and not self._notes:
             file = str(results.get("seg_map_path") or "")
@@ -176,11 +213,16 @@ class _Noting:
         return getattr(self._transform, name)
 
 
-def _see_some(guarded: GuardedDataset) -> Iterator[Seen]:
+def _shape_in(results: Any) -> tuple[int, ...] | None:
+    image = results.get("img") if isinstance(results, dict) else None
+    return image.shape[:2] if isinstance(image, np.ndarray) else None
+
+
+def _see_some(guarded: GuardedDataset, most: int = MAX_PAIRS // 2) -> Iterator[Seen]:
     """Yield what becomes of pairs that lie evenly over a data set, as many as half the time allows."""
     end_s = time.monotonic() + LOOK_S / 2
     length = len(guarded)
-    count = min(length, MAX_PAIRS // 2)
+    count = min(length, most)
     # From the middle of each part: the first and the last image of a data set are often no typical ones.
     draws = [((2 * step + 1) * length // (2 * count), step == 0) for step in range(count)]
     loader = DataLoader(

@@ -16,7 +16,7 @@ from mapsage_kaggle.engine.contents import CHANGED_REMEDY, TrainingData
 from mapsage_kaggle.engine.control import Control
 from mapsage_kaggle.engine.drawing import NUM_DRAWN, what_differs
 from mapsage_kaggle.engine.fast.plan import plan_cache
-from mapsage_kaggle.engine.looking import look
+from mapsage_kaggle.engine.looking import look, note_scale
 from mapsage_kaggle.engine.progress import Progress
 from mapsage_kaggle.engine.ranks import core_model, is_local_rank_zero
 from mapsage_kaggle.engine.repeating import measure
@@ -33,7 +33,9 @@ from mapsage_kaggle.records import (
     FINGERPRINT_KEY,
     NOT_SHOWN,
     RUN_ID_KEY,
+    SCALE_KEY,
     SessionRecord,
+    TrainedScale,
     early_text,
 )
 from mapsage_kaggle.spec import ChildSpec
@@ -162,9 +164,10 @@ class WorkerSession:
         self._loaded = None
         return_freed_memory()  # the checkpoint was read by a thread of its own
         _plan_cache(self, runner)
-        if self.rank == 0 and not self.spec.restarted:
+        if self.rank == 0:
             _look(self, runner, iteration)
-            _draw_twice(self, runner, iteration)
+            if not self.spec.restarted:
+                _draw_twice(self, runner, iteration)
         if self.rank == 0:
             seconds = self._since_launch()
             self.timings_s["start_up"] += seconds
@@ -435,9 +438,22 @@ def _plan_cache(session: WorkerSession, runner: Runner) -> None:
 
 
 def _look(session: WorkerSession, runner: Runner, iteration: int) -> None:
-    """Look at some of the data; what cannot work ends the session here, what is odd is told."""
+    """Look at some of the data; what cannot work ends the session here, what is odd is told.
+
+    At what scale the model sees its images is noted once for the run, also where an earlier child has looked.
+    """
+    hub = runner.message_hub
+
+    def note(scale: TrainedScale) -> None:
+        if hub.get_info(SCALE_KEY, None) is None:
+            hub.update_info(SCALE_KEY, scale.to_json())
+
+    if session.spec.restarted:
+        if hub.get_info(SCALE_KEY, None) is None:
+            note_scale(runner, None, note)
+        return
     classes, _ = classes_and_palette(runner)
-    for message in look(runner, core_model(runner.model), classes):
+    for message in look(runner, core_model(runner.model), classes, on_scale=note):
         session.warn(iteration, message)
 
 

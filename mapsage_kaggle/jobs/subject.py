@@ -87,6 +87,7 @@ class ModelSource:
             "sha256": self.inspection.sha256,
             "iteration": self.inspection.iteration,
             "device": self.options.device,
+            "scale": self.inspection.scale.to_json() if self.inspection.scale is not None else None,
         }
 
 

@@ -19,6 +19,7 @@ from support.real_checkpoints import entry_data, real_checkpoints
 from mapsage_kaggle.checkpoints.inspect import Inspection, compare_shapes, inspect
 from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.errors import CheckpointError
+from mapsage_kaggle.records import TrainedScale
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -106,11 +107,15 @@ def test_the_header_alone_gives_the_same_verdict_without_a_sha256(tiny: Path) ->
 def test_the_kits_own_keys_are_read(copy: Path) -> None:
     def note(tree: dict[str, Any]) -> None:
         tree["message_hub"]["runtime_info"].update(
-            mapsage_run_id="0123456789ab", mapsage_fingerprint="f00", mapsage_owed_validation=8
+            mapsage_run_id="0123456789ab",
+            mapsage_fingerprint="f00",
+            mapsage_owed_validation=8,
+            mapsage_scale={"factor": 2.0, "low": 1.0, "high": 4.0},
         )
 
     found = inspect(changed(copy, note))
     assert (found.run_id, found.fingerprint, found.owed_validation) == ("0123456789ab", "f00", 8)
+    assert found.scale == TrainedScale(factor=2.0, low=1.0, high=4.0)
     assert found.verdict == "resumable"
 
 

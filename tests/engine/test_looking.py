@@ -27,6 +27,7 @@ from mapsage_kaggle.engine.matching import nothing_matches
 from mapsage_kaggle.engine.reading import ReadableDataset
 from mapsage_kaggle.engine.sampling import PositionalDataset
 from mapsage_kaggle.errors import DataError
+from mapsage_kaggle.records import TrainedScale
 
 UNCHANGED = ({"type": "LoadImageFromFile", "color_type": "unchanged"}, *PIPELINE[1:])
 
@@ -67,7 +68,13 @@ def configs(place: Path, pipeline: Sequence[Mapping[str, Any]] = PIPELINE, **opt
 
 
 def told(
-    place: Path, *, model: Model | None = None, choice: str = "fail", num_classes: int = 4, **options: Any
+    place: Path,
+    *,
+    model: Model | None = None,
+    choice: str = "fail",
+    num_classes: int = 4,
+    scales: list[TrainedScale] | None = None,
+    **options: Any,
 ) -> tuple[str, ...]:
     """Look at a data set as a session does; return what a person is told."""
     cfg = configs(place, **options)
@@ -79,7 +86,7 @@ def told(
         for name, kind in kinds.items()
     }
     runner = SimpleNamespace(cfg=cfg, val_loop=object(), **loaders)
-    return look(runner, model or Model(3, 3), CLASSES)
+    return look(runner, model or Model(3, 3), CLASSES, on_scale=([] if scales is None else scales).append)
 
 
 def refusal(place: Path, **options: Any) -> DataError:
@@ -323,6 +330,36 @@ def test_a_list_whose_names_have_suffixes_is_refused_with_what_makes_it_good(
     key, _, own = setting.partition("=")
     assert key == "train_dataloader.dataset.ann_file"
     assert told(tmp_path / "fields", ann_file=own, **options) == ()
+
+
+# --- at what scale the images are seen
+
+ENLARGED = {"type": "RandomResize", "scale": (128, 128), "ratio_range": (0.5, 2.0), "keep_ratio": True}
+
+
+@TRANSFORMS.register_module()
+class Halved(BaseTransform):
+    """What a person writes who has large images."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        for key in ("img", "gt_seg_map"):
+            results[key] = np.ascontiguousarray(results[key][::2, ::2])
+        return results
+
+
+def seen_at(place: Path, *transforms: Mapping[str, Any]) -> list[TrainedScale]:
+    scales: list[TrainedScale] = []
+    told(lay_out(place), pipeline=(*PIPELINE[:2], *transforms, PIPELINE[3]), scales=scales)
+    return scales
+
+
+def test_the_scale_of_the_training_images_is_measured(tmp_path: Path) -> None:
+    assert seen_at(tmp_path, ENLARGED) == [TrainedScale(factor=2.0, low=1.0, high=4.0)]
+
+
+def test_a_transform_of_ones_own_that_resizes_leaves_the_scale_unknown(tmp_path: Path) -> None:
+    assert seen_at(tmp_path) == [TrainedScale(factor=1.0, low=1.0, high=1.0)]
+    assert seen_at(tmp_path, {"type": "Halved"}) == []
 
 
 # --- bounds

@@ -26,6 +26,7 @@ from mapsage_kaggle.engine.sampling import PositionalDataset, PositionBatches, P
 from mapsage_kaggle.errors import CheckpointError, MachineError
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.paths import replace_file
+from mapsage_kaggle.records import SCALE_KEY
 
 
 def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
@@ -56,7 +57,8 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
         "batch_norm_images": num_images,
     }
     content = io.BytesIO()
-    torch.save({"meta": meta, "state_dict": state}, content)
+    hub = {"runtime_info": {SCALE_KEY: job.get("scale")}}
+    torch.save({"meta": meta, "state_dict": state, "message_hub": hub}, content)
     try:
         replace_file(Path(job["out"]), content.getvalue())
     except OSError as error:
