@@ -15,6 +15,7 @@ _base_ = [
 ]
 
 crop_size = (128, 128)
+trained_gsd = 0.6
 
 # From scratch: 0.35 million parameters. Drop path is off: so small a model has nothing to spare.
 model = dict(

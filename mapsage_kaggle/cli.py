@@ -150,10 +150,12 @@ def _add_predict(add: _Add) -> None:
     option("--probabilities", action="store_true", help="also a band for each class (GeoTIFF)")
     option("--polygons", action="store_true", help="also polygons (GeoPackage)")
     option(
-        "--window", type=int, metavar="N",
-        help="side of the windows over larger images (1024, above 2048 x 2048)",
-    )  # fmt: skip
+        "--window", type=int, metavar="N", help="side of the windows (1024, over images above 2048 x 2048)"
+    )
     option("--overlap", type=int, metavar="N", help="of windows, in pixels (a quarter)")
+    option("--scale", type=float, metavar="F", help="see images at F times their own size")
+    option("--gsd", type=float, metavar="METRES", help="that a pixel of the images covers")
+    option("--trained-gsd", type=float, metavar="METRES", help="the same of the training images")
     option("--bands", metavar="R,G,B", help="red, green, blue, and other bands, from 1")
     option("--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="what becomes 0 and 255")
     _json(predict)
@@ -479,6 +481,7 @@ def _average(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
+    from mapsage_kaggle.config.scale import ScaleOptions
     from mapsage_kaggle.display.jobs import JobProgress, prediction_text
     from mapsage_kaggle.errors import UsageError
     from mapsage_kaggle.jobs.predict import PredictOptions, predict
@@ -487,7 +490,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         bands = tuple(int(band) for band in arguments.bands.split(",")) if arguments.bands else None
     except ValueError:
         raise UsageError(f"--bands {arguments.bands} is no list of numbers.", "Such as 3,2,1.") from None
-    options = _picked(PredictOptions, arguments, bands=bands)
+    options = _picked(PredictOptions, arguments, bands=bands, scale=_picked(ScaleOptions, arguments))
     with JobProgress("images") as progress:
         found = predict(_model_options(arguments), options, progress.take)
     if arguments.json:

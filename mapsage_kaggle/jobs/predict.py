@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from mapsage_kaggle.config.reading import data_roots_of
+from mapsage_kaggle.config.scale import ScaleOptions, choose_scale
 from mapsage_kaggle.data import datasets
 from mapsage_kaggle.errors import ConfigError, DataError, UsageError
 from mapsage_kaggle.imagery.reading import missing_extra
@@ -41,11 +42,12 @@ class PredictOptions:
         overlay: Whether to write the image with each class's colour laid over it, too.
         probabilities: Whether to write a GeoTIFF with a band for each class, 0 to 255.
         polygons: Whether to write a GeoPackage.
-        window: Side of the windows over images that are larger; by default 1024 over images of more than
-            2048 x 2048 pixels.
+        window: Side of the windows over images that are larger, in pixels as the model sees them; by default
+            1024 over images of more than 2048 x 2048 pixels.
         overlap: Of neighbouring windows, in pixels; by default a quarter of the window.
         bands: Which bands are red, green and blue, counted from 1.
         value_range: The values that become 0 and 255, for more than 8 bits.
+        scale: What is said of the images' scale, beside what the checkpoint says.
         fast: Whether quicker parts, equal to rounding, may stand in for the model's own.
     """
 
@@ -59,6 +61,7 @@ class PredictOptions:
     overlap: int | None = None
     bands: tuple[int, ...] | None = None
     value_range: tuple[float, float] | None = None
+    scale: ScaleOptions = field(default_factory=ScaleOptions)
     fast: bool = True
 
 
@@ -132,7 +135,7 @@ def predict(model: ModelOptions, options: PredictOptions, on_event: OnEvent | No
         subject = open_subject(replace(model, needs_data=options.submission))
         if options.submission:
             sources = images_of_test_split(subject)
-        found = run_child("predict", {**subject.job(), **_document(options, sources)}, subject, on_event)
+        found = _run(subject, options, sources, on_event)
     out = options.out.absolute()
     prediction = Prediction(
         out=out,
@@ -146,6 +149,19 @@ def predict(model: ModelOptions, options: PredictOptions, on_event: OnEvent | No
         peak_memory_bytes=found["peak_memory_bytes"],
     )
     return replace(prediction, archive=_pack(prediction, sources)) if options.submission else prediction
+
+
+def _run(
+    subject: ModelSource, options: PredictOptions, sources: Sequence[Source], on_event: OnEvent | None
+) -> dict[str, Any]:
+    said = options.scale
+    if said.trained_gsd is None:
+        said = replace(said, trained_gsd=subject.cfg.get("trained_gsd"))
+    chosen = choose_scale(subject.inspection.scale, said)
+    if chosen.reason and on_event is not None:
+        on_event({"event": "notice", "message": chosen.reason})
+    job = {**subject.job(), **_document(options, sources), "factor": chosen.factor}
+    return run_child("predict", job, subject, on_event)
 
 
 def check_options(options: PredictOptions) -> None:

@@ -45,8 +45,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net = build_model(small_config())
     fill(net)
     balance(net)
+    hub = {"runtime_info": {"mapsage_scale": {"factor": 2.0, "low": 1.0, "high": 4.0}}}
     torch.save(
-        {"meta": {"iter": 8}, "state_dict": net.state_dict(), "message_hub": {}},
+        {"meta": {"iter": 8}, "state_dict": net.state_dict(), "message_hub": hub},
         folder / "best_mIoU_iter_8.pth",
     )
     SessionRecord(
@@ -154,6 +155,7 @@ def test_the_sums_cover_every_file(out: Path) -> None:
 @pytest.mark.slow
 def test_the_card_tells_how_near_each_form_is_and_where_the_model_comes_from(out: Path, run: Path) -> None:
     text = (out / "README.md").read_text()
+    assert "In training it saw images at 2 times their own size (1 to 4 times)" in text
 
     for name in ("model.safetensors", "model.onnx", "model.pt2"):
         assert f"| `{name}` |" in text

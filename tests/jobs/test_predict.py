@@ -123,11 +123,13 @@ def test_a_mask_is_mmsegmentations_own_in_the_data_sets_label_values(
     stock = MMSegInferencer(cfg, str(weights), device="cpu", show_progress=False)
     expected = stock(str(image))["predictions"]
 
-    found = predict(load_model(cfg, weights, device="cpu"), tmp_path / "out", image, fast=False)
-
-    assert found["num_done"] == 1
-    assert len(np.unique(expected)) > 2
-    np.testing.assert_array_equal(mask(tmp_path / "out" / "masks" / "image.png"), expected + 1)
+    # As the test pipeline resizes it, and the same said as a factor.
+    for factor in (None, 256 / max(size)):
+        model = load_model(cfg, weights, device="cpu")
+        found = predict(model, tmp_path / "out", image, fast=False, factor=factor)
+        assert found["num_done"] == 1
+        assert len(np.unique(expected)) > 2
+        np.testing.assert_array_equal(mask(tmp_path / "out" / "masks" / "image.png"), expected + 1)
 
 
 def test_labels_follow_the_data_sets_way_with_zero(model: TrainedModel) -> None:

@@ -9,6 +9,7 @@ dataset_type = "EarthVQADataset"
 # An example. The kit finds the folder by its shape, wherever it is mounted, and sets this.
 data_root = "/kaggle/input/earthvqa"
 crop_size = (512, 512)
+trained_gsd = 0.3  # metres that a pixel of the images covers, for predict --gsd
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),

@@ -134,7 +134,9 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     expected = [_original(model, tile) for tile in tiles]
     if "safetensors" in job["forms"]:
         (out / CONFIG).write_text(portable_config(cfg).pretty_text, encoding="utf-8")
-        (out / CLASSES).write_text(json.dumps(_classes(cfg, model), indent=2) + "\n", encoding="utf-8")
+        (out / CLASSES).write_text(
+            json.dumps({**_classes(cfg, model), "scale": job.get("scale")}, indent=2) + "\n", encoding="utf-8"
+        )
 
     portable = Portable(model.net).eval()
     size: tuple[int, int] | None = (tiles[0].shape[2], tiles[0].shape[3]) if fixed else None

@@ -1,9 +1,9 @@
 """Maps from images: decoding, computing and writing side by side, in bounded memory.
 
 An image of ordinary size goes through the config's test pipeline and comes out as mmsegmentation would
-have it. A larger one is looked at through windows at its own resolution, see
-:mod:`mapsage_kaggle.imagery.windows`: a row of windows after the other is read, judged, blended and put
-away, so that memory depends on the scene's width and not on its height.
+have it. A larger one is looked at through windows, see :mod:`mapsage_kaggle.imagery.windows`: a row of
+windows after the other is read, judged, blended and put away, so that memory depends on the scene's width
+and not on its height. Both are seen at the same scale where it is known, see :mod:`.scaling`.
 
 What is written, below the folder that was given:
 
@@ -45,6 +45,7 @@ from mapsage_kaggle.engine.jobs.child import Emit, as_refusal
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, load_model
 from mapsage_kaggle.engine.jobs.pipelining import Bounded, ahead
 from mapsage_kaggle.engine.jobs.preparing import TestPipeline
+from mapsage_kaggle.engine.jobs.scaling import Notices, Scaling, of_unknown_scale
 from mapsage_kaggle.engine.shapes import dataset_classes, json_like, places_of_classes
 from mapsage_kaggle.errors import ConfigError, DataError, UsageError
 from mapsage_kaggle.imagery.journal import Journal, Stamp
@@ -60,13 +61,10 @@ from mapsage_kaggle.imagery.reading import (
     read_bands,
 )
 from mapsage_kaggle.imagery.sources import LOCK, Source
-from mapsage_kaggle.imagery.windows import Axis, Blender, plan_axis
+from mapsage_kaggle.imagery.windows import Axis, Blender
 from mapsage_kaggle.imagery.writing import Labels, WriteFailed, aligned, overlay
 from mapsage_kaggle.messages import Message, text_of
 
-WHOLE_SIDE = 2048
-"""An image of at most so many pixels squared is looked at whole, unless windows are asked for."""
-WINDOW = 1024
 READERS = 2
 WRITERS = 2
 LOOK_AHEAD = 4
@@ -89,8 +87,9 @@ class Task:
         overlay: Whether to write overlays.
         probabilities: Whether to write probability maps.
         polygons: Whether to write polygons.
-        window: Side of the windows in pixels. None: the windows of the config's ``test_cfg``, else 1024.
-        overlap: Of neighbouring windows, in pixels. None: a quarter of the window.
+        factor: At how many times their own size images are seen, see :class:`.scaling.Scaling`.
+        window: Side of the windows, as there.
+        overlap: Of neighbouring windows, as there.
         fast: Whether quicker parts, equal to rounding, may stand in for the model's own.
     """
 
@@ -100,6 +99,7 @@ class Task:
     overlay: bool = False
     probabilities: bool = False
     polygons: bool = False
+    factor: float | None = None
     window: int | None = None
     overlap: int | None = None
     fast: bool = True
@@ -116,7 +116,8 @@ class Task:
                 value_range=(value_range[0], value_range[1]) if value_range else None,
             ),
             **{
-                key: job[key] for key in ("overlay", "probabilities", "polygons", "window", "overlap", "fast")
+                key: job[key]
+                for key in ("overlay", "probabilities", "polygons", "factor", "window", "overlap", "fast")
             },
         )
 
@@ -124,7 +125,7 @@ class Task:
         """Return a digest of all that decides about the content of a file that is written."""
         options = [
             self.read.bands, self.read.value_range, self.overlay, self.probabilities, self.polygons,
-            self.window, self.overlap, self.fast, json_like(cfg.model), test_pipeline_of(cfg),
+            self.factor, self.window, self.overlap, self.fast, json_like(cfg.model), test_pipeline_of(cfg),
         ]  # fmt: skip
         data = dataset_of(cfg)
         every = range(len(dataset_classes(data) or ()))
@@ -174,7 +175,8 @@ class Predictor:
         self, cfg: Config, model: TrainedModel, task: Task, checkpoint_sha256: str, emit: Emit
     ) -> None:
         self._model, self._task, self._emit = model, task, emit
-        self._prepare = TestPipeline(cfg)
+        self._scaling = Scaling(factor=task.factor, window=task.window, overlap=task.overlap)
+        self._prepare = TestPipeline(cfg, self._scaling.of_whole)
         if self._prepare.reads_rgb and len(task.read.bands or (1,)) not in (1, 3):
             raise UsageError(
                 Message(
@@ -187,6 +189,7 @@ class Predictor:
         self._journal = Journal(task.out)
         self._stamp_by = {"checkpoint_sha256": checkpoint_sha256, "options": task.digest(cfg)}
         self._lock = threading.Lock()
+        self._notices = Notices(emit)
         self._num_done = self._num_before = self._num_pixels = 0
         self._files: dict[str, str] = {}
         self._refused: list[dict[str, str]] = []
@@ -268,11 +271,15 @@ class Predictor:
         stamp = self._stamp(source)
         with self._open(source) as picture:
             shape = ImageShape.of(picture)
-            side = self._task.window or WHOLE_SIDE
-            if picture.height * picture.width > side * side:
-                return _Read(stamp=stamp, shape=shape, pixels=None, prepared=None)
-            pixels = picture.read(0, picture.height)
-        return _Read(stamp=stamp, shape=shape, pixels=pixels, prepared=self._prepare(pixels))
+            scaling, pixels, prepared, factor = self._scaling, None, None, self._scaling.factor or 1.0
+            if scaling.is_whole(picture.height, picture.width):
+                pixels = picture.read(0, picture.height)
+        if pixels is not None:
+            prepared = self._prepare(pixels)
+            factor = scaling.of_whole or min(prepared[1].metainfo.get("scale_factor", (1.0,)))
+        if scaling.of_whole is None and self._prepare.resizes:
+            self._notices.tell(of_unknown_scale(source.path, factor))
+        return _Read(stamp=stamp, shape=shape, pixels=pixels, prepared=prepared, factor=float(factor))
 
     def _predict(self, source: Source, future: Future[_Read], written: Bounded) -> None:
         try:
@@ -357,7 +364,7 @@ class Predictor:
 
     def _scene(self, source: Source, found: _Read, written: Bounded) -> None:
         shape = found.shape
-        rows, columns = self._axes(shape)
+        rows, columns = self._scaling.axes(shape.height, shape.width, self._model)
         num_bands = self._model.num_channels if self._task.probabilities else 0
         parts = Parts(
             self._task.out / UNFINISHED / source.name,
@@ -376,12 +383,6 @@ class Predictor:
             parts.remove()  # the image is damaged further down: nothing will go on from here
             raise
         written.submit(self._finish, source, self._assemble, found, parts, rows)
-
-    def _axes(self, shape: ImageShape) -> tuple[Axis, Axis]:
-        slide = self._model.windows
-        size = self._task.window or (min(slide.size) if slide is not None else WINDOW)
-        overlap = self._task.overlap if self._task.overlap is not None else size // 4
-        return plan_axis(shape.height, size, overlap), plan_axis(shape.width, size, overlap)
 
     def _rows(
         self, source: Source, parts: Parts, rows: Axis, columns: Axis, missing: int, written: Bounded
@@ -452,7 +453,7 @@ class Predictor:
             ]
             found = iter(())
             if crops:
-                logits = self._model.logits(torch.stack(crops), windows=None)
+                logits = self._scaling.logits(torch.stack(crops), self._model)
                 found = iter(logits.cpu().numpy())
             for has_data in seen:
                 yield next(found) if has_data else None
@@ -505,7 +506,8 @@ class Predictor:
     ) -> None:
         numbers = zip(self._labels.classes, self._labels.numbers, strict=True)
         pixels = {name: int(counts[number]) for name, number in numbers}
-        facts = {"width": found.shape.width, "height": found.shape.height, "pixels": pixels}
+        shape, scale = found.shape, round(found.factor, 4)
+        facts = {"width": shape.width, "height": shape.height, "scale": scale, "pixels": pixels}
         self._journal.add(source, found.stamp, list(files), facts)
         self._files[source.name] = files[0].relative_to(self._task.out).as_posix()
 
@@ -593,9 +595,13 @@ def _below(held: Pixels, new: Pixels, lines: int) -> Pixels:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Read:
-    """An image as it was found; ``pixels`` and ``prepared`` are None for a scene."""
+    """An image as it was found, and the factor by which the model sees it larger.
+
+    ``pixels`` and ``prepared`` are None for a scene.
+    """
 
     stamp: Stamp
     shape: ImageShape
     pixels: Pixels | None
     prepared: tuple[torch.Tensor, Any] | None
+    factor: float

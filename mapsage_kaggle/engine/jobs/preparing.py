@@ -12,6 +12,7 @@ from mmengine.dataset import Compose
 from numpy.typing import NDArray
 
 from mapsage_kaggle.config.reading import type_name
+from mapsage_kaggle.config.scale import RESIZES, at_scale
 from mapsage_kaggle.config.testing import image_loaders, test_pipeline_of, why_not_single
 from mapsage_kaggle.errors import ConfigError, DataError
 from mapsage_kaggle.imagery.reading import Pixels
@@ -23,11 +24,13 @@ class TestPipeline:
 
     Args:
         cfg: The config.
+        scale: At how many times its own size an image is given; None: as the pipeline resizes it.
 
     Attributes:
         reads_rgb: Whether it reads three colours of 8 bits, which the kit then does, also of scenes that do
             not fit into memory. Else :meth:`load` reads, as the config's own transforms do.
         blue_first: Whether what :meth:`load` gives begins with blue, as OpenCV has it.
+        resizes: Whether it gives images another size, unless ``scale`` says which.
         transforms_channels: Whether a transform that is none of mmsegmentation's own follows, which may
             make other channels.
 
@@ -37,7 +40,7 @@ class TestPipeline:
 
     __test__ = False  # no test class, whatever pytest takes its name for
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, cfg: Config, scale: float | None = None) -> None:
         pipeline = test_pipeline_of(cfg)
         problem = why_not_single(pipeline)
         if problem:
@@ -47,6 +50,9 @@ class TestPipeline:
             )
         loading = image_loaders(pipeline)
         left = [item for item in pipeline if not type_name(item.get("type")).startswith("Load")]
+        self.resizes = any(type_name(item.get("type")) in RESIZES for item in left)
+        if scale is not None:
+            left = at_scale(left, scale)
         first = loading[0]
         self.blue_first = (
             type_name(first.get("type")) == "LoadImageFromFile"
