@@ -2,8 +2,9 @@
 
 PNG, JPEG, BMP and WebP are decoded by Pillow, as they are told by their content, not by their name. TIFF
 is read by rasterio, which also gives the georeference; so is what is too large to hold in memory, line by
-line. What cannot be read without guessing (more than 8 bits a sample, bands whose meaning nothing tells) is
-refused by name, with the option that would say it.
+line, and what has files beside it that say more of it (world files, ``.aux.xml``, ``.msk``). What cannot be
+read without guessing (more than 8 bits a sample, bands whose meaning nothing tells) is refused by name,
+with the option that would say it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from mapsage_kaggle.errors import DataError, MachineError
+from mapsage_kaggle.imagery.bands import choose_bands
 from mapsage_kaggle.imagery.sources import archive_of, gdal_name
 from mapsage_kaggle.messages import Message
 
@@ -43,7 +45,7 @@ _GDAL_DRIVERS = {
 }
 """GDAL's driver by how a file begins. GDAL itself would also try formats that lead to other files or onto the
 network."""
-_GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, keys
+_GEO_TAGS = (33550, 33922, 34264, 34735, 50844)  # pixel scale, tie points, transformation, keys, RPCs
 _GDAL_CACHE_BYTES = 64_000_000
 
 
@@ -86,11 +88,17 @@ class Pixels:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Georeference:
-    """Where on Earth an image lies: what rasterio calls ``crs``, ``transform`` and ``gcps``."""
+    """Where on Earth an image lies: what rasterio calls ``crs``, ``transform``, ``gcps`` and ``rpcs``."""
 
     crs: Any
     transform: Any
     gcps: Any = ((), None)
+    rpcs: Any = None
+
+    @property
+    def is_warped(self) -> bool:
+        """Whether ground control points or RPCs alone say it, by no straight grid."""
+        return bool(self.transform.is_identity and (self.gcps[0] or self.rpcs is not None))
 
 
 class Picture(Protocol):
@@ -101,6 +109,8 @@ class Picture(Protocol):
     height: int
     is_tiff: bool
     georeference: Georeference | None
+    notices: tuple[Message, ...]
+    """What a person should be told of it."""
 
     def read(self, top: int, bottom: int) -> Pixels:
         """Return the lines ``top`` to ``bottom`` (not part of it)."""
@@ -125,7 +135,8 @@ def open_picture(path: Path, options: ReadOptions = ReadOptions()) -> Iterator[P
     if size_bytes == 0:
         raise DataError(f"{path} is empty (0 bytes).", "Copy the image again.")
     header = _header(path)
-    if header is None or header.is_tiff or header.num_pixels > HOLD_AT_MOST_PIXELS:
+    beside = _beside(path)
+    if header is None or header.is_tiff or header.num_pixels > HOLD_AT_MOST_PIXELS or beside:
         try:
             import rasterio  # noqa: F401
         except ImportError as error:
@@ -134,15 +145,32 @@ def open_picture(path: Path, options: ReadOptions = ReadOptions()) -> Iterator[P
                 and not header.is_georeferenced
                 and (header.num_pixels <= HOLD_AT_MOST_PIXELS)
             ):
-                yield _decode(path, options)
+                picture = _decode(path, options)
+                if beside:
+                    picture.notices = (Message("{path} is not read: rasterio is not installed.", beside[0]),)
+                yield picture
                 return
             if header is None:
                 raise _unreadable(path, "its content is that of no known image format") from None
             raise missing_extra("geo", "rasterio", f"to read {path}") from error
-        with _open_by_lines(path, options) as picture:
-            yield picture
+        with _opened(path, options.is_named) as dataset:
+            yield _Lines(path, dataset, options)
     else:
         yield _decode(path, options)
+
+
+def _beside(path: Path) -> list[Path]:
+    """Return the files beside an image that say where it lies, or what of it is data.
+
+    GDAL reads them itself, in formats that it is let read here.
+    """
+    if _driver_of(path) is None:
+        return []
+    suffix = path.suffix.removeprefix(".")
+    worlds = (f"{suffix[:1]}{suffix[-1:]}w", f"{suffix}w", "wld") if suffix else ("wld",)
+    names = [path.with_suffix(f".{world}") for word in worlds for world in (word, word.upper())]
+    names += [path.with_name(path.name + more) for more in (".aux.xml", ".msk")]
+    return [name for name in names if name.is_file()]
 
 
 def missing_extra(extra: str, package: str, purpose: str) -> MachineError:
@@ -164,6 +192,20 @@ def without_warning(beginning: str) -> Iterator[None]:
     with _filtering, warnings.catch_warnings():
         warnings.filterwarnings("ignore", beginning)
         yield
+
+
+def check_grid(picture: Picture) -> None:
+    """Make sure that an image's lines and columns become coordinates by its transform.
+
+    Raises:
+        DataError: Ground control points or RPCs alone say where it lies.
+    """
+    if picture.georeference is not None and picture.georeference.is_warped:
+        kind = "ground control points" if picture.georeference.gcps[0] else "RPCs"
+        raise DataError(
+            f"{picture.path} is placed by {kind} alone: its polygons would lie beside the ground.",
+            "Warp it first, such as with gdalwarp; or leave --polygons out: rasters carry them along.",
+        )
 
 
 # --- pictures that are held whole ------------------------------------------------------------------------
@@ -199,6 +241,7 @@ class _Held:
         self.path = path
         self.is_tiff = False
         self.georeference: Georeference | None = None
+        self.notices: tuple[Message, ...] = ()
         self._pixels = pixels
         self.height, self.width = pixels.rgb.shape[:2]
 
@@ -308,17 +351,21 @@ def open_loaded(path: Path, samples: NDArray[Any], *, blue_first: bool) -> Itera
         blue_first: Whether the first three channels are blue, green and red.
     """
     picture = _Held(path, Pixels(rgb=drawable(samples, blue_first=blue_first), valid=None, samples=samples))
-    header, no_data = _header(path), None
-    if header is None or header.is_tiff:
+    header, no_data, mask = _header(path), None, None
+    if header is None or header.is_tiff or _beside(path):
         try:
             with _opened(path) as dataset:
-                picture.is_tiff, no_data = True, dataset.nodata
-                picture.georeference = _georeference_of(dataset)
+                picture.georeference, no_data = _georeference_of(dataset), dataset.nodata
+                picture.is_tiff = header is None or header.is_tiff or picture.georeference is not None
+                if path.with_name(f"{path.name}.msk").is_file() and dataset.shape == samples.shape[:2]:
+                    mask = dataset.dataset_mask() > 0
         except (ImportError, DataError):
             no_data = None  # of a format that the pipeline alone knows
     valid = np.isfinite(samples).all(2) if samples.dtype.kind == "f" else np.ones(samples.shape[:2], bool)
     if no_data is not None:
         valid &= (samples != no_data).any(2)
+    if mask is not None:
+        valid &= mask
     if not valid.all():
         picture.hide(valid)
     yield picture
@@ -371,25 +418,18 @@ def drawable(samples: NDArray[Any], *, blue_first: bool) -> Bytes:
 
 
 @contextmanager
-def _open_by_lines(path: Path, options: ReadOptions) -> Iterator[Picture]:
-    with _opened(path, options.is_named) as dataset:
-        yield _Lines(path, dataset, options)
-
-
-@contextmanager
 def _opened(path: Path, is_named: bool = False) -> Iterator[Any]:
     """Open an image with rasterio, by the driver that its content tells; where it is named, by any."""
     import rasterio
     from rasterio.errors import RasterioError
 
-    with (archive_of(path) or path).open("rb") as stream:
-        start = stream.read(16)
-    driver = next((driver for magic, driver in _GDAL_DRIVERS.items() if start.startswith(magic)), None)
+    driver = _driver_of(path)
     if driver is None and not is_named:
         raise _unreadable(path, "its content is that of no known image format")
 
-    # One environment for reading: GDAL's cache would take 5 % of the machine's memory.
-    with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES, GDAL_PAM_ENABLED=False):
+    # One environment for reading: GDAL's cache would take 5 % of the machine's memory, and a file beside an
+    # image may name others, on the network too.
+    with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES, CPL_VSIL_CURL_ALLOWED_EXTENSIONS=".none"):
         try:
             with without_warning(UNPLACED):
                 dataset = rasterio.open(gdal_name(path), driver=driver)
@@ -399,10 +439,24 @@ def _opened(path: Path, is_named: bool = False) -> Iterator[Any]:
             yield dataset
 
 
+def _driver_of(path: Path) -> str | None:
+    """Return GDAL's driver for a file, by how it begins."""
+    with (archive_of(path) or path).open("rb") as stream:
+        start = stream.read(16)
+    return next((driver for magic, driver in _GDAL_DRIVERS.items() if start.startswith(magic)), None)
+
+
 def _georeference_of(dataset: Any) -> Georeference | None:
-    if dataset.crs is not None or not dataset.transform.is_identity or dataset.gcps[0]:
-        return Georeference(crs=dataset.crs, transform=dataset.transform, gcps=dataset.gcps)
-    return None
+    found = Georeference(crs=dataset.crs, transform=dataset.transform, gcps=dataset.gcps, rpcs=dataset.rpcs)
+    return found if found.crs is not None or not found.transform.is_identity or found.is_warped else None
+
+
+def _masked_bands(dataset: Any, bands: Sequence[int]) -> list[int]:
+    """Return the bands whose masks say where there is data; none where there is data everywhere."""
+    flags = {band: {flag.name for flag in dataset.mask_flag_enums[band - 1]} for band in bands}
+    # A mask of the whole image, in it or beside it, need not be named for each band.
+    whole = [band for band, names in flags.items() if "per_dataset" in names]
+    return whole or list(bands if any(names != {"all_valid"} for names in flags.values()) else ())
 
 
 class _Lines:
@@ -411,10 +465,12 @@ class _Lines:
     def __init__(self, path: Path, dataset: Any, options: ReadOptions) -> None:
         self.path = path
         self.width, self.height = dataset.width, dataset.height
-        self.is_tiff = dataset.driver not in ("PNG", "JPEG", "BMP")
         self.georeference = _georeference_of(dataset)
+        self.is_tiff = dataset.driver not in ("PNG", "JPEG", "BMP") or self.georeference is not None
         self._dataset, self._options = dataset, options
-        self._bands = _bands_of(path, dataset, options.bands)
+        names = [interpretation.name for interpretation in dataset.colorinterp]
+        self._bands, notice = choose_bands(path, names, dataset.descriptions, options.bands)
+        self.notices: tuple[Message, ...] = (notice,) if notice is not None else ()
         self._palette = _palette_of(dataset) if len(self._bands) == 1 else None
         kinds = {dataset.dtypes[band - 1] for band in self._bands}
         if kinds != {"uint8"} and options.value_range is None:
@@ -423,8 +479,7 @@ class _Lines:
             size = (len(self._bands), max(1, self.height // scale), max(1, self.width // scale))
             _to_bytes(dataset.read(self._bands, out_shape=size), path, options)
         # A nodata value (which all bands must have), an alpha band or a mask.
-        flags = {flag for band in self._bands for flag in dataset.mask_flag_enums[band - 1]}
-        self._has_mask = any(flag.name != "all_valid" for flag in flags)
+        self._masked = _masked_bands(dataset, self._bands)
         self._has_nan = any(kind.startswith("float") for kind in kinds)
 
     def read(self, top: int, bottom: int) -> Pixels:
@@ -435,8 +490,8 @@ class _Lines:
         try:
             samples = self._dataset.read(self._bands, window=window)
             valid = None
-            if self._has_mask:
-                valid = self._dataset.read_masks(self._bands, window=window).any(0)
+            if self._masked:
+                valid = self._dataset.read_masks(self._masked, window=window).any(0)
         except RasterioError as error:
             raise _unreadable(
                 self.path, f"lines {top} to {bottom} are damaged or missing ({str(error).splitlines()[0]})"
@@ -445,7 +500,10 @@ class _Lines:
             finite = np.isfinite(samples).all(0)
             valid = finite if valid is None else valid & finite
         if self._palette is not None:
-            rgb = self._palette[samples[0]]
+            found = self._palette[samples[0]]
+            rgb = np.ascontiguousarray(found[..., :3])
+            if not self._palette[:, 3].all():
+                valid = found[..., 3] > 0 if valid is None else valid & (found[..., 3] > 0)
         else:
             rgb = _as_rgb(np.moveaxis(_to_bytes(samples, self.path, self._options), 0, -1))
         if valid is not None and not valid.all():
@@ -455,38 +513,13 @@ class _Lines:
         return Pixels(rgb=rgb, valid=valid)
 
 
-def _bands_of(path: Path, dataset: Any, chosen: Sequence[int] | None) -> list[int]:
-    """Return the bands to read: one for grey or a palette, or red, green and blue.
-
-    Raises:
-        DataError: Those that were chosen are not there, or nothing says which they are.
-    """
-    names = [interpretation.name for interpretation in dataset.colorinterp]
-    if chosen is not None:
-        if any(band > dataset.count for band in chosen):
-            raise DataError(
-                f"{path} has {dataset.count} bands ({', '.join(names)}), not band {max(chosen)}.",
-                "Choose others: --bands R,G,B, counted from 1.",
-            )
-        return list(chosen)
-    if {"red", "green", "blue"} <= set(names):
-        return [names.index(name) + 1 for name in ("red", "green", "blue")]
-    seen = [number for number, name in enumerate(names, start=1) if name != "alpha"]
-    if len(seen) in (1, 3):
-        return seen
-    raise DataError(
-        f"{path} has {dataset.count} bands ({', '.join(names)}), and nothing says which are red, green "
-        "and blue.",
-        "Say it: --bands R,G,B, counted from 1.",
-    )
-
-
 def _palette_of(dataset: Any) -> Bytes | None:
+    """Return red, green, blue and opacity of each value; None where the values are no places in a palette."""
     try:
         colours = dataset.colormap(1)
     except ValueError:
         return None
-    palette = np.zeros((256, 3), np.uint8)
+    palette = np.full((256, 4), (0, 0, 0, 255), np.uint8)
     for value, colour in colours.items():
-        palette[value] = colour[:3]
+        palette[value] = colour
     return palette

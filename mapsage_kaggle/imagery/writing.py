@@ -214,6 +214,8 @@ def write_tiff(
         profile["photometric"] = "RGB"
     if georeference is not None:
         profile |= {"crs": georeference.crs, "transform": georeference.transform}
+        if georeference.rpcs is not None:
+            profile["rpcs"] = georeference.rpcs
     digest, facts = hashlib.sha256(), ()
 
     def reads_back(file: Path) -> bool:

@@ -34,6 +34,7 @@ from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE
 from mapsage_kaggle.data.scenes import draw_scene, generate_scenes
 from mapsage_kaggle.engine.jobs import predict as engine
+from mapsage_kaggle.engine.jobs import preparing
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load_model
 from mapsage_kaggle.engine.jobs.preparing import TestPipeline
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_USAGE, ConfigError, MachineError, UsageError
@@ -252,7 +253,7 @@ def test_reading_computing_and_writing_overlap(
         Image.fromarray(scene(64, 64, number)).save(folder / f"{number}.png")
     read_third, computed_second = threading.Event(), threading.Event()
     overlaps: dict[str, bool] = {}
-    ask, open_picture, write_png = model.logits_of_inputs, engine.open_picture, outputs.write_png
+    ask, open_picture, write_png = model.logits_of_inputs, preparing.open_picture, outputs.write_png
 
     def computing(*arguments: Any, **options: Any) -> torch.Tensor:
         if "reading" not in overlaps:  # the first one ends only when the third has been opened
@@ -272,7 +273,7 @@ def test_reading_computing_and_writing_overlap(
         write_png(*arguments)
 
     monkeypatch.setattr(model, "logits_of_inputs", computing)
-    monkeypatch.setattr(engine, "open_picture", reading)
+    monkeypatch.setattr(preparing, "open_picture", reading)
     monkeypatch.setattr(outputs, "write_png", writing)
     predict(model, tmp_path / "out", folder)
 

@@ -23,7 +23,7 @@ from mapsage_kaggle.engine.jobs import predict as engine
 from mapsage_kaggle.engine.jobs import scaling
 from mapsage_kaggle.engine.jobs.inference import TrainedModel
 from mapsage_kaggle.imagery.journal import JOURNAL
-from mapsage_kaggle.imagery.reading import find_images
+from mapsage_kaggle.imagery.sources import find_images
 
 BLOCK = 64
 SIZES = [

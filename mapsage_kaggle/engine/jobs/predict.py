@@ -7,7 +7,7 @@ and not on its height. Both are seen at the same scale where it is known, see :m
 
 What is written, below the folder that was given:
 
-    masks/<name>.png or .tif            the data set's own label values; GeoTIFF where the image is a TIFF
+    masks/<name>.png or .tif            the data set's own label values; GeoTIFF where the image is one
     overlays/<name>.png or .tif         the image with each class's colour laid over it
     probabilities/<name>.tif            a band for each class, 0 to 255
     polygons/<name>.gpkg                an area for each connected piece of a class
@@ -18,7 +18,6 @@ What is written, below the folder that was given:
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import resource
 import threading
@@ -34,17 +33,15 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmseg.models.utils import resize
-from mmseg.registry import DATASETS
-from numpy.typing import NDArray
 
 from mapsage_kaggle.checkpoints.lock import WorkDirLock
 from mapsage_kaggle.config.reading import dataset_of
 from mapsage_kaggle.config.testing import test_pipeline_of
 from mapsage_kaggle.engine.building import num_inputs
 from mapsage_kaggle.engine.jobs.child import Emit, as_refusal
-from mapsage_kaggle.engine.jobs.inference import TrainedModel, load_model
+from mapsage_kaggle.engine.jobs.inference import TrainedModel, labels_of, load_model
 from mapsage_kaggle.engine.jobs.pipelining import Bounded, ahead
-from mapsage_kaggle.engine.jobs.preparing import TestPipeline
+from mapsage_kaggle.engine.jobs.preparing import TestPipeline, open_as_trained
 from mapsage_kaggle.engine.jobs.scaling import Notices, Scaling, of_unknown_scale
 from mapsage_kaggle.engine.shapes import dataset_classes, json_like, places_of_classes
 from mapsage_kaggle.errors import ConfigError, DataError, UsageError
@@ -56,13 +53,11 @@ from mapsage_kaggle.imagery.reading import (
     Picture,
     Pixels,
     ReadOptions,
-    open_loaded,
-    open_picture,
-    read_bands,
+    check_grid,
 )
 from mapsage_kaggle.imagery.sources import LOCK, Source
 from mapsage_kaggle.imagery.windows import Axis, Blender
-from mapsage_kaggle.imagery.writing import Labels, WriteFailed, aligned, overlay
+from mapsage_kaggle.imagery.writing import WriteFailed, aligned, overlay
 from mapsage_kaggle.messages import Message, text_of
 
 READERS = 2
@@ -256,21 +251,17 @@ class Predictor:
     # -- one image
 
     def _open(self, source: Source) -> AbstractContextManager[Picture]:
-        """Open an image: as 8-bit colours, or whole as the config's own transform reads it."""
-        path, options = source.path, replace(self._task.read, is_named=source.is_named)
-        if self._prepare.reads_rgb:
-            return open_picture(path, options)
-        return open_loaded(
-            path,
-            _samples(path, options, self._prepare, num_inputs(self._model.net)),
-            blue_first=self._prepare.blue_first,
-        )
+        options = replace(self._task.read, is_named=source.is_named)
+        return open_as_trained(source.path, self._prepare, options, num_inputs(self._model.net))
 
     def _read(self, source: Source) -> _Read:
         """Open an image, and read and prepare it where it is of ordinary size."""
         stamp = self._stamp(source)
         with self._open(source) as picture:
             shape = ImageShape.of(picture)
+            self._notices.tell(*picture.notices)
+            if self._task.polygons:
+                check_grid(picture)
             scaling, pixels, prepared, factor = self._scaling, None, None, self._scaling.factor or 1.0
             if scaling.is_whole(picture.height, picture.width):
                 pixels = picture.read(0, picture.height)
@@ -510,47 +501,6 @@ class Predictor:
         facts = {"width": shape.width, "height": shape.height, "scale": scale, "pixels": pixels}
         self._journal.add(source, found.stamp, list(files), facts)
         self._files[source.name] = files[0].relative_to(self._task.out).as_posix()
-
-
-def labels_of(cfg: Config, model: TrainedModel) -> Labels:
-    """Return how the config's data set writes its classes into masks.
-
-    Where it reduces the zero label, as LoveDA, EarthVQA and ADE20K do, the first class is 1 and 0 means
-    *no data*; else the first class is 0, and 255 means *no data*. Where only some of its classes are used,
-    they keep the values that they have among all.
-    """
-    data = dataset_of(cfg)
-    kind = data.get("type")
-    cls = DATASETS.get(kind) if isinstance(kind, str) else kind
-    reduces = data.get("reduce_zero_label")
-    if reduces is None and cls is not None:
-        found = inspect.signature(cls).parameters.get("reduce_zero_label")
-        reduces = found is not None and found.default is True
-    first = 1 if reduces else 0
-    return Labels(
-        classes=model.classes,
-        palette=model.palette,
-        numbers=tuple(first + place for place in places_of_classes(data, len(model.classes))),
-        no_data=0 if reduces else 255,
-    )
-
-
-def _samples(path: Path, options: ReadOptions, prepare: TestPipeline, wanted: int | None) -> NDArray[Any]:
-    """Return an image as the test pipeline reads it; bands where it gives other channels than wanted.
-
-    OpenCV, by which mmsegmentation reads, takes only some of the TIFFs of more than three bands.
-    """
-    problem: DataError | None = None
-    if not options.bands:
-        try:
-            samples = prepare.load(path)
-            if wanted in (None, samples.shape[2]) or prepare.transforms_channels:
-                return samples
-        except DataError as error:
-            problem = error
-    if wanted is None:
-        raise problem or DataError(Message("{path} cannot be read by bands.", path), "Leave --bands out.")
-    return read_bands(path, wanted, options, blue_first=prepare.blue_first)
 
 
 def _as_bytes(values: torch.Tensor) -> Bytes:

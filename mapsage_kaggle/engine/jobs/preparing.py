@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ from mapsage_kaggle.config.reading import type_name
 from mapsage_kaggle.config.scale import RESIZES, at_scale
 from mapsage_kaggle.config.testing import image_loaders, test_pipeline_of, why_not_single
 from mapsage_kaggle.errors import ConfigError, DataError
-from mapsage_kaggle.imagery.reading import Pixels
+from mapsage_kaggle.imagery.reading import (
+    Picture,
+    Pixels,
+    ReadOptions,
+    open_loaded,
+    open_picture,
+    read_bands,
+)
 from mapsage_kaggle.messages import Message
 
 
@@ -95,3 +103,41 @@ class TestPipeline:
         shape = image.shape[:2]
         found = self._transforms({"img": image, "img_shape": shape, "ori_shape": shape})
         return found["inputs"], found["data_samples"]
+
+
+def open_as_trained(
+    path: Path, prepare: TestPipeline, options: ReadOptions, wanted: int | None
+) -> AbstractContextManager[Picture]:
+    """Open an image: as 8-bit colours, or whole as the config's own transform reads it.
+
+    Args:
+        path: The image.
+        prepare: The config's test pipeline.
+        options: How to read what does not say it itself.
+        wanted: How many channels the model takes; None where that is not known.
+
+    Raises:
+        DataError: It cannot be read.
+        MachineError: It needs rasterio, which is missing.
+    """
+    if prepare.reads_rgb:
+        return open_picture(path, options)
+    return open_loaded(path, _samples(path, prepare, options, wanted), blue_first=prepare.blue_first)
+
+
+def _samples(path: Path, prepare: TestPipeline, options: ReadOptions, wanted: int | None) -> NDArray[Any]:
+    """Return an image as the test pipeline reads it; bands where it gives other channels than wanted.
+
+    OpenCV, by which mmsegmentation reads, takes only some of the TIFFs of more than three bands.
+    """
+    problem: DataError | None = None
+    if not options.bands:
+        try:
+            samples = prepare.load(path)
+            if wanted in (None, samples.shape[2]) or prepare.transforms_channels:
+                return samples
+        except DataError as error:
+            problem = error
+    if wanted is None:
+        raise problem or DataError(Message("{path} cannot be read by bands.", path), "Leave --bands out.")
+    return read_bands(path, wanted, options, blue_first=prepare.blue_first)

@@ -29,13 +29,14 @@ class Notices:
         self._emit, self._lock = emit, threading.Lock()
         self._told: set[str] = set()
 
-    def tell(self, message: Message) -> None:
-        """Tell it, unless another message of the same template was told."""
-        with self._lock:
-            is_new = message.template not in self._told
-            self._told.add(message.template)
-        if is_new:
-            self._emit("notice", message=message)
+    def tell(self, *messages: Message) -> None:
+        """Tell those of a template of which none was told."""
+        for message in messages:
+            with self._lock:
+                is_new = message.template not in self._told
+                self._told.add(message.template)
+            if is_new:
+                self._emit("notice", message=message)
 
 
 def of_unknown_scale(path: Path, factor: float) -> Message:

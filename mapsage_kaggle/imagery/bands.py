@@ -1,0 +1,103 @@
+"""Which bands of a raster are red, green and blue: by their descriptions and their colour interpretation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mapsage_kaggle.errors import DataError
+from mapsage_kaggle.messages import Message
+
+COLOURS = ("red", "green", "blue")
+_NAMES = {**{colour: colour for colour in COLOURS}, "b02": "blue", "b03": "green", "b04": "red"}
+"""Colours by the words in a description. Sentinel-2's numbers are written with a zero; without one, they are
+others on other satellites."""
+_OF_OTHERS = frozenset({"edge", "infra", "near", "coastal", "i", "ii"})
+"""Words with which a colour's name means another band: red edge, near infra-red, coastal blue, green I."""
+
+
+def choose_bands(
+    path: Path, names: Sequence[str], descriptions: Sequence[str | None], chosen: Sequence[int] | None
+) -> tuple[list[int], Message | None]:
+    """Return the bands to read, one for grey or a palette, or red, green and blue; and what is worth telling.
+
+    Args:
+        path: The raster.
+        names: Each band's colour interpretation, as rasterio calls it.
+        descriptions: Each band's description.
+        chosen: The bands that a person names; None to go by what the raster says.
+
+    Raises:
+        DataError: Those that were chosen are not there; or nothing says which they are, or two things do.
+    """
+    if chosen is not None:
+        if any(band > len(names) for band in chosen):
+            raise DataError(
+                f"{path} has {len(names)} bands ({', '.join(names)}), not band {max(chosen)}.",
+                "Choose others: --bands R,G,B, counted from 1.",
+            )
+        return list(chosen), None
+    seen = [band for band, name in enumerate(names, start=1) if name != "alpha"]
+    interpreted = {name: band for band, name in enumerate(names, start=1) if name in COLOURS}
+    described = _described(descriptions)
+    if len(seen) == 1:
+        return seen, None
+    if set(described) == set(COLOURS):
+        # GDAL calls any three bands of 8 bits red, green and blue: that alone contradicts nothing.
+        if interpreted != {"red": 1, "green": 2, "blue": 3}:
+            _check(path, names, descriptions, described, interpreted)
+        bands = [described[colour] for colour in COLOURS]
+        if bands == seen:
+            return bands, None
+        return bands, Message(
+            "{path} has bands described as {names}: {bands} are read as red, green and blue. --bands R,G,B "
+            "says others.",
+            path, _listed(descriptions), ",".join(map(str, bands)),
+        )  # fmt: skip
+    if len(seen) == 3 and all(seen.index(band) == COLOURS.index(name) for name, band in interpreted.items()):
+        interpreted = dict(zip(COLOURS, seen, strict=True))
+    _check(path, names, descriptions, described, interpreted)
+    if set(interpreted) == set(COLOURS):
+        return [interpreted[colour] for colour in COLOURS], None
+    raise DataError(
+        f"{path} has {len(names)} bands ({', '.join(names)}), and nothing says which are red, green "
+        "and blue.",
+        "Say it: --bands R,G,B, counted from 1.",
+    )
+
+
+def _described(descriptions: Sequence[str | None]) -> dict[str, int]:
+    """Return the colours of which exactly one band's description speaks, with their bands."""
+    colours = [_colour_of(text or "") for text in descriptions]
+    return {name: colours.index(name) + 1 for name in COLOURS if colours.count(name) == 1}
+
+
+def _colour_of(description: str) -> str | None:
+    words = set(re.split(r"[^a-z0-9]+", description.casefold()))
+    found = {_NAMES[word] for word in words if word in _NAMES}
+    return found.pop() if len(found) == 1 and not words & _OF_OTHERS else None
+
+
+def _check(
+    path: Path,
+    names: Sequence[str],
+    descriptions: Sequence[str | None],
+    described: Mapping[str, int],
+    interpreted: Mapping[str, int],
+) -> None:
+    """Refuse a raster whose bands are described as other colours than they would be read as.
+
+    Raises:
+        DataError: They are.
+    """
+    if any(described.get(colour, band) != band for colour, band in interpreted.items()):
+        raise DataError(
+            f"{path} has bands described as {_listed(descriptions)}, and their colour interpretation is "
+            f"{', '.join(names)}: which are red, green and blue?",
+            "Say it: --bands R,G,B, counted from 1.",
+        )
+
+
+def _listed(descriptions: Sequence[str | None]) -> str:
+    return ", ".join(text or "nothing" for text in descriptions)
