@@ -24,7 +24,7 @@ from mmseg.apis import MMSegInferencer
 from PIL import Image
 from rasterio.transform import from_origin
 from support import warm
-from support.disks import small_disk, used_bytes
+from support.disks import limited_files, small_disk, used_bytes
 
 import mapsage_kaggle.engine.register  # noqa: F401
 from mapsage_kaggle.checkpoints.lock import WorkDirLock
@@ -37,7 +37,7 @@ from mapsage_kaggle.engine.jobs import predict as engine
 from mapsage_kaggle.engine.jobs import preparing
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load_model
 from mapsage_kaggle.engine.jobs.preparing import TestPipeline
-from mapsage_kaggle.errors import EXIT_DONE, EXIT_USAGE, ConfigError, MachineError, UsageError
+from mapsage_kaggle.errors import EXIT_DONE, EXIT_MACHINE, EXIT_USAGE, ConfigError, MachineError, UsageError
 from mapsage_kaggle.imagery import outputs
 from mapsage_kaggle.imagery.parts import Parts
 from mapsage_kaggle.imagery.sources import JOURNAL, LOCK, find_images
@@ -606,6 +606,32 @@ def test_json_says_what_was_done_refused_and_left_out(
     assert (found["num_done"], found["num_pixels"]) == (1, 64 * 64)
     assert [item["path"] for item in found["refused"]] == [str(folder / "bad.png")]
     assert found["skipped"] == [f"Of {folder}, files of other kinds were left out: .txt (1)."]
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_command_with_4_and_the_same_command_finishes(
+    tmp_path: Path, root: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.RandomState(0).randint(0, 256, (256, 256, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "image.png")
+    given = [
+        written_config(tmp_path),
+        weights,
+        tmp_path / "image.png",
+        "--out",
+        tmp_path / "maps",
+        "--overlay",
+    ]
+    command = ["predict", *map(str, given), "--device", "cpu"]
+
+    with limited_files(100_000):  # of which the overlay is the only one
+        full = main(command)
+    said = capsys.readouterr().err
+
+    assert full == EXIT_MACHINE
+    assert f"{tmp_path}/maps/overlays/image.png could not be written: File too large. The disk at /" in said
+    assert main(command) == EXIT_DONE
+    assert mask(tmp_path / "maps" / "overlays" / "image.png").shape == (256, 256, 3)
 
 
 @pytest.mark.slow
