@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mapsage_kaggle import errors
-from mapsage_kaggle.errors import Interrupted, JobError, MapsageError
+from mapsage_kaggle.errors import Interrupted, JobError, MachineError, MapsageError
 from mapsage_kaggle.jobs.subject import ModelSource
 from mapsage_kaggle.messages import Message, from_said
 from mapsage_kaggle.processes import POLL_S, Child, child_environment, module_command
@@ -70,17 +70,23 @@ def run_child(
     Raises:
         Interrupted: By Ctrl-C. The child was interrupted too, and has ended.
         MapsageError: What the child raised.
+        MachineError: Scratch space cannot be written.
         JobError: It failed in another way, or took too long; the message names the log.
     """
     scratch = subject.paths.temp
-    scratch.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{entry}-", dir=scratch))
-    log = folder / "log.txt"
     try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{entry}-", dir=scratch))
         config = folder / f"{subject.options.config.stem}.py"
         config.write_text(subject.cfg.pretty_text, encoding="utf-8")
-        file = folder / "job.json"
+        file, log = folder / "job.json", folder / "log.txt"
         file.write_text(json.dumps({**job, "config": str(config)}, indent=2), encoding="utf-8")
+    except OSError as error:
+        raise MachineError(
+            Message("The scratch folder {path} cannot be written: {why}.", scratch, error.strerror or error),
+            "Make room there.",
+        ) from error
+    try:
         outcome = _run(entry, file, log, subject, on_event or (lambda event: None), limit_s, on_wait)
     except BaseException as error:
         keeps = isinstance(error, JobError)  # its message names the log

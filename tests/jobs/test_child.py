@@ -254,6 +254,16 @@ def test_a_package_memory_or_disk_that_lacks_is_the_machines_fault(
         child(body)
 
 
+def test_scratch_space_that_cannot_be_written_is_named(
+    child: Callable[..., dict[str, Any]], paths: KagglePaths
+) -> None:
+    paths.temp.rmdir()
+    paths.temp.write_text("no folder")
+
+    with pytest.raises(MachineError, match=f"scratch folder {paths.temp} cannot be written"):
+        child("return {}")
+
+
 def test_an_interruption_reaches_it_and_all_its_processes_end(
     child: Callable[..., dict[str, Any]], tmp_path: Path, paths: KagglePaths
 ) -> None:
