@@ -110,9 +110,9 @@ class Task:
                 bands=tuple(bands) if bands else None,
                 value_range=(value_range[0], value_range[1]) if value_range else None,
             ),
+            factor=job.get("factor"),
             **{
-                key: job[key]
-                for key in ("overlay", "probabilities", "polygons", "factor", "window", "overlap", "fast")
+                key: job[key] for key in ("overlay", "probabilities", "polygons", "window", "overlap", "fast")
             },
         )
 

@@ -82,9 +82,7 @@ class Scaling:
     def axes(self, height: int, width: int, model: TrainedModel) -> tuple[Axis, Axis]:
         """Return where windows lie, in the image's own pixels."""
         _, span = self._window(model)
-        overlap = span // 4
-        if self.overlap is not None:
-            overlap = min(round(self.overlap / (self.factor or 1.0)), span // 2)
+        overlap = span // 4 if self.overlap is None else int(self.overlap / (self.factor or 1.0))
         return plan_axis(height, span, overlap), plan_axis(width, span, overlap)
 
     def logits(self, crops: torch.Tensor, model: TrainedModel) -> torch.Tensor:
