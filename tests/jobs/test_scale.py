@@ -18,12 +18,16 @@ from support.models import DEMO
 
 from mapsage_kaggle.config.patch import for_inference
 from mapsage_kaggle.config.reading import read_config
+from mapsage_kaggle.config.scale import ScaleOptions
 from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE
 from mapsage_kaggle.engine.jobs import predict as engine
 from mapsage_kaggle.engine.jobs import scaling
 from mapsage_kaggle.engine.jobs.inference import TrainedModel
 from mapsage_kaggle.imagery.journal import JOURNAL
 from mapsage_kaggle.imagery.sources import find_images
+from mapsage_kaggle.jobs import predict as parent
+from mapsage_kaggle.jobs.subject import ModelOptions
+from mapsage_kaggle.records import SCALE_KEY
 
 BLOCK = 64
 SIZES = [
@@ -179,3 +183,41 @@ def test_an_unknown_scale_is_told_once_and_noted_for_each_image(
 @pytest.mark.parametrize("factor", [1.0, 0.5])
 def test_a_known_scale_is_noted_for_each_image(tmp_path: Path, model: TrainedModel, factor: float) -> None:
     assert told(model, tmp_path, (128, 128), (64, 80), factor=factor) == ([], [factor, factor])
+
+
+@pytest.mark.parametrize(
+    ("noted", "said", "factor"),
+    [
+        ({"factor": 2.0, "low": 2.0, "high": 2.0}, {}, 2.0),
+        ({"factor": 2.0, "low": 1.0, "high": 4.0}, {}, 1.0),
+        ({"factor": 2.0, "low": 2.0, "high": 2.0}, {"gsd": 1.2}, 4.0),  # the config says 0.6 m
+        (None, {"scale": 3.0}, 3.0),
+        (None, {}, None),
+    ],
+)
+def test_the_scale_in_a_checkpoint_and_what_a_person_says_reach_the_child(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    noted: dict[str, float] | None,
+    said: dict[str, float],
+    factor: float | None,
+) -> None:
+    monkeypatch.setenv("MAPSAGE_KAGGLE_ROOT", str(tmp_path / "kaggle"))
+    hub = {"runtime_info": {SCALE_KEY: noted}}
+    torch.save({"state_dict": {"w": torch.ones(2)}, "message_hub": hub}, tmp_path / "iter_8.pth")
+    Image.fromarray(ground(8, 8)[0]).save(tmp_path / "image.png")
+    jobs: list[Any] = []
+    numbers = dict.fromkeys(("num_done", "num_before", "num_pixels", "seconds", "peak_memory_bytes"), 1)
+    result = {**numbers, "refused": [], "files": {}}
+    monkeypatch.setattr(parent, "run_child", lambda entry, job, *others: (jobs.append(job), result)[1])
+    events: list[Any] = []
+    parent.predict(
+        ModelOptions(config=DEMO, checkpoint=tmp_path / "iter_8.pth"),
+        parent.PredictOptions(
+            out=tmp_path / "out", images=(tmp_path / "image.png",), scale=ScaleOptions(**said)
+        ),
+        events.append,
+    )
+    assert [job["factor"] for job in jobs] == [factor]
+    assert [f"at {factor:.3g} times" in event["message"] for event in events] == [True] * len(events)
+    assert bool(events) == (factor is not None)
