@@ -57,6 +57,7 @@ class ConfigPatch:
         max_iters: Where the run ends.
         effective_batch: Images per iteration, over all ranks and micro-batches.
         micro_batch: Images per forward pass and rank.
+        num_workers: Data workers of the loader that has most.
         save_interval: Iterations between checkpoints, as the config asks.
         save_best: Metrics of which the best checkpoint is kept.
         best_rules: ``greater`` or ``less`` by metric, where the config says so.
@@ -73,6 +74,7 @@ class ConfigPatch:
     max_iters: int
     effective_batch: int
     micro_batch: int
+    num_workers: int
     seed: int
     save_interval: int
     save_best: tuple[str, ...]
@@ -125,6 +127,7 @@ class PatchContext:
             a person asks for.
         precision_is_asked: Whether a person asks for it, so that it goes before what the config says.
         emulates_bfloat16: Whether a GPU has no bfloat16 of its own.
+        most_workers: A loader's data workers at most, where more found no shared memory; None for any number.
         shared_bytes: What data workers may hand over in shared memory; None where that is not known.
     """
 
@@ -149,6 +152,7 @@ class PatchContext:
     precision: str = ""
     precision_is_asked: bool = False
     emulates_bfloat16: bool = False
+    most_workers: int | None = None
     shared_bytes: int | None = None
 
 
@@ -191,6 +195,7 @@ def plan_patch(cfg: Mapping[str, Any] | Config, source: Path, facts: PatchContex
         max_iters=max_iters,
         effective_batch=effective,
         micro_batch=micro,
+        num_workers=max(int(planner.get(f"{name}.num_workers", 0) or 0) for name in LOADERS[:2]),
         seed=seed,
         save_interval=0 if by_epoch else max(0, int(checkpoint_hook.get("interval", -1))),
         save_best=names,
@@ -600,9 +605,14 @@ def _plan_workers(planner: Planner, name: str, facts: PatchContext) -> None:
     if not isinstance(loader, Mapping):
         return
     workers = int(loader.get("num_workers", 0) or 0)
-    most = max(0, facts.num_cpus // facts.ranks_here)
+    most, reason = (
+        facts.num_cpus // facts.ranks_here,
+        f"{facts.num_cpus} CPU cores, {facts.ranks_here} rank(s)",
+    )
+    if facts.most_workers is not None and facts.most_workers < most:
+        most, reason = facts.most_workers, "more found no shared memory"
     if workers > most:
-        planner.set(f"{name}.num_workers", most, f"{facts.num_cpus} CPU cores for {facts.ranks_here} rank(s)")
+        planner.set(f"{name}.num_workers", most, reason)
         workers = most
     if workers == 0:
         planner.remove(f"{name}.prefetch_factor", "needs data workers")

@@ -6,10 +6,14 @@ cuDNN 9, cuBLAS 12, NCCL 2.21 to 2.28 and gloo.
 
 from __future__ import annotations
 
+import multiprocessing.queues
 import os
 import re
+import shutil
+import signal
+import traceback
 from collections.abc import Iterator
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -18,7 +22,7 @@ from mapsage_kaggle.engine.overflow import HalfPrecisionError
 from mapsage_kaggle.errors import MapsageError
 from mapsage_kaggle.messages import Message, text_of
 
-FailureKind: TypeAlias = Literal["memory", "precision", "peer", "refused", "error"]
+FailureKind: TypeAlias = Literal["memory", "shared_memory", "precision", "peer", "refused", "error"]
 
 LITTLE_MEMORY = 0.1
 """So small a part of a GPU's memory is free where an error that may mean anything means want of memory."""
@@ -45,7 +49,9 @@ _PEER_GONE = re.compile(
     re.IGNORECASE,
 )
 _LAST_ERROR = re.compile(r"(nccl\w+Error)\b.*?Last error:\s*(.+?)\s*(?:Exception raised from|$)", re.DOTALL)
-_NO_SHARED_MEMORY = "out of shared memory"
+_NO_SHARED_MEMORY = re.compile(
+    r"out of shared memory|unable to (?:allocate shared memory\(shm\) for|write to) file </torch_"
+)
 
 
 def failure_kind(error: BaseException, *, has_trained: bool, has_begun: bool = True) -> FailureKind:
@@ -58,11 +64,14 @@ def failure_kind(error: BaseException, *, has_trained: bool, has_begun: bool = T
             do better another time.
 
     Returns:
-        ``memory`` where it ran out; ``precision`` where half precision cannot be computed in; ``peer``
-        where another rank failed; ``refused`` where it would fail again; else ``error``.
+        ``memory`` where it ran out; ``shared_memory`` where the data workers' did; ``precision`` where half
+        precision cannot be computed in; ``peer`` where another rank failed; ``refused`` where it would fail
+        again; else ``error``.
     """
     if is_memory_fault(error, has_trained=has_trained):
         return "memory"
+    if is_shared_memory_fault(error):
+        return "shared_memory"
     if is_precision_fault(error):
         return "precision"
     if lost_peer(error):
@@ -100,6 +109,26 @@ def is_memory_fault(error: BaseException, *, has_trained: bool = False) -> bool:
         if _PERHAPS_ALLOCATION_FAILED.search(str(cause)) and (has_trained or _is_little_free()):
             return True
     return False
+
+
+def is_shared_memory_fault(error: BaseException) -> bool:
+    """Tell whether an error says that ``/dev/shm`` is too small for what the data workers hand over."""
+    return any(bool(_NO_SHARED_MEMORY.search(str(cause))) for cause in _causes(error))
+
+
+def end_data_workers_without_shared_memory() -> None:
+    """Have a data worker that finds no shared memory for a batch end, as one does that is killed for it.
+
+    It hands batches over in a thread of its queue, where torch 2.13 prints the error and drops the batch: the
+    loader would wait for it for ever.
+    """
+
+    def on_error(error: BaseException, batch: Any) -> None:
+        traceback.print_exception(error)
+        if torch.utils.data.get_worker_info() is not None and is_shared_memory_fault(error):
+            os.kill(os.getpid(), signal.SIGBUS)
+
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(on_error)  # type: ignore[attr-defined]
 
 
 def is_precision_fault(error: BaseException) -> bool:
@@ -159,8 +188,10 @@ def failure_message(error: BaseException) -> str:
         return Message(
             "{error} Train without --deterministic, or replace the layer or loss that needs it.", first
         )
-    if any(_NO_SHARED_MEMORY in str(cause) for cause in _causes(error)):
+    if is_shared_memory_fault(error):
         return Message(
-            "{error} The data workers need more of /dev/shm than there is: set fewer (num_workers).", first
+            "{error}. The data workers need more of /dev/shm than its {size} MB: set fewer (num_workers).",
+            first.rstrip("."),
+            f"{shutil.disk_usage('/dev/shm').total / 1e6:.0f}",
         )
     return first

@@ -12,7 +12,11 @@ import cv2
 import torch
 
 from mapsage_kaggle.engine.deterministic import only_deterministic
-from mapsage_kaggle.engine.faults import failure_kind, failure_message
+from mapsage_kaggle.engine.faults import (
+    end_data_workers_without_shared_memory,
+    failure_kind,
+    failure_message,
+)
 from mapsage_kaggle.engine.problems import known_problem
 from mapsage_kaggle.engine.ranks import follow_rank_0, join, num_machines
 from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
@@ -32,6 +36,7 @@ def main(arguments: list[str]) -> int:
     os.environ[EVENTS_VARIABLE] = str(spec.work_dir / "events.jsonl")
     torch.set_num_threads(spec.threads)
     cv2.setNumThreads(0)
+    end_data_workers_without_shared_memory()
     session = WorkerSession(spec, rank=rank, world_size=world_size)
     supervisor = int(os.environ.get(SUPERVISOR_VARIABLE, 0))
     session.control.install_signal_handlers()

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from mapsage_kaggle.messages import Message
 
-Kind = Literal["done", "memory", "precision", "refused", "error", "crashed", "hung", "killed"]
+Kind = Literal[
+    "done", "memory", "shared_memory", "precision", "refused", "error", "crashed", "hung", "killed"
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,7 +18,8 @@ class Outcome:
     """How a child ended.
 
     Attributes:
-        kind: ``done`` in good order; ``memory`` ran out of it; half ``precision`` is not enough;
+        kind: ``done`` in good order; ``memory`` ran out of it, or its data workers of
+            ``shared_memory``; half ``precision`` is not enough;
             ``refused`` will fail again the same way; ``error`` an exception; ``crashed`` without a word;
             ``hung``; ``killed`` by us after a stop request it did not follow.
         reason: For ``done``: ``completed``, ``deadline`` or ``user``. For ``hung``: ``deadline`` where
@@ -55,6 +58,7 @@ class MemoryFallback:
         least: The smallest micro-batch that the model can be trained with, as far as is known.
         error: What the last child said that failed with an error.
         float32: Whether the half precision of the kit's choice was given up.
+        workers: The most data workers of a loader.
     """
 
     micro_batch: int
@@ -65,6 +69,7 @@ class MemoryFallback:
     least: int = 1
     error: str = ""
     float32: bool = False
+    workers: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,6 +139,8 @@ def decide_next(
         return _next_after_refusal(ladder, outcome, can_recompute=can_recompute)
     if outcome.kind == "precision":
         return _next_in_float32(ladder, outcome, chose_half=chose_half)
+    if outcome.kind == "shared_memory" and ladder.workers > 0:
+        return _next_with_fewer_workers(ladder, outcome)
     if outcome.kind == "memory" and not adapt:
         return Next(
             ladder=None,
@@ -208,6 +215,16 @@ def _next_with_less_memory(ladder: MemoryFallback, outcome: Outcome, *, can_reco
             "(crop_size) or a smaller backbone.",
             outcome.message,
         ),
+    )
+
+
+def _next_with_fewer_workers(ladder: MemoryFallback, outcome: Outcome) -> Next:
+    fewer = ladder.workers // 2
+    return Next(
+        ladder=replace(ladder, workers=fewer, crashes=0),
+        message=Message("{message} Going on with {count} data worker(s) a rank.", outcome.message, fewer)
+        if fewer
+        else Message("{message} Going on without data workers.", outcome.message),
     )
 
 

@@ -31,6 +31,7 @@ class Learning:
             above=min(share, 2 * patch.micro_batch) if patch.micro_batch < share else None,
             with_cp=facts.with_cp,
             validation_rung=facts.validation_rung,
+            workers=patch.num_workers,
             float32=before.precision == "float32" and not facts.precision,
         )
         self.steps: list[str] = []

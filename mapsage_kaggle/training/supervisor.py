@@ -403,7 +403,7 @@ class _Watch:
             )
         if self._failure is not None:
             told, message = self._failure.data.get("kind"), str(self._failure.data.get("message", ""))
-            kind: Kind = told if told in ("memory", "precision", "refused") else "error"
+            kind: Kind = told if told in ("memory", "shared_memory", "precision", "refused") else "error"
             return replace(seen, kind=kind, message=message, data=self._failure.data)
         if late and self._is_starting:
             message = Message("The session's time was up before training began.")

@@ -220,6 +220,13 @@ def test_data_workers_are_no_more_than_the_cores_of_a_rank() -> None:
     assert (cfg.train_dataloader.num_workers, cfg.val_dataloader.num_workers) == (2, 2)
 
 
+def test_data_workers_are_no_more_than_shared_memory_was_seen_to_hold() -> None:
+    config = small(train_dataloader__num_workers=4, val_dataloader__num_workers=1)
+    cfg = patched(config, num_cpus=8, most_workers=2)
+    assert (cfg.train_dataloader.num_workers, cfg.val_dataloader.num_workers) == (2, 1)
+    assert planned(config, num_cpus=8).num_workers == 4
+
+
 def test_without_data_workers_nothing_asks_for_them() -> None:
     cfg = small(train_dataloader__prefetch_factor=4, val_dataloader__prefetch_factor=4)
     cfg = patched(cfg, num_cpus=1, ranks_here=2, world_size=2)

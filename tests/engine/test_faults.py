@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing.queues
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from mapsage_kaggle.engine.faults import failure_kind, failure_message
+from mapsage_kaggle.engine.faults import (
+    end_data_workers_without_shared_memory,
+    failure_kind,
+    failure_message,
+)
 from mapsage_kaggle.engine.overflow import HalfPrecisionError
 from mapsage_kaggle.engine.sampling import Draw, PositionalDataset
 from mapsage_kaggle.training.fallback import MemoryFallback, Outcome, decide_next
@@ -234,14 +240,48 @@ def test_a_fault_of_nccl_s_own_is_no_other_rank_s_and_is_quoted(monkeypatch: pyt
     )
 
 
-def test_data_workers_that_die_for_shared_memory_say_what_to_do() -> None:
-    cause = RuntimeError(
-        "DataLoader worker (pid 81) is killed by signal: Bus error. It is possible that dataloader's workers "
-        "are out of shared memory. Please try to raise your shared memory limit."
+KILLED = RuntimeError(
+    "DataLoader worker (pid 81) is killed by signal: Bus error. It is possible that dataloader's workers are "
+    "out of shared memory. Please try to raise your shared memory limit."
+)
+EXITED = RuntimeError("DataLoader worker (pid(s) 81) exited unexpectedly")
+EXITED.__cause__ = KILLED
+FULL = RuntimeError(
+    "unable to allocate shared memory(shm) for file </torch_27768_3330124339_0>: No space left on device (28)"
+)
+
+
+@pytest.mark.parametrize("error", [KILLED, EXITED, FULL], ids=["killed", "exited", "full"])
+def test_data_workers_without_shared_memory_say_how_much_there_is(error: Exception) -> None:
+    assert failure_kind(error, has_trained=True) == "shared_memory"
+    megabytes = f"{shutil.disk_usage('/dev/shm').total / 1e6:.0f} MB"
+    assert failure_message(error).endswith(
+        f"The data workers need more of /dev/shm than its {megabytes}: set fewer (num_workers)."
     )
-    error = RuntimeError("DataLoader worker (pid(s) 81) exited unexpectedly")
-    error.__cause__ = cause
-    for item in (cause, error):
-        assert failure_message(item).endswith(
-            "The data workers need more of /dev/shm than there is: set fewer (num_workers)."
-        )
+
+
+class Unsendable:
+    """What a data worker cannot hand over, as where ``/dev/shm`` is full."""
+
+    def __reduce__(self) -> Any:
+        raise FULL
+
+
+class Samples(torch.utils.data.Dataset[Any]):
+    def __getitem__(self, index: int) -> Any:
+        return Unsendable()
+
+    def __len__(self) -> int:
+        return 4
+
+
+def test_a_data_worker_that_cannot_hand_a_batch_over_ends_instead_of_dropping_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queue: Any = multiprocessing.queues.Queue
+    monkeypatch.setattr(queue, "_on_queue_feeder_error", queue._on_queue_feeder_error)
+    end_data_workers_without_shared_memory()
+    loader = torch.utils.data.DataLoader(Samples(), num_workers=1, collate_fn=list, timeout=60)
+    with pytest.raises(RuntimeError, match="DataLoader worker") as caught:
+        next(iter(loader))
+    assert failure_kind(caught.value, has_trained=True) == "shared_memory"

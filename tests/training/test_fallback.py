@@ -20,8 +20,18 @@ from mapsage_kaggle.training.fallback import (
 )
 
 HOUR_S = 3600.0
-KINDS: tuple[Kind, ...] = ("done", "memory", "precision", "refused", "error", "crashed", "hung", "killed")
-FAILURES: tuple[Kind, ...] = ("error", "crashed", "hung")
+KINDS: tuple[Kind, ...] = (
+    "done",
+    "memory",
+    "shared_memory",
+    "precision",
+    "refused",
+    "error",
+    "crashed",
+    "hung",
+    "killed",
+)
+FAILURES: tuple[Kind, ...] = ("error", "crashed", "hung", "shared_memory")
 
 
 def after(kind: Kind, ladder: MemoryFallback | None = None, **options: Any) -> Next:
@@ -81,6 +91,18 @@ def test_out_of_memory_halves_the_micro_batch_down_to_one_then_recomputes_then_e
 
 
 LAST_RUNG = MemoryFallback(micro_batch=1, with_cp=True, validation_rung=1)
+
+
+def test_out_of_shared_memory_halves_the_data_workers_down_to_none_at_once() -> None:
+    ladder = MemoryFallback(micro_batch=4, workers=3, crashes=2)
+    first = after("shared_memory", ladder, adapt=False)
+    assert first == Next(
+        ladder=replace(ladder, workers=1, crashes=0),
+        message="What happened. Going on with 1 data worker(s) a rank.",
+    )
+    second = after("shared_memory", first.ladder)
+    assert second.ladder == replace(ladder, workers=0, crashes=0)
+    assert second.message == "What happened. Going on without data workers."
 
 
 @pytest.mark.parametrize("ladder", [MemoryFallback(micro_batch=4), LAST_RUNG])
