@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from mapsage_kaggle.records import Learned
 
 SUPERVISOR_VARIABLE = "MAPSAGE_SUPERVISOR_PID"
 """The environment variable by which a training process learns who supervises it, and tells others."""
+STACKS_SIGNAL = signal.SIGUSR1
+"""At which a training process writes where it is to standard error."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,6 +17,7 @@ import torch.distributed
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.engine.ranks import is_local_rank_zero, num_machines, reduce_number
 from mapsage_kaggle.pace import Pace
+from mapsage_kaggle.spec import STACKS_SIGNAL
 
 Stop = Literal["", "deadline", "user", "orphaned", "early"]
 ORPHAN_GRACE_S = 600.0
@@ -102,7 +103,8 @@ class Control:
         self._terminated = threading.Event()
 
     def install_signal_handlers(self) -> None:
-        """Turn SIGTERM into a stop request; leave Ctrl-C to the supervisor."""
+        """Turn SIGTERM into a stop request, write stacks when asked; leave Ctrl-C to the supervisor."""
+        faulthandler.register(STACKS_SIGNAL, file=2)
         signal.signal(signal.SIGTERM, lambda *_: self._terminated.set())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -17,7 +17,7 @@ from typing import Literal
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.config.modules import CodePlaces
 from mapsage_kaggle.events import Event, EventKind, EventLog, EventTail, ProgressSink
-from mapsage_kaggle.messages import Message
+from mapsage_kaggle.messages import Message, joined_by
 from mapsage_kaggle.pace import OUTPUT_S_PER_BYTE
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.processes import (
@@ -31,6 +31,7 @@ from mapsage_kaggle.processes import (
 )
 from mapsage_kaggle.spec import SUPERVISOR_VARIABLE, ask_save, ask_stop
 from mapsage_kaggle.training.fallback import Kind, Outcome
+from mapsage_kaggle.training.hang import explain_silence
 from mapsage_kaggle.training.output import OutputWatch
 
 STOP_GRACE_S = 180.0
@@ -190,6 +191,8 @@ class Supervisor:
             )
         try:
             self._stay_with(child, watch)
+            if watch.ended_by_us in ("hung", "late"):
+                watch.was_doing = self._explain(child, watch)
         finally:
             self._end(child, watch)
         self._read_events(watch)
@@ -227,6 +230,16 @@ class Supervisor:
                 watch.was_silent_s = watch.silent_s(now)
                 return
             time.sleep(POLL_S)
+
+    def _explain(self, child: Child, watch: _Watch) -> str:
+        """Have the log say what a child is doing, and return where; a look that fails ends nobody."""
+        found = [*filter(None, [ProcessId.of(child.pid)]), *child.descendants()]
+        silent_s = watch.silent_s(time.monotonic())
+        try:
+            return explain_silence(found, watch.workers, self._files.log, last=watch.last, silent_s=silent_s)
+        except OSError as error:
+            self._warn(Message("What training was doing could not be seen: {why}.", error.strerror or error))
+            return ""
 
     def left_to_hand_over_s(self) -> float:
         """Return how long it is until half the reserve is left and the output must be saved."""
@@ -288,7 +301,7 @@ class Supervisor:
         patience_s = 0.0 if self._kill.is_set() or watch.ended_by_us in ("hung", "late") else 60.0
         for worker in watch.workers:
             outlive(worker, patience_s)
-        for process in left - watch.workers:
+        for process in left - watch.workers.keys():
             outlive(process, min(patience_s, UNKNOWN_GRACE_S))
 
 
@@ -301,7 +314,9 @@ class _Watch:
         self.proven: int | None = None
         self._began: int | None = None
         self._reached = 0
-        self.workers: set[ProcessId] = set()
+        self.workers: dict[ProcessId, int] = {}
+        self.last: Event | None = None
+        self.was_doing = ""
         self.ended_by_us: Literal["", "hung", "late", "killed"] = ""
         self.was_silent_s = 0.0
         self._stop: Event | None = None
@@ -315,7 +330,7 @@ class _Watch:
         """Take one event of the child; what the supervisor's side wrote is no sign of life."""
         if event.event == "upload":
             return
-        self._last_s = time.monotonic()
+        self._last_s, self.last = time.monotonic(), event
         self.iteration = max(self.iteration, event.iteration)
         if event.event == "training":
             self._began = event.iteration
@@ -326,7 +341,7 @@ class _Watch:
         if event.event == "start":
             worker = ProcessId.stated(event.data)
             if worker is not None:
-                self.workers.add(worker)
+                self.workers[worker] = int(event.data.get("rank") or 0)
         elif event.event == "iteration":
             self._iteration_s = float(event.data.get("iteration_s") or 0.0)
             self._is_starting = False
@@ -436,10 +451,11 @@ class _Watch:
             ),
             "killed": Message("The training process was ended before it had saved."),
         }
+        message: str = messages[self.ended_by_us]
         return Outcome(
             kind="killed" if self.ended_by_us == "killed" else "hung",
             reason="deadline" if self.ended_by_us == "late" else "",
-            message=messages[self.ended_by_us],
+            message=joined_by(" ", (message, self.was_doing)) if self.was_doing else message,
             iteration=self.iteration,
             proven=self.proven,
             data=self._stop.data if self._stop is not None else {},

@@ -189,24 +189,54 @@ def test_weights_that_became_nan_are_never_saved(tmp_path: Path) -> None:
     assert not (run.work_dir.path / "iter_14.pth").exists()
 
 
-def test_a_child_that_says_nothing_is_started_again(tmp_path: Path) -> None:
-    hang = (
-        "import time, at_iteration\n"
-        "at_iteration.AtIteration.after_val = lambda self, runner: time.sleep(3600)"
-    )
+def test_a_child_that_says_nothing_is_explained_and_started_again(tmp_path: Path) -> None:
     run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=10, val_interval=4, cold=True)
-    config = run.config()
-    (config.parent / "hang_once.py").write_text(
+    (run.config().parent / "hang_once.py").write_text(
+        "import os, time, at_iteration\n"
         "from pathlib import Path\n"
         f"marker = Path({str(tmp_path / 'hung')!r})\n"
-        "if not marker.exists():\n"
-        "    marker.touch()\n" + "".join(f"    {line}\n" for line in hang.splitlines())
+        "def hangs(self, runner):\n"
+        "    if os.environ['RANK'] == '1' and not marker.exists():\n"
+        "        marker.touch()\n"
+        "        time.sleep(3600)\n"
+        "at_iteration.AtIteration.after_val = hangs\n"
     )
     imports = "custom_imports = dict(imports=['at_iteration', 'hang_once'], allow_failed_imports=False)"
-    done = run.train("--hang-after", "12s", config_extra=imports)
+    done = run.train("--hang-after", "30s", "--cpu-ranks", "2", config_extra=imports)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [event.data["kind"] for event in run.events("restart")] == ["hung"]
+    [restart] = run.events("restart")
+    assert restart.data["kind"] == "hung"
+    assert "rank 0 waited for other ranks in " in restart.data["message"]
+    assert "; rank 1 was in hangs (hang_once.py:7). The stacks of all" in restart.data["message"]
+    assert "in hangs\n" in run.work_dir.log.read_text()
     assert run.record().end_iteration == 10
+
+
+def test_data_workers_killed_for_shared_memory_are_started_again_as_fewer(tmp_path: Path) -> None:
+    run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=6, val_interval=6)
+    (run.config().parent / "killed_once.py").write_text(
+        "import os, signal, at_iteration\n"
+        "from pathlib import Path\n"
+        "from mmcv.transforms import LoadImageFromFile as Loading\n"
+        "from torch.utils.data import get_worker_info\n"
+        f"marker, load = Path({str(tmp_path / 'killed')!r}), Loading.transform\n"
+        "def transform(self, results):\n"
+        "    info = get_worker_info()\n"
+        "    if info is not None and info.num_workers == 2 and not marker.exists():\n"
+        "        marker.touch()\n"
+        "        os.kill(os.getpid(), signal.SIGBUS)\n"
+        "    return load(self, results)\n"
+        "Loading.transform = transform\n"
+    )
+    imports = "custom_imports = dict(imports=['at_iteration', 'killed_once'], allow_failed_imports=False)"
+    done = run.train("--no-fast", workers=2, config_extra=imports)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [restart] = run.events("restart")
+    assert restart.data["kind"] == "shared_memory"
+    assert "The data workers need more of /dev/shm than its " in restart.data["message"]
+    assert restart.data["message"].endswith("Going on with 1 data worker(s) a rank.")
+    assert "num_workers=1" in run.work_dir.config.read_text()
+    assert run.record().end_iteration == 6
 
 
 @pytest.fixture

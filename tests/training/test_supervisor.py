@@ -290,8 +290,8 @@ def test_how_much_of_that_is_proven_is_known() -> None:
 
 
 def test_workers_are_known_by_their_start() -> None:
-    started = [event("start", pid=pid, pid_started_s=pid / 2) for pid in (11, 12)]
-    assert watch(*started).workers == {ProcessId(11, 5.5), ProcessId(12, 6.0)}
+    started = [event("start", pid=pid, pid_started_s=pid / 2, rank=pid - 11) for pid in (11, 12)]
+    assert watch(*started).workers == {ProcessId(11, 5.5): 0, ProcessId(12, 6.0): 1}
 
 
 # --- hanging ---------------------------------------------------------------------------------------------
