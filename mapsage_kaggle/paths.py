@@ -107,6 +107,7 @@ class WorkDir:
     predictions = Below(
         "predictions"
     )  # small pictures of a few validation images, with truth and predictions
+    trackers = Below("trackers")  # what trackers keep, by run
     report = Below("report.html")  # for people
     log = Below("train.log")  # what the training child printed
     # Written by the supervisor, or by anyone, to end training in good order; that it is there counts.

@@ -44,6 +44,7 @@ class ChildSpec:
         validation_rung: How far validation goes to save memory, see
             :data:`mapsage_kaggle.training.fallback.VALIDATION_RUNGS`.
         restarted: Another child has trained, or tried to, in this session before.
+        track: The tracker that is asked for; empty for none but the config's own.
         launched_s: How old the session was when the child was launched; None where nobody says.
         rung: What the record says was learned of memory, once the child has trained.
         pace: What an earlier session measured, by the names of :meth:`mapsage_kaggle.pace.Pace.learned`.
@@ -72,6 +73,7 @@ class ChildSpec:
     on_changed_data: str = "go-on"
     validation_rung: int = 0
     restarted: bool = False
+    track: str = ""
     launched_s: float | None = None
     rung: Learned = field(default_factory=Learned)
     pace: Mapping[str, float] = field(default_factory=dict)

@@ -38,6 +38,7 @@ ON_MEMORY = "adapt"  # smaller micro-batches where memory runs out; "fail" ends 
 OVERRIDES = []  # such as "train_dataloader.batch_size=2" 覆盖配置中的键
 CODE = []  # attached folders to import the config's own modules from, as they are trusted 可信的代码目录
 PASS_ENV = []  # credentials that training may see, such as "WANDB_API_KEY" 允许训练进程看到的凭据
+TRACK = ""  # or "tensorboard", "wandb": one curve over all sessions 在该工具中显示为跨会话的一条曲线
 UPLOAD_TO = None  # "you/slug": upload the newest checkpoint to this data set as well 同时上传到此数据集
 UPLOAD_EVERY = "1h"  # from one upload to the next 上传间隔
 KIT = None  # "owner/slug" or a path: which attached kit to import, of several 挂载了多份本工具时选定一份
@@ -195,6 +196,7 @@ session = mapsage_kaggle.preflight(
     overrides=OVERRIDES,
     code=CODE,
     pass_env=PASS_ENV,
+    track=TRACK,
     upload_to=UPLOAD_TO,
     upload_every=UPLOAD_EVERY,
     language=LANGUAGE,

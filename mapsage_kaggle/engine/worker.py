@@ -102,6 +102,7 @@ def _train(spec: ChildSpec, session: WorkerSession, *, scratch: Path) -> None:
     from mmengine.config import Config
 
     from mapsage_kaggle.engine.runner import build_runner, format_configs_once
+    from mapsage_kaggle.engine.trackers import go_on
 
     format_configs_once()
     install_safe_loading()
@@ -112,6 +113,7 @@ def _train(spec: ChildSpec, session: WorkerSession, *, scratch: Path) -> None:
         expect(spec.checkpoint, spec.checkpoint_sha256)
     if spec.deterministic:
         only_deterministic()
+    go_on(cfg, spec)
     runner = build_runner(cfg, session)
     session.attach(runner, cfg.pretty_text)
     runner.train()

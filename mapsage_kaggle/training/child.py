@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from mapsage_kaggle.paths import WorkDir
@@ -43,6 +44,7 @@ def first_spec(prepared: Prepared, record: SessionRecord, learning: Learning) ->
         extend=prepared.facts.extend_to is not None,
         on_changed_data=options.on_changed_data,
         take_up=options.extend_to is not None,
+        track=options.track,
         validation_rung=learning.ladder.validation_rung,
         rung=learning.tried(),
         launched_s=clock.elapsed_s(),
@@ -65,7 +67,7 @@ def next_spec(
     )
 
 
-def launch_of(prepared: Prepared, spec: ChildSpec) -> Launch:
+def launch_of(prepared: Prepared, spec: ChildSpec, tracking: Mapping[str, str]) -> Launch:
     """Write the spec into scratch space, and return how to start its child."""
     options, paths = prepared.options, prepared.discovery.paths
     paths.temp.mkdir(parents=True, exist_ok=True)
@@ -79,6 +81,7 @@ def launch_of(prepared: Prepared, spec: ChildSpec) -> Launch:
         gpus=prepared.facts.on_gpu,
         code=prepared.discovery.code,
         passed=options.pass_env,
+        tracking=tracking,
         scratch=paths.temp,
         nnodes=options.nnodes,
         node_rank=options.node_rank,

@@ -11,6 +11,7 @@ from mapsage_kaggle.checkpoints.choose import Choice
 from mapsage_kaggle.checkpoints.proving import SaveFailed
 from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.config.reading import changes_between
+from mapsage_kaggle.config.tracking import JOURNAL, KINDS, trackers_of
 from mapsage_kaggle.events import last_word_s, read_events
 from mapsage_kaggle.messages import Message, text_of
 from mapsage_kaggle.paths import WorkDir
@@ -22,6 +23,7 @@ MAX_OWN_FILES = 40
 _MAX_CHANGES = 200
 _SESSION = re.compile(r"(?:session_[0-9]{3,6}\.json|config_[0-9]{3,6}\.py|events_[0-9]{3,6}\.jsonl)")
 _HISTORY = re.compile(rf"{_SESSION.pattern}|{re.escape(PACKED)}")
+_JOURNAL = re.compile(re.escape(JOURNAL))
 _PREDICTION = re.compile(r"[\w.-]+\.png", re.ASCII)
 
 
@@ -77,6 +79,9 @@ def carry_history(files: WorkDir, source: Path | None, here: SessionRecord | Non
     record = read_closed(origin)
     if record is not None:
         archive_session(source, history, record, move_events=False)
+        folder = trackers_of(source, record.run_id)
+        for name in KINDS:
+            _carry(folder / name, trackers_of(files.path, record.run_id) / name, _JOURNAL)
     pack_history(history)
 
 
@@ -86,7 +91,7 @@ def _carry(source: Path, target: Path, wanted: re.Pattern[str]) -> None:
         entries = sorted(os.scandir(source), key=lambda entry: entry.name, reverse=True)
     except OSError:
         return
-    target.mkdir(exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     num_files = num_bytes = 0
     for entry in entries:
         if not (wanted.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)):

@@ -150,6 +150,7 @@ class Options:
         code: Folders whose modules the config may import, besides what came with it. One that holds a
             package that is installed, too, goes before that.
         pass_env: Environment variables that children get although they look like credentials.
+        track: The tracker that shows the run as one over all its sessions; empty for none but the config's.
         upload_to: The data set, ``owner/slug``, that the newest checkpoint is uploaded to while training
             goes on; None for none.
         upload_every_s: Seconds from one upload to the next.
@@ -243,6 +244,10 @@ class Options:
     pass_env: tuple[str, ...] = _option(
         (), "--pass-env", default=[], read=tuple, notebook=True, action="append", metavar="NAME",
         help="let training see this variable, a credential",
+    )  # fmt: skip
+    track: Literal["", "tensorboard", "wandb"] = _option(
+        "", "--track", notebook=True, choices=("", "tensorboard", "wandb"), metavar="tensorboard|wandb",
+        help="show the run there, as one over all its sessions",
     )  # fmt: skip
     upload_to: str | None = _option(
         None, "--upload-to", notebook=True, metavar="OWNER/SLUG",

@@ -20,6 +20,7 @@ from mapsage_kaggle.config.patch import ConfigPatch, PatchContext, plan_patch
 from mapsage_kaggle.config.reading import read_config, weights_files, written_value
 from mapsage_kaggle.config.requirements import check_installed
 from mapsage_kaggle.config.testing import test_pipeline_of, why_not_single
+from mapsage_kaggle.config.tracking import check_tracker
 from mapsage_kaggle.config.trainable import check_trainable
 from mapsage_kaggle.data.check import check_data_of
 from mapsage_kaggle.data.find import count_images, find_data, find_pretrained, find_start
@@ -141,6 +142,7 @@ def discover(
         max_iters = check_trainable(cfg, options.config, lambda: count_images(cfg, paths.input))
         check_monitored(cfg, options.config)
         check_installed(cfg, options.config, (*code.first, *code.last))
+        check_tracker(options.track)
         check_custom_imports(cfg, code, paths.input)
         shapes = LazyShapes(cfg, options.config, paths.temp, code, options.pass_env)
         report, choice = _find_and_choose(options, paths, cfg, work_dir, max_iters, shapes, on_wait)

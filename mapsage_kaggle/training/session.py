@@ -50,6 +50,7 @@ from mapsage_kaggle.training.history import (
 from mapsage_kaggle.training.learning import Learning
 from mapsage_kaggle.training.prepare import Prepared
 from mapsage_kaggle.training.supervisor import Supervisor
+from mapsage_kaggle.training.tracking import tracking
 
 _REFUSALS: Mapping[int, type[MapsageError]] = {
     cls.exit_code: cls for cls in (ConfigError, CheckpointError, MachineError)
@@ -192,13 +193,16 @@ class SessionRun:
         self.record = self.record.evolve(timings_s=before)
         self.record.write(self.files.session)
         last: Outcome | None = None
+        trackers, told = tracking(prepared, self.record.run_id, os.environ)
+        if told:
+            self._emit("warning", prepared.start_iteration, message=told)
         spec = first_spec(prepared, self.record, self.learning)
         while True:
             if self._stop_asked():
                 return self._stopped_before_a_child(last)
             if prepared.clock.left_s() <= 0 or self.supervisor.left_to_hand_over_s() < 0:
                 return self._late_for_a_child(last)
-            outcome = last = self.supervisor.run(launch_of(self.prepared, spec))
+            outcome = last = self.supervisor.run(launch_of(self.prepared, spec, trackers))
             self.record = read_record(self.files.session) or self.record
             timings = outcome.data.get("timings_s") or self.record.timings_s
             self.record = self.record.evolve(timings_s=timings)

@@ -57,6 +57,7 @@ class Launch:
         gpus: Whether each rank gets a GPU; else none is visible.
         code: Where the config's own modules are imported from.
         passed: Names of credentials that the child gets all the same.
+        tracking: What its trackers need in the environment, a key among it.
         scratch: For what libraries cache.
         nnodes: Machines, as torchrun takes it.
         node_rank: This machine's number.
@@ -71,6 +72,7 @@ class Launch:
     gpus: bool = False
     code: CodePlaces = field(default_factory=CodePlaces)
     passed: tuple[str, ...] = ()
+    tracking: Mapping[str, str] = field(default_factory=dict, repr=False)
     scratch: Path
     nnodes: int = 1
     node_rank: int = 0
@@ -107,6 +109,7 @@ class Launch:
             passed=self.passed,
             environ=environ,
         )
+        env |= self.tracking
         env[SUPERVISOR_VARIABLE] = str(os.getpid())
         if not self.several_machines and Path("/sys/class/net/lo").exists():
             # Ranks of one machine need no network, and its own name may not resolve.

@@ -43,7 +43,8 @@ def test_patch_has_what_changes_the_plan_only() -> None:
 def test_the_notebook_has_these_parameters() -> None:
     assert {item.name for item in PARAMETERS if item.in_notebook} == {
         "resume", "run", "expect_iteration", "allow_weights_only", "extend_to", "session_limit", "reserve",
-        "gpus", "precision", "on_memory", "overrides", "code", "pass_env", "upload_to", "upload_every",
+        "gpus", "precision", "on_memory", "overrides", "code", "pass_env", "track", "upload_to",
+        "upload_every",
     }  # fmt: skip
 
 

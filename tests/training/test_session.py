@@ -41,7 +41,7 @@ class Told(Supervisor):
 def starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     spec: Any = object()
     monkeypatch.setattr(session, "first_spec", lambda prepared, record, learning: spec)
-    monkeypatch.setattr(session, "launch_of", lambda prepared, spec: spec)
+    monkeypatch.setattr(session, "launch_of", lambda prepared, spec, tracking: spec)
 
 
 def session_of(supervisor: Supervisor, folder: Path, clock: SessionClock) -> Any:
@@ -51,9 +51,11 @@ def session_of(supervisor: Supervisor, folder: Path, clock: SessionClock) -> Any
         start_iteration=0,
         patch=SimpleNamespace(max_iters=100, chose_half=False),
         discovery=SimpleNamespace(
-            choice=SimpleNamespace(inspection=None), shapes=SimpleNamespace(can_recompute=lambda: True)
+            cfg={},
+            choice=SimpleNamespace(inspection=None),
+            shapes=SimpleNamespace(can_recompute=lambda: True),
         ),
-        options=SimpleNamespace(on_memory="adapt", extend_to=None),
+        options=SimpleNamespace(on_memory="adapt", extend_to=None, track=""),
         clock=clock,
     )
     session.supervisor, session.files = supervisor, WorkDir(folder)

@@ -1,0 +1,198 @@
+"""Trackers that go on: TensorBoard and Weights & Biases show one run over all of its sessions.
+
+What is drawn is kept in a journal as well, one line a call, which each session hands on. The next one draws
+that again up to the iteration that it resumes from, and goes on from there: so each step is drawn once. What
+a killed session drew beyond its last checkpoint is left out, and what its tracker had not yet written is not
+missed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import VISBACKENDS
+from mmengine.visualization import BaseVisBackend
+
+from mapsage_kaggle.config.reading import as_list, type_name
+from mapsage_kaggle.config.tracking import JOURNAL, KINDS, trackers_of
+from mapsage_kaggle.engine.checkpointing import number
+from mapsage_kaggle.engine.reading import emit
+from mapsage_kaggle.messages import Message
+from mapsage_kaggle.outside import parse_json
+from mapsage_kaggle.paths import replace_file
+from mapsage_kaggle.spec import ChildSpec
+
+FINISH_S = 60.0
+"""How long a tracker may take to end; what it has not sent by then is in the journal."""
+_SETTINGS = {"symlink": False, "disable_git": True, "save_code": False, "console": "off"}
+"""Of Weights & Biases: links are not kept in an output, and code is not handed out unasked."""
+
+
+def go_on(cfg: Config, spec: ChildSpec) -> None:
+    """Let the trackers of a config, and the one that a person asks for, show a run as one.
+
+    Args:
+        cfg: The effective config; changed in place.
+        spec: What the supervisor told the child.
+    """
+    visualizer = cfg.get("visualizer") or {"type": "Visualizer"}
+    backends = [dict(item) for item in as_list(visualizer.get("vis_backends") or {"type": "LocalVisBackend"})]
+    names = [type_name(item["type"]) for item in backends]
+    if spec.track and KINDS[spec.track] not in names:
+        backends.append({"type": KINDS[spec.track]})
+    folder, start = trackers_of(spec.work_dir, spec.run_id), spec.expect_iteration or 0
+    for name, kind in KINDS.items():
+        for index, item in enumerate(backends):
+            if type_name(item["type"]) == kind:
+                called = item.pop("name", kind)
+                kept = {"name": called, "save_dir": str(folder / name), "start": start}
+                backends[index] = {"type": "MapsageTracker", "inner": item, **kept}
+    cfg.visualizer = {**visualizer, "vis_backends": backends}
+
+
+@VISBACKENDS.register_module(name="MapsageTracker")
+class Tracker(BaseVisBackend):
+    """One of mmengine's backends that draws a run from its beginning, and each step once.
+
+    One that fails is told of and asked no more: it must not end a training.
+
+    Args:
+        inner: The config of mmengine's backend.
+        save_dir: The tracker's folder; what is in it goes, but for the journal.
+        start: Iterations done as the session begins.
+    """
+
+    def __init__(self, inner: Mapping[str, Any], save_dir: str, start: int) -> None:
+        super().__init__(save_dir)
+        self._config, self._folder, self._start = dict(inner), Path(save_dir), start
+        self._is_wandb = type_name(inner["type"]) == KINDS["wandb"]
+        self._inner: Any = None
+        self._is_off = False
+        self._known = -1
+        self._seen: set[tuple[int, tuple[str, ...]]] = set()
+
+    @property
+    def experiment(self) -> Any:
+        """The tracker itself, begun where it had not been."""
+        if self._inner is None:
+            self._init_env()
+        return self._inner.experiment
+
+    def _init_env(self) -> None:
+        rows = [row for row in read_journal(self._folder / JOURNAL) if row["step"] <= self._start]
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        replace_file(self._folder / JOURNAL, "".join(json.dumps(row) + "\n" for row in rows))
+        config = _of_wandb(self._config, self._folder) if self._is_wandb else self._config
+        self._inner = VISBACKENDS.build({**config, "save_dir": str(self._folder)})
+        if self._is_wandb and self.experiment.run.resumed:  # online, where it knows how far it has got
+            self._known = int(self.experiment.run.summary.get("iteration", -1))
+        for row in rows:
+            self._draw(row)
+
+    # -- what mmengine calls
+
+    def add_config(self, config: Config, **options: Any) -> None:
+        """Show the config; mmengine's way hands out code as well."""
+        if self._is_wandb:
+            self._try(lambda: self.experiment.config.update(config.to_dict(), allow_val_change=True))
+        else:
+            self._try(lambda: self.experiment.add_text("config", f"```\n{config.pretty_text}\n```"))
+
+    def add_image(self, name: str, image: Any, step: int = 0, **options: Any) -> None:
+        """Show an image, in this session: it is not in the journal."""
+        self._try(lambda: self.experiment and self._inner.add_image(name, image, step, **options))
+
+    def add_scalar(self, name: str, value: Any, step: int = 0, **options: Any) -> None:
+        """Draw a value."""
+        self.add_scalars({name: value}, step)
+
+    def add_scalars(self, scalar_dict: Mapping[str, Any], step: int = 0, *_: Any, **options: Any) -> None:
+        """Draw values of a step, where they have not been drawn."""
+        found = {name: number(value) for name, value in scalar_dict.items()}
+        values = {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+        row = {"step": int(step), "time_s": round(time.time(), 3), "values": values}
+        self._try(lambda: self._add(row))
+
+    def close(self) -> None:
+        """End, within some time, and leave no links: an output cannot keep them."""
+        if self._inner is None:
+            return
+        end = self.experiment.finish if self._is_wandb else self._inner.close
+        thread = threading.Thread(target=self._try, args=(end,), name="tracker-end", daemon=True)
+        thread.start()
+        thread.join(FINISH_S)
+        for path in self._folder.rglob("*"):
+            if path.is_symlink():
+                path.unlink(missing_ok=True)
+
+    # -- drawing
+
+    def _add(self, row: Mapping[str, Any]) -> None:
+        if self.experiment is None or _key(row) in self._seen:
+            return
+        with (self._folder / JOURNAL).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+        self._draw(row)
+
+    def _draw(self, row: Mapping[str, Any]) -> None:
+        self._seen = {key for key in self._seen if key[0] >= row["step"]} | {_key(row)}
+        if row["step"] <= self._known:
+            return
+        if self._is_wandb:
+            self.experiment.log({**row["values"], "iteration": row["step"]})
+            return
+        for name, value in row["values"].items():
+            self.experiment.add_scalar(name, value, row["step"], walltime=row["time_s"])
+        self.experiment.flush()
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        if self._is_off:
+            return
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - a service far away fails as it likes
+            self._is_off = True
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            name = type_name(self._config["type"])
+            emit("tracker", message=Message("{name} is told no more ({why}); training goes on.", name, why))
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a journal; lines that are none, such as a last one cut off, are left out."""
+    rows = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    for line in lines:
+        try:
+            row = parse_json(line)
+            values = {str(name): float(value) for name, value in row["values"].items()}
+            rows.append({"step": int(row["step"]), "time_s": float(row["time_s"]), "values": values})
+        except (AttributeError, KeyError, TypeError, ValueError):
+            continue
+    return rows
+
+
+def _key(row: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
+    return row["step"], tuple(sorted(row["values"]))
+
+
+def _of_wandb(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the config of a Weights & Biases backend whose run goes on under the run's own id."""
+    import wandb
+
+    known = wandb.Settings()
+    asked = dict(config.get("init_kwargs") or {})
+    settings = {name: value for name, value in _SETTINGS.items() if hasattr(known, name)}
+    asked.setdefault("project", "mapsage")
+    asked.setdefault("settings", settings)
+    asked |= {"id": folder.parent.name, "resume": "allow", "dir": str(folder)}
+    metrics = [{"name": "iteration"}, {"name": "*", "step_metric": "iteration"}]
+    return {**config, "init_kwargs": asked, "define_metric_cfg": config.get("define_metric_cfg") or metrics}
