@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mapsage_kaggle.errors import ConfigError
-from mapsage_kaggle.messages import Message
+from mapsage_kaggle.messages import Message, as_message
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -130,8 +130,8 @@ def setting_of_root(cfg: Mapping[str, Any] | Config, root: str) -> str:
     """Return what to add to the command, so that a data root of the config is another folder."""
     found = list(_roots_with_keys(cfg))
     if {other for _, other in found} == {root}:
-        return "--set data_root=FOLDER"
-    return " ".join(f"--set {key}=FOLDER" for key, other in found if other == root)
+        return as_message("--set data_root=FOLDER")
+    return as_message(" ".join(f"--set {key}=FOLDER" for key, other in found if other == root))
 
 
 def _roots_with_keys(cfg: Mapping[str, Any] | Config) -> Iterator[tuple[str, str]]:

@@ -322,7 +322,7 @@ def in_notebook(template: str) -> str:
         if item.argument.get("action") == "store_true":
             return f"{name} = True{match['space'] or ''}{value}"
         words = (*item.choices, "auto", "require", "never")
-        if value in words or re.fullmatch(r"\{\w+\}|\d+|[a-z_]+=[A-Z]+", value):
+        if (value and value in words) or re.fullmatch(r"\{\w+\}|\d+|[\w.]+=[A-Z]+", value):
             is_number = item.least is not None and value != "auto"
             given = value if is_number else f'"{value}"'
             return f"{name} = [{given}]" if item.argument.get("action") == "append" else f"{name} = {given}"
@@ -331,7 +331,7 @@ def in_notebook(template: str) -> str:
     return _OPTION.sub(parameter, template)
 
 
-_OPTION = re.compile(r"(?P<flag>--[a-z][a-z-]*[a-z])(?:(?P<space> )(?P<value>\{\w+\}|[\w-]+(?:=[A-Z]+)?))?")
+_OPTION = re.compile(r"(?P<flag>--[a-z][a-z-]*[a-z])(?:(?P<space> )(?P<value>\{\w+\}|[\w.]+=[A-Z]+|[\w-]+))?")
 
 
 def option_text(options: Options, asked: Parameter) -> str:

@@ -232,6 +232,14 @@ def test_a_data_set_that_is_missing_makes_preflight_red_and_ends_the_run(
     assert "没有数据集" in shown[0].text
 
 
+def test_of_two_data_sets_that_fit_both_are_named_and_the_parameter_that_chooses(able: Path) -> None:
+    first, second = able / "input" / "scenes", able / "input" / "more"
+    shutil.copytree(first, second)
+    with pytest.raises(DataError, match=r'name it: OVERRIDES = \["data_root=FOLDER"\]') as refused:
+        preflight("demo", session_limit="2400h")
+    assert all(str(place) in str(refused.value) for place in (first, second))
+
+
 def test_a_cell_refuses_in_the_language_of_the_notebook(able: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mapsage_kaggle.notebook.session.show", lambda panel: None)
     session = preflight("demo", session_limit="2400h", language="zh")

@@ -86,6 +86,7 @@ def test_a_named_run_and_a_start_from_elsewhere_contradict_each_other() -> None:
         ("Use --gpus auto, or --gpus {count}.", 'Use GPUS = "auto", or GPUS = {count}.'),
         ("Add --allow-weights-only to start", "Add ALLOW_WEIGHTS_ONLY = True to start"),
         ("name it: --set data_root=FOLDER.", 'name it: OVERRIDES = ["data_root=FOLDER"].'),
+        ("--set val_dataloader.data_root=FOLDER", 'OVERRIDES = ["val_dataloader.data_root=FOLDER"]'),
         ("pip install --upgrade torch, --work-dir", "pip install --upgrade torch, --work-dir"),
     ],
 )
