@@ -87,19 +87,23 @@ def pinned(name: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
 
 
-def image_versions() -> dict[str, str]:
-    return dict(line.split("==") for line in pinned("image"))
+def image_versions(python: str = KAGGLE_PYTHON) -> dict[str, str]:
+    return {item.name: str(item.specifier).removeprefix("==") for item, _ in _pinned_for("image", python)}
 
 
 def wheels_for(python: str) -> tuple[str, ...]:
+    return tuple(
+        f"{item.name}{item.specifier} --hash={hashes}" for item, hashes in _pinned_for("wheels", python)
+    )
+
+
+def _pinned_for(name: str, python: str) -> Iterator[tuple[Requirement, str]]:
     environment = target_environment(python)
-    chosen = []
-    for line in pinned("wheels"):
+    for line in pinned(name):
         text, _, hashes = line.partition(" --hash=")
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate(environment):
-            chosen.append(f"{requirement.name}{requirement.specifier} --hash={hashes}")
-    return tuple(chosen)
+            yield requirement, hashes
 
 
 def target_environment(python: str) -> dict[str, str]:
@@ -206,12 +210,12 @@ def bundle(
         wheels = _collect_wheels(tree, scratch, python, say)
         _check_pins(wheels)
         packed = [WheelMetadata.read(wheel) for wheel in wheels]
-        left = leave_to_image(packed, image_versions(), target_environment(python))
+        left = leave_to_image(packed, image_versions(python), target_environment(python))
         for wheel in wheels:
             wheel.rename(folder / wheel.name)
         [kit] = [item for item in packed if canonicalize_name(item.name) == KIT]
         [kit_wheel] = folder.glob(f"{KIT.replace('-', '_')}-*.whl")
-        image = {name: image_versions()[name] for name in left}
+        image = {name: image_versions(python)[name] for name in left}
         needed = [f"{name}=={image[name]}  # needed: {who}\n" for name, who in left.items()]
         _add_what_people_read(tree, folder, kit_wheel, needed)
         files = {str(path.relative_to(folder)): BundledFile.of(path) for path in _files_of(folder)}
@@ -434,7 +438,7 @@ def _collect_extra(requested: Sequence[str], scratch: Path, python: str) -> None
     folder, report, constraints = scratch / "extra", scratch / "report.json", scratch / "constraints.txt"
     folder.mkdir(mode=0o755)
     own = [Requirement(line.partition(" --hash")[0]) for line in wheels_for(python)]
-    image = [f"{name}=={version.partition('+')[0]}" for name, version in image_versions().items()]
+    image = [f"{name}=={version.partition('+')[0]}" for name, version in image_versions(python).items()]
     _write(constraints, "\n".join([*image, *map(str, own)]) + "\n")
     target = [
         "--only-binary=:all:", "--implementation=cp", f"--python-version={python}",
@@ -443,7 +447,7 @@ def _collect_extra(requested: Sequence[str], scratch: Path, python: str) -> None
     where = ["--find-links", str(scratch / "bundle"), "--constraint", str(constraints)]
     dry = ["install", "--dry-run", "--ignore-installed", "--target", str(scratch / "never")]
     _pip([*dry, *target, *where, "--report", str(report), *requested], {})
-    there = {canonicalize_name(item.name) for item in own} | set(image_versions())
+    there = {canonicalize_name(item.name) for item in own} | set(image_versions(python))
     lines = extra_wheels(json.loads(report.read_bytes()), requested, there, target_environment(python))
     if not lines:
         listed = ", ".join(requested)

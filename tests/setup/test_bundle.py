@@ -50,6 +50,7 @@ from mapsage_kaggle.setup.wheels import (
 
 ROOT = Path(__file__).resolve().parents[2]
 WHEEL = "thing-1.0-py3-none-any.whl"
+STACK_FOLDERS = ("mapsage_kaggle", "mmengine", "mmcv", "mmseg")
 LINUX = target_environment("3.12")
 
 
@@ -492,6 +493,57 @@ def test_the_bundle_is_complete_small_and_the_same_every_time(real_bundle: Path,
     bundle(again, owner="me", python=python, say=lambda line: None)
     for name in there:
         assert (again / name).read_bytes() == (real_bundle / name).read_bytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", ["3.12", "3.13"])
+def test_one_bundle_serves_both_of_kaggles_pythons(real_bundle: Path, tmp_path: Path, python: str) -> None:
+    wheels = sorted(real_bundle.glob("*.whl"))
+    packed = [WheelMetadata.read(wheel) for wheel in wheels]
+    assert leave_to_image(packed, image_versions(python), target_environment(python))
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "-qq",
+        "download",
+        "--no-index",
+        "--no-deps",
+        "--only-binary=:all:",
+    ]
+    command += ["--implementation=cp", f"--python-version={python}", "--platform=manylinux_2_28_x86_64"]
+    command += ["--find-links", str(real_bundle), "--dest", str(tmp_path)]
+    needed = [f"{item.name}=={item.version}" for item in packed]
+    subprocess.run([*command, *needed], check=True)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [wheel.name for wheel in wheels]
+
+
+def interpreter(version: str) -> str | None:
+    """Return a Python of this machine by its version, on its path or under pyenv; None where it has none."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = [str(path) for path in sorted(pyenv.glob(f"{version}.*/bin/python"))]
+    return found[-1] if found else shutil.which(f"python{version}")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("version", ["3.12", "3.13"])
+def test_the_bundle_installs_offline_on_both_of_kaggles_pythons(
+    real_bundle: Path, tmp_path: Path, version: str
+) -> None:
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"there is no Python {version} here")
+    subprocess.run([python, "-m", "venv", str(tmp_path / "venv")], check=True)
+    [site] = (tmp_path / "venv" / "lib").glob("python3.*/site-packages")
+    own = tmp_path / "venv" / "bin" / "python"
+    wheels = sorted(real_bundle.glob("*.whl"))
+    install = [own, "-m", "pip", "-qq", "install", "--no-index", "--no-deps", *wheels]
+    subprocess.run(without_network(*install), check=True)
+    subprocess.run(
+        [own, "-m", "compileall", "-q", "-f", *(str(site / name) for name in STACK_FOLDERS)], check=True
+    )
+    code = "import mapsage_kaggle, addict, ftfy, platformdirs, termcolor, wcwidth, yapf"
+    subprocess.run([own, "-W", "error", "-c", code], check=True)
 
 
 def attach(real_bundle: Path, target: Path) -> Path:

@@ -32,6 +32,7 @@ from mapsage_kaggle.setup.install import (
 from mapsage_kaggle.setup.pip import explain_failure
 
 KAGGLE = image_versions()
+KAGGLE_PYTHONS = ("3.12", "3.13")
 MISSING = ("addict", "ftfy", "termcolor", "yapf")
 COMPLETE = {**KAGGLE, **STACK, "addict": "2.4.0", "ftfy": "6.3.1", "termcolor": "3.3.0", "yapf": "0.43.0"}
 WHEELS = tuple(
@@ -227,7 +228,7 @@ def test_a_module_whose_distribution_went_away_needs_a_restart() -> None:
 
 
 def test_versions_are_compared_as_far_as_the_module_tells_them() -> None:
-    assert must_restart({"cv2": "4.12.0", "torch": "2.10.0"}, KAGGLE) == ()
+    assert must_restart({"cv2": "4.13.0", "torch": "2.10.0"}, KAGGLE) == ()
 
 
 def test_nothing_loaded_needs_no_restart() -> None:
@@ -505,17 +506,23 @@ def test_a_module_imported_in_another_version_asks_for_a_restart(
 
 
 @pytest.mark.slow
-def test_kaggles_python_can_be_served_from_binary_wheels_alone(tmp_path: Path, wheelhouse: Path) -> None:
-    """The requirement set resolves for CPython 3.12 on manylinux without compiling anything.
+@pytest.mark.parametrize("python", KAGGLE_PYTHONS)
+def test_kaggles_pythons_can_be_served_from_binary_wheels_alone(
+    tmp_path: Path, wheelhouse: Path, python: str
+) -> None:
+    """The requirement set resolves for CPython on manylinux, with what the image has, without a compiler.
 
     torch is left out: the image has it, and its wheel is large.
     """
-    report = tmp_path / "report.json"
+    report, image = tmp_path / "report.json", tmp_path / "image.txt"
+    had = {name: version for name, version in image_versions(python).items() if name != "torch"}
+    image.write_text("".join(f"{name}=={version}\n" for name, version in had.items()))
     libraries = [text for text in LIBRARIES if not text.startswith("setuptools")]
     command = [sys.executable, "-m", "pip", "-qq", "install", "--dry-run", "--ignore-installed"]
     command += ["--target", str(tmp_path / "never"), "--report", str(report), "--only-binary=:all:"]
-    command += ["--implementation=cp", "--python-version=3.12", "--platform=manylinux_2_28_x86_64"]
+    command += ["--implementation=cp", f"--python-version={python}", "--platform=manylinux_2_28_x86_64"]
     command += ["--platform=manylinux2014_x86_64", "--find-links", str(wheelhouse)]
+    command += ["--constraint", str(image)]
     subprocess.run([*command, *libraries, "opencv-python", *STACK_PINS], check=True)
 
     items = json.loads(report.read_text())["install"]
