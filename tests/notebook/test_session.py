@@ -6,12 +6,14 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,18 @@ import nbformat
 import pytest
 from support import warm
 from support.machines import GOOD
-from support.notebooks import NOTEBOOK, ROOT, SELFTEST, SMALL, code_cells, kit_cell, write_kernel
+from support.notebooks import (
+    NOTEBOOK,
+    ROOT,
+    SELFTEST,
+    SMALL,
+    Papermill,
+    code_cells,
+    kernel_environment,
+    kit_cell,
+    write_kernel,
+)
+from support.standin import processes_of
 
 import mapsage_kaggle
 from mapsage_kaggle.config.modules import find_config
@@ -460,36 +473,10 @@ def kaggle(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def kernel_environment(kaggle: Path, run_type: str, *, cold: bool = False) -> dict[str, str]:
-    write_kernel(kaggle / "jupyter", sys.executable if cold else warm.python())
-    return {
-        **os.environ,
-        "MAPSAGE_KAGGLE_ROOT": str(kaggle),
-        "KAGGLE_KERNEL_RUN_TYPE": run_type,
-        "JUPYTER_PATH": str(kaggle / "jupyter"),
-        "IPYTHONDIR": str(kaggle / "jupyter" / "ipython"),
-        "PYTHONPATH": str(ROOT),
-    }
-
-
 def papermill(kaggle: Path, *, cold: bool = False, **parameters: Any) -> tuple[int, Any, str]:
     """Run the notebook as Kaggle does; return the exit code, the saved notebook and the log."""
-    saved = kaggle / "working" / "__notebook__.ipynb"
-    defaults = {
-        "CONFIG": "demo.py", "OVERRIDES": SMALL, "SESSION_LIMIT": "10m", "RESERVE": "10s", "GPUS": 0,
-        "EVALUATE": False,
-    }  # fmt: skip
-    yaml = kaggle / "parameters.yaml"
-    yaml.write_text(json.dumps({**defaults, **parameters}))
-    done = subprocess.run(
-        [sys.executable, "-m", "papermill", "--no-progress-bar", "-f", str(yaml), str(NOTEBOOK), str(saved)],
-        env=kernel_environment(kaggle, "Batch", cold=cold),
-        cwd=kaggle / "working",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, nbformat.read(saved, as_version=4), done.stderr
+    done = Papermill(kaggle, sys.executable if cold else warm.python())(**parameters)
+    return done.code, done.saved, done.log
 
 
 def outputs_of(notebook: Any) -> list[Any]:
@@ -543,56 +530,164 @@ def test_a_failure_after_a_new_checkpoint_completes_the_notebook_in_red(kaggle: 
         "custom_imports = dict(imports=['my_failing_hook'], allow_failed_imports=False)\n"
         "custom_hooks = [dict(type='FailsLater')]\n"
     )
-    code, saved, log = papermill(kaggle, CONFIG=str(config))
+    changes = ["train_cfg.val_interval=12", "default_hooks.checkpoint.interval=6"]
+    code, saved, log = papermill(kaggle, CONFIG=str(config), OVERRIDES=[*SMALL, *changes], EVALUATE=True)
     assert code == 0, log
     record = SessionRecord.read(kaggle / "working" / "work_dirs" / "mine" / "session.json")
     assert (record.stop_reason, record.end_iteration) == ("failed", 6)
-    last = outputs_of(saved)[-1].data
+    *_, evaluation, last = (item.data for item in outputs_of(saved) if "data" in item)
+    assert "No evaluation: nothing has been validated yet" in evaluation["text/html"]
     assert 'class="ms-panel bad"' in last["text/html"]
     assert "the disk caught fire" in last["text/html"]
     assert "must resume at iteration 6" in last["text/html"]
 
 
+class Interactive:
+    """A kernel in which somebody runs cell after cell."""
+
+    def __init__(self, kaggle: Path) -> None:
+        from jupyter_client.manager import start_new_kernel
+
+        self.kernel, self.client = start_new_kernel(kernel_name="python3", cwd=str(kaggle / "working"))
+
+    def run(self, source: str) -> str:
+        """Run a cell to its end, and return what it shows as text."""
+        heard: list[str] = []
+
+        def hear(message: Any) -> None:
+            content = message["content"]
+            heard.append(content.get("text", "") + content.get("data", {}).get("text/plain", ""))
+
+        reply = self.client.execute_interactive(source, output_hook=hear, timeout=240)
+        assert reply["content"]["status"] == "ok", reply["content"]
+        return "".join(heard)
+
+    def run_up_to(self, notebook: Any, source: str) -> str:
+        """Run the cells before the one that has this in its source, for a training that takes long."""
+        overrides = [line.replace("12", "4000") for line in SMALL]
+        heard = ""
+        for cell in code_cells(notebook):
+            if source in cell.source:
+                break
+            heard += self.run(cell.source)
+            if "parameters" in cell.metadata.get("tags", []):
+                self.run(f"CONFIG, GPUS, OVERRIDES, RESERVE = 'demo.py', 0, {overrides!r}, '10s'")
+        return heard
+
+    def close(self) -> None:
+        """End it."""
+        self.client.stop_channels()
+        self.kernel.shutdown_kernel(now=True)
+
+
+@pytest.fixture
+def interactive(kaggle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Interactive]]:
+    """Return what starts a kernel; with ``cold`` it is a process that imports for itself."""
+    started: list[Interactive] = []
+
+    def start(*, cold: bool = False) -> Interactive:
+        write_kernel(kaggle / "jupyter", sys.executable if cold else warm.python())
+        for name, value in kernel_environment(kaggle, "Interactive").items():
+            monkeypatch.setenv(name, value)
+        started.append(Interactive(kaggle))
+        return started[-1]
+
+    yield start
+    for kernel in started:
+        kernel.close()
+
+
+def wait_for(kaggle: Path, kind: str, at_least: int = 0) -> Event:
+    """Return the first event of a kind, as soon as there is one."""
+    log, end = kaggle / "working" / "work_dirs" / "demo" / "events.jsonl", time.monotonic() + 120.0
+    while time.monotonic() < end:
+        for event in read_events(log):
+            if event.event == kind and event.iteration >= at_least:
+                return event
+        time.sleep(0.1)
+    raise AssertionError(f"no {kind} event: {read_events(log)}")
+
+
 @pytest.mark.slow
 def test_cell_by_cell_training_returns_at_once_and_an_interrupt_stops_it_in_order(
-    kaggle: Path, notebook: Any, monkeypatch: pytest.MonkeyPatch
+    kaggle: Path, notebook: Any, interactive: Callable[..., Interactive]
 ) -> None:
-    from jupyter_client.manager import start_new_kernel
-
-    for name, value in kernel_environment(kaggle, "Interactive").items():
-        monkeypatch.setenv(name, value)
-    overrides = [line.replace("12", "4000") for line in SMALL]
-    kernel, client = start_new_kernel(kernel_name="python3", cwd=str(kaggle / "working"))
-    try:
-
-        def run(source: str) -> str:
-            heard: list[str] = []
-
-            def hear(message: Any) -> None:
-                content = message["content"]
-                heard.append(content.get("text", "") + content.get("data", {}).get("text/plain", ""))
-
-            reply = client.execute_interactive(source, output_hook=hear, timeout=240)
-            assert reply["content"]["status"] == "ok", reply["content"]
-            return "".join(heard)
-
-        for cell in code_cells(notebook):
-            if "session.what_next()" in cell.source:
-                break
-            run(cell.source)
-            if "parameters" in cell.metadata.get("tags", []):
-                run(f"CONFIG, GPUS, OVERRIDES, RESERVE = 'demo.py', 0, {overrides!r}, '10s'")
-        assert "True" in run("session.handle.running")
-        events = kaggle / "working" / "work_dirs" / "demo" / "events.jsonl"
-        while not any(event.event == "iteration" for event in read_events(events)):
-            time.sleep(0.2)
-        # As the interrupt button does; jupyter_client's own way leaves an event loop in a timer's thread.
-        threading.Timer(3.0, os.killpg, (os.getpgid(kernel.provisioner.pid), signal.SIGINT)).start()
-        run("session.wait()")
-        assert "Session 1: stopped" in run("session.what_next()")
-        assert "False" in run("session.handle.running")
-    finally:
-        client.stop_channels()
-        kernel.shutdown_kernel(now=True)
+    kernel = interactive()
+    kernel.run_up_to(notebook, "session.what_next()")
+    assert "True" in kernel.run("session.handle.running")
+    wait_for(kaggle, "iteration")
+    # As the interrupt button does; jupyter_client's own way leaves an event loop in a timer's thread.
+    group = os.getpgid(kernel.kernel.provisioner.pid)
+    threading.Timer(3.0, os.killpg, (group, signal.SIGINT)).start()
+    assert re.search(
+        r"<session 1 of run \w+: user, iterations 0 to \d+ of 4000>", kernel.run("session.wait()")
+    )
+    assert "Session 1: stopped" in kernel.run("session.what_next()")
+    assert "False" in kernel.run("session.handle.running")
     record = SessionRecord.read(kaggle / "working" / "work_dirs" / "demo" / "session.json")
     assert (record.stop_reason, record.exit_code) == ("user", 0)
+
+
+@pytest.mark.slow
+def test_a_session_stopped_in_the_middle_of_a_cell_goes_on_from_what_was_proven(
+    kaggle: Path, notebook: Any, interactive: Callable[..., Interactive]
+) -> None:
+    """Kaggle's *Stop session* kills all of its processes at once."""
+    kernel = interactive(cold=True)
+    kernel.run_up_to(notebook, "session.what_next()")
+    kernel.client.execute("session.wait()")
+    wait_for(kaggle, "iteration", wait_for(kaggle, "checkpoint", 6).iteration + 1)
+    while left := processes_of(kaggle):
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    killed = SessionRecord.read(kaggle / "working" / "work_dirs" / "demo" / "session.json")
+    assert killed.stop_reason == "running"
+    assert killed.checkpoint is not None
+    overrides = [line.replace("12", "4000") for line in SMALL]
+    session = preflight("demo", session_limit="2400h", gpus=0, overrides=overrides)
+    session.discover()
+    assert session.discovery is not None
+    choice = session.discovery.choice
+    assert choice.action == "resume"
+    assert choice.inspection is not None
+    assert choice.inspection.iteration == killed.checkpoint.iteration
+
+
+class NothingToTrain:
+    """Stands for a training, and for its view."""
+
+    running = False
+    live = None
+
+    def __init__(self, *_: Any, **options: Any) -> None:
+        pass
+
+    def start(self) -> NothingToTrain:
+        return self
+
+    def wait(self) -> None:
+        pass
+
+    def close_after(self, wait: Callable[[], None]) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("on_kaggle", "run_type", "times"),
+    [(True, "interactive", 1), (True, "batch", 0), (False, "interactive", 0)],
+)
+def test_an_idle_session_of_kaggle_s_is_told_once_what_keeps_its_files(
+    able: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    on_kaggle: bool, run_type: Any, times: int,
+) -> None:  # fmt: skip
+    machine = replace(GOOD, inputs=(), on_kaggle=on_kaggle, run_type=run_type)
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.survey", lambda paths: machine)
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.View", NothingToTrain)
+    monkeypatch.setattr("mapsage_kaggle.training.handle.TrainingHandle", NothingToTrain)
+    session = preflight("demo", session_limit="2400h", gpus=0)
+    session.discover()
+    session.configure()
+    session.train()
+    told = capsys.readouterr().out
+    assert told.count("Save & Run All, UPLOAD_TO, or Persistence (in the notebook's settings) keep") == times
