@@ -276,13 +276,13 @@ def test_training_is_seen_saved_stopped_chosen_changed_and_resumed(browser: Any,
         assert stopped.exit_code == 0
         assert stopped.checkpoint is not None
         assert stopped.checkpoint.iteration == stopped.end_iteration > 0
-        notebook.page.locator("text=Session 1: stopped").wait_for(timeout=60_000)
+        notebook.page.locator("text=Session 1: stopped").wait_for(timeout=180_000)
         picture(notebook.cell("session.what_next()"), tmp_path, "stopped")
 
         # Another start is a choice in two steps; until the second one nothing is changed.
         notebook.run_up_to("session.configure()")
         picker = notebook.cell("session.discover()").locator(".mapsage-picker")
-        picker.wait_for(timeout=60_000)
+        picker.wait_for(timeout=180_000)
         unfold(picker)
         picker.locator("select").select_option(label="nothing: a fresh start")
         picker.locator("button.mapsage-use").click()
@@ -291,13 +291,13 @@ def test_training_is_seen_saved_stopped_chosen_changed_and_resumed(browser: Any,
         picker.locator("button.mapsage-use").click()
         picture(notebook.cell("session.discover()"), tmp_path, "picker")
         picker.locator("button.mapsage-sure").click()
-        picker.locator("text=Chosen by hand").wait_for(timeout=60_000)
+        picker.locator("text=Chosen by hand").wait_for(timeout=180_000)
         picker.locator("text=taken as named").wait_for()
 
         # The form marks what is wrong, shows what would change, and writes nothing.
         notebook.run("session.configure()")
         form = notebook.cell("session.configure()").locator(".mapsage-form")
-        form.wait_for(timeout=60_000)
+        form.wait_for(timeout=180_000)
         unfold(form)
         form.locator(".mapsage-knob-batch input").fill("many")
         form.locator(".mapsage-knob-batch input").press("Tab")
@@ -310,7 +310,7 @@ def test_training_is_seen_saved_stopped_chosen_changed_and_resumed(browser: Any,
         picture(notebook.cell("session.configure()"), tmp_path, "form")
         config = lab.work_dir.config.read_text()
         form.locator("button.mapsage-check").click()
-        form.locator("text=Used from now on").wait_for(timeout=60_000)
+        form.locator("text=Used from now on").wait_for(timeout=180_000)
         assert lab.work_dir.config.read_text() == config
 
         notebook.run("session.train()")
