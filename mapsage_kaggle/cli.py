@@ -149,6 +149,7 @@ def _add_predict(add: _Add) -> None:
     option("--overlay", action="store_true", help="also the image with its classes in colour")
     option("--probabilities", action="store_true", help="also a band for each class (GeoTIFF)")
     option("--polygons", action="store_true", help="also polygons (GeoPackage)")
+    option("--min-area", type=float, default=0.0, metavar="M2", help="polygons from so many m² on")
     option(
         "--window", type=int, metavar="N", help="side of the windows (1024, over images above 2048 x 2048)"
     )

@@ -9,8 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from mapsage_kaggle.imagery.polygons import write_polygons
 from mapsage_kaggle.imagery.reading import HOLD_AT_MOST_PIXELS, Bytes, Georeference, Picture
-from mapsage_kaggle.imagery.writing import Labels, write_png, write_tiff
+from mapsage_kaggle.imagery.writing import Labels, write_names, write_png, write_tiff
+
+SCALE = 250
+"""What the bands of a probability map add up to: a unit is 0.4 %, as the file's scale says."""
+NO_PROBABILITY = 255
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,15 +48,18 @@ class ImageWriter:
     def mask(self, strips: Iterator[Bytes]) -> None:
         """Write the mask, of strips ``(lines, width)``."""
         if not self._shape.is_tiff:
-            write_png(self._file("masks", ".png"), np.concatenate(list(strips)))
-            return
-        self._tiff(
-            self._file("masks", ".tif"),
-            (strip[None] for strip in strips),
-            num_bands=1,
-            no_data=self._labels.no_data,
-            palette=self._labels.colours(),
-        )
+            file = self._file("masks", ".png")
+            write_png(file, np.concatenate(list(strips)), self._labels)
+        else:
+            file = self._file("masks", ".tif")
+            self._tiff(
+                file,
+                (strip[None] for strip in strips),
+                num_bands=1,
+                no_data=self._labels.no_data,
+                palette=self._labels.colours(),
+            )
+        write_names(self._file("masks", f"{file.suffix}.aux.xml"), self._labels)
 
     def picture(self, strips: Iterator[Bytes]) -> None:
         """Write the overlay, of strips ``(lines, width, 3)``."""
@@ -71,13 +79,19 @@ class ImageWriter:
             yield from strips
 
         file = self._file("probabilities", ".tif")
-        self._tiff(file, every(), num_bands=len(first), descriptions=names)
+        self._tiff(
+            file,
+            every(),
+            num_bands=len(first),
+            no_data=NO_PROBABILITY,
+            scale=1 / SCALE,
+            descriptions=names,
+        )
 
-    def polygons(self, blocks: Iterator[tuple[int, Bytes]]) -> None:
+    def polygons(self, blocks: Iterator[tuple[int, Bytes]], min_area: float) -> None:
         """Write the polygons, of first line and mask of each block."""
-        from mapsage_kaggle.imagery.polygons import write_polygons
-
-        write_polygons(self._file("polygons", ".gpkg"), blocks, self._labels, self._shape.georeference)
+        file = self._file("polygons", ".gpkg")
+        write_polygons(file, blocks, self._labels, self._shape.georeference, min_area=min_area)
 
     def _tiff(self, file: Path, strips: Iterator[Bytes], **options: Any) -> None:
         shape = self._shape

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,19 +157,44 @@ def _tried(reads_back: Callable[[Path], bool], file: Path) -> bool:
         return False
 
 
-def write_png(path: Path, pixels: Bytes) -> None:
-    """Write a mask (two dimensions) or a picture (three) as PNG.
+def write_png(path: Path, pixels: Bytes, labels: Labels | None = None) -> None:
+    """Write a picture (three dimensions) as PNG, or a mask (two) in its labels' colours.
 
     Raises:
         WriteFailed: See :func:`replacing`.
     """
+    image = Image.fromarray(pixels)
+    options: dict[str, Any] = {"compress_level": 1 if pixels.ndim == 3 else 4}
+    colours: list[int] = []
+    if labels is not None:
+        colours = labels.colours()[: max(*labels.numbers, labels.no_data) + 1].ravel().tolist()
+        image.putpalette(colours)
+        options |= {"bits": 8, "transparency": labels.no_data}
 
     def reads_back(file: Path) -> bool:
         with Image.open(file) as picture:
-            return np.array_equal(np.asarray(picture), pixels)
+            found = (picture.getpalette() or [])[: len(colours)], picture.info.get("transparency")
+            return np.array_equal(picture, pixels) and found == (colours, options.get("transparency"))
 
     with replacing(path, reads_back) as temporary:
-        Image.fromarray(pixels).save(temporary, compress_level=1 if pixels.ndim == 3 else 4)
+        image.save(temporary, **options)
+
+
+def write_names(path: Path, labels: Labels) -> None:
+    """Write the names of a mask's values as GDAL keeps them beside a raster, in ``<file>.aux.xml``.
+
+    Raises:
+        WriteFailed: See :func:`replacing`.
+    """
+    name_of = dict(zip(labels.numbers, labels.classes, strict=True)) | {labels.no_data: "no data"}
+    names = (escape(name_of.get(value, "")) for value in range(max(name_of) + 1))
+    lines = "".join(f"      <Category>{name}</Category>\n" for name in names)
+    text = (
+        '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n'
+        f"{lines}    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
+    ).encode()
+    with replacing(path, lambda file: file.read_bytes() == text) as temporary:
+        temporary.write_bytes(text)
 
 
 def write_tiff(
@@ -181,6 +207,7 @@ def write_tiff(
     georeference: Georeference | None,
     no_data: float | None = None,
     palette: Bytes | None = None,
+    scale: float | None = None,
     descriptions: Sequence[str] = (),
 ) -> None:
     """Write a tiled, compressed GeoTIFF from strips of lines, of which few are held at a time.
@@ -194,6 +221,7 @@ def write_tiff(
         georeference: Where it lies; None for none.
         no_data: The value that means *no data*.
         palette: A colour for each value, of shape (256, 3), for one band.
+        scale: What a value of 1 stands for.
         descriptions: A name for each band.
 
     Raises:
@@ -235,6 +263,8 @@ def write_tiff(
         if palette is not None:
             colours = {value: (*map(int, rgb), 255) for value, rgb in enumerate(palette)}
             target.write_colormap(1, colours)
+        if scale is not None:
+            target.scales = (scale,) * num_bands
         for band, description in enumerate(descriptions, start=1):
             target.set_band_description(band, description)
         top = 0
@@ -255,7 +285,8 @@ def _facts(dataset: Any) -> tuple[Any, ...]:
     """Return what a GeoTIFF says beside its pixels: its directory is there whole or not at all."""
     has_palette = dataset.colorinterp[0].name == "palette"
     colours = [colour[:3] for colour in dataset.colormap(1).values()] if has_palette else None
-    return dataset.transform, dataset.nodata, dataset.descriptions, len(dataset.gcps[0]), colours
+    named = dataset.descriptions, dataset.scales, colours
+    return dataset.transform, dataset.nodata, len(dataset.gcps[0]), *named
 
 
 def aligned(strips: Iterable[NDArray[Any]], lines: int) -> Iterator[NDArray[Any]]:

@@ -40,8 +40,9 @@ class PredictOptions:
         images: Images and folders of images. Empty for a submission.
         submission: Whether to predict the data set's test split and pack it for the benchmark.
         overlay: Whether to write the image with each class's colour laid over it, too.
-        probabilities: Whether to write a GeoTIFF with a band for each class, 0 to 255.
+        probabilities: Whether to write a GeoTIFF with a band for each class, 0 to 250.
         polygons: Whether to write a GeoPackage.
+        min_area: Smaller polygons are left out, in square metres; in pixels where an image has no CRS.
         window: Side of the windows over images that are larger, in pixels as the model sees them; by default
             1024 over images of more than 2048 x 2048 pixels.
         overlap: Of neighbouring windows, in pixels; by default a quarter of the window.
@@ -57,6 +58,7 @@ class PredictOptions:
     overlay: bool = False
     probabilities: bool = False
     polygons: bool = False
+    min_area: float = 0.0
     window: int | None = None
     overlap: int | None = None
     bands: tuple[int, ...] | None = None
@@ -200,6 +202,11 @@ def check_options(options: PredictOptions) -> None:
             Message("--value-range {low} {high} is empty.", f"{low:g}", f"{high:g}"),
             "Give the lower value first.",
         )
+    if options.min_area < 0 or (options.min_area and not options.polygons):
+        raise UsageError(
+            Message("--min-area {area} leaves nothing out.", f"{options.min_area:g}"),
+            "Give it with --polygons, and 0 or more: square metres, or pixels of an image without a CRS.",
+        )
     needed = ["rasterio"] if options.probabilities or options.polygons else []
     for package in [*needed, *(["shapely", "pyogrio"] if options.polygons else [])]:
         if find_spec(package) is None:
@@ -268,6 +275,6 @@ def _document(options: PredictOptions, sources: Sequence[Source]) -> dict[str, A
         "value_range": options.value_range,
         **{
             name: getattr(options, name)
-            for name in ("overlay", "probabilities", "polygons", "window", "overlap", "fast")
+            for name in ("overlay", "probabilities", "polygons", "min_area", "window", "overlap", "fast")
         },
     }

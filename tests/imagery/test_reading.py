@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyogrio
 import pytest
 import rasterio
 from PIL import Image
@@ -20,7 +19,6 @@ from rasterio.transform import from_origin
 from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE
 from mapsage_kaggle.errors import DataError, MachineError
 from mapsage_kaggle.imagery import reading
-from mapsage_kaggle.imagery.polygons import write_polygons
 from mapsage_kaggle.imagery.reading import Georeference, Pixels, ReadOptions, open_picture
 from mapsage_kaggle.imagery.submission import check_submission, write_submission
 from mapsage_kaggle.imagery.writing import Labels, overlay, write_png, write_tiff
@@ -317,28 +315,6 @@ def test_an_overlay_mixes_the_class_colour_with_the_image_and_leaves_no_data() -
     mixed = overlay(rgb, np.array([[2, 0]], np.uint8), LABELS)
 
     assert mixed[0].tolist() == [[177, 50, 50], [100, 100, 100]]
-
-
-def test_polygons_have_the_areas_of_the_mask(tmp_path: Path) -> None:
-    mask = np.zeros((60, 50), np.uint8)
-    mask[5:20, 5:30] = 2
-    mask[10:12, 10:12] = 4  # a hole in the building
-    mask[30:, :] = 7
-    place = Georeference(crs=rasterio.CRS.from_epsg(32650), transform=TRANSFORM)
-
-    count = write_polygons(tmp_path / "map.gpkg", iter([(0, mask[:40]), (40, mask[40:])]), LABELS, place)
-
-    meta, _, geometries, fields = pyogrio.raw.read(tmp_path / "map.gpkg")
-    table = dict(zip(meta["fields"], fields, strict=True))
-    assert count == len(geometries) == 4  # the field is cut once, between the two blocks
-    assert meta["crs"] == "EPSG:32650"
-    for value, name in ((2, "building"), (4, "water"), (7, "agriculture")):
-        chosen = table["value"] == value
-        assert set(table["class"][chosen]) == {name}
-        assert table["pixels"][chosen].sum() == np.count_nonzero(mask == value)
-        assert table["area"][chosen].sum() == pytest.approx(0.09 * np.count_nonzero(mask == value))
-    bounds = pyogrio.read_bounds(tmp_path / "map.gpkg")[1]
-    assert bounds[3].max() == pytest.approx(3_400_000.0 - 5 * 0.3)
 
 
 # --- submission ------------------------------------------------------------------------------------------

@@ -18,9 +18,11 @@ from support.disks import limited_files
 
 from mapsage_kaggle.errors import MachineError
 from mapsage_kaggle.imagery.reading import Georeference
-from mapsage_kaggle.imagery.writing import WriteFailed, replacing, write_png, write_tiff
+from mapsage_kaggle.imagery.writing import Labels, WriteFailed, replacing, write_names, write_png, write_tiff
 
 PIXELS = np.random.default_rng(0).integers(0, 9, (3, 900, 700), np.uint8)
+
+LABELS = Labels(classes=("a & b", "roof"), palette=((1, 2, 3), (255, 0, 0)), numbers=(1, 2), no_data=0)
 
 
 def strips() -> Iterator[Any]:
@@ -33,6 +35,17 @@ def write(path: Path, **options: Any) -> None:
     write_tiff(path, strips(), **given)
 
 
+def given(folder: Path, kind: str) -> Path:
+    path = folder / f"map.{kind}"
+    if kind == "tif":
+        write(path)
+    elif kind == "png":
+        write_png(path, PIXELS[0])
+    else:
+        write_names(path, LABELS)
+    return path
+
+
 def damaged(path: Path, at: float) -> None:
     with path.open("r+b") as stream:
         stream.seek(int(at * path.stat().st_size))
@@ -40,7 +53,7 @@ def damaged(path: Path, at: float) -> None:
 
 
 @pytest.mark.parametrize("at", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("kind", ["png", "tif"])
+@pytest.mark.parametrize("kind", ["png", "tif", "xml"])
 def test_what_reads_back_otherwise_gets_no_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, at: float
 ) -> None:
@@ -52,29 +65,41 @@ def test_what_reads_back_otherwise_gets_no_name(
 
     monkeypatch.setattr(os, "fsync", losing)
     with pytest.raises(WriteFailed, match=r"map\.\w+ could not be written: it reads back otherwise"):
-        write(tmp_path / "map.tif") if kind == "tif" else write_png(tmp_path / "map.png", PIXELS[0])
+        given(tmp_path, kind)
 
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.99])
-@pytest.mark.parametrize("kind", ["png", "tif"])
+@pytest.mark.parametrize("kind", ["png", "tif", "xml"])
 def test_a_file_that_ends_too_early_gets_no_name_and_its_disk_is_named(
     tmp_path: Path, kind: str, share: float
 ) -> None:
-    def given(folder: Path) -> Path:
-        path = folder / f"map.{kind}"
-        write(path) if kind == "tif" else write_png(path, PIXELS[0])
-        return path
-
-    size = given(tmp_path / "whole").stat().st_size
+    size = given(tmp_path / "whole", kind).stat().st_size
 
     with pytest.raises(MachineError) as caught, limited_files(int(share * size)):
-        given(tmp_path / "short")
+        given(tmp_path / "short", kind)
 
     disk = next(folder for folder in tmp_path.parents if folder.is_mount())
     assert f"The disk at {disk} has " in str(caught.value)
     assert not list((tmp_path / "short").iterdir())
+
+
+@pytest.mark.parametrize(("colour", "no_data"), [(4, 0), (3, 2)], ids=["a colour", "no data"])
+def test_a_mask_that_shows_otherwise_than_its_classes_gets_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colour: int, no_data: int
+) -> None:
+    def showing_otherwise(descriptor: int) -> None:
+        file = Path(f"/proc/self/fd/{descriptor}").resolve()
+        with Image.open(file) as image:
+            image.putpalette([0, 0, 0, 1, 2, colour, 255, 0, 0])
+            image.save(file, transparency=no_data)
+
+    monkeypatch.setattr(os, "fsync", showing_otherwise)
+    with pytest.raises(WriteFailed, match="reads back otherwise"):
+        write_png(tmp_path / "map.png", PIXELS[0] % 3, LABELS)
+
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_there_already_stays_where_the_new_does_not_fit(tmp_path: Path) -> None:

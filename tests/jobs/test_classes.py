@@ -69,7 +69,7 @@ def test_a_map_that_is_read_as_a_mask_gives_the_classes_that_it_was_made_of(
     assert len(np.unique(read)) > 1
     for index in np.unique(read):
         assert set(np.unique(mask[read == index])) == {found["labels"][KINDS[kind][index]]}
-    fields = pyogrio.raw.read(tmp_path / "out" / "polygons" / "image.gpkg")
+    fields = pyogrio.raw.read(tmp_path / "out" / "polygons" / "image.gpkg", layer="classes")
     table = dict(zip(fields[0]["fields"], fields[3], strict=True))
     assert {(name, int(value)) for name, value in zip(table["class"], table["value"], strict=True)} <= set(
         zip(labels.classes, labels.numbers, strict=True)

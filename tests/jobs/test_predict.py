@@ -172,14 +172,15 @@ def test_probabilities_overlay_and_polygons_fit_the_mask(tmp_path: Path, model: 
     with rasterio.open(out / "probabilities" / "tile.tif") as found:
         bands = found.read()
         assert found.descriptions == EARTHVQA_CLASSES
+        assert (found.nodata, found.scales) == (255, (0.004,) * 8)
     assert (labels[:20] == 0).all() and (labels[20:] > 0).all()
-    assert (bands[:, :20] == 0).all()
+    assert (bands[:, :20] == 255).all()
     highest = np.take_along_axis(bands, labels[None].astype(int).clip(1) - 1, 0)[0]
     assert (highest[20:] == bands.max(0)[20:]).all()
-    assert np.abs(bands[:, 20:].sum(0, dtype=int) - 255).max() <= 4
+    assert (bands[:, 20:].sum(0, dtype=int) == 250).all()
     with rasterio.open(out / "overlays" / "tile.tif") as found:
         assert (found.read()[:, :20] == 0).all()
-    fields = pyogrio.raw.read(out / "polygons" / "tile.gpkg")
+    fields = pyogrio.raw.read(out / "polygons" / "tile.gpkg", layer="classes")
     table = dict(zip(fields[0]["fields"], fields[3], strict=True))
     for value in np.unique(labels[20:]):
         assert table["pixels"][table["value"] == value].sum() == np.count_nonzero(labels == value)
@@ -199,7 +200,8 @@ def test_what_cannot_be_read_is_refused_by_name_and_the_others_are_done(
 
     assert [Path(item["path"]).name for item in found["refused"]] == ["3.png", "5.png"]
     assert found["num_done"] == 5
-    assert sorted(path.stem for path in (tmp_path / "out" / "masks").iterdir()) == ["0", "1", "2", "4", "6"]
+    made = sorted(path.stem for path in (tmp_path / "out" / "masks").glob("*.png"))
+    assert made == ["0", "1", "2", "4", "6"]
 
 
 @pytest.mark.parametrize("window", [None, 64])
@@ -405,7 +407,7 @@ def contents(folder: Path) -> Mapping[str, bytes]:
 
 def rows(path: Path) -> bytes:
     """Return what is in a GeoPackage, which notes when it was written."""
-    _, _, geometries, fields = pyogrio.raw.read(path)
+    _, _, geometries, fields = pyogrio.raw.read(path, layer="classes")
     return b"".join(geometries) + repr([list(values) for values in fields]).encode()
 
 
@@ -533,9 +535,8 @@ def test_two_do_not_write_into_one_folder(tmp_path: Path, monkeypatch: pytest.Mo
     first = WorkDirLock(tmp_path / "out", file=tmp_path / "out" / LOCK)
     first.take(wait_s=0.0)
     job = {"config": str(written_config(tmp_path)), "out": str(tmp_path / "out"), "images": []}
-    job |= dict.fromkeys(
-        ("bands", "value_range", "overlay", "probabilities", "polygons", "window", "overlap", "fast")
-    )
+    names = ("overlay", "probabilities", "polygons", "min_area", "window", "overlap", "fast")
+    job |= dict.fromkeys(("bands", "value_range", *names))
 
     with pytest.raises(MachineError, match=f"in use by process {os.getpid()}.*--out"):
         engine.run(job, lambda event, **data: None)

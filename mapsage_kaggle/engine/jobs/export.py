@@ -37,7 +37,8 @@ from mapsage_kaggle.config.testing import test_pipeline_of
 from mapsage_kaggle.engine import deterministic
 from mapsage_kaggle.engine.building import num_inputs
 from mapsage_kaggle.engine.jobs.child import Emit
-from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, labels_of, load_model
+from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load_model
+from mapsage_kaggle.engine.jobs.labels import labels_of
 from mapsage_kaggle.engine.jobs.preparing import TestPipeline
 from mapsage_kaggle.engine.shapes import json_like
 from mapsage_kaggle.errors import ConfigError, DataError, JobError

@@ -12,7 +12,6 @@ logits are averaged.
 
 from __future__ import annotations
 
-import inspect
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +34,6 @@ from mapsage_kaggle.engine.building import drawing_modules
 from mapsage_kaggle.engine.problems import known_problem
 from mapsage_kaggle.engine.shapes import dataset_classes, places_of_classes
 from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, UsageError
-from mapsage_kaggle.imagery.writing import Labels
 from mapsage_kaggle.messages import Message, joined_by
 
 Flip = Literal["", "horizontal", "vertical", "both"]
@@ -385,29 +383,6 @@ def load_model(
         hasten(net)
     palette = _palette(data, len(classes))
     return TrainedModel(net, classes=classes, palette=palette, device=where, meta=meta, mixed=mixed)
-
-
-def labels_of(cfg: Config, model: TrainedModel) -> Labels:
-    """Return how the config's data set writes its classes into masks.
-
-    Where it reduces the zero label, as LoveDA, EarthVQA and ADE20K do, the first class is 1 and 0 means
-    *no data*; else the first class is 0, and 255 means *no data*. Where only some of its classes are used,
-    they keep the values that they have among all.
-    """
-    data = dataset_of(cfg)
-    kind = data.get("type")
-    cls = DATASETS.get(kind) if isinstance(kind, str) else kind
-    reduces = data.get("reduce_zero_label")
-    if reduces is None and cls is not None:
-        found = inspect.signature(cls).parameters.get("reduce_zero_label")
-        reduces = found is not None and found.default is True
-    first = 1 if reduces else 0
-    return Labels(
-        classes=model.classes,
-        palette=model.palette,
-        numbers=tuple(first + place for place in places_of_classes(data, len(model.classes))),
-        no_data=0 if reduces else 255,
-    )
 
 
 def check_classes(checkpoint: Path, meta: Mapping[str, Any], classes: Sequence[str]) -> None:

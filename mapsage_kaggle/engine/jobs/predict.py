@@ -9,7 +9,7 @@ What is written, below the folder that was given:
 
     masks/<name>.png or .tif            the data set's own label values; GeoTIFF where the image is one
     overlays/<name>.png or .tif         the image with each class's colour laid over it
-    probabilities/<name>.tif            a band for each class, 0 to 255
+    probabilities/<name>.tif            a band for each class, 0 to 250; see :data:`.outputs.SCALE`
     polygons/<name>.gpkg                an area for each connected piece of a class
     predictions.jsonl                   a line for each image that is done
     unfinished/<name>/                  what is done of a large scene, see :mod:`mapsage_kaggle.imagery.parts`
@@ -39,15 +39,18 @@ from mapsage_kaggle.config.reading import dataset_of
 from mapsage_kaggle.config.testing import test_pipeline_of
 from mapsage_kaggle.engine.building import num_inputs
 from mapsage_kaggle.engine.jobs.child import Emit, as_refusal
-from mapsage_kaggle.engine.jobs.inference import TrainedModel, labels_of, load_model
+from mapsage_kaggle.engine.jobs.inference import TrainedModel, load_model
+from mapsage_kaggle.engine.jobs.labels import labels_of, shared_out
 from mapsage_kaggle.engine.jobs.pipelining import Bounded, ahead
 from mapsage_kaggle.engine.jobs.preparing import TestPipeline, open_as_trained
 from mapsage_kaggle.engine.jobs.scaling import Notices, Scaling, of_unknown_scale
 from mapsage_kaggle.engine.shapes import dataset_classes, json_like, places_of_classes
 from mapsage_kaggle.errors import ConfigError, DataError, UsageError
+from mapsage_kaggle.imagery.areas import Tally
 from mapsage_kaggle.imagery.journal import Journal, Stamp
-from mapsage_kaggle.imagery.outputs import ImageShape, ImageWriter
+from mapsage_kaggle.imagery.outputs import NO_PROBABILITY, ImageShape, ImageWriter
 from mapsage_kaggle.imagery.parts import UNFINISHED, Parts
+from mapsage_kaggle.imagery.polygons import block_lines
 from mapsage_kaggle.imagery.reading import (
     Bytes,
     Picture,
@@ -69,6 +72,8 @@ LOCK_WAIT_S = 15.0
 """More than a child whose parent was killed needs to end."""
 _OF_ALL_IMAGES = (WriteFailed, UsageError, ConfigError)
 """What is no image's own failure: the disk's, the command's, the config's."""
+FORMAT = 2
+"""Of what is written. With another one an image is predicted again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +87,7 @@ class Task:
         overlay: Whether to write overlays.
         probabilities: Whether to write probability maps.
         polygons: Whether to write polygons.
+        min_area: Smaller polygons are left out, in square metres; in pixels where an image has no CRS.
         factor: At how many times their own size images are seen, see :class:`.scaling.Scaling`.
         window: Side of the windows, as there.
         overlap: Of neighbouring windows, as there.
@@ -94,6 +100,7 @@ class Task:
     overlay: bool = False
     probabilities: bool = False
     polygons: bool = False
+    min_area: float = 0.0
     factor: float | None = None
     window: int | None = None
     overlap: int | None = None
@@ -103,6 +110,7 @@ class Task:
     def from_job(cls, job: Mapping[str, Any]) -> Task:
         """Read the document that the parent wrote."""
         bands, value_range = job["bands"], job["value_range"]
+        names = ("overlay", "probabilities", "polygons", "min_area", "window", "overlap", "fast")
         return cls(
             out=Path(job["out"]),
             sources=tuple(Source(**{**item, "path": Path(item["path"])}) for item in job["images"]),
@@ -111,16 +119,15 @@ class Task:
                 value_range=(value_range[0], value_range[1]) if value_range else None,
             ),
             factor=job.get("factor"),
-            **{
-                key: job[key] for key in ("overlay", "probabilities", "polygons", "window", "overlap", "fast")
-            },
+            **{name: job[name] for name in names},
         )
 
     def digest(self, cfg: Config) -> str:
         """Return a digest of all that decides about the content of a file that is written."""
         options = [
-            self.read.bands, self.read.value_range, self.overlay, self.probabilities, self.polygons,
-            self.factor, self.window, self.overlap, self.fast, json_like(cfg.model), test_pipeline_of(cfg),
+            FORMAT, self.read.bands, self.read.value_range, self.overlay, self.probabilities, self.polygons,
+            self.min_area, self.factor, self.window, self.overlap, self.fast, json_like(cfg.model),
+            test_pipeline_of(cfg),
         ]  # fmt: skip
         data = dataset_of(cfg)
         every = range(len(dataset_classes(data) or ()))
@@ -331,10 +338,10 @@ class Predictor:
         return _as_bytes(self._model.labels(logits[None])[0])
 
     def _bands(self, logits: torch.Tensor, valid: np.ndarray[Any, Any] | None) -> Bytes:
-        """Return probabilities, 0 to 255, of shape ``(classes, lines, columns)``; 0 without data."""
-        found = _as_bytes(self._model.probabilities(logits[None])[0].mul_(255).round_())
+        """Return probabilities, 0 to ``SCALE``, of shape ``(classes, lines, columns)``."""
+        found = _as_bytes(shared_out(self._model.probabilities(logits[None])[0]))
         if valid is not None:
-            found[:, ~valid] = 0
+            found[:, ~valid] = NO_PROBABILITY
         return found
 
     def _write_image(
@@ -348,8 +355,12 @@ class Predictor:
         if bands is not None:
             write.probabilities(iter([bands]))
         if self._task.polygons:
-            write.polygons(iter([(0, mask)]))
-        self._note(source, found, write.files, np.bincount(mask.ravel(), minlength=256))
+            lines = block_lines(shape.width)
+            blocks = ((top, mask[top : top + lines]) for top in range(0, shape.height, lines))
+            write.polygons(blocks, self._task.min_area)
+        tally = Tally(shape.georeference, shape.height, shape.width)
+        tally.add(mask)
+        self._note(source, found, write.files, tally)
 
     # -- one scene
 
@@ -452,7 +463,7 @@ class Predictor:
     def _assemble(self, source: Source, found: _Read, parts: Parts, rows: Axis) -> None:
         """Write a scene's files from its rows."""
         indices = range(len(rows.starts))
-        counts = np.zeros(256, np.int64)
+        tally = Tally(found.shape.georeference, found.shape.height, found.shape.width)
 
         def masks() -> Iterator[Bytes]:
             for index in indices:
@@ -460,12 +471,10 @@ class Predictor:
 
         def counted() -> Iterator[Bytes]:
             for mask in masks():
-                counts.__iadd__(np.bincount(mask.ravel(), minlength=256))
+                tally.add(mask)
                 yield mask
 
         def blocks() -> Iterator[tuple[int, Bytes]]:
-            from mapsage_kaggle.imagery.polygons import block_lines
-
             top = 0
             for block in aligned((mask[None] for mask in masks()), block_lines(found.shape.width)):
                 yield top, block[0]
@@ -479,8 +488,8 @@ class Predictor:
         if self._task.probabilities:
             write.probabilities(parts.probabilities(index) for index in indices)
         if self._task.polygons:
-            write.polygons(blocks())
-        self._note(source, found, write.files, counts)
+            write.polygons(blocks(), self._task.min_area)
+        self._note(source, found, write.files, tally)
         parts.remove()
 
     def _overlays(self, picture: Picture, rows: Axis, masks: Iterator[Bytes]) -> Iterator[Bytes]:
@@ -492,13 +501,10 @@ class Predictor:
     def _writer(self, source: Source, shape: ImageShape) -> ImageWriter:
         return ImageWriter(self._task.out, source.name, shape, self._labels)
 
-    def _note(
-        self, source: Source, found: _Read, files: Sequence[Path], counts: np.ndarray[Any, Any]
-    ) -> None:
-        numbers = zip(self._labels.classes, self._labels.numbers, strict=True)
-        pixels = {name: int(counts[number]) for name, number in numbers}
+    def _note(self, source: Source, found: _Read, files: Sequence[Path], tally: Tally) -> None:
+        numbers = dict(zip(self._labels.classes, self._labels.numbers, strict=True))
         shape, scale = found.shape, round(found.factor, 4)
-        facts = {"width": shape.width, "height": shape.height, "scale": scale, "pixels": pixels}
+        facts = {"width": shape.width, "height": shape.height, "scale": scale, **tally.to_json(numbers)}
         self._journal.add(source, found.stamp, list(files), facts)
         self._files[source.name] = files[0].relative_to(self._task.out).as_posix()
 

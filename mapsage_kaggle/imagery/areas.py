@@ -1,0 +1,127 @@
+"""What pixels and polygons measure on the ground, in square metres, as a raster's CRS says.
+
+On a projected CRS that is the area on its plane, in its own unit. On a geographic one it is that on its
+ellipsoid: an equal-area projection keeps it, so coordinates are brought to the cylindrical one first. A line
+along a parallel or a meridian, as pixels have them, is straight there too, so that nothing is approximated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mapsage_kaggle.imagery.reading import Bytes, Georeference
+
+Coordinates = NDArray[np.float64]
+Plane = Callable[[Coordinates], Coordinates]
+"""From a CRS's coordinates, of shape ``(N, 2)``, to metres on a plane on which areas are true."""
+
+HECTARE_M2 = 10_000.0
+_ELLIPSOID = re.compile(r'(?:SPHEROID|ELLIPSOID)\["[^"]*",([\d.]+),([\d.]+)')
+
+
+def plane_of(crs: Any) -> Plane | None:
+    """Return how to measure in a CRS; None where it has no unit, or there is no CRS.
+
+    Args:
+        crs: rasterio's.
+    """
+    from rasterio.errors import CRSError
+
+    if crs is None:
+        return None
+    try:
+        factor = float(crs.units_factor[1])
+    except CRSError:
+        return None
+    if not crs.is_geographic:
+        return lambda points: points * factor
+    found = _ELLIPSOID.search(crs.to_wkt())
+    return None if found is None else _equal_area(float(found[1]), float(found[2]), factor)
+
+
+def _equal_area(radius_m: float, inverse_flattening: float, unit_radians: float) -> Plane:
+    """Return the cylindrical equal-area projection of an ellipsoid, true along the equator.
+
+    J. P. Snyder, Map Projections: A Working Manual (USGS Professional Paper 1395, 1987), equations 3-12,
+    10-14 and 10-15.
+    """
+    flattening = 1.0 / inverse_flattening if inverse_flattening else 0.0
+    squared = flattening * (2.0 - flattening)
+    eccentricity = np.sqrt(squared)
+
+    def project(points: Coordinates) -> Coordinates:
+        longitude, latitude = (points * unit_radians).T
+        sine = np.sin(latitude)
+        q = 2.0 * sine
+        if eccentricity:
+            q = (1.0 - squared) * (
+                sine / (1.0 - squared * sine**2) + np.arctanh(eccentricity * sine) / eccentricity
+            )
+        return np.column_stack([radius_m * longitude, radius_m * q / 2.0])
+
+    return project
+
+
+def on_map(transform: Any, points: Coordinates) -> Coordinates:
+    """Return a CRS's coordinates for columns and lines, of shape ``(N, 2)``; given rasterio's transform."""
+    a, b, c, d, e, f = transform[:6]
+    moved: Coordinates = points @ np.array([[a, d], [b, e]]) + (c, f)
+    return moved
+
+
+def line_areas_m2(georeference: Georeference | None, height: int, width: int) -> Coordinates | None:
+    """Return what a pixel of each line measures, on average; None where the georeference does not say."""
+    if georeference is None or georeference.transform.is_identity:
+        return None
+    plane = plane_of(georeference.crs)
+    if plane is None:
+        return None
+    lines = np.arange(height + 1.0)
+    left, right = (
+        plane(on_map(georeference.transform, np.column_stack([np.full_like(lines, column), lines])))
+        for column in (0, width)
+    )
+    # Half the cross product of the diagonals of what lies between two lines.
+    down, up = right[1:] - left[:-1], left[1:] - right[:-1]
+    areas: Coordinates = np.abs(down[:, 0] * up[:, 1] - down[:, 1] * up[:, 0]) / (2.0 * width)
+    return areas
+
+
+class Tally:
+    """Counts a mask's pixels, and what they measure, from top to bottom.
+
+    Args:
+        georeference: Of the mask.
+        height: Of the mask.
+        width: Of the mask.
+    """
+
+    def __init__(self, georeference: Georeference | None, height: int, width: int) -> None:
+        self._areas = line_areas_m2(georeference, height, width)
+        self._top = 0
+        self._pixels = np.zeros(256, np.int64)
+        self._m2 = np.zeros(256)
+
+    def add(self, mask: Bytes) -> None:
+        """Count the next lines."""
+        for line in mask:
+            counts = np.bincount(line, minlength=256)
+            self._pixels += counts
+            if self._areas is not None:
+                self._m2 += counts * self._areas[self._top]
+            self._top += 1
+
+    def to_json(self, numbers: Mapping[str, int]) -> dict[str, dict[str, float]]:
+        """Return ``pixels``, and ``hectares`` where they are known, by class; given each one's value."""
+        found: dict[str, dict[str, float]] = {
+            "pixels": {name: int(self._pixels[number]) for name, number in numbers.items()}
+        }
+        if self._areas is not None:
+            m2 = {name: float(self._m2[number]) for name, number in numbers.items()}
+            found["hectares"] = {name: round(area / HECTARE_M2, 6) for name, area in m2.items()}
+        return found
