@@ -182,7 +182,7 @@ def _add_export(add: _Add) -> None:
     option(
         "--images", nargs="+", default=[], type=Path, metavar="FILE", help="compare on these (validation set)"
     )
-    option("--licence", default="Other", metavar="NAME", help="as Kaggle names it (Other)")
+    option("--licence", default="Other", metavar="NAME", help="such as CC-BY-NC-SA-4.0 (Other)")
     option("--owner", metavar="OWNER", help="your Kaggle user name, for the upload")
     option("--slug", default="mapsage-segformer", metavar="SLUG", help="the model's name on Kaggle")
     option("--threads", type=int, metavar="N", help="CPU threads (all cores)")
@@ -507,7 +507,6 @@ def _export(arguments: argparse.Namespace) -> int:
         FORMS,
         INSTANCE_METADATA,
         MODEL_METADATA,
-        OWNER_TO_FILL_IN,
         ExportOptions,
         export,
     )
@@ -516,10 +515,8 @@ def _export(arguments: argparse.Namespace) -> int:
     with JobProgress("forms") as progress:
         found = export(_model_options(arguments), options, progress.take)
     _say(export_text(found))
-    if arguments.owner is None:
-        _say(
-            f"Put your user name in place of {OWNER_TO_FILL_IN} in {MODEL_METADATA} and {INSTANCE_METADATA}."
-        )
+    if found.to_fill_in:
+        _say(f"Fill in {' and '.join(found.to_fill_in)} in {MODEL_METADATA} and {INSTANCE_METADATA}.")
     _say("Upload it, the first time with:")
     _say(f"  kaggle models create -p {found.out}")
     _say(f"  kaggle models instances create -p {found.out}")

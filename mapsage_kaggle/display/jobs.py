@@ -116,7 +116,8 @@ class Card:
 
     Attributes:
         title: Of the model.
-        licence: As Kaggle names it.
+        licence: As it was given.
+        licence_id: As model hubs read it.
         config: The name of its config.
         checkpoint: The name of the file that it was made from.
         checkpoint_sha256: Of that file.
@@ -134,6 +135,7 @@ class Card:
 
     title: str
     licence: str
+    licence_id: str
     config: str
     checkpoint: str
     checkpoint_sha256: str
@@ -162,11 +164,25 @@ def card_text(card: Card) -> str:
         validation=validation,
         onnx=next((file for file in card.files if file.name.endswith(".onnx")), None),
         program=next((file for file in card.files if file.name.endswith(".pt2")), None),
+        read=_reading(card.classes),
         resize=next((step for step in card.classes["prepare"] if step["type"] == "Resize"), None),
         legend=list(
             zip(card.classes["mask_values"], card.classes["classes"], card.classes["palette"], strict=True)
         ),
     )  # fmt: skip
+
+
+def _reading(classes: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return a file's name, and the expression and its module that read it as the test pipeline does."""
+    load = classes["read"]
+    if not classes["input"].get("num_channels"):
+        return {"name": "tile.png", "code": 'cv2.imread("tile.png")[..., ::-1]', "module": ""}
+    if load.get("type") != "LoadImageFromFile":  # one's own, or by bands: what it gives, kept by numpy
+        return {"name": "tile.tif", "code": 'np.load("tile.npy")', "module": ""}
+    if load.get("imdecode_backend") == "tifffile":
+        return {"name": "tile.tif", "code": 'tifffile.imread("tile.tif")', "module": "tifffile"}
+    kind = "GRAYSCALE" if str(load.get("color_type", "")).startswith("grayscale") else "UNCHANGED"
+    return {"name": "tile.png", "code": f'cv2.imread("tile.png", cv2.IMREAD_{kind})', "module": ""}
 
 
 def _validation(card: Card) -> tuple[int, Mapping[str, float | None]] | None:

@@ -23,6 +23,7 @@ from mapsage_kaggle.display.history import one_run, read_sessions
 from mapsage_kaggle.display.jobs import Card, card_text
 from mapsage_kaggle.errors import DataError, Interrupted, MapsageError, UsageError
 from mapsage_kaggle.jobs.child import OnEvent, as_interrupted, run_child
+from mapsage_kaggle.jobs.licences import licence_of
 from mapsage_kaggle.jobs.subject import ModelOptions, ModelSource, open_subject
 from mapsage_kaggle.messages import Message, joined_by
 from mapsage_kaggle.paths import KagglePaths
@@ -30,6 +31,8 @@ from mapsage_kaggle.paths import KagglePaths
 FORMS = ("safetensors", "onnx", "torch")
 OWNER_TO_FILL_IN = "INSERT_OWNER_SLUG_HERE"
 """The official client refuses to upload while this stands in the metadata."""
+LICENCE_TO_FILL_IN = "INSERT_LICENSE_NAME_HERE"
+"""Where Kaggle has no name for the licence, or none was given."""
 
 CARD, SUMS = "README.md", "SHA256SUMS"
 MODEL_METADATA, INSTANCE_METADATA = "model-metadata.json", "model-instance-metadata.json"
@@ -47,8 +50,8 @@ class ExportOptions:
         out: The folder to make. It must not exist, or be empty.
         forms: Of ``FORMS``; the weights are always among them.
         images: Images to compare the forms on; none for the validation set's.
-        licence: Of the model, as Kaggle names it, such as ``CC BY-NC-SA 4.0``. It must agree with those
-            of the data and of pretrained weights.
+        licence: Of the model: an identifier or a name, such as ``CC BY-NC-SA 4.0``, see
+            :mod:`.licences`. It must agree with those of the data and of pretrained weights.
         owner: Kaggle user name, for the upload; None to leave it to be filled in.
         slug: The model's name on Kaggle.
         form_limit_s: How long one form may take; its exporter is then ended.
@@ -95,12 +98,14 @@ class Export:
         files: The forms that hold.
         failed: Names of those that do not, each with the reason.
         compared_on: The images, or ``noise``.
+        to_fill_in: What stands in the metadata in place of what only a person knows.
     """
 
     out: Path
     files: tuple[ExportedFile, ...]
     failed: tuple[tuple[str, str], ...]
     compared_on: tuple[str, ...]
+    to_fill_in: tuple[str, ...]
 
 
 def export(
@@ -137,7 +142,8 @@ def export(
     try:
         with as_interrupted("Nothing was written. Run the same command again."):
             found = _make(subject, options, unfinished, on_event or (lambda event: None))
-            _describe(unfinished, found, subject, options)
+            to_fill_in = _describe(unfinished, found, subject, options)
+            _open_to_read(unfinished)
             if options.out.is_dir():
                 options.out.rmdir()
             unfinished.replace(options.out)
@@ -148,7 +154,18 @@ def export(
         files=_files(found),
         failed=tuple((item["name"], item["reason"]) for item in found["failed"]),
         compared_on=tuple(found["compared_on"]),
+        to_fill_in=to_fill_in,
     )
+
+
+def _open_to_read(folder: Path) -> None:
+    """Give every file the mode that a new one gets: safetensors' writer makes files for their owner alone."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in folder.iterdir():
+        file.chmod(mode)
 
 
 def _make(subject: ModelSource, options: ExportOptions, out: Path, on_event: OnEvent) -> dict[str, Any]:
@@ -255,12 +272,21 @@ def _files(found: Mapping[str, Any]) -> tuple[ExportedFile, ...]:
     )
 
 
-def _describe(folder: Path, found: Mapping[str, Any], subject: ModelSource, options: ExportOptions) -> None:
-    """Write the card, the sums, and what the official client reads to upload the folder."""
+def _describe(
+    folder: Path, found: Mapping[str, Any], subject: ModelSource, options: ExportOptions
+) -> tuple[str, ...]:
+    """Write the card, the sums, and what the official client reads to upload the folder.
+
+    Returns:
+        What is to be filled in there.
+    """
+    licence = licence_of(options.licence)
+    owner, licence_name = options.owner or OWNER_TO_FILL_IN, licence.kaggle or LICENCE_TO_FILL_IN
     classes = json.loads((folder / "classes.json").read_bytes())
     card = Card(
         title=_title(options.slug),
-        licence=options.licence,
+        licence=licence.text,
+        licence_id=licence.identifier,
         config=subject.options.config.name,
         checkpoint=subject.checkpoint.name,
         checkpoint_sha256=subject.inspection.sha256 or "",
@@ -277,15 +303,18 @@ def _describe(folder: Path, found: Mapping[str, Any], subject: ModelSource, opti
     )
     text = card_text(card)
     (folder / CARD).write_text(text, encoding="utf-8")
+    # Kaggle shows the head as text, and the use by itself.
+    body = text.split("\n---\n", 1)[1].strip()
+    use = body.split("\n## Use\n", 1)[1].split("\n## ", 1)[0].strip()
     _write_json(
         folder / MODEL_METADATA,
         {
-            "ownerSlug": options.owner or OWNER_TO_FILL_IN,
+            "ownerSlug": owner,
             "title": _title(options.slug),
             "slug": options.slug,
             "subtitle": f"{len(classes['classes'])} classes, iteration {subject.inspection.iteration}",
             "isPrivate": True,
-            "description": text,
+            "description": body,
             "publishTime": "",
             "provenanceSources": "",
         },
@@ -293,13 +322,13 @@ def _describe(folder: Path, found: Mapping[str, Any], subject: ModelSource, opti
     _write_json(
         folder / INSTANCE_METADATA,
         {
-            "ownerSlug": options.owner or OWNER_TO_FILL_IN,
+            "ownerSlug": owner,
             "modelSlug": options.slug,
             "instanceSlug": "default",
             "framework": "pyTorch",
             "overview": f"{subject.options.config.stem}, {subject.checkpoint.name}",
-            "usage": text,
-            "licenseName": options.licence,
+            "usage": use,
+            "licenseName": licence_name,
             "fineTunable": True,
             "trainingData": [],
             "modelInstanceType": "Unspecified",
@@ -312,6 +341,7 @@ def _describe(folder: Path, found: Mapping[str, Any], subject: ModelSource, opti
         sums.setdefault(file.name, file_sha256(file))
     lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(sums.items()))
     (folder / SUMS).write_text(lines, encoding="utf-8")
+    return tuple(text for text in (owner, licence_name) if text in (OWNER_TO_FILL_IN, LICENCE_TO_FILL_IN))
 
 
 def _title(slug: str) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +25,7 @@ from mapsage_kaggle.config.patch import for_inference
 from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load_model
 from mapsage_kaggle.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_USAGE, JobError
+from mapsage_kaggle.jobs.licences import licence_of
 from mapsage_kaggle.records import SessionRecord
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,6 +146,83 @@ def test_the_weights_and_the_config_make_the_model_without_the_kit(out: Path, mo
 
 
 @pytest.mark.slow
+def test_the_cards_code_runs_as_it_stands_without_the_kit_and_makes_the_kits_mask(
+    out: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAPSAGE_KAGGLE_ROOT", str(tmp_path / "kaggle"))
+    blocks = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S)
+    libraries = ("mmseg", "onnxruntime", "torch.export")
+    assert [[name in block for name in libraries] for block in blocks] == np.eye(3, dtype=bool).tolist()
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    shutil.copy(run / "tile.png", tmp_path)
+    config, checkpoint = ROOT / "configs" / "demo.py", run / "best_mIoU_iter_8.pth"
+    sets = [word for item in SMALL for word in ("--set", item)]
+    arguments = ["predict", config, checkpoint, tmp_path / "tile.png", "--out", tmp_path / "maps"]
+    arguments = [*map(str, arguments), "--device", "cpu", *sets]
+    assert cli.main(arguments) == EXIT_DONE
+    expected = mask(tmp_path / "maps" / "masks" / "tile.png")
+    assert len(np.unique(expected)) > 2
+
+    for block in blocks:
+        (tmp_path / "mask.png").unlink(missing_ok=True)
+        (tmp_path / "block.py").write_text(block)
+        code = "import runpy, sys; sys.modules['mapsage_kaggle'] = None; runpy.run_path('block.py')"
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert (mask(tmp_path / "mask.png") == expected).mean() > 0.999
+
+
+def mask(path: Path) -> NDArray[Any]:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+@pytest.mark.slow
+def test_every_file_can_be_read_by_others(out: Path) -> None:
+    probe = out.parent / "probe"
+    probe.touch()
+    assert {file.stat().st_mode for file in out.iterdir()} == {probe.stat().st_mode}
+
+
+def test_without_the_data_set_there_is_no_validation_image() -> None:
+    from mapsage_kaggle.engine.jobs import export as forms
+
+    assert forms._validation_images(small_config()) == []
+
+
+def test_the_config_that_is_handed_on_reads_images_and_names_nothing_of_the_kit() -> None:
+    from mapsage_kaggle.engine.jobs import export as forms
+
+    cfg = small_config()
+    assert "mapsage_kaggle" in cfg.pretty_text
+    cfg.custom_imports.imports.append("own_model")
+    found = forms.portable_config(cfg)
+
+    assert [step["type"] for step in found.test_pipeline] == ["LoadImageFromFile", "Resize", "PackSegInputs"]
+    assert found.custom_imports.imports == ["own_model"]
+    assert "mapsage_kaggle" not in found.pretty_text
+
+
+@pytest.mark.parametrize(
+    ("text", "identifier", "kaggle"),
+    [
+        ("CC BY-NC-SA 4.0", "cc-by-nc-sa-4.0", "CC BY-NC-SA 4.0"),
+        ("cc-by-nc-4.0", "cc-by-nc-4.0", "Attribution-NonCommercial 4.0 International (CC BY-NC 4.0)"),
+        ("GPL-3.0-only", "gpl-3.0", "GPL 3"),
+        ("Apache-2.0", "apache-2.0", "Apache 2.0"),
+        ("Other", "other", None),
+        ("my own", "other", None),
+    ],
+)
+def test_a_licence_is_told_by_its_identifier_or_name(text: str, identifier: str, kaggle: str | None) -> None:
+    found = licence_of(text)
+
+    assert (found.identifier, found.kaggle) == (identifier, kaggle)
+
+
+@pytest.mark.slow
 def test_the_sums_cover_every_file(out: Path) -> None:
     checked = subprocess.run(
         ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=out, capture_output=True, text=True
@@ -159,7 +240,15 @@ def test_the_card_tells_how_near_each_form_is_and_where_the_model_comes_from(out
 
     for name in ("model.safetensors", "model.onnx", "model.pt2"):
         assert f"| `{name}` |" in text
-    for word in ("CC BY-NC-SA 4.0", "abc123", "tile.png", "256 × 208", "playground", "completed"):
+    for word in (
+        "license: cc-by-nc-sa-4.0\n",
+        "CC BY-NC-SA 4.0",
+        "abc123",
+        "tile.png",
+        "256 × 208",
+        "playground",
+        "completed",
+    ):
         assert word in text
     assert str(run) not in text
 
@@ -174,6 +263,8 @@ def test_kaggles_own_client_takes_the_metadata(out: Path) -> None:
     assert model["slug"] == instance["modelSlug"]
     assert model["isPrivate"] is True and model["title"] and model["description"]
     assert instance["licenseName"] == "CC BY-NC-SA 4.0"
+    assert model["description"].startswith("# Mapsage segformer\n")  # Kaggle shows a card's head as text
+    assert instance["usage"].startswith("Input `image`") and "## " not in instance["usage"].split("### ")[0]
     names = {name.rpartition("FRAMEWORK_")[2].replace("_", "") for name in enums.ModelFramework.__members__}
     assert instance["framework"].upper() in names
 
@@ -352,6 +443,7 @@ def test_a_form_that_does_not_hold_for_any_size_is_made_for_one(
 CLASSES = {
     "classes": ["a", "b"], "palette": [[0, 0, 0], [1, 1, 1]], "mask_values": [0, 1], "no_data": 255,
     "output": {"num_channels": 2}, "windows": None, "prepare": [],
+    "input": {}, "read": {"type": "LoadImageFromFile"},
 }  # fmt: skip
 FOUND = {"compared_on": ["noise"], "classes": ["a", "b"], "divisor": 1, "draws": [], "num_weights": 7}
 

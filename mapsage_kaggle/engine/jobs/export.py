@@ -32,8 +32,8 @@ from torch import nn
 from torch.nn import functional
 
 from mapsage_kaggle.checkpoints.manifest import file_sha256
-from mapsage_kaggle.config.reading import type_name
-from mapsage_kaggle.config.testing import test_pipeline_of
+from mapsage_kaggle.config.reading import as_list, type_name
+from mapsage_kaggle.config.testing import image_loaders, test_pipeline_of
 from mapsage_kaggle.engine import deterministic
 from mapsage_kaggle.engine.building import num_inputs
 from mapsage_kaggle.engine.jobs.child import Emit
@@ -94,6 +94,14 @@ class Portable(nn.Module):
         self.turns = self.channels == 3 and not prepare._channel_conversion
         self.normalises = bool(prepare._enable_normalize)
 
+    def padding(self) -> list[float]:
+        """Return what a pixel of an image is that becomes 0 where the model sees it."""
+        if not self.normalises:
+            return [0.0] * self.channels
+        net: Any = self.net
+        mean: list[float] = net.data_preprocessor.mean.flatten().tolist()
+        return mean[::-1] if self.turns else mean
+
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return logits, of shape ``(N, classes, H, W)``, for images of shape ``(N, C, H, W)``."""
         net: Any = self.net
@@ -132,13 +140,11 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     fixed = bool(job.get("fixed"))
     tiles = tiles[:1] if fixed else tiles
     expected = [_original(model, tile) for tile in tiles]
+    portable = Portable(model.net).eval()
     if "safetensors" in job["forms"]:
         (out / CONFIG).write_text(portable_config(cfg).pretty_text, encoding="utf-8")
-        (out / CLASSES).write_text(
-            json.dumps({**_classes(cfg, model), "scale": job.get("scale")}, indent=2) + "\n", encoding="utf-8"
-        )
-
-    portable = Portable(model.net).eval()
+        classes = {**_classes(cfg, model, portable, divisor), "scale": job.get("scale")}
+        (out / CLASSES).write_text(json.dumps(classes, indent=2) + "\n", encoding="utf-8")
     size: tuple[int, int] | None = (tiles[0].shape[2], tiles[0].shape[3]) if fixed else None
     makers: Mapping[str, tuple[str, Callable[[Path], Logits]]] = {
         "safetensors": (WEIGHTS, lambda file: _safetensors(model.net, cfg, file)),
@@ -188,31 +194,56 @@ def _reason(error: Exception) -> str:
 
 
 def portable_config(cfg: Config) -> Config:
-    """Return what is needed to build a config's model, and how it reads images: no paths, no training."""
+    """Return what plain mmsegmentation needs to build a config's model and to ask it of an image."""
+    pipeline = [item for item in test_pipeline_of(cfg) if type_name(item.get("type")) != "LoadAnnotations"]
     wanted = {
         "default_scope": cfg.get("default_scope", "mmseg"),
         "model": json_like(cfg.model),
-        "test_pipeline": json_like(cfg.get("test_pipeline") or []),
+        "test_pipeline": json_like(pipeline),
     }
-    if cfg.get("custom_imports"):
-        wanted["custom_imports"] = json_like(cfg.custom_imports)
+    # The kit's own only register what trains.
+    imports = [
+        name
+        for name in as_list(cfg.get("custom_imports", {}).get("imports"))
+        if not name.startswith("mapsage_kaggle.")
+    ]
+    if imports:
+        wanted["custom_imports"] = {"imports": imports, "allow_failed_imports": False}
     return Config(wanted)
 
 
-def _classes(cfg: Config, model: TrainedModel) -> dict[str, Any]:
+def _classes(cfg: Config, model: TrainedModel, portable: Portable, divisor: int) -> dict[str, Any]:
     labels = labels_of(cfg, model)
     return {
         "classes": list(model.classes),
         "palette": [list(colour) for colour in model.palette],
         "mask_values": list(labels.numbers),
         "no_data": labels.no_data,
-        "input": {"name": "image", **_input_of(model), "layout": "NCHW"},
-        "output": {"name": "logits", "layout": "NCHW", "num_channels": model.num_channels},
+        "input": {
+            "name": "image",
+            **_input_of(model),
+            "layout": "NCHW",
+            "divisor": divisor,
+            "padding": portable.padding(),
+        },
+        "output": {
+            "name": "logits",
+            "layout": "NCHW",
+            "num_channels": model.num_channels,
+            "threshold": model.net.decode_head.threshold if model.num_channels == 1 else None,
+        },
+        "read": _loading(cfg),
         "windows": None
         if model.windows is None
         else {"size": list(model.windows.size), "stride": list(model.windows.stride)},
         "prepare": _preparation(cfg),
     }
+
+
+def _loading(cfg: Config) -> dict[str, Any]:
+    """Return the transform of the test pipeline that reads an image."""
+    first = next(iter(image_loaders(test_pipeline_of(cfg))), {})
+    return {**json_like(first), "type": type_name(first.get("type"))}
 
 
 def _input_of(model: TrainedModel) -> dict[str, Any]:
@@ -338,7 +369,7 @@ def _validation_images(cfg: Config) -> list[Path]:
     try:
         data = DATASETS.build(json_like(loader["dataset"]))
         return [Path(data.get_data_info(at)["img_path"]) for at in sorted({0, len(data) // 2})]
-    except (OSError, LookupError, ValueError, TypeError, AssertionError):
+    except (DataError, OSError, LookupError, ValueError, TypeError, AssertionError):
         return []
 
 
