@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mapsage_kaggle.notebook.maps import maps
     from mapsage_kaggle.notebook.selftest import selftest
     from mapsage_kaggle.notebook.session import preflight
     from mapsage_kaggle.setup.install import install
@@ -17,10 +18,11 @@ _HOMES = {
     # Opens a session; the notebook's further cells are that session's methods. So few names stand here
     # because a function of a module's name (configure, training) would hide the module.
     "preflight": "mapsage_kaggle.notebook.session",
+    "maps": "mapsage_kaggle.notebook.maps",
     "selftest": "mapsage_kaggle.notebook.selftest",
 }
 
-__all__ = ["__version__", "install", "preflight", "selftest"]
+__all__ = ["__version__", "install", "maps", "preflight", "selftest"]
 
 
 def __getattr__(name: str) -> Any:

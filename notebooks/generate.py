@@ -12,7 +12,7 @@ import jupytext
 import nbformat
 
 SOURCE = Path(__file__).resolve().with_name("mapsage_train.py")
-SOURCES = (SOURCE, SOURCE.with_name("mapsage_selftest.py"))
+SOURCES = (SOURCE, SOURCE.with_name("mapsage_selftest.py"), SOURCE.with_name("mapsage_maps.py"))
 KIT_CELL = "# (the cell of mapsage_train.py that finds the kit)"
 
 

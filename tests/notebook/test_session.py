@@ -23,6 +23,7 @@ import pytest
 from support import warm
 from support.machines import GOOD
 from support.notebooks import (
+    MAPS,
     NOTEBOOK,
     ROOT,
     SELFTEST,
@@ -60,7 +61,7 @@ def notebook() -> Any:
     return nbformat.read(NOTEBOOK, as_version=4)
 
 
-@pytest.fixture(scope="module", params=[NOTEBOOK, SELFTEST], ids=lambda path: path.stem)
+@pytest.fixture(scope="module", params=[NOTEBOOK, SELFTEST, MAPS], ids=lambda path: path.stem)
 def either(request: pytest.FixtureRequest) -> Any:
     """Return each of the notebooks."""
     return nbformat.read(request.param, as_version=4)
@@ -72,14 +73,14 @@ def test_each_notebook_is_what_its_script_gives() -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    scripts = [path.with_suffix(".py") for path in (NOTEBOOK, SELFTEST)]
+    scripts = [path.with_suffix(".py") for path in (NOTEBOOK, SELFTEST, MAPS)]
     assert list(module.SOURCES) == scripts
-    for script, path in zip(scripts, (NOTEBOOK, SELFTEST), strict=True):
+    for script, path in zip(scripts, (NOTEBOOK, SELFTEST, MAPS), strict=True):
         assert module.notebook_text(script) == path.read_text(encoding="utf-8"), "run `make notebook`"
 
 
-def test_both_find_the_kit_in_the_same_cell(notebook: Any) -> None:
-    assert kit_cell(nbformat.read(SELFTEST, as_version=4)) == kit_cell(notebook)
+def test_each_finds_the_kit_in_the_same_cell(notebook: Any, either: Any) -> None:
+    assert kit_cell(either) == kit_cell(notebook)
 
 
 def test_it_holds_no_outputs_and_names_a_kernel(either: Any) -> None:
@@ -125,7 +126,7 @@ def test_the_steps_come_in_the_order_of_the_design(notebook: Any) -> None:
 
 
 def test_the_package_offers_what_the_first_cells_call() -> None:
-    assert mapsage_kaggle.__all__ == ["__version__", "install", "preflight", "selftest"]
+    assert mapsage_kaggle.__all__ == ["__version__", "install", "maps", "preflight", "selftest"]
     assert all(callable(getattr(mapsage_kaggle, name)) for name in mapsage_kaggle.__all__[1:])
 
 

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 NOTEBOOK = ROOT / "notebooks" / "mapsage_train.ipynb"
 SELFTEST = ROOT / "notebooks" / "mapsage_selftest.ipynb"
+MAPS = ROOT / "notebooks" / "mapsage_maps.ipynb"
 
 
 def code_cells(notebook: Any) -> list[Any]:
