@@ -58,13 +58,16 @@ class Journal:
 
     Args:
         folder: Where the predictions go. It must exist.
+
+    Attributes:
+        lines: The newest of each image, by its name.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file = folder / JOURNAL
         self._lock = threading.Lock()
-        self._lines = {str(line["name"]): line for line in self._read()}
+        self.lines = {str(line["name"]): line for line in self._read()}
         content = self._file.read_bytes() if self._file.is_file() else b""
         self._ends_torn = bool(content) and not content.endswith(b"\n")
 
@@ -81,7 +84,7 @@ class Journal:
 
     def finished(self, source: Source, stamp: Stamp) -> Mapping[str, Any] | None:
         """Return the line of an image that need not be predicted again, else None."""
-        line = self._lines.get(source.name)
+        line = self.lines.get(source.name)
         if line is None or any(line.get(key) != value for key, value in stamp.to_json().items()):
             return None
         return line if self._sizes(line["files"]) == line.get("bytes") else None
@@ -117,4 +120,4 @@ class Journal:
             except OSError as error:
                 raise WriteFailed.of(self._file, error.strerror or error) from error
             self._ends_torn = False
-            self._lines[source.name] = line
+            self.lines[source.name] = line

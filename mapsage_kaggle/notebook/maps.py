@@ -26,7 +26,8 @@ from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Panel, Table, say, show
 from mapsage_kaggle.display.text import score_text
 from mapsage_kaggle.errors import DataError, MapsageError
-from mapsage_kaggle.imagery.journal import JOURNAL
+from mapsage_kaggle.imagery.journal import Journal
+from mapsage_kaggle.imagery.sources import JOURNAL
 from mapsage_kaggle.jobs.export import SUMS, ExportOptions, export
 from mapsage_kaggle.jobs.predict import SUBMISSION, Prediction, PredictOptions, predict
 from mapsage_kaggle.jobs.subject import ModelOptions, ModelSource, open_subject
@@ -269,10 +270,7 @@ def keep(made: Path, lines: Sequence[Mapping[str, Any]], target: Path) -> list[P
 
 def lines_of(folder: Path, names: Iterable[str] | None) -> list[dict[str, Any]]:
     """Return the journal's newest line of each image; None: of every one that it has."""
-    if not (folder / JOURNAL).is_file():
-        return []
-    texts = (folder / JOURNAL).read_text(encoding="utf-8").splitlines()
-    newest = {str(line["name"]): line for line in map(json.loads, texts)}
+    newest = Journal(folder).lines
     return [newest[name] for name in sorted(newest if names is None else names) if name in newest]
 
 
