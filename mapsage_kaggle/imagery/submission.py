@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from PIL import Image
 from mapsage_kaggle.errors import DataError
 from mapsage_kaggle.imagery.writing import Labels, replacing
 from mapsage_kaggle.messages import Message
+from mapsage_kaggle.outside import listed
+
+_MAX_TOLD = 5
 
 
 def write_submission(archive: Path, masks: Mapping[str, Path]) -> None:
@@ -30,51 +34,55 @@ def write_submission(archive: Path, masks: Mapping[str, Path]) -> None:
                 target.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), plain.getvalue())
 
 
-def check_submission(archive: Path, expected: Mapping[str, tuple[int, int]], labels: Labels) -> None:
+def check_submission(
+    archive: Path, expected: Mapping[str, tuple[int, int]], labels: Labels, *, name: Path | None = None
+) -> None:
     """Decode every mask in an archive and compare it with what the benchmark expects.
 
     Args:
         archive: The zip.
         expected: Width and height of each mask, by its name in the archive.
         labels: Which values there may be; none of them for *no data*.
+        name: What the archive is called in the refusal; by default its own name.
 
     Raises:
-        DataError: A mask is missing, too many, of another size, or has a value that is no class. Names the
+        DataError: A mask is missing, too many, of another size, or has a value that is no class. Lists the
             first five and counts the rest.
     """
     problems = list(_problems(archive, expected, labels))
     if problems:
-        more = f"\n  ... and {len(problems) - 5} more" if len(problems) > 5 else ""
-        count = Message("{count} problem", len(problems)) + ("s" if len(problems) > 1 else "")
         raise DataError(
-            f"{archive} is not complete, {count}:\n  " + "\n  ".join(problems[:5]) + more + "\n",
+            Message("{path} is not complete; problems: {count}.", name or archive, len(problems)),
             "Mend or replace the images of the test split that are named, and run the command again.",
+            listed(problems, _MAX_TOLD),
         )
 
 
 def _problems(archive: Path, expected: Mapping[str, tuple[int, int]], labels: Labels) -> Iterator[str]:
     first, last = min(labels.numbers), max(labels.numbers)
     with zipfile.ZipFile(archive) as content:
-        names = content.namelist()
-        for name in sorted(expected.keys() - set(names)):
-            yield f"{name}: missing"
-        for name in sorted(set(names) - expected.keys()):
-            yield f"{name}: belongs to no image of the test split"
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            yield f"{name}: {names.count(name)} times"
-        for name in sorted(expected.keys() & set(names)):
+        names = Counter(content.namelist())
+        for name in sorted(expected.keys() - names.keys()):
+            yield Message("{name}: missing", name)
+        for name in sorted(names.keys() - expected.keys()):
+            yield Message("{name}: belongs to no image of the test split", name)
+        for name in sorted(name for name, count in names.items() if count > 1):
+            yield Message("{name}: {count} times", name, names[name])
+        for name in sorted(expected.keys() & names.keys()):
             try:
                 with Image.open(io.BytesIO(content.read(name)), formats=("PNG",)) as picture:
                     mask = np.asarray(picture)
             except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
-                yield f"{name}: cannot be decoded ({error})"
+                yield Message("{name}: cannot be decoded ({why})", name, error)
                 continue
             width, height = expected[name]
             if mask.shape != (height, width):
                 found = " x ".join(str(side) for side in (*mask.shape[1::-1], *mask.shape[2:]))
-                yield f"{name}: {found}, expected {width} x {height}"
+                yield Message("{name}: {found}, expected {wanted}", name, found, f"{width} x {height}")
                 continue
             wrong = [int(value) for value in np.unique(mask) if value not in labels.numbers]
             if wrong:
-                values = ", ".join(map(str, wrong[:5]))
-                yield f"{name}: values {values}, expected {first} to {last}"
+                values = ", ".join(map(str, wrong[:_MAX_TOLD]))
+                yield Message(
+                    "{name}: values {values}, expected {first} to {last}", name, values, first, last
+                )

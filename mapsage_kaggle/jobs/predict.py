@@ -254,11 +254,11 @@ def _pack(prediction: Prediction, sources: Sequence[Source]) -> Path:
         expected[f"{source.name}.png"] = size
     try:
         write_submission(unchecked, {f"{name}.png": file for name, file in prediction.files.items()})
-        check_submission(unchecked, expected, _SUBMISSION_LABELS)
+        check_submission(unchecked, expected, _SUBMISSION_LABELS, name=archive)
         unchecked.replace(archive)
     except DataError as error:
-        lines = [problem for _, problem in prediction.refused[:5]]
-        raise DataError(error.problem.replace(unchecked.name, SUBMISSION), error.remedy, lines) from error
+        refusals = [problem for _, problem in prediction.refused[:5]]
+        raise DataError(error.problem, error.remedy, (*error.lines, *refusals)) from error
     finally:
         unchecked.unlink(missing_ok=True)
     return archive

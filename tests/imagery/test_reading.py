@@ -356,7 +356,7 @@ def test_everything_wrong_with_a_submission_is_named(tmp_path: Path) -> None:
         )
 
     text = str(caught.value)
-    assert "5 problems" in text
+    assert "problems: 5" in text
     assert "gone.png: missing" in text
     assert "extra.png: belongs to no image" in text
     assert "small.png: 5 x 4, expected 6 x 4" in text
