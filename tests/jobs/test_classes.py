@@ -81,7 +81,8 @@ def test_some_classes_keep_their_own_values_and_colours(tmp_path: Path) -> None:
     labels = engine.labels_of(config("EarthVQADataset"), model)
     assert (labels.numbers, labels.no_data) == ((6, 2, 4), 0)
     assert labels.palette == tuple(EARTHVQA_PALETTE[EARTHVQA_CLASSES.index(name)] for name in SOME)
-    assert export._classes(config("EarthVQADataset"), model)["mask_values"] == [6, 2, 4]
+    told = export._classes(config("EarthVQADataset"), model, export.Portable(model.net), 1)
+    assert told["mask_values"] == [6, 2, 4]
     every = for_inference(read_config(DEMO), {})
     other = Config({**every, "train_dataloader": every.train_dataloader})
     task = engine.Task(out=tmp_path, sources=())
