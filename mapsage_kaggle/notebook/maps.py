@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import sys
 import zipfile
@@ -21,6 +22,7 @@ from PIL import Image
 
 from mapsage_kaggle.checkpoints.manifest import file_sha256
 from mapsage_kaggle.config.modules import find_config
+from mapsage_kaggle.config.scale import ScaleOptions
 from mapsage_kaggle.display.jobs import JobProgress, export_text
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Panel, Table, say, show
@@ -34,6 +36,7 @@ from mapsage_kaggle.jobs.subject import ModelOptions, ModelSource, open_subject
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.paths import KagglePaths
 from mapsage_kaggle.records import read_record
+from mapsage_kaggle.training.options import in_notebook
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 NUM_SHOWN = 4
 """How many maps are shown as pictures."""
 _THUMBNAIL = 420
+_OPTION = re.compile(r"--(scale|gsd|trained-gsd|min-area|bands|value-range)\b(?: (\d[\d.]*\d|\d))?")
 MAX_FILES = 400
 """With more files than this the maps are packed: Kaggle shows, and attaches, outputs of fewer than 500."""
 
@@ -53,6 +57,11 @@ def maps(
     run: str | None = None,
     overrides: Sequence[str] = (),
     code: Sequence[str] = (),
+    scale: float | None = None,
+    gsd: float | None = None,
+    trained_gsd: float | None = None,
+    bands: Sequence[int] | None = None,
+    value_range: Sequence[float] | None = None,
     language: str = "en",
     **wanted: Any,
 ) -> MapsSession:
@@ -66,6 +75,11 @@ def maps(
         run: Of which run, where several are attached.
         overrides: ``key=value`` with dotted keys, for the config.
         code: Folders whose modules the config may import.
+        scale: At how many times their own size the model is to see the images.
+        gsd: Metres that one of their pixels covers.
+        trained_gsd: The same of the training images.
+        bands: Which bands are red, green and blue, counted from 1.
+        value_range: The values that become 0 and 255, for more than 8 bits.
         language: Of all that is shown.
         wanted: Further of :class:`mapsage_kaggle.jobs.predict.PredictOptions`.
 
@@ -73,7 +87,7 @@ def maps(
         CheckpointError: There is no sound checkpoint, or several runs could be meant.
         DataError: There are no images.
     """
-    words = Words(language)
+    words = Words(language, in_parameters)
     with words.refusing():
         paths = KagglePaths.from_environment()
         named = [images] if isinstance(images, str) else list(images or ())
@@ -81,6 +95,9 @@ def maps(
             out=paths.temp / "maps",
             images=tuple(place_of(name, paths.input) for name in named),
             submission=not named,
+            scale=ScaleOptions(scale=scale, gsd=gsd, trained_gsd=trained_gsd),
+            bands=tuple(bands) if bands else None,
+            value_range=(value_range[0], value_range[1]) if value_range else None,
             **wanted,
         )
         model = ModelOptions(
@@ -94,6 +111,14 @@ def maps(
         subject = open_subject(model, paths=paths)
         show(model_panel(subject, words))
         return MapsSession(subject, options, paths, words)
+
+
+def in_parameters(template: str) -> str:
+    """Return a message's template with this notebook's parameters where it names the command's options."""
+    named = _OPTION.sub(
+        lambda found: found[1].replace("-", "_").upper() + (f" = {found[2]}" if found[2] else ""), template
+    )
+    return in_notebook(named)
 
 
 def place_of(name: str, inputs: Path) -> Path:
