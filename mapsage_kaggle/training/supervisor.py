@@ -36,6 +36,8 @@ from mapsage_kaggle.training.output import OutputWatch
 
 STOP_GRACE_S = 180.0
 """How long a child that was asked to stop may take to save before it is killed."""
+EXPLAIN_S = 60.0
+"""How long what a silent child is doing is looked at; by then it is ended all the same."""
 TERMINATION_S = 20.0
 """How long torchrun may take to end its workers when we end it."""
 UNKNOWN_GRACE_S = 10.0
@@ -194,7 +196,7 @@ class Supervisor:
             )
         try:
             self._stay_with(child, watch)
-            if watch.ended_by_us in ("hung", "late"):
+            if watch.ended_by_us == "hung":
                 watch.was_doing = self._explain(child, watch)
         finally:
             self._end(child, watch)
@@ -238,11 +240,22 @@ class Supervisor:
         """Have the log say what a child is doing, and return where; a look that fails ends nobody."""
         found = [*filter(None, [ProcessId.of(child.pid)]), *child.descendants()]
         silent_s = watch.silent_s(time.monotonic())
-        try:
-            return explain_silence(found, watch.workers, self._files.log, last=watch.last, silent_s=silent_s)
-        except OSError as error:
-            self._warn(Message("What training was doing could not be seen: {why}.", error.strerror or error))
-            return ""
+        told: list[str] = []
+
+        def look() -> None:
+            try:
+                told.append(
+                    explain_silence(found, watch.workers, self._files.log, last=watch.last, silent_s=silent_s)
+                )
+            except OSError as error:
+                why = error.strerror or error
+                self._warn(Message("What training was doing could not be seen: {why}.", why))
+
+        # In a thread: nvidia-smi cannot even be killed where a GPU has fallen off its bus.
+        thread = threading.Thread(target=look, name="hang", daemon=True)
+        thread.start()
+        thread.join(EXPLAIN_S)
+        return told[0] if told else ""
 
     def left_to_hand_over_s(self) -> float:
         """Return how long it is until half the reserve is left and the output must be saved."""
