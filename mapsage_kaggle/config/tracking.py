@@ -31,7 +31,9 @@ def check_tracker(asked: str) -> None:
     Raises:
         MachineError: It is not.
     """
-    if asked in KINDS and find_spec(asked) is None:
+    spec = find_spec(asked) if asked in KINDS else None
+    # The folder that wandb leaves where it runs has its name, and is no package.
+    if asked in KINDS and (spec is None or spec.origin is None):
         raise missing(asked, f"--track {asked} was asked for")
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from mapsage_kaggle.engine.checkpointing import number
 from mapsage_kaggle.engine.reading import emit
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.outside import parse_json
-from mapsage_kaggle.paths import replace_file
+from mapsage_kaggle.paths import remove_tree, replace_file
 from mapsage_kaggle.spec import ChildSpec
 
 FINISH_S = 60.0
@@ -56,6 +56,11 @@ def go_on(cfg: Config, spec: ChildSpec) -> None:
                 kept = {"name": called, "save_dir": str(folder / name), "start": start}
                 backends[index] = {"type": "MapsageTracker", "inner": item, **kept}
     cfg.visualizer = {**visualizer, "vis_backends": backends}
+    hooks = cfg.get("default_hooks") or {}
+    logger = hooks.get("logger", {"type": "LoggerHook"})
+    if logger and any(item["type"] == "MapsageTracker" for item in backends):
+        # Its default counts a validation's steps in epochs, among iterations of training.
+        cfg.default_hooks = {**hooks, "logger": {**logger, "log_metric_by_epoch": False}}
 
 
 @VISBACKENDS.register_module(name="MapsageTracker")
@@ -75,7 +80,8 @@ class Tracker(BaseVisBackend):
         self._config, self._folder, self._start = dict(inner), Path(save_dir), start
         self._is_wandb = type_name(inner["type"]) == KINDS["wandb"]
         self._inner: Any = None
-        self._is_off = False
+        self._rows: list[dict[str, Any]] | None = None
+        self._is_off = self._is_unkept = False
         self._known = -1
         self._seen: set[tuple[int, tuple[str, ...]]] = set()
 
@@ -87,16 +93,28 @@ class Tracker(BaseVisBackend):
         return self._inner.experiment
 
     def _init_env(self) -> None:
-        rows = [row for row in read_journal(self._folder / JOURNAL) if row["step"] <= self._start]
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
-        replace_file(self._folder / JOURNAL, "".join(json.dumps(row) + "\n" for row in rows))
+        rows = self._begin()
         config = _of_wandb(self._config, self._folder) if self._is_wandb else self._config
         self._inner = VISBACKENDS.build({**config, "save_dir": str(self._folder)})
         if self._is_wandb and self.experiment.run.resumed:  # online, where it knows how far it has got
             self._known = int(self.experiment.run.summary.get("iteration", -1))
         for row in rows:
-            self._draw(row)
+            if row["step"] > self._known:
+                self._draw(row)
+
+    def _begin(self) -> list[dict[str, Any]]:
+        """Cut the journal back to where the session begins, and clear the tracker's folder; do it once."""
+        if self._rows is None:
+            journal = self._folder / JOURNAL
+            rows = [row for row in read_journal(journal) if row["step"] <= self._start]
+            self._folder.mkdir(parents=True, exist_ok=True)
+            replace_file(journal, "".join(json.dumps(row) + "\n" for row in rows))
+            for place in set(self._folder.iterdir()) - {journal}:
+                remove_tree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
+            for row in rows:
+                self._note(row)
+            self._rows = rows
+        return self._rows
 
     # -- what mmengine calls
 
@@ -120,33 +138,51 @@ class Tracker(BaseVisBackend):
         found = {name: number(value) for name, value in scalar_dict.items()}
         values = {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
         row = {"step": int(step), "time_s": round(time.time(), 3), "values": values}
-        self._try(lambda: self._add(row))
+        is_new = self._keep(row)
+        self._try(lambda: self._add(row, is_new=is_new))
 
     def close(self) -> None:
         """End, within some time, and leave no links: an output cannot keep them."""
-        if self._inner is None:
+        if self._inner is None or self._is_off:
             return
-        end = self.experiment.finish if self._is_wandb else self._inner.close
-        thread = threading.Thread(target=self._try, args=(end,), name="tracker-end", daemon=True)
+        thread = threading.Thread(target=self._try, args=(self._end,), name="tracker-end", daemon=True)
         thread.start()
         thread.join(FINISH_S)
-        for path in self._folder.rglob("*"):
-            if path.is_symlink():
-                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            for path in self._folder.rglob("*"):
+                if path.is_symlink():
+                    path.unlink(missing_ok=True)
+
+    def _end(self) -> None:
+        (self.experiment.finish if self._is_wandb else self._inner.close)()
 
     # -- drawing
 
-    def _add(self, row: Mapping[str, Any]) -> None:
-        if self.experiment is None or _key(row) in self._seen:
-            return
-        with (self._folder / JOURNAL).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
-        self._draw(row)
+    def _keep(self, row: Mapping[str, Any]) -> bool:
+        """Put a row into the journal, whatever becomes of the tracker; False where it is there already."""
+        try:
+            self._begin()
+            if _key(row) in self._seen:
+                return False
+            self._note(row)
+            with (self._folder / JOURNAL).open("a", encoding="utf-8") as stream:
+                stream.write("\n" + json.dumps(row))  # so that one that a full disk cut off spoils no other
+        except OSError as error:
+            if not self._is_unkept:
+                self._is_unkept = True
+                why = error.strerror or str(error)
+                emit("tracker", message=Message("Curves cannot be kept for the next session ({why}).", why))
+        return True
+
+    def _note(self, row: Mapping[str, Any]) -> None:
+        self._seen = {key for key in self._seen if key[0] >= row["step"]} | {_key(row)}
+
+    def _add(self, row: Mapping[str, Any], *, is_new: bool) -> None:
+        # Begun in any case: what the sessions before have drawn is to be seen.
+        if self.experiment is not None and is_new and row["step"] >= self._known:
+            self._draw(row)
 
     def _draw(self, row: Mapping[str, Any]) -> None:
-        self._seen = {key for key in self._seen if key[0] >= row["step"]} | {_key(row)}
-        if row["step"] <= self._known:
-            return
         if self._is_wandb:
             self.experiment.log({**row["values"], "iteration": row["step"]})
             return

@@ -9,6 +9,8 @@ import pytest
 from support.curves import tensorboard_curves, wandb_curves
 from support.standin import StandIn, none_left
 
+from mapsage_kaggle.checkpoints.load import load_checkpoint
+
 KEY = "0123456789abcdef0123456789abcdef01234567"
 TRACKED = """
 default_hooks["logger"]["interval"] = 1
@@ -73,3 +75,11 @@ def test_the_key_is_written_nowhere(finished: StandIn) -> None:
 
 def test_a_tracker_leaves_no_link_in_the_output(finished: StandIn) -> None:
     assert [path for path in finished.work_dir.path.rglob("*") if path.is_symlink()] == []
+
+
+def test_what_is_stored_names_mmengines_own_backend(finished: StandIn) -> None:
+    stored = (finished.work_dir.path / "config.py").read_text()
+    assert "TensorboardVisBackend" in stored and "MapsageTracker" not in stored
+    checkpoint = load_checkpoint(finished.work_dir.path / "iter_18.pth")
+    assert "MapsageTracker" not in checkpoint["message_hub"]["runtime_info"]["cfg"]
+    assert "MapsageTracker" not in checkpoint["meta"]["cfg"]

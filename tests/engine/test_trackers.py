@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from mmengine.config import Config
@@ -78,6 +79,69 @@ def test_a_tracker_that_fails_is_told_of_once_and_asked_no_more(
     )
 
 
+def test_rows_are_kept_for_the_next_session_though_the_tracker_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAPSAGE_EVENTS", str(tmp_path / "events.jsonl"))
+    draw(tracker(tmp_path, 0, "Unreachable"), 1, 2)
+    second = tracker(tmp_path, 2)
+    draw(second, 3)
+    second.close()
+    assert tensorboard_curves(tmp_path) == {"loss": [1, 2, 3]}
+
+
+def test_the_journal_is_there_at_every_moment_of_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tracker(tmp_path, 0), 1, 2)
+    folder = tmp_path / "run" / "tensorboard"
+    (folder / "left").mkdir()
+
+    def killed(place: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mapsage_kaggle.engine.trackers.remove_tree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        draw(tracker(tmp_path, 2), 3)
+    assert [row["step"] for row in read_journal(folder / JOURNAL)] == [1, 2]
+
+
+def test_a_row_that_a_full_disk_cut_off_spoils_no_other(tmp_path: Path) -> None:
+    found = tracker(tmp_path, 0)
+    draw(found, 1)
+    journal = tmp_path / "run" / "tensorboard" / JOURNAL
+    with journal.open("a") as stream:
+        stream.write('\n{"step": 2, "ti')
+    draw(found, 3)
+    assert [row["step"] for row in read_journal(journal)] == [1, 3]
+
+
+@VISBACKENDS.register_module(name="WandbVisBackend", force=True)
+class Online:
+    """A run that the service knows up to iteration 4."""
+
+    drawn: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(self, **options: Any) -> None:
+        self.experiment = self
+        self.run = SimpleNamespace(resumed=True, summary={"iteration": 4})
+
+    def log(self, values: dict[str, Any]) -> None:
+        self.drawn.append(values)
+
+
+def test_a_score_at_the_iteration_that_the_service_knows_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    draw(tracker(tmp_path, 0), 2, 4)
+    journal = tmp_path / "run" / "tensorboard" / JOURNAL
+    online = tracker(tmp_path, 4, "WandbVisBackend")
+    draw(online, 4)  # again, in a session that trains it anew
+    draw(online, 4, name="mIoU")
+    draw(online, 5)
+    assert [(row["iteration"], "mIoU" in row) for row in Online.drawn] == [(4, True), (5, False)]
+    assert [row["step"] for row in read_journal(journal)] == [2, 4, 4, 5]
+
+
 def spec(**options: Any) -> ChildSpec:
     required: dict[str, Any] = {"clock_started_s": 0.0, "limit_s": 1.0, "reserve_s": 0.0, "fingerprint": ""}
     return ChildSpec(
@@ -95,6 +159,7 @@ def test_the_trackers_of_a_config_go_on_and_other_backends_stay_as_they_are() ->
     assert (wandb.name, wandb.save_dir, wandb.start) == ("WandbVisBackend", "/w/trackers/abc/wandb", 7)
     assert wandb.inner == own
     assert tensorboard.inner == {"type": "TensorboardVisBackend"}
+    assert cfg.default_hooks.logger == {"type": "LoggerHook", "log_metric_by_epoch": False}
 
 
 def test_a_config_without_trackers_stays_without() -> None:
