@@ -77,7 +77,7 @@ def find_images(
         else:
             raise DataError(f"There is nothing at {path}.", "Give an image, or a folder of images.")
         for source in named:
-            found.setdefault(source.path.absolute(), source)
+            found.setdefault(source.path.parent.resolve() / source.path.name, source)
             if out is not None and any(out / kind in source.path.resolve().parents for kind in OUTPUTS):
                 raise UsageError(
                     Message("{path} lies where maps are written to.", source.path), "Choose another --out."
@@ -148,14 +148,19 @@ def _apart(sources: list[Source]) -> tuple[Source, ...]:
 
 
 def _by_folder(source: Source, group: Sequence[Source]) -> str:
-    folders = {other.path.absolute().parent for other in group}
+    folders = {_tidy(other.path).parent for other in group}
     if len(folders) == 1:
         return source.name
-    return str(source.path.absolute().relative_to(os.path.commonpath(folders)).with_suffix(""))
+    return str(_tidy(source.path).relative_to(os.path.commonpath(folders)).with_suffix(""))
 
 
 def _by_suffix(source: Source, group: Sequence[Source]) -> str:
     return source.name + source.path.suffix.replace(".", "_")
+
+
+def _tidy(path: Path) -> Path:
+    """Return an absolute path without ``..``, which would lead out of the folder that a name is put below."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 def archive_of(path: Path) -> Path | None:

@@ -63,6 +63,24 @@ def test_folders_with_images_of_one_name_are_kept_apart(tmp_path: Path) -> None:
     assert sorted(names(tmp_path / "d1", tmp_path / "d2")) == ["d1/a/x", "d2/a/x"]
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(("x.tif", "../x.tif"), ["jan/x", "x"]), (("x.tif", "../feb/x.tif"), ["feb/x", "jan/x"])],
+)
+def test_a_name_does_not_lead_upwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], expected: list[str]
+) -> None:
+    monkeypatch.chdir(files(tmp_path, "x.tif", "jan/x.tif", "feb/x.tif") / "jan")
+
+    assert sorted(names(*map(Path, given))) == expected
+
+
+def test_an_image_by_two_paths_is_one(tmp_path: Path) -> None:
+    files(tmp_path, "a/x.tif", "b/y.tif")
+
+    assert names(tmp_path / "a/x.tif", tmp_path / "b/../a/x.tif") == {"x": "x.tif"}
+
+
 def test_what_cannot_be_kept_apart_is_refused(tmp_path: Path) -> None:
     files(tmp_path, "x.tif", "x.png", "x_png.tif")
 
