@@ -1,19 +1,23 @@
 """The rows of a large scene that are done, kept on the disk until the scene is whole.
 
-    OUT/unfinished/<name>/plan.json                what they belong to
-    OUT/unfinished/<name>/row_0003.mask            uint8, deflated, of shape (settled lines, width)
-    OUT/unfinished/<name>/row_0003.probabilities   uint8, deflated, of shape (classes, settled lines, width)
+    OUT/unfinished/<digest>/plan.json                what they belong to
+    OUT/unfinished/<digest>/row_0003.mask            uint8, deflated, of shape (settled lines, width)
+    OUT/unfinished/<digest>/row_0003.probabilities   uint8, deflated, of shape (classes, settled lines, width)
 
+The digest is the name's: a name may be a folder of another's, whose rows must not go with its own.
 A row is what one row of windows settles, see :meth:`mapsage_kaggle.imagery.windows.Axis.settled`. Each file
 has its final name only when it is whole, and deflate has a checksum of its own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,8 @@ class Parts:
     """What is done of one scene. Rows of another plan are removed.
 
     Args:
-        folder: The scene's own.
+        out: The folder that everything is written below.
+        name: The scene's.
         rows: Windows from top to bottom.
         width: Of the scene.
         num_probabilities: Bands of the probability map; 0 for none.
@@ -39,8 +44,16 @@ class Parts:
     """
 
     def __init__(
-        self, folder: Path, rows: Axis, *, width: int, num_probabilities: int, stamp: Mapping[str, Any]
+        self,
+        out: Path,
+        name: str,
+        rows: Axis,
+        *,
+        width: int,
+        num_probabilities: int,
+        stamp: Mapping[str, Any],
     ) -> None:
+        folder = out / UNFINISHED / hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
         self._folder, self._rows, self._width, self._num_bands = folder, rows, width, num_probabilities
         plan = json.dumps(
             {**stamp, "starts": rows.starts, "window": rows.size, "height": rows.length, "width": width}
@@ -86,15 +99,10 @@ class Parts:
         return self._load(self._files(index)[1], self._num_bands, index)
 
     def remove(self) -> None:
-        """Remove everything that was kept of the scene, and folders above it that are empty then."""
+        """Remove everything that was kept of the scene, and the folder above it if it is empty then."""
         shutil.rmtree(self._folder, ignore_errors=True)
-        for folder in self._folder.parents:
-            try:
-                folder.rmdir()
-            except OSError:
-                return
-            if folder.name == UNFINISHED:
-                return
+        with suppress(OSError):
+            self._folder.parent.rmdir()
 
     def _files(self, index: int) -> list[Path]:
         kinds = ["mask", "probabilities"] if self._num_bands else ["mask"]

@@ -440,7 +440,7 @@ def test_a_scene_that_was_cut_off_ends_as_if_it_had_not_been(
     task = engine.Task(out=tmp_path / "cut", sources=find_images([image]), **options)
     with pytest.raises(Stop):
         engine.Predictor(config(), model, task, "0" * 64, stop_after(num_rows)).run()
-    kept = list((tmp_path / "cut" / "unfinished" / "scene").glob("row_*.mask"))
+    kept = list((tmp_path / "cut" / "unfinished").glob("*/row_*.mask"))
     found = predict(model, tmp_path / "cut", image, **options)
 
     assert len(kept) >= num_rows - 1
@@ -467,13 +467,29 @@ def test_a_disk_that_fills_ends_with_its_name_and_the_same_command_finishes(
     assert contents(out) == contents(whole)
 
 
+def test_a_scene_leaves_the_rows_of_one_in_a_folder_of_its_name(tmp_path: Path, model: TrainedModel) -> None:
+    (tmp_path / "in" / "city").mkdir(parents=True)
+    save_tiff(tmp_path / "in" / "city" / "north.tif", scene(400, 150))
+    images = find_images([tmp_path / "in"])
+    task = engine.Task(out=tmp_path / "out", sources=images, window=64)
+    with pytest.raises(Stop):
+        engine.Predictor(config(), model, task, "0" * 64, stop_after(5)).run()
+    kept = {file for file in (tmp_path / "out").rglob("row_*") if file.stat().st_size}
+
+    above = save_tiff(tmp_path / "in" / "city.tif", scene(100, 100))
+    found = predict(model, tmp_path / "out", above, window=64)
+
+    assert found["num_done"] == 1 and len(kept) >= 4
+    assert all(file.is_file() for file in kept)
+
+
 def test_a_row_that_was_torn_is_computed_again(tmp_path: Path, model: TrainedModel) -> None:
     image = save_tiff(tmp_path / "scene.tif", scene(400, 150))
     predict(model, tmp_path / "whole", image, window=64)
     task = engine.Task(out=tmp_path / "cut", sources=find_images([image]), window=64)
     with pytest.raises(Stop):
         engine.Predictor(config(), model, task, "0" * 64, stop_after(5)).run()
-    row = tmp_path / "cut" / "unfinished" / "scene" / "row_0001.mask"
+    (row,) = (tmp_path / "cut" / "unfinished").glob("*/row_0001.mask")
     row.write_bytes(row.read_bytes()[:-20])
 
     predict(model, tmp_path / "cut", image, window=64)
@@ -656,7 +672,7 @@ def test_a_command_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     for least in (0, 3):
         process = subprocess.Popen(command(cut), start_new_session=True, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
-        while len(list(cut.glob("unfinished/scene/row_*.mask"))) <= least and process.poll() is None:
+        while len(list(cut.glob("unfinished/*/row_*.mask"))) <= least and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)

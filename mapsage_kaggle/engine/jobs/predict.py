@@ -12,7 +12,7 @@ What is written, below the folder that was given:
     probabilities/<name>.tif            a band for each class, 0 to 250; see :data:`.outputs.SCALE`
     polygons/<name>.gpkg                an area for each connected piece of a class
     predictions.jsonl                   a line for each image that is done
-    unfinished/<name>/                  what is done of a large scene, see :mod:`mapsage_kaggle.imagery.parts`
+    unfinished/                         what is done of a large scene, see :mod:`mapsage_kaggle.imagery.parts`
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from mapsage_kaggle.errors import ConfigError, DataError, UsageError
 from mapsage_kaggle.imagery.areas import Tally
 from mapsage_kaggle.imagery.journal import Journal, Stamp
 from mapsage_kaggle.imagery.outputs import NO_PROBABILITY, ImageShape, ImageWriter
-from mapsage_kaggle.imagery.parts import UNFINISHED, Parts
+from mapsage_kaggle.imagery.parts import Parts
 from mapsage_kaggle.imagery.polygons import block_lines
 from mapsage_kaggle.imagery.reading import (
     Bytes,
@@ -369,7 +369,8 @@ class Predictor:
         rows, columns = self._scaling.axes(shape.height, shape.width, self._model)
         num_bands = self._model.num_channels if self._task.probabilities else 0
         parts = Parts(
-            self._task.out / UNFINISHED / source.name,
+            self._task.out,
+            source.name,
             rows,
             width=shape.width,
             num_probabilities=num_bands,
