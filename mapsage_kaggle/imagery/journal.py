@@ -7,13 +7,14 @@ as model, options and the image are what they were, and the files are still ther
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mapsage_kaggle.imagery.sources import JOURNAL, Source, archive_of
+from mapsage_kaggle.imagery.sources import JOURNAL, Source, archive_of, gdal_name
 from mapsage_kaggle.imagery.writing import WriteFailed
 
 
@@ -89,6 +90,15 @@ class Journal:
             return None
         return line if self._sizes(line["files"]) == line.get("bytes") else None
 
+    def other_image(self, source: Source) -> Path | None:
+        """Return the image, if it is another one and still there, whose files lie under a source's name."""
+        line = self.lines.get(source.name)
+        if line is None or "image" not in line:
+            return None
+        noted = Path(str(line["image"]))
+        is_there = noted.exists() or archive_of(noted) is not None
+        return noted if is_there and _real(noted) != _real(source.path) else None
+
     def _sizes(self, names: Sequence[str]) -> list[int] | None:
         try:
             return [(self._folder / name).stat().st_size for name in names]
@@ -109,8 +119,8 @@ class Journal:
         """
         names = [file.relative_to(self._folder).as_posix() for file in files]
         line = {
-            "name": source.name, "image": str(source.path), "files": names, "bytes": self._sizes(names),
-            **found, **stamp.to_json(),
+            "name": source.name, "image": str(Path(gdal_name(source.path)).absolute()),
+            "files": names, "bytes": self._sizes(names), **found, **stamp.to_json(),
         }  # fmt: skip
         with self._lock:
             begin = "\n" if self._ends_torn else ""
@@ -121,3 +131,7 @@ class Journal:
                 raise WriteFailed.of(self._file, error.strerror or error) from error
             self._ends_torn = False
             self.lines[source.name] = line
+
+
+def _real(path: Path) -> str:
+    return os.path.realpath(gdal_name(path))

@@ -220,6 +220,26 @@ def test_an_image_that_the_model_cannot_take_is_refused_by_name_and_the_others_a
     assert found["num_done"] == 2
 
 
+def test_an_image_does_not_replace_the_map_of_another_of_its_name(
+    tmp_path: Path, model: TrainedModel
+) -> None:
+    jan, feb = tmp_path / "jan" / "x.png", tmp_path / "feb" / "x.png"
+    for number, image in enumerate((jan, feb, tmp_path / "feb" / "y.png")):
+        image.parent.mkdir(exist_ok=True)
+        Image.fromarray(scene(64, 64, number)).save(image)
+    predict(model, tmp_path / "out", jan)
+    before = (tmp_path / "out" / "masks" / "x.png").read_bytes()
+
+    found = predict(model, tmp_path / "out", feb, feb.with_name("y.png"))
+
+    assert found["num_done"] == 1
+    assert [item["problem"] for item in found["refused"]] == [
+        f"{feb}: Its maps would replace those of {jan}, which is called x as well. Give another --out."
+    ]
+    assert (tmp_path / "out" / "masks" / "x.png").read_bytes() == before
+    assert predict(model, tmp_path / "out", jan)["num_before"] == 1
+
+
 def test_what_writing_one_image_raises_is_that_images_failure(
     tmp_path: Path, model: TrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

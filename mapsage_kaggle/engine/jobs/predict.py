@@ -226,6 +226,14 @@ class Predictor:
     def _to_do(self) -> Iterator[Source]:
         for source in self._task.sources:
             try:
+                if (other := self._journal.other_image(source)) is not None:
+                    problem = Message(
+                        "Its maps would replace those of {other}, which is called {name} as well.",
+                        other,
+                        source.name,
+                    )
+                    self._refuse(source, DataError(problem, "Give another --out."))
+                    continue
                 line = self._journal.finished(source, self._stamp(source))
             except OSError as error:
                 self._refuse(source, error)
