@@ -125,7 +125,8 @@ class Journal:
         with self._lock:
             begin = "\n" if self._ends_torn else ""
             try:
-                with self._file.open("a", encoding="utf-8") as stream:
+                # Bytes of a file name that are no UTF-8 become JSON's escapes of themselves.
+                with self._file.open("a", encoding="utf-8", errors="backslashreplace") as stream:
                     stream.write(begin + json.dumps(line, ensure_ascii=False) + "\n")
             except OSError as error:
                 raise WriteFailed.of(self._file, error.strerror or error) from error

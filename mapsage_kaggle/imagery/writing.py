@@ -6,6 +6,7 @@ is what was meant: GDAL and SQLite may meet a full disk without a word.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -26,6 +27,8 @@ from mapsage_kaggle.messages import Message
 
 OVERLAY_OPACITY = 0.5
 _BLOCK = 512
+_OF_THE_NAME = frozenset((errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST))
+"""What is no fault of the disk's: another name would have been taken."""
 _GDAL_CACHE_BYTES = 64_000_000
 
 
@@ -102,28 +105,40 @@ class WriteFailed(MachineError):
 def replacing(path: Path, reads_back: Callable[[Path], bool] = lambda temporary: True) -> Iterator[Path]:
     """Give a name beside ``path`` to write to; rename it when the block ends well, remove it when not.
 
+    It is short and ASCII: what a disk takes as final name, it and GDAL take beside it as well.
+
     Args:
         path: The final name.
         reads_back: Given the name that was written to, tells whether what is found there is what was meant.
 
     Raises:
+        DataError: The disk does not take the name.
         WriteFailed: It could not be written, or does not read back.
     """
-    temporary = path.with_name(f"{path.stem}.unfinished{path.suffix}")
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    temporary = path.with_name(f"unfinished-{digest}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _flush(temporary)
         if not _tried(reads_back, temporary):
-            raise WriteFailed.of(path, _refusal(temporary) or "it reads back otherwise than it was written")
+            full = _refusal(temporary)
+            raise WriteFailed.of(
+                path, full.strerror if full is not None else "it reads back otherwise than it was written"
+            )
         temporary.replace(path)
     except MapsageError:
         raise
     except Exception as error:
         # Of a full disk GDAL and SQLite tell in errors of their own, or raise another one later.
-        why = getattr(error, "strerror", None) or _refusal(temporary)
-        if why or isinstance(error, OSError):
-            raise WriteFailed.of(path, why or error) from error
+        cause = error if isinstance(error, OSError) and error.strerror else _refusal(temporary)
+        if cause is not None and cause.errno in _OF_THE_NAME:
+            raise DataError(
+                Message("{path} could not be written: {why}.", path, cause.strerror),
+                "Rename the image, or what stands in its way there.",
+            ) from error
+        if cause is not None or isinstance(error, OSError):
+            raise WriteFailed.of(path, cause.strerror if cause is not None else error) from error
         raise
     finally:
         with suppress(OSError):
@@ -140,14 +155,14 @@ def _flush(file: Path) -> None:
         os.close(descriptor)
 
 
-def _refusal(file: Path) -> str:
-    """Return why a disk takes no more of a file; empty where it does."""
+def _refusal(file: Path) -> OSError | None:
+    """Return why a disk takes no more of a file; None where it does."""
     try:
         with file.open("ab") as stream:
             stream.write(bytes(1 << 20))
     except OSError as error:
-        return str(error.strerror)
-    return ""
+        return error
+    return None
 
 
 def _tried(reads_back: Callable[[Path], bool], file: Path) -> bool:

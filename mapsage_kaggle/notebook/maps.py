@@ -278,7 +278,7 @@ def keep(made: Path, lines: Sequence[Mapping[str, Any]], target: Path) -> list[P
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (target / JOURNAL).write_text(text, encoding="utf-8")
+    (target / JOURNAL).write_text(text, encoding="utf-8", errors="backslashreplace")
     files = [Path(name) for line in lines for name in line["files"]]
     for kind in sorted({file.parts[0] for file in files}):
         named = [file for file in files if file.parts[0] == kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -59,3 +60,15 @@ def test_two_images_of_one_archive_are_told_apart(tmp_path: Path) -> None:
 
     assert other(out, f"/vsizip/{tmp_path}/jan/scenes.zip/a/x.png") is None
     assert other(out, "/vsizip/scenes.zip/b/x.png") is not None
+
+
+def test_a_file_name_that_is_not_utf_8_is_read_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    image = Source(path=Path(f"{name}.png"), name=name)
+    image.path.write_bytes(b"x")
+    stamp = Stamp.of(image.path, checkpoint_sha256="0", options="0")
+
+    Journal(tmp_path).add(image, stamp, [], {})
+
+    assert Journal(tmp_path).finished(image, stamp) is not None
+    assert Journal(tmp_path).other_image(image) is None

@@ -16,7 +16,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.transform import from_gcps, from_origin
 from support.disks import limited_files
 
-from mapsage_kaggle.errors import MachineError
+from mapsage_kaggle.errors import DataError, MachineError
 from mapsage_kaggle.imagery.reading import Georeference
 from mapsage_kaggle.imagery.writing import Labels, WriteFailed, replacing, write_names, write_png, write_tiff
 
@@ -116,6 +116,28 @@ def test_what_is_there_already_stays_where_the_new_does_not_fit(tmp_path: Path) 
 def test_an_error_of_what_is_written_is_not_the_disks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="of the image"), replacing(tmp_path / "map.png"):
         raise ValueError("of the image")
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_a_name_as_long_as_the_disk_takes_is_written(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"{'市' * 83}.{kind}"
+
+    write_png(path, PIXELS[0]) if kind == "png" else write(path)
+
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+@pytest.mark.parametrize("name", ["a" * 255 + ".", "folder.", "file/map."])
+def test_a_name_that_the_disk_does_not_take_is_no_fault_of_the_disks(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    (tmp_path / f"folder.{kind}" / "below").mkdir(parents=True)
+    (tmp_path / "file").write_bytes(b"x")
+    path = tmp_path / (name + kind)
+
+    with pytest.raises(DataError, match=r"could not be written: .*Rename the image"):
+        write_png(path, PIXELS[0]) if kind == "png" else write(path)
 
 
 GCPS = [

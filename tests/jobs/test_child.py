@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -206,6 +207,12 @@ def test_events_come_in_order_and_what_libraries_print_does_not_disturb_them(
     assert child(body, events.append) == {"num": 40}
     assert [event["done"] for event in events] == list(range(40))
     assert list(paths.temp.glob("trial-*")) == []
+
+
+def test_a_file_name_that_is_not_utf_8_comes_back_as_it_is(child: Callable[..., dict[str, Any]]) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+
+    assert child('return {"name": job["name"]}', name=name) == {"name": name}
 
 
 def test_its_refusal_is_the_parents_refusal(child: Callable[..., dict[str, Any]]) -> None:

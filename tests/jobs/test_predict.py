@@ -240,6 +240,23 @@ def test_an_image_does_not_replace_the_map_of_another_of_its_name(
     assert predict(model, tmp_path / "out", jan)["num_before"] == 1
 
 
+def test_names_that_are_odd_long_or_taken_do_not_end_a_batch(tmp_path: Path, model: TrainedModel) -> None:
+    names = ["a", os.fsdecode(b"caf\xe9"), "城" * 80, "taken"]
+    (tmp_path / "out" / "masks" / "taken.png").mkdir(parents=True)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, name in enumerate(names):
+        Image.fromarray(scene(64, 64, number)).save(folder / f"{name}.png")
+
+    found = predict(model, tmp_path / "out", folder)
+    again = predict(model, tmp_path / "out", folder)
+
+    assert (found["num_done"], again["num_before"]) == (3, 3)
+    for refused in (found["refused"], again["refused"]):
+        assert [Path(item["path"]).stem for item in refused] == ["taken"]
+        assert "Is a directory. Rename the image" in refused[0]["problem"]
+
+
 def test_what_writing_one_image_raises_is_that_images_failure(
     tmp_path: Path, model: TrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

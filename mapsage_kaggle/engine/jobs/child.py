@@ -42,7 +42,8 @@ def main(arguments: list[str]) -> int:
     """Do the work that the arguments name; return the exit code."""
     entry, file = arguments
     # Libraries greet on stdout, from C too: what they say goes where errors go.
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # Bytes of a file name that are no UTF-8 become JSON's escapes of themselves.
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
     os.dup2(2, 1)
     emit = _emitter(channel)
     threading.Thread(target=_leave_with_parent, name="parent-pipe", daemon=True).start()
