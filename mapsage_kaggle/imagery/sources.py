@@ -17,7 +17,7 @@ IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".
 JOURNAL = "predictions.jsonl"
 LOCK = "predictions.lock"
 OUTPUTS = frozenset(("masks", "overlays", "probabilities", "polygons", "unfinished"))
-"""The folders that maps are written to, beside journal and lock."""
+"""The folders that maps are written to, beside journal and lock, by either of which they are known."""
 
 _SIDECARS = (
     ".aux.xml", ".ovr", ".msk", ".prj", ".hdr", ".rpb", ".wld", ".tfw", ".pgw", ".jgw", ".bpw", ".ige",
@@ -49,7 +49,7 @@ def find_images(
 ) -> tuple[Source, ...]:
     """Return the images that are named, and those below the folders that are named, in order of path.
 
-    Maps that were made before are no images: neither those below ``out`` nor those below another journal.
+    Maps that were made before, beside a journal or a lock, are no images.
 
     Args:
         given: Images and folders.
@@ -64,7 +64,7 @@ def find_images(
     found: dict[Path, Source] = {}
     for path in given:
         if path.is_dir():
-            images = sorted(_below(path, out, say))
+            images = sorted(_below(path, say))
             if not images:
                 raise DataError(
                     f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).", "Give another folder."
@@ -85,7 +85,25 @@ def find_images(
     return _apart(list(found.values()))
 
 
-def _below(folder: Path, out: Path | None, say: Say) -> Iterator[Path]:
+def check_out(out: Path) -> None:
+    """Refuse a folder whose masks, overlays and the like may be a person's own.
+
+    Raises:
+        UsageError: There are such files, and nothing says that maps have been made there.
+    """
+    if (out / JOURNAL).exists() or (out / LOCK).exists():
+        return
+    for kind in sorted(OUTPUTS):
+        if any(not file.is_dir() for file in (out / kind).rglob("*")):
+            raise UsageError(
+                Message(
+                    "{path} holds files that are no maps of earlier runs and may be replaced.", out / kind
+                ),
+                "Give another --out, such as a new folder.",
+            )
+
+
+def _below(folder: Path, say: Say) -> Iterator[Path]:
     """Yield the images below a folder, and tell what else is there."""
     others: Counter[str] = Counter()
 
@@ -94,7 +112,7 @@ def _below(folder: Path, out: Path | None, say: Say) -> Iterator[Path]:
 
     for base, folders, names in os.walk(folder, onerror=unknown):
         here = Path(base)
-        has_maps = JOURNAL in names or here.resolve() == out
+        has_maps = not {JOURNAL, LOCK}.isdisjoint(names)
         entered = []
         for name in sorted(name for name in folders if not name.startswith(".")):
             if has_maps and name in OUTPUTS:

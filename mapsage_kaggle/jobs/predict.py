@@ -15,7 +15,7 @@ from mapsage_kaggle.config.scale import ScaleOptions, choose_scale
 from mapsage_kaggle.data import datasets
 from mapsage_kaggle.errors import ConfigError, DataError, UsageError
 from mapsage_kaggle.imagery.reading import missing_extra
-from mapsage_kaggle.imagery.sources import Source, find_images
+from mapsage_kaggle.imagery.sources import Source, check_out, find_images
 from mapsage_kaggle.imagery.submission import check_submission, write_submission
 from mapsage_kaggle.imagery.writing import Labels
 from mapsage_kaggle.jobs.child import OnEvent, as_interrupted, run_child
@@ -117,7 +117,7 @@ def predict(model: ModelOptions, options: PredictOptions, on_event: OnEvent | No
             ``warning`` (``message``).
 
     Raises:
-        UsageError: The options do not fit each other.
+        UsageError: The options do not fit each other, or the folder holds files of another kind.
         ConfigError: A submission of other classes than the benchmark's is asked for.
         DataError: There is no image, or a submission would not be complete.
         MachineError: A package is missing.
@@ -125,6 +125,7 @@ def predict(model: ModelOptions, options: PredictOptions, on_event: OnEvent | No
         Interrupted: By Ctrl-C. The same command goes on.
     """
     check_options(options)
+    check_out(options.out)
     skipped: list[Message] = []
 
     def say(message: Message) -> None:

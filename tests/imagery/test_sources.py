@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mapsage_kaggle.errors import DataError, UsageError
-from mapsage_kaggle.imagery.sources import JOURNAL, find_images, gdal_name
+from mapsage_kaggle.imagery.sources import JOURNAL, LOCK, check_out, find_images, gdal_name
 
 
 def files(folder: Path, *names: str) -> Path:
@@ -97,9 +97,10 @@ def test_an_image_that_is_named_twice_is_one(tmp_path: Path) -> None:
 # --- maps are no images
 
 
+@pytest.mark.parametrize("known_by", [JOURNAL, LOCK])  # a run that was killed early leaves the lock alone
 @pytest.mark.parametrize("out", ["maps", "."])
-def test_maps_that_were_made_are_no_images(tmp_path: Path, out: str) -> None:
-    files(tmp_path, "a.tif", f"{out}/masks/a.tif", f"{out}/overlays/sub/a.tif")
+def test_maps_that_were_made_are_no_images(tmp_path: Path, out: str, known_by: str) -> None:
+    files(tmp_path, "a.tif", f"{out}/masks/a.tif", f"{out}/overlays/sub/a.tif", f"{out}/{known_by}")
 
     assert names(tmp_path, out=tmp_path / out) == {"a": "a.tif"}
     assert told(tmp_path, tmp_path / out) == [
@@ -111,6 +112,21 @@ def test_maps_of_another_folder_are_no_images_either(tmp_path: Path) -> None:
     files(tmp_path, "a.tif", f"older/{JOURNAL}", "older/masks/a.tif", "masks/b.png")
 
     assert names(tmp_path, out=tmp_path / "newer") == {"a": "a.tif", "masks/b": "b.png"}
+
+
+@pytest.mark.parametrize("kind", ["masks", "overlays", "probabilities", "polygons"])
+def test_a_folder_with_masks_of_a_persons_own_is_refused(tmp_path: Path, kind: str) -> None:
+    files(tmp_path, "images/0001.png", f"{kind}/sub/0001.png")
+
+    with pytest.raises(UsageError, match=f"{tmp_path}/{kind} holds files .* Give another --out"):
+        check_out(tmp_path)
+
+
+@pytest.mark.parametrize("name", [JOURNAL, LOCK])
+def test_a_folder_with_maps_of_earlier_runs_is_taken(tmp_path: Path, name: str) -> None:
+    files(tmp_path, "masks/a.png", "own/masks/a.png", name)
+
+    check_out(tmp_path)
 
 
 @pytest.mark.parametrize("given", ["masks", "masks/a.tif"])

@@ -583,6 +583,21 @@ def test_a_journal_that_ends_in_the_middle_of_a_line_is_gone_on_with(
     assert (after["num_done"], after["num_before"]) == (0, 3)
 
 
+def test_annotations_where_maps_would_go_are_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(scene(64, 64)).save(tmp_path / kind / "0001.png")
+    before = contents(tmp_path)
+
+    code = main(["predict", str(DEMO), "none.pth", str(tmp_path / "images"), "--out", str(tmp_path)])
+
+    assert code == EXIT_USAGE
+    assert f"{tmp_path}/masks holds files that are no maps" in capsys.readouterr().err
+    assert contents(tmp_path) == before and not (tmp_path / LOCK).exists()
+
+
 def test_two_do_not_write_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "LOCK_WAIT_S", 0.0)
     first = WorkDirLock(tmp_path / "out", file=tmp_path / "out" / LOCK)
