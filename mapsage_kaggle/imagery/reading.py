@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -247,9 +247,12 @@ class _Held:
 
     def hide(self, valid: NDArray[np.bool_]) -> None:
         """Take what is not valid for *no data*."""
-        rgb = self._pixels.rgb.copy()
+        rgb, samples = self._pixels.rgb.copy(), self._pixels.samples
         rgb[~valid] = 0
-        self._pixels = replace(self._pixels, rgb=rgb, valid=valid)
+        if samples is not None:
+            samples = samples.copy()
+            samples[~valid] = 0  # one NaN would spread over all that the model sees around it
+        self._pixels = Pixels(rgb=rgb, valid=valid, samples=samples)
 
     def read(self, top: int, bottom: int) -> Pixels:
         valid, samples = self._pixels.valid, self._pixels.samples
@@ -340,39 +343,44 @@ def _unreadable(path: Path, reason: str) -> DataError:
 
 
 @contextmanager
-def open_loaded(path: Path, samples: NDArray[Any], *, blue_first: bool) -> Iterator[Picture]:
+def open_loaded(
+    path: Path, samples: NDArray[Any], *, blue_first: bool, valid: NDArray[np.bool_] | None = None
+) -> Iterator[Picture]:
     """Open an image whose samples a config's own pipeline has read: of any number of channels, of any kind.
 
-    Where it lies on Earth, and the value that means *no data*, are the file's own.
+    Where it lies on Earth, and what of it is *no data*, the file itself says.
 
     Args:
         path: The image.
         samples: Of shape ``(height, width, channels)``.
         blue_first: Whether the first three channels are blue, green and red.
+        valid: Where there is data; None: to be asked of the file.
     """
     picture = _Held(path, Pixels(rgb=drawable(samples, blue_first=blue_first), valid=None, samples=samples))
-    header, no_data, mask = _header(path), None, None
+    header, no_data = _header(path), None
     if header is None or header.is_tiff or _beside(path):
         try:
             with _opened(path) as dataset:
                 picture.georeference, no_data = _georeference_of(dataset), dataset.nodata
                 picture.is_tiff = header is None or header.is_tiff or picture.georeference is not None
-                if path.with_name(f"{path.name}.msk").is_file() and dataset.shape == samples.shape[:2]:
-                    mask = dataset.dataset_mask() > 0
+                if valid is None and dataset.shape == samples.shape[:2]:
+                    valid = _valid_of(dataset, dataset.indexes)
         except (ImportError, DataError):
             no_data = None  # of a format that the pipeline alone knows
-    valid = np.isfinite(samples).all(2) if samples.dtype.kind == "f" else np.ones(samples.shape[:2], bool)
-    if no_data is not None:
-        valid &= (samples != no_data).any(2)
-    if mask is not None:
-        valid &= mask
+    if valid is None:
+        valid = np.ones(samples.shape[:2], bool)
+        if no_data is not None:
+            valid = (samples != no_data).any(2)
+    valid = valid & _finite(samples, 2)
     if not valid.all():
         picture.hide(valid)
     yield picture
 
 
-def read_bands(path: Path, num: int, options: ReadOptions, *, blue_first: bool) -> NDArray[Any]:
-    """Return so many bands of an image, of shape ``(height, width, num)``, by rasterio.
+def read_bands(
+    path: Path, num: int, options: ReadOptions, *, blue_first: bool
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return so many bands of an image, by rasterio, as ``(height, width, num)``; and where it has data.
 
     Args:
         path: The image.
@@ -394,10 +402,12 @@ def read_bands(path: Path, num: int, options: ReadOptions, *, blue_first: bool) 
                     f"{','.join(map(str, range(1, num + 1)))}",
                 )
             samples = np.moveaxis(dataset.read(bands), 0, -1)
+            # Of the values in the file: the stretch to 8 bits makes others of them.
+            valid = _valid_of(dataset, bands) & _finite(samples, 2)
     except ImportError as error:
         raise missing_extra("geo", "rasterio", f"to read {path}") from error
     samples = _to_bytes(samples, path, options)
-    return samples[..., [2, 1, 0, *range(3, num)]] if blue_first and num >= 3 else samples
+    return samples[..., [2, 1, 0, *range(3, num)]] if blue_first and num >= 3 else samples, valid
 
 
 def drawable(samples: NDArray[Any], *, blue_first: bool) -> Bytes:
@@ -459,6 +469,24 @@ def _masked_bands(dataset: Any, bands: Sequence[int]) -> list[int]:
     return whole or list(bands if any(names != {"all_valid"} for names in flags.values()) else ())
 
 
+def _valid_of(dataset: Any, bands: Sequence[int]) -> NDArray[np.bool_]:
+    """Return where some of the bands have data; an alpha band among them is a channel as any other."""
+    masked = _masked_bands(dataset, bands)
+    if any(dataset.colorinterp[band - 1].name == "alpha" for band in bands):
+        flags = dataset.mask_flag_enums
+        masked = [band for band in masked if all(flag.name != "alpha" for flag in flags[band - 1])]
+    if not masked:
+        return np.ones(dataset.shape, bool)
+    return np.asarray(dataset.read_masks(masked).any(0))
+
+
+def _finite(samples: NDArray[Any], axis: int) -> NDArray[np.bool_]:
+    """Return where all channels, along an axis, are finite."""
+    if samples.dtype.kind != "f":
+        return np.ones(np.delete(samples.shape, axis), bool)
+    return np.asarray(np.isfinite(samples).all(axis))
+
+
 class _Lines:
     """An image that is read as far as it is asked for."""
 
@@ -497,7 +525,7 @@ class _Lines:
                 self.path, f"lines {top} to {bottom} are damaged or missing ({str(error).splitlines()[0]})"
             ) from error
         if self._has_nan:
-            finite = np.isfinite(samples).all(0)
+            finite = _finite(samples, 0)
             valid = finite if valid is None else valid & finite
         if self._palette is not None:
             found = self._palette[samples[0]]

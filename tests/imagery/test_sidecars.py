@@ -123,6 +123,28 @@ def test_a_mask_beside_an_image_says_what_is_data(tmp_path: Path, suffix: str, i
     assert valid[4:].all()
 
 
+def test_samples_that_are_not_finite_are_no_data_and_reach_no_model(tmp_path: Path) -> None:
+    samples = np.full((8, 8, 4), 0.5, np.float32)
+    samples[2, 3, 1], samples[5, 6, 0] = np.nan, np.inf
+    with open_loaded(image(tmp_path / "a.png"), samples, blue_first=True) as picture:
+        found = picture.read(0, 8)
+    assert found.valid is not None
+    assert np.argwhere(~found.valid).tolist() == [[2, 3], [5, 6]]
+    np.testing.assert_array_equal(found.as_read(), np.where(found.valid[..., None], samples, 0))
+    assert np.isnan(samples[2, 3, 1])  # they may be the loader's own
+
+
+def test_a_mask_within_an_image_that_a_pipeline_has_read_says_what_is_data(tmp_path: Path) -> None:
+    valid = np.arange(64).reshape(8, 8) % 5 > 0
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(placed(tmp_path / "a.tif", shape=(4, 8, 8)), "r+") as target,
+    ):
+        target.write_mask(valid)
+    with open_loaded(tmp_path / "a.tif", np.ones((8, 8, 4), np.uint8), blue_first=True) as picture:
+        np.testing.assert_array_equal(picture.read(0, 8).valid, valid)
+
+
 def test_overviews_beside_an_image_are_not_what_is_read(tmp_path: Path) -> None:
     path = image(tmp_path / "a.tif")
     with rasterio.open(path) as source:

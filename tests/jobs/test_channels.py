@@ -118,6 +118,20 @@ def test_a_scene_of_four_bands_is_looked_at_through_windows(
     assert (found[:64, :64] == 255).all() and (found[64:] != 255).all()
 
 
+@pytest.mark.parametrize(("kind", "no_data"), [("uint16", 0), ("uint16", 65535), ("float32", np.nan)])
+def test_no_data_of_bands_is_told_by_the_values_of_the_file(
+    place: Path, model: TrainedModel, tmp_path: Path, kind: str, no_data: float
+) -> None:
+    samples = np.full((32, 32, 4), 290, kind)  # dark: 0 of 8 bits
+    samples[:8] = no_data
+    file = save_bands(tmp_path / "deep.tif", samples, nodata=no_data)
+    options = ReadOptions(bands=(3, 2, 1, 4), value_range=(300, 3000))
+    assert predict(config(place), model, tmp_path / "out", file, read=options)["refused"] == []
+    with rasterio.open(tmp_path / "out" / "masks" / "deep.tif") as written:
+        found = written.read(1)
+    assert (found[:8] == 255).all() and (found[8:] != 255).all()
+
+
 def test_bands_that_are_too_many_are_taken_by_the_line_of_the_refusal(
     place: Path, model: TrainedModel, tmp_path: Path
 ) -> None:

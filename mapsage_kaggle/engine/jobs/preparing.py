@@ -122,12 +122,16 @@ def open_as_trained(
     """
     if prepare.reads_rgb:
         return open_picture(path, options)
-    return open_loaded(path, _samples(path, prepare, options, wanted), blue_first=prepare.blue_first)
+    samples, valid = _samples(path, prepare, options, wanted)
+    return open_loaded(path, samples, blue_first=prepare.blue_first, valid=valid)
 
 
-def _samples(path: Path, prepare: TestPipeline, options: ReadOptions, wanted: int | None) -> NDArray[Any]:
+def _samples(
+    path: Path, prepare: TestPipeline, options: ReadOptions, wanted: int | None
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """Return an image as the test pipeline reads it; bands where it gives other channels than wanted.
 
+    Of bands it is known where they have data.
     OpenCV, by which mmsegmentation reads, takes only some of the TIFFs of more than three bands.
     """
     problem: DataError | None = None
@@ -135,7 +139,7 @@ def _samples(path: Path, prepare: TestPipeline, options: ReadOptions, wanted: in
         try:
             samples = prepare.load(path)
             if wanted in (None, samples.shape[2]) or prepare.transforms_channels:
-                return samples
+                return samples, None
         except DataError as error:
             problem = error
     if wanted is None:
