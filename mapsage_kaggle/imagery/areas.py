@@ -44,6 +44,13 @@ def plane_of(crs: Any) -> Plane | None:
     return None if found is None else _equal_area(float(found[1]), float(found[2]), factor)
 
 
+def plane_below(georeference: Georeference | None) -> Plane | None:
+    """Return how to measure an image's coordinates; None where they are lines and columns alone."""
+    if georeference is None or georeference.transform.is_identity:
+        return None
+    return plane_of(georeference.crs)
+
+
 def _equal_area(radius_m: float, inverse_flattening: float, unit_radians: float) -> Plane:
     """Return the cylindrical equal-area projection of an ellipsoid, true along the equator.
 
@@ -76,10 +83,8 @@ def on_map(transform: Any, points: Coordinates) -> Coordinates:
 
 def line_areas_m2(georeference: Georeference | None, height: int, width: int) -> Coordinates | None:
     """Return what a pixel of each line measures, on average; None where the georeference does not say."""
-    if georeference is None or georeference.transform.is_identity:
-        return None
-    plane = plane_of(georeference.crs)
-    if plane is None:
+    plane = plane_below(georeference)
+    if georeference is None or plane is None:
         return None
     lines = np.arange(height + 1.0)
     left, right = (

@@ -14,7 +14,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from numpy.typing import NDArray
 
-from mapsage_kaggle.imagery.areas import on_map, plane_of
+from mapsage_kaggle.imagery.areas import on_map, plane_below
 from mapsage_kaggle.imagery.reading import Bytes, Georeference, missing_extra, without_warning
 from mapsage_kaggle.imagery.writing import Labels, replacing
 
@@ -47,14 +47,14 @@ def write_polygons(
 ) -> int:
     """Write a polygon for each connected area of a class.
 
-    Its fields are ``value`` and ``class``, ``pixels``, and ``area_m2`` where the CRS has a unit.
+    Its fields are ``value`` and ``class``, ``pixels``, and ``area_m2`` where they have a place on Earth.
 
     Args:
         path: The GeoPackage.
         blocks: First line and mask of each block, from top to bottom.
         labels: What the values mean. What has no data gets no polygon.
         georeference: Turns pixels into coordinates. None: coordinates are pixels, y downwards.
-        min_area: Smaller ones are left out. In square metres; in pixels where the CRS has no unit.
+        min_area: Smaller ones are left out. In square metres; in pixels where they have no place on Earth.
 
     Returns:
         How many polygons there are.
@@ -73,7 +73,7 @@ def write_polygons(
 
     transform = georeference.transform if georeference is not None else None
     crs = georeference.crs.to_wkt() if georeference is not None and georeference.crs is not None else None
-    plane = plane_of(georeference.crs) if georeference is not None else None
+    plane = plane_below(georeference)
     name_of = dict(zip(labels.numbers, labels.classes, strict=True))
     total = 0
     style = _qml(labels)

@@ -17,7 +17,7 @@ import rasterio
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rasterio.transform import from_origin
+from rasterio.transform import Affine, from_origin
 
 from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE
 from mapsage_kaggle.imagery.polygons import _whole, write_polygons
@@ -91,11 +91,16 @@ def test_smaller_areas_are_left_out_by_square_metres_of_the_whole_area(tmp_path:
     assert table(tmp_path / "map.gpkg")["class"].tolist() == ["building"]
 
 
-def test_of_an_image_without_a_crs_areas_are_pixels(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "georeference", [None, Georeference(crs=UTM.crs, transform=Affine.identity())], ids=["none", "CRS alone"]
+)
+def test_of_an_image_without_a_place_areas_are_pixels(
+    tmp_path: Path, georeference: Georeference | None
+) -> None:
     mask = np.zeros((10, 10), np.uint8)
     mask[2:4, 2:4], mask[6:9, 6:9] = 1, 2
 
-    write_polygons(tmp_path / "map.gpkg", in_blocks(mask, 10), LABELS, None, min_area=5)
+    write_polygons(tmp_path / "map.gpkg", in_blocks(mask, 10), LABELS, georeference, min_area=5)
 
     found = table(tmp_path / "map.gpkg")
     assert (found["value"].tolist(), found["pixels"].tolist()) == ([2], [9])
