@@ -3,6 +3,7 @@
 On a projected CRS that is the area on its plane, in its own unit. On a geographic one it is that on its
 ellipsoid: an equal-area projection keeps it, so coordinates are brought to the cylindrical one first. A line
 along a parallel or a meridian, as pixels have them, is straight there too, so that nothing is approximated.
+So it is on a Mercator one, web maps' among them, whose plane makes areas four times as large at 60 degrees.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ Plane = Callable[[Coordinates], Coordinates]
 """From a CRS's coordinates, of shape ``(N, 2)``, to metres on a plane on which areas are true."""
 
 HECTARE_M2 = 10_000.0
+_MERCATOR = re.compile(r'(?:PROJECTION|METHOD)\["(?:Mercator|Popular Visualisation)')
 _ELLIPSOID = re.compile(r'(?:SPHEROID|ELLIPSOID)\["[^"]*",([\d.]+),([\d.]+)')
 
 
@@ -38,10 +40,15 @@ def plane_of(crs: Any) -> Plane | None:
         factor = float(crs.units_factor[1])
     except CRSError:
         return None
-    if not crs.is_geographic:
+    text = crs.to_wkt()
+    is_mercator = _MERCATOR.search(text) is not None
+    if not crs.is_geographic and not is_mercator:
         return lambda points: points * factor
-    found = _ELLIPSOID.search(crs.to_wkt())
-    return None if found is None else _equal_area(float(found[1]), float(found[2]), factor)
+    found = _ELLIPSOID.search(text)
+    if found is None:
+        return None
+    plane = _equal_area(float(found[1]), float(found[2]), np.pi / 180 if is_mercator else factor)
+    return _of_mercator(crs, plane) if is_mercator else plane
 
 
 def plane_below(georeference: Georeference | None) -> Plane | None:
@@ -70,6 +77,24 @@ def _equal_area(radius_m: float, inverse_flattening: float, unit_radians: float)
                 sine / (1.0 - squared * sine**2) + np.arctanh(eccentricity * sine) / eccentricity
             )
         return np.column_stack([radius_m * longitude, radius_m * q / 2.0])
+
+    return project
+
+
+def _of_mercator(crs: Any, plane: Plane) -> Plane:
+    """Return how to measure in a Mercator CRS, by the plane of degrees."""
+    from rasterio.warp import transform
+
+    def degrees(x: Coordinates, y: Coordinates) -> Coordinates:
+        return np.column_stack(transform(crs, "EPSG:4326", x, y))
+
+    # Longitude is in proportion to x, here also beyond 180 degrees, where PROJ begins anew.
+    east = np.diff(degrees(np.array([0.0, 1000.0]), np.zeros(2))[:, 0])[0]
+    per_unit = ((east + 180.0) % 360.0 - 180.0) / 1000.0
+
+    def project(points: Coordinates) -> Coordinates:
+        latitude = degrees(np.zeros(len(points)), points[:, 1])[:, 1]
+        return plane(np.column_stack([points[:, 0] * per_unit, latitude]))
 
     return project
 

@@ -41,6 +41,18 @@ def test_a_small_area_in_degrees_is_what_it_is_in_metres() -> None:
     assert shoelace(plane(corners)) == pytest.approx(shoelace(metres) / 0.9996**2, rel=1e-5)
 
 
+@pytest.mark.parametrize("epsg", [3857, 3395, 3994, 3832])
+def test_mercator_measures_as_degrees_do_also_beyond_180_degrees(epsg: int) -> None:
+    mercator, degrees = plane_of(CRS.from_epsg(epsg)), plane_of(CRS.from_epsg(4326))
+    assert mercator is not None and degrees is not None
+    corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1)]) * 0.01 + (100.0, 60.0)
+    there = np.column_stack(transform(CRS.from_epsg(4326), CRS.from_epsg(epsg), *corners.T))
+
+    assert shoelace(mercator(there)) == pytest.approx(shoelace(degrees(corners)), rel=1e-6)
+    around = mercator(there + np.array([4e7, 0.0]))
+    assert shoelace(around) == pytest.approx(shoelace(degrees(corners)), rel=1e-6)
+
+
 def shoelace(points: np.ndarray) -> float:  # type: ignore[type-arg]
     x, y = (points - points[0]).T
     return abs(float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))) / 2
