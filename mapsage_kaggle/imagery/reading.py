@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from mapsage_kaggle.errors import DataError, MachineError
-from mapsage_kaggle.imagery.bands import choose_bands
+from mapsage_kaggle.imagery.bands import COLOURS, choose_bands
 from mapsage_kaggle.imagery.sources import archive_of, gdal_name
 from mapsage_kaggle.messages import Message
 
@@ -270,12 +270,16 @@ def _decode(path: Path, options: ReadOptions) -> _Held:
             deep = _deep_samples(picture)
             if deep is None:
                 picture.load()
-                return _Held(path, _from_pillow(ImageOps.exif_transpose(picture)))
+                return _Held(path, _from_pillow(path, ImageOps.exif_transpose(picture), options))
     # Pillow's readers raise SyntaxError and ValueError too, on broken chunks and headers.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _unreadable(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     if deep.ndim == 3 and deep.shape[2] not in (1, 3):
         raise _unreadable(path, f"{deep.shape[2]} channels of more than 8 bits")
+    if options.bands is not None:
+        deep = deep.reshape(*deep.shape[:2], -1)
+        names = COLOURS if deep.shape[2] == 3 else ("gray",)
+        deep = deep[..., _places(path, names, options)]
     return _Held(path, Pixels(rgb=_as_rgb(_to_bytes(deep, path, options)), valid=None))
 
 
@@ -296,15 +300,27 @@ def _deep_samples(picture: Image.Image) -> NDArray[Any] | None:
     return None
 
 
-def _from_pillow(picture: Image.Image) -> Pixels:
+def _places(path: Path, names: Sequence[str], options: ReadOptions) -> list[int]:
+    """Return which channels are named, counted from 0."""
+    return [band - 1 for band in choose_bands(path, names, (), options.bands)[0]]
+
+
+def _from_pillow(path: Path, picture: Image.Image, options: ReadOptions) -> Pixels:
     has_alpha = "A" in picture.getbands() or "transparency" in picture.info
-    if not has_alpha:
+    if not has_alpha and options.bands is None:
         return Pixels(
             rgb=np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB")), valid=None
         )
     found = np.array(picture.convert("RGBA"))
     valid = found[..., 3] > 0
-    rgb = np.ascontiguousarray(found[..., :3])
+    places = [0, 1, 2]
+    if options.bands is not None:
+        is_grey = picture.getbands()[0] in ("1", "L", "P")
+        names = ("gray",) if is_grey else COLOURS
+        places = _places(path, (*names, "alpha") if "A" in picture.getbands() else names, options)
+        if is_grey:  # of which RGBA has three
+            places = [3 if place else 0 for place in places] if any(places) else [0, 1, 2]
+    rgb = np.array(_as_rgb(found[..., places]))
     rgb[~valid] = 0
     return Pixels(rgb=rgb, valid=None if valid.all() else valid)
 
@@ -321,7 +337,7 @@ def _to_bytes(samples: NDArray[Any], path: Path, options: ReadOptions) -> Bytes:
     Raises:
         DataError: They are not told.
     """
-    if samples.dtype == np.uint8 and options.value_range is None:
+    if samples.dtype == np.uint8:
         return samples
     if options.value_range is None:
         finite = samples[np.isfinite(samples)] if samples.dtype.kind == "f" else samples

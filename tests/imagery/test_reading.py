@@ -164,6 +164,49 @@ def test_four_bands_without_a_meaning_are_refused_until_they_are_chosen(tmp_path
     np.testing.assert_array_equal(found.rgb, np.moveaxis(bands[[3, 2, 1]], 0, -1))
 
 
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("bands", [(3, 2, 1), (2,), (4, 4, 1)])
+def test_bands_of_a_picture_are_the_named_ones_whatever_lies_beside(
+    tmp_path: Path, beside: bool, bands: tuple[int, ...]
+) -> None:
+    rgba = noise(6, 6, 4, high=255) + 1
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    if beside:
+        (tmp_path / "a.png.aux.xml").write_text("<PAMDataset></PAMDataset>")
+
+    found = read(tmp_path / "a.png", ReadOptions(bands=bands)).rgb
+
+    wanted = [band - 1 for band in bands] if len(bands) == 3 else [bands[0] - 1] * 3
+    np.testing.assert_array_equal(found, rgba[..., wanted])
+    with pytest.raises(DataError, match="not band 5"):
+        read(tmp_path / "a.png", ReadOptions(bands=(5, 2, 1)))
+
+
+def test_bands_of_sixteen_bits_and_of_grey_are_the_named_ones(tmp_path: Path) -> None:
+    import cv2
+
+    deep, grey = noise(8, 8, 3, high=2001, dtype=np.uint16), noise(8, 8)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)  # blue first
+    cv2.imwrite(str(tmp_path / "grey.png"), grey)
+
+    found = read(tmp_path / "deep.png", ReadOptions(bands=(3, 2, 1), value_range=(0, 2000)))
+
+    np.testing.assert_allclose(found.rgb, np.rint(deep * (255 / 2000)), atol=1)
+    np.testing.assert_array_equal(
+        read(tmp_path / "grey.png", ReadOptions(bands=(1,))).rgb, np.stack([grey] * 3, -1)
+    )
+    with pytest.raises(DataError, match="has 1 bands"):
+        read(tmp_path / "grey.png", ReadOptions(bands=(3, 2, 1)))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_a_value_range_leaves_eight_bits_as_they_are(tmp_path: Path, name: str) -> None:
+    rgb = noise(6, 6, 3)
+    Image.fromarray(rgb).save(tmp_path / name)
+
+    np.testing.assert_array_equal(read(tmp_path / name, ReadOptions(value_range=(300, 3000))).rgb, rgb)
+
+
 def test_a_float_scene_with_nan_has_no_data_there(tmp_path: Path) -> None:
     bands = np.linspace(0, 1, 300, dtype=np.float32).reshape(3, 10, 10)
     bands[1, 4, 4] = np.nan
