@@ -16,6 +16,9 @@ others on other satellites."""
 _OF_OTHERS = frozenset({"edge", "infra", "near", "coastal", "i", "ii"})
 """Words with which a colour's name means another band: red edge, near infra-red, coastal blue, green I."""
 
+_NO_COLOUR = re.compile(r"b\d\d?a?|nir.*|.*swir.*|.*edge|.*infra.*|pan|panchro.*|thermal|tir\d*")
+"""Words that name a band where no colour is named. A number without a zero is one too."""
+
 
 def choose_bands(
     path: Path, names: Sequence[str], descriptions: Sequence[str | None], chosen: Sequence[int] | None
@@ -74,9 +77,18 @@ def _described(descriptions: Sequence[str | None]) -> dict[str, int]:
 
 
 def _colour_of(description: str) -> str | None:
-    words = set(re.split(r"[^a-z0-9]+", description.casefold()))
+    words = _words(description)
     found = {_NAMES[word] for word in words if word in _NAMES}
     return found.pop() if len(found) == 1 and not words & _OF_OTHERS else None
+
+
+def _is_no_colour(description: str) -> bool:
+    """Whether a description names another band than red, green and blue."""
+    return _colour_of(description) is None and any(map(_NO_COLOUR.fullmatch, _words(description)))
+
+
+def _words(description: str) -> set[str]:
+    return set(re.split(r"[^a-z0-9]+", description.casefold()))
 
 
 def _check(
@@ -86,12 +98,13 @@ def _check(
     described: Mapping[str, int],
     interpreted: Mapping[str, int],
 ) -> None:
-    """Refuse a raster whose bands are described as other colours than they would be read as.
+    """Refuse a raster whose bands are described as other colours than they would be read as, or as none.
 
     Raises:
         DataError: They are.
     """
-    if any(described.get(colour, band) != band for colour, band in interpreted.items()):
+    others = {band for band, text in enumerate(descriptions, start=1) if _is_no_colour(text or "")}
+    if any(described.get(colour, band) != band or band in others for colour, band in interpreted.items()):
         raise DataError(
             f"{path} has bands described as {_listed(descriptions)}, and their colour interpretation is "
             f"{', '.join(names)}: which are red, green and blue?",

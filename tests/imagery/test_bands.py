@@ -31,9 +31,9 @@ SCENE = Path("scene.tif")
         (("gray", *("undefined",) * 3), ("B02", "B03", "B04", "B08"), [3, 2, 1], True),
         (("gray", *("undefined",) * 3), ("coastal_blue", "blue", "green", "red"), [4, 3, 2], True),
         (("gray", *("undefined",) * 3), ("green", "red", "red edge", "blue"), [2, 1, 4], True),
-        (GREY, ("B2", "B3", "B4"), [1, 2, 3], False),  # others on other satellites
         (RGB, ("red", None, None), [1, 2, 3], False),
-        (GREY, ("near infra-red", "one", "two"), [1, 2, 3], False),
+        (GREY, ("Red (band 1)", "G", "Blue B1"), [1, 2, 3], False),
+        (GREY, ("band 1", "band 2", "band 3"), [1, 2, 3], False),
     ],
 )  # fmt: skip
 def test_bands_are_taken_by_what_is_said_of_them(
@@ -51,6 +51,12 @@ def test_bands_are_taken_by_what_is_said_of_them(
         (("blue", "green", "red"), ("red", "green", "blue")),
         (RGB, ("nir", "red", "green")),
         (GREY, ("nir", "red", "green")),
+        (RGB, ("B08", "B11", "B12")),
+        (RGB, ("B04", "B08", "B11")),
+        (RGB, ("nir", "swir1", "pan")),
+        (GREY, ("B2", "B3", "B4")),  # others on other satellites
+        (GREY, ("near infra-red", "one", "two")),
+        (("red", "green", "blue", "undefined"), ("red", "B8A", None, None)),
         (("gray", "red", "green", "blue"), ("red", "green", "blue", "nir")),
     ],
 )
