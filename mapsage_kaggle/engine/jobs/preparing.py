@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,22 @@ class TestPipeline:
         )
         colours = str(first.get("color_type", "color")).startswith("color")
         self.reads_rgb = len(loading) == 1 and self.blue_first and colours
-        self._load = Compose(loading)
+        self._loading, self._left = loading, left
         self._as_float = bool(first.get("to_float32", False))
-        self._transforms = Compose(left)
-        own = (type(item).__module__ for item in self._transforms.transforms)
+        self._of_thread, self._building = threading.local(), threading.Lock()
+        own = (type(item).__module__ for item in self._steps()[1].transforms)
         self.transforms_channels = not all(name.startswith(("mmseg.", "mmcv.", "mapsage_")) for name in own)
+
+    def _steps(self) -> tuple[Compose, Compose]:
+        """Return what loads, and the other transforms: of this thread alone, since some keep a state.
+
+        mmsegmentation's ``ResizeShortestEdge`` notes an image's size in itself.
+        """
+        if not hasattr(self._of_thread, "steps"):
+            with self._building:  # a transform of another scope switches that of all threads
+                self._of_thread.steps = Compose(self._loading), Compose(self._left)
+        found: tuple[Compose, Compose] = self._of_thread.steps
+        return found
 
     def load(self, path: Path) -> NDArray[Any]:
         """Return an image of shape ``(H, W, C)`` as the config's own transforms read it.
@@ -81,7 +93,7 @@ class TestPipeline:
             DataError: They cannot.
         """
         try:
-            found = self._load({"img_path": str(path), "seg_fields": []})
+            found = self._steps()[0]({"img_path": str(path), "seg_fields": []})
             image = np.asarray(found["img"])
         except MemoryError:
             raise
@@ -101,7 +113,7 @@ class TestPipeline:
         if self._as_float:
             image = image.astype(np.float32)
         shape = image.shape[:2]
-        found = self._transforms({"img": image, "img_shape": shape, "ori_shape": shape})
+        found = self._steps()[1]({"img": image, "img_shape": shape, "ori_shape": shape})
         return found["inputs"], found["data_samples"]
 
 
