@@ -360,7 +360,12 @@ def _unreadable(path: Path, reason: str) -> DataError:
 
 @contextmanager
 def open_loaded(
-    path: Path, samples: NDArray[Any], *, blue_first: bool, valid: NDArray[np.bool_] | None = None
+    path: Path,
+    samples: NDArray[Any],
+    *,
+    blue_first: bool,
+    valid: NDArray[np.bool_] | None = None,
+    is_named: bool = False,
 ) -> Iterator[Picture]:
     """Open an image whose samples a config's own pipeline has read: of any number of channels, of any kind.
 
@@ -370,19 +375,22 @@ def open_loaded(
         path: The image.
         samples: Of shape ``(height, width, channels)``.
         blue_first: Whether the first three channels are blue, green and red.
-        valid: Where there is data; None: to be asked of the file.
+        valid: Where there is data, of what :func:`read_bands` has read; None: to be asked of the file.
+        is_named: Whether a person has named the file.
     """
     picture = _Held(path, Pixels(rgb=drawable(samples, blue_first=blue_first), valid=None, samples=samples))
     header, no_data = _header(path), None
     if header is None or header.is_tiff or _beside(path):
         try:
-            with _opened(path) as dataset:
+            with _opened(path, is_named) as dataset:
                 picture.georeference, no_data = _georeference_of(dataset), dataset.nodata
                 picture.is_tiff = header is None or header.is_tiff or picture.georeference is not None
                 if valid is None and dataset.shape == samples.shape[:2]:
                     valid = _valid_of(dataset, dataset.indexes)
         except (ImportError, DataError):
-            no_data = None  # of a format that the pipeline alone knows
+            if valid is not None:
+                raise
+            # Of a format that the pipeline alone knows.
     if valid is None:
         valid = np.ones(samples.shape[:2], bool)
         if no_data is not None:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import torch
 from mmengine.config import Config
 from PIL import Image
@@ -116,6 +117,21 @@ def test_a_scene_of_four_bands_is_looked_at_through_windows(
     logits = model.logits(torch.from_numpy(corner)[None], windows=None)
     np.testing.assert_array_equal(found[-64:, -64:], model.labels(logits)[0, -64:, -64:].numpy())
     assert (found[:64, :64] == 255).all() and (found[64:] != 255).all()
+
+
+def test_a_named_file_of_four_bands_keeps_its_place_and_its_no_data(
+    place: Path, model: TrainedModel, tmp_path: Path
+) -> None:
+    samples = any_image(9, 4)
+    samples[:8] = 7
+    file = save_bands(tmp_path / "scene.tif", samples, nodata=7)
+    with rasterio.open(file) as source:
+        rasterio.shutil.copy(source, tmp_path / "scene.vrt", driver="VRT")
+    assert predict(config(place), model, tmp_path / "out", tmp_path / "scene.vrt")["refused"] == []
+    with rasterio.open(tmp_path / "out" / "masks" / "scene.tif") as written:
+        assert (written.crs.to_epsg(), written.transform) == (32650, from_origin(5e5, 3.4e6, 0.3, 0.3))
+        found = written.read(1)
+    assert (found[:8] == 255).all() and (found[8:] != 255).all()
 
 
 @pytest.mark.parametrize(("kind", "no_data"), [("uint16", 0), ("uint16", 65535), ("float32", np.nan)])

@@ -135,7 +135,7 @@ def open_as_trained(
     if prepare.reads_rgb:
         return open_picture(path, options)
     samples, valid = _samples(path, prepare, options, wanted)
-    return open_loaded(path, samples, blue_first=prepare.blue_first, valid=valid)
+    return open_loaded(path, samples, blue_first=prepare.blue_first, valid=valid, is_named=options.is_named)
 
 
 def _samples(
