@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mapsage_kaggle.imagery.reading import stamp_beside
 from mapsage_kaggle.imagery.sources import JOURNAL, Source, archive_of, gdal_name
 from mapsage_kaggle.imagery.writing import WriteFailed
 
@@ -27,12 +28,14 @@ class Stamp:
         options: A digest of the model's config and of all options that change a file's content.
         size_bytes: Of the image's file.
         modified_ns: When the image's file was last written.
+        beside: The same of the files beside it that count.
     """
 
     checkpoint_sha256: str
     options: str
     size_bytes: int
     modified_ns: int
+    beside: str = ""
 
     @classmethod
     def of(cls, source: Path, *, checkpoint_sha256: str, options: str) -> Stamp:
@@ -47,6 +50,7 @@ class Stamp:
             options=options,
             size_bytes=found.st_size,
             modified_ns=found.st_mtime_ns,
+            beside=stamp_beside(source),
         )
 
     def to_json(self) -> dict[str, Any]:

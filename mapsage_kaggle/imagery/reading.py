@@ -173,6 +173,12 @@ def _beside(path: Path) -> list[Path]:
     return [name for name in names if name.is_file()]
 
 
+def stamp_beside(path: Path) -> str:
+    """Return names, sizes and times of the files beside an image that say more of it."""
+    found = ((name.name, name.stat()) for name in _beside(path))
+    return " ".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in found)
+
+
 def missing_extra(extra: str, package: str, purpose: str) -> MachineError:
     """Return the error that says which of the kit's extras to install."""
     return MachineError(

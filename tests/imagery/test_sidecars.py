@@ -18,6 +18,7 @@ from rasterio.rpc import RPC
 from rasterio.transform import IDENTITY, Affine
 
 from mapsage_kaggle.errors import DataError
+from mapsage_kaggle.imagery.journal import Stamp
 from mapsage_kaggle.imagery.reading import Picture, check_grid, open_loaded, open_picture
 from mapsage_kaggle.imagery.writing import write_tiff
 
@@ -143,6 +144,17 @@ def test_a_mask_within_an_image_that_a_pipeline_has_read_says_what_is_data(tmp_p
         target.write_mask(valid)
     with open_loaded(tmp_path / "a.tif", np.ones((8, 8, 4), np.uint8), blue_first=True) as picture:
         np.testing.assert_array_equal(picture.read(0, 8).valid, valid)
+
+
+@pytest.mark.parametrize("name", ["a.pgw", "a.png.aux.xml", "a.png.msk"])
+def test_an_image_is_another_when_what_lies_beside_it_is(tmp_path: Path, name: str) -> None:
+    path, stamps = image(tmp_path / "a.png"), []
+    for content in (None, "", WORLD):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+        stamps.append(Stamp.of(path, checkpoint_sha256="0", options="0"))
+    assert len(set(stamps)) == 3
+    assert Stamp.of(path, checkpoint_sha256="0", options="0") == stamps[-1]
 
 
 def test_overviews_beside_an_image_are_not_what_is_read(tmp_path: Path) -> None:

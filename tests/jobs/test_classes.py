@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,18 @@ def test_some_classes_keep_their_own_values_and_colours(tmp_path: Path) -> None:
     assert labels.palette == tuple(EARTHVQA_PALETTE[EARTHVQA_CLASSES.index(name)] for name in SOME)
     told = export._classes(config("EarthVQADataset"), model, export.Portable(model.net), 1)
     assert told["mask_values"] == [6, 2, 4]
-    every = for_inference(read_config(DEMO), {})
-    other = Config({**every, "train_dataloader": every.train_dataloader})
-    task = engine.Task(out=tmp_path, sources=())
-    assert task.digest(config("EarthVQADataset")) != task.digest(other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"numbers": (1, 2, 3)}, {"no_data": 255}, {"classes": ("a", "b", "c")}, {"palette": ((9, 9, 9),) * 3}],
+    ids=lambda change: next(iter(change)),
+)
+def test_maps_of_other_labels_are_others(tmp_path: Path, change: dict[str, Any]) -> None:
+    cfg, task = config("EarthVQADataset"), engine.Task(out=tmp_path, sources=())
+    labels = engine.labels_of(cfg, model_of("EarthVQADataset", tmp_path))
+    assert task.digest(cfg, labels) == task.digest(cfg, replace(labels))
+    assert task.digest(cfg, labels) != task.digest(cfg, replace(labels, **change))
 
 
 def test_a_submission_of_some_classes_holds_the_benchmark_s_values(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ from mmengine.config import Config
 from mmseg.models.utils import resize
 
 from mapsage_kaggle.checkpoints.lock import WorkDirLock
-from mapsage_kaggle.config.reading import dataset_of
 from mapsage_kaggle.config.testing import test_pipeline_of
 from mapsage_kaggle.engine.building import num_inputs
 from mapsage_kaggle.engine.jobs.child import Emit, as_refusal
@@ -44,7 +43,7 @@ from mapsage_kaggle.engine.jobs.labels import labels_of, shared_out
 from mapsage_kaggle.engine.jobs.pipelining import Bounded, ahead
 from mapsage_kaggle.engine.jobs.preparing import TestPipeline, open_as_trained
 from mapsage_kaggle.engine.jobs.scaling import Notices, Scaling, of_unknown_scale
-from mapsage_kaggle.engine.shapes import dataset_classes, json_like, places_of_classes
+from mapsage_kaggle.engine.shapes import json_like
 from mapsage_kaggle.errors import ConfigError, DataError, UsageError
 from mapsage_kaggle.imagery.areas import Tally
 from mapsage_kaggle.imagery.journal import Journal, Stamp
@@ -60,7 +59,7 @@ from mapsage_kaggle.imagery.reading import (
 )
 from mapsage_kaggle.imagery.sources import LOCK, Source
 from mapsage_kaggle.imagery.windows import Axis, Blender
-from mapsage_kaggle.imagery.writing import WriteFailed, aligned, overlay
+from mapsage_kaggle.imagery.writing import Labels, WriteFailed, aligned, overlay
 from mapsage_kaggle.messages import Message, text_of
 
 READERS = 2
@@ -122,17 +121,13 @@ class Task:
             **{name: job[name] for name in names},
         )
 
-    def digest(self, cfg: Config) -> str:
+    def digest(self, cfg: Config, labels: Labels) -> str:
         """Return a digest of all that decides about the content of a file that is written."""
         options = [
             FORMAT, self.read.bands, self.read.value_range, self.overlay, self.probabilities, self.polygons,
             self.min_area, self.factor, self.window, self.overlap, self.fast, json_like(cfg.model),
-            test_pipeline_of(cfg),
+            test_pipeline_of(cfg), asdict(labels),
         ]  # fmt: skip
-        data = dataset_of(cfg)
-        every = range(len(dataset_classes(data) or ()))
-        if (places := places_of_classes(data, len(every))) != tuple(every):
-            options.append(places)
         return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -189,7 +184,7 @@ class Predictor:
         self._labels = labels_of(cfg, model)
         task.out.mkdir(parents=True, exist_ok=True)
         self._journal = Journal(task.out)
-        self._stamp_by = {"checkpoint_sha256": checkpoint_sha256, "options": task.digest(cfg)}
+        self._stamp_by = {"checkpoint_sha256": checkpoint_sha256, "options": task.digest(cfg, self._labels)}
         self._lock = threading.Lock()
         self._notices = Notices(emit)
         self._num_done = self._num_before = self._num_pixels = 0
