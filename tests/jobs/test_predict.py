@@ -662,7 +662,8 @@ def test_json_says_what_was_done_refused_and_left_out(
 ) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    Image.fromarray(scene(64, 64)).save(folder / "good.png")
+    name = os.fsdecode(b"caf\xe9")  # no UTF-8
+    Image.fromarray(scene(64, 64)).save(folder / f"{name}.png")
     (folder / "bad.png").write_bytes(b"no image")
     (folder / "notes.txt").write_text("no image either")
     given = [written_config(tmp_path), weights, folder, "--out", folder / "maps", "--device", "cpu", "--json"]
@@ -671,7 +672,7 @@ def test_json_says_what_was_done_refused_and_left_out(
 
     found = json.loads(capsys.readouterr().out)
     assert code == EXIT_USAGE
-    assert found["files"] == {"good": str(folder / "maps" / "masks" / "good.png")}
+    assert found["files"] == {name: str(folder / "maps" / "masks" / f"{name}.png")}
     assert (found["num_done"], found["num_pixels"]) == (1, 64 * 64)
     assert [item["path"] for item in found["refused"]] == [str(folder / "bad.png")]
     assert found["skipped"] == [f"Of {folder}, files of other kinds were left out: .txt (1)."]
