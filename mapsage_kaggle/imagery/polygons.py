@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapsage_kaggle.imagery.areas import on_map, plane_below
-from mapsage_kaggle.imagery.reading import Bytes, Georeference, missing_extra, without_warning
+from mapsage_kaggle.imagery.reading import UNPLACED, Bytes, Georeference, missing_extra, without_warning
 from mapsage_kaggle.imagery.writing import Labels, replacing
 
 BLOCK_PIXELS = 2048 * 2048
@@ -122,9 +122,11 @@ def _whole(
 
     cut = _Cut()
     for top, mask in blocks:
-        found = areas_of(mask, mask=mask != no_data, transform=Affine.translation(0, top))
-        # One by one: as the dictionaries that they come as, all of a block would take far more memory.
-        pairs = [(shapely.geometry.shape(shape), int(value)) for shape, value in found]
+        # rasterio filters warnings by itself meanwhile: no other thread may do so.
+        with without_warning(UNPLACED):
+            found = areas_of(mask, mask=mask != no_data, transform=Affine.translation(0, top))
+            # One by one: as the dictionaries that they come as, all of a block would take far more memory.
+            pairs = [(shapely.geometry.shape(shape), int(value)) for shape, value in found]
         shapes = np.array([shape for shape, _ in pairs], dtype=object)
         values = np.array([value for _, value in pairs], dtype=np.int32)
         bottom = top + len(mask)
