@@ -33,6 +33,7 @@ from torch.nn import functional
 
 from mapsage_kaggle.checkpoints.manifest import file_sha256
 from mapsage_kaggle.config.reading import as_list, type_name
+from mapsage_kaggle.config.scale import ScaleOptions, at_scale, choose_scale
 from mapsage_kaggle.config.testing import image_loaders, test_pipeline_of
 from mapsage_kaggle.engine import deterministic
 from mapsage_kaggle.engine.building import num_inputs
@@ -44,6 +45,7 @@ from mapsage_kaggle.engine.shapes import json_like
 from mapsage_kaggle.errors import ConfigError, DataError, JobError
 from mapsage_kaggle.imagery.reading import Pixels, drawable, open_picture
 from mapsage_kaggle.messages import Message
+from mapsage_kaggle.records import TrainedScale
 
 WEIGHTS, ONNX, PROGRAM = "model.safetensors", "model.onnx", "model.pt2"
 CONFIG, CLASSES = "config.py", "classes.json"
@@ -142,8 +144,11 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     expected = [_original(model, tile) for tile in tiles]
     portable = Portable(model.net).eval()
     if "safetensors" in job["forms"]:
-        (out / CONFIG).write_text(portable_config(cfg).pretty_text, encoding="utf-8")
+        # What takes the model on sees images as `predict` does.
+        factor = choose_scale(TrainedScale.from_json(job.get("scale")), ScaleOptions()).factor
+        (out / CONFIG).write_text(portable_config(cfg, factor).pretty_text, encoding="utf-8")
         classes = {**_classes(cfg, model, portable, divisor), "scale": job.get("scale")}
+        classes["prepare"] = _preparation(cfg, factor)
         (out / CLASSES).write_text(json.dumps(classes, indent=2) + "\n", encoding="utf-8")
     size: tuple[int, int] | None = (tiles[0].shape[2], tiles[0].shape[3]) if fixed else None
     makers: Mapping[str, tuple[str, Callable[[Path], Logits]]] = {
@@ -193,9 +198,16 @@ def _reason(error: Exception) -> str:
     return first if isinstance(error, JobError) else f"{type(error).__name__}: {first}"
 
 
-def portable_config(cfg: Config) -> Config:
+def _pipeline(cfg: Config, factor: float | None) -> list[Any]:
+    """Return the test pipeline, giving images ``factor`` times their own size; None: as it resizes them."""
+    kept = [item for item in test_pipeline_of(cfg) if type_name(item.get("type")) != "LoadAnnotations"]
+    loading = [item for item in kept if type_name(item.get("type")).startswith("Load")]
+    return kept if factor is None else [*loading, *at_scale(kept[len(loading) :], factor)]
+
+
+def portable_config(cfg: Config, factor: float | None = None) -> Config:
     """Return what plain mmsegmentation needs to build a config's model and to ask it of an image."""
-    pipeline = [item for item in test_pipeline_of(cfg) if type_name(item.get("type")) != "LoadAnnotations"]
+    pipeline = _pipeline(cfg, factor)
     wanted = {
         "default_scope": cfg.get("default_scope", "mmseg"),
         "model": json_like(cfg.model),
@@ -236,7 +248,6 @@ def _classes(cfg: Config, model: TrainedModel, portable: Portable, divisor: int)
         "windows": None
         if model.windows is None
         else {"size": list(model.windows.size), "stride": list(model.windows.stride)},
-        "prepare": _preparation(cfg),
     }
 
 
@@ -253,10 +264,10 @@ def _input_of(model: TrainedModel) -> dict[str, Any]:
     return {"channels": f"{num}, as the config's test pipeline loads them", "num_channels": num}
 
 
-def _preparation(cfg: Config) -> list[dict[str, Any]]:
+def _preparation(cfg: Config, factor: float | None) -> list[dict[str, Any]]:
     """Return what the test pipeline does to an image between reading and packing it."""
     steps = []
-    for item in test_pipeline_of(cfg):
+    for item in _pipeline(cfg, factor):
         name = type_name(item.get("type"))
         if not name.startswith(("Load", "Pack")):
             steps.append({"type": name, **{key: value for key, value in item.items() if key != "type"}})
