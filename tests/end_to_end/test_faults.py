@@ -14,7 +14,7 @@ from support.standin import StandIn, differences, none_left, processes_of, worke
 
 from mapsage_kaggle.events import Event
 
-pytestmark = pytest.mark.slow(scope_s=130)
+pytestmark = pytest.mark.slow(scope_s=190)
 
 
 def wait_for_event(run: StandIn, kind: str, at_least: int = 0, timeout_s: float = 120.0) -> Event:

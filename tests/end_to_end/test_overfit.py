@@ -14,7 +14,7 @@ CROPS = ((0, 0, 768), (0, 256, 768), (1, 0, 512), (1, 256, 512))
 ITERATIONS = 250
 
 
-@pytest.mark.slow(scope_s=60)
+@pytest.mark.soak
 # mmsegmentation's default, which its own SegFormer configs keep.
 @pytest.mark.filterwarnings("ignore:Default ``avg_non_ignore`` is False:UserWarning")
 def test_a_small_model_learns_crops_of_real_tiles_by_heart(loveda: Path, tmp_path: Path) -> None:

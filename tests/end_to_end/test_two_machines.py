@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from support.standin import REPOSITORY, StandIn, differences
 
-pytestmark = pytest.mark.slow(scope_s=60)
+pytestmark = pytest.mark.slow(scope_s=100)
 
 PORT = 29517
 

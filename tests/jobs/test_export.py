@@ -102,7 +102,7 @@ def distance(found: Any, logits: torch.Tensor) -> float:
     return float((torch.as_tensor(found) - logits).abs().max() / logits.abs().max())
 
 
-@pytest.mark.slow(scope_s=80)
+@pytest.mark.slow(scope_s=150)
 @pytest.mark.parametrize("size", [(64, 64), (203, 165), (77, 256)])
 def test_onnx_gives_the_checkpoints_logits_at_any_size_under_onnxruntime(
     out: Path, model: TrainedModel, size: tuple[int, int]

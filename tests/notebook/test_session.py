@@ -484,7 +484,7 @@ def outputs_of(notebook: Any) -> list[Any]:
     return [output for cell in code_cells(notebook) for output in cell.outputs]
 
 
-@pytest.mark.slow(scope_s=70)
+@pytest.mark.slow(scope_s=120)
 def test_a_batch_run_trains_and_saves_a_notebook_with_pictures_and_without_widgets(kaggle: Path) -> None:
     code, saved, log = papermill(kaggle, cold=True, EVALUATE=True)
     assert code == 0, log

@@ -148,7 +148,7 @@ def rig(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Rig]:
         yield Rig(server=server, notebook=notebook, folder=tmp_path)
 
 
-@pytest.mark.slow(scope_s=60)
+@pytest.mark.slow(scope_s=100)
 def test_a_relay_of_four_real_sessions_ends_with_an_uninterrupted_runs_weights(rig: Rig) -> None:
     rig.notebook.stop_at = [6, 16, 26]
     output = rig.run("in-four-sessions")
