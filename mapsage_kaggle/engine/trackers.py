@@ -36,12 +36,15 @@ _SETTINGS = {"symlink": False, "disable_git": True, "save_code": False, "console
 """Of Weights & Biases: links are not kept in an output, and code is not handed out unasked."""
 
 
-def go_on(cfg: Config, spec: ChildSpec) -> None:
+def go_on(cfg: Config, spec: ChildSpec) -> dict[str, Any]:
     """Let the trackers of a config, and the one that a person asks for, show a run as one.
 
     Args:
-        cfg: The effective config; changed in place.
+        cfg: The effective config; changed in place where it has trackers.
         spec: What the supervisor told the child.
+
+    Returns:
+        What was changed, as it was before; None for what was not there.
     """
     visualizer = cfg.get("visualizer") or {"type": "Visualizer"}
     backends = [dict(item) for item in as_list(visualizer.get("vis_backends") or {"type": "LocalVisBackend"})]
@@ -55,12 +58,16 @@ def go_on(cfg: Config, spec: ChildSpec) -> None:
                 called = item.pop("name", kind)
                 kept = {"name": called, "save_dir": str(folder / name), "start": start}
                 backends[index] = {"type": "MapsageTracker", "inner": item, **kept}
+    if not any(item["type"] == "MapsageTracker" for item in backends):
+        return {}
+    before = {key: cfg.get(key) for key in ("visualizer", "default_hooks")}
     cfg.visualizer = {**visualizer, "vis_backends": backends}
     hooks = cfg.get("default_hooks") or {}
     logger = hooks.get("logger", {"type": "LoggerHook"})
-    if logger and any(item["type"] == "MapsageTracker" for item in backends):
+    if logger:
         # Its default counts a validation's steps in epochs, among iterations of training.
         cfg.default_hooks = {**hooks, "logger": {**logger, "log_metric_by_epoch": False}}
+    return before
 
 
 @VISBACKENDS.register_module(name="MapsageTracker")

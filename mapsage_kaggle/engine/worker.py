@@ -113,16 +113,16 @@ def _train(spec: ChildSpec, session: WorkerSession, *, scratch: Path) -> None:
         expect(spec.checkpoint, spec.checkpoint_sha256)
     if spec.deterministic:
         only_deterministic()
-    text, own = cfg.pretty_text, {key: cfg.get(key) for key in ("visualizer", "default_hooks")}
-    go_on(cfg, spec)
+    text, before = cfg.pretty_text, go_on(cfg, spec)
     runner = build_runner(cfg, session)
     # What is stored is the person's own: a program without the kit could not build the kit's tracker.
-    for key, value in own.items():
+    for key, value in before.items():
         if value is None:
             runner.cfg.pop(key, None)
         else:
             runner.cfg[key] = value
-    runner.dump_config()
+    if before:
+        runner.dump_config()
     session.attach(runner, text)
     runner.train()
 

@@ -268,7 +268,7 @@ class SessionRun:
             micro_batch=ladder.micro_batch,
             with_cp=ladder.with_cp,
             validation_rung=ladder.validation_rung,
-            most_workers=min(ladder.workers, prepared.facts.most_workers or ladder.workers)
+            most_workers=ladder.workers
             if ladder.workers < prepared.patch.num_workers
             else prepared.facts.most_workers,
             precision="" if ladder.float32 else prepared.facts.precision,

@@ -164,5 +164,5 @@ def test_the_trackers_of_a_config_go_on_and_other_backends_stay_as_they_are() ->
 
 def test_a_config_without_trackers_stays_without() -> None:
     cfg = Config({"visualizer": {"type": "Visualizer", "vis_backends": [{"type": "LocalVisBackend"}]}})
-    go_on(cfg, spec())
+    assert go_on(cfg, spec()) == {}
     assert cfg.visualizer.vis_backends == [{"type": "LocalVisBackend"}]
