@@ -1,4 +1,4 @@
-"""What a training child is told, and how it is started."""
+"""The spec that is passed to a training child, and how that child is launched."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mapsage_kaggle.training.supervisor import Launch
 
 
 def first_spec(prepared: Prepared, record: SessionRecord, learning: Learning) -> ChildSpec:
-    """Return the spec of a child that starts from what was chosen, or from nothing."""
+    """Return the spec of a session's first child, which starts from the chosen checkpoint or from scratch."""
     options, clock, patch, choice = (
         prepared.options,
         prepared.clock,
@@ -54,7 +54,7 @@ def first_spec(prepared: Prepared, record: SessionRecord, learning: Learning) ->
 def next_spec(
     prepared: Prepared, record: SessionRecord, learning: Learning, newest: CheckpointRef | None
 ) -> ChildSpec:
-    """Return the spec of another child, that goes on from the newest proven checkpoint if there is one."""
+    """Return the spec of a later child, which resumes from the newest proven checkpoint if there is one."""
     spec = replace(first_spec(prepared, record, learning), restarted=True)
     if newest is None:
         return spec
@@ -68,7 +68,7 @@ def next_spec(
 
 
 def launch_of(prepared: Prepared, spec: ChildSpec, tracking: Mapping[str, str]) -> Launch:
-    """Write the spec into scratch space, and return how to start its child."""
+    """Write the spec to scratch space, and return how to launch its child."""
     options, paths = prepared.options, prepared.discovery.paths
     paths.temp.mkdir(parents=True, exist_ok=True)
     file = paths.temp / f"child-{spec.run_id}.json"

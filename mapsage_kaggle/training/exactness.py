@@ -1,4 +1,4 @@
-"""In which sense a session's resume equals a run that was never interrupted."""
+"""How exactly a resumed session equals a run that was never interrupted."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mapsage_kaggle.training.prepare import Prepared, device_of
 def exactness_of(
     prepared: Prepared, before: Exactness, versions: Mapping[str, str], *, same_session: bool = False
 ) -> Exactness:
-    """Return what the record says of it.
+    """Return the exactness for the session's record.
 
     Args:
-        prepared: The session as it goes on from here.
-        before: What was said of it before: how batches were split then counts, and what with.
-        versions: The kit's, and of what computes, as the record has them.
-        same_session: Whether that was in this session, so that its reasons are still true.
+        prepared: The session from here on.
+        before: As recorded before, with the split of the batch and what computed it.
+        versions: Of the kit and its libraries, as in the record.
+        same_session: Whether ``before`` is this session's own, so that its reasons still hold.
     """
     facts, patch, machine = prepared.facts, prepared.patch, prepared.machine
     split: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What follows when a child has ended: done, once more, with less memory, or in float32."""
+"""Decide what follows a child's end: nothing, another try, one with less memory, or one in float32."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ class Outcome:
     """How a child ended.
 
     Attributes:
-        kind: ``done`` in good order; ``memory`` ran out of it, or its data workers of
-            ``shared_memory``; half ``precision`` is not enough;
-            ``refused`` will fail again the same way; ``error`` an exception; ``crashed`` without a word;
-            ``hung``; ``killed`` by us after a stop request it did not follow.
-        reason: For ``done``: ``completed``, ``deadline`` or ``user``. For ``hung``: ``deadline`` where
-            it was still there when the session's time was up.
-        message: What it said last.
-        iteration: Where it got to.
-        trained: Iterations that it has done itself.
+        kind: ``done`` in good order; ``memory`` or its data workers' ``shared_memory`` ran out; half
+            ``precision`` is not enough; ``refused`` would fail again the same way; ``error`` an
+            exception; ``crashed`` without a word; ``hung``; ``killed`` by the supervisor.
+        reason: For ``done``: a record's ``stop_reason``. For ``hung``: ``deadline`` where it was still
+            running when the session's time was up.
+        message: The last one from it.
+        iteration: The last one known.
+        trained: Iterations that it did itself.
         proven: The iteration of the newest checkpoint that it proved, if any.
-        gained: Iterations by which that is further than where it began.
-        data: What the last event said besides.
-        told_s: For ``done``: when the child said so, in seconds since the epoch; None where there was none.
+        gained: Iterations from where it began to ``proven``.
+        data: The other fields of the event that tells how it ended.
+        last_event_s: When it reported its stop, in seconds since the epoch; None where it did not.
     """
 
     kind: Kind
@@ -46,19 +45,18 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryFallback:
-    """How far the kit has gone to make training fit and go on.
+    """What has been adapted so far to keep training going.
 
     Attributes:
         micro_batch: Images per forward pass and rank.
         with_cp: Whether blocks are recomputed in the backward pass.
-        validation_rung: How far validation goes, as an index of :data:`VALIDATION_RUNGS`.
-        crashes: Ends other than in good order since the last new checkpoint.
-        above: A micro-batch that memory did not hold without recomputing, where fewer images have still
-            to be trained on.
+        validation_rung: How validation saves memory, as an index of :data:`VALIDATION_RUNGS`.
+        crashes: Failed tries since the last new checkpoint.
+        above: The next larger micro-batch, which did not fit without recomputing; None for none.
         least: The smallest micro-batch that the model can be trained with, as far as is known.
-        error: What the last child said that failed with an error.
-        float32: Whether the half precision of the kit's choice was given up.
-        workers: The most data workers of a loader.
+        error: Message of the last child that failed with an error.
+        float32: Whether half precision, the kit's choice, was given up.
+        workers: Data workers per loader, at most.
     """
 
     micro_batch: int
@@ -78,7 +76,7 @@ class Next:
 
     Attributes:
         ladder: The settings of the next child; None for the end.
-        wait_s: How long to wait before it.
+        wait_s: Seconds before it starts.
         message: For a person.
     """
 
@@ -91,11 +89,11 @@ MAX_CRASHES = 3
 
 
 MANY_ITERATIONS = 100
-"""After so many, memory that runs out says little of what an iteration needs."""
+"""After this many, running out of memory says little about what an iteration needs."""
 
 
 _TOO_FEW = "Expected more than 1 value per channel when training"
-"""torch's words for a BatchNorm over a single value: one image whose features are pooled to 1x1."""
+"""torch's error for BatchNorm over a single value: one image whose features are pooled to 1x1."""
 
 
 VALIDATION_RUNGS = (
@@ -103,7 +101,7 @@ VALIDATION_RUNGS = (
     Message("one image at a time, and what training holds in reserve is given back first"),
     Message("one image at a time, and its logits are put together and enlarged on the CPU"),
 )
-"""What validation does to get by with less memory. Neither changes the scores by more than rounding."""
+"""How validation saves memory. No rung changes the scores by more than rounding."""
 
 
 def decide_next(
@@ -117,21 +115,20 @@ def decide_next(
 ) -> Next:
     """Decide what follows the end of a child. Pure.
 
-    Out of memory: half the micro-batch, down to one image; then recomputing blocks in the backward
-    pass. The effective batch, and so the meaning of an iteration, stays. Where BatchNorm cannot be
-    trained with so few images, blocks are recomputed with the micro-batch before. A child that had
-    got far, whose memory may have run out by fragmentation, is first started again as it was: only
-    where memory then runs out early is less of it asked for. A validation that ran out gains nothing
-    from that: it has rungs of its own. Crashes and hangs are tried again from the newest proven
-    checkpoint, three times without progress at most.
+    Out of memory: halve the micro-batch, down to one image; then recompute blocks in the backward
+    pass. The effective batch, and so the meaning of an iteration, stays. Where BatchNorm cannot train
+    on so few images, recompute with the larger micro-batch before. A child that made progress over
+    many iterations may have run out by fragmentation: it is restarted unchanged. For validation a
+    smaller micro-batch saves nothing: it has rungs of its own. After crashes and hangs, restart from
+    the newest proven checkpoint, at most three times without progress.
 
     Args:
         ladder: The settings of the child that has ended.
         outcome: How it ended.
         can_recompute: Whether its backbone can recompute blocks.
         time_left_s: Of the session.
-        adapt: Whether running out of memory is answered at all, instead of ending there.
-        chose_half: Whether half precision was the kit's choice, so that its failure is the kit's to mend.
+        adapt: Whether to adapt when memory runs out, instead of ending.
+        chose_half: Whether half precision was the kit's choice, which it may then take back.
     """
     if outcome.kind in ("done", "killed") or outcome.reason == "deadline":
         return Next(ladder=None, message=outcome.message)

@@ -1,8 +1,8 @@
-"""Follows a training that another process supervises, by its work dir.
+"""Follow training that another process supervises, through its work dir.
 
-After a kernel's restart that process is gone, and the training it left saves and ends by itself; beside
-a command in a terminal it goes on. Either way the work dir tells all there is to know, and a file in it
-asks for a stop or a save.
+After a kernel restart that process is gone, and the training that it left saves and ends by itself; one
+that a command in a terminal supervises goes on. Either way its events and its record are in the work dir,
+and a file there requests a stop or a save.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from mapsage_kaggle.spec import ask_save, ask_stop
 
 POLL_S = 0.25
 LOOK_S = 2.0
-"""How often it is looked whether the training is still there."""
+"""How often to check that the training is still there."""
 GAP_S = 90.0
-"""Between two training processes of a session nobody holds the work dir for this long at most."""
+"""How long, at most, nobody holds the work dir between two children of a session."""
 
 
 class Follower:
-    """Passes the events of a work dir on, and asks for what a person wants of its training.
+    """Passes on the events of a work dir, and requests a stop or a save of its training.
 
     Args:
         work_dir: Where the training writes.
-        sinks: Told of all its events so far, and of each that comes.
+        sinks: Receive all its events so far, and each new one.
     """
 
     def __init__(self, work_dir: Path, sinks: Sequence[ProgressSink] = ()) -> None:
@@ -43,7 +43,7 @@ class Follower:
         self._thread = threading.Thread(target=self._follow, name="mapsage-follower", daemon=True)
 
     def start(self) -> Follower:
-        """Begin to pass events on; returns at once."""
+        """Follow in a thread; returns at once."""
         self._thread.start()
         return self
 
@@ -58,7 +58,7 @@ class Follower:
         return self._supervisor is not None and self._supervisor.alive
 
     def record(self) -> SessionRecord | None:
-        """Return the session's record; None where there is none to be read."""
+        """Return the session's record; None where it is missing or unreadable."""
         return read_record(self.files.session)
 
     def stop(self) -> None:
@@ -66,20 +66,20 @@ class Follower:
         ask_stop(self.files)
 
     def save(self) -> None:
-        """Ask the training for a checkpoint now."""
+        """Ask the training to save a checkpoint now."""
         ask_save(self.files)
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until nothing is trained in the work dir any more; tell whether that is so."""
+        """Wait until training in the work dir has ended; return whether it has."""
         return self._done.wait(timeout_s)
 
     def ended_record(self) -> SessionRecord | None:
-        """Wait as :meth:`wait` does, and return the record then."""
+        """Wait until training has ended, and return the record."""
         self._done.wait()
         return self.record()
 
     def read(self) -> None:
-        """Pass on what is new, once."""
+        """Pass on the events since the last call."""
         for event in self._tail.read_new():
             self._see(event)
             for sink in self._sinks:
@@ -106,6 +106,6 @@ class Follower:
             self._done.set()
 
     def _is_over(self, free_s: float) -> bool:
-        """Tell whether no other training process follows."""
+        """Tell whether no other child of the session will follow."""
         record = self.record()
         return record is None or record.stop_reason != "running" or not self.supervised or free_s > GAP_S

@@ -17,7 +17,7 @@ from mapsage_kaggle.training.upload import uploads
 
 
 class TrainingHandle:
-    """A session that is being trained, in a thread. Ask it to stop, to save, or wait for it."""
+    """A session that trains in a thread: stop it, have it save, or wait for it."""
 
     def __init__(self, prepared: Prepared, sinks: Sequence[ProgressSink] = ()) -> None:
         self.prepared = prepared
@@ -41,7 +41,6 @@ class TrainingHandle:
 
     @property
     def running(self) -> bool:
-        """Whether it is still going on."""
         return self._thread.ident is not None and not self._done.is_set()
 
     def stop(self) -> None:
@@ -49,17 +48,18 @@ class TrainingHandle:
         self.supervisor.request_stop()
 
     def save(self) -> None:
-        """Ask it for a checkpoint now."""
+        """Ask it to save a checkpoint now."""
         self.supervisor.request_save()
 
     def wait(self) -> SessionRecord:
         """Wait for its end and return the record.
 
         Ctrl-C (a cell's interrupt) once: everything is saved, and the record returned as usual.
-        Twice: out at once, with the last proven checkpoint intact.
+        Twice: the child is killed, with the last proven checkpoint intact.
 
         Raises:
-            MapsageError: It failed before there was anything new to hand over.
+            MapsageError: It failed with nothing new to hand over. Any other error of the supervising
+                thread is raised as it is.
         """
         # Not Thread.join: interrupted, it may take a living thread for a dead one (CPython issue 90882).
         while not self._done.is_set():
@@ -91,7 +91,7 @@ def train(prepared: Prepared, *, sinks: Sequence[ProgressSink] = ()) -> SessionR
         The final record. Its ``exit_code`` tells how it ended.
 
     Raises:
-        MapsageError: It failed before there was anything new to hand over; the record says so too.
+        MapsageError: It failed with nothing new to hand over; the record says so too.
     """
     return TrainingHandle(prepared, sinks).start().wait()
 
@@ -110,7 +110,7 @@ def _train(prepared: Prepared, supervisor: Supervisor) -> SessionRecord:
 
 
 def exit_code_of(record: SessionRecord, *, interrupted: bool) -> int:
-    """Return the command's exit code for a record."""
+    """Return the command's exit code: the record's, or 130 where Ctrl-C stopped it in good order."""
     if interrupted and record.exit_code == EXIT_DONE and record.stop_reason == "user":
         return EXIT_INTERRUPTED
     return record.exit_code if record.exit_code is not None else EXIT_TRAINING

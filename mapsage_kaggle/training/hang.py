@@ -1,8 +1,8 @@
-"""What a child was doing that says nothing: the stacks of all its processes, and a sentence of them.
+"""What a silent child was doing: the stacks of all its processes, and a sentence on its ranks.
 
-A rank and its data workers write their stacks to standard error, which is the log, when they get
-:data:`~mapsage_kaggle.spec.STACKS_SIGNAL`: by faulthandler, which runs where Python does not. They are asked
-one by one, so that the log says whose each is. py-spy tells of those that cannot answer, where it is there.
+On :data:`~mapsage_kaggle.spec.STACKS_SIGNAL` a rank and its data workers dump their stacks to standard error,
+which is the log: by faulthandler, which works even where Python code does not run. They are asked one by one,
+so that the log says whose each is. py-spy, where installed, dumps those that do not answer.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from mapsage_kaggle.processes import ChildError, ProcessId, run
 from mapsage_kaggle.spec import STACKS_SIGNAL
 
 LEAST_S, MOST_S = 1.0, 30.0
-"""How long a child is looked at, at least and at most."""
+"""How long a child is observed, at least and at most."""
 ANSWER_S = 2.0
 """How long a process may take to write its stacks."""
 MAX_PLACES = 8
-"""Of so many ranks the sentence speaks."""
+"""The most ranks that the sentence covers."""
 _FRAME = re.compile(r'^ +File "(?P<file>.+)", line (?P<line>\d+) in (?P<function>.+)$', re.MULTILINE)
 _FRAME_OF_PY_SPY = re.compile(r"^ +(?P<function>.+) \((?P<file>[^()]+):(?P<line>\d+)\)$", re.MULTILINE)
 _LIBRARY = sysconfig.get_paths()["stdlib"]
@@ -49,14 +49,14 @@ class _Frame:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is neither Python's own nor torch's: there one sees what was going on."""
+        """Whether it is in neither the standard library nor torch, and so tells what was going on."""
         in_python = self.file.startswith(_LIBRARY) and "-packages" not in self.file
         return not (in_python or "/torch/" in self.file or self.file.startswith("<"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Use:
-    """What a process has had of the machine so far."""
+    """CPU time and disk traffic of a process so far."""
 
     state: str
     cpu_s: float
@@ -72,17 +72,17 @@ def explain_silence(
     last: Event | None,
     silent_s: float,
 ) -> str:
-    """Write what a child's processes are doing into its log, and return where its ranks are.
+    """Write what a child's processes are doing to its log, and return a sentence on where its ranks are.
 
     Args:
         found: The child's processes.
-        ranks: Which of them, or of others, is which rank.
-        log: To which they write.
-        last: The last event that it wrote.
-        silent_s: For how long it has said nothing.
+        ranks: The rank of each worker, among them or not.
+        log: What they write to.
+        last: The child's last event.
+        silent_s: Seconds since then.
 
-    Returns:
-        A sentence.
+    Raises:
+        OSError: The log cannot be read.
     """
     begin = time.monotonic()
     processes = [*sorted(ranks, key=lambda item: ranks[item]), *sorted(set(found) - set(ranks), key=_number)]
@@ -115,7 +115,7 @@ def explain_silence(
 
 
 def _place(rank: int, stack: Sequence[_Frame], use: _Use | None, others: Sequence[Sequence[_Frame]]) -> str:
-    """Return where a rank is, and what for, as far as that shows."""
+    """Return where a rank is, and what it waits for as far as the stack shows."""
     if not stack:
         state = _STATES.get(use.state, use.state) if use is not None else "ended"
         return Message("rank {rank} did not answer ({state})", rank, state)
@@ -131,7 +131,7 @@ def _place(rank: int, stack: Sequence[_Frame], use: _Use | None, others: Sequenc
 
 
 def _is_loading(stack: Sequence[_Frame]) -> bool:
-    """Tell whether a process is a data worker that is busy with a sample."""
+    """Tell whether a process is a data worker that is loading a sample."""
     worker = next((index for index, frame in enumerate(stack) if frame.function == "_worker_loop"), 0)
     return any(frame.is_ours for frame in stack[:worker])
 
@@ -142,7 +142,7 @@ def _text(stack: Sequence[_Frame]) -> str:
 
 
 def _stack_of(process: ProcessId, log: Path) -> list[_Frame]:
-    """Have a process write its stacks into the log; return that of its main thread, the innermost first."""
+    """Have a process dump its stacks to the log; return its main thread's, innermost frame first."""
     if _answers(process.pid):
         begin, text = log.stat().st_size, ""
         process.signal(STACKS_SIGNAL)
@@ -152,7 +152,7 @@ def _stack_of(process: ProcessId, log: Path) -> list[_Frame]:
             before, text = text, _read_from(log, begin)
             if text and text == before:
                 break
-        # Threads are told from the newest to the oldest.
+        # faulthandler dumps the newest thread first.
         blocks = [
             block for block in re.split(r"^(?:Current thread|Thread) 0x", text, flags=re.MULTILINE) if block
         ]
@@ -180,7 +180,7 @@ def _frames(pattern: re.Pattern[str], text: str) -> list[_Frame]:
 
 
 def _answers(pid: int) -> bool:
-    """Tell whether a process has a handler for the signal, which would end it otherwise."""
+    """Tell whether a process handles the signal, which would kill it otherwise."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -190,7 +190,7 @@ def _answers(pid: int) -> bool:
 
 
 def _use_of(pid: int) -> _Use | None:
-    """Return what a process has had so far; None where it has ended. Source: ``man 5 proc``."""
+    """Return a process's use so far; None where it has ended. Source: ``man 5 proc``."""
     folder = Path(f"/proc/{pid}")
     moved: dict[str, int] = {}
     try:
@@ -222,7 +222,7 @@ def _used(process: ProcessId, before: _Use | None, after: _Use | None) -> str:
 
 
 def _devices() -> list[str]:
-    """Return what the GPUs are at, and what is left of shared memory, one line each."""
+    """Return a line on each GPU's load, and one on free shared memory."""
     lines = []
     for index, load in enumerate(ask_load()):
         busy = "?" if load.busy is None else f"{100 * load.busy:.0f}"

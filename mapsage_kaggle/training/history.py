@@ -1,4 +1,4 @@
-"""What the earlier sessions of a run have left, kept beside the new one's."""
+"""Carry what a run's earlier sessions have left over to the new one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mapsage_kaggle.records import PACKED, SessionRecord, read_packed, read_reco
 
 MAX_CARRIED, MAX_CARRIED_BYTES = 200, 50_000_000
 MAX_OWN_FILES = 40
-"""Sessions whose record, config and events are files of their own in the history."""
+"""Sessions whose record, config and events stay unpacked in the history."""
 _MAX_CHANGES = 200
 _SESSION = re.compile(r"(?:session_[0-9]{3,6}\.json|config_[0-9]{3,6}\.py|events_[0-9]{3,6}\.jsonl)")
 _HISTORY = re.compile(rf"{_SESSION.pattern}|{re.escape(PACKED)}")
@@ -28,19 +28,19 @@ _PREDICTION = re.compile(r"[\w.-]+\.png", re.ASCII)
 
 
 def read_closed(files: WorkDir) -> SessionRecord | None:
-    """Return the record of the session that ended in a folder; None where there is none to be read."""
+    """Return the closed record of a work dir's last session; None where it is missing or unreadable."""
     record = read_record(files.session)
     return record.closed(last_word_s(read_events(files.events))) if record is not None else None
 
 
 def archive_session(folder: Path, history: Path, record: SessionRecord, *, move_events: bool) -> None:
-    """Put a session's record, config and events into the history, under its number.
+    """Copy a session's record, config and events into the history, under its index.
 
-    The record stays where it is, too: it is replaced by the next one's, and never absent.
+    ``move_events`` moves the events instead. The record stays until the next session's replaces it.
     """
     history.mkdir(exist_ok=True)
     files, index = WorkDir(folder), record.session_index
-    # Each session's file holds that session alone: else 1,000 sessions would be told 500,000 times.
+    # Without the sessions before it: else 1,000 sessions would be stored 500,000 times.
     record.evolve(previous=()).write(history / f"session_{index:03d}.json")
     if files.config.is_file():
         copy_content(files.config, history / f"config_{index:03d}.py")
@@ -53,12 +53,12 @@ def archive_session(folder: Path, history: Path, record: SessionRecord, *, move_
 
 
 def copy_content(source: Path, target: Path) -> None:
-    """Copy content only: files below the inputs are read-only, and their mode must not come along."""
+    """Copy a file without its mode: files below the inputs are read-only."""
     shutil.copyfile(source, target)
 
 
 def carry_history(files: WorkDir, source: Path | None, here: SessionRecord | None) -> None:
-    """Put away what a work dir holds of its own last session, and copy an earlier output's history.
+    """Archive a work dir's own last session, and copy the history of an earlier output.
 
     Args:
         files: The work dir of the session that begins.
@@ -67,7 +67,7 @@ def carry_history(files: WorkDir, source: Path | None, here: SessionRecord | Non
     """
     history = files.history
     if here is not None:
-        here.write(files.session)  # closed, before the events that tell its end are put away
+        here.write(files.session)  # closed, before the events that tell its end are moved
         archive_session(files.path, history, here, move_events=True)
     else:
         files.events.unlink(missing_ok=True)
@@ -86,7 +86,7 @@ def carry_history(files: WorkDir, source: Path | None, here: SessionRecord | Non
 
 
 def _carry(source: Path, target: Path, wanted: re.Pattern[str]) -> None:
-    """Copy what has a known name, newest first, as far as there is room: a stranger's may hold anything."""
+    """Copy files of known names, last names first, up to the limits: a stranger's may hold anything."""
     try:
         entries = sorted(os.scandir(source), key=lambda entry: entry.name, reverse=True)
     except OSError:
@@ -103,10 +103,10 @@ def _carry(source: Path, target: Path, wanted: re.Pattern[str]) -> None:
 
 
 def pack_history(history: Path) -> None:
-    """Put the files of all but the newest sessions into one, so that a long run stays few files.
+    """Pack the files of all but the newest sessions into one, to keep the output of a long run few files.
 
-    Where even that is too much, the oldest sessions lose their events and configs; their records are in
-    every later one's ``previous``.
+    Beyond its limit in bytes the oldest sessions lose their events and configs; their records are in every
+    later one's ``previous``.
     """
     numbered = {
         path: int(path.stem.rpartition("_")[2])
@@ -119,7 +119,7 @@ def pack_history(history: Path) -> None:
     members: dict[str, bytes] = {}
     try:
         members.update(read_packed(history / PACKED))
-    except ValueError:  # kept, under a name that is never written: somebody may mend it
+    except ValueError:  # kept, under a name that is never written: it may be repairable
         (history / PACKED).replace(history / f"{PACKED}.unreadable")
     moved = [path for path, number in numbered.items() if number <= old[-1]]
     members |= {path.name: path.read_bytes() for path in moved}
@@ -129,7 +129,7 @@ def pack_history(history: Path) -> None:
 
 
 def carry_best(store: CheckpointStore, record: SessionRecord, source: Path) -> str:
-    """Copy the best checkpoint of an earlier output; return what stood against it, empty where nothing."""
+    """Copy the best checkpoint of an earlier output; return what prevented that, or an empty string."""
     best = record.best
     if best is None or best.metric is None or best.value is None or not (source / best.file).is_file():
         return ""
@@ -149,17 +149,16 @@ def carry_best(store: CheckpointStore, record: SessionRecord, source: Path) -> s
 
 
 def carry_resumed(files: WorkDir, store: CheckpointStore, choice: Choice, record: SessionRecord) -> str:
-    """Put the checkpoint that was resumed into this output, where no newer one has come.
+    """Copy the resumed checkpoint into this output unless there is a newer one.
 
     Args:
         files: The work dir of the session that ends.
         store: Its checkpoints; locked.
         choice: What the session started from.
-        record: Its record, which is written anew with what is handed over.
+        record: Its record, rewritten with what is handed over.
 
     Returns:
-        What stood against it, empty where nothing: the record comes all the same, and what was resumed
-        is still attached.
+        What prevented that, or an empty string. It is not fatal: what was resumed is still attached.
     """
     if choice.action != "resume" or choice.checkpoint is None or choice.inspection is None:
         return ""
@@ -176,12 +175,12 @@ def carry_resumed(files: WorkDir, store: CheckpointStore, choice: Choice, record
 
 
 def changes_since(files: WorkDir, before: Path | None, record: SessionRecord | None) -> tuple[str, ...]:
-    """Return what differs from the config of the session before, one line each.
+    """Return the differences from the config of the session before, one line each.
 
     Args:
         files: The work dir, with the config of the session that begins.
         before: The folder of the session before; None where there is none.
-        record: Its record.
+        record: Its record; without one nothing is compared.
     """
     if before is None:
         return ()

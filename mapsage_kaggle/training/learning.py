@@ -1,4 +1,4 @@
-"""What a session learns of its machine: what memory holds, what things cost, and what was done about it."""
+"""What a session learns about its machine: what fits in memory, what takes how long, what was adapted."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mapsage_kaggle.training.prepare import Prepared, memory_of
 
 
 class Learning:
-    """What the sessions before have learned, and this one as it goes on.
+    """What earlier sessions have learned, updated as this one trains.
 
     Attributes:
-        ladder: What is tried now.
-        steps: What was done to go on, one sentence each.
+        ladder: The settings in use.
+        steps: What was done to keep going, one sentence each.
         pace: Seconds, by the names of :meth:`mapsage_kaggle.pace.Pace.learned`.
     """
 
@@ -42,7 +42,7 @@ class Learning:
         self._machine = memory_of(prepared.machine, facts.ranks_here if facts.on_gpu else 0, facts.ranks_here)
 
     def learned(self) -> Learned:
-        """Return what the record says."""
+        """Return what the record keeps."""
         rung = self.ladder.validation_rung
         machine: Mapping[str, Any] | None = self._memory.machine
         return replace(
@@ -56,17 +56,17 @@ class Learning:
         )
 
     def tried(self) -> Learned:
-        """Return what will be learned of memory once an iteration is done as it is tried now."""
+        """Return what one iteration with the settings in use would prove about memory."""
         whole = self.ladder.micro_batch * self._world_size >= self._effective_batch
         micro_batch, with_cp = None if whole else self.ladder.micro_batch, self.ladder.with_cp or None
         machine = self._machine if micro_batch is not None or with_cp else None
         return Learned(micro_batch=micro_batch, with_cp=with_cp, machine=machine)
 
     def has_trained(self) -> None:
-        """Take note that an iteration is done as it is tried now."""
+        """Note that an iteration was done with the settings in use."""
         self._memory = self.tried()
 
     def measure_finish(self, seconds: float) -> None:
-        """Take note of how long it took to hand over once training had ended."""
+        """Note how long the hand-over took once training had ended."""
         expected_s = decaying_maximum(self.pace.get("finish_s"), seconds)
         self.pace = {**self.pace, "finish_s": round(expected_s, 3)}

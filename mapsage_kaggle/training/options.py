@@ -1,6 +1,6 @@
-"""What a person may ask of a session: the commands' arguments and the notebook's parameters come from here.
+"""The options of a session, from which the commands' arguments and the notebook's parameters are made.
 
-Imported by whatever shows help: it loads nothing that takes time.
+Imported to show help, so it imports nothing slow.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _HANDLE = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9-]{4,48}[a-z0-9]")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameter:
-    """How a person asks for one of the :class:`Options`.
+    """How one of the :class:`Options` is given, on the command line and in the notebook.
 
     Attributes:
-        field: The field of :class:`Options` that it becomes.
-        flag: Of the command line.
-        argument: The rest of argparse's ``add_argument``.
-        read: Turns what was given into the field's value.
-        least: The lowest number that means something.
-        plans: Whether it changes the plan already, and so is one of ``patch``, too.
+        field: The field of :class:`Options`.
+        flag: On the command line.
+        argument: The other arguments of argparse's ``add_argument``.
+        read: Converts what was given to the field's type.
+        least: The lowest valid number.
+        plans: Whether it affects the plan, so that ``patch`` takes it, too.
         in_notebook: Whether the notebook's parameters cell has it.
         in_form: Whether the notebook's form has it.
     """
@@ -46,12 +46,12 @@ class Parameter:
 
     @property
     def name(self) -> str:
-        """Its name among argparse's, and, in capitals, in the notebook."""
+        """Its ``dest`` in argparse and, in capitals, its name in the notebook."""
         return str(self.argument.get("dest") or self.flag.removeprefix("--").replace("-", "_"))
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values that it may have; empty where that is not a matter of choice."""
+        """The values that it may have; empty for any."""
         return tuple(self.argument.get("choices", ()))
 
 
@@ -112,48 +112,45 @@ def _option(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """What a person may ask of a session. Defaults are right for Kaggle.
+    """What is asked of a session. The defaults suit Kaggle.
 
     Attributes:
         config: The training config.
         resume: ``auto``, ``require``, ``never``, or the file to resume from.
-        run: The run to go on with, by its id, where several are attached.
+        run: The id of the run to continue, where several are attached.
         allow_weights_only: Whether weights alone may be taken where nothing can be resumed.
-        weights_only: Take only the weights of the file that ``resume`` names, even where it could be
-            resumed.
-        expect_iteration: The iteration that must be resumed from, else nothing is trained.
-        extend_to: A new, later end for the run.
+        weights_only: Take only the weights of the file that ``resume`` names, even if it is resumable.
+        expect_iteration: The iteration to resume from; any other is refused.
+        extend_to: A new, later end for the run, in iterations.
         session_limit_s: How long the platform lets the session live.
-        reserve_s: What is kept free at its end.
+        reserve_s: The time kept free at its end.
         work_dir: Where to write; by default ``<working>/work_dirs/<config name>``.
         gpus: ``auto`` or a number, on this machine; 0 trains on the CPU.
-        cpu_ranks: Workers on this machine where it trains on the CPU.
-        threads: CPU threads per rank; by default those of the run's earlier sessions, else the cores.
-        hang_after_s: How long training may say nothing before it is started again.
-        nnodes: Machines that train together, with as many workers each.
-        node_rank: This machine's number. Machine 0 chooses the checkpoint and keeps what is saved;
-            the others take over from it what they start from, and write only their own log, beside
-            the work dir, in one that ends in ``-node<number>``.
+        cpu_ranks: Ranks on this machine where it trains on the CPU.
+        threads: CPU threads per rank; by default as in earlier sessions, else its share of the cores.
+        hang_after_s: Silence after which training is taken for hung, and restarted.
+        nnodes: Machines that train together, with equally many ranks each.
+        node_rank: This machine's number. Machine 0 chooses the checkpoint and saves; the others receive
+            theirs from it, and write only a log, to a work dir of their own, ``…-node<number>``.
         rdzv_endpoint: ``host:port`` where they meet.
         deterministic: Whether only deterministic algorithms may run on a GPU.
         fast: Whether the kit may swap in its own, faster parts.
-        precision: ``auto`` leaves it to the config and, where that is silent, to what the GPUs are faster
-            in; else what is computed in, whatever the config says.
+        precision: ``auto`` is the config's or, where it states none, what the GPUs are faster in; any
+            other overrides the config.
         on_bad_image: ``fail`` or ``skip``.
         on_changed_data: ``go-on`` or ``fail``, where the training data are not those of the checkpoint.
-        on_memory: ``adapt`` goes on with smaller micro-batches, ``fail`` ends where memory runs out.
-        micro_batch: Images per forward pass and rank to begin with, whatever earlier sessions have
-            learned of memory; None for what they learned, else the whole share of a rank.
-        save_every_s: Seconds between checkpoints by the clock; 0 for none.
-        budget_bytes: What the work dir may hold in checkpoints.
-        report: Whether the report is drawn at the session's end.
-        code: Folders whose modules the config may import, besides what came with it. One that holds a
-            package that is installed, too, goes before that.
+        on_memory: ``adapt`` continues with smaller micro-batches where memory runs out, ``fail`` ends.
+        micro_batch: Images per forward pass and rank to begin with; None for what earlier sessions
+            learned to fit, else a rank's whole share of the batch.
+        save_every_s: Seconds between time-based checkpoints; 0 for none.
+        budget_bytes: What the checkpoints in the work dir may take.
+        report: Whether to draw the report at the session's end.
+        code: Folders whose modules the config may import, besides those that came with it. One that
+            shadows an installed package takes precedence over it.
         pass_env: Environment variables that children get although they look like credentials.
-        track: The tracker that shows the run as one over all its sessions; empty for none but the config's.
-        upload_to: The data set, ``owner/slug``, that the newest checkpoint is uploaded to while training
-            goes on; None for none.
-        upload_every_s: Seconds from one upload to the next.
+        track: A tracker that shows all sessions as one run; empty for only the config's own.
+        upload_to: The data set, ``owner/slug``, to upload the newest checkpoint to during training.
+        upload_every_s: Seconds between uploads.
         overrides: ``key=value`` with dotted keys.
     """
 
@@ -264,18 +261,18 @@ class Options:
 
 
 PARAMETERS = tuple(Parameter(field=item.name, **item.metadata) for item in fields(Options) if item.metadata)
-"""What a person may ask for, in the order in which help tells it."""
+"""In the order of ``--help``."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, planning: bool = False) -> None:
-    """Add the arguments of ``train``, or those of them that ``patch`` has, too."""
+    """Add the arguments of ``train``; with ``planning`` only those that ``patch`` has, too."""
     for item in PARAMETERS:
         if item.plans or not planning:
             _add(parser, item)
 
 
 def add_argument(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add one of them, by the name of its field, to another command."""
+    """Add one of them, by its field's name, to another command."""
     [item] = [item for item in PARAMETERS if item.field == name]
     _add(parser, item)
 
@@ -287,10 +284,10 @@ def _add(parser: argparse.ArgumentParser, item: Parameter) -> None:
 
 
 def options_from(config: Path, asked: Mapping[str, Any]) -> Options:
-    """Return the options that arguments or parameters ask for, by their names.
+    """Return the options that arguments or parameters, given by name, ask for.
 
     Raises:
-        UsageError: One cannot be read.
+        UsageError: A value cannot be parsed.
     """
     values: dict[str, Any] = {}
     for item in PARAMETERS:
@@ -309,8 +306,8 @@ def options_from(config: Path, asked: Mapping[str, Any]) -> Options:
 def in_notebook(template: str) -> str:
     """Return a message's template with the notebook's parameters where it names the command's options.
 
-    ``start anew with --resume never`` becomes ``start anew with RESUME = "never"``; an option that is
-    named without a value becomes the parameter's name, and one that no parameter has stays.
+    ``start anew with --resume never`` becomes ``start anew with RESUME = "never"``; an option without a
+    value becomes the parameter's name, and one that is no parameter stays.
     """
     by_flag = {item.flag: item for item in PARAMETERS if item.in_notebook}
 
@@ -335,7 +332,7 @@ _OPTION = re.compile(r"(?P<flag>--[a-z][a-z-]*[a-z])(?:(?P<space> )(?P<value>\{\
 
 
 def option_text(options: Options, asked: Parameter) -> str:
-    """Return an option as a person writes it."""
+    """Return an option's value as a person writes it."""
     from mapsage_kaggle.clock import format_duration
 
     value = getattr(options, asked.field)
@@ -343,10 +340,10 @@ def option_text(options: Options, asked: Parameter) -> str:
 
 
 def check_options(options: Options) -> None:
-    """Look at what can be told of the options without looking at anything else.
+    """Check the options as far as that is possible without config, machine or checkpoints.
 
     Raises:
-        UsageError: One has a value that means nothing.
+        UsageError: One is out of range, or two contradict each other.
     """
     for item in PARAMETERS:
         value = getattr(options, item.field)
@@ -377,7 +374,7 @@ def check_options(options: Options) -> None:
 
 
 def check_handle(handle: str) -> str:
-    """Return a data set's ``owner/slug`` if Kaggle would take it.
+    """Return a data set's ``owner/slug`` if Kaggle would accept it.
 
     Raises:
         UsageError: It would not.

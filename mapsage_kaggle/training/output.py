@@ -1,7 +1,7 @@
-"""A session's output is counted while it grows: Kaggle drops files beyond 500 without a word.
+"""Count a session's output while it grows: Kaggle silently drops files beyond 500.
 
-What writes pictures by the hundred (``SegVisualizationHook(draw=True)``, a hook of a person's own) cannot be
-known beforehand. Folders of a work dir that fill with pictures are packed, each into a few archives.
+What writes pictures by the hundred (``SegVisualizationHook(draw=True)``, a custom hook) cannot be known
+beforehand. Folders of a work dir that fill with pictures are packed into a few archives each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LOOK_EVERY_S = 30.0
 MANY_PICTURES = 100
 """A folder with more pictures is packed."""
 SETTLED_S = 2.0
-"""A picture that is younger may still be being written."""
+"""A younger picture may not be complete yet."""
 _MAX_AT_ONCE = 2000
 _PICTURES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp"))
 _UNFINISHED = ".unfinished.zip"
@@ -32,9 +32,9 @@ class OutputWatch:
     """Counts and packs, every half minute and at the end.
 
     Args:
-        work_dir: Whose folders are packed.
-        output: What Kaggle keeps.
-        warn: Told what a person should know, each once.
+        work_dir: Its folders are packed.
+        output: The folder that Kaggle keeps.
+        warn: Called with each warning, once.
     """
 
     def __init__(self, work_dir: Path, output: Path, warn: Callable[[str], None]) -> None:
@@ -45,15 +45,15 @@ class OutputWatch:
         self._told: set[str] = set()
 
     def look_now_and_then(self) -> None:
-        """Look where the last time is long enough ago."""
+        """Look unless the last time was less than ``LOOK_EVERY_S`` ago."""
         if time.monotonic() - self._looked_s >= LOOK_EVERY_S:
             self.look()
 
     def look(self, *, at_the_end: bool = False) -> None:
-        """Pack what is much, and say what is too much all the same.
+        """Pack folders full of pictures, and warn of an output that is too large all the same.
 
         Args:
-            at_the_end: Whether nothing is being written any more.
+            at_the_end: Whether nothing is written any more.
         """
         settled_s = time.time() - (0.0 if at_the_end else SETTLED_S)
         for folder, pictures in self._folders_of_pictures():
@@ -83,7 +83,7 @@ class OutputWatch:
         self._looked_s = time.monotonic()
 
     def _folders_of_pictures(self) -> list[tuple[Path, list[str]]]:
-        """Return the folders of the work dir that are not the kit's own, each with its pictures."""
+        """Return the folders of the work dir except the kit's own, each with its pictures."""
         found = []
         own = (self._files.predictions, self._files.history, self._files.evaluation)
         for place, folders, names in os.walk(self._files.path):
@@ -93,9 +93,9 @@ class OutputWatch:
         return found
 
     def _pack(self, folder: Path, pictures: list[str], settled_s: float) -> None:
-        """Put pictures into an archive, and remove them once that has its name."""
+        """Move pictures into an archive; they are removed once it is complete."""
         for stray in folder.glob(f"*{_UNFINISHED}"):
-            stray.unlink(missing_ok=True)  # of a session that was killed meanwhile
+            stray.unlink(missing_ok=True)  # left by a session that was killed
         packed: list[Path] = []
         number = 1 + sum(1 for _ in folder.glob("pictures_*.zip"))
         archive = folder / f"pictures_{number:03d}.zip"

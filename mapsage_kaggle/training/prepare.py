@@ -41,7 +41,7 @@ MOUNT_WAIT_S = 60.0
 
 
 _MORE_MEMORY = 1.1
-"""By this factor; torch and the driver do not state the same card's memory alike."""
+"""The factor that counts as more; torch and the driver state a card's memory differently."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +56,7 @@ class Discovery:
         report: What was found in the inputs.
         choice: What the session starts from, and why.
         work_dir: Where it will write.
-        shapes: What the config's model is made of, once that is asked for.
+        shapes: The config's model, built on demand.
     """
 
     options: Options
@@ -91,17 +91,15 @@ class Prepared:
 
     @property
     def options(self) -> Options:
-        """What was asked."""
         return self.discovery.options
 
     @property
     def work_dir(self) -> Path:
-        """Where it writes."""
         return self.discovery.work_dir
 
     @property
     def start_iteration(self) -> int:
-        """Iterations done when it begins."""
+        """Iterations done when the session begins."""
         choice = self.discovery.choice
         if choice.action != "resume" or choice.inspection is None:
             return 0
@@ -115,19 +113,19 @@ def discover(
     on_wait: Callable[[str], None] | None = None,
     record_refusals: bool = True,
 ) -> Discovery:
-    """Find the checkpoints that are attached or here, and choose what to start from.
+    """Find the checkpoints in the inputs and the work dir, and choose what to start from.
 
     Args:
         options: What was asked.
         paths: Kaggle's folders; by default those of this machine.
-        on_wait: Told what is being waited for.
+        on_wait: Called with what is being waited for.
         record_refusals: Whether a refusal leaves a record in the work dir; False writes nothing.
 
     Raises:
-        UsageError: An option has a value that means nothing.
-        ConfigError: The config does not parse, or cannot be trained by the kit.
-        CheckpointError: No acceptable checkpoint where one is needed. Nothing is trained; the work
-            dir gets a record that says ``refused``.
+        UsageError: An option is out of range, or two contradict each other.
+        ConfigError: The config does not parse, or the kit cannot train it.
+        MachineError: A package that the config needs is not installed.
+        CheckpointError: No acceptable checkpoint where one is needed.
     """
     check_options(options)
     paths = paths or KagglePaths.from_environment()
@@ -136,7 +134,7 @@ def discover(
     cfg = read_config(options.config, options.overrides)
     work_dir = (options.work_dir or paths.work_dir(options.config)).absolute()
     if options.node_rank > 0:
-        # Also right where the machines share the folder.
+        # Also where the machines share the folder.
         work_dir = work_dir.with_name(f"{work_dir.name}-node{options.node_rank}")
     with _refusals(work_dir, cfg, options, record=record_refusals):
         max_iters = check_trainable(cfg, options.config, lambda: count_images(cfg, paths.input))
@@ -211,7 +209,7 @@ def _find_and_choose(
             raise CheckpointError(joined_by(" ", (missing, error.problem)), error.remedy) from error
         if found:
             raise
-        # What was found is told file by file; where nothing was, it matters where that was.
+        # What was found is listed file by file; where nothing was, it matters where that was.
         raise CheckpointError(
             Message("{problem} Searched: {inputs}, {work_dir}.", error.problem, paths.input, work_dir),
             error.remedy,
@@ -238,17 +236,17 @@ def prepare(
     clock: SessionClock | None = None,
     to_train: bool = True,
 ) -> Prepared:
-    """Look at the machine and the data, and plan the patch for what was found.
+    """Survey the machine and the data, and plan the patch for what was found.
 
     Args:
         discovery: What was found.
         machine: This machine, where it has been surveyed already.
-        clock: The session's time, where it is known already.
+        clock: The session's, where it is running already.
         to_train: Whether training follows: the machine must then be able to, and a refusal leaves a
             record in the work dir. False plans only, and writes nothing.
 
     Raises:
-        MachineError: The machine cannot run it: no disk, no packages, not the GPUs asked for.
+        MachineError: The machine cannot run it: no disk space, packages missing, fewer GPUs than asked for.
         ConfigError: The config cannot run here.
         DataError: The data set is missing or inconsistent.
     """
@@ -292,7 +290,7 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
     extend_to, kept = _end_of_run(discovery, options)
     warnings = (*kept, *warnings, *_not_afterwards(discovery.cfg))
     here = memory_of(machine, num_gpus, ranks_here)
-    # Records of earlier versions do not say what memory was learned of: it is kept.
+    # Records of earlier versions do not name the device: what they learned is kept.
     if learned.machine is not None and _is_roomier(here, learned.machine):
         line = Message(
             "What memory allowed on {before} is not taken over to {now}: each rank takes its "
@@ -345,10 +343,10 @@ def _not_afterwards(cfg: Config) -> tuple[str, ...]:
 
 
 def _check_worth_it(prepared: Prepared) -> None:
-    """Refuse to spend a batch session of Kaggle's on the CPU where nobody has asked for that.
+    """Refuse a Kaggle batch session on the CPU unless that was asked for.
 
     Raises:
-        MachineError: It has no GPU, and there is something left to train.
+        MachineError: It has no usable GPU, and there is something left to train.
     """
     machine, left = prepared.machine, prepared.patch.max_iters - prepared.start_iteration
     unwatched = machine.on_kaggle and machine.run_type == "batch"
@@ -365,19 +363,19 @@ def _check_worth_it(prepared: Prepared) -> None:
 
 
 def device_of(prepared: Prepared) -> str:
-    """Return the name of what a session computes on."""
+    """Return the name of the GPU that a session computes on, or ``CPU``."""
     facts = prepared.facts
     num_gpus = facts.ranks_here if facts.on_gpu else 0
     return str(memory_of(prepared.machine, num_gpus, facts.ranks_here)["device"])
 
 
 def _usable(machine: Machine) -> list[Gpu]:
-    """Return the GPUs that this torch was seen to be able to use."""
+    """Return the GPUs that this torch is known to support."""
     return [gpu for gpu in machine.gpus if gpu.supported is True]
 
 
 def memory_of(machine: Machine, num_gpus: int, ranks_here: int) -> dict[str, Any]:
-    """Return what a rank has for memory: the device's name, and its bytes."""
+    """Return the ranks, their device and the bytes of memory of each; of unequal GPUs, the smallest."""
     gpus = _usable(machine)[:num_gpus]
     if not gpus:
         return {"device": "CPU", "memory_bytes": machine.ram_bytes // ranks_here, "ranks": ranks_here}
@@ -386,7 +384,7 @@ def memory_of(machine: Machine, num_gpus: int, ranks_here: int) -> dict[str, Any
 
 
 def _is_roomier(here: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    """Whether a rank has another device than the one that memory was learned of, or more of it."""
+    """Whether a rank has another device than memory was learned on, or more memory."""
     more = here["memory_bytes"] > _MORE_MEMORY * float(before.get("memory_bytes") or 0)
     return bool(here["device"] != before.get("device") or more)
 
@@ -396,7 +394,7 @@ def memory_text(memory: Mapping[str, Any]) -> str:
 
 
 def half_precision(machine: Machine, num_gpus: int) -> str:
-    """Return in which half precision all the GPUs compute faster than in float32; empty where none."""
+    """Return the half precision that is faster than float32 on all the GPUs; empty where none is."""
     capabilities = [gpu.capability or (0, 0) for gpu in _usable(machine)[:num_gpus]]
     if not capabilities or min(capabilities) < (7, 0):
         return ""  # without tensor cores there is little to gain
@@ -404,12 +402,12 @@ def half_precision(machine: Machine, num_gpus: int) -> str:
 
 
 def _has_bfloat16(machine: Machine, num_gpus: int) -> bool:
-    """Tell whether all GPUs compute in bfloat16 themselves; older ones only emulate it, slowly."""
+    """Tell whether all GPUs compute in bfloat16 natively; older ones emulate it, slowly."""
     return all((gpu.capability or (0, 0)) >= (8, 0) for gpu in _usable(machine)[:num_gpus])
 
 
 def _precision(options: Options, machine: Machine, num_gpus: int, learned: Learned) -> str:
-    """Return what is to be computed in: what is asked for, else what suits the GPUs, empty for no matter."""
+    """Return the precision asked for, else the one that suits the GPUs; empty leaves it to the config."""
     if options.precision != "auto":
         return options.precision
     if not options.fast or learned.precision == "float32":
@@ -434,13 +432,12 @@ def _check_precision(asked: str, machine: Machine, num_gpus: int) -> None:
 
 
 def _end_of_run(discovery: Discovery, options: Options) -> tuple[int | None, tuple[str, ...]]:
-    """Return the end that the schedule is to be laid out for, None for the config's, and what to say of it.
+    """Return the iteration that the schedule is laid out for, None for the config's, and warnings.
 
-    A run that has been lengthened keeps its end, without being told so in every session.
+    A run that was extended keeps its end, without ``--extend-to`` in every session.
 
     Raises:
-        ConfigError: The config's end is later than that of the run in the checkpoint: the learning rate
-            would stay at the old end.
+        ConfigError: The config ends later than the run in the checkpoint, whose learning rate is 0 there.
     """
     choice = discovery.choice
     if choice.action != "resume" or options.extend_to is not None:
@@ -482,7 +479,7 @@ def _end_of_run(discovery: Discovery, options: Options) -> tuple[int | None, tup
 
 @contextmanager
 def _refusals(work_dir: Path, cfg: Config, options: Options, *, record: bool) -> Iterator[None]:
-    """Leave a record of what is refused on the way, and raise it all the same."""
+    """Record what is refused within, and raise it all the same."""
     try:
         yield
     except MapsageError as error:
@@ -492,7 +489,7 @@ def _refusals(work_dir: Path, cfg: Config, options: Options, *, record: bool) ->
 
 
 def _write_refusal(work_dir: Path, cfg: Config, options: Options, error: MapsageError) -> None:
-    """Leave a record that says ``refused``; what an earlier record points to stays in it."""
+    """Write a record that says ``refused``; what an earlier record points to stays in it."""
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
         files = WorkDir(work_dir)

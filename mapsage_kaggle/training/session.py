@@ -55,20 +55,20 @@ from mapsage_kaggle.training.tracking import tracking
 _REFUSALS: Mapping[int, type[MapsageError]] = {
     cls.exit_code: cls for cls in (ConfigError, CheckpointError, MachineError)
 }
-"""What a child refuses before it trains, by the exit code that it gives."""
+"""The error of a child's refusal to train, by its exit code."""
 IN_USE_S = 1.0
-"""A temporary file that is younger may be about to get its name, such as a request to stop."""
+"""A younger temporary file may be about to be renamed, such as a stop request."""
 
 
 class SessionRun:
     """One session: :meth:`begin`, :meth:`run_children`, and then :meth:`end`, however they ended.
 
     Attributes:
-        prepared: What it was prepared as; with the settings of the newest child.
+        prepared: As prepared, with the settings of the newest child.
         supervisor: Runs its children.
         files: Its work dir.
         learning: What it has learned so far.
-        record: What was written last.
+        record: As last written.
     """
 
     def __init__(self, prepared: Prepared, supervisor: Supervisor) -> None:
@@ -82,7 +82,11 @@ class SessionRun:
     # -- before
 
     def begin(self) -> None:
-        """Make the work dir, carry the history over, and write the first record."""
+        """Make the work dir, carry the history over, and write the first record.
+
+        Raises:
+            MachineError: The work dir cannot be made, or another process holds it.
+        """
         prepared, choice = self.prepared, self.prepared.discovery.choice
         try:
             self.files.path.mkdir(parents=True, exist_ok=True)
@@ -174,7 +178,7 @@ class SessionRun:
     # -- children
 
     def run_children(self) -> tuple[Outcome, str]:
-        """Train with one child after another until one ends in good order, or nothing helps."""
+        """Run children until one ends in good order, or nothing helps; return its outcome and a message."""
         prepared = self.prepared
         done = prepared.start_iteration >= prepared.patch.max_iters
         choice = prepared.discovery.choice
@@ -188,7 +192,7 @@ class SessionRun:
             if stopped_by and choice.action == "resume" and prepared.options.extend_to is None:
                 message = early_text(prepared.start_iteration, prepared.patch.max_iters, stopped_by)
                 return Outcome(kind="done", reason="early", iteration=prepared.start_iteration), message
-        # Whatever came before the first child is part of starting.
+        # Everything before the first child counts as start-up.
         before = {"start_up": round(prepared.clock.elapsed_s(), 2)}
         self.record = self.record.evolve(timings_s=before)
         self.record.write(self.files.session)
@@ -208,7 +212,7 @@ class SessionRun:
             self.record = self.record.evolve(timings_s=timings)
             if outcome.trained > 0:
                 self.learning.has_trained()
-            # Only one that ended in good order says it; of others, the record has what was measured last.
+            # Only one that ended in good order reports it; for others, the record has what was measured last.
             self.learning.pace = outcome.data.get("pace") or self.record.learned.pace or self.learning.pace
             step = decide_next(
                 self.learning.ladder,
@@ -235,14 +239,14 @@ class SessionRun:
         return self.supervisor.stopping
 
     def _stopped_before_a_child(self, last: Outcome | None) -> tuple[Outcome, str]:
-        """Return the end that a person asked for where no child was running; ``last`` was the one before."""
+        """Return the outcome of a stop request while no child was running; ``last`` is the one before."""
         message = Message("Stopped on request before training began.")
         if last is not None:
             message = Message("{message} Stopped on request before it was tried again.", last.message)
         return self._end_without_a_child("user", last), message
 
     def _late_for_a_child(self, last: Outcome | None) -> tuple[Outcome, str]:
-        """Return the end of a session whose time was up where no child was running."""
+        """Return the outcome where time was up while no child was running."""
         message = Message("The session's time was up before training began.")
         if last is not None:
             message = Message("{message} The session's time was up before it was tried again.", last.message)
@@ -259,7 +263,7 @@ class SessionRun:
         )
 
     def _next_spec(self) -> ChildSpec:
-        """Return the spec of a child that goes on from the newest proven checkpoint."""
+        """Plan anew as adapted; return the spec of a child that resumes from the newest sound checkpoint."""
         newest = self._newest_sound()
         prepared, ladder = self.prepared, self.learning.ladder
         spec = next_spec(prepared, self.record, self.learning, newest)
@@ -272,7 +276,7 @@ class SessionRun:
             if ladder.workers < prepared.patch.num_workers
             else prepared.facts.most_workers,
             precision="" if ladder.float32 else prepared.facts.precision,
-            # Also where the one that a child before went on from is damaged: then it is the first again.
+            # What the last child resumed from may be damaged by now: then it is the first child's again.
             action=spec.action,
             checkpoint=spec.checkpoint,
         )
@@ -286,14 +290,14 @@ class SessionRun:
             exactness=exactness_of(
                 self.prepared, self.record.exactness, self.record.versions, same_session=True
             ),
-            # A child that took us for gone has closed the record.
+            # A child that lost its supervisor has closed the record.
             stop_reason="running", exit_code=None, message="", ended_s=None,
         )  # fmt: skip
         self.record.write(self.files.session)
         return spec
 
     def _newest_sound(self) -> CheckpointRef | None:
-        """Return the newest checkpoint of this work dir that still is what was proven."""
+        """Return the newest checkpoint of this work dir that is still what was proven."""
         with self._store() as store:
             for ref in sorted(store.proven(), key=lambda ref: ref.iteration, reverse=True):
                 if ref.metric is not None:
@@ -317,11 +321,11 @@ class SessionRun:
     # -- after
 
     def end(self, outcome: Outcome, message: str) -> SessionRecord:
-        """Make sure that the output alone is enough to go on from, and write the last record.
+        """Make sure that the run can be resumed from the output alone, and write the final record.
 
         Raises:
-            TrainingError: It failed and there is nothing new to hand over.
-            ConfigError, CheckpointError, MachineError: A child refused to train for such a reason.
+            TrainingError: It failed with nothing new to hand over.
+            ConfigError, CheckpointError, MachineError: The same, where a child refused to train.
         """
         best = self._carry_checkpoint()
         self.supervisor.output.look(at_the_end=True)
@@ -350,7 +354,7 @@ class SessionRun:
         if self.prepared.options.report:
             self._write_report()
         if outcome.last_event_s is not None:
-            # What the next session must leave for all this.
+            # What the next session must reserve for all this.
             self.learning.measure_finish(time.time() - outcome.last_event_s)
             record = record.evolve(learned=self.learning.learned())
             record.write(self.files.session)
@@ -363,7 +367,7 @@ class SessionRun:
         return record
 
     def _write_report(self) -> None:
-        """Draw the report. A picture that fails must not cost a session its good end."""
+        """Draw the report; where that fails, the session must still end in good order."""
         from mapsage_kaggle.display.report import write_report
 
         try:
@@ -373,7 +377,7 @@ class SessionRun:
             self._emit("warning", self.record.end_iteration, message=message)
 
     def _carry_checkpoint(self) -> CheckpointRef | None:
-        """Put what was resumed into this output where nothing newer came; return the best that is sound."""
+        """Hand on the resumed checkpoint unless there is a newer one; return the best that is sound."""
         choice = self.prepared.discovery.choice
         with self._store() as store:
             problem = ""

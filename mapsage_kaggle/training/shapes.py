@@ -1,4 +1,4 @@
-"""What a config's model is made of, asked of a child that may import torch."""
+"""The shapes and traits of a config's model, which is built in a child that may import torch."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SHAPES_TIMEOUT_S = 180.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuiltModel:
-    """A config's model as it is built.
+    """What is known of a config's model once it is built.
 
     Attributes:
         shapes: Shape of every parameter and buffer, by name.
         classes: Those of the config's data set; None where unknown.
-        traits: What bears on splitting its batch.
+        traits: What matters for splitting its batch.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -40,7 +40,7 @@ class BuiltModel:
 
 
 class LazyShapes:
-    """Builds the config's model only once something has to be known of it."""
+    """Builds the config's model on demand, once."""
 
     def __init__(
         self,
@@ -58,13 +58,13 @@ class LazyShapes:
         self._built: BuiltModel | None = None
 
     def look(self) -> BuiltModel:
-        """Return what is to be known of the model; raises what :func:`look_at_model` raises."""
+        """Return the built model; raises what :func:`look_at_model` raises."""
         if self._built is None:
             self._built = look_at_model(self._cfg, self._source, self._scratch, self._code, self._passed)
         return self._built
 
     def can_recompute(self) -> bool:
-        """Return whether the backbone can recompute its blocks; what cannot be built can not."""
+        """Return whether the backbone can recompute its blocks; False where the model cannot be built."""
         try:
             return self.look().traits.can_recompute
         except MapsageError:
@@ -84,11 +84,11 @@ def look_at_model(
     code: CodePlaces | None = None,
     passed: Collection[str] = (),
 ) -> BuiltModel:
-    """Build the config's model in a child, and return what is to be known of it.
+    """Build the config's model in a child.
 
     Raises:
         ConfigError: The model cannot be built; the message quotes why.
-        MachineError: A package that it needs is not installed.
+        MachineError: A package is not installed, or it took longer than ``SHAPES_TIMEOUT_S``.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     file = scratch / f"shapes-{os.getpid()}.py"
@@ -124,7 +124,7 @@ def look_at_model(
 
 
 def _refusal(source: Path, error: ChildError) -> MapsageError:
-    """Return what a child that could not build a model means."""
+    """Return the error for a child that could not build the model."""
     if error.timed_out:
         return MachineError(
             Message(
@@ -145,6 +145,6 @@ def _refusal(source: Path, error: ChildError) -> MapsageError:
 
 
 def _own_classes(data: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the classes that a data set's config states itself, if it does."""
+    """Return the classes that a data set's config states itself, if any."""
     metainfo = data.get("metainfo")
     return tuple(metainfo.get("classes", ())) if isinstance(metainfo, Mapping) else ()

@@ -1,4 +1,4 @@
-"""Starts a training child, watches it, ends it in good order, and decides whether to start another."""
+"""Start a training child, watch it, and end it in good order."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from mapsage_kaggle.training.output import OutputWatch
 STOP_GRACE_S = 180.0
 """How long a child that was asked to stop may take to save before it is killed."""
 EXPLAIN_S = 60.0
-"""How long what a silent child is doing is looked at; by then it is ended all the same."""
+"""How long to look at what a silent child is doing before it is ended all the same."""
 TERMINATION_S = 20.0
 """How long torchrun may take to end its workers when we end it."""
 UNKNOWN_GRACE_S = 10.0
-"""How long a process that has not said that it is a worker may live on: it has nothing to save."""
+"""How long a process that never announced itself as a worker may live on: it has nothing to save."""
 HANG_FACTOR = 20.0
 HANG_LEAST_S = 600.0
-"""A child is taken for hung after this long without an event, or longer where iterations are slow."""
+"""Silence for this long, or for so many iterations if that is longer, is taken for a hang."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,9 +58,9 @@ class Launch:
         threads: Per rank, pinned.
         gpus: Whether each rank gets a GPU; else none is visible.
         code: Where the config's own modules are imported from.
-        passed: Names of credentials that the child gets all the same.
-        tracking: What its trackers need in the environment, a key among it.
-        scratch: For what libraries cache.
+        passed: Environment variables that the child gets although they look like credentials.
+        tracking: Environment variables for its trackers, an API key among them.
+        scratch: For caches of libraries.
         nnodes: Machines, as torchrun takes it.
         node_rank: This machine's number.
         rdzv_endpoint: ``host:port`` where the machines meet; empty for one machine.
@@ -83,7 +83,6 @@ class Launch:
 
     @property
     def several_machines(self) -> bool:
-        """Whether this machine has to meet others."""
         return self.nnodes > 1 or bool(self.rdzv_endpoint)
 
     def command(self) -> list[str]:
@@ -103,7 +102,6 @@ class Launch:
         return [*command, "-m", *self.code.start("mapsage_kaggle.engine.worker"), str(self.spec)]
 
     def environment(self, environ: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Return the child's environment."""
         env = child_environment(
             threads=self.threads,
             scratch=self.scratch,
@@ -117,7 +115,7 @@ class Launch:
             # Ranks of one machine need no network, and its own name may not resolve.
             env.setdefault("GLOO_SOCKET_IFNAME", "lo")
         if self.gpus and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(env):
-            # Segments that grow leave no gaps that are too small for the next allocation.
+            # Against fragmentation: a segment that grows leaves no gaps too small for the next allocation.
             env["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
         if self.deterministic:
             env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
@@ -129,10 +127,10 @@ class Supervisor:
 
     Args:
         work_dir: Where the child writes.
-        clock: The session's time; a child that ignores it is ended at the limit.
-        hang_after_s: How long a child may say nothing, at least, before it is taken for hung.
-        output: What Kaggle keeps; by default the work dir.
-        sinks: Told of every event, from the supervising thread. One that raises is told no more.
+        clock: The session's; a child that ignores it is ended when the output must be saved.
+        sinks: Receive every event, in the supervising thread. One that raises is dropped.
+        hang_after_s: The least silence that is taken for a hang.
+        output: The folder that Kaggle keeps; by default the work dir.
     """
 
     def __init__(
@@ -163,28 +161,27 @@ class Supervisor:
         self._stop.set()
 
     def request_save(self) -> None:
-        """Ask the child for a checkpoint now."""
+        """Ask the child to save a checkpoint now."""
         ask_save(self._files)
 
     def kill(self) -> None:
-        """End the child at once; what is proven stays."""
+        """Kill the child at once; what is proven stays."""
         self._stop.set()
         self._kill.set()
 
     @property
     def stopping(self) -> bool:
-        """Whether a stop was asked for, here or by the file in the work dir."""
+        """Whether a stop was requested, here or by the file in the work dir."""
         return self._stop.is_set() or self._files.stop_request.exists()
 
     @property
     def killed(self) -> bool:
-        """Whether all is to end at once."""
         return self._kill.is_set()
 
     # -- running
 
     def run(self, launch: Launch) -> Outcome:
-        """Start a child and stay with it until it has ended, workers included."""
+        """Run a child until it has ended, workers included."""
         watch, killed_before = _Watch(self.iteration, self._hang_after_s), oom_kills() or 0
         with self._files.log.open("ab") as log:
             child = Child(
@@ -226,7 +223,7 @@ class Supervisor:
                 watch.ended_by_us = "killed"
                 return
             if self.left_to_hand_over_s() < 0:
-                # The child should have stopped by itself long ago; half the reserve is left to us.
+                # The child should have stopped by itself long ago; half the reserve is left to hand over.
                 watch.ended_by_us = "late"
                 return
             self.output.look_now_and_then()
@@ -237,7 +234,7 @@ class Supervisor:
             time.sleep(POLL_S)
 
     def _explain(self, child: Child, watch: _Watch) -> str:
-        """Have the log say what a child is doing, and return where; a look that fails ends nobody."""
+        """Log what a child is doing, and return where its ranks are; where that fails, warn."""
         found = [*filter(None, [ProcessId.of(child.pid)]), *child.descendants()]
         silent_s = watch.silent_s(time.monotonic())
         told: list[str] = []
@@ -258,17 +255,17 @@ class Supervisor:
         return told[0] if told else ""
 
     def left_to_hand_over_s(self) -> float:
-        """Return how long it is until half the reserve is left and the output must be saved."""
+        """Return the time until Kaggle must begin to save the output, to end with half the reserve left."""
         return self._clock.left_s() + 0.5 * self._clock.reserve_s - self._output_s(time.monotonic())
 
     def pass_on(self, kinds: Collection[EventKind]) -> None:
-        """Tell the sinks of events of some kinds that were written after the last child had ended."""
+        """Pass events of some kinds, written after the last child had ended, to the sinks."""
         for event in self._tail.read_new():
             if event.event in kinds:
                 self._emit_to_sinks(event)
 
     def _emit_to_sinks(self, event: Event) -> None:
-        """Tell all sinks; one that fails is told no more: a closed terminal must not end a training."""
+        """Pass an event to all sinks; one that fails is dropped: a closed terminal must not end training."""
         for sink in tuple(self._sinks):
             try:
                 sink.handle(event)
@@ -284,11 +281,11 @@ class Supervisor:
 
     def _warn(self, message: str) -> None:
         warning = Event(event="warning", iteration=self.iteration, data={"message": message})
-        with suppress(OSError, ValueError):  # a full disk must not end a training either
+        with suppress(OSError, ValueError):  # a full disk must not end training either
             EventLog(self._files.events).append(warning)
 
     def _output_s(self, now: float) -> float:
-        """Return how long Kaggle will need to save the work dir; measured every half minute."""
+        """Return how long Kaggle will need to save the checkpoints; measured every half minute."""
         if now - self._output_measured_s > 30.0:
             self._output_measured_s = now
             self._output_bytes = float(sum(map(_size_bytes, self._files.path.glob("*.pth"))))
@@ -301,7 +298,7 @@ class Supervisor:
 
     def _end(self, child: Child, watch: _Watch) -> None:
         """Make sure that nothing of the child is left: torchrun, its workers, their data workers."""
-        # Workers have sessions of their own, and one that has only just been started has not said so yet.
+        # Workers have sessions of their own, and one just started has not announced itself yet.
         left = set[ProcessId]()
         if not child.ended() and watch.ended_by_us != "killed":
             left |= child.descendants()
@@ -343,7 +340,7 @@ class _Watch:
         self._stage = "training"
 
     def see(self, event: Event) -> None:
-        """Take one event of the child; what the supervisor's side wrote is no sign of life."""
+        """Take one event of the child; an upload is the supervisor's, and no sign of life."""
         if event.event == "upload":
             return
         self._last_s, self.last = time.monotonic(), event
@@ -352,7 +349,7 @@ class _Watch:
             self._began = event.iteration
         elif event.event in ("iteration", "stop", "failure"):
             if self._began is None and event.event == "iteration":
-                self._began = event.iteration - 1  # of machines that only follow, no more is told
+                self._began = event.iteration - 1  # machines that only follow report no more
             self._reached = max(self._reached, event.iteration)
         if event.event == "start":
             worker = ProcessId.stated(event.data)
@@ -369,7 +366,7 @@ class _Watch:
         elif event.event == "stop":
             self._stop = event
         elif event.event == "failure" and (self._failure is None or self._failure.data.get("kind") == "peer"):
-            # The first one counts: what follows is other ranks that miss it, and they say so (``peer``).
+            # The first one counts: what follows is other ranks that lost it, which say so (``peer``).
             self._failure = event
 
     @property
@@ -379,31 +376,30 @@ class _Watch:
 
     @property
     def gained(self) -> int:
-        """Iterations by which the newest proven checkpoint is further than where the child began."""
+        """Iterations from where the child began to its newest proven checkpoint."""
         if self.proven is None or self._began is None:
             return 0
         return max(0, self.proven - self._began)
 
     def silent_s(self, now: float) -> float:
-        """Return how long nothing has been heard."""
+        """Return the time since the last event."""
         return now - self._last_s
 
     def patience_s(self) -> float:
-        """Return how long silence is normal; the first word may take longer than the next."""
+        """Return how long silence is normal: twice as long before the first iteration."""
         usual = max(self._hang_after_s, HANG_FACTOR * self._iteration_s)
         return usual * 2 if self._is_starting else usual
 
     def outcome(self, code: int | None, *, out_of_memory: bool = False, stop_asked: bool = False) -> Outcome:
-        """Return the verdict: what the child recorded counts, torchrun's exit code does not.
+        """Return the verdict: what the child recorded counts, not torchrun's exit code.
 
-        A child takes our SIGTERM for a request like any other. So its word that it was stopped on
-        request is not believed where we sent one and nobody had asked.
+        A child takes our SIGTERM for a stop request. So its report of one is not believed unless a stop
+        was asked for.
 
         Args:
             code: That exit code.
-            out_of_memory: The kernel has killed a process for want of memory while the child ran. A
-                child that it killed could say nothing.
-            stop_asked: Somebody has asked for a stop.
+            out_of_memory: Whether the OOM killer has struck while the child ran; its victim cannot report.
+            stop_asked: Whether a stop was asked for.
         """
         ours = self._stop is not None and self._stop.data.get("reason") == "user" and not stop_asked
         if self.ended_by_us == "hung" and ours:
@@ -416,8 +412,8 @@ class _Watch:
             proven=self.proven,
             gained=self.gained,
         )
-        # Workers whose torchrun was killed take us for gone, and save; but here we are, and unless they
-        # were to end anyway, they are started again.
+        # Workers whose torchrun was killed take the supervisor for gone, and save. Unless they were to
+        # end anyway, they are restarted.
         orphaned = self._stop is not None and self._stop.data.get("orphaned") and code != 0
         if self._stop is not None and (not orphaned or late or stop_asked):
             reason, message = self._stop.data.get("reason", "completed"), self._stop.data.get("message", "")

@@ -1,4 +1,4 @@
-"""What trackers need of a session: a key, and to know whether there is a network."""
+"""What trackers need: an API key, and whether there is a network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WANDB_KEY = "WANDB_API_KEY"
 
 
 def tracking(prepared: Prepared, run_id: str, environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """Return what a child's environment needs for its trackers, and what to tell a person; empty for nothing.
+    """Return environment variables for a child's trackers, and a warning or an empty string.
 
     The key comes from the environment or Kaggle's Secrets, and goes nowhere but into that environment.
     """

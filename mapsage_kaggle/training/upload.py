@@ -1,11 +1,11 @@
-"""Uploads the newest proven checkpoint to a data set while training goes on.
+"""Upload the newest proven checkpoint to a data set during training.
 
 A session that Kaggle kills may leave no output. What was uploaded before stays: a data set with a
-checkpoint and its records, which the next session takes like any output that is attached.
+checkpoint and its records, which the next session takes like any attached output.
 
-The upload itself runs in a process of its own, so that nothing that Kaggle's client does can hold
-training up, and so that it can be ended. It is off without credentials, which are read only by that
-client, where it reads them; what it says of a failure is stripped of addresses and secrets.
+The upload itself runs in a process of its own, so that Kaggle's client cannot hold training up, and can be
+ended. It is off without credentials. These are read by that client, and otherwise only to strip them, like
+addresses, from the error that is shown.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from mapsage_kaggle.training.supervisor import Supervisor
 
 LIMIT_S = 3600.0
-"""How long one upload may take while training goes on."""
+"""How long one upload may take during training."""
 LAST_LIMIT_S = 600.0
 """How long the last one may take, once training has ended; less where the session has less time left."""
 MIN_LIMIT_S = 5.0
 MAX_FAILURES = 3
-"""After so many in a row, no more is tried in this session."""
+"""After this many in a row, no more is tried in this session."""
 MAX_FILES = 50
-"""kagglehub packs more files than this into one archive first."""
+"""kagglehub first packs more files than this into one archive."""
 
 _POLL_S = 0.2
 _STAGE_TRIES = 5
@@ -60,7 +60,7 @@ def credential_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
 
 
 def has_credentials(environ: Mapping[str, str]) -> bool:
-    """Tell whether Kaggle's client would find credentials. They are not looked at."""
+    """Tell whether Kaggle's client would find credentials, without reading them."""
     if environ.get("KAGGLE_API_TOKEN") or (environ.get("KAGGLE_USERNAME") and environ.get("KAGGLE_KEY")):
         return True
     return any(_is_file(path) for path in credential_files(environ))
@@ -81,10 +81,10 @@ class Staged:
     """A folder that is ready to be uploaded.
 
     Attributes:
-        folder: Where it lies.
+        folder: Its path.
         iteration: Of its checkpoint.
-        size_bytes: Of all of it.
-        notes: What the data set's version is to be called.
+        size_bytes: Of all its files.
+        notes: The version notes.
     """
 
     folder: Path
@@ -94,23 +94,22 @@ class Staged:
 
 
 def stage(work_dir: WorkDir, folder: Path, *, after: int) -> Staged | None:
-    """Gather what a next session needs to go on from the newest proven checkpoint, and nothing else.
+    """Gather what the next session needs to resume from the newest proven checkpoint, and nothing else.
 
-    The checkpoint, the best one, a manifest of the two, the record, events and config, and the newest
-    of the history. Checkpoints are linked where that is possible, so that retention may delete them
-    meanwhile.
+    That is the checkpoint, the best one, a manifest of the two, the record, events and config, and the
+    newest of the history. Checkpoints are hard-linked where possible, so that retention may delete them.
 
     Args:
         work_dir: The session's.
-        folder: Where to; made anew.
-        after: Nothing is gathered unless there is a checkpoint beyond this iteration.
+        folder: Where to; created anew.
+        after: The iteration that the checkpoint must be beyond.
 
     Returns:
-        None where there is no newer one.
+        None where there is no such checkpoint.
 
     Raises:
-        OSError: It cannot be read or written, or no checkpoint is what its record says.
-        ValueError: The record cannot be read.
+        OSError: A file cannot be read or written, or no checkpoint is what its record says.
+        ValueError: The record cannot be parsed.
     """
     found = _take_newest(work_dir, folder, after)
     if found is None:
@@ -135,7 +134,7 @@ def stage(work_dir: WorkDir, folder: Path, *, after: int) -> Staged | None:
 
 
 def _take_newest(work_dir: WorkDir, folder: Path, after: int) -> tuple[SessionRecord, CheckpointRef] | None:
-    """Take the newest checkpoint, and the record that names it."""
+    """Stage the newest checkpoint; return the record that names it, too."""
     name = ""
     for _ in range(_STAGE_TRIES):
         record = SessionRecord.read(work_dir.session)
@@ -147,12 +146,12 @@ def _take_newest(work_dir: WorkDir, folder: Path, after: int) -> tuple[SessionRe
         if _take(work_dir.path, newest, folder):
             return record, newest
         name = newest.file
-        time.sleep(_POLL_S)  # replaced or deleted a moment ago; the record follows at once
+        time.sleep(_POLL_S)  # replaced or deleted just now; the record follows at once
     raise OSError(f"{name} is not what the session's record says")
 
 
 def _take(source: Path, ref: CheckpointRef, folder: Path) -> bool:
-    """Link or copy a checkpoint; tell whether it is there and is what was proven."""
+    """Link or copy a checkpoint; return whether it is there and is what was proven."""
     target = folder / ref.file
     try:
         try:
@@ -188,14 +187,14 @@ def _take_history(history: Path, folder: Path, most: int) -> None:
 
 
 class Uploader:
-    """Uploads now and then, in a thread, until it is told to finish.
+    """Uploads at intervals, in a thread, until :meth:`finish`.
 
     Args:
         work_dir: The session's.
-        handle: The data set, ``owner/slug``. It is made, private, where there is none.
-        every_s: Seconds from one look for a newer checkpoint to the next.
-        scratch: Where a folder may be put together.
-        after: The iteration that the session began with: what it was given need not be uploaded.
+        handle: The data set, ``owner/slug``. It is created, private, where there is none.
+        every_s: Seconds between looks for a newer checkpoint.
+        scratch: Where to stage.
+        after: The iteration that the session began with, which need not be uploaded.
         retry_s: Seconds until the last upload is tried again. Kaggle refuses a new version (403) while it
             still processes the one before (kagglehub's issue 181).
     """
@@ -223,7 +222,7 @@ class Uploader:
         self._thread = threading.Thread(target=self._run, name="mapsage-upload", daemon=True)
 
     def start(self) -> None:
-        """Begin; returns at once. Without credentials or the client, says so and stays off."""
+        """Begin; returns at once. Without credentials or the client, warns and stays off."""
         if importlib.util.find_spec("kagglehub") is None:
             self._turn_off(
                 Message("Nothing is uploaded to {handle}: kagglehub is not installed.", self._handle)
@@ -238,11 +237,11 @@ class Uploader:
             self._thread.start()
 
     def finish(self, limit_s: float, *, cancelled: Callable[[], bool] = lambda: False) -> None:
-        """Upload what is newest, where it has not been, and end; takes ``limit_s`` at most, or a little more.
+        """Upload the newest checkpoint unless that was done, and end.
 
         Args:
-            limit_s: How long that may take.
-            cancelled: Asked often; True ends it at once.
+            limit_s: How long that may take, give or take a poll.
+            cancelled: Polled; True ends it at once.
         """
         end = time.monotonic() + limit_s
         newest = self._newest()
@@ -276,7 +275,7 @@ class Uploader:
         self._emit("warning", 0, message=message)
 
     def _try(self, limit_s: float, cancelled: Callable[[], bool]) -> bool:
-        """Upload what is newest; tell whether that leaves nothing to be tried again."""
+        """Upload the newest checkpoint; return whether nothing is left to retry."""
         if self._failures >= MAX_FAILURES:
             return True
         began = time.monotonic()
@@ -326,12 +325,12 @@ class Uploader:
         try:
             EventLog(self._files.events).append(Event(event=event, iteration=iteration, data=data))
         except OSError:
-            return  # a disk that is full is told of by what needs it more
+            return  # a full disk is reported by what needs it more
 
 
 @contextmanager
 def uploads(prepared: Prepared, supervisor: Supervisor) -> Iterator[None]:
-    """Upload the newest checkpoint now and then where that is asked for, and once more at the end."""
+    """Upload the newest checkpoint at intervals, where that is asked for, and once more at the end."""
     options = prepared.options
     if options.upload_to is None or options.node_rank > 0:
         yield
@@ -354,13 +353,13 @@ def uploads(prepared: Prepared, supervisor: Supervisor) -> Iterator[None]:
 
 
 def send(staged: Staged, handle: str, *, limit_s: float, cancelled: Callable[[], bool]) -> str:
-    """Upload a folder in a process of its own; return what went wrong, or nothing.
+    """Upload a folder in a process of its own; return what went wrong, or an empty string.
 
     Args:
         staged: What to upload.
         handle: Where to, ``owner/slug``.
         limit_s: How long it may take before it is ended.
-        cancelled: Asked often; True ends it at once.
+        cancelled: Polled; True ends it at once.
     """
     module, seconds = "mapsage_kaggle.training.upload", str(int(limit_s) + 1)
     command = module_command(module, str(staged.folder), handle, staged.notes, seconds)
@@ -386,7 +385,7 @@ def send(staged: Staged, handle: str, *, limit_s: float, cancelled: Callable[[],
 
 
 def harmless(error: BaseException, environ: Mapping[str, str]) -> str:
-    """Return an error's kind and first line, without addresses and without anything that is a secret."""
+    """Return an error's type and first line, without addresses and secrets."""
     text = (str(error).strip().splitlines() or [""])[0]
     text = re.sub(r"\w+://\S+", "…", text)
     for secret in sorted(_secrets(environ), key=len, reverse=True):
@@ -411,10 +410,10 @@ def _secrets(environ: Mapping[str, str]) -> set[str]:
 def main(arguments: Sequence[str]) -> int:
     """Upload a folder, as a process of its own: ``FOLDER OWNER/SLUG NOTES SECONDS``.
 
-    Prints one JSON object last: ``{"error": ""}`` where it went well.
+    Prints a JSON object last: ``{"error": ""}`` where it went well.
     """
     folder, handle, notes, limit_s = arguments
-    # Also where nobody is left to end it.
+    # Where nobody is left to end it.
     signal.alarm(int(limit_s))
     os.nice(10)
     problem = ""
