@@ -1,6 +1,6 @@
-"""What people change most in a run, as a few fields: read from a config, checked, and turned into options.
+"""The form: what people change most in a run, read from a config, checked, and turned into options.
 
-Pure but for :func:`show_form`, which shows the fields as widgets.
+Pure but for :func:`show_form`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ASKED = {item.name: item for item in PARAMETERS if item.in_form}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Knob:
-    """One field: its name in the catalogue, its present value as text, and the choices, if it has any."""
+    """A field: its name in the catalogue, its present value as text, and its choices, if any."""
 
     name: str
     value: str
@@ -40,7 +40,7 @@ class Knob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """What is wrong with a field: a text of the catalogue, and the values to put into it."""
+    """What is wrong with a field: a key of the catalogue, and the values for its text."""
 
     text: str
     values: Mapping[str, object] = field(default_factory=dict)
@@ -68,9 +68,9 @@ class Outcome:
     """What the fields ask for.
 
     Attributes:
-        options: With what was changed; None where a field has a problem.
+        options: As changed; None where a field has a problem.
         problems: By field.
-        overrides: ``key=value`` for the parameters cell, to have the same again in a batch run.
+        overrides: ``key=value`` for the parameters cell, to ask for the same in a batch run.
     """
 
     options: Options | None
@@ -79,7 +79,7 @@ class Outcome:
 
 
 def knobs_of(cfg: Mapping[str, Any] | Any, options: Options) -> tuple[Knob, ...]:
-    """Return the fields that a config has, with their present values."""
+    """Return the fields that apply to a config, with their present values."""
     cfg = as_mapping(cfg)
     loader, optim = cfg["train_dataloader"], cfg.get("optim_wrapper") or {}
     lr = (optim.get("optimizer") or {}).get("lr")
@@ -103,12 +103,12 @@ def knobs_of(cfg: Mapping[str, Any] | Any, options: Options) -> tuple[Knob, ...]
 def turn(
     values: Mapping[str, str], cfg: Mapping[str, Any] | Any, options: Options, setting: Setting
 ) -> Outcome:
-    """Check what the fields hold, and return the options that they ask for.
+    """Check the fields, and return the options that they ask for.
 
     Args:
         values: The text of each field, by name.
-        cfg: The config, as it is with ``options``.
-        options: Before anything was changed.
+        cfg: The config, with the overrides of ``options``.
+        options: Before the change.
         setting: What the machine and the run allow.
     """
     cfg = as_mapping(cfg)
@@ -139,7 +139,7 @@ def turn(
 
 
 def difference(before: Mapping[str, Any] | Any, after: Mapping[str, Any] | Any, keys: Sequence[str]) -> str:
-    """Return what overrides changed, in the form of :meth:`mapsage_kaggle.config.patch.ConfigPatch.diff`."""
+    """Return what overrides changed, formatted as by :meth:`mapsage_kaggle.config.patch.ConfigPatch.diff`."""
     before, after = as_mapping(before), as_mapping(after)
     lines = []
     for key in dict.fromkeys(keys):
@@ -152,10 +152,10 @@ def difference(before: Mapping[str, Any] | Any, after: Mapping[str, Any] | Any, 
 
 
 def show_form(prepared: Prepared, words: Words, *, on_use: Callable[[Options], Panel]) -> None:
-    """Show the fields of a session that is prepared, in the output of the running cell.
+    """Show the fields of a prepared session in the output of the running cell.
 
     Args:
-        prepared: What would run as it is.
+        prepared: What would run unchanged.
         words: The language.
         on_use: Called with the options that the fields ask for; returns what to show then.
     """
@@ -192,7 +192,7 @@ def show_form(prepared: Prepared, words: Words, *, on_use: Callable[[Options], P
 
 
 def judge(asked: Outcome, prepared: Prepared, words: Words) -> FormState:
-    """Say what the form asks for, without doing it."""
+    """Return what the form shows of what it asks for, without applying that."""
     from mapsage_kaggle.display.widgets import FormState
 
     options = asked.options
@@ -227,7 +227,7 @@ def judge(asked: Outcome, prepared: Prepared, words: Words) -> FormState:
 
 
 def parameters_text(options: Options) -> str:
-    """Return the lines of the parameters cell that ask for the same again."""
+    """Return a line for the parameters cell that asks for the same."""
     asked = ((name.upper(), option_text(options, item).replace(" ", "")) for name, item in _ASKED.items())
     values: list[tuple[str, object]] = [("OVERRIDES", list(options.overrides)), *asked]
     if options.extend_to is not None:

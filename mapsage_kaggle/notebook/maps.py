@@ -1,7 +1,7 @@
-"""What the cells of the maps' notebook call: a model, maps of images, a submission's check, a hand-over.
+"""What the cells of the maps notebook call: choose a model, make maps, check a submission, export.
 
 :func:`maps` chooses the model and returns a session, whose methods are the cells after that. Maps are made
-in scratch space, so that a cell that is run again goes on, and what is to be kept is put in the output.
+in scratch space, so that a cell that is run again continues, and copied to the output.
 """
 
 from __future__ import annotations
@@ -72,18 +72,19 @@ def maps(
         images: Images or folders of them: paths, ``owner/slug`` of a data set, or names below the inputs.
             None: EarthVQA's test split, packed as a submission.
         checkpoint: A file; None for the best of what is attached.
-        run: Of which run, where several are attached.
+        run: The run's id, where several are attached.
         overrides: ``key=value`` with dotted keys, for the config.
         code: Folders whose modules the config may import.
-        scale: At how many times their own size the model is to see the images.
-        gsd: Metres that one of their pixels covers.
-        trained_gsd: The same of the training images.
+        scale: The factor by which images are resized for the model.
+        gsd: Their ground sample distance, in metres per pixel.
+        trained_gsd: That of the training images.
         bands: Which bands are red, green and blue, counted from 1.
         value_range: The values that become 0 and 255, for more than 8 bits.
         language: Of all that is shown.
-        wanted: Further of :class:`mapsage_kaggle.jobs.predict.PredictOptions`.
+        wanted: Other fields of :class:`mapsage_kaggle.jobs.predict.PredictOptions`.
 
     Raises:
+        UsageError: An option is invalid, or two contradict each other.
         CheckpointError: There is no sound checkpoint, or several runs could be meant.
         DataError: There are no images.
     """
@@ -122,7 +123,7 @@ def in_parameters(template: str) -> str:
 
 
 def place_of(name: str, inputs: Path) -> Path:
-    """Return the path of an image or a folder, given as one, as ``owner/slug``, or below the inputs.
+    """Return the path of images that are given by path, as ``owner/slug``, or by name below the inputs.
 
     Raises:
         DataError: There is none.
@@ -138,7 +139,7 @@ def place_of(name: str, inputs: Path) -> Path:
 
 
 def model_panel(subject: ModelSource, words: Words) -> Panel:
-    """Return which checkpoint is taken, and why."""
+    """Return which checkpoint is used, and why."""
     record = read_record(subject.checkpoint.parent / "session.json")
     best = record.best if record is not None else None
     if subject.options.checkpoint is not None:
@@ -160,8 +161,8 @@ class MapsSession:
 
     Attributes:
         subject: The model.
-        options: What is made of which images.
-        prediction: What came of it; None before :meth:`predict`.
+        options: What to make of which images.
+        prediction: The result; None before :meth:`predict`.
     """
 
     def __init__(
@@ -173,9 +174,9 @@ class MapsSession:
         self._incomplete = ""
 
     def predict(self) -> None:
-        """Make the maps, show a few, and put the files, or the submission, into the output.
+        """Make the maps, show a few, and copy the files, or the submission, to the output.
 
-        An image that cannot be read is named, and stops no other.
+        An image that cannot be read is reported and skipped.
         """
         words, model = self._words, self._model()
         with words.refusing(), JobProgress("images", sys.stdout) as progress:
@@ -212,11 +213,11 @@ class MapsSession:
         show(panel)
 
     def export(self, enabled: bool = True, **wanted: Any) -> None:
-        """Hand the model on, in forms that need no kit; a failure is shown, and takes no map with it.
+        """Export the model in formats that do not need the kit; a failure is shown, not raised.
 
         Args:
-            enabled: False leaves it out.
-            wanted: Further of :class:`mapsage_kaggle.jobs.export.ExportOptions`.
+            enabled: False skips it.
+            wanted: Other fields of :class:`mapsage_kaggle.jobs.export.ExportOptions`.
         """
         words, out = self._words, self._paths.working / "export"
         if not enabled:
@@ -268,12 +269,12 @@ class MapsSession:
 
 
 def keep(made: Path, lines: Sequence[Mapping[str, Any]], target: Path) -> list[Path]:
-    """Put what was made into the output, packed by kind where it is many files; return what lies there.
+    """Copy maps to the output, packed by kind where there are many files; return what lies there.
 
     Args:
-        made: Where it was made.
-        lines: Of the journal, for the images that are meant.
-        target: The folder to make anew.
+        made: Where they were made.
+        lines: Of the journal, one for each image.
+        target: The folder; what it held is deleted.
     """
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
@@ -294,13 +295,13 @@ def keep(made: Path, lines: Sequence[Mapping[str, Any]], target: Path) -> list[P
 
 
 def lines_of(folder: Path, names: Iterable[str] | None) -> list[dict[str, Any]]:
-    """Return the journal's newest line of each image; None: of every one that it has."""
+    """Return the journal's newest line of each image; of all that it has for None."""
     newest = Journal(folder).lines
     return [newest[name] for name in sorted(newest if names is None else names) if name in newest]
 
 
 def picture(image: Path, mask: Path) -> bytes:
-    """Draw an image and its map beside each other, as PNG."""
+    """Draw an image and its map side by side, as PNG."""
     shown = Image.new("RGB", (2 * _THUMBNAIL + 8, _THUMBNAIL), "white")
     for place, path in ((0, image), (_THUMBNAIL + 8, mask)):
         shown.paste(_thumbnail(path), (place, 0))
@@ -310,7 +311,7 @@ def picture(image: Path, mask: Path) -> bytes:
 
 
 def _thumbnail(path: Path) -> Image.Image:
-    """Return a file as it looks, within the thumbnail's side; a scene of any size is read in few lines."""
+    """Return an image at thumbnail size, white where it cannot be read; a TIFF is read decimated."""
     import numpy as np
 
     try:

@@ -1,4 +1,4 @@
-"""What the self-test's notebook calls, and its command."""
+"""What the self-test's notebook and command call."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mapsage_kaggle.jobs import selftest as job
 def selftest(
     *, only: Sequence[str] = (), limit: str | None = None, language: str = "en", out: Path | None = None
 ) -> job.SelfTest:
-    """Find out whether what is promised holds on this machine, and print each finding as it is made.
+    """Check whether the kit's promises hold on this machine, and print each finding as it is made.
 
-    A promise that does not hold is printed, and raises nothing: Kaggle keeps a run that ends in good order.
+    A promise that does not hold is printed, not raised, so that Kaggle keeps the output.
 
     Args:
         only: The names of checks; all by default.
@@ -26,7 +26,7 @@ def selftest(
         out: The JSON file; by default in the output folder, or here.
 
     Raises:
-        UsageError: An argument makes no sense.
+        UsageError: An argument is invalid.
         MachineError: This machine cannot train at all.
     """
     words = Words(language)

@@ -51,20 +51,20 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 CLASSES = {"EarthVQADataset": EARTHVQA_CLASSES, "LoveDASplitDataset": LOVEDA_CLASSES}
-"""The classes of the data sets that the kit can look into, by the type that reads them."""
+"""The classes of the data sets that the kit can check, by their type in the config."""
 
 PALETTES = {"EarthVQADataset": EARTHVQA_PALETTE, "LoveDASplitDataset": LOVEDA_PALETTE}
-"""Their colours, by class."""
+"""Their colours, in the order of the classes."""
 
 NUM_SAMPLES = 3
 """How many images the preflight shows with their masks."""
 
 EVALUATION_START_S = 60.0
 UNKNOWN_EVALUATION_S = 3600.0
-"""What an evaluation may need beyond its images, and in all where no validation has been timed."""
+"""How long an evaluation may take besides its images, and in all where no validation has been timed."""
 
 PROGRESS_LINES = 300
-"""About how many progress lines a batch session prints, however long it is."""
+"""About how many progress lines a batch session prints in up to 10 hours; then one in 2 minutes."""
 
 
 def preflight(
@@ -73,7 +73,7 @@ def preflight(
     language: str = "en",
     **asked: Any,
 ) -> NotebookSession:
-    """Look at the machine and the data set, and open the session.
+    """Check the machine and the data set, and open the session.
 
     Args:
         config: A config file, or the name of one that comes with the kit.
@@ -83,7 +83,7 @@ def preflight(
             such as ``12h``.
 
     Raises:
-        UsageError: An argument makes no sense.
+        UsageError: A parameter's value is invalid.
         ConfigError: There is no such config, or it does not parse.
         DataError: The data set is missing or damaged.
         MachineError: This machine cannot run the session.
@@ -123,7 +123,7 @@ class NotebookSession:
     Attributes:
         options: What was asked.
         paths: Kaggle's folders.
-        machine: What this machine is.
+        machine: This machine.
         clock: How long the session has.
         discovery: What it starts from; None before :meth:`discover`.
         prepared: What it will run; None before :meth:`configure`.
@@ -162,10 +162,11 @@ class NotebookSession:
 
     @_cell
     def discover(self) -> None:
-        """Find the checkpoints that are attached or here, and choose what to start from.
+        """Find the checkpoints in the inputs and the work dir, and choose what to start from.
 
         Raises:
-            CheckpointError: No acceptable one where one is needed; nothing is trained.
+            CheckpointError: No acceptable one where one is needed.
+            UsageError: Training is going on in the work dir already.
         """
         words = self._words
         self._wait_for_others()
@@ -184,9 +185,10 @@ class NotebookSession:
 
     @_cell
     def configure(self) -> None:
-        """Plan what changes in the config to run it here, and show it. Writes nothing.
+        """Plan what changes in the config to run it here, and show it. Only a refusal is recorded.
 
         Raises:
+            MachineError: The machine cannot run it.
             ConfigError: It cannot run here.
             DataError: The data set is missing or inconsistent.
         """
@@ -201,11 +203,11 @@ class NotebookSession:
     def train(self) -> None:
         """Train until the end, the deadline or a stop request, and hand over.
 
-        In a batch run this blocks and prints plain lines; an interrupt of the cell is then a stop in
-        good order. Interactively it returns at once, and a view with buttons is kept up to date.
+        In a batch run this blocks and prints plain lines; interrupting the cell then stops in good
+        order. Interactively it returns at once, and a view with buttons is kept up to date.
 
         Raises:
-            MapsageError: It failed before there was anything new to hand over.
+            MapsageError: It failed with nothing new to hand over.
         """
         from mapsage_kaggle.training.handle import TrainingHandle
 
@@ -238,8 +240,8 @@ class NotebookSession:
     def watch(self) -> None:
         """Show the training view here, as it stands now.
 
-        Also that of a training in this work dir which another process supervises, or which a kernel
-        that has been restarted left behind; its buttons work as well.
+        That may be training in this work dir that another process supervises, or that a restarted kernel
+        left behind; the buttons work as well.
 
         Raises:
             TrainingError: Nothing is being trained.
@@ -275,7 +277,7 @@ class NotebookSession:
 
     @_cell
     def save(self) -> None:
-        """Ask training for a checkpoint now."""
+        """Ask training to save a checkpoint now."""
         self._training().save()
         if self._view is not None:
             self._view.live.asked("save")
@@ -284,10 +286,10 @@ class NotebookSession:
     def wait(self) -> SessionRecord:
         """Wait for the end of training and return the session's record.
 
-        An interrupt of the cell is a stop in good order: everything is saved.
+        Interrupting the cell stops in good order: everything is saved.
 
         Raises:
-            MapsageError: It failed before there was anything new to hand over.
+            MapsageError: It failed with nothing new to hand over.
         """
         if self.handle is None:
             raise TrainingError("Nothing is being trained.", "Run the cells from the top.")
@@ -296,12 +298,11 @@ class NotebookSession:
     def evaluate(self, enabled: bool = True) -> None:
         """Evaluate the run's best checkpoint and show its scores, its confusions and a few predictions.
 
-        It never costs the run anything: it is left out where the session's time is short, ends before
-        that is used up, and a failure of it is shown, not raised. What was counted is kept, and gone on
-        from by the next evaluation.
+        It costs the run nothing: it is skipped where the session's time is short, ends before that is used
+        up, and where it fails, that is shown, not raised. What was counted is kept for the next evaluation.
 
         Args:
-            enabled: False leaves it out.
+            enabled: False skips it.
         """
         from mapsage_kaggle.display.evaluated import confusion_of, evaluation_panel
         from mapsage_kaggle.display.report import write_report
@@ -325,7 +326,7 @@ class NotebookSession:
         write_report([self.work_dir], language=words.language)
 
     def _reason_not_to_evaluate(self) -> str:
-        """Return why the evaluation is left out, in words; nothing where it may begin."""
+        """Return why the evaluation is skipped; an empty string where it may begin."""
         words = self._words
         if self.handle is None or self.handle.running:
             return words("eval_later")
@@ -341,13 +342,12 @@ class NotebookSession:
     def what_next(self) -> None:
         """Show how the session ended, and what to do now.
 
-        Where buttons are to go on working while it is trained this returns at once, and the place is
-        filled in at the end; else it waits. A session that failed after a new checkpoint is shown in
-        red and raises nothing: Kaggle lets only notebooks that end well be attached to the next
-        session, and the checkpoint is needed.
+        During training this waits or, where buttons must keep working, returns at once, and the panel is
+        filled in at the end. A session that failed after a new checkpoint is shown in red and raises
+        nothing: Kaggle attaches only outputs of notebooks that end well, and the checkpoint is needed.
 
         Raises:
-            MapsageError: It failed before there was anything new to hand over.
+            MapsageError: It failed with nothing new to hand over.
         """
         if self._widgets and self.handle is not None and self.handle.running:
             from mapsage_kaggle.display.widgets import Place
@@ -370,7 +370,7 @@ class NotebookSession:
 
         files = WorkDir(self.work_dir)
         stale = not files.report.is_file() or files.report.stat().st_mtime < files.session.stat().st_mtime
-        # The supervisor draws it in English, which every reader of the output can make out.
+        # The supervisor draws it in English, for any reader of the output.
         if stale or self._words.language != "en":
             try:
                 write_report([self.work_dir], language=self._words.language)
@@ -381,7 +381,7 @@ class NotebookSession:
     # -- parts of them
 
     def _pick(self, path: Path | None, weights_only: bool) -> Panel:
-        """Start from a file that a person picked, or fresh; the configuration is then to be made again."""
+        """Start from the file that a person picked, or fresh; :meth:`configure` must then run again."""
         options = replace(
             self.options,
             resume="never" if path is None else path,
@@ -398,7 +398,7 @@ class NotebookSession:
         return choice_panel(self._words("pick_done"), self.discovery.choice, self._words)
 
     def _use(self, options: Options) -> Panel:
-        """Do what the form asks for, in memory; what was planned before stays where it cannot be done."""
+        """Apply what the form asks for, in memory; if it is refused, the plan stays as it was."""
         words = self._words
         clock = SessionClock.for_this_session(limit_s=options.session_limit_s, reserve_s=options.reserve_s)
         try:
@@ -413,7 +413,6 @@ class NotebookSession:
 
     @property
     def work_dir(self) -> Path:
-        """Where the session writes."""
         return (self.options.work_dir or self.paths.work_dir(self.options.config)).absolute()
 
     @property
@@ -435,10 +434,10 @@ class NotebookSession:
             )
 
     def _wait_for_others(self) -> None:
-        """Let a training end that a restarted kernel left in the work dir; refuse beside a live one.
+        """Wait for training that a restarted kernel left in the work dir; refuse beside any other.
 
         Raises:
-            UsageError: Another process trains in this work dir.
+            UsageError: Training is going on in this work dir.
         """
         self._refuse_while_training()
         if self._follower is None and not Follower(self.work_dir).running:
@@ -458,7 +457,7 @@ class NotebookSession:
 
 
 def _evaluation_needs_s(work_dir: Path) -> float:
-    """Return a generous guess from what validations took, which look at the same images."""
+    """Return a generous estimate from validations, which look at the same images."""
     seconds = [
         float(event.data["seconds"])
         for event in read_events(WorkDir(work_dir).events)
@@ -468,7 +467,7 @@ def _evaluation_needs_s(work_dir: Path) -> float:
 
 
 def _evaluate_best(session: NotebookSession) -> Evaluation:
-    """Evaluate the run's best checkpoint for as long as the session lives."""
+    """Evaluate the run's best checkpoint, until the session's deadline at most."""
     from mapsage_kaggle.jobs.evaluate import EvaluationOptions, evaluate
     from mapsage_kaggle.jobs.subject import ModelOptions, open_subject
 
@@ -528,7 +527,7 @@ def _look_around(session: NotebookSession, words: Words) -> None:
 
 
 def _look_for_checkpoints(options: Options, work_dir: Path, paths: KagglePaths, words: Words) -> Finding:
-    """Look, by their names alone, which checkpoints are attached or in the work dir."""
+    """Look for checkpoints among the inputs and in the work dir, by their names alone."""
     from mapsage_kaggle.checkpoints.scan import scan
 
     name = words("checkpoint")
@@ -549,7 +548,7 @@ def _look_for_checkpoints(options: Options, work_dir: Path, paths: KagglePaths, 
 
 
 def _look_for_weights(options: Options, paths: KagglePaths, words: Words) -> list[Finding]:
-    """Look whether the pretrained weights that the config names are attached; a resume needs none.
+    """Look for the pretrained weights that the config names; a resume needs none.
 
     Raises:
         ConfigError: The config does not parse.
@@ -572,7 +571,7 @@ def _look_at_data(options: Options, paths: KagglePaths, words: Words) -> tuple[l
     """Find the data set of the config and decode a sample of it.
 
     Returns:
-        What was found, and a picture of each data set: classes, images and masks.
+        What was found, and a PNG of each data set: classes, images and masks.
 
     Raises:
         ConfigError: The config does not parse, or cannot be trained by the kit.

@@ -1,4 +1,4 @@
-"""What is shown while a session trains, and shown again after a reload."""
+"""The view of a session that trains, which can be shown again after a reload."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class View:
-    """The live view of a session's training, with its surface."""
+    """A live view and the surface that it draws on; ``known`` is passed to the live view."""
 
     def __init__(self, session: NotebookSession, **known: Any) -> None:
         from mapsage_kaggle.display.live import DisplaySurface, LiveView
@@ -37,7 +37,7 @@ class View:
         self.surface.display()
 
     def close_after(self, wait: Callable[[], SessionRecord | None]) -> None:
-        """Show the last state once ``wait`` has returned; this itself returns at once."""
+        """Show the final state once ``wait`` has returned, in a thread."""
 
         def close() -> None:
             try:
