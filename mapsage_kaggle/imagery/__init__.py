@@ -1,1 +1,1 @@
-"""Pictures that a model is shown and maps that come of it: read, cut into windows, written, checked."""
+"""Images and the maps made of them: reading, windows, writing, checking."""

@@ -1,9 +1,9 @@
-"""What pixels and polygons measure on the ground, in square metres, as a raster's CRS says.
+"""Areas of pixels and polygons on the ground, in square metres, by a raster's CRS.
 
-On a projected CRS that is the area on its plane, in its own unit. On a geographic one it is that on its
-ellipsoid: an equal-area projection keeps it, so coordinates are brought to the cylindrical one first. A line
-along a parallel or a meridian, as pixels have them, is straight there too, so that nothing is approximated.
-So it is on a Mercator one, web maps' among them, whose plane makes areas four times as large at 60 degrees.
+In a projected CRS that is the area on its plane. In a geographic one it is the area on its ellipsoid:
+coordinates are first brought to the cylindrical equal-area projection, where parallels and meridians, and so
+the edges of pixels, stay straight: nothing is approximated. So it is in a Mercator one, such as that of web
+maps, whose plane makes areas four times as large at 60 degrees.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mapsage_kaggle.imagery.reading import Bytes, Georeference
 
 Coordinates = NDArray[np.float64]
 Plane = Callable[[Coordinates], Coordinates]
-"""From a CRS's coordinates, of shape ``(N, 2)``, to metres on a plane on which areas are true."""
+"""From a CRS's coordinates, of shape ``(N, 2)``, to metres on the plane that areas are measured on."""
 
 HECTARE_M2 = 10_000.0
 _MERCATOR = re.compile(r'(?:PROJECTION|METHOD)\["(?:Mercator|Popular Visualisation)')
@@ -27,11 +27,7 @@ _ELLIPSOID = re.compile(r'(?:SPHEROID|ELLIPSOID)\["[^"]*",([\d.]+),([\d.]+)')
 
 
 def plane_of(crs: Any) -> Plane | None:
-    """Return how to measure in a CRS; None where it has no unit, or there is no CRS.
-
-    Args:
-        crs: rasterio's.
-    """
+    """Return how to measure in rasterio's CRS; None where there is none, or its unit is not known."""
     from rasterio.errors import CRSError
 
     if crs is None:
@@ -52,14 +48,14 @@ def plane_of(crs: Any) -> Plane | None:
 
 
 def plane_below(georeference: Georeference | None) -> Plane | None:
-    """Return how to measure an image's coordinates; None where they are lines and columns alone."""
+    """Return how to measure an image's coordinates; None where they are only columns and lines."""
     if georeference is None or georeference.transform.is_identity:
         return None
     return plane_of(georeference.crs)
 
 
 def _equal_area(radius_m: float, inverse_flattening: float, unit_radians: float) -> Plane:
-    """Return the cylindrical equal-area projection of an ellipsoid, true along the equator.
+    """Return the cylindrical equal-area projection of an ellipsoid, with true scale on the equator.
 
     J. P. Snyder, Map Projections: A Working Manual (USGS Professional Paper 1395, 1987), equations 3-12,
     10-14 and 10-15.
@@ -82,13 +78,13 @@ def _equal_area(radius_m: float, inverse_flattening: float, unit_radians: float)
 
 
 def _of_mercator(crs: Any, plane: Plane) -> Plane:
-    """Return how to measure in a Mercator CRS, by the plane of degrees."""
+    """Return how to measure in a Mercator CRS, given how to in degrees."""
     from rasterio.warp import transform
 
     def degrees(x: Coordinates, y: Coordinates) -> Coordinates:
         return np.column_stack(transform(crs, "EPSG:4326", x, y))
 
-    # Longitude is in proportion to x, here also beyond 180 degrees, where PROJ begins anew.
+    # Longitude is proportional to x, also beyond 180 degrees, where PROJ wraps around.
     east = np.diff(degrees(np.array([0.0, 1000.0]), np.zeros(2))[:, 0])[0]
     per_unit = ((east + 180.0) % 360.0 - 180.0) / 1000.0
 
@@ -100,14 +96,14 @@ def _of_mercator(crs: Any, plane: Plane) -> Plane:
 
 
 def on_map(transform: Any, points: Coordinates) -> Coordinates:
-    """Return a CRS's coordinates for columns and lines, of shape ``(N, 2)``; given rasterio's transform."""
+    """Return columns and lines, of shape ``(N, 2)``, as coordinates of the CRS, by rasterio's transform."""
     a, b, c, d, e, f = transform[:6]
     moved: Coordinates = points @ np.array([[a, d], [b, e]]) + (c, f)
     return moved
 
 
 def line_areas_m2(georeference: Georeference | None, height: int, width: int) -> Coordinates | None:
-    """Return what a pixel of each line measures, on average; None where the georeference does not say."""
+    """Return the mean area of a pixel in each line, of shape ``(height,)``; None where it is not known."""
     plane = plane_below(georeference)
     if georeference is None or plane is None:
         return None
@@ -123,13 +119,7 @@ def line_areas_m2(georeference: Georeference | None, height: int, width: int) ->
 
 
 class Tally:
-    """Counts a mask's pixels, and what they measure, from top to bottom.
-
-    Args:
-        georeference: Of the mask.
-        height: Of the mask.
-        width: Of the mask.
-    """
+    """Counts a mask's pixels, and sums up their areas, from top to bottom."""
 
     def __init__(self, georeference: Georeference | None, height: int, width: int) -> None:
         self._areas = line_areas_m2(georeference, height, width)
@@ -138,7 +128,7 @@ class Tally:
         self._m2 = np.zeros(256)
 
     def add(self, mask: Bytes) -> None:
-        """Count the next lines."""
+        """Count the next lines, of shape ``(lines, width)``."""
         for line in mask:
             counts = np.bincount(line, minlength=256)
             self._pixels += counts
@@ -147,7 +137,7 @@ class Tally:
             self._top += 1
 
     def to_json(self, numbers: Mapping[str, int]) -> dict[str, dict[str, float]]:
-        """Return ``pixels``, and ``hectares`` where they are known, by class; given each one's value."""
+        """Return ``pixels``, and ``hectares`` where known, by class, given the mask value of each."""
         found: dict[str, dict[str, float]] = {
             "pixels": {name: int(self._pixels[number]) for name, number in numbers.items()}
         }

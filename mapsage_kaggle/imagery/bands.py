@@ -11,28 +11,28 @@ from mapsage_kaggle.messages import Message
 
 COLOURS = ("red", "green", "blue")
 _NAMES = {**{colour: colour for colour in COLOURS}, "b02": "blue", "b03": "green", "b04": "red"}
-"""Colours by the words in a description. Sentinel-2's numbers are written with a zero; without one, they are
-others on other satellites."""
+"""Colours by words of a description. Sentinel-2's band numbers have a zero; without it, they may be those of
+another satellite, and mean other bands."""
 _OF_OTHERS = frozenset({"edge", "infra", "near", "coastal", "i", "ii"})
 """Words with which a colour's name means another band: red edge, near infra-red, coastal blue, green I."""
 
 _NO_COLOUR = re.compile(r"b\d\d?a?|nir.*|.*swir.*|.*edge|.*infra.*|pan|panchro.*|thermal|tir\d*")
-"""Words that name a band where no colour is named. A number without a zero is one too."""
+"""Words that name another band, where no colour is named. So does a number without a zero."""
 
 
 def choose_bands(
     path: Path, names: Sequence[str], descriptions: Sequence[str | None], chosen: Sequence[int] | None
 ) -> tuple[list[int], Message | None]:
-    """Return the bands to read, one for grey or a palette, or red, green and blue; and what is worth telling.
+    """Return the bands to read (one for grey or a palette, or red, green and blue), and a notice if need be.
 
     Args:
         path: The raster.
         names: Each band's colour interpretation, as rasterio calls it.
         descriptions: Each band's description.
-        chosen: The bands that a person names; None to go by what the raster says.
+        chosen: The bands that a person names; None to go by the raster.
 
     Raises:
-        DataError: Those that were chosen are not there; or nothing says which they are, or two things do.
+        DataError: A chosen band does not exist; or nothing tells the bands, or what does is contradictory.
     """
     if chosen is not None:
         if any(band > len(names) for band in chosen):
@@ -71,7 +71,7 @@ def choose_bands(
 
 
 def _described(descriptions: Sequence[str | None]) -> dict[str, int]:
-    """Return the colours of which exactly one band's description speaks, with their bands."""
+    """Return the colours that exactly one band's description names, with their bands."""
     colours = [_colour_of(text or "") for text in descriptions]
     return {name: colours.index(name) + 1 for name in COLOURS if colours.count(name) == 1}
 
@@ -98,10 +98,10 @@ def _check(
     described: Mapping[str, int],
     interpreted: Mapping[str, int],
 ) -> None:
-    """Refuse a raster whose bands are described as other colours than they would be read as, or as none.
+    """Refuse a raster whose descriptions contradict the colours that its bands would be read as.
 
     Raises:
-        DataError: They are.
+        DataError: They do.
     """
     others = {band for band, text in enumerate(descriptions, start=1) if _is_no_colour(text or "")}
     if any(described.get(colour, band) != band or band in others for colour, band in interpreted.items()):

@@ -1,7 +1,7 @@
-"""What has been predicted already, so that a run that was cut off goes on where it stopped.
+"""The journal of images that have been predicted, by which an interrupted run continues.
 
-One line is appended for each image whose files are all in place. A line counts for an image again as long
-as model, options and the image are what they were, and the files are still there, of the size that they had.
+A line is appended for each image once all its files are in place. It is valid as long as model, options and
+image are unchanged, and the files are there, with unchanged sizes.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from mapsage_kaggle.imagery.writing import WriteFailed
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stamp:
-    """What decides about the files that come of an image.
+    """What the files of an image depend on.
 
     Attributes:
         checkpoint_sha256: Of the weights.
         options: A digest of the model's config and of all options that change a file's content.
         size_bytes: Of the image's file.
         modified_ns: When the image's file was last written.
-        beside: The same of the files beside it that count.
+        beside: The same of its sidecar files.
     """
 
     checkpoint_sha256: str
@@ -39,10 +39,10 @@ class Stamp:
 
     @classmethod
     def of(cls, source: Path, *, checkpoint_sha256: str, options: str) -> Stamp:
-        """Return the stamp of an image as it lies on the disk now.
+        """Return the stamp of an image as it is on the disk now.
 
         Raises:
-            OSError: It cannot be looked at.
+            OSError: It cannot be accessed.
         """
         found = (archive_of(source) or source).stat()
         return cls(
@@ -54,7 +54,6 @@ class Stamp:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
         return asdict(self)
 
 
@@ -95,7 +94,7 @@ class Journal:
         return line if self._sizes(line["files"]) == line.get("bytes") else None
 
     def other_image(self, source: Source) -> Path | None:
-        """Return the image, if it is another one and still there, whose files lie under a source's name."""
+        """Return the image whose files have a source's name, if it is another one that still exists."""
         line = self.lines.get(source.name)
         if line is None or "image" not in line:
             return None
@@ -110,16 +109,16 @@ class Journal:
             return None
 
     def add(self, source: Source, stamp: Stamp, files: list[Path], found: Mapping[str, Any]) -> None:
-        """Note that an image's files are in place. Safe from any thread.
+        """Append the line of an image whose files are in place. Safe from any thread.
 
         Args:
             source: The image.
             stamp: As it was when it was read.
-            files: What came of it, below the folder.
-            found: What else is worth knowing: sizes, pixels by class.
+            files: Its files, below the folder.
+            found: What else to note: sizes, pixels by class.
 
         Raises:
-            WriteFailed: There is no room for the line.
+            WriteFailed: The line cannot be written.
         """
         names = [file.relative_to(self._folder).as_posix() for file in files]
         line = {
@@ -129,7 +128,7 @@ class Journal:
         with self._lock:
             begin = "\n" if self._ends_torn else ""
             try:
-                # Bytes of a file name that are no UTF-8 become JSON's escapes of themselves.
+                # Bytes of a file name that are not UTF-8 become JSON's escapes.
                 with self._file.open("a", encoding="utf-8", errors="backslashreplace") as stream:
                     stream.write(begin + json.dumps(line, ensure_ascii=False) + "\n")
             except OSError as error:

@@ -1,4 +1,4 @@
-"""What comes of one image, file by file: which there are, how they are called and what they are."""
+"""The files that are made of one image: their names, and how each is written."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mapsage_kaggle.imagery.reading import HOLD_AT_MOST_PIXELS, Bytes, Georefere
 from mapsage_kaggle.imagery.writing import Labels, write_names, write_png, write_tiff
 
 SCALE = 250
-"""What the bands of a probability map add up to: a unit is 0.4 %, as the file's scale says."""
+"""What the bands of a probability map add up to: a unit is 0.4 %, as the file's scale states."""
 NO_PROBABILITY = 255
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageShape:
-    """What must be known of an image to write what belongs to it."""
+    """What must be known of an image to write its files."""
 
     width: int
     height: int
@@ -39,14 +39,14 @@ class ImageShape:
 
 
 class ImageWriter:
-    """Writes what comes of one image, from top to bottom, and knows the files."""
+    """Writes the files of one image, each from top to bottom, and lists them."""
 
     def __init__(self, out: Path, name: str, shape: ImageShape, labels: Labels) -> None:
         self._out, self._name, self._shape, self._labels = out, name, shape, labels
         self.files: list[Path] = []
 
     def mask(self, strips: Iterator[Bytes]) -> None:
-        """Write the mask, of strips ``(lines, width)``."""
+        """Write the mask, from strips ``(lines, width)``."""
         if not self._shape.is_tiff:
             file = self._file("masks", ".png")
             write_png(file, np.concatenate(list(strips)), self._labels)
@@ -62,7 +62,7 @@ class ImageWriter:
         write_names(self._file("masks", f"{file.suffix}.aux.xml"), self._labels)
 
     def picture(self, strips: Iterator[Bytes]) -> None:
-        """Write the overlay, of strips ``(lines, width, 3)``."""
+        """Write the overlay, from RGB strips ``(lines, width, 3)``."""
         if self._shape.is_tiff:
             moved = (np.moveaxis(strip, -1, 0) for strip in strips)
             self._tiff(self._file("overlays", ".tif"), moved, num_bands=3)
@@ -70,7 +70,7 @@ class ImageWriter:
             write_png(self._file("overlays", ".png"), np.concatenate(list(strips)))
 
     def probabilities(self, strips: Iterator[Bytes]) -> None:
-        """Write the probability map, of strips ``(classes, lines, width)``."""
+        """Write the probability map, in units of 1/``SCALE``, from strips ``(classes, lines, width)``."""
         first = next(strips)
         names = self._labels.classes if len(first) == len(self._labels.classes) else ()
 
@@ -89,7 +89,7 @@ class ImageWriter:
         )
 
     def polygons(self, blocks: Iterator[tuple[int, Bytes]], min_area: float) -> None:
-        """Write the polygons, of first line and mask of each block."""
+        """Write the polygons; see :func:`write_polygons`."""
         file = self._file("polygons", ".gpkg")
         write_polygons(file, blocks, self._labels, self._shape.georeference, min_area=min_area)
 

@@ -1,12 +1,12 @@
-"""The rows of a large scene that are done, kept on the disk until the scene is whole.
+"""The finished rows of a large scene, kept on the disk until the scene is complete.
 
-    OUT/unfinished/<digest>/plan.json                what they belong to
+    OUT/unfinished/<digest>/plan.json                what they depend on
     OUT/unfinished/<digest>/row_0003.mask            uint8, deflated, of shape (settled lines, width)
     OUT/unfinished/<digest>/row_0003.probabilities   uint8, deflated, of shape (classes, settled lines, width)
 
-The digest is the name's: a name may be a folder of another's, whose rows must not go with its own.
+The digest is the name's: one name may be a folder of another, and rows are removed with their folder.
 A row is what one row of windows settles, see :meth:`mapsage_kaggle.imagery.windows.Axis.settled`. Each file
-has its final name only when it is whole, and deflate has a checksum of its own.
+gets its final name only when it is complete, and zlib's format has a checksum.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _FAST_DEFLATE = 1
 
 
 class Parts:
-    """What is done of one scene. Rows of another plan are removed.
+    """The finished rows of one scene. Rows of another plan are removed.
 
     Args:
         out: The folder that everything is written below.
         name: The scene's.
         rows: Windows from top to bottom.
-        width: Of the scene.
+        width: Of the scene, in pixels.
         num_probabilities: Bands of the probability map; 0 for none.
-        stamp: What the rows depend on besides.
+        stamp: What else the rows depend on.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class Parts:
                 temporary.write_text(plan, encoding="utf-8")
 
     def num_done(self) -> int:
-        """Return how many rows are done, from the top on without a gap."""
+        """Return how many rows are done, from the top without a gap."""
         for index in range(len(self._rows.starts)):
             if not self._is_whole(index):
                 return index
         return len(self._rows.starts)
 
     def _is_whole(self, index: int) -> bool:
-        """Whether a row can be read: on a disk that was full, or went away, its name alone says little."""
+        """Whether a row can be read: its name alone does not tell, on a disk that was full or went away."""
         try:
             self.mask(index)
             if self._num_bands:
@@ -82,7 +82,6 @@ class Parts:
         return True
 
     def write(self, index: int, mask: Bytes, probabilities: Bytes | None) -> None:
-        """Keep a row."""
         bands = [mask] if probabilities is None else [mask, probabilities]
         # The mask last: where it is, the row is done.
         for file, values in reversed(list(zip(self._files(index), bands, strict=True))):
@@ -99,7 +98,7 @@ class Parts:
         return self._load(self._files(index)[1], self._num_bands, index)
 
     def remove(self) -> None:
-        """Remove everything that was kept of the scene, and the folder above it if it is empty then."""
+        """Remove all rows of the scene, and the folder above them if it is then empty."""
         shutil.rmtree(self._folder, ignore_errors=True)
         with suppress(OSError):
             self._folder.parent.rmdir()

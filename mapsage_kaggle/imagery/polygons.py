@@ -1,4 +1,4 @@
-"""Turns masks into polygons, in a GeoPackage that any GIS opens, and QGIS in the classes' colours."""
+"""Vectorize masks into a GeoPackage, with a style by which QGIS shows it in the classes' colours."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from mapsage_kaggle.imagery.reading import UNPLACED, Bytes, Georeference, missin
 from mapsage_kaggle.imagery.writing import Labels, replacing
 
 BLOCK_PIXELS = 2048 * 2048
-"""How many pixels are turned at a time, at most. What crosses from one block of lines to the next is kept
-until it ends, and then joined."""
+"""How many pixels are vectorized at a time, at most. The pieces of an area that crosses from one block of
+lines to the next are kept until it ends, and then joined."""
 
 LAYER = "classes"
 GEOMETRY = "geom"
 VERSION = "1.2"
-"""Of GeoPackage: later ones have nothing that is needed here, and older programs warn of them."""
+"""Of GeoPackage: later ones add nothing that is needed here, and older programs warn about them."""
 _NONE = -1
 _ROWS_AT_A_TIME = 10_000
 
@@ -33,7 +33,7 @@ Geometries = NDArray[np.object_]
 
 
 def block_lines(width: int) -> int:
-    """Return how many lines of a map are turned at a time."""
+    """Return how many lines of a map are vectorized at a time."""
     return max(1, BLOCK_PIXELS // width)
 
 
@@ -45,19 +45,19 @@ def write_polygons(
     *,
     min_area: float = 0.0,
 ) -> int:
-    """Write a polygon for each connected area of a class.
+    """Write a polygon for each 4-connected area of a class.
 
-    Its fields are ``value`` and ``class``, ``pixels``, and ``area_m2`` where they have a place on Earth.
+    Its fields are ``value``, ``class``, ``pixels`` and, where it can be measured, ``area_m2``.
 
     Args:
         path: The GeoPackage.
-        blocks: First line and mask of each block, from top to bottom.
+        blocks: First line and mask, of shape ``(lines, width)``, of each block, from top to bottom.
         labels: What the values mean. What has no data gets no polygon.
         georeference: Turns pixels into coordinates. None: coordinates are pixels, y downwards.
-        min_area: Smaller ones are left out. In square metres; in pixels where they have no place on Earth.
+        min_area: Smaller ones are left out. In square metres; in pixels where there is no ``area_m2``.
 
     Returns:
-        How many polygons there are.
+        The number of polygons.
 
     Raises:
         MachineError: rasterio, shapely or pyogrio is missing.
@@ -95,7 +95,7 @@ def write_polygons(
             fields: dict[str, Any] = {"value": values, "class": names, "pixels": pixels[kept]}
             if plane is not None:
                 fields["area_m2"] = areas[kept]
-            # Of a picture without a georeference, where it is true and meant.
+            # Of an image without a georeference, where that is meant.
             with without_warning("'crs' was not provided"):
                 geometries = shapely.to_wkb(shapes)
                 rows.add(geometries, list(fields.values()))
@@ -112,7 +112,7 @@ def write_polygons(
 def _whole(
     blocks: Iterable[tuple[int, Bytes]], no_data: int
 ) -> Iterator[tuple[Geometries, NDArray[np.int32]]]:
-    """Yield polygons and values of connected areas as they end, for each block of lines.
+    """Yield polygons and values of the areas that end in each block of lines.
 
     Their coordinates are pixels: whole numbers, so that pieces fit without a gap.
     """
@@ -122,10 +122,10 @@ def _whole(
 
     cut = _Cut()
     for top, mask in blocks:
-        # rasterio filters warnings by itself meanwhile: no other thread may do so.
+        # rasterio sets warning filters itself meanwhile: no other thread may do so.
         with without_warning(UNPLACED):
             found = areas_of(mask, mask=mask != no_data, transform=Affine.translation(0, top))
-            # One by one: as the dictionaries that they come as, all of a block would take far more memory.
+            # Converted one by one: all dictionaries of a block together would take far more memory.
             pairs = [(shapely.geometry.shape(shape), int(value)) for shape, value in found]
         shapes = np.array([shape for shape, _ in pairs], dtype=object)
         values = np.array([value for _, value in pairs], dtype=np.int32)
@@ -138,7 +138,7 @@ def _whole(
 
 
 class _Cut:
-    """Areas that reach the lowest line so far, with all pieces that hang together with them."""
+    """Areas that reach the lowest line so far, each with all its pieces."""
 
     def __init__(self) -> None:
         self._pieces: dict[int, list[Any]] = {}
@@ -149,7 +149,7 @@ class _Cut:
     def join(
         self, shapes: Geometries, values: NDArray[np.int32], top: int, bottom: int, width: int
     ) -> tuple[Geometries, NDArray[np.int32]]:
-        """Take the pieces that reach a border of the next block; return the areas that end in it."""
+        """Add the pieces that reach the top or bottom of the next block; return the areas that end in it."""
         names = np.arange(self._count, self._count + len(shapes))
         self._count += len(shapes)
         for name, shape, value in zip(names.tolist(), shapes, values.tolist(), strict=True):
@@ -188,7 +188,7 @@ class _Cut:
 
 
 def _along(shapes: Geometries, names: NDArray[np.int64], line: int, width: int) -> NDArray[np.int64]:
-    """Return which shape borders on a horizontal line in each column, by name; -1 for none."""
+    """Return the name of the shape that borders a horizontal line in each column; -1 for none."""
     import shapely
 
     found = np.full(width, _NONE)
@@ -201,7 +201,7 @@ def _along(shapes: Geometries, names: NDArray[np.int64], line: int, width: int) 
 
 
 class _Rows:
-    """A digest of each column of a layer, and its style, to compare what was written with what is found."""
+    """Digests of a layer's columns, and its style, to compare what was written with what is read back."""
 
     def __init__(self, style: str) -> None:
         self._style = style
@@ -215,7 +215,7 @@ class _Rows:
             self._columns[column].update("".join(f"{value};" for value in values).encode())
 
     def read_back(self, file: Path) -> bool:
-        """Whether a GeoPackage is whole and holds these rows."""
+        """Whether a GeoPackage is intact and holds these rows."""
         import pyogrio.raw
 
         with closing(sqlite3.connect(file)) as database:

@@ -1,10 +1,9 @@
-"""Reads whatever a person calls an image into 8-bit RGB and a map of where there is data.
+"""Read images into 8-bit RGB and a map of where there is data.
 
-PNG, JPEG, BMP and WebP are decoded by Pillow, as they are told by their content, not by their name. TIFF
-is read by rasterio, which also gives the georeference; so is what is too large to hold in memory, line by
-line, and what has files beside it that say more of it (world files, ``.aux.xml``, ``.msk``). What cannot be
-read without guessing (more than 8 bits a sample, bands whose meaning nothing tells) is refused by name,
-with the option that would say it.
+PNG, JPEG, BMP and WebP, recognised by their content, not by their name, are decoded by Pillow. TIFF is read
+by rasterio, which also gives the georeference; so is what is too large to hold in memory, line by line, and
+what has sidecar files (world files, ``.aux.xml``, ``.msk``). What cannot be read without guessing (more than
+8 bits a sample, bands whose meaning nothing tells) is refused by name, with the option that would say it.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _GDAL_DRIVERS = {
     b"\xff\xd8": "JPEG",
     b"BM": "BMP",
 }
-"""GDAL's driver by how a file begins. GDAL itself would also try formats that lead to other files or onto the
+"""GDAL's driver by how a file begins. GDAL itself would also try formats that refer to other files or to the
 network."""
 _GEO_TAGS = (33550, 33922, 34264, 34735, 50844)  # pixel scale, tie points, transformation, keys, RPCs
 _GDAL_CACHE_BYTES = 64_000_000
@@ -51,13 +50,13 @@ _GDAL_CACHE_BYTES = 64_000_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadOptions:
-    """How to read what does not say it itself.
+    """How to read a file that does not say it itself.
 
     Attributes:
         bands: Which three bands are red, green and blue, counted from 1; or one for grey. None: as the file
             says.
         value_range: The values that become 0 and 255, for samples of more than 8 bits.
-        is_named: Whether a person has named the file, which may then be whatever GDAL reads.
+        is_named: Whether a person has named the file, which may then be anything that GDAL reads.
     """
 
     bands: tuple[int, ...] | None = None
@@ -73,8 +72,8 @@ class Pixels:
         rgb: uint8 of shape ``(height, width, 3)``; 0 where there is no data.
         valid: bool of shape ``(height, width)``, False where there is no data; None where there is data
             everywhere.
-        samples: What the model sees in its place, of shape ``(height, width, channels)``; None where that is
-            ``rgb``, blue first.
+        samples: What the model sees instead, of shape ``(height, width, channels)``; None where that is
+            ``rgb`` in the order BGR.
     """
 
     rgb: Bytes
@@ -88,7 +87,7 @@ class Pixels:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Georeference:
-    """Where on Earth an image lies: what rasterio calls ``crs``, ``transform``, ``gcps`` and ``rpcs``."""
+    """Where on Earth an image lies: rasterio's ``crs``, ``transform``, ``gcps`` and ``rpcs``."""
 
     crs: Any
     transform: Any
@@ -97,7 +96,7 @@ class Georeference:
 
     @property
     def is_warped(self) -> bool:
-        """Whether ground control points or RPCs alone say it, by no straight grid."""
+        """Whether ground control points or RPCs alone say it, instead of a transform."""
         return bool(self.transform.is_identity and (self.gcps[0] or self.rpcs is not None))
 
 
@@ -110,10 +109,10 @@ class Picture(Protocol):
     is_tiff: bool
     georeference: Georeference | None
     notices: tuple[Message, ...]
-    """What a person should be told of it."""
+    """What to warn a person of."""
 
     def read(self, top: int, bottom: int) -> Pixels:
-        """Return the lines ``top`` to ``bottom`` (not part of it)."""
+        """Return the lines ``top`` to ``bottom``, exclusive; raises DataError where they are damaged."""
         ...
 
 
@@ -160,9 +159,9 @@ def open_picture(path: Path, options: ReadOptions = ReadOptions()) -> Iterator[P
 
 
 def _beside(path: Path) -> list[Path]:
-    """Return the files beside an image that say where it lies, or what of it is data.
+    """Return the sidecar files that say where an image lies, or what of it is data.
 
-    GDAL reads them itself, in formats that it is let read here.
+    GDAL reads them itself; none count in formats that it does not read here.
     """
     if _driver_of(path) is None:
         return []
@@ -174,7 +173,7 @@ def _beside(path: Path) -> list[Path]:
 
 
 def stamp_beside(path: Path) -> str:
-    """Return names, sizes and times of the files beside an image that say more of it."""
+    """Return names, sizes and modification times of an image's sidecar files."""
     found = ((name.name, name.stat()) for name in _beside(path))
     return " ".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in found)
 
@@ -188,20 +187,20 @@ def missing_extra(extra: str, package: str, purpose: str) -> MachineError:
 
 
 UNPLACED = "Dataset has no geotransform|The given matrix is equal to Affine.identity"
-"""What rasterio warns of where an image lies nowhere on Earth."""
+"""rasterio's warnings about an image without a georeference, as a regular expression."""
 _filtering = threading.Lock()
 
 
 @contextmanager
 def without_warning(beginning: str) -> Iterator[None]:
-    """Silence a warning of what is meant; one thread at a time, since all of them share the filters."""
+    """Silence a warning, by a regular expression; one thread at a time, as all share the filters."""
     with _filtering, warnings.catch_warnings():
         warnings.filterwarnings("ignore", beginning)
         yield
 
 
 def check_grid(picture: Picture) -> None:
-    """Make sure that an image's lines and columns become coordinates by its transform.
+    """Check that an image's transform turns its lines and columns into coordinates.
 
     Raises:
         DataError: Ground control points or RPCs alone say where it lies.
@@ -225,7 +224,7 @@ class _Header:
 
 
 def _header(path: Path) -> _Header | None:
-    """Return what Pillow reads from the file's head; None if it knows no such format."""
+    """Return what Pillow reads from the header; None if it does not know the format."""
     try:
         with Image.open(path, formats=_PILLOW_FORMATS) as picture:
             tags = getattr(picture, "tag_v2", {})
@@ -234,7 +233,7 @@ def _header(path: Path) -> _Header | None:
                 is_tiff=picture.format == "TIFF",
                 is_georeferenced=any(tag in tags for tag in _GEO_TAGS),
             )
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the latter where made an error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the latter if made an error
         return _Header(num_pixels=HOLD_AT_MOST_PIXELS + 1, is_tiff=False, is_georeferenced=False)
     except (OSError, SyntaxError, ValueError):
         return None
@@ -252,7 +251,7 @@ class _Held:
         self.height, self.width = pixels.rgb.shape[:2]
 
     def hide(self, valid: NDArray[np.bool_]) -> None:
-        """Take what is not valid for *no data*."""
+        """Make what is not valid *no data*."""
         rgb, samples = self._pixels.rgb.copy(), self._pixels.samples
         rgb[~valid] = 0
         if samples is not None:
@@ -272,7 +271,7 @@ class _Held:
 def _decode(path: Path, options: ReadOptions) -> _Held:
     try:
         with Image.open(path, formats=_PILLOW_FORMATS) as picture:
-            # As mmcv reads it: by the orientation that a camera has noted.
+            # As mmcv reads it: by its EXIF orientation.
             deep = _deep_samples(picture)
             if deep is None:
                 picture.load()
@@ -293,11 +292,11 @@ def _deep_samples(picture: Image.Image) -> NDArray[Any] | None:
     """Return an image's samples where they have more than 8 bits, else None."""
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         return np.asarray(picture)
-    # Pillow drops the lower byte of 16-bit colours without a word.
+    # Pillow silently drops the lower byte of 16-bit colours.
     if any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ())):
         import cv2
 
-        picture.load()  # which says whether it is whole
+        picture.load()  # which fails where it is truncated
         data = np.fromfile(picture.filename, np.uint8)  # type: ignore[attr-defined]
         found = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
         if found is None:
@@ -307,7 +306,7 @@ def _deep_samples(picture: Image.Image) -> NDArray[Any] | None:
 
 
 def _places(path: Path, names: Sequence[str], options: ReadOptions) -> list[int]:
-    """Return which channels are named, counted from 0."""
+    """Return the channels that are asked for, counted from 0."""
     return [band - 1 for band in choose_bands(path, names, (), options.bands)[0]]
 
 
@@ -338,10 +337,10 @@ def _as_rgb(samples: Bytes) -> Bytes:
 
 
 def _to_bytes(samples: NDArray[Any], path: Path, options: ReadOptions) -> Bytes:
-    """Return samples as 8 bits; the values that stand for 0 and 255 must be told, never guessed.
+    """Return samples as 8 bits; the values that become 0 and 255 are never guessed.
 
     Raises:
-        DataError: They are not told.
+        DataError: They are not given.
     """
     if samples.dtype == np.uint8:
         return samples
@@ -373,15 +372,15 @@ def open_loaded(
     valid: NDArray[np.bool_] | None = None,
     is_named: bool = False,
 ) -> Iterator[Picture]:
-    """Open an image whose samples a config's own pipeline has read: of any number of channels, of any kind.
+    """Open an image whose samples a config's own pipeline has read, of any number of channels and any type.
 
-    Where it lies on Earth, and what of it is *no data*, the file itself says.
+    Its georeference and *no data* come from the file itself.
 
     Args:
         path: The image.
         samples: Of shape ``(height, width, channels)``.
         blue_first: Whether the first three channels are blue, green and red.
-        valid: Where there is data, of what :func:`read_bands` has read; None: to be asked of the file.
+        valid: Where there is data, as :func:`read_bands` returns it; None to take it from the file.
         is_named: Whether a person has named the file.
     """
     picture = _Held(path, Pixels(rgb=drawable(samples, blue_first=blue_first), valid=None, samples=samples))
@@ -396,7 +395,7 @@ def open_loaded(
         except (ImportError, DataError):
             if valid is not None:
                 raise
-            # Of a format that the pipeline alone knows.
+            # Of a format that only the pipeline knows.
     if valid is None:
         valid = np.ones(samples.shape[:2], bool)
         if no_data is not None:
@@ -410,7 +409,7 @@ def open_loaded(
 def read_bands(
     path: Path, num: int, options: ReadOptions, *, blue_first: bool
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Return so many bands of an image, by rasterio, as ``(height, width, num)``; and where it has data.
+    """Return bands of an image, by rasterio, as ``(height, width, num)``, and where it has data.
 
     Args:
         path: The image.
@@ -419,7 +418,7 @@ def read_bands(
         blue_first: Whether the model takes blue, green, red and then the others, as OpenCV reads.
 
     Raises:
-        DataError: It has another number of bands, or cannot be read.
+        DataError: It has another number of bands, or cannot be opened.
         MachineError: rasterio is missing.
     """
     try:
@@ -432,7 +431,7 @@ def read_bands(
                     f"{','.join(map(str, range(1, num + 1)))}",
                 )
             samples = np.moveaxis(dataset.read(bands), 0, -1)
-            # Of the values in the file: the stretch to 8 bits makes others of them.
+            # By the values in the file, before the stretch to 8 bits.
             valid = _valid_of(dataset, bands) & _finite(samples, 2)
     except ImportError as error:
         raise missing_extra("geo", "rasterio", f"to read {path}") from error
@@ -441,12 +440,12 @@ def read_bands(
 
 
 def drawable(samples: NDArray[Any], *, blue_first: bool) -> Bytes:
-    """Return a picture of samples of any kind, uint8 of shape ``(height, width, 3)``: for eyes alone."""
+    """Return samples of any type as RGB to look at, uint8 of shape ``(height, width, 3)``."""
     shown = samples[..., :3] if samples.shape[2] >= 3 else samples[..., :1]
     shown = shown[..., ::-1] if blue_first else shown
     if shown.dtype != np.uint8:
         values = np.nan_to_num(shown.astype(np.float32))
-        # What lies within 0 to 255 is 8 bits in another type; else most of it is to be seen.
+        # Within 0 to 255 it is 8 bits in another type; else stretched between percentiles.
         is_bytes = values.min() >= 0 and 1 < values.max() <= 255
         low, high = (0, 255) if is_bytes else np.percentile(values[::8, ::8], (2, 98))
         scaled = (values - low) * (255 / max(float(high - low), 1e-6))
@@ -459,7 +458,7 @@ def drawable(samples: NDArray[Any], *, blue_first: bool) -> Bytes:
 
 @contextmanager
 def _opened(path: Path, is_named: bool = False) -> Iterator[Any]:
-    """Open an image with rasterio, by the driver that its content tells; where it is named, by any."""
+    """Open an image with rasterio, by the driver that fits its content or, where it is named, by any."""
     import rasterio
     from rasterio.errors import RasterioError
 
@@ -467,8 +466,8 @@ def _opened(path: Path, is_named: bool = False) -> Iterator[Any]:
     if driver is None and not is_named:
         raise _unreadable(path, "its content is that of no known image format")
 
-    # One environment for reading: GDAL's cache would take 5 % of the machine's memory, and a file beside an
-    # image may name others, on the network too.
+    # GDAL's cache would take 5 % of the machine's memory, and a sidecar file may refer to others, even on the
+    # network.
     with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES, CPL_VSIL_CURL_ALLOWED_EXTENSIONS=".none"):
         try:
             with without_warning(UNPLACED):
@@ -494,13 +493,13 @@ def _georeference_of(dataset: Any) -> Georeference | None:
 def _masked_bands(dataset: Any, bands: Sequence[int]) -> list[int]:
     """Return the bands whose masks say where there is data; none where there is data everywhere."""
     flags = {band: {flag.name for flag in dataset.mask_flag_enums[band - 1]} for band in bands}
-    # A mask of the whole image, in it or beside it, need not be named for each band.
+    # A mask of the whole image, in the file or beside it, need not be read for each band.
     whole = [band for band, names in flags.items() if "per_dataset" in names]
     return whole or list(bands if any(names != {"all_valid"} for names in flags.values()) else ())
 
 
 def _valid_of(dataset: Any, bands: Sequence[int]) -> NDArray[np.bool_]:
-    """Return where some of the bands have data; an alpha band among them is a channel as any other."""
+    """Return where any of the bands has data; an alpha band among them is a channel like any other."""
     masked = _masked_bands(dataset, bands)
     if any(dataset.colorinterp[band - 1].name == "alpha" for band in bands):
         flags = dataset.mask_flag_enums
@@ -518,7 +517,7 @@ def _finite(samples: NDArray[Any], axis: int) -> NDArray[np.bool_]:
 
 
 class _Lines:
-    """An image that is read as far as it is asked for."""
+    """An image that is read line by line."""
 
     def __init__(self, path: Path, dataset: Any, options: ReadOptions) -> None:
         self.path = path
@@ -532,7 +531,7 @@ class _Lines:
         self._palette = _palette_of(dataset) if len(self._bands) == 1 else None
         kinds = {dataset.dtypes[band - 1] for band in self._bands}
         if kinds != {"uint8"} and options.value_range is None:
-            # A look at a thumbnail of it, so that the refusal says what would have to be told.
+            # Of a thumbnail, so that the refusal states the range of its values.
             scale = max(1, max(self.width, self.height) // 512)
             size = (len(self._bands), max(1, self.height // scale), max(1, self.width // scale))
             _to_bytes(dataset.read(self._bands, out_shape=size), path, options)
@@ -572,7 +571,7 @@ class _Lines:
 
 
 def _palette_of(dataset: Any) -> Bytes | None:
-    """Return red, green, blue and opacity of each value; None where the values are no places in a palette."""
+    """Return the RGBA colour of each value, of shape ``(256, 4)``; None where there is no palette."""
     try:
         colours = dataset.colormap(1)
     except ValueError:

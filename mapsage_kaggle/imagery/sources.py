@@ -1,4 +1,4 @@
-"""Which images are asked for, and what each is called."""
+"""Find the images that are asked for, and name them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from mapsage_kaggle.errors import DataError, UsageError
 from mapsage_kaggle.messages import Message
 
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".img"))
-"""What is taken from a folder. A file that is named itself may have any name, and be whatever GDAL reads."""
+"""What is taken from a folder. A file that is named itself may be anything that GDAL reads."""
 
 JOURNAL = "predictions.jsonl"
 LOCK = "predictions.lock"
 OUTPUTS = frozenset(("masks", "overlays", "probabilities", "polygons", "unfinished"))
-"""The folders that maps are written to, beside journal and lock, by either of which they are known."""
+"""The folders that maps are written to, recognised by the journal or the lock beside them."""
 
 _SIDECARS = (
     ".aux.xml", ".ovr", ".msk", ".prj", ".hdr", ".rpb", ".wld", ".tfw", ".pgw", ".jgw", ".bpw", ".ige",
     JOURNAL, LOCK,
 )  # fmt: skip
 _ARCHIVES = ("vsizip", "vsitar", "vsigzip")
-"""GDAL's names for what lies in an archive: ``/vsizip/scenes.zip/city.tif``."""
+"""GDAL's prefixes for files in an archive: ``/vsizip/scenes.zip/city.tif``."""
 
 Say = Callable[[Message], None]
 
@@ -34,9 +34,9 @@ class Source:
     """An image to read.
 
     Attributes:
-        path: Where it lies.
-        name: What to call what comes of it: its path below the folder that was given, without suffix.
-        is_named: Whether it was named itself, and may so be whatever GDAL reads, other files' names among it.
+        path: Its file, or GDAL's name of it in an archive.
+        name: The name of its maps: its path below the folder that was given, without suffix.
+        is_named: Whether it was named itself, and so may be anything that GDAL reads, even a list of files.
     """
 
     path: Path
@@ -47,14 +47,14 @@ class Source:
 def find_images(
     given: Sequence[Path], *, out: Path | None = None, say: Say = lambda message: None
 ) -> tuple[Source, ...]:
-    """Return the images that are named, and those below the folders that are named, in order of path.
+    """Return the images that are given, and those below folders that are given, the latter sorted by path.
 
-    Maps that were made before, beside a journal or a lock, are no images.
+    Maps of earlier runs, beside a journal or a lock, are left out.
 
     Args:
         given: Images and folders.
         out: Where maps will be written.
-        say: Told of what was left out.
+        say: Called with what was left out.
 
     Raises:
         DataError: A path does not exist, a folder holds no image, or two images would have one name.
@@ -89,7 +89,7 @@ def check_out(out: Path) -> None:
     """Refuse a folder whose masks, overlays and the like may be a person's own.
 
     Raises:
-        UsageError: There are such files, and nothing says that maps have been made there.
+        UsageError: There are such files, and neither a journal nor a lock beside them.
     """
     if (out / JOURNAL).exists() or (out / LOCK).exists():
         return
@@ -104,7 +104,7 @@ def check_out(out: Path) -> None:
 
 
 def _below(folder: Path, say: Say) -> Iterator[Path]:
-    """Yield the images below a folder, and tell what else is there."""
+    """Yield the images below a folder, and report what was left out."""
     others: Counter[str] = Counter()
 
     def unknown(error: OSError) -> None:
@@ -138,7 +138,7 @@ def _below(folder: Path, say: Say) -> Iterator[Path]:
 
 
 def _apart(sources: list[Source]) -> tuple[Source, ...]:
-    """Return images with names of their own: where some would share one, by their folders, then by suffixes.
+    """Return images with unique names, by their folders and then their suffixes where some share one.
 
     Raises:
         DataError: They share one even so.
@@ -182,7 +182,7 @@ def _tidy(path: Path) -> Path:
 
 
 def archive_of(path: Path) -> Path | None:
-    """Return the archive that one of GDAL's names leads into; None where it leads into none."""
+    """Return the archive that a path of GDAL's leads into; None where it leads into none."""
     parts = path.parts
     if len(parts) < 3 or parts[0] != "/" or parts[1] not in _ARCHIVES:
         return None
@@ -194,7 +194,7 @@ def archive_of(path: Path) -> Path | None:
 
 
 def gdal_name(path: Path) -> str:
-    """Return what GDAL calls an image: with two slashes before an archive's absolute path."""
+    """Return GDAL's path of an image: with two slashes before an archive's absolute path."""
     archive = archive_of(path)
     if archive is None:
         return str(path)

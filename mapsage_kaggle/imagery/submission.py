@@ -1,4 +1,4 @@
-"""Packs a test split's masks for a benchmark, and checks that none is missing or wrong."""
+"""Pack a test split's masks for a benchmark, and check that none is missing or wrong."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MAX_TOLD = 5
 
 
 def write_submission(archive: Path, masks: Mapping[str, Path]) -> None:
-    """Zip masks, each by its file's name, in order of name, as plain numbers without colours.
+    """Zip masks in order of name, as plain numbers without a palette.
 
     Args:
-        archive: Where to.
-        masks: The mask's file by the name in the archive.
+        archive: The zip.
+        masks: The masks' files, by name in the archive.
     """
     with replacing(archive) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as target:
         for name in sorted(masks):
@@ -42,12 +42,12 @@ def check_submission(
     Args:
         archive: The zip.
         expected: Width and height of each mask, by its name in the archive.
-        labels: Which values there may be; none of them for *no data*.
-        name: What the archive is called in the refusal; by default its own name.
+        labels: Which values are allowed; *no data* is not.
+        name: What to call the archive in the refusal; by default its own path.
 
     Raises:
-        DataError: A mask is missing, too many, of another size, or has a value that is no class. Lists the
-            first five and counts the rest.
+        DataError: A mask is missing, unexpected, unreadable, of another size, or has a value that is no
+            class. Lists the first five and counts the rest.
     """
     problems = list(_problems(archive, expected, labels))
     if problems:

@@ -1,9 +1,9 @@
-"""Windows over a large scene, and the blending of what a model says about each.
+"""Windows over a large scene, and the blending of their logits.
 
 A model sees a scene through square windows that overlap. Where they do, its logits are averaged with
-weights that fall off towards a window's edge, where a pixel has the least around it to be judged by. The
-windows of one row are blended from left to right, and the rows from top to bottom, so that what must be
-remembered is the overlap with the row above and the window to the left, however tall the scene.
+weights that fall off towards a window's edge, where a pixel has the least context. The windows of one row
+are blended from left to right, and the rows from top to bottom, so that memory holds only the overlap with
+the row above and the window to the left, however tall the scene.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mapsage_kaggle.errors import UsageError
 
 Floats = NDArray[np.float32]
 MIN_WEIGHT = 1e-3
-"""Of a window's outermost pixel: above zero, since at the scene's border nothing else speaks for it."""
+"""Where the ramp of weights starts, one pixel beyond the window: within it, no weight is zero."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,12 +36,12 @@ class Axis:
     starts: tuple[int, ...]
 
     def settled(self, index: int) -> tuple[int, int]:
-        """Return from where to where nothing is added after window ``index``: up to the next one's start."""
+        """Return the range that window ``index`` is the last to add to: from its start to the next one's."""
         stop = self.starts[index + 1] if index + 1 < len(self.starts) else self.length
         return self.starts[index], stop
 
     def first_reaching(self, index: int) -> int:
-        """Return the first window that overlaps window ``index``, or is it."""
+        """Return the first window that overlaps window ``index``, or that itself."""
         return next(i for i, start in enumerate(self.starts) if start + self.size > self.starts[index])
 
     def overlaps(self) -> tuple[int, ...]:
@@ -52,7 +52,7 @@ class Axis:
         )
 
     def weights(self) -> Floats:
-        """Return one window's weights: 1 inside, falling linearly over the overlap with the next window."""
+        """Return a window's weights, ``(size,)``: 1 inside, falling linearly over the least overlap."""
         overlap = min(self.overlaps(), default=0)
         weights = np.ones(self.size, np.float32)
         if overlap:
@@ -62,7 +62,7 @@ class Axis:
         return weights
 
     def total(self) -> Floats:
-        """Return the sum of the weights of all windows, for each pixel of the axis."""
+        """Return the sum of all windows' weights, of shape ``(length,)``."""
         total, weights = np.zeros(self.length, np.float32), self.weights()
         for start in self.starts:
             total[start : start + self.size] += weights
@@ -70,12 +70,12 @@ class Axis:
 
 
 def plan_axis(length: int, size: int, overlap: int) -> Axis:
-    """Cover an axis with as few windows as have the overlap, spread so that none overlaps much more.
+    """Cover an axis with the fewest windows that have the overlap, spread evenly.
 
     Args:
         length: Of the scene, in pixels.
-        size: Of a window. A scene that is shorter gets one window of its own length.
-        overlap: Of neighbouring windows, in pixels, at least; below half of ``size``.
+        size: Of a window, in pixels. A scene that is shorter gets one window of its own length.
+        overlap: The least of two neighbours, in pixels; at most half of ``size``.
 
     Raises:
         UsageError: The sizes do not fit each other.
@@ -94,7 +94,7 @@ def plan_axis(length: int, size: int, overlap: int) -> Axis:
 
 
 class Blender:
-    """Blends the windows of a scene, a row of windows after the other.
+    """Blends the windows of a scene, one row of windows after another.
 
     Args:
         rows: The windows' vertical positions.
@@ -106,7 +106,7 @@ class Blender:
         self._rows, self._columns = rows, columns
         self._weights = rows.weights()[:, None] * columns.weights()
         self._totals = rows.total(), columns.total()
-        # What the rows of windows so far say about the lines that later rows will speak of, too.
+        # Sums over the rows of windows so far, of the lines that later rows will add to.
         overlap = max(rows.overlaps(), default=0)
         self._above = np.zeros((num_classes, overlap, columns.length), np.float32)
         self._num_above = 0
@@ -114,18 +114,18 @@ class Blender:
     def row(self, index: int, logits: Iterator[Floats | None]) -> Iterator[tuple[int, int, Floats]]:
         """Blend one row of windows.
 
-        Rows must come one after the other, but may begin anywhere: what is then settled is right from the
-        row on whose ``first_reaching`` they began with.
+        Rows must come one after another, but may begin anywhere: the results are right from the row on
+        whose ``first_reaching`` they began with.
 
         Args:
             index: Which row.
             logits: For each window from left to right, float32 of shape ``(classes, height, width)``, which
-                is written into; None for a window that nothing is known of.
+                is modified; None for a window without data.
 
         Yields:
-            First column, last column (not part of it), and logits of shape ``(classes, settled rows,
-            columns)``: those that no other window will add to. They are sums, not means: see
-            :meth:`mean`. Which class is highest is the same.
+            First column, last column (exclusive), and logits of shape ``(classes, settled lines, columns)``
+            that no other window will add to. They are weighted sums, not means (see :meth:`mean`); which
+            class is highest is the same.
         """
         top, bottom = self._rows.settled(index)
         height = bottom - top
@@ -148,7 +148,7 @@ class Blender:
         self._num_above = reach
 
     def mean(self, index: int, left: int, right: int, summed: Floats) -> Floats:
-        """Return what :meth:`row` gave, divided by the weights that went into it."""
+        """Return what :meth:`row` yielded, divided by the weights that went into it."""
         top, bottom = self._rows.settled(index)
         rows, columns = self._totals
         mean: Floats = summed / (rows[top:bottom, None] * columns[left:right])

@@ -1,7 +1,7 @@
-"""Writes what a model says: masks, overlays, probability maps; PNG or GeoTIFF as the image was.
+"""Write masks, overlays and probability maps, as PNG or GeoTIFF like the image.
 
-Everything is written beside its final name, flushed to the disk, read back and compared, and renamed when it
-is what was meant: GDAL and SQLite may meet a full disk without a word.
+Everything is written beside its final name, flushed to the disk, read back and compared, and only then
+renamed: GDAL and SQLite may not report a full disk.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mapsage_kaggle.messages import Message
 OVERLAY_OPACITY = 0.5
 _BLOCK = 512
 _OF_THE_NAME = frozenset((errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST))
-"""What is no fault of the disk's: another name would have been taken."""
+"""Errors that are not the disk's: it would have accepted another name."""
 _GDAL_CACHE_BYTES = 64_000_000
 
 
@@ -38,7 +38,7 @@ class Labels:
 
     Attributes:
         classes: Their names.
-        palette: A colour for each, RGB.
+        palette: An RGB colour for each.
         numbers: The mask value of each class.
         no_data: The mask value of what belongs to no class.
     """
@@ -58,21 +58,21 @@ class Labels:
             )
 
     def values(self, classes: Bytes, valid: NDArray[np.bool_] | None) -> Bytes:
-        """Return a mask for class numbers from 0; where there is no data, ``no_data``."""
+        """Return the mask of class indices from 0; ``no_data`` where there is no data."""
         mask: Bytes = np.asarray(self.numbers, np.uint8)[classes]
         if valid is not None:
             mask[~valid] = self.no_data
         return mask
 
     def colours(self) -> Bytes:
-        """Return a colour for each mask value, of shape (256, 3); black for what is no class."""
+        """Return an RGB colour for each mask value, of shape ``(256, 3)``; black for what is no class."""
         table: Bytes = np.zeros((256, 3), np.uint8)
         table[list(self.numbers)] = self.palette
         return table
 
 
 def overlay(rgb: Bytes, mask: Bytes, labels: Labels) -> Bytes:
-    """Return an image with each class's colour laid over it; what has no data stays as it is."""
+    """Return an image with the classes' colours blended in; what has no data stays as it is."""
     blended = labels.colours()[mask]
     kept = np.uint16(256 * (1 - OVERLAY_OPACITY))
     mixed: Bytes = ((rgb * kept + blended * (256 - kept)) >> 8).astype(np.uint8)
@@ -82,11 +82,11 @@ def overlay(rgb: Bytes, mask: Bytes, labels: Labels) -> Bytes:
 
 
 class WriteFailed(MachineError):
-    """What was computed cannot be kept: for every image, not for one."""
+    """The disk does not take the files of any image, not only of one."""
 
     @classmethod
     def of(cls, path: Path, why: object) -> WriteFailed:
-        """Return it for a file, with the disk named."""
+        """Return the error for a file, with its disk named."""
         disk = next(folder for folder in path.absolute().parents if folder.is_mount())
         free_bytes = shutil.disk_usage(disk).free
         return cls(
@@ -103,16 +103,16 @@ class WriteFailed(MachineError):
 
 @contextmanager
 def replacing(path: Path, reads_back: Callable[[Path], bool] = lambda temporary: True) -> Iterator[Path]:
-    """Give a name beside ``path`` to write to; rename it when the block ends well, remove it when not.
+    """Yield a path beside ``path`` to write to; rename it when the block succeeds, else remove it.
 
-    It is short and ASCII: what a disk takes as final name, it and GDAL take beside it as well.
+    Its name is short ASCII, so that disk and GDAL accept it wherever they accept the final one.
 
     Args:
-        path: The final name.
-        reads_back: Given the name that was written to, tells whether what is found there is what was meant.
+        path: The final one.
+        reads_back: Given the path that was written to, returns whether it holds what was meant.
 
     Raises:
-        DataError: The disk does not take the name.
+        DataError: The disk does not accept the name.
         WriteFailed: It could not be written, or does not read back.
     """
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
@@ -130,7 +130,7 @@ def replacing(path: Path, reads_back: Callable[[Path], bool] = lambda temporary:
     except MapsageError:
         raise
     except Exception as error:
-        # Of a full disk GDAL and SQLite tell in errors of their own, or raise another one later.
+        # GDAL and SQLite report a full disk in errors of their own, or raise another one later.
         cause = error if isinstance(error, OSError) and error.strerror else _refusal(temporary)
         if cause is not None and cause.errno in _OF_THE_NAME:
             raise DataError(
@@ -146,7 +146,7 @@ def replacing(path: Path, reads_back: Callable[[Path], bool] = lambda temporary:
 
 
 def _flush(file: Path) -> None:
-    """Have the disk take a file, and the kernel forget it, so that it is read from there."""
+    """Flush a file to the disk and drop it from the page cache, so that it is read back from there."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -156,7 +156,7 @@ def _flush(file: Path) -> None:
 
 
 def _refusal(file: Path) -> OSError | None:
-    """Return why a disk takes no more of a file; None where it does."""
+    """Return the error of appending to a file; None where that works."""
     try:
         with file.open("ab") as stream:
             stream.write(bytes(1 << 20))
@@ -173,7 +173,7 @@ def _tried(reads_back: Callable[[Path], bool], file: Path) -> bool:
 
 
 def write_png(path: Path, pixels: Bytes, labels: Labels | None = None) -> None:
-    """Write a picture (three dimensions) as PNG, or a mask (two) in its labels' colours.
+    """Write RGB of shape ``(height, width, 3)`` as PNG, or a mask, ``(height, width)``, with its palette.
 
     Raises:
         WriteFailed: See :func:`replacing`.
@@ -196,7 +196,7 @@ def write_png(path: Path, pixels: Bytes, labels: Labels | None = None) -> None:
 
 
 def write_names(path: Path, labels: Labels) -> None:
-    """Write the names of a mask's values as GDAL keeps them beside a raster, in ``<file>.aux.xml``.
+    """Write the names of a mask's values in GDAL's sidecar file, ``<file>.aux.xml``.
 
     Raises:
         WriteFailed: See :func:`replacing`.
@@ -225,7 +225,7 @@ def write_tiff(
     scale: float | None = None,
     descriptions: Sequence[str] = (),
 ) -> None:
-    """Write a tiled, compressed GeoTIFF from strips of lines, of which few are held at a time.
+    """Write a tiled, compressed GeoTIFF from strips of lines, few of which are held at a time.
 
     Args:
         path: Where to.
@@ -235,7 +235,7 @@ def write_tiff(
         num_bands: Bands of the whole.
         georeference: Where it lies; None for none.
         no_data: The value that means *no data*.
-        palette: A colour for each value, of shape (256, 3), for one band.
+        palette: An RGB colour for each value, of shape ``(256, 3)``, for one band.
         scale: What a value of 1 stands for.
         descriptions: A name for each band.
 
@@ -283,7 +283,7 @@ def write_tiff(
         for band, description in enumerate(descriptions, start=1):
             target.set_band_description(band, description)
         top = 0
-        # Whole rows of blocks: a block that is written twice takes its place in the file twice.
+        # Whole rows of blocks: a block that is written twice takes up space in the file twice.
         for strip in aligned(strips, _BLOCK):
             target.write(strip, window=Window(0, top, width, strip.shape[1]))
             digest.update(np.ascontiguousarray(strip).data)
@@ -297,7 +297,7 @@ def _quietly(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 
 
 def _facts(dataset: Any) -> tuple[Any, ...]:
-    """Return what a GeoTIFF says beside its pixels: its directory is there whole or not at all."""
+    """Return some metadata of a GeoTIFF: its directory is there as a whole or not at all."""
     has_palette = dataset.colorinterp[0].name == "palette"
     colours = [colour[:3] for colour in dataset.colormap(1).values()] if has_palette else None
     named = dataset.descriptions, dataset.scales, colours
@@ -305,7 +305,7 @@ def _facts(dataset: Any) -> tuple[Any, ...]:
 
 
 def aligned(strips: Iterable[NDArray[Any]], lines: int) -> Iterator[NDArray[Any]]:
-    """Regroup strips into ones of ``lines`` lines; the last may be shorter."""
+    """Regroup strips, of shape ``(bands, lines, width)``, into ones of ``lines``; the last may be shorter."""
     held: list[NDArray[Any]] = []
     count = 0
     for strip in strips:
