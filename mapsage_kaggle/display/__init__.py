@@ -1,1 +1,1 @@
-"""What a person sees. Renders values that others have decided."""
+"""Rendering for people: terminal, notebook and report. It decides nothing."""

@@ -1,4 +1,4 @@
-"""The audit of a run, read from its work dirs, and as a person reads it."""
+"""Audit a run from its work dirs, and render the result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FOLLOWS = {
     "neither": "neither",
     None: "nothing of it was kept",
 }
-"""What a session equals an uninterrupted run to, in words."""
+"""How exactly a session equals an uninterrupted run, by grade."""
 WHOLE = {
     "bitwise": Message("The run equals an uninterrupted one bit for bit, as far as its own files tell."),
     "rounding": Message("The run equals an uninterrupted one to rounding, as far as its own files tell."),
@@ -34,10 +34,10 @@ WHOLE = {
 
 
 def audit_folders(folders: Sequence[Path]) -> Audit:
-    """Audit the newest run found in some work dirs, with the bytes of the checkpoints that lie there.
+    """Audit the newest run found in some work dirs, with the bytes of the checkpoints there.
 
     Raises:
-        UsageError: No session's record is in any of the folders.
+        UsageError: None of the folders holds a session's record.
     """
     sessions = read_sessions(folders, forks=True)
     taken = one_run(sessions)
@@ -69,8 +69,8 @@ def audit_folders(folders: Sequence[Path]) -> Audit:
 
 
 def audit_sessions(sessions: Sequence[PastSession], **more: Any) -> Audit:
-    """Audit the sessions of one run; of files only what ``more`` says (see :class:`Audit`)."""
-    # A work dir's manifest is that of the last session in it.
+    """Audit the sessions of one run; ``more`` is passed to :func:`audit`, such as ``files``."""
+    # A work dir's manifest belongs to the last session in it.
     owners = {session.folder: session for session in sessions}
     return audit([_left(item, owns_manifest=owners[item.folder] is item) for item in sessions], **more)
 
@@ -88,7 +88,6 @@ def _left(session: PastSession, *, owns_manifest: bool) -> Left:
 
 
 def audit_text(found: Audit) -> str:
-    """Return an audit for a terminal."""
     rows = [
         (record.session_index, record.start_iteration, record.end_iteration, item.chain, FOLLOWS[item.grade])
         for item, record in ((item, item.record) for item in found.sessions)

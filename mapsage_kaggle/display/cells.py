@@ -1,4 +1,4 @@
-"""The panels of the notebook's first cells: a finding, a refusal, what was found, what will run."""
+"""Panels for the notebook's first cells: checks, refusals, the chosen checkpoint, the configuration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 
 def check_finding(check: Check, words: Words) -> Finding:
-    """Return what one check of the machine found."""
     tones: dict[str, Tone] = {"warning": "note", "error": "bad"}
     return Finding(
         tone="good" if check.ok else tones.get(check.level, ""),
@@ -31,7 +30,7 @@ def check_finding(check: Check, words: Words) -> Finding:
 
 
 def refusal_panel(title: str, error: MapsageError, words: Words) -> Panel:
-    """Return a refusal: what is wrong and what to do, and the files that it lists below that."""
+    """Return problem and remedy, and below them the lines that the error lists."""
     lines = tuple(map(words.translate, error.lines))
     return Panel(
         title=title,
@@ -42,10 +41,10 @@ def refusal_panel(title: str, error: MapsageError, words: Words) -> Panel:
 
 
 def choice_panel(title: str, choice: Choice, words: Words) -> Panel:
-    """Return what a session starts from, and what else there was."""
+    """Return what a session starts from, and the other candidates."""
     verdicts = {"": "unopened", "weights-only": "weights"}
     folders = {item.path.absolute().parent for item in choice.candidates}
-    # One output's files need no more than its folder's name; those of several, what sets them apart.
+    # Relative to the common folder: short for one output, distinct for several.
     above = Path(os.path.commonpath([folder.parent for folder in folders])) if folders else Path()
     rows = [
         (
@@ -76,7 +75,7 @@ def choice_panel(title: str, choice: Choice, words: Words) -> Panel:
 def configuration_panel(
     prepared: Prepared, words: Words, *, clock: SessionClock, tail: tuple[str, ...] = ()
 ) -> Panel:
-    """Return what will run, and what changes in the config for it."""
+    """Return what will run, and the changes to the config that it takes."""
     patch = prepared.patch
     where = (
         words("gpus", count=prepared.facts.world_size)

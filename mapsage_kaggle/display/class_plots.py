@@ -1,4 +1,4 @@
-"""Figures that tell classes apart: what is taken for what, and how each was learned."""
+"""Figures by class: the confusion matrix, and each class's IoU over training."""
 
 from __future__ import annotations
 
@@ -27,13 +27,9 @@ def confusion_picture(
 ) -> bytes:
     """Draw a confusion matrix, normalised by truth, as PNG.
 
-    Args:
-        counts: Pixels by true class (row) and predicted class (column), ``C`` x ``C``. One more row and
-            column, for what is no class, may follow; they are drawn where they are not empty.
-        classes: The ``C`` names.
-        palette: The classes' own colours; without them, no swatches.
-        theme: Of the picture.
-        say: Puts the labels into a language; the names of classes stay.
+    ``counts`` are pixels by true class (row) and predicted class (column), ``C`` x ``C``; one more row and
+    column, for what is no class, may follow, and are drawn where they are not empty. Without a ``palette``
+    there are no swatches. ``say`` translates the labels, not the names of classes.
 
     Raises:
         ValueError: The matrix is not square, or does not fit the names.
@@ -92,7 +88,7 @@ def confusion_picture(
 
 
 def _numbers(axes: Axes, shares: Sequence[Sequence[float]], totals: Sequence[int], theme: Theme) -> None:
-    """Write each share into its cell, where there is room, and each class's part of all pixels beside it."""
+    """Write each share into its cell, where there is room, and each class's share of all pixels beside it."""
     size = len(totals)
     pixels = sum(totals) or 1
     for row, total in enumerate(totals):
@@ -136,12 +132,8 @@ def iou_picture(
 ) -> bytes:
     """Draw IoU over the iterations, a small figure for each class on the same axes, as PNG.
 
-    Args:
-        scored: Iteration and IoU by class, as fractions; None where a class did not occur.
-        palette: The classes' own colours, by name.
-        theme: Of the picture.
-        say: Puts the labels into a language.
-        boundaries: Iterations at which one session took over from another.
+    ``scored`` holds iteration and IoU by class, as fractions, None where a class did not occur;
+    ``boundaries`` are the iterations at which one session took over from another.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Columns of a terminal, which letters take one or two of."""
+"""Text width in terminal columns: an East Asian wide character takes two."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Collection, Sequence
 
 
 def columns(text: str) -> int:
-    """Return how many columns of a terminal a text takes; a Chinese character takes two."""
+    """Return how many terminal columns a text takes."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
-    """Return rows of cells as lines of even columns; those in ``right`` are set to the right."""
+    """Return rows of cells as lines with aligned columns, those in ``right`` to the right."""
     widths = [max(map(columns, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

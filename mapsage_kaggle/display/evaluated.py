@@ -1,4 +1,4 @@
-"""An evaluation as a terminal, the notebook and the report show it, from its JSON document.
+"""Render an evaluation's JSON document for the terminal, the notebook and the report.
 
 The document is what :mod:`mapsage_kaggle.jobs.evaluate` writes into ``<work dir>/evaluation``.
 """
@@ -24,7 +24,7 @@ _MAX_READ = 24
 
 
 def evaluation_text(document: Document, words: Words | None = None) -> str:
-    """Return scores by class, the whole's with its interval, each area's, and the comparison."""
+    """Return scores by class, overall with their interval, by area, and the comparison."""
     words = words or Words("en")
     header, rows = class_rows(document, words)
     lines = [
@@ -37,7 +37,7 @@ def evaluation_text(document: Document, words: Words | None = None) -> str:
 
 
 def family_text(documents: Sequence[Document]) -> str:
-    """Return an averaged model's scores above its parents', and whether it is better than the best."""
+    """Return the scores of an averaged model and of its parents, and whether it beats the best of them."""
     words = Words("en")
     rows = [
         (
@@ -53,7 +53,7 @@ def family_text(documents: Sequence[Document]) -> str:
 
 
 def headline(document: Document, words: Words) -> str:
-    """Return which checkpoint was looked at, how, and on how much."""
+    """Return which checkpoint was evaluated, how, and on how many images."""
     return words(
         "eval_headline",
         file=Path(document["checkpoint"]).name,
@@ -74,7 +74,7 @@ def class_rows(document: Document, words: Words) -> tuple[tuple[str, ...], list[
 
 
 def facts(document: Document, words: Words) -> list[tuple[str, str]]:
-    """Return name and value of what holds for all classes together."""
+    """Return names and values of the scores over all classes, and of each area."""
     found = [("mIoU", _with_interval(document))]
     found += [
         (words(f"eval_{name}"), percent(document[name]))
@@ -87,7 +87,7 @@ def facts(document: Document, words: Words) -> list[tuple[str, str]]:
 
 
 def notes(document: Document, words: Words) -> list[str]:
-    """Return how it compares with another checkpoint, and what makes the intervals weak."""
+    """Return the comparison with another checkpoint, and a warning where images are too few."""
     found = []
     other = document["against"]
     if other is not None and other["gain"] is not None:
@@ -110,7 +110,7 @@ def notes(document: Document, words: Words) -> list[str]:
 
 
 def read_evaluations(work_dir: Path) -> list[dict[str, Any]]:
-    """Return the evaluations that lie beside a run, newest first; what cannot be read is left out."""
+    """Return a work dir's last evaluations, newest first; unreadable ones are left out."""
     found = []
     for file in _newest_files(work_dir):
         try:
@@ -123,7 +123,7 @@ def read_evaluations(work_dir: Path) -> list[dict[str, Any]]:
 
 
 def num_left_out(work_dir: Path) -> int:
-    """Return how many of those files cannot be read."""
+    """Return how many of those files are unreadable."""
     return len(_newest_files(work_dir)) - len(read_evaluations(work_dir))
 
 
@@ -133,7 +133,6 @@ def _newest_files(work_dir: Path) -> list[Path]:
 
 
 def evaluation_panel(document: Document, words: Words, pictures: Sequence[Path | bytes] = ()) -> Panel:
-    """Return an evaluation for the notebook."""
     header, rows = class_rows(document, words)
     other = document["against"]
     tone: Tone = "note" if other is not None and not other["settled"] else "good"

@@ -1,4 +1,4 @@
-"""What a run's records and events give cause to say. Pure: sessions in, findings out."""
+"""Diagnose a run from its records and events. Pure: sessions in, findings out."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from mapsage_kaggle.outside import visible
 JUMP_POINTS = 8
 """How many loss points on either side of a resume are compared."""
 FALL_POINTS = 2.0
-"""How far below its best, in points of mIoU, validation must end up to count as falling."""
+"""By how many points of mIoU validation must end below its best to count as overfitting."""
 LEARNED_IOU = 0.01
 _MAX_NAME = 60
 
 
 def findings(sessions: Sequence[PastSession], *, num_left_out: int = 0) -> tuple[Finding, ...]:
-    """Return what a person should know of a run, worst first.
+    """Return the findings on a run's sessions (oldest first), worst first.
 
-    Args:
-        sessions: Of one run, oldest first.
-        num_left_out: Documents beside them that cannot be read.
+    ``num_left_out`` counts documents beside them that could not be read.
     """
     found = [
         *_ends(sessions),
@@ -73,7 +71,7 @@ def _gaps(sessions: Sequence[PastSession]) -> list[Finding]:
 
 
 def _jumps(sessions: Sequence[PastSession]) -> list[Finding]:
-    """Compare the loss before and after each resume; a resumed run goes on as if nothing had been."""
+    """Compare the loss before and after each resume: a correct resume shows no jump."""
     found = []
     for one, other in pairwise(sessions):
         if other.record.start_iteration == 0:
@@ -142,7 +140,7 @@ def _classes(sessions: Sequence[PastSession]) -> list[Finding]:
 
 
 def class_scores(sessions: Sequence[PastSession]) -> list[tuple[int, dict[str, float | None]]]:
-    """Return each validation's IoU by class, as fractions, where validation told it."""
+    """Return iteration and IoU by class, as fractions, of each validation that reports it."""
     stated: dict[int, dict[str, float | None]] = {}
     for event in (event for session in sessions for event in session.of("validation")):
         table = event.data.get("per_class")
@@ -155,7 +153,7 @@ def class_scores(sessions: Sequence[PastSession]) -> list[tuple[int, dict[str, f
 
 
 def last_confusion(sessions: Sequence[PastSession]) -> tuple[int, list[str], list[list[int]]] | None:
-    """Return the newest confusion matrix with its iteration and the names of its classes, if one was told."""
+    """Return the newest confusion matrix: iteration, class names and counts; None where there is none."""
     for event in (event for session in reversed(sessions) for event in reversed(session.of("validation"))):
         counts, names = event.data.get("confusion"), list(event.data.get("per_class") or ())
         if counts and len(counts) - len(names) in (0, 1) and all(len(row) == len(counts) for row in counts):
@@ -164,7 +162,7 @@ def last_confusion(sessions: Sequence[PastSession]) -> tuple[int, list[str], lis
 
 
 def palette_of(sessions: Sequence[PastSession]) -> dict[str, Sequence[int]]:
-    """Return the colours of the classes by name, as the newest session that states them does."""
+    """Return the colours of the classes by name, from the newest session that states them."""
     for event in (event for session in reversed(sessions) for event in session.of("training")):
         palette = event.data.get("palette")
         if isinstance(palette, Mapping) and palette:
@@ -180,7 +178,7 @@ def _left_out(count: int) -> list[Finding]:
 
 
 def _stated_by_events(sessions: Sequence[PastSession]) -> list[Finding]:
-    """Return warnings and restarts that the sessions told of, each once."""
+    """Return the sessions' warnings and restarts."""
     return [
         Finding(
             tone="note",

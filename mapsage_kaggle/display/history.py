@@ -1,4 +1,4 @@
-"""The sessions of a run, read back from what they left: records and events, oldest first."""
+"""Read a run's sessions back from their records and events, oldest first."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from mapsage_kaggle.records import PACKED, SessionRecord, read_packed
 from mapsage_kaggle.walk import walk
 
 SILENT_S = 90.0
-"""Between two training processes of a session nobody holds the work dir, or says a word, for this long."""
+"""How long the lock may be free and the log silent between two training processes of a session."""
 MAX_ITERATIONS = 20_000
-"""About how many iterations of a run are read back, over all its sessions."""
+"""About how many iteration events of a run are read, over all its sessions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PastSession:
-    """One session with what happened in it.
+    """One session with its events.
 
     Attributes:
         record: What it did and handed over.
-        events: What happened, in order; empty where its events were not carried along. Of a long run's
-            iterations, some.
+        events: In order; empty where its log was not carried over. Of a long run's iterations, a sample.
         folder: The work dir, or the history folder, that it was read from.
-        num_left_out: Values of its record and lines of its events that are none.
-        size_bytes: Of its events.
+        num_left_out: Values of its record and lines of its log that could not be read.
+        size_bytes: Of its log.
     """
 
     record: SessionRecord
@@ -42,12 +41,11 @@ class PastSession:
     size_bytes: int = 0
 
     def of(self, *kinds: EventKind) -> list[Event]:
-        """Return the events of some kinds."""
         return [event for event in self.events if event.event in kinds]
 
 
 def unlabelled(sessions: Sequence[PastSession], iteration: int) -> tuple[str, ...]:
-    """Return the classes of which no pixel was there to compare with, in the validation at an iteration."""
+    """Return the classes without a labelled pixel in the validation at an iteration."""
     for event in (event for session in reversed(sessions) for event in reversed(session.of("validation"))):
         if event.iteration == iteration:
             return unlabelled_in(event)
@@ -55,7 +53,7 @@ def unlabelled(sessions: Sequence[PastSession], iteration: int) -> tuple[str, ..
 
 
 def unlabelled_in(validation: Event) -> tuple[str, ...]:
-    """Return the classes that a validation's score says nothing of, as its event tells."""
+    """Return the classes without a labelled pixel, on which a validation's score says nothing."""
     table = validation.data.get("per_class")
     scores = table.items() if isinstance(table, Mapping) else ()
     return tuple(
@@ -66,13 +64,10 @@ def unlabelled_in(validation: Event) -> tuple[str, ...]:
 def read_sessions(folders: Sequence[Path], *, forks: bool = False) -> list[PastSession]:
     """Return the sessions that some work dirs know of, oldest first, each once.
 
-    The last session's output alone is enough: it carries the earlier records and events in
-    ``history/``. A session is told by its run and its number; where several copies of its record
-    are found, the one that got furthest counts. Records that cannot be read are passed over.
-
-    Args:
-        folders: Work dirs, or folders with work dirs below them.
-        forks: Whether sessions with one number that began at different times are several.
+    The last session's output alone is enough: it carries the earlier records and events in ``history/``. A
+    session is identified by its run and number; of several copies of its record the one that got furthest
+    counts. Unreadable records are skipped. Folders are work dirs, or have work dirs below them. With
+    ``forks``, sessions with one number that began at different times are several.
     """
     found: dict[tuple[str, int, bool, float], PastSession] = {}
     for session in _all_sessions(folders):
@@ -90,12 +85,7 @@ def read_sessions(folders: Sequence[Path], *, forks: bool = False) -> list[PastS
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
-    """One quantity over a run.
-
-    Attributes:
-        iterations: Where it was measured, strictly increasing.
-        values: What was measured there.
-    """
+    """One quantity over a run: ``values`` at ``iterations``, which increase strictly."""
 
     iterations: tuple[int, ...] = ()
     values: tuple[float, ...] = ()
@@ -104,7 +94,7 @@ class Series:
         return len(self.values)
 
     def smoothed(self, share: float = 0.04) -> Series:
-        """Return the running mean over windows of this share of the points, cut off at both ends."""
+        """Return the running mean over windows of this share of the points, truncated at both ends."""
         half = max(1, round(share * len(self) / 2))
         totals = [0.0]
         for value in self.values:
@@ -116,7 +106,7 @@ class Series:
         return Series(iterations=self.iterations, values=tuple(means))
 
     def thinned(self, most: int = 2000) -> Series:
-        """Return about ``most`` of the points, evenly chosen, the last one among them."""
+        """Return about ``most`` of the points, evenly spaced, the last one included."""
         step = max(1, -(-len(self) // most))
         keep = sorted({*range(0, len(self), step), len(self) - 1}) if len(self) else []
         return Series(
@@ -126,14 +116,10 @@ class Series:
 
 
 def series(sessions: Sequence[PastSession], kind: EventKind, *names: str) -> Series:
-    """Return a quantity from events of one kind, over all sessions.
+    """Return a quantity from events of one kind, over a run's sessions (oldest first).
 
-    Args:
-        sessions: Of one run, oldest first.
-        kind: Of the events that tell it.
-        names: Where it stands in their data, level by level: ``"metrics", "mIoU"``.
-
-    Where training went back, after a crash or for a newer session, only what was kept counts.
+    ``names`` lead to it in their data, level by level: ``"metrics", "mIoU"``. Where training went back, after
+    a crash or in a later session, only what was kept counts.
     """
     iterations: list[int] = []
     values: list[float] = []
@@ -176,7 +162,7 @@ def _all_sessions(folders: Sequence[Path]) -> Iterator[PastSession]:
 
 
 def _session(path: Path, events: Path, most: int) -> PastSession | None:
-    """Read a record and the events beside it; None where there is no record to be read."""
+    """Read a record and the events beside it; None where the record is unreadable."""
     try:
         document = read_json(path)
     except (OSError, ValueError):
@@ -185,7 +171,7 @@ def _session(path: Path, events: Path, most: int) -> PastSession | None:
 
 
 def _packed_sessions(path: Path, most: int) -> Iterator[PastSession]:
-    """Yield the sessions whose files have been put into one."""
+    """Yield the sessions whose files have been packed into one."""
     files: dict[str, bytes] = {}
     with contextlib.suppress(ValueError):  # what could be read until then is shown
         files.update(read_packed(path))
@@ -203,7 +189,7 @@ def _sound_session(document: object, log: bytes, most: int, folder: Path) -> Pas
     if record is None:
         return None
     events, num_broken = parse_events(log, most=most)
-    # A refusal trains nothing: events that lie beside it are those of the session before.
+    # A refusal trains nothing: events beside it belong to the session before.
     told = () if record.stop_reason == "refused" else events
     sound = tuple(event for event in told if is_sound_event(event))
     num_left_out += num_broken + len(told) - len(sound)
@@ -213,7 +199,7 @@ def _sound_session(document: object, log: bytes, most: int, folder: Path) -> Pas
 
 
 def _goes_on(session: PastSession) -> bool:
-    """Tell whether a session that has recorded no end may still be under way."""
+    """Return whether a session that has recorded no end may still be running."""
     silent_s = time.time() - (last_word_s(session.events) or session.record.started_s)
     return silent_s < SILENT_S or holder_of(session.folder) is not None
 
@@ -223,7 +209,7 @@ def _closed(session: PastSession) -> PastSession:
 
 
 def work_dirs_below(folder: Path) -> list[Path]:
-    """Return the folder itself where it holds a session's record, else those below it that do."""
+    """Return a folder that holds a session's record, else those below it that do, else the folder."""
     if WorkDir(folder).session.is_file() or not folder.is_dir():
         return [folder]
     found = walk(folder, want_file=lambda name: name == "session.json", endings=(".json",)).files
@@ -237,12 +223,12 @@ def _order(session: PastSession) -> tuple[float, int, bool]:
 
 
 def _weight(session: PastSession) -> tuple[bool, bool, int]:
-    """Sort key of copies: with events, finished, and with the longest log of them."""
+    """Sort key of a session's copies: with events, then finished, then with the longest log."""
     return bool(session.events), session.record.stop_reason != "running", session.size_bytes
 
 
 def one_run(sessions: Iterable[PastSession]) -> list[PastSession]:
-    """Return the sessions of the newest run among them."""
+    """Return the sessions of the newest run."""
     sessions = list(sessions)
     if not sessions:
         return []

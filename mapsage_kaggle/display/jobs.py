@@ -1,4 +1,4 @@
-"""Work after training as a terminal shows it: a bar while it runs, and what came of it."""
+"""Jobs after training in a terminal: a progress bar while one runs, and its result."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ _LINE_EVERY_S = 30.0
 
 
 class JobProgress:
-    """Shows how far a child is: a bar on a terminal, elsewhere a line now and then. Use it as a context.
+    """A context manager that shows a child's progress: a bar in a terminal, elsewhere a line now and then.
 
-    Args:
-        unit: What is counted.
-        stream: Where to; by default standard error, so that standard output holds results alone.
+    ``unit`` is what is counted. The default stream is standard error, so that standard output holds results
+    alone.
     """
 
     def __init__(self, unit: str, stream: TextIO | None = None) -> None:
@@ -61,7 +60,7 @@ class JobProgress:
             self._bar.stop()
 
     def take(self, event: Mapping[str, Any]) -> None:
-        """Show ``progress`` with ``done`` and ``total``, or an event with a ``problem`` or ``message``."""
+        """Show ``progress`` with ``done`` and ``total``, or an event's ``problem`` or ``message``."""
         if event["event"] == "progress":
             done = float(event["done"])
             if self._begin is None:
@@ -93,7 +92,6 @@ class JobProgress:
 
 
 def prediction_text(found: Prediction) -> str:
-    """Return what came of a prediction, in a few lines."""
     pace = f", {found.num_pixels / 1e6 / found.seconds:.2f} megapixels a second" if found.num_done else ""
     before = f", {found.num_before} done before" if found.num_before else ""
     images = "1 image" if found.num_done == 1 else f"{found.num_done} images"
@@ -112,24 +110,20 @@ def prediction_text(found: Prediction) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """What the card tells.
+    """The contents of a model card.
 
     Attributes:
-        title: Of the model.
         licence: As it was given.
         licence_id: As model hubs read it.
-        config: The name of its config.
-        checkpoint: The name of the file that it was made from.
-        checkpoint_sha256: Of that file.
-        iteration: Iterations done in it, if it says.
+        checkpoint: The name of the file that the model was exported from.
+        iteration: Iterations done in it, if it states them.
         num_weights: Number of trained values.
         classes: The document ``classes.json``.
-        files: The forms of it.
         failed: Forms that could not be made, each with the reason.
-        compared_on: What they were compared on.
-        divisor: What sides of images must be a multiple of.
-        draws: What of the model draws random numbers in use.
-        sessions: Those of the run that made it, oldest first; none where they are not known.
+        compared_on: Names of the images that the forms were compared on.
+        divisor: Sides of images must be a multiple of it.
+        draws: Classes of modules that draw random numbers at inference.
+        sessions: Those of the run that trained it, oldest first; empty where unknown.
         data: The data set's type.
     """
 
@@ -152,7 +146,7 @@ class Card:
 
 
 def card_text(card: Card) -> str:
-    """Return the card as Markdown, with the head that model hubs read."""
+    """Return the card as Markdown, with the front matter that model hubs read."""
     last = card.sessions[-1].record if card.sessions else None
     validation = _validation(card)
     return text_templates().get_template("model_card.md.j2").render(
@@ -173,11 +167,11 @@ def card_text(card: Card) -> str:
 
 
 def _reading(classes: Mapping[str, Any]) -> Mapping[str, str]:
-    """Return a file's name, and the expression and its module that read it as the test pipeline does."""
+    """Return an example's file name, and the expression and module that read it as the test pipeline does."""
     load = classes["read"]
     if not classes["input"].get("num_channels"):
         return {"name": "tile.png", "code": 'cv2.imread("tile.png")[..., ::-1]', "module": ""}
-    if load.get("type") != "LoadImageFromFile":  # one's own, or by bands: what it gives, kept by numpy
+    if load.get("type") != "LoadImageFromFile":  # a custom loader, or bands: its result, saved by numpy
         return {"name": "tile.tif", "code": 'np.load("tile.npy")', "module": ""}
     if load.get("imdecode_backend") == "tifffile":
         return {"name": "tile.tif", "code": 'tifffile.imread("tile.tif")', "module": "tifffile"}
@@ -194,7 +188,7 @@ def _validation(card: Card) -> tuple[int, Mapping[str, float | None]] | None:
 
 
 def export_text(found: Export) -> str:
-    """Return what came of an export: each form, and how far it is from the original."""
+    """Return each exported form with its deviation from the original."""
     rows = [
         (file.name, size(file.size_bytes), f"{file.max_difference:.2g}", f"{100 * file.agreement:.4f} %")
         for file in found.files

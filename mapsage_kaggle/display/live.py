@@ -1,4 +1,4 @@
-"""The training view of a notebook: brought up to date in place, in a thread of its own."""
+"""The notebook's training view, updated in place from a thread of its own."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from mapsage_kaggle.machine import GpuLoad
 
 MIN_S = 0.5
-"""Not more than two updates a second."""
+"""Between two updates at least."""
 IDLE_S = 5.0
-"""Ages and the time that is left move on without events; this often is enough."""
+"""Between two updates at most: ages and the time left change without events."""
 CHART_S = 20.0
-"""A chart costs a tenth of a second of a core; so often, that is half a percent of it."""
+"""Between two charts: one costs a tenth of a second of a core, so this is half a percent of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tile:
-    """One figure of the view: its name, the figure, and what stands small beside it."""
+    """One figure of the view, with its name and a small aside."""
 
     name: str
     value: str
@@ -52,16 +52,13 @@ class TrainingPanel:
     """The view at one moment, without its chart.
 
     Attributes:
-        title: What it shows.
-        aside: How many iterations of how many.
-        state: What is going on, in a few words.
-        tone: How that stands.
-        share: How far the run is, 0 to 1.
-        start_share: How far it was when the session began.
-        reach_share: How far this session will get at its present pace; None where unknown.
-        reach: The same in words.
-        tiles: The figures.
-        told: The last events, newest first.
+        aside: Iterations done, of how many.
+        state: The present activity, in a few words.
+        share: Progress of the run, 0 to 1.
+        start_share: The same as the session began.
+        reach_share: The same as this session will end, at its present pace; None where unknown.
+        reach: That in words.
+        notices: The last events, newest first.
     """
 
     title: str
@@ -109,14 +106,9 @@ def training_panel(
     asked: str = "",
     gpus: Sequence[GpuLoad] = (),
 ) -> TrainingPanel:
-    """Return what the view shows of a training. Pure.
+    """Return the view of a training at ``now_s``, in seconds since the epoch. Pure.
 
-    Args:
-        progress: What is known of it.
-        words: The language.
-        now_s: The moment, in seconds since the epoch (UTC).
-        asked: ``save`` or ``stop`` where that was asked for and has not happened yet.
-        gpus: What the GPUs are at.
+    ``asked`` is ``save`` or ``stop`` while that request is pending.
     """
     state, tone = _state(progress, words, asked)
     total = progress.max_iters or 1
@@ -151,7 +143,7 @@ def _state(progress: Progress, words: Words, asked: str) -> tuple[str, Tone]:
 
 
 def _reach(progress: Progress, reach: int | None, words: Words) -> str:
-    """Return where the session and the run are going, in words."""
+    """Return the forecast for the session and the run, in words."""
     if reach is None:
         return ""
     if reach >= progress.max_iters:
@@ -241,41 +233,35 @@ class Surface(Protocol):
 
 
 class DisplaySurface:
-    """One output of a cell, replaced in place, where a front end has no widgets."""
+    """A cell output that is updated in place, for front ends without widgets."""
 
     def __init__(self) -> None:
         self._handles: list[Any] = []
 
     def display(self) -> None:
-        """Begin an output in the running cell."""
+        """Add an output to the running cell."""
         from IPython.display import display
 
         self._handles.append(display(display_id=True))  # type: ignore[no-untyped-call]
 
     def show(self, panel: TrainingPanel) -> None:
-        """Show a panel in every output that was begun."""
+        """Show a panel in every output."""
         for handle in self._handles:
             handle.update(panel)
 
     def show_chart(self, png: bytes) -> None:
-        """Leave the chart out: an output holds one thing, and pictures twice a second would be dear."""
+        """Do nothing: an output holds one thing, and resending a picture twice a second is expensive."""
 
     def close(self) -> None:
-        """Nothing is to be taken away."""
+        """Do nothing: there are no buttons to hide."""
 
 
 class LiveView:
-    """A sink that keeps a surface up to date, from a thread of its own.
+    """An event sink that keeps a surface up to date, from a thread of its own.
 
-    Taking an event costs the supervising thread next to nothing; drawing keeps to fixed intervals.
-
-    Args:
-        surface: Where to show it.
-        words: The language.
-        start_iteration: Where the session begins.
-        max_iters: Where the run ends.
-        best: The best validation so far: iteration and mIoU in percent.
-        gpu_load: Asks what the GPUs are at; None where there are none.
+    Handling an event costs the supervising thread next to nothing; drawing keeps to fixed intervals. ``best``
+    is the best validation so far: iteration and mIoU in percent. ``gpu_load`` queries the GPUs; None where
+    there are none.
     """
 
     def __init__(
@@ -306,7 +292,7 @@ class LiveView:
         self._thread.start()
 
     def handle(self, event: Event) -> None:
-        """Take an event; it is shown within half a second."""
+        """Accept an event; it is shown within about half a second."""
         with self._lock:
             self._progress.take(event)
             if event.event == "checkpoint" and self._asked == "save":
@@ -314,14 +300,14 @@ class LiveView:
         self._changed.set()
 
     def asked(self, action: str) -> None:
-        """Show that ``save`` or ``stop`` has been asked for, until it has happened."""
+        """Show a ``save`` or ``stop`` as requested, until it has happened."""
         with self._lock:
             if self._asked != "stop":
                 self._asked = action
         self._changed.set()
 
     def close(self, *, reason: str = "", message: str = "") -> None:
-        """Show the last state once more and stop; a ``reason`` given is that of the session's record."""
+        """Show the final state and end the thread; ``reason`` and ``message`` are the session record's."""
         if reason:
             with self._lock:
                 self._progress.end(reason, message)
@@ -331,7 +317,6 @@ class LiveView:
             self._thread.join()
 
     def panel(self) -> TrainingPanel:
-        """Return the view as it stands."""
         with self._lock:
             return training_panel(
                 self._progress, self._words, now_s=time.time(), asked=self._asked, gpus=self._gpus
@@ -345,11 +330,11 @@ class LiveView:
             self._closed.wait(MIN_S)
             self._changed.wait(IDLE_S - MIN_S)
             self._changed.clear()
-            closing = self._closed.is_set()  # before it is drawn, so that what came last is
+            closing = self._closed.is_set()  # read before drawing, so that the last event is drawn
             self._draw()
 
     def _draw(self) -> None:
-        """Show the panel, and the chart where its turn has come."""
+        """Show the panel, and the chart when it is due."""
         if self._gpu_load is not None and not self._closed.is_set():
             self._gpus = self._gpu_load()
         self._surface.show(self.panel())
@@ -358,7 +343,7 @@ class LiveView:
             self._chart_next = now + CHART_S
 
     def _draw_chart(self) -> bool:
-        """Draw the chart, and tell whether there was anything new to draw."""
+        """Draw the chart; return whether there was anything new to draw."""
         from mapsage_kaggle.display.plots import progress_chart
 
         with self._lock:

@@ -1,4 +1,4 @@
-"""What the notebook's cells show: each panel as HTML for a front end and as text for everything else."""
+"""Panels: HTML for a notebook front end, text for everything else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """One line of a panel: how it stands, its name, and what it means."""
+    """One line of a panel: verdict, name and message."""
 
     tone: Tone
     name: str
@@ -32,19 +32,17 @@ class Finding:
 
     @property
     def mark(self) -> str:
-        """The sign that stands for the tone, so that colour is never the only one."""
+        """A sign for the tone, so that colour is never the only cue."""
         return MARKS[self.tone]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """Rows under a header.
+    """Rows under a header, with cells as they are shown.
 
     Attributes:
-        header: The names of the columns.
-        rows: Cells as they are shown.
-        right: The columns that hold numbers.
-        chosen: The row that was taken; None where none was.
+        right: Indices of the columns of numbers.
+        chosen: Index of the row that was taken; None where none was.
     """
 
     header: tuple[str, ...]
@@ -54,7 +52,7 @@ class Table:
 
     @property
     def text(self) -> tuple[str, ...]:
-        """The lines of the table, for a terminal."""
+        """The lines for a terminal."""
         marks = [MARKS["good"] if number == self.chosen else " " for number in range(len(self.rows))]
         lines = aligned([self.header, *self.rows], self.right)
         return tuple(f"{mark} {line}".rstrip() for mark, line in zip([" ", *marks], lines, strict=True))
@@ -65,21 +63,15 @@ class Panel:
     """One thing to show. Front ends take the HTML, logs and terminals the text.
 
     Attributes:
-        title: A word or two.
         aside: What stands beside the title.
-        tone: How it stands, as a whole.
         lead: The one sentence to read.
-        share: How far it is, 0 to 1; None without a bar.
-        findings: Verdicts.
+        share: Progress, 0 to 1; None without a bar.
         facts: Names and values.
-        notes: What a person should not overlook.
-        table: Rows under a header.
+        notes: Warnings.
         lists: Longer lists, each with its summary.
-        diff: A unified diff.
-        diff_title: Its summary.
+        diff: A unified diff, with its summary and whether it is unfolded.
         tail: Sentences at the end.
-        diff_open: Whether it is unfolded.
-        pictures: PNGs, or files with them, put into the HTML itself.
+        pictures: PNGs, or files with them, embedded in the HTML.
     """
 
     title: str
@@ -144,7 +136,7 @@ class Panel:
 
 
 def show(panel: Panel) -> None:
-    """Show a panel where this runs: in a notebook's output, else on standard output."""
+    """Display a panel in a notebook's output, else print it."""
     if in_kernel():
         from IPython.display import display
 
@@ -154,18 +146,18 @@ def show(panel: Panel) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line at once, so that a log has it when it happens."""
+    """Print a line and flush, so that a log has it when it happens."""
     print(visible_lines(line), flush=True)
 
 
 def in_kernel() -> bool:
-    """Tell whether this process is a Jupyter kernel."""
+    """Return whether this process is a Jupyter kernel."""
     return "ipykernel.kernelapp" in sys.modules
 
 
 @cache
 def templates() -> Environment:
-    """Return the templates of this room; everything put into them is escaped."""
+    """Return the environment of the HTML templates; everything put into them is escaped."""
     from jinja2 import Environment, FileSystemLoader
 
     return Environment(
@@ -175,7 +167,7 @@ def templates() -> Environment:
 
 @cache
 def text_templates() -> Environment:
-    """Return the templates of this room that make plain text or Markdown: nothing is escaped."""
+    """Return the environment of the text and Markdown templates; nothing is escaped."""
     from jinja2 import Environment, FileSystemLoader
 
     return Environment(
@@ -185,14 +177,14 @@ def text_templates() -> Environment:
 
 @cache
 def style() -> Any:
-    """Return the style sheet, marked as safe to stand in HTML as it is."""
+    """Return the style sheet, marked as safe HTML."""
     from markupsafe import Markup
 
     return Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8"))
 
 
 def data_uri(picture: Path | bytes) -> str:
-    """Return a PNG as a ``data:`` address, so that a page needs no other file."""
+    """Return a PNG as a ``data:`` URI, so that a page needs no other file."""
     png = picture if isinstance(picture, bytes) else picture.read_bytes()
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 

@@ -1,4 +1,4 @@
-"""The report's figures, by matplotlib; drawn without its global state, so from any thread."""
+"""The report's figures, drawn by matplotlib without its global state, so from any thread."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MAX_ROWS_INCHES = 24.0
 """Rows of more sessions than fit become thinner."""
 
 Say = Callable[[str], str]
-"""Puts an English label into the language of the figure."""
+"""Translates an English label into the figure's language."""
 
 CJK_FAMILIES = (
     "Noto Sans CJK SC",
@@ -44,12 +44,12 @@ CJK_FAMILIES = (
     "Noto Serif CJK JP",
     "Arial Unicode MS",
 )
-"""Fonts with simplified Chinese letters, the plainest first."""
+"""Fonts with simplified Chinese characters, the plainest first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Theme:
-    """The colours of a figure. Those of data are Okabe and Ito's, told apart with any colour vision."""
+    """The colours of a figure. Data colours follow Okabe and Ito, distinguishable with any colour vision."""
 
     paper: str
     ink: str
@@ -96,7 +96,7 @@ ON_ANY = Theme(
     other="#e0701a",
     parts=LIGHT.parts,
 )
-"""For a picture without a background of its own, which a notebook shows in its light or its dark theme."""
+"""For a transparent picture, which a notebook shows in its light or its dark theme."""
 
 ACTIVITIES: Mapping[str, str] = {
     "forward_backward": "forward and backward",
@@ -107,11 +107,11 @@ ACTIVITIES: Mapping[str, str] = {
     "start_up": "starting",
     "other": "everything else",
 }
-"""What a session's time goes into, by its name in the record; in the order in which it is drawn."""
+"""Labels of a session's activities, by their name in the record, in drawing order."""
 
 
 def time_split(session: PastSession) -> dict[str, float]:
-    """Return a session's seconds by activity; what nobody timed is ``other``."""
+    """Return a session's seconds by activity; untimed ones are ``other``."""
     timings = {name: float(value or 0.0) for name, value in session.record.timings_s.items()}
     # Records of version 0.1 timed a step as a whole.
     timings.setdefault("forward_backward", timings.get("training_step", 0.0))
@@ -120,14 +120,9 @@ def time_split(session: PastSession) -> dict[str, float]:
 
 
 def curves(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say | None = None) -> bytes:
-    """Draw loss, learning rate and mIoU over all sessions, as PNG.
+    """Draw loss, learning rate and mIoU over a run's sessions (oldest first), as PNG.
 
-    Bands tell the sessions apart, and a dotted line stands where one took over from the other.
-
-    Args:
-        sessions: Of one run, oldest first.
-        theme: Of the picture.
-        say: Puts the labels into a language.
+    Bands tell the sessions apart, and a dotted line marks where one took over from another.
     """
     say = say or _as_it_is
     figure, axes = _figure(theme, heights=(3.0, 1.2, 2.4), width=10.0, height=6.8)
@@ -189,13 +184,7 @@ def _draw_scores(axes: Axes, scores: Series, theme: Theme, say: Say) -> None:
 
 
 def time_bars(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say | None = None) -> bytes:
-    """Draw what each session's time went into, one bar a session, as PNG.
-
-    Args:
-        sessions: Of one run, oldest first.
-        theme: Of the picture.
-        say: Puts the labels into a language.
-    """
+    """Draw how each of a run's sessions (oldest first) spent its time, one bar per session, as PNG."""
     from mapsage_kaggle.clock import format_duration
 
     say = say or _as_it_is
@@ -208,7 +197,7 @@ def time_bars(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say | 
     for (name, label), colour in zip(ACTIVITIES.items(), cycle(theme.parts), strict=False):
         ends = [begin + split.get(name, 0.0) / unit_s for begin, split in zip(begins, splits, strict=True)]
         bars = [Bar(row, begin, end) for row, (begin, end) in enumerate(zip(begins, ends, strict=True))]
-        edge = theme.paper if every == 1 else "none"  # of thin rows an outline would be all that is seen
+        edge = theme.paper if every == 1 else "none"  # thin rows would be all outline
         _draw_bars(axes, bars, (-0.31, 0.31), colour=colour, edge=edge, label=say(label))
         begins = ends
     for row, split in list(enumerate(splits))[::every]:
@@ -233,7 +222,7 @@ PHASES: Mapping[str, tuple[str, int]] = {
     "starting again": ("starting again after a fault", 2),
     "ending": ("ending", 6),
 }
-"""What a session goes through, with its label and its colour among a theme's parts."""
+"""The phases of a session: label, and index of the colour among a theme's parts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -246,7 +235,7 @@ class Span:
 
 
 def timeline(session: PastSession) -> list[Span]:
-    """Return what a session went through, in order and without gaps, as far as its events tell."""
+    """Return a session's phases in order, without gaps, as far as its events tell."""
     record = session.record
     spans: list[Span] = []
     phase, since_s = "starting", 0.0
@@ -270,7 +259,7 @@ def timeline(session: PastSession) -> list[Span]:
         if event.event in turns:
             turn(turns[event.event], at_s)
         elif event.event == "iteration" and phase == "validating":
-            turn("training", at_s)  # that validation was left
+            turn("training", at_s)  # the validation was aborted
     end_s = record.ended_s - record.started_s if record.ended_s is not None else last_s
     if end_s > since_s:
         spans.append(Span(phase=phase, begin_s=since_s, end_s=end_s))
@@ -278,13 +267,7 @@ def timeline(session: PastSession) -> list[Span]:
 
 
 def timelines(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say | None = None) -> bytes:
-    """Draw what each session went through, one row a session, with its checkpoints, as PNG.
-
-    Args:
-        sessions: Of one run, oldest first.
-        theme: Of the picture.
-        say: Puts the labels into a language.
-    """
+    """Draw the phases and checkpoints of a run's sessions (oldest first), one row per session, as PNG."""
     say = say or _as_it_is
     figure, axes, every = _rows(theme, sessions, each=0.4)
     timelines = [timeline(session) for session in sessions]
@@ -331,7 +314,7 @@ class Bar(NamedTuple):
 
 
 def _rows(theme: Theme, sessions: Sequence[PastSession], *, each: float) -> tuple[Figure, Axes, int]:
-    """Return a figure with a row a session, and every how many of them there is room for a name."""
+    """Return a figure with one row per session, and the step between rows that have room for a name."""
     height = 0.9 + min(each * len(sessions), _MAX_ROWS_INCHES)
     figure, [axes] = _figure(theme, heights=(1.0,), width=10.0, height=height, bottom=0.5 / height)
     return figure, axes, max(1, math.ceil(0.2 * len(sessions) / _MAX_ROWS_INCHES))
@@ -340,15 +323,9 @@ def _rows(theme: Theme, sessions: Sequence[PastSession], *, each: float) -> tupl
 def _draw_bars(
     axes: Axes, bars: Sequence[Bar], span: tuple[float, float], *, colour: str, edge: str, label: str
 ) -> None:
-    """Draw bars of one colour as one artist: a patch for each would take a second for each thousand.
+    """Draw bars of one colour as one artist: a patch for each would take a second per thousand.
 
-    Args:
-        axes: Where.
-        bars: What.
-        span: From where to where a bar reaches, from the middle of its row.
-        colour: Of the bars.
-        edge: Of their outlines.
-        label: For the legend; where there is no bar, it gets none.
+    A bar extends over ``span`` around the middle of its row. Without bars the legend gets no entry.
     """
     from matplotlib.collections import PolyCollection
 
@@ -374,7 +351,7 @@ def boundary_lines(axes: Axes, at: Sequence[float], theme: Theme, *, linewidth: 
 
 
 def _unit_of(longest_s: float) -> tuple[str, float]:
-    """Return the unit that durations up to a longest one are told in, and its seconds."""
+    """Return the unit for durations up to a longest one, and its length in seconds."""
     return ("h", 3600.0) if longest_s >= 5400 else ("min", 60.0) if longest_s >= 90 else ("s", 1.0)
 
 
@@ -414,14 +391,10 @@ def progress_chart(
     begin: int,
     end: int,
 ) -> bytes:
-    """Draw loss and, beside it, mIoU of a session that is going on, as a PNG without words or background.
+    """Draw loss and mIoU of a running session side by side, as a transparent PNG without words.
 
-    Args:
-        losses: Iteration and loss.
-        smooth: Iteration and smoothed loss.
-        scores: Iteration and mIoU in percent; the best gets a star.
-        begin: The first iteration shown.
-        end: The last one.
+    ``losses`` and ``smooth`` are iteration and loss, ``scores`` iteration and mIoU in percent, the best of
+    which gets a star. The axes run from iteration ``begin`` to ``end``.
     """
     from matplotlib.figure import Figure
 
@@ -463,11 +436,8 @@ def data_picture(
 ) -> bytes:
     """Draw the share of each class, and images with their masks, in the data set's own colours, as PNG.
 
-    Args:
-        samples: Image and mask files; class *c* is stored as *c* + 1, and 0 is no data.
-        pixels: How many pixels have each mask value, no data first.
-        classes: Their names.
-        palette: Their colours, 0 to 255.
+    ``samples`` are image and mask files: class *c* is stored as *c* + 1, and 0 is no data. ``pixels`` counts
+    each mask value, no data first. Colours are 0 to 255.
     """
     from matplotlib.figure import Figure
 
@@ -500,7 +470,7 @@ def data_picture(
 
 
 def _thumbnail(path: Path) -> Any:
-    """Return an image as an array of H x W x 3 bytes, no side longer than ``_SAMPLE_PX``."""
+    """Return an image, uint8 of shape ``(H, W, 3)``, no side longer than ``_SAMPLE_PX``."""
     import numpy as np
     from PIL import Image
 
@@ -511,7 +481,7 @@ def _thumbnail(path: Path) -> Any:
 
 
 def _coloured(path: Path, palette: Sequence[tuple[int, int, int]]) -> Any:
-    """Return a mask in the colours of its classes, H x W x 3 bytes."""
+    """Return a mask in the colours of its classes, uint8 of shape ``(H, W, 3)``."""
     import numpy as np
     from PIL import Image
 
@@ -527,7 +497,7 @@ def _coloured(path: Path, palette: Sequence[tuple[int, int, int]]) -> Any:
 
 
 def restrain(axes: Axes, theme: Theme, *, ticks: float) -> None:
-    """Leave of the axes a faint grid, the base line and the numbers."""
+    """Reduce the axes to a faint grid, the base line and the tick labels."""
     axes.set_facecolor(theme.paper)
     axes.set_axisbelow(True)
     axes.grid(axis="both", color=theme.faint, alpha=0.18, linewidth=0.6)
@@ -611,10 +581,10 @@ def _mark_sessions(axes: Sequence[Axes], sessions: Sequence[PastSession], theme:
 
 @cache
 def cjk_families() -> tuple[str, ...]:
-    """Return the first installed font with Chinese letters; empty where there is none.
+    """Return the first installed font with Chinese characters; empty where there is none.
 
-    matplotlib takes from it what its own font lacks, letter by letter. Of a font collection it reads
-    the first face alone, which for Noto CJK is the Japanese one; it holds the simplified letters too.
+    matplotlib falls back to it glyph by glyph. Of a font collection it reads the first face alone, which for
+    Noto CJK is the Japanese one; it has the simplified characters too.
     """
     from matplotlib.font_manager import fontManager
 
@@ -623,7 +593,7 @@ def cjk_families() -> tuple[str, ...]:
 
 
 def labels_in(words: Words) -> Say:
-    """Return what puts a figure's labels into a language: English where no font has its letters."""
+    """Return the translation of a figure's labels; English where no font has the characters."""
     return words.translate if words.language == "en" or cjk_families() else _as_it_is
 
 
@@ -632,21 +602,21 @@ def _as_it_is(label: str) -> str:
 
 
 def _top(values: Sequence[float]) -> float:
-    """Return an upper limit that a few wild values do not push up."""
+    """Return an upper limit that a few outliers do not push up."""
     ordered = sorted(values)
     usual = ordered[min(len(ordered) - 1, int(0.995 * len(ordered)))]
     return max(usual * 1.12, 1e-9)
 
 
 def png(figure: Figure, theme: Theme) -> bytes:
-    """Return a figure as PNG, its texts in fonts that have their letters."""
+    """Render a figure as PNG, with fonts that have the characters of its texts."""
     from matplotlib.text import Text
 
     families = ["DejaVu Sans", *cjk_families()]
     for text in figure.findobj(Text):
         text.set_fontfamily(families)
         if "$" in text.get_text():
-            text.set_parse_math(False)  # of a name, not a formula
+            text.set_parse_math(False)  # part of a name, not a formula
     buffer = io.BytesIO()
     # No version in it: the same events give the same bytes.
     figure.savefig(buffer, format="png", facecolor=theme.paper, metadata={"Software": None})

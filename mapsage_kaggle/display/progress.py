@@ -1,4 +1,4 @@
-"""What is known of a training that is going on: its events, folded into what a view shows. Pure."""
+"""A running training's events, folded into the state that a view shows. Pure."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mapsage_kaggle.events import Event, EventKind
 Stage = Literal["starting", "training", "validating", "ended"]
 
 MAX_POINTS = 400
-"""Loss points that are kept; of more, every second one goes."""
+"""Loss points that are kept; beyond that every second one is dropped."""
 MAX_SCORES = 200
 MAX_NOTABLE = 8
 SMOOTHING_S = 120.0
-"""Over about how long the loss is averaged at most, however often it is told."""
+"""The longest time constant of the smoothed loss, however often the loss is reported."""
 SMOOTHING_SHARE = 0.1
-"""The same as a share of the time so far, so that a short training's curve does not lag behind."""
+"""The same as a share of the time so far, so that a short training's curve does not lag."""
 _TOLD: tuple[EventKind, ...] = (
     "resume",
     "validation",
@@ -35,7 +35,7 @@ _TOLD: tuple[EventKind, ...] = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Saved:
-    """The newest proven checkpoint: its name, size, and when it was proven (UTC)."""
+    """The newest proven checkpoint, and when it was proven, in seconds since the epoch."""
 
     file: str
     iteration: int
@@ -51,23 +51,22 @@ class Progress:
         start_iteration: Where the session began.
         max_iters: Where the run ends.
         iteration: Iterations done.
-        stage: What the training process is at.
-        losses: Iteration and loss, as told, thinned evenly.
+        losses: Iteration and loss, thinned evenly.
         smooth: Iteration and smoothed loss, at the same places.
         scores: Iteration and mIoU, in percent, of this session's validations.
         best: The best of them, or of the sessions before: iteration, mIoU in percent.
-        lr: The learning rate; None before the first iteration.
+        lr: None before the first iteration.
         iteration_s: Mean seconds per iteration, waiting for data included.
         data_share: Smoothed share of an iteration that is spent waiting for data.
-        left_s: What was left of the session, the reserve not counted, at ``told_s``.
-        told_s: When the last iteration was told of (UTC).
+        left_s: Time left in the session, the reserve not counted, at ``last_event_s``.
+        last_event_s: When the last iteration was reported, in seconds since the epoch.
         began_s: When the first one was.
-        plan: Where the session is going, by the names of ``clock.SessionPlan``.
+        plan: The forecast, by the names of :class:`mapsage_kaggle.pace.SessionPlan`.
         memory_bytes: The most that torch has held on rank 0's GPU; None without one.
         saved: The newest checkpoint.
-        validated_batches: How far the validation that is going on has got.
-        told: The last events that a person should read, oldest first.
-        reason: Why it stopped; empty while it goes on.
+        validated_batches: Batches done in the validation that is running.
+        notable: The last events that a person should read, oldest first.
+        reason: Why it stopped; empty while it runs.
         message: What it said when it stopped.
     """
 
@@ -94,9 +93,8 @@ class Progress:
     message: str = ""
 
     def take(self, event: Event) -> None:
-        """Take one event."""
         if event.event in ("validation_start", "validation", "checkpoint"):
-            # Iterations are told of now and then only.
+            # Iterations are reported only now and then.
             self.iteration = max(self.iteration, event.iteration)
         handler = _HANDLERS.get(event.event)
         if handler is not None:
@@ -106,7 +104,7 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """How far the run is, 0 to 1."""
+        """Progress of the run, 0 to 1."""
         return min(1.0, self.iteration / self.max_iters) if self.max_iters else 0.0
 
     @property
@@ -116,11 +114,10 @@ class Progress:
         return min(int(found), self.max_iters) if isinstance(found, (int, float)) else None
 
     def left_at(self, now_s: float) -> float | None:
-        """Return what is left of the session at a moment (UTC); None where nothing was told of it."""
+        """Return the session's seconds left at a moment (since the epoch); None where unknown."""
         return None if self.left_s is None else max(0.0, self.left_s - max(0.0, now_s - self.last_event_s))
 
     def end(self, reason: str, message: str = "") -> None:
-        """Take note that training has ended, and why."""
         self.stage, self.reason, self.message = "ended", reason, message
 
     # -- by kind of event
@@ -129,7 +126,7 @@ class Progress:
         self.stage = "training"
         self.iteration = event.iteration
         self.max_iters = int(event.data.get("max_iters") or self.max_iters)
-        # Training went back to a checkpoint: what came after it is trained again, and told again.
+        # Training went back to a checkpoint: what came after it is trained and reported again.
         for points in (self.losses, self.smooth, self.scores):
             while points and points[-1][0] > event.iteration:
                 points.pop()

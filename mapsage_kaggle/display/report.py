@@ -42,16 +42,10 @@ _CHAIN_TONES: dict[str, Tone] = {"unbroken": "good", "not shown": "note", "broke
 
 
 def write_report(folders: Sequence[Path], *, out: Path | None = None, language: str = "en") -> Path:
-    """Write ``report.html`` and its PNGs about the newest run found in some work dirs.
+    """Write ``report.html`` and its PNGs about the newest run found in some work dirs; return the page.
 
-    Args:
-        folders: Work dirs, or folders with work dirs below them. The last session's alone is enough.
-        out: The folder to write to; by default the newest session's work dir where it can be written
-            to, else the current folder.
-        language: Of the words in it.
-
-    Returns:
-        The page.
+    Folders are work dirs, or have work dirs below them; the last session's alone is enough. By default
+    ``out`` is the newest session's work dir where it is writable, else the current folder.
 
     Raises:
         UsageError: No session's record is in any of the folders.
@@ -78,7 +72,7 @@ def write_report(folders: Sequence[Path], *, out: Path | None = None, language: 
 
 
 def draw(sessions: Sequence[PastSession], words: Words) -> dict[str, tuple[bytes, bytes]]:
-    """Return the figures by file name, each for light and for dark; those without data are left out."""
+    """Return the figures by file name, each in light and in dark; those without data are left out."""
     say = plots.labels_in(words)
     scored, confusion, palette = class_scores(sessions), last_confusion(sessions), palette_of(sessions)
 
@@ -106,12 +100,9 @@ def draw(sessions: Sequence[PastSession], words: Words) -> dict[str, tuple[bytes
 
 
 def render(sessions: Sequence[PastSession], pictures: dict[str, tuple[bytes, bytes]], words: Words) -> str:
-    """Return the page: one file, without scripts, that fetches nothing.
+    """Return the page of a run's sessions (oldest first): one file, without scripts, that fetches nothing.
 
-    Args:
-        sessions: Of one run, oldest first.
-        pictures: By file name, a PNG for light and one for dark.
-        words: The language.
+    ``pictures`` holds a light and a dark PNG by file name.
     """
     last = sessions[-1].record
     counted = [item for item in sessions if item.record.end_iteration > item.record.start_iteration]
@@ -194,7 +185,7 @@ def outcome_panel(record: SessionRecord, work_dir: Path, words: Words) -> Panel:
 
 
 def _key_numbers(sessions: Sequence[PastSession]) -> list[tuple[str, str, str]]:
-    """Return name, value and what stands beside it."""
+    """Return name, value and aside of each."""
     last = sessions[-1].record
     total_s = sum(item.record.timings_s.get("session") or 0.0 for item in sessions)
     share = f"{100 * last.end_iteration / last.max_iters:.0f} %" if last.max_iters else ""
@@ -258,7 +249,7 @@ def _session_row(session: PastSession, words: Words) -> dict[str, Any]:
 
 
 def _predictions(folder: Path) -> dict[str, Any]:
-    """Return the pictures of validation images as the page shows them, a row an image."""
+    """Return the pictures of validation images as the page shows them, one row per image."""
     found = predictions_below(WorkDir(folder).predictions)
     iterations = sorted({at for item in found for at in item.predictions})
     rows = [
@@ -287,11 +278,11 @@ LEARNED: Mapping[str, str] = {
     "validation_rung": "steps taken to save memory in validation",
     "machine": "memory was short on",
 }
-"""How the report calls what a record says of its machine."""
+"""Labels of what a record has learned of its machine."""
 
 
 def _learned_rows(record: SessionRecord) -> list[tuple[str, str]]:
-    """Return what the machine taught, by name, each as one text."""
+    """Return label and value of what a session has learned of its machine."""
     rows: list[tuple[str, str]] = []
     for name, value in record.learned.to_json().items():
         if name == "machine":
@@ -388,7 +379,7 @@ def _percent(share: float | None) -> str:
 
 
 def _checkpoint_rows(session: PastSession) -> list[dict[str, str]]:
-    """Return the checkpoints that the newest output holds, by its manifest, else by its record."""
+    """Return the checkpoints in the newest output, from its manifest, else from its record."""
     record = session.record
     try:
         refs = list(Manifest.read(WorkDir(session.folder).manifest).files.values())

@@ -1,4 +1,4 @@
-"""The self-test's findings as a person reads them."""
+"""Render the self-test's findings."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ _MARKS = {"holds": "✓", "does not hold": "✗", "measured": "·", "not measure
 
 
 def finding_text(finding: Finding, words: Words) -> str:
-    """Return a line for a finding."""
     took = f" ({format_duration(finding.seconds)})" if finding.seconds else ""
     state = words(f"selftest_{finding.state.replace(' ', '_')}")
     return f"{_MARKS[finding.state]} {finding.name}: {state}{took}. {words.translate(finding.message)}"
 
 
 def selftest_text(test: SelfTest, words: Words) -> str:
-    """Return the last line: how many hold, and where all of it is written."""
+    """Return the last line: counts by state, and the file that holds all of it."""
     states = [finding.state for finding in test.findings.values()]
     counts = {
         name.replace(" ", "_"): states.count(name) for name in ("holds", "does not hold", "not measured")

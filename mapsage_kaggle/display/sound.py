@@ -1,7 +1,7 @@
-"""What of records, events and evaluations can be shown: a single odd value is left out, and counted.
+"""Validate records, events and evaluations before they are shown: bad values are left out, and counted.
 
-What a report is drawn from may be anybody's. The kinds below are those that the pictures and tables
-rely on; a name that is not among them is shown by nothing, or as text.
+What a report is drawn from may be anybody's. The checks below are what pictures and tables rely on; other
+names are not shown, or as text.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _by_name(check: _Check) -> _Check:
 
 
 def _with(**checks: _Check) -> _Check:
-    """Return whether an object has all of these, each of its kind."""
+    """Return a check that an object has all of these, each of its kind."""
     return lambda value: (
         isinstance(value, Mapping)
         and all(name in value and check(value[name]) for name, check in checks.items())
@@ -80,7 +80,7 @@ def _with(**checks: _Check) -> _Check:
 
 
 def _if_there(**checks: _Check) -> _Check:
-    """Return whether an object has each of these of its kind, or not at all."""
+    """Return a check that each of these is of its kind, where an object has it."""
     return lambda value: (
         isinstance(value, Mapping)
         and all(check(value[name]) for name, check in checks.items() if value.get(name) is not None)
@@ -180,7 +180,7 @@ _EVALUATION = _with(
 def sound_record(document: object) -> tuple[SessionRecord | None, int]:
     """Return the record that a document holds, and how many of its values were left out.
 
-    None where it is no record at all, or does not say which.
+    The record is None where the document is none, or lacks what identifies it.
     """
     if not isinstance(document, Mapping):
         return None, 1
@@ -194,12 +194,12 @@ def sound_record(document: object) -> tuple[SessionRecord | None, int]:
 
 
 def is_sound_event(event: Event) -> bool:
-    """Tell whether each value of an event that something is drawn from is of its kind."""
+    """Return whether every value of an event that is drawn is of its kind."""
     return all(check(event.data[name]) for name, check in _OF_EVENTS.items() if name in event.data)
 
 
 def is_sound_evaluation(document: object) -> bool:
-    """Tell whether a document is an evaluation that can be shown."""
+    """Return whether a document is an evaluation that can be shown."""
     return (
         isinstance(document, Mapping)
         and _EVALUATION(document)

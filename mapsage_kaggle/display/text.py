@@ -28,7 +28,7 @@ _MARKS = {"info": "ok ", "warning": "!  ", "error": "✗  "}
 
 
 def table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
-    """Return rows as aligned text; numbers to the right, all else to the left."""
+    """Return rows as an aligned table; columns of numbers are aligned to the right."""
     text = [[_cell(item) for item in row] for row in rows]
     right = [
         index
@@ -68,7 +68,6 @@ def size(num_bytes: float | None) -> str:
 
 
 def checks_text(checks: Sequence[Check]) -> str:
-    """Return preflight's findings, one line each."""
     return "\n".join(
         f"{_MARKS['info'] if check.ok else _MARKS[check.level]} {check.name:<10} {check.message}"
         for check in checks
@@ -99,7 +98,6 @@ def scan_text(report: ScanReport) -> str:
 
 
 def inspection_text(inspection: Inspection) -> str:
-    """Return the verdict on a file, with its reasons."""
     at = f", iteration {inspection.iteration}" if inspection.iteration is not None else ""
     lines = [f"{visible(inspection.path, MAX_PATH)}: {inspection.verdict}{at}"]
     if inspection.size_bytes is not None:
@@ -109,7 +107,7 @@ def inspection_text(inspection: Inspection) -> str:
 
 
 def choice_text(choice: Choice, words: Words) -> str:
-    """Return what a session starts from, in one sentence."""
+    """Return what a session starts from, as a sentence without its full stop."""
     if choice.checkpoint is None:
         return words("fresh")
     iteration = choice.inspection.iteration if choice.inspection is not None else None
@@ -117,7 +115,6 @@ def choice_text(choice: Choice, words: Words) -> str:
 
 
 def plan_text(plan: Prepared) -> str:
-    """Return what the session is about to do."""
     choice, patch = plan.discovery.choice, plan.patch
     lines = [f"! {choice.notice}"] if choice.notice else []
     lines += [f"  {line}" for line in choice.explanations]
@@ -155,20 +152,20 @@ def outcome_text(record: SessionRecord, work_dir: Path) -> str:
 
 
 def times_text(record: SessionRecord, words: Words | None = None) -> str:
-    """Return what a session's time went into, the most first; empty where it was not timed to its end."""
+    """Return the shares of a session's time, largest first; empty where it was not timed to its end."""
     words, times = words or Words(), record.timings_s
     whole_s = float(times.get("session") or 0.0)
     if whole_s <= 0.0:
         return ""
     shares = {name: float(times.get(name) or 0.0) / whole_s for name in (*ACTIVITIES, "other")}
     ordered = sorted(shares.items(), key=lambda item: -item[1])
-    # What makes less than half a percent is left out.
+    # Less than half a percent is left out.
     parts = [f"{words(f'time_{name}')} {100 * share:.0f} %" for name, share in ordered if share >= 0.005]
     return words("list_mark").join(parts)
 
 
 def next_text(record: SessionRecord, work_dir: Path, words: Words | None = None) -> str:
-    """Return what a person does next, in one paragraph."""
+    """Return the next step to take, in one paragraph."""
     words = words or Words()
     if record.stop_reason in ("completed", "early"):
         best = words("next_best", file=record.best.file) if record.best is not None else ""
@@ -184,7 +181,7 @@ def next_text(record: SessionRecord, work_dir: Path, words: Words | None = None)
 
 
 def headline(event: Event, words: Words | None = None) -> str:
-    """Return the line for an event that a person should read; empty for those that come by the thousand."""
+    """Return the line for an event; empty for kinds that come by the thousand."""
     words, data = words or Words(), event.data
     at = f"[{event.iteration}]"
     if event.event == "resume":
@@ -204,19 +201,19 @@ def headline(event: Event, words: Words | None = None) -> str:
 
 
 def unseen_text(classes: Sequence[str], words: Words) -> str:
-    """Return what to say after a score of classes that it says nothing of; empty where there are none."""
+    """Return the remark after a score on classes that it says nothing of; empty without any."""
     return words("no_pixel", names=joined(classes)) if classes else ""
 
 
 def score_text(best: CheckpointRef) -> str:
-    """Return a best checkpoint's score with its unit; mmsegmentation gives its own in percent."""
+    """Return a best checkpoint's score with its unit; mmsegmentation's own metrics are percentages."""
     if best.value is None:
         return "-"
     return f"{best.value:.2f} %" if best.metric in ("mIoU", "mAcc", "aAcc", "mDice") else f"{best.value:.4g}"
 
 
 def scores_text(metrics: Mapping[str, Any]) -> str:
-    """Return validation's scores, mIoU first; mmsegmentation gives them in percent."""
+    """Return a validation's scores, mIoU first, each taken for a percentage as mmsegmentation's are."""
     names = sorted((name for name in metrics if "time" not in name), key=lambda name: name != "mIoU")
     return ", ".join(f"{name} {metrics[name]:.2f} %" for name in names if metrics[name] is not None)
 
@@ -224,11 +221,7 @@ def scores_text(metrics: Mapping[str, Any]) -> str:
 class TextSink:
     """Prints events as plain lines, at a rate that a saved notebook can bear.
 
-    Args:
-        max_iters: Where the run ends.
-        stream: Where to print.
-        every_s: Seconds between progress lines.
-        words: The language.
+    Progress lines are at least ``every_s`` seconds apart.
     """
 
     def __init__(
@@ -247,7 +240,6 @@ class TextSink:
         self._saved = ""
 
     def handle(self, event: Event) -> None:
-        """Print an event, or leave it out."""
         line = self._line(event)
         if line:
             print(visible_lines(line), file=self._stream or sys.stdout, flush=True)
@@ -260,14 +252,13 @@ class TextSink:
             self._last_shown_s = now
             return progress_text(event, self._max_iters, self._words)
         if event.event == "checkpoint" and event.data.get("metric") is None:
-            # Written before a validation and again after it, with its score: told once.
+            # Saved before a validation and again after it, with its score: printed once.
             again, self._saved = event.data.get("file") == self._saved, str(event.data.get("file"))
             return "" if again else headline(event, self._words)
         return headline(event, self._words)
 
 
 def progress_text(event: Event, max_iters: int, words: Words | None = None) -> str:
-    """Return an iteration's numbers in one line."""
     words, data = words or Words(), event.data
     parts = [f"[{event.iteration}/{max_iters}]"]
     if data.get("loss") is not None:
@@ -278,7 +269,7 @@ def progress_text(event: Event, max_iters: int, words: Words | None = None) -> s
         parts.append(words("s_per_iteration", value=data["iteration_s"]))
     if data.get("left_s") is not None:
         parts.append(words("line_left", left=format_duration(data["left_s"])))
-    # Until something has been measured nothing can be foretold.
+    # No forecast before anything was measured.
     if data.get("iterations_left"):
         reach = event.iteration + int(data["iterations_left"])
         parts.append(words("line_end") if reach >= max_iters else words("line_reach", iteration=reach))
@@ -286,7 +277,7 @@ def progress_text(event: Event, max_iters: int, words: Words | None = None) -> s
 
 
 def run_text(folders: Sequence[Path], *, language: str = "en") -> str:
-    """Return the newest run of some work dirs for a terminal: its sessions, findings and what to do next.
+    """Return the newest run of some work dirs for a terminal: its sessions, findings and next step.
 
     *In training steps* is the share of the time outside validation.
     """

@@ -1,7 +1,6 @@
-"""What a notebook shows when somebody is there to press buttons: ipywidgets.
+"""Interactive notebook output, made of ipywidgets; not used in a batch run.
 
-A widget's state lives in the kernel. A browser that comes back after having been closed asks for it,
-and shows what is true then. Nothing here is used in a batch run.
+A widget's state lives in the kernel: a browser that reconnects fetches it, and shows the present state.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from mapsage_kaggle.display.panels import Panel, in_kernel
 
 
 def can_show_widgets() -> bool:
-    """Tell whether this process is a Jupyter kernel that has ipywidgets."""
+    """Return whether this process is a Jupyter kernel that has ipywidgets."""
     if not in_kernel():
         return False
     if "ipywidgets" in sys.modules:
@@ -29,7 +28,7 @@ def can_show_widgets() -> bool:
 
 
 class Place:
-    """One place in a notebook's output whose content is replaced."""
+    """An output of a notebook whose panel can be replaced."""
 
     def __init__(self, panel: Panel) -> None:
         import ipywidgets
@@ -38,26 +37,22 @@ class Place:
 
     @property
     def widget(self) -> Any:
-        """The widget, to be put into others."""
+        """The widget, for nesting."""
         return self._html
 
     def display(self) -> Place:
-        """Show it in the output of the running cell."""
         _display(self._html)
         return self
 
     def replace(self, panel: Panel) -> None:
-        """Show another panel there. Safe from any thread."""
+        """Show another panel instead. Safe from any thread."""
         self._html.value = panel.html
 
 
 class TrainingSurface:
     """The training view with its buttons: a :class:`mapsage_kaggle.display.live.Surface`.
 
-    Args:
-        words: The language.
-        on_save: Called when *Save now* is pressed.
-        on_stop: Called when *Stop and save* is pressed.
+    ``on_save`` and ``on_stop`` are called when *Save now* and *Stop and save* are pressed.
     """
 
     def __init__(self, words: Words, *, on_save: Callable[[], None], on_stop: Callable[[], None]) -> None:
@@ -82,19 +77,17 @@ class TrainingSurface:
         _display(self._all)
 
     def show(self, panel: TrainingPanel) -> None:
-        """Show the figures and events of a panel."""
         _set(self._head, value=panel.html)
         _set(self._events, value=panel.events_html)
 
     def show_chart(self, png: bytes) -> None:
-        """Show a chart."""
         if not self._caption.value:
             self._caption.value = _caption(self._words)
             self._chart.layout.display = "block"
         self._chart.value = png
 
     def close(self) -> None:
-        """Take the buttons away: nothing is left to be asked for."""
+        """Hide the buttons: nothing is left to be asked for."""
         self._buttons.layout.display = "none"
 
     def _save_pressed(self, _: object) -> None:
@@ -123,7 +116,7 @@ def _button(text: str, kind: str, hint: str, *, style: str = "") -> Any:
 
 
 def _set(widget: Any, *, value: str) -> None:
-    """Set a value only where it differs: each setting is a message to the browser."""
+    """Set a value only where it differs: each assignment is a message to the browser."""
     if widget.value != value:
         widget.value = value
 
@@ -135,13 +128,10 @@ def _display(widget: Any) -> None:
 
 
 class CheckpointPicker:
-    """Lets a person start from another checkpoint, from its weights alone, or fresh: in two steps.
+    """Lets a person start from another checkpoint, from its weights alone, or fresh, after a confirmation.
 
-    Args:
-        words: The language.
-        paths: The files that may be chosen.
-        on_choice: Called with the file (None for a fresh start) and whether only its weights are
-            taken; returns what to show then.
+    ``on_choice`` is called with the file (None for a fresh start) and whether only its weights are taken; it
+    returns what to show then.
     """
 
     def __init__(
@@ -183,7 +173,6 @@ class CheckpointPicker:
         self._changed(None)
 
     def display(self) -> None:
-        """Show it in the output of the running cell."""
         _display(self._all)
 
     def _changed(self, _: object) -> None:
@@ -206,7 +195,7 @@ class CheckpointPicker:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Field:
-    """One field of a form: its name, label, present text, and choices as label and value, if any."""
+    """A field of a form: name, label, current text, and choices as label and value, if any."""
 
     name: str
     label: str
@@ -216,7 +205,7 @@ class Field:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FormState:
-    """What to show of what was entered: what is wrong by field, a panel, and whether it can be used."""
+    """The verdict on what was entered: problems by field, a panel, and whether it can be used."""
 
     problems: Mapping[str, str]
     panel: Panel
@@ -226,11 +215,8 @@ class FormState:
 class Form:
     """Fields that are checked as they are left; nothing is used before *Use these* is pressed.
 
-    Args:
-        words: The language.
-        fields: The fields.
-        on_change: Judges the texts of all fields, by name.
-        on_use: Called with them; returns what to show then.
+    ``on_change`` judges the texts of all fields, by name; ``on_use`` is called with them, and returns what to
+    show then.
     """
 
     def __init__(
@@ -264,12 +250,10 @@ class Form:
         self._all.add_class("mapsage-form")
 
     def display(self) -> None:
-        """Show it in the output of the running cell."""
         _display(self._all)
 
     @property
     def values(self) -> dict[str, str]:
-        """The text of each field."""
         return {name: str(entry.value) for name, (entry, _) in self._fields.items()}
 
     def _changed(self, _: object) -> None:

@@ -1,1 +1,1 @@
-"""What is shown in Chinese."""
+"""The texts, by language."""

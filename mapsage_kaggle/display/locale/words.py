@@ -1,6 +1,6 @@
-"""What is shown, by language: labels by their key, messages of the rooms below by their template.
+"""Texts by language: labels by key, messages from the other rooms by template.
 
-``<language>.json`` beside this file holds both; of English, the messages are their own templates.
+``<language>.json`` beside this file holds both; English messages are their own templates.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def catalogue(language: str) -> Mapping[str, Mapping[str, str]]:
 
 
 def check_language(language: str) -> None:
-    """Refuse a language that nothing is written in.
+    """Refuse a language that has no texts.
 
     Raises:
         UsageError: It is none of ``LANGUAGES``.
@@ -39,7 +39,7 @@ def check_language(language: str) -> None:
 
 
 class _Adapted(dict[str, str]):
-    """Messages by their template; of those that are missing, the template itself, adapted."""
+    """Messages by template; a missing one falls back to its template, adapted."""
 
     def __init__(self, messages: Mapping[str, str], adapted: Callable[[str], str]) -> None:
         super().__init__(messages)
@@ -52,10 +52,8 @@ class _Adapted(dict[str, str]):
 class Words:
     """A catalogue in one language: ``words("resume", iteration=8000, path=...)``.
 
-    Args:
-        language: One of ``LANGUAGES``.
-        adapted: What is done to the template of a message that the language has none for, so that its
-            remedies speak where a person stands.
+    ``adapted`` is applied to the template of a message without a translation, so that its remedy fits the
+    front end.
     """
 
     def __init__(self, language: str = "en", adapted: Callable[[str], str] = str) -> None:
@@ -65,17 +63,17 @@ class Words:
         self._messages = _Adapted(messages, adapted)
 
     def __call__(self, key: str, **values: object) -> str:
-        """Return the text of a key, with values put into it."""
+        """Return the text of a key, formatted with ``values``."""
         text = self._labels[key]
         return text.format(**values) if values else text
 
     def translate(self, message: str) -> str:
-        """Return a message of another room, which states it in English, in this language."""
+        """Return another room's message in this language."""
         return say(message, self._messages)
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Let what is refused within be refused in this language, as the same error."""
+        """Translate a :class:`MapsageError` that is raised within, in place."""
         try:
             yield
         except MapsageError as error:
@@ -85,9 +83,9 @@ class Words:
             raise
 
     def refusal(self, error: MapsageError) -> str:
-        """Return what an error says, and what to do, in this language."""
+        """Return an error's problem and remedy in this language."""
         return self.translate(error.text)
 
     def get(self, key: str) -> str:
-        """Return the text of a key; the key itself where it is a name that needs none."""
+        """Return the text of a key; the key itself where it has none."""
         return self._labels.get(key, key)
