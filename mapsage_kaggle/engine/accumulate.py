@@ -44,13 +44,14 @@ def accumulated_step(
     gradient of the whole: per-pixel losses of mmsegmentation by their own normaliser, all others by images.
     Ranks average their gradients, hence the factor ``world_size``. Buffers are the same on all ranks
     afterwards. With several ranks it is collective. ``data`` are this rank's micro-batches of one iteration;
-    ``before_forward`` is called with each one's index, to seed the generators.
+    ``before_forward`` is called with each one's index before it is preprocessed and before its forward pass,
+    to seed the generators.
 
     Returns:
         The losses of the whole effective batch, the same on every rank.
 
     Raises:
-        TrainingError: The model brings a training step of its own, which cannot be split.
+        TrainingError: The model overrides ``train_step``, which cannot be split.
     """
     core: Any = core_model(model)
     if type(core).train_step is not BaseModel.train_step:
@@ -69,7 +70,7 @@ def accumulated_step(
     losses_of = normalised_losses(core)
     parts = [_parts(losses_of, item) for item in inputs]
     totals = _totals(parts, world_size)
-    # mmengine counts backward passes as iterations; for us the iteration counts once. Ranks exchange their
+    # mmengine counts backward passes as iterations; here an iteration counts once. Ranks exchange their
     # gradients in the last pass, where by that count the step is due.
     inner_count = optim_wrapper._inner_count
     logs: dict[str, torch.Tensor] = {}
@@ -102,11 +103,7 @@ def accumulated_step(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NormalisedLoss:
-    """A loss module whose normaliser can be counted from the labels alone.
-
-    Attributes:
-        ignore_index: The label that its head leaves out.
-    """
+    """A loss module whose normaliser can be counted from the labels alone."""
 
     module: Any
     ignore_index: int

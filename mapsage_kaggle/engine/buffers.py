@@ -1,10 +1,10 @@
-"""Buffers that forward passes change: the same on all ranks, and counted once.
+"""Buffers that forward passes update: the same on all ranks, and updated once.
 
-mmengine wraps models with ``broadcast_buffers=False``, so each rank's BatchNorm would follow its own
-share of the data, and validation would depend on the rank that runs it.
+mmengine wraps models with ``broadcast_buffers=False``, so each rank's BatchNorm would follow its own share of
+the data, and validation would depend on the rank that runs it.
 
-A backbone that recomputes its blocks in the backward pass (``with_cp``) would let BatchNorm see the same
-data twice.
+A backbone that recomputes its blocks in the backward pass (``with_cp``) would let BatchNorm see the same data
+twice.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def _spread(flat: torch.Tensor, group: list[torch.Tensor]) -> None:
 
 
 class HeldBuffers:
-    """The buffers of a model and the tensors that its modules hold besides, as they are now.
+    """A copy of a model's buffers, and of the tensors that its modules hold besides.
 
-    Some modules write into theirs, others put another tensor in its place.
+    Some modules write into theirs, others replace them.
     """
 
     def __init__(self, core: torch.nn.Module) -> None:
@@ -95,9 +95,9 @@ class HeldBuffers:
 
 
 def keep_in_backward(optim_wrapper: Any, core: torch.nn.Module) -> None:
-    """Have a backward pass leave every buffer as the forward pass left it, from now on.
+    """Make backward passes leave every buffer as the forward pass left it, from now on.
 
-    A forward pass that is run again within it updates them once more. Whether any is, the modules say
+    A forward pass that is recomputed within one updates them again. Whether any is, the modules say
     (``with_cp``) or the first backward pass shows; where none is, the following ones are left alone.
     mmengine's wrapper does the backward passes; its method is wrapped.
     """

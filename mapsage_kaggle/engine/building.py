@@ -1,4 +1,4 @@
-"""A config's model built as mmengine's runner builds it, and what is to be seen in it."""
+"""Build a config's model as mmengine's runner does, and inspect it."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _INITIALISERS = ("__init__", "init_weights", "_init_weights", "reset_parameters"
 def build_model(cfg: Any) -> Any:
     """Return the config's model with random weights, on the CPU.
 
-    mmsegmentation sets keys of the config as attributes while it builds, which plain dicts do not take,
-    and takes others out: so the model is built from a copy in mmengine's own kind of dict.
+    mmsegmentation sets keys of the config as attributes while it builds, which plain dicts do not take, and
+    removes others: so the model is built from a copy in mmengine's own kind of dict.
     """
     init_default_scope(cfg.get("default_scope") or "mmseg")
     return MODELS.build(copy.deepcopy(cfg.model))
 
 
 def num_inputs(model: Any) -> int | None:
-    """Return the channels that a model's first layer takes; None where it has no backbone of convolutions."""
+    """Return the channels that a model's first layer takes; None without a convolutional backbone."""
     backbone = getattr(model, "backbone", None)
     layers = backbone.modules() if isinstance(backbone, torch.nn.Module) else iter(())
     first = next((item for item in layers if isinstance(item, torch.nn.Conv2d)), None)
@@ -44,7 +44,7 @@ def num_inputs(model: Any) -> int | None:
 
 
 def traits_of(model: torch.nn.Module) -> ModelTraits:
-    """Return what in a model, as it is built, bears on splitting its batch. It is left in training mode."""
+    """Return what in a model bears on splitting its batch. It is left in training mode."""
     model.train()
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
     heads = [module for module in model.modules() if hasattr(module, "loss_decode")]
@@ -61,7 +61,7 @@ def traits_of(model: torch.nn.Module) -> ModelTraits:
 
 
 def _draws(model: torch.nn.Module) -> tuple[str, ...]:
-    """Return what draws random numbers: of each kind in each part the highest rate."""
+    """Return what draws random numbers, with the highest rate of each kind in each part."""
     highest: dict[tuple[str, str], float] = {}
     for name, module in model.named_modules():
         rate = 0.0
@@ -79,9 +79,9 @@ def _draws(model: torch.nn.Module) -> tuple[str, ...]:
 
 
 def drawing_modules(model: torch.nn.Module) -> tuple[str, ...]:
-    """Return the classes of a model's modules that draw random numbers in their own code, also in use.
+    """Return the classes of a model's modules that draw random numbers in their own code, also at inference.
 
-    Drop-outs are none: they draw in training alone.
+    Dropouts are none: they draw in training alone.
     """
     found = {type(module).__name__ for module in _matching(model, _DRAWS)}
     return tuple(sorted(kind for kind in found if "drop" not in kind.lower()))
@@ -118,7 +118,7 @@ def _is_splittable(loss: Any) -> bool:
 
 
 def _takes_with_cp(cls: type) -> bool:
-    """Whether a class takes ``with_cp``, itself or by passing what it does not know to its base."""
+    """Whether a class takes ``with_cp``, itself or by passing unknown options to its base."""
     for base in cls.__mro__:
         init = vars(base).get("__init__")
         if not inspect.isfunction(init):

@@ -38,7 +38,7 @@ from mapsage_kaggle.records import (
 from mapsage_kaggle.spec import ChildSpec
 
 MAX_INTERVAL_S = 1800.0
-"""Where saving is dear, so many seconds lie between two saves by time at most."""
+"""The longest time between two saves by the clock, where saving is expensive."""
 LOCK_WAIT_S = 60.0
 FULL_TO_BEST = 3
 """A resumable checkpoint holds two moments beside each weight; the best file holds the weights alone."""
@@ -47,14 +47,14 @@ FULL_TO_BEST = 3
 class SessionCheckpoints:
     """The checkpoints that a session writes, and its record, brought up to date with each proven one.
 
-    Every rank has one, since all note in the message hub what a save means; only rank 0's writes. Saving is
-    added to the ``timings_s`` of the session.
+    Every rank has one, since all note in the message hub what a save means; only rank 0's writes. Seconds of
+    saving are added to ``timings_s``.
 
     Attributes:
         owed_validation: The iteration whose validation the newest checkpoint owes.
-        skipped_validations: The iterations whose validation was left out for good.
+        skipped_validations: The iterations whose validation was skipped for good.
         has_trained: Whether an iteration is done, so that what memory allows is known.
-        observed: What is seen of how exactly a resume goes on.
+        observed: What was observed of how exactly a resume continues.
         store: Where they are kept; on rank 0, once opened.
         record: The session's, as it stands in the work dir; on rank 0, once opened.
     """
@@ -97,7 +97,7 @@ class SessionCheckpoints:
     # -- opening and closing
 
     def open(self) -> None:
-        """Take the work dir for this child.
+        """Lock the work dir, and read its record and its checkpoints.
 
         Raises:
             MachineError: Another process holds the work dir.
@@ -120,10 +120,10 @@ class SessionCheckpoints:
             self._schedule = SaveSchedule(every_s=every_s, longest_s=max(MAX_INTERVAL_S, every_s))
 
     def close(self) -> None:
-        """Wait for what is being written, and release the work dir.
+        """Wait for a save in progress, and unlock the work dir.
 
         Raises:
-            SaveFailed: The last save failed; the work dir is released all the same.
+            SaveFailed: The last save failed; the work dir is unlocked all the same.
         """
         try:
             self.wait()
@@ -137,7 +137,7 @@ class SessionCheckpoints:
         self._measure_output()
 
     def loaded(self, runner: Runner) -> None:
-        """Take note of what was loaded: the owed validation, and the best score."""
+        """Take the owed validation and the best score from what was loaded."""
         hub = runner.message_hub
         if self._spec.action == "resume":
             owed = hub.get_info(OWED_VALIDATION_KEY, None)
@@ -148,7 +148,7 @@ class SessionCheckpoints:
             return
         best = self.store.best()
         if best is None and self._metric:
-            # Damaged, or not carried over: what is not here to be kept is none to beat.
+            # Damaged, or not carried over: weights that are not here set no score to beat.
             hub.runtime_info.pop("best_score", None)
             hub.runtime_info.pop("best_ckpt", None)
         elif best is not None and best.value is not None and self.is_best(best.value):
@@ -157,17 +157,17 @@ class SessionCheckpoints:
             hub.update_info("best_ckpt", best.file)
 
     def training_begins(self, iteration: int) -> None:
-        """Take note that the state after ``iteration`` is saved already, or not worth a save."""
+        """Note that the state after ``iteration`` is saved already, or not worth a save."""
         self._saved_iteration = iteration
         self.observed.look()
 
     def not_exact(self, reason: str, *, grade: str = "neither") -> None:
-        """Have the record say why a resume equals no uninterrupted run; before training, at once."""
+        """Record why a resume equals no uninterrupted run; only while nothing is being saved."""
         self.observed.add(reason, grade=grade)
         self.refresh_seen()
 
     def refresh_seen(self) -> None:
-        """Write what has been seen into the record; only where nothing is being saved, which does it too."""
+        """Write what was observed into the record; only while nothing is being saved."""
         if self.record is not None:
             self.record = self.observed.told_in(self.record)
             with contextlib.suppress(OSError):  # on a full disk it waits for the next checkpoint
@@ -176,7 +176,7 @@ class SessionCheckpoints:
     # -- resumable checkpoints
 
     def due(self, iteration: int, *, since: int) -> bool:
-        """Tell whether the schedule asks for a checkpoint: by the clock, or after iteration ``since``."""
+        """Return whether a checkpoint is due: by the clock, or after iteration ``since``; only on rank 0."""
         if self._rank != 0:
             return False
         interval = self._spec.save_interval
@@ -184,10 +184,10 @@ class SessionCheckpoints:
         return by_iteration or (self._schedule is not None and self._schedule.due())
 
     def save(self, iteration: int, *, owed_validation: int | None = None) -> None:
-        """Save a resumable checkpoint; training is held up for the copy only. Collective.
+        """Save a resumable checkpoint; training waits for the copy, and for a save in progress. Collective.
 
         Raises:
-            TrainingError: The ranks hold other weights each; nothing is saved.
+            TrainingError: The ranks' weights differ; nothing is saved.
         """
         runner = self._require_runner()
         begin = time.monotonic()
@@ -206,7 +206,7 @@ class SessionCheckpoints:
         self._timings_s["saving"] += time.monotonic() - begin
 
     def save_end(self, iteration: int) -> None:
-        """Save what training ends with, where that is not saved yet. Collective."""
+        """Save the final state, unless it is saved already. Collective."""
         if iteration != self._saved_iteration:
             self.save(iteration, owed_validation=self.owed_validation)
 
@@ -241,7 +241,7 @@ class SessionCheckpoints:
             self._measure_output()
             self._refresh_record(ref, owed)
             if self._schedule is not None:
-                # What this thread computed is lost to training where every core is busy.
+                # This thread's CPU time is lost to training where every core is busy.
                 self._schedule.saved(cost_s=held_s + time.thread_time())
 
         if self._schedule is not None:
@@ -302,10 +302,10 @@ class SessionCheckpoints:
         return beats(score, known, greater_is_better=self._greater_is_better)
 
     def keep_best(self, iteration: int, score: float) -> bool:
-        """Write the weights where their score is the best, and tell whether they are kept. Collective.
+        """Write the weights if their score is the best; return whether they were kept. Collective.
 
-        The score is noted in every rank's message hub only then: what is not there to be kept is none to
-        beat. It is rank 0's to say, which alone knows what is kept.
+        Only then is the score noted in every rank's message hub: weights that were not kept set no score to
+        beat. Rank 0 decides, which alone knows what was kept.
         """
         hub = self._require_runner().message_hub
         name = self._metric.replace("/", "_")
@@ -330,7 +330,7 @@ class SessionCheckpoints:
     # -- the record
 
     def _refresh_record(self, ref: CheckpointRef, owed_validation: int | None) -> None:
-        """Bring ``session.json`` up to date; called in the saving thread, which is the only writer."""
+        """Bring ``session.json`` up to date; called by the saving thread."""
         assert self.record is not None and self.store is not None
         changes: dict[str, Any] = {
             "best": self.store.best(),
@@ -348,7 +348,7 @@ class SessionCheckpoints:
         self.record.write(self._path)
 
     def learned(self, before: Learned) -> Learned:
-        """Return what the record says was learned; what memory allows is known once an iteration is done."""
+        """Return what was learned of the machine; what memory allows is known after an iteration."""
         known = before.with_memory(self._spec.rung) if self.has_trained else before
         return replace(known, pace=self._pace.learned())
 
@@ -367,7 +367,7 @@ class SessionCheckpoints:
     def _measure_output(self) -> None:
         """Measure what Kaggle will have to save, and what another checkpoint adds to it.
 
-        Called by the thread that saves: for any other, the store would be locked until it has saved.
+        Called by the thread that saves: any other would wait for the store's lock until it has saved.
         """
         if self.store is None:
             return

@@ -1,4 +1,4 @@
-"""Two checkpoints compared in all that a resume restores, bit for bit: run in a child.
+"""Compare weights, optimizer, schedulers and losses of two checkpoints bit for bit: run in a child.
 
     python -m mapsage_kaggle.engine.compare first.pth second.pth
 
@@ -22,12 +22,12 @@ PARTS = ("state_dict", "ema_state_dict", "optimizer", "param_schedulers")
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what two checkpoints have in common.
+    """Compare two checkpoints.
 
     Returns:
         ``iterations``, those of both; ``num_values``, how many tensors and numbers were compared;
         ``differences``, where they are not the same bit for bit; ``apart``, the distance of the second's
-        weights from the first's, relative to their length; ``loss_scale``, the first's, or None.
+        weights from the first's, relative to the norm of the first's; ``loss_scale``, the first's, or None.
     """
     found = [
         item

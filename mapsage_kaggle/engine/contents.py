@@ -1,8 +1,8 @@
 """Which samples a run is trained on: their names, and their sizes as they are read, kept in its checkpoints.
 
 A position stands for a sample only as long as the list of samples is the same. So each checkpoint holds the
-list, and a resume compares it. Sizes are looked at when a sample has just been read, since asking a network
-mount for every file's would take minutes.
+list, and a resume compares it. Sizes are taken when a sample has just been read, since asking a network mount
+for every file's would take minutes.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from mapsage_kaggle.outside import joined
 
 MAX_NAMES_BYTES = 256_000_000
 NUM_LOOKED_AT = 64
-"""Samples whose size is looked at before training begins."""
+"""Samples whose size is checked before training begins."""
 CHANGED_REMEDY = Message("Attach the data as they were, or go on with what is here: --on-changed-data go-on.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataChange:
-    """In which way training data are not those that a checkpoint was trained on.
+    """How training data differ from those that a checkpoint was trained on.
 
     Attributes:
-        message: For a person, with what has come and gone; empty where nothing is known to have changed.
+        message: For a person, with what was added and removed; empty where nothing is known to have changed.
         reason: Why a resume equals no uninterrupted run; empty where nothing is known to have changed.
         lines: What differs, as the record's ``changes`` have it.
     """
@@ -46,15 +46,13 @@ class DataChange:
 
 
 class TrainingData:
-    """The samples of a training data set.
+    """The samples of a training data set, mmengine's or a wrapper of such ones.
 
-    Args:
-        dataset: mmengine's, or a wrapper of such ones. Of one that does not tell its files only the number
-            of samples is known.
+    Of a data set that does not tell its files, only the number of samples is known.
 
     Attributes:
         names: Of the samples, relative to their root, in their order.
-        refuses_changes: Whether a sample that has another size than before ends training.
+        refuses_changes: Whether a sample whose size has changed ends training.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -75,7 +73,7 @@ class TrainingData:
         self._told = np.zeros(len(self.names), bool)
 
     def read(self, image: str) -> None:
-        """Take note of the size of a sample that has just been read, by its image; data workers call this.
+        """Note the size of a sample that has just been read, by its image; called by data workers.
 
         Raises:
             TrainingError: It had another size before, and changes are refused.
@@ -88,7 +86,7 @@ class TrainingData:
             raise TrainingError(self._other_sizes([row]), CHANGED_REMEDY)
 
     def summary(self) -> dict[str, Any]:
-        """Return what the record says: number and digest of the names, and of the sizes known by now."""
+        """Return what the record holds: number and digest of the names, and of the sizes known by now."""
         sizes = self._known()
         return {
             "count": len(self.names),
@@ -107,11 +105,7 @@ class TrainingData:
         }
 
     def compare(self, state: Any) -> DataChange:
-        """Compare with what a checkpoint holds, and take its sizes over.
-
-        Args:
-            state: What another session's :meth:`state` gave, or whatever a file holds in its place.
-        """
+        """Compare with a checkpoint's :meth:`state`, or what a file holds instead; take its sizes over."""
         try:
             unpacking = zlib.decompressobj()
             text = unpacking.decompress(state["names"].numpy().tobytes(), MAX_NAMES_BYTES)
@@ -128,7 +122,7 @@ class TrainingData:
         return self.resized()
 
     def resized(self) -> DataChange:
-        """Return which samples have turned out, since the last call, to have another size than before."""
+        """Return which samples have turned out, since the last call, to have changed in size."""
         now = self._sizes.numpy()
         changed = (now > 0) & (self._before > 0) & (now != self._before) & ~self._told
         if not changed.any():
@@ -176,7 +170,7 @@ class TrainingData:
 
 
 def files_of(leaf: Any) -> list[tuple[str, ...]]:
-    """Return the image, and the mask where there is one, of each sample of a data set, as it names them."""
+    """Return the image, and the mask where there is one, of each sample of a data set."""
     if not hasattr(leaf, "get_data_info"):
         return [()] * len(leaf)
     infos = (leaf.get_data_info(index) for index in range(len(leaf)))
@@ -194,7 +188,7 @@ def _relative(files: Sequence[tuple[str, ...]], root: str) -> list[str]:
 
 
 def _size_bytes(files: Sequence[str]) -> int:
-    """Return what an image and its mask take together; 0 where they cannot be asked for."""
+    """Return the size of an image and its mask together; 0 where they cannot be read."""
     try:
         return sum(Path(file).stat().st_size for file in files)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Who decides what happens next: rank 0, once per iteration, for all ranks alike."""
+"""Rank 0 decides what happens next, once per iteration, for all ranks alike."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Decision:
     """What all ranks do at an iteration boundary.
 
     Attributes:
-        stop: Why to end here, empty to go on.
+        stop: Why to end here, empty to continue.
         save: Whether to write a checkpoint now.
         validate: Whether a validation that is due is run now.
-        skip: Whether a validation that is due is left out for good, since no session is long enough.
+        skip: Whether a validation that is due is skipped for good, since no session is long enough.
     """
 
     stop: Stop
@@ -43,10 +43,10 @@ class Decision:
 
 
 class PipeWatch:
-    """Notices that the supervisor is gone: the read end of its pipe, our standard input, ends.
+    """Notices that the supervisor is gone: the read end of its pipe, our standard input, reaches its end.
 
-    A killed notebook kernel runs no handler and sends no signal, but the kernel of the operating
-    system closes its files. The supervisor never writes to the pipe.
+    A killed notebook kernel runs no handler and sends no signal, but the kernel of the operating system
+    closes its files. The supervisor never writes to the pipe.
     """
 
     def __init__(self, descriptor: int = 0) -> None:
@@ -55,7 +55,7 @@ class PipeWatch:
         threading.Thread(target=self._watch, name="supervisor-pipe", daemon=True).start()
 
     def exit_after(self, grace_s: float) -> None:
-        """Have this process exited so long after the supervisor has gone, if it has not ended by then."""
+        """Exit this process ``grace_s`` after the supervisor has gone, if it has not ended by then."""
 
         def arm() -> None:
             self.closed.wait()
@@ -103,7 +103,7 @@ class Control:
         self._terminated = threading.Event()
 
     def install_signal_handlers(self) -> None:
-        """Turn SIGTERM into a stop request, write stacks when asked; leave Ctrl-C to the supervisor."""
+        """Turn SIGTERM into a stop request, dump stacks when asked; leave Ctrl-C to the supervisor."""
         faulthandler.register(STACKS_SIGNAL, file=2)
         signal.signal(signal.SIGTERM, lambda *_: self._terminated.set())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -111,8 +111,8 @@ class Control:
     def end_with_supervisor(self, grace_s: float = ORPHAN_GRACE_S) -> None:
         """End this process for certain some time after its supervisor has gone.
 
-        A worker that hangs then, in a collective or on a disk, comes to no boundary where it could
-        stop, and nobody else is left to end it. Where it hung goes to standard error.
+        A worker that then hangs, in a collective or on a disk, reaches no boundary where it could stop, and
+        nobody else is left to end it. Its stacks go to standard error.
         """
         if self._pipe is not None:
             self._pipe.exit_after(grace_s)
@@ -145,7 +145,7 @@ class Control:
         return _STOPS[code >> 1], bool(code & 1)
 
     def stop_asked(self) -> bool:
-        """Tell, on all ranks alike, whether a validation must be left: on request, or far too late."""
+        """Return whether a validation must be left: on request, or far too late. Collective."""
         stop, _ = self._asked_anywhere()
         late = _rank() == 0 and self.pace.must_leave_validation(self.clock)
         return bool(_agree(int(bool(stop) or late)))

@@ -14,10 +14,11 @@ from mapsage_kaggle.messages import Message
 
 
 class _SplitDataset(BaseSegDataset):
-    """One split of a data root, told by its shape, so that only ``data_root`` depends on the mount.
+    """One split of a data root, recognised by its layout, so that only ``data_root`` depends on the mount.
 
     Masks hold 0 for *no data* and class + 1 elsewhere; labels are 255 and the class. ``reduce_zero_label`` is
-    False only for masks that have been reduced already. Options that name files are the split's.
+    False only for masks that have been reduced already. Options that name files have no effect: the split
+    decides.
 
     Raises:
         DataError: There is no such split, or images and masks do not match.

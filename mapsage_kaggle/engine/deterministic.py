@@ -18,16 +18,15 @@ _REFUSAL = "does not have a deterministic implementation"
 
 
 def only_deterministic() -> None:
-    """Let torch run deterministic algorithms only, from now on and in the whole process.
+    """Make torch run deterministic algorithms only, from now on and in the whole process.
 
-    Two things that segmentation models need have none in torch for CUDA (2.6 to 2.13) and would end
-    training in its first iteration: cross entropy over label maps and adaptive average pooling.
-    They are replaced where ``torch.nn.functional`` offers them, by the same sums in a fixed order.
-    Bilinear enlarging is as well: torch's own way there sorts each pixel's four places for every
-    gradient, where two products of matrices do.
+    Two operators that segmentation models need have none in torch for CUDA (2.6 to 2.13) and would end
+    training in its first iteration: cross entropy over label maps and adaptive average pooling. They are
+    replaced in ``torch.nn.functional``, by the same sums in a fixed order. So is bilinear upsampling: torch's
+    own deterministic gradient sorts each pixel's four contributions, where two matrix products do.
     """
     torch.use_deterministic_algorithms(True)
-    # Nothing here reads what was not written.
+    # Nothing here reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     functional.cross_entropy = cross_entropy
@@ -36,7 +35,7 @@ def only_deterministic() -> None:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Tell whether torch refused an operator for having no deterministic implementation."""
+    """Return whether torch refused an operator for having no deterministic implementation."""
     return isinstance(error, RuntimeError) and _REFUSAL in str(error)
 
 
@@ -75,11 +74,9 @@ def cross_entropy(
 
 
 def adaptive_avg_pool2d(input: torch.Tensor, output_size: Any) -> torch.Tensor:
-    """Return what ``torch.nn.functional.adaptive_avg_pool2d`` does, as two products of matrices.
+    """Return what ``torch.nn.functional.adaptive_avg_pool2d`` does, as two matrix products.
 
-    Args:
-        input: ``(…, H, W)``.
-        output_size: One number or two, None for as many as there are.
+    Takes ``(…, H, W)``; ``output_size`` is one number or two, None for the input's.
     """
     sizes = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
     height, width = (size or length for size, length in zip(sizes, input.shape[-2:], strict=True))
@@ -97,7 +94,7 @@ def interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> torch.Tensor:
-    """Return what ``torch.nn.functional.interpolate`` does, bilinear with a gradient as two products.
+    """Return what ``torch.nn.functional.interpolate`` does, bilinear with a gradient as two matrix products.
 
     Takes ``(N, C, H, W)`` for what is replaced; all else is left to torch.
     """

@@ -1,4 +1,4 @@
-"""One hash of a nested value, so that two states of it can be told apart without keeping either."""
+"""A hash of a nested value, by which two states of it are compared without keeping either."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class _Hash(Protocol):
 
 
 def digest(value: Any) -> str:
-    """Return a hash of a value: of its numbers, texts, arrays, tensors and generators, at any depth.
+    """Return a hash of a value: of its numbers, texts, arrays, tensors and generators, up to 40 levels deep.
 
-    Of an object, its attributes count; of a library's (a runner, a logger), only what it is.
+    Of an object, its attributes count; of a library's (a runner, a logger), only its type.
     """
     hashing = hashlib.blake2b(digest_size=16)
     _feed(hashing, value, {}, 0)
@@ -33,7 +33,7 @@ def digest(value: Any) -> str:
 
 
 def own_attributes(value: Any) -> Mapping[str, Any]:
-    """Return an object's attributes by name; none of what belongs to a library, or has none."""
+    """Return an object's attributes by name; none of a class, or of a library's object."""
     if isinstance(value, type) or type(value).__module__.partition(".")[0] in _LIBRARIES:
         return {}
     return getattr(value, "__dict__", None) or {}
@@ -51,7 +51,7 @@ def _feed(hashing: _Hash, value: Any, seen: dict[int, Any], depth: int) -> None:
         return
     if id(value) in seen or depth == _MAX_DEPTH:
         return
-    seen[id(value)] = value  # kept, so that its number is nobody else's meanwhile
+    seen[id(value)] = value  # kept alive, so that its id is not reused
     for item in _parts(hashing, value):
         _feed(hashing, item, seen, depth + 1)
 

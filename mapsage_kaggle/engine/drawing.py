@@ -1,9 +1,9 @@
-"""Whether a sample follows from its position: what owns a generator is seeded, and samples are drawn twice.
+"""Whether samples follow from their positions: transforms' own generators are seeded, samples drawn twice.
 
 Python's, NumPy's and torch's global generators are seeded for each sample. A transform may own others:
-albumentations has had its own since 1.4.21, imgaug and kornia have, and so has whoever writes
-``np.random.default_rng()``. Those that a data set holds, at any depth, are seeded too. What then still gives
-another result is found by drawing.
+albumentations has had its own since 1.4.21, imgaug and kornia have theirs, and so has any use of
+``np.random.default_rng()``. Those that a data set holds, at any depth, are seeded too. What then still
+differs is found by drawing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NUM_DRAWN = 8
 """Samples that are drawn twice."""
 DRAWN_WITHIN_S = 20.0
 PATIENCE_S = 120.0
-"""How long one sample may take, the first of which waits for the data set to be built."""
+"""How long one sample may take; the first one waits for the data set to be built."""
 _MAX_ITEMS, _MAX_OBJECTS = 1000, 20_000
 _Generator: TypeAlias = "np.random.Generator | np.random.RandomState | random.Random | torch.Generator"
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
@@ -65,7 +65,7 @@ def own_generators(owner: Any) -> list[_Generator]:
 
 
 def seed_own(generators: Sequence[_Generator], seed: int) -> None:
-    """Seed generators that a transform owns for one sample, each with a stream of its own."""
+    """Seed a transform's own generators for one sample, each with a stream of its own."""
     for index, generator in enumerate(generators):
         value = seeding.derive(seeding.OWN, seed, index)
         if isinstance(generator, np.random.Generator):
@@ -83,8 +83,7 @@ def what_differs(dataset: Mapping[str, Any], draws: Sequence[Any]) -> tuple[str,
     """Draw samples twice, each time in a fresh process and another order; return what gave two results.
 
     Returns:
-        The transforms that were the first to give another result, or the data set, by their classes; empty
-        where none did.
+        The classes of the transforms that were the first to differ, or of the data set; empty where none did.
 
     Raises:
         Exception: A sample could not be drawn.
@@ -104,7 +103,7 @@ _Drawn: TypeAlias = "list[tuple[_Steps, _Steps]]"
 
 
 def _twice(dataset: Mapping[str, Any], draws: Sequence[Any], *, each_step: bool) -> _Drawn:
-    """Return, for each of the samples, its digests by step as the one process and the other drew it."""
+    """Return each sample's digests by step, as the one process and the other drew it."""
     end_s = time.monotonic() + DRAWN_WITHIN_S
     swapped = [draw for index in range(0, len(draws), 2) for draw in draws[index : index + 2][::-1]]
     walks = [_walk(_Anew(dataset, each_step=each_step), order) for order in (draws, swapped)]
@@ -121,12 +120,12 @@ def _twice(dataset: Mapping[str, Any], draws: Sequence[Any], *, each_step: bool)
                 break
     finally:
         for walk in walks:
-            walk._shutdown_workers()  # at once: an error's traceback would keep them
+            walk._shutdown_workers()  # at once: an error's traceback would keep them alive
     return found
 
 
 def _walk(dataset: Dataset[Any], draws: Sequence[Any]) -> Any:
-    """Return torch's iterator over positions and steps, with a process of its own."""
+    """Return torch's iterator over positions and steps, in a process of its own."""
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -141,7 +140,7 @@ def _walk(dataset: Dataset[Any], draws: Sequence[Any]) -> Any:
 
 
 class _Anew(Dataset[Any]):
-    """A data set that is built anew in the process that asks for the first sample, as a session would."""
+    """A data set that is built in the process that asks for the first sample, as in a session."""
 
     def __init__(self, cfg: Mapping[str, Any], *, each_step: bool) -> None:
         self._cfg = cfg
@@ -151,7 +150,7 @@ class _Anew(Dataset[Any]):
 
     def __getitem__(self, draw: Any) -> tuple[int, _Steps]:
         if self._dataset is None:
-            os.environ.pop(EVENTS_VARIABLE, None)  # what is damaged is told once, when it is trained on
+            os.environ.pop(EVENTS_VARIABLE, None)  # damage is reported once, when it is trained on
             seeding.seed_sample(0)
             self._dataset = DATASETS.build(copy.deepcopy(self._cfg))
             if hasattr(self._dataset, "full_init"):
@@ -165,7 +164,7 @@ class _Anew(Dataset[Any]):
 
 
 class _Watched:
-    """A transform whose results are noted."""
+    """Wraps a transform, to note a digest of each result."""
 
     def __init__(self, transform: Any, steps: _Steps) -> None:
         self._transform, self._steps = transform, steps
@@ -180,7 +179,7 @@ class _Watched:
 
 
 def wrap_transforms(dataset: Any, wrap: Callable[[Any], Any]) -> None:
-    """Put what ``wrap`` makes of each in the place of every transform of a data set, and of those in it."""
+    """Replace every transform of a data set, and of those in it, by what ``wrap`` makes of it."""
     pipeline = getattr(dataset, "pipeline", None)
     transforms = getattr(pipeline, "transforms", pipeline)
     if isinstance(transforms, list):

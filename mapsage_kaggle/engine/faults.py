@@ -1,7 +1,7 @@
-"""What an error means for what comes next: less memory, another precision, another try, or none.
+"""Classify an error by what comes next: less memory, another precision, another try, or none.
 
-Libraries say it in words of their own, in a plain ``RuntimeError``; they are those of torch 2.6 to 2.13,
-cuDNN 9, cuBLAS 12, NCCL 2.21 to 2.28 and gloo.
+Libraries raise a plain ``RuntimeError``; the texts below are those of torch 2.6 to 2.13, cuDNN 9, cuBLAS 12,
+NCCL 2.21 to 2.28 and gloo.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mapsage_kaggle.messages import Message, text_of
 FailureKind: TypeAlias = Literal["memory", "shared_memory", "precision", "peer", "refused", "error"]
 
 LITTLE_MEMORY = 0.1
-"""So small a part of a GPU's memory is free where an error that may mean anything means want of memory."""
+"""With less than this share of a GPU's memory free, an ambiguous error means lack of memory."""
 
 _MISTAKES = (ValueError, TypeError, KeyError, AttributeError, AssertionError, ImportError)
 _ALLOCATION_FAILED = re.compile(
@@ -37,7 +37,7 @@ _ALLOCATION_FAILED = re.compile(
 _PERHAPS_ALLOCATION_FAILED = re.compile(
     r"unable to find an engine to execute this computation|CUBLAS_STATUS_NOT_INITIALIZED"
 )
-"""What is also said of an operator that the GPU does not have, and of a GPU that has failed."""
+"""Also raised for an operator that the GPU does not have, and by a GPU that has failed."""
 _NO_HALF_PRECISION = re.compile(
     r"not implemented for '(?:Half|BFloat16)'"
     r"|type at::(?:Half|BFloat16) without overflow"
@@ -55,18 +55,15 @@ _NO_SHARED_MEMORY = re.compile(
 
 
 def failure_kind(error: BaseException, *, has_trained: bool, has_begun: bool = True) -> FailureKind:
-    """Return what follows from an error.
+    """Classify what ended the worker.
 
-    Args:
-        error: What ended the worker.
-        has_trained: Whether it had done an iteration.
-        has_begun: Whether everything was built by then. Before, only a device, a disk or a connection may
-            do better another time.
+    ``has_trained`` is whether it had done an iteration, ``has_begun`` whether everything was built: before
+    that, only a device, a disk or a connection may do better in another try.
 
     Returns:
         ``memory`` where it ran out; ``shared_memory`` where the data workers' did; ``precision`` where half
-        precision cannot be computed in; ``peer`` where another rank failed; ``refused`` where it would fail
-        again; else ``error``.
+        precision does not work; ``peer`` where another rank failed; ``refused`` where it would fail again;
+        else ``error``.
     """
     if is_memory_fault(error, has_trained=has_trained):
         return "memory"
@@ -86,18 +83,17 @@ def failure_kind(error: BaseException, *, has_trained: bool, has_begun: bool = T
 
 
 def _may_pass(error: Exception) -> bool:
-    """Tell whether an error in building may be of the machine and of the moment."""
+    """Return whether an error in building may be the machine's, and transient."""
     if isinstance(error, OSError):
         return not isinstance(error, FileNotFoundError)
     return isinstance(error, torch.distributed.DistError) or "CUDA" in str(error)
 
 
 def is_memory_fault(error: BaseException, *, has_trained: bool = False) -> bool:
-    """Tell whether an error, or one that it was raised from, is an allocation that failed.
+    """Return whether an error, or one of its causes, is a failed allocation.
 
-    A text that merely speaks of memory is none: to take it for one would make training slower,
-    by smaller micro-batches, and mend nothing. What may mean anything is taken for one where the same
-    operators have run before, or where little memory is free.
+    A text that merely mentions memory is none: smaller micro-batches would make training slower, and cure
+    nothing. An ambiguous one counts where the same operators have run before, or where little memory is free.
     """
     for cause in _causes(error):
         if isinstance(cause, (MemoryError, torch.OutOfMemoryError)):
@@ -112,15 +108,15 @@ def is_memory_fault(error: BaseException, *, has_trained: bool = False) -> bool:
 
 
 def is_shared_memory_fault(error: BaseException) -> bool:
-    """Tell whether an error says that ``/dev/shm`` is too small for what the data workers hand over."""
+    """Return whether an error says that ``/dev/shm`` is too small for the data workers' batches."""
     return any(bool(_NO_SHARED_MEMORY.search(str(cause))) for cause in _causes(error))
 
 
 def end_data_workers_without_shared_memory() -> None:
-    """Have a data worker that finds no shared memory for a batch end, as one does that is killed for it.
+    """Make a data worker that finds no shared memory for a batch die, like one that is killed for it.
 
     It hands batches over in a thread of its queue, where torch 2.13 prints the error and drops the batch: the
-    loader would wait for it for ever.
+    loader would wait for it forever.
     """
 
     def on_error(error: BaseException, batch: Any) -> None:
@@ -132,7 +128,7 @@ def end_data_workers_without_shared_memory() -> None:
 
 
 def is_precision_fault(error: BaseException) -> bool:
-    """Tell whether an error says that half precision has not the range, or not the operator, for a model."""
+    """Return whether an error says that half precision lacks the range, or an operator, for a model."""
     return any(
         isinstance(cause, HalfPrecisionError)
         or (isinstance(cause, RuntimeError) and bool(_NO_HALF_PRECISION.search(str(cause))))
@@ -141,7 +137,7 @@ def is_precision_fault(error: BaseException) -> bool:
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Tell whether an error only says that another rank has gone, or that the group was ended."""
+    """Return whether an error only says that another rank is gone, or that the group was aborted."""
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     return several and isinstance(error, RuntimeError) and bool(_PEER_GONE.search(str(error)))
 
@@ -156,7 +152,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_little_free() -> bool:
-    """Tell whether the driver has little memory left to give; False where it cannot be asked."""
+    """Return whether the driver has little free memory; False where it cannot be asked."""
     if not torch.cuda.is_available():
         return False
     try:
@@ -167,7 +163,7 @@ def _is_little_free() -> bool:
 
 
 def failure_message(error: BaseException) -> str:
-    """Return what a person reads of an error, in one line, and what to do where that is known."""
+    """Return what a person reads of an error, with a remedy where one is known."""
     text = str(error).strip()
     if isinstance(error, MapsageError):
         # A data worker's error arrives with its whole trace; what it says comes last.

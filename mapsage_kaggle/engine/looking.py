@@ -1,7 +1,7 @@
-"""A look at some pairs before hours are spent on them, through the config's own pipeline.
+"""Check some pairs before hours are spent on them, through the config's own pipeline.
 
-What cannot work is refused with its file before training begins; what is merely odd is told. The samples
-are made in processes of their own, so that nothing that a pipeline keeps has changed when training starts.
+What cannot work is refused with its file before training begins; what is merely odd is a warning. The samples
+are made in processes of their own, so that the state of a pipeline is untouched when training starts.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from mapsage_kaggle.records import TrainedScale
 MAX_PAIRS = 64
 LOOK_S = 10.0
 MANY_IGNORED = 0.5
-"""A larger share of pixels that is ignored is told."""
+"""A larger share of ignored pixels is a warning."""
 _WORKERS = 2
 _STOCK = ("mmseg.", "mmcv.", "mapsage_kaggle.")
-"""Where transforms come from that map no label to another once it is loaded."""
+"""Modules whose transforms leave labels as they were loaded."""
 _WHITE = 255
 _ENOUGH = 16
-"""So many masks, or all there are, say something of those that were not looked at."""
+"""This many masks, or all there are, are taken for typical of the others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,12 +49,11 @@ class Seen:
     Attributes:
         unloadable: Why it cannot be loaded; empty where it can.
         unfit: What is wrong with the mask as a file; empty where nothing is.
-        loaded: Pixels by label, in the whole mask as it was loaded; empty where a transform of one's own
-            may make other labels of them.
+        loaded: Pixels by label, in the whole mask as it was loaded; empty where a custom transform may change
+            them.
         labels: Pixels by label, as the model gets them.
         sample: The first sample of a data set, as it is; None for the others.
-        size: Height and width of the image as it was loaded; None where they are not known, or a transform
-            of one's own gave it others.
+        size: Height and width of the image as loaded; None where unknown, or changed by a custom transform.
     """
 
     image: str
@@ -78,10 +77,10 @@ def look(
     *,
     on_scale: Callable[[TrainedScale], None] = lambda scale: None,
 ) -> tuple[str, ...]:
-    """Look at some pairs to train and to validate on; return what a person should be told.
+    """Check some pairs to train and to validate on; return the warnings.
 
-    Only data loaders with a :class:`GuardedDataset` are looked at. ``on_scale`` is told at what scale the
-    training images are seen, where that is one.
+    Only data loaders with a :class:`GuardedDataset` are checked. ``on_scale`` is called with the scale of the
+    training images, where they have one.
 
     Raises:
         DataError: Training or validating cannot work.
@@ -107,7 +106,7 @@ def look(
 
 
 def note_scale(runner: Any, seen: Sequence[Seen] | None, on_scale: Callable[[TrainedScale], None]) -> None:
-    """Tell at what scale the training images are seen, of those that were looked at, else of a few."""
+    """Report the scale of the training images: of those that were seen, else of a few."""
     dataset = runner.train_dataloader.dataset
     if seen is None:
         seen = list(_see_some(dataset, _ENOUGH)) if isinstance(dataset, GuardedDataset) else ()
@@ -132,7 +131,7 @@ class _Samples(Dataset[Seen]):
     def __getitem__(self, draw: tuple[int, bool]) -> Seen:
         index, with_sample = draw
         if not self._is_wrapped:
-            os.environ.pop(EVENTS_VARIABLE, None)  # what is damaged is told when it is trained on
+            os.environ.pop(EVENTS_VARIABLE, None)  # damage is reported when it is trained on
             wrap_transforms(self._dataset, lambda transform: _Noting(transform, self._notes, self._resized))
             self._is_wrapped = True
         self._notes.clear()
@@ -177,7 +176,7 @@ class _Note:
 
     Attributes:
         is_stock: Whether mmsegmentation's own transform, or the kit's, has loaded it.
-        is_final: Whether no transform of a person's own has come since.
+        is_final: Whether no custom transform has come since.
     """
 
     file: str
@@ -187,10 +186,7 @@ class _Note:
 
 
 class _Noting:
-    """A transform after which the mask is noted, once there is one.
-
-    A person's own that gives the image another size is noted, too.
-    """
+    """Wraps a transform, to note the mask once there is one, and a custom transform that resizes images."""
 
     def __init__(self, transform: Any, notes: list[_Note], resized: list[str]) -> None:
         self._transform, self._notes, self._resized = transform, notes, resized
@@ -219,11 +215,11 @@ def _shape_in(results: Any) -> tuple[int, ...] | None:
 
 
 def _see_some(guarded: GuardedDataset, most: int = MAX_PAIRS // 2) -> Iterator[Seen]:
-    """Yield what becomes of pairs that lie evenly over a data set, as many as half the time allows."""
+    """Yield pairs that are spread evenly over a data set, as many as half the time allows."""
     end_s = time.monotonic() + LOOK_S / 2
     length = len(guarded)
     count = min(length, most)
-    # From the middle of each part: the first and the last image of a data set are often no typical ones.
+    # From the middle of each part: the first and the last image of a data set are often not typical.
     draws = [((2 * step + 1) * length // (2 * count), step == 0) for step in range(count)]
     loader = DataLoader(
         _Samples(guarded),
@@ -241,7 +237,7 @@ def _see_some(guarded: GuardedDataset, most: int = MAX_PAIRS // 2) -> Iterator[S
             if time.monotonic() > end_s:
                 return
     except RuntimeError:
-        # A worker was killed or hangs: that is the machine's matter, and training will say it if it lasts.
+        # A worker was killed or hangs: the machine's fault, which training will report if it persists.
         return
 
 
@@ -297,7 +293,7 @@ def _check_loadable(seen: Sequence[Seen], *, strict: bool) -> None:
 
 
 def _check_masks(guarded: GuardedDataset, seen: Sequence[Seen]) -> None:
-    """Refuse masks that are none, or whose labels are no classes.
+    """Refuse files that are no masks, and labels that are no classes.
 
     Raises:
         DataError: There is one.
@@ -342,7 +338,7 @@ def _check_masks(guarded: GuardedDataset, seen: Sequence[Seen]) -> None:
 
 
 def _may_be_rare(masks: Sequence[Seen]) -> bool:
-    """Tell whether so little is ignored that other classes may merely be rare."""
+    """Return whether so little is ignored that other classes may merely be rare."""
     whole = sum(sum((item.loaded or item.labels).values()) for item in masks)
     white = sum((item.loaded or item.labels).get(_WHITE, 0) for item in masks)
     return white < 0.001 * whole
@@ -356,7 +352,7 @@ def _no_mask(seen: Seen) -> DataError:
 
 
 def _check_channels(model: nn.Module, seen: Seen, *, training: bool) -> None:
-    """Refuse images with other channels than the model takes; only what has been tried is refused.
+    """Refuse images whose channels do not fit the model, after trying one.
 
     Raises:
         DataError: The model fails on a sample, and the channels are what does not fit.
@@ -403,7 +399,7 @@ def _check_channels(model: nn.Module, seen: Seen, *, training: bool) -> None:
 
 
 def _balance(guarded: GuardedDataset, seen: Sequence[Seen], classes: Sequence[str]) -> list[str]:
-    """Return which classes do not occur, and how much is ignored where that is much."""
+    """Return warnings of classes that do not occur, and of many ignored pixels."""
     masks = [item for item in seen if item.labels]
     if not masks:
         return []

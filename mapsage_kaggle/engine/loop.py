@@ -1,4 +1,4 @@
-"""The training and validation loops: mmengine's, with every draw placed and every stop foreseen."""
+"""mmengine's training and validation loops, with every draw placed and every stop foreseen."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ _Mark: TypeAlias = Any  # a torch.cuda.Event, which torch leaves untyped
 
 
 class ValidationAborted(Exception):
-    """Somebody asked to stop while a validation was running."""
+    """A validation was left: a stop was requested, or it took too long."""
 
 
 class ValidationPulse(Hook):
-    """Lets a validation, in whatever loop, be left between two batches, and tells that it goes on."""
+    """Reports a running validation, in whatever loop, and lets it be left between two batches."""
 
     def __init__(self, session: WorkerSession) -> None:
         self._session = session
 
     def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Leave the validation where that was asked for.
+        """Leave the validation where that is due.
 
         Raises:
-            ValidationAborted: It was; the validation is then owed.
+            ValidationAborted: It is; the validation is then owed.
         """
         self._session.validated_images = _images_of(data_batch)
         if self._session.control.stop_asked():
@@ -61,11 +61,11 @@ class ValidationPulse(Hook):
 
 @LOOPS.register_module(name="MapsageTrainLoop")
 class SessionTrainLoop(IterBasedTrainLoop):
-    """An iteration-based training loop that ends in good order and goes on where it ended.
+    """An iteration-based training loop that ends in good order and continues where it ended.
 
-    An iteration is one attempted optimizer step over the effective batch, in one forward pass or,
-    where the card is too small, in several micro-batches. Between iterations nothing is half done:
-    that is where it saves, validates and stops.
+    An iteration is one effective batch, in one forward pass or, where the card is too small, in several
+    micro-batches. The loop saves, validates and stops between iterations, but not within a config's own
+    gradient accumulation.
     """
 
     session: WorkerSession
@@ -76,7 +76,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
 
     @property
     def stop_training(self) -> bool:
-        """Whether a hook, or anybody, has ended the run before its last iteration."""
+        """Whether a hook, or anything else, has ended the run before its last iteration."""
         return bool(self.stopped_by)
 
     @stop_training.setter
@@ -178,7 +178,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
         )
 
     def _boundary(self) -> str:
-        """Save, validate and decide after an iteration; return why to stop, empty to go on."""
+        """Save, validate and decide after an iteration; return why to stop, empty to continue."""
         session = self.session
         self._decide_current_val_interval()
         accumulation = self._accumulation()
@@ -208,7 +208,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
         return decision.stop
 
     def _validation_due(self, since: int) -> bool:
-        """Tell whether a validation falls between ``since``, excluded, and now."""
+        """Return whether a validation falls between ``since``, excluded, and now."""
         if self._iter == self._max_iters:
             return bool(self._iter >= self.val_begin)
         latest = self._iter - self._iter % self.val_interval
@@ -240,7 +240,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
         return self._validate() or self._decide_saved() if decision.validate else decision.stop
 
     def _decide_saved(self) -> str:
-        """Decide once more at a boundary whose state is saved; return why to stop, empty to go on."""
+        """Decide again at a boundary whose state is saved; return why to stop, empty to continue."""
         stop: str = self.session.control.decide(
             validation_due=False,
             save_due=False,
@@ -255,7 +255,7 @@ class SessionTrainLoop(IterBasedTrainLoop):
         return int(getattr(self.runner.optim_wrapper, "_accumulative_counts", 1))
 
     def _validate(self) -> str:
-        """Run a validation and keep what came out of it; return why to stop, empty to go on."""
+        """Run a validation and keep its result; return why to stop, empty to continue."""
         session = self.session
         session.validation_begins()
         # A model may draw here too, and a validation that is owed begins elsewhere.
@@ -272,12 +272,9 @@ class SessionTrainLoop(IterBasedTrainLoop):
 
 @LOOPS.register_module(name="MapsageValLoop")
 class SessionValLoop(ValLoop):
-    """A validation loop that takes the classes from the logits in less time.
+    """A validation loop that turns logits into classes faster.
 
-    Args:
-        *args: Of ``ValLoop``.
-        fast: Whether logits become classes in less time, see :mod:`mapsage_kaggle.engine.fast.prediction`.
-        **options: Of ``ValLoop``.
+    Without ``fast`` it is ``ValLoop``; with it, see :mod:`mapsage_kaggle.engine.fast.prediction`.
     """
 
     def __init__(self, *args: Any, fast: bool = False, **options: Any) -> None:
@@ -312,7 +309,7 @@ class OptimizerClock:
     """Measures the optimizer's part of each training step: unscaling, clipping, stepping, zeroing.
 
     On a CPU it reads the time before and after. On a GPU work is only queued, and waiting for it would slow
-    training; there it marks the places in the queue and reads them later, when they have been passed.
+    training: it records events in the queue, and reads them once they have passed.
     """
 
     def __init__(self, optim_wrapper: Any, device: torch.device) -> None:
@@ -351,7 +348,7 @@ class OptimizerClock:
     def end(self, step_s: float) -> float:
         """Return how many of a step's ``step_s`` seconds its optimizer took.
 
-        On a GPU it is the share that the newest step had of which the GPU has got through.
+        On a GPU, by its share of the newest step that the GPU has completed.
         """
         if not self._on_gpu:
             return min(step_s, self._seconds)

@@ -1,4 +1,4 @@
-"""Whether the files that a data set names are there, and what to do where names and suffixes do not match."""
+"""Check that the files that a data set names exist, and say what to do where names or suffixes differ."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _Item: TypeAlias = tuple[str, Mapping[str, Any]]
 _Pair: TypeAlias = tuple[str, ...]
 _IMAGES = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".img", ".npy"))
 _NOTHING = ("need at least one array to concatenate", "The training data set is empty.")
-"""What mmengine and the sampler say of a data set without a sample."""
+"""Errors of mmengine and of the sampler for a data set without a sample."""
 
 
 _LOADERS = ("train_dataloader", "val_dataloader")
 
 
 def check_files(guarded: GuardedDataset, cfg: Mapping[str, Any], loader: str) -> list[str]:
-    """Look whether every image and mask that a data set names is there; return what is left out.
+    """Check that every image and mask that a data set names exists; return warnings of what is left out.
 
     Only folders are listed: asking a network mount for each file would take minutes.
 
     Raises:
-        DataError: Some are not, and none may be skipped.
+        DataError: Some are missing and may not be skipped, or all are.
     """
     told: list[str] = []
     leaves = list(leaves_of(guarded))
@@ -52,7 +52,7 @@ def check_files(guarded: GuardedDataset, cfg: Mapping[str, Any], loader: str) ->
             lost = [pair for pair in pairs if not all(map(is_there, pair))]
             refusal = _lost(leaf, cfg, item, lost, is_there) if lost else None
         except OSError:
-            continue  # what does not answer is asked again, and told, as it is read
+            continue  # storage that does not answer is retried, and reported, as it is read
         if refusal is not None and (guarded.on_bad_image != "skip" or len(lost) == len(pairs)):
             raise refusal
         told += [refusal.problem] if refusal is not None else _other_case(leaf, item[0], is_there)
@@ -60,7 +60,7 @@ def check_files(guarded: GuardedDataset, cfg: Mapping[str, Any], loader: str) ->
 
 
 class _Listings:
-    """Tells whether files are there, by listing each folder once."""
+    """Tells whether files exist, by listing each folder once."""
 
     def __init__(self) -> None:
         self.names: dict[str, set[str]] = {}
@@ -80,7 +80,7 @@ class _Listings:
 def _lost(
     leaf: Any, cfg: Mapping[str, Any], item: _Item, lost: Sequence[_Pair], is_there: Callable[[str], bool]
 ) -> DataError:
-    """Return what to say of images or masks that are named and not there, and what to do."""
+    """Return the refusal of images or masks that are missing."""
     total = len(leaf)
     suffix, listing = str(getattr(leaf, "img_suffix", "")), str(getattr(leaf, "ann_file", "") or "")
     image = lost[0][0]
@@ -131,7 +131,7 @@ def _lost(
 
 
 def _setting(cfg: Mapping[str, Any], item: _Item, option: str, value: str) -> str:
-    """Return what to add to the command, so that a data set and those like it have another option."""
+    """Return the arguments that change an option of a data set, and of those like it."""
     alike = [
         key
         for loader in _LOADERS
@@ -142,19 +142,19 @@ def _setting(cfg: Mapping[str, Any], item: _Item, option: str, value: str) -> st
 
 
 def _endings_beside(mask: str, suffix: str) -> list[str]:
-    """Return how files end that are called like a missing mask but for its suffix."""
+    """Return the endings of files that are named like a missing mask but for its suffix."""
     stem = mask.removesuffix(suffix) if suffix else str(Path(mask).with_suffix(""))
     folder, name = Path(stem).parent, Path(stem).name
     return sorted(file.name.removeprefix(name) for file in folder.glob(f"{name}[._-]*") if file.is_file())
 
 
 def says_nothing_matches(error: BaseException) -> bool:
-    """Tell whether an error in building means that a data set has found no image."""
+    """Return whether an error in building means that a data set has found no image."""
     return any(text in str(error) for text in _NOTHING)
 
 
 def nothing_matches(cfg: Mapping[str, Any]) -> DataError | None:
-    """Return what to say of the first data set of a config that finds no image; None where all find some."""
+    """Return the refusal of a config's first data set that finds no image; None where all find some."""
     for loader in (*_LOADERS, "test_dataloader"):
         dataset = (cfg.get(loader) or {}).get("dataset")
         for item in leaves_with_keys(dataset, f"{loader}.dataset") if dataset else ():
@@ -165,8 +165,8 @@ def nothing_matches(cfg: Mapping[str, Any]) -> DataError | None:
 
 
 def _no_match(cfg: Mapping[str, Any], item: _Item) -> DataError | None:
-    """Return what to say of a data set in whose folder no image ends as it should; None of another one."""
-    from mmseg.registry import DATASETS  # late: it is needed to explain an error alone
+    """Return the refusal of a data set in whose folder no image has its suffix; else None."""
+    from mmseg.registry import DATASETS  # late: it is only needed to explain an error
 
     try:
         leaf: Any = DATASETS.build({**item[1], "pipeline": [], "lazy_init": True})
@@ -204,7 +204,7 @@ def _no_match(cfg: Mapping[str, Any], item: _Item) -> DataError | None:
 
 
 def _other_case(leaf: Any, key: str, listings: _Listings) -> list[str]:
-    """Return what to say of images that a data set leaves out for upper and lower case in their suffix."""
+    """Return a warning of images that are left out for upper and lower case in their suffix."""
     suffix, prefix = str(getattr(leaf, "img_suffix", "") or ""), getattr(leaf, "data_prefix", None) or {}
     folder = str(prefix.get("img_path") or "")
     if not suffix or not folder or Path(str(getattr(leaf, "ann_file", "") or "")).is_file():

@@ -1,4 +1,4 @@
-"""mmsegmentation's IoU metric with whole numbers, the same over any number of ranks."""
+"""mmsegmentation's IoU metric, counted in whole numbers, the same over any number of ranks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class IntegerIoUMetric(IoUMetric):
         return confusion_matrix(pred_label, label, num_classes, ignore_index)
 
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
-        """Count one batch; keep only the last sample apart, as it may turn out to be a repeated one."""
+        """Count one batch; keep the last sample apart, since it may turn out to be a repeated one."""
         self._num_samples += len(data_samples)
         super().process(data_batch, data_samples)
         if len(self.results) > 2:
@@ -116,7 +116,7 @@ def confusion_matrix(
     kept = label != ignore_index
     label = torch.where((label >= 0) & (label < num_classes), label, num_classes).long()
     prediction = torch.where((prediction >= 0) & (prediction < num_classes), prediction, num_classes).long()
-    # What is ignored is counted beyond the end: selecting what is kept would wait for the device.
+    # What is ignored is counted beyond the end: selecting the rest would synchronise with the device.
     places = torch.where(kept, label * length + prediction, length * length)
     counts = torch.bincount(places.flatten(), minlength=length * length + 1)[:-1]
     return counts.view(length, length).cpu()
@@ -170,7 +170,7 @@ def per_class_of(confusion: torch.Tensor, classes: Sequence[str]) -> dict[str, d
 
 
 def scores_by_class(metrics: Sequence[Any]) -> Mapping[str, Any]:
-    """Return what a ``validation`` event says by class, of the first metric that knows it."""
+    """Return what a ``validation`` event says by class, of the first metric that has it."""
     for metric in metrics:
         if isinstance(metric, IntegerIoUMetric) and metric.confusion is not None:
             matrix = metric.confusion.tolist() if len(metric.per_class) <= _MAX_TOLD_CLASSES else None

@@ -1,4 +1,4 @@
-"""What is seen while training of how exactly a resume goes on: hooks' memory, the data, and what draws."""
+"""What is observed in training of how exactly a resume continues: hooks' states, the data, what draws."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mapsage_kaggle.spec import ChildSpec
 
 
 class Observed:
-    """Notes in the message hub, which checkpoints hold, what a resume needs; in the record what is seen."""
+    """Puts what a resume needs into the message hub, which checkpoints hold, and the rest into the record."""
 
     def __init__(self, spec: ChildSpec) -> None:
         self._spec = spec
@@ -28,7 +28,7 @@ class Observed:
         self._repetition: Repetition | None = None
 
     def loaded(self, runner: Any) -> None:
-        """Give hooks back what they remember, and the training loop what has ended it, on a resume."""
+        """On a resume, restore the hooks' states, and in the training loop what has ended it."""
         self._memory = HookMemory(runner.hooks)
         if self._spec.action == "resume":
             hub, take_up = runner.message_hub, self._spec.take_up
@@ -38,7 +38,7 @@ class Observed:
             self.add(*self._memory.restore(hub, taken_up=bool(stopped_by) and take_up))
 
     def trains_on(self, data: TrainingData, hub: MessageHub) -> DataChange:
-        """Take note of the data that are trained on; return how they differ from the checkpoint's."""
+        """Note the data that are trained on; return how they differ from the checkpoint's."""
         self._data = data
         resumes = self._spec.action == "resume"
         return self._tell(data.compare(hub.get_info(DATA_KEY, None)) if resumes else DataChange())
@@ -52,13 +52,13 @@ class Observed:
             hub.update_info(DATA_KEY, self._data.state())
 
     def look(self) -> str:
-        """Look at hooks and at files that were read since; return what a person should be warned of."""
+        """Check the hooks, and files that were read since; return a warning, or an empty string."""
         if self._memory is not None:
             self.add(*self._memory.watch())
         return self._tell(self._data.resized()).message if self._data is not None else ""
 
     def repeated(self, seen: Repetition, device: str) -> str:
-        """Take note of whether the device repeats; return what a person should be warned of."""
+        """Note whether the device is reproducible; return a warning, or an empty string."""
         self._repetition = seen
         if seen.repeatable:
             return ""
@@ -77,7 +77,7 @@ class Observed:
         )
 
     def add(self, *reasons: str, grade: str = "neither") -> None:
-        """Add reasons why a resume equals an uninterrupted run as far as ``grade`` at most."""
+        """Add reasons why a resume equals an uninterrupted run to ``grade`` at most."""
         if reasons:
             self._reasons = tuple(dict.fromkeys((*self._reasons, *reasons)))
             self._grade = worst((self._grade, grade))

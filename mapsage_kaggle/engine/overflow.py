@@ -1,4 +1,4 @@
-"""Numbers out of range: which of them a loss scaler mends, and which end training, or half precision."""
+"""Numbers out of range: what a loss scaler recovers from, and what ends training, or half precision."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mapsage_kaggle.errors import TrainingError
 from mapsage_kaggle.messages import Message
 
 MAX_OVERFLOWS = 32
-"""So many losses in a row that are NaN or Inf are no overflow that a loss scaler will mend."""
+"""For this many iterations a loss may be NaN or Inf before a loss scaler is given up on."""
 MAX_SKIPPED = 32
-"""So many steps in a row that a loss scaler leaves out are none that a smaller scale will mend."""
+"""This many skipped steps in a row are not cured by a smaller scale."""
 MIN_SCALE = 1.0
-"""Below it gradients overflow by themselves, and small ones vanish: the scale does harm only."""
+"""Below it gradients overflow by themselves, and small ones vanish: the scale only does harm."""
 
 
 class HalfPrecisionError(TrainingError):
@@ -24,8 +24,8 @@ class HalfPrecisionError(TrainingError):
 class OverflowWatch:
     """Ends training where numbers stay out of range, before a checkpoint with poisoned weights is written.
 
-    A loss scaler leaves out the steps of an overflow by itself and halves its scale each time, so with
-    one a few such losses or steps in a row are normal. A scale goes from 2**16 to 1 in 16 steps.
+    A loss scaler skips the steps of an overflow by itself and halves its scale each time, so with one a few
+    such losses or steps in a row are normal. A scale goes from 2**16 to 1 in 16 steps.
     """
 
     def __init__(self, optim_wrapper: Any) -> None:
@@ -34,11 +34,12 @@ class OverflowWatch:
         self._scaled = [_ScaledSteps(part) for part in parts if _scaler_of(part) is not None]
 
     def check(self, iteration: int, losses: Mapping[str, float]) -> None:
-        """Take note of an iteration's losses, and of what the loss scaler made of its step.
+        """Check an iteration's losses, and what the loss scaler made of its step.
 
         Raises:
-            TrainingError: A loss is NaN or Inf, and that is not normal; it says where it began.
-            HalfPrecisionError: It may be normal in half precision: that is then out of its range.
+            TrainingError: Without a loss scaler, a loss is NaN or Inf; the message says since when.
+            HalfPrecisionError: With one, losses or skipped steps have stayed out of range, or the scale is
+                too small.
         """
         for steps in self._scaled:
             steps.check(iteration)
@@ -69,7 +70,7 @@ class OverflowWatch:
 class _ScaledSteps:
     """The steps of one optimizer behind a loss scaler.
 
-    Whether one was taken is asked of the GPU only afterwards, where losses have been waited for anyway.
+    Whether one was taken is read from the GPU only after the losses, which have synchronised with it anyway.
     """
 
     def __init__(self, part: Any) -> None:
@@ -89,7 +90,7 @@ class _ScaledSteps:
         return noted
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        # Called for no step that is left out, but for a fused optimizer's, which decides on the GPU.
+        # Not called for a skipped step, but for a fused optimizer's, which decides on the GPU.
         self._stepped, self._found_inf = True, getattr(optimizer, "found_inf", None)
 
     def check(self, iteration: int) -> None:

@@ -1,4 +1,4 @@
-"""A config trained with mmengine's own runner, as it would be without the kit: what a step is compared with.
+"""Train a config with mmengine's own runner, as without the kit: what a step is compared with.
 
 python -m mapsage_kaggle.engine.plain config.py work_dir
 """

@@ -1,4 +1,4 @@
-"""What the self-test plants in its own sessions, by name in their configs."""
+"""Faults and meters that the self-test plants in its own sessions, by name in their configs."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from mapsage_kaggle.spec import ask_stop
 
 @HOOKS.register_module()
 class Planted(Hook):
-    """Does at chosen iterations, counted from 1, what befalls a session, each but once.
+    """Injects faults at chosen iterations, counted from 1, each once.
 
-    What has happened is marked by a file: an attribute would be something that no checkpoint holds.
+    What has happened is marked by a file: no checkpoint would hold an attribute.
 
     Args:
         folder: For the marks.
-        stop: After it a stop is asked for, as a person does.
-        kill: After it the process is killed.
-        fill: Where memory is filled until the device refuses more: ``(iteration, "forward" | "backward")``.
-        fill_validation: How many validations run into that.
+        stop: The iteration after which a stop is requested.
+        kill: The iteration after which the process is killed.
+        fill: Where device memory is exhausted: ``(iteration, "forward" | "backward")``.
+        fill_validation: In how many validations it is exhausted.
     """
 
     def __init__(
@@ -83,9 +83,10 @@ class Planted(Hook):
 
 
 def fill_memory() -> NoReturn:
-    """Take what the device still has, until its allocator refuses: the error is its own.
+    """Allocate what the device still has, until its allocator refuses: the error is its own.
 
-    A CPU's memory is not really taken, which would end others' processes: more than any has is asked for.
+    A CPU's memory is not really taken, which would kill other processes: the request is larger than any
+    memory.
 
     Raises:
         RuntimeError: In the allocator's words.
@@ -103,7 +104,10 @@ def fill_memory() -> NoReturn:
 
 @HOOKS.register_module()
 class Metered(Hook):
-    """Writes a line as each step begins and ends: when, and the most memory taken (GPU or process)."""
+    """Writes ``[iteration, "begin" | "end", seconds, peak_bytes]`` as a line of JSON around each step.
+
+    The peak is torch's on a GPU, else the process's resident set.
+    """
 
     priority = "LOWEST"
 

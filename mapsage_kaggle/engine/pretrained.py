@@ -1,4 +1,4 @@
-"""Whether pretrained weights arrived in the model: mmengine loads them by name, and none is no error."""
+"""Whether pretrained weights arrived in the model: mmengine loads by name, and matching none is no error."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _MAX_NAMED = 3
 
 @contextmanager
 def noted_arrivals() -> Iterator[set[int]]:
-    """Within it, note the id of every parameter that a loaded file gives a value of its shape.
+    """Within it, collect the id of every parameter for which a loaded file has a value of its shape.
 
-    All of stock's ways to load end in ``_load_from_state_dict``, after whatever they make of the names:
-    prefixes, converters, hooks of a module's older versions.
+    All of stock's ways to load end in ``_load_from_state_dict``, after names have been converted: prefixes,
+    converters, hooks for older versions of a module.
     """
     arrived: set[int] = set()
     cls: Any = nn.Module
@@ -44,12 +44,12 @@ def noted_arrivals() -> Iterator[set[int]]:
 
 
 def check_pretrained(model: nn.Module, arrived: set[int], warn: Callable[[str], None]) -> None:
-    """Make sure that something of each pretrained file arrived; warn where it was not everything.
+    """Check that each pretrained file gave the model some weights; warn where it did not give all.
 
     ``arrived`` are the ids of :func:`noted_arrivals`.
 
     Raises:
-        ConfigError: Nothing of a file did.
+        ConfigError: A file gave none.
     """
     for module in model.modules():
         for checkpoint in _checkpoints_of(module):

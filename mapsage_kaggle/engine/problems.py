@@ -1,4 +1,4 @@
-"""What a person can do about an error in importing or building a config's parts."""
+"""Remedies for errors in importing or building a config's parts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ _WANTS_OPS = re.compile(r"(?:Please install onedl-mmcv for|requires) (\S+)")
 
 
 def known_problem(error: BaseException) -> MapsageError | None:
-    """Return what a person can do about an error in building or importing, where that is known.
+    """Return an error in building or importing with its remedy; None where none is known.
 
-    Args:
-        error: As it was raised; what it was raised from, or while handling, counts as well.
+    What it was raised from, or while handling, counts as well.
     """
     for cause in _causes(error):
         if isinstance(cause, ModuleNotFoundError) and cause.name:

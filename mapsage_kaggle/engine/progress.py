@@ -1,4 +1,4 @@
-"""What is told of iterations: now and then, what came since the last time and where the run is going."""
+"""Progress events: now and then, the mean of the iterations since the last one, and the forecast."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mapsage_kaggle.pace import SessionPlan
 
 
 class Progress:
-    """Gathers what iterations give until the next event of them is due.
+    """Collects what iterations give until the next event of them is due.
 
     Attributes:
         start_up_s: How long a session takes to its first iteration.
-        gpu_used_s: GPU time that earlier sessions have used in this week.
+        gpu_used_s: GPU time that the run's earlier sessions have used this week.
     """
 
     def __init__(self, control: Control) -> None:
@@ -37,12 +37,10 @@ class Progress:
             self._peak_bytes = max(peak_bytes, self._peak_bytes or 0)
 
     def is_due(self, *, every_s: float | None = None, at_once: bool = False) -> bool:
-        """Tell whether an event is due, which is then taken to be told.
+        """Return whether an event is due, and if so count it as emitted.
 
-        Args:
-            every_s: Seconds between two. By default often at first, then about as many in an hour as a
-                curve needs points.
-            at_once: It is due however short ago the last one was.
+        ``every_s`` are the seconds between two: by default half a second at first, and ten in the end. With
+        ``at_once`` one is due in any case.
         """
         now = time.monotonic()
         if every_s is None:
@@ -53,7 +51,7 @@ class Progress:
         return True
 
     def take(self, runner: Runner, iteration: int, data_s: float, step_s: float) -> dict[str, Any]:
-        """Return what the event after ``iteration`` says, and gather anew.
+        """Return the data of the event after ``iteration``, and begin a new interval.
 
         ``data_s`` is what the iteration waited for data, ``step_s`` all else in it.
         """

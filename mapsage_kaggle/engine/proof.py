@@ -28,7 +28,7 @@ CROP = 64
 def prove(config: Path) -> dict[str, Any]:
     """Build a config's model on the CPU, run one forward pass, and return what was seen.
 
-    Pretrained weights are left out: whether they are attached is another question.
+    Pretrained weights are skipped: whether they are attached is another question.
     """
     started = time.perf_counter()
     cfg = Config.fromfile(config)

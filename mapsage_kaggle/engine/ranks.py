@@ -1,4 +1,4 @@
-"""Joining the other ranks, and taking over from rank 0 what is trained and from where."""
+"""Join the other ranks, and take from rank 0 what is trained and from where."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIMEOUT_S = 600.0
 """How long a rank waits for the others. A rank that dies is noticed at once, unless its machine
 vanishes from the network."""
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By bytes of a number: what its bits are read as."""
+"""What a number's bits are read as, by its size in bytes."""
 _timeout = datetime.timedelta(seconds=TIMEOUT_S)
 _cpu_group: torch.distributed.ProcessGroup | None = None
 
@@ -31,8 +31,8 @@ _cpu_group: torch.distributed.ProcessGroup | None = None
 def join(cfg: Config) -> None:
     """Join the process group, where torchrun has started several ranks.
 
-    Done here and not by mmengine, whose way makes all data workers start by ``spawn`` and needs a
-    GPU for each rank.
+    Done here and not by mmengine, which would start all data workers by ``spawn`` and need a GPU for each
+    rank.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or torch.distributed.is_initialized():
         return
@@ -47,12 +47,12 @@ def join(cfg: Config) -> None:
 
 
 def share_a_gpu() -> bool:
-    """Tell whether there are more ranks on this machine than GPUs, and any: NCCL refuses that."""
+    """Return whether this machine has GPUs, but fewer than ranks, which NCCL refuses."""
     return 0 < torch.cuda.device_count() < int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def cpu_group() -> torch.distributed.ProcessGroup:
-    """Return the group in which ranks agree from memory to memory, without a GPU. Collective at first."""
+    """Return the group in which ranks agree without a GPU. The first call is collective."""
     global _cpu_group
     if _cpu_group is None:
         _cpu_group = torch.distributed.new_group(backend="gloo", timeout=_timeout)
@@ -69,9 +69,9 @@ def reduce_number(code: int, operation: torch.distributed.ReduceOp.RedOpType) ->
 
 
 def check_same_weights(core: torch.nn.Module, iteration: int) -> None:
-    """Make sure that all ranks still hold the same weights. Collective; with one rank it does nothing.
+    """Check that all ranks still hold the same weights. Collective; with one rank it does nothing.
 
-    What is compared is a digest of their bits. On a GPU it costs a sum of each weight and one small copy.
+    It compares a digest of their bits. On a GPU it costs a sum of each weight and one small copy.
 
     Raises:
         TrainingError: They do not.
@@ -93,7 +93,7 @@ def check_same_weights(core: torch.nn.Module, iteration: int) -> None:
 
 @torch.no_grad()
 def _digest(core: torch.nn.Module) -> int:
-    """Return 62 bits that depend on every bit of the weights, and on which weight it stands in."""
+    """Return a 62-bit hash of the sums of each weight's bit patterns, in order."""
     weights = (torch.view_as_real(item) if item.is_complex() else item for item in core.parameters())
     sums = [item.view(_BITS[item.element_size()]).sum(dtype=torch.int64) for item in weights]
     if not sums:
@@ -103,7 +103,7 @@ def _digest(core: torch.nn.Module) -> int:
 
 
 def follow_rank_0(spec: ChildSpec, cfg: Config, scratch: Path) -> ChildSpec:
-    """Make every machine start from what rank 0's machine has chosen; return the spec to go by.
+    """Make every machine start from what rank 0's machine has chosen; return the spec to use.
 
     The other machines look for no checkpoint of their own: they get action, seed and run from rank 0 and,
     where they do not have it, the file. Collective; on one machine it does nothing. The config is changed in
@@ -165,7 +165,7 @@ def core_model(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def broadcast_model(core: torch.nn.Module) -> None:
-    """Give every rank rank 0's weights and buffers: machines may differ in what they started from."""
+    """Broadcast rank 0's weights and buffers: machines may differ in what they started from."""
     if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         for tensor in core.state_dict().values():
             torch.distributed.broadcast(tensor, src=0)
@@ -180,7 +180,7 @@ def machine() -> int:
 
 
 def is_local_rank_zero() -> bool:
-    """Tell whether this rank tells its machine's supervisor what happens: one on each machine does."""
+    """Return whether this rank reports to its machine's supervisor: one on each machine does."""
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 

@@ -1,4 +1,4 @@
-"""Reading samples from storage that may not answer at once, and from files that may be damaged."""
+"""Reading samples from storage that may not answer, and from files that may be damaged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EVENTS_VARIABLE = "MAPSAGE_EVENTS"
 
 MAX_SUBSTITUTES = 16
 PATIENCE_S = (0.5, 2.0, 8.0)
-"""How long to wait before each further try to read from storage that does not answer."""
+"""Seconds to wait before each retry of storage that does not answer."""
 
 NOT_ANSWERING = frozenset(
     {
@@ -34,18 +34,18 @@ NOT_ANSWERING = frozenset(
 
 
 class StorageError(OSError):
-    """Storage did not answer for so long that the process had better begin again.
+    """Storage did not answer for so long that the process had better start over.
 
     It is no :class:`~mapsage_kaggle.errors.MapsageError`: another try may well succeed.
     """
 
 
 def read_patiently(dataset: Any, index: int, prepare: Callable[[], None] = lambda: None) -> Any:
-    """Return ``dataset[index]``, tried again where it fails for the storage's sake, not the file's.
+    """Return ``dataset[index]``, retried where it fails for the storage's sake, not the file's.
 
-    Network mounts fail for a moment now and then. To take that for a damaged file would end a training, or
-    put another sample in the file's place, which the next run would not do. ``prepare`` is called before each
-    try. What the data set raises otherwise, this raises.
+    Network mounts fail for a moment now and then. Taken for a damaged file, that would end a training, or
+    substitute another sample, which the next run would not do. ``prepare`` is called before each try. Other
+    errors of the data set pass through.
 
     Raises:
         StorageError: It failed each time.
@@ -79,13 +79,7 @@ def name_of(dataset: Any, index: int, key: str = "img_path") -> str:
 
 
 def label_beyond(labels: torch.Tensor, *, num_classes: int, ignore_index: int) -> int | None:
-    """Return a label that is neither a class nor ignored; None where there is none.
-
-    Args:
-        labels: Whole numbers, of any shape.
-        num_classes: Classes are 0 to ``num_classes - 1``.
-        ignore_index: The label that losses leave out.
-    """
+    """Return a label that is neither a class, 0 to ``num_classes - 1``, nor ignored; None without one."""
     if labels.numel() == 0:
         return None
     least, most = (int(value) for value in torch.aminmax(labels))
@@ -111,12 +105,12 @@ class GuardedDataset(Dataset[Any]):
     """A map-style data set around another one, of which some samples may not be loadable.
 
     Labels that are no class are refused here, by the mask's name: in training on a GPU they would end the
-    process in the midst of a loss, and name nothing; in validation they would lower the score in silence.
+    process in the midst of a loss, and name nothing; in validation they would lower the score silently.
 
     Args:
         dataset: The data set, or the config to build it from.
-        on_bad_image: ``fail`` ends training with the sample's name; ``skip`` takes another in its place.
-        num_classes: Of the model; None to take any label.
+        on_bad_image: ``fail`` ends training with the sample's name; ``skip`` substitutes another one.
+        num_classes: Of the model; None to accept any label.
         ignore_index: The label that the model's losses, or the metric, leave out.
     """
 
@@ -139,7 +133,6 @@ class GuardedDataset(Dataset[Any]):
 
     @property
     def metainfo(self) -> Any:
-        """The classes and the palette, as the data set has them."""
         return self.dataset.metainfo
 
     def __len__(self) -> int:
@@ -150,10 +143,8 @@ class GuardedDataset(Dataset[Any]):
     ) -> tuple[int, Any]:
         """Return the first sample that can be loaded, with its index.
 
-        Args:
-            indices: Those that may be taken, in this order; of many the first few.
-            prepare: Called before each try.
-            **where: What to tell of a damaged one besides its file.
+        The first few ``indices`` are tried, in order; ``prepare`` is called before each try. ``where`` goes
+        into the warning of a damaged one, besides its file.
 
         Raises:
             TrainingError: The first cannot be loaded and none may be skipped, or too many cannot.
@@ -184,7 +175,7 @@ class GuardedDataset(Dataset[Any]):
         )
 
     def check_labels(self, index: int, sample: Any) -> None:
-        """Refuse a sample with a label that is neither a class nor left out.
+        """Refuse a sample with a label that is neither a class nor ignored.
 
         Raises:
             TrainingError: It has one.
@@ -199,7 +190,7 @@ class GuardedDataset(Dataset[Any]):
         raise self.no_class(name_of(self.dataset, index, "seg_map_path"), label)
 
     def no_class(self, mask: str, label: int) -> TrainingError:
-        """Return the refusal of a mask with a label that is neither a class nor left out."""
+        """Return the refusal of a mask with a label that is neither a class nor ignored."""
         classes = self.num_classes or 0
         return TrainingError(
             Message(
@@ -221,13 +212,11 @@ class GuardedDataset(Dataset[Any]):
 class ReadableDataset(GuardedDataset):
     """A data set to validate on, of which samples that cannot be loaded count for nothing.
 
-    In place of such a sample comes the next one that can be loaded, with all its labels ignored: there are as
-    many samples as before, and the metric counts no pixel of it. The arguments are those of
-    :class:`GuardedDataset`.
+    Each is replaced by the next one that can be loaded, with all labels ignored: there are as many samples as
+    before, and the metric counts no pixel of it. The arguments are those of :class:`GuardedDataset`.
     """
 
     def get_data_info(self, index: int) -> Any:
-        """Return what the data set says of a sample before loading it."""
         return self.dataset.get_data_info(index)
 
     def __getitem__(self, index: int) -> Any:

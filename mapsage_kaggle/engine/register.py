@@ -1,4 +1,4 @@
-"""Registers the kit's loops, samplers, data sets, metric and faster parts, by being imported."""
+"""Importing this registers the kit's loops, samplers, data sets, metric and faster parts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What hooks remember from one iteration to a later one: it travels with the checkpoint, or is named.
+"""What hooks remember from one iteration to a later one: saved with the checkpoint, or reported as lost.
 
-mmengine saves no hook. Of its own and mmsegmentation's only ``EarlyStoppingHook`` remembers anything that
-bears on training: ``EMAHook`` saves its weights itself, and the schedulers have a state of theirs.
+mmengine saves no hook. Of its own and mmsegmentation's only ``EarlyStoppingHook`` has a state that bears on
+training: ``EMAHook`` saves its weights itself, and the schedulers have states of their own.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from mmengine.logging import MessageHub
 from mapsage_kaggle.engine.digests import digest, own_attributes
 
 _STATES: Mapping[type[Hook], tuple[str, ...]] = {EarlyStoppingHook: ("wait_count", "best_score")}
-"""The attributes in which stock hooks remember."""
+"""The attributes that hold the state of stock hooks."""
 HOOK_KEY = "mapsage_hook"
-"""Begins the keys in the message hub under which hooks' states lie."""
+"""The prefix of the keys in the message hub that hold hooks' states."""
 
 
 class HookMemory:
-    """The memory of a run's hooks.
+    """The states of a run's hooks.
 
-    A person's own hook is asked for ``state_dict`` and told by ``load_state_dict`` where it has both; of
-    one with neither it is watched whether its attributes change.
+    A hook with both ``state_dict`` and ``load_state_dict`` is saved and restored by them; another one's
+    attributes are watched for changes.
     """
 
     def __init__(self, hooks: Sequence[Hook]) -> None:
@@ -39,19 +39,19 @@ class HookMemory:
         self._seen: dict[tuple[str, str], str] | None = None
 
     def note(self, hub: MessageHub) -> None:
-        """Note in the message hub, which checkpoints hold, what hooks remember now."""
+        """Put the hooks' states into the message hub, which checkpoints hold."""
         for name, hook in self._hooks.items():
             state = _state_of(hook)
             if state is not None:
                 hub.update_info(f"{HOOK_KEY}.{name}", state)
 
     def restore(self, hub: MessageHub, *, taken_up: bool = False) -> tuple[str, ...]:
-        """Give hooks what a loaded checkpoint says that they remember.
+        """Restore the hooks' states from a loaded checkpoint's message hub.
 
-        Where training goes on after an early stop, patience begins anew.
+        With ``taken_up``, training continues after an early stop, and patience begins anew.
 
         Returns:
-            What keeps training from going on as it would have, one sentence each.
+            What keeps training from continuing as it would have, one sentence each.
         """
         missing: list[str] = []
         for name, hook in self._hooks.items():
@@ -69,7 +69,7 @@ class HookMemory:
         return tuple(missing)
 
     def watch(self) -> tuple[str, ...]:
-        """Return what is to be said of hooks whose attributes have changed since this was called first."""
+        """Return a sentence for each attribute of a hook that has changed since the first call."""
         now = {
             (name, attribute): digest(value)
             for name, hook in self._hooks.items()
@@ -88,7 +88,7 @@ class HookMemory:
 
 
 def who_sets() -> str:
-    """Return who has called the setter that calls this, and why as far as it says: for a sentence's end."""
+    """Return who called the setter that calls this, with its ``message``, to end a sentence."""
     frame = inspect.currentframe()
     for _ in range(2):  # this function and the setter
         frame = frame.f_back if frame is not None else None
@@ -108,7 +108,7 @@ def _carried(hook: Hook) -> tuple[str, ...]:
 
 
 def _state_of(hook: Hook) -> dict[str, Any] | None:
-    """Return what a hook remembers; None where it has no way to say."""
+    """Return a hook's state; None where it offers none."""
     if _has_methods(hook):
         return dict(hook.state_dict())
     names = _carried(hook)

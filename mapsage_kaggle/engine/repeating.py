@@ -1,4 +1,4 @@
-"""Whether the device repeats: one micro-batch's gradients, computed twice from the same state."""
+"""Whether the device is reproducible: one micro-batch's gradients, computed twice from the same state."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ _SIMPLE = (type(None), bool, int, float, str)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Repetition:
-    """What two computations of the same gradients gave.
+    """The result of computing the same gradients twice.
 
     Attributes:
-        repeatable: Whether they are the same to the last bit.
-        difference: The largest by which a number differs from its other self; infinite where one is none.
+        repeatable: Whether they are equal bit for bit.
+        difference: The largest absolute difference of an element; infinite where one is not a number, or
+            missing.
     """
 
     repeatable: bool
@@ -35,18 +36,14 @@ class Repetition:
 def measure(core: torch.nn.Module, optim_wrapper: OptimWrapper, data: Any, *, seed: int) -> Repetition:
     """Compute the gradients of a micro-batch twice, and leave everything as it was.
 
-    Neither optimizer, loss scaler, message hub nor hooks are touched; gradients, buffers, generators and
-    the modules' own numbers are put back. One rank measures alone: its norms look at its own images.
-
-    Args:
-        core: The model without its distributed wrapper, in training mode.
-        optim_wrapper: Whose precision it is computed in.
-        data: A micro-batch, as the data loader gives it.
-        seed: What all generators are seeded with before each forward pass.
+    Neither optimizer, loss scaler, message hub nor hooks are touched; gradients, buffers, generators and the
+    modules' own numbers are restored. One rank measures alone: its norms look at its own images. ``core`` is
+    the model without its distributed wrapper, in training mode; ``seed`` is for all generators before each
+    forward pass.
 
     Raises:
-        TypeError: The model takes its steps in a way of its own.
-        Exception: It cannot be computed once more, such as for want of memory; all is left as it was.
+        TypeError: The model overrides ``train_step``.
+        Exception: It cannot be computed again, such as for lack of memory; all is restored.
     """
     model: Any = core
     if type(model).train_step is not BaseModel.train_step:
@@ -88,9 +85,9 @@ def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
 def _left_as_it_is(
     core: torch.nn.Module, parameters: list[torch.nn.Parameter]
 ) -> Iterator[Callable[[], None]]:
-    """Put gradients, buffers, generators and the modules' own numbers back, whatever happens.
+    """Restore gradients, buffers, generators and the modules' own numbers, whatever happens.
 
-    What it gives puts buffers and numbers back meanwhile.
+    Yields what restores buffers and numbers in between.
     """
     buffers = HeldBuffers(core)
     gradients = [(parameter, parameter.grad) for parameter in parameters]
@@ -119,7 +116,7 @@ def _left_as_it_is(
 
 @contextlib.contextmanager
 def _as_one_rank_of_one() -> Iterator[None]:
-    """Hide the other ranks: a norm that looks at all ranks' parts would wait for them."""
+    """Hide the other ranks: a synchronised norm would wait for them."""
     before = torch.distributed.is_initialized
     setattr(torch.distributed, "is_initialized", lambda: False)  # noqa: B010
     try:

@@ -33,7 +33,7 @@ class SessionRunner(Runner):
     _weights_warnings: tuple[str, ...] = ()
 
     def _init_model_weights(self) -> None:
-        """Draw nothing: :meth:`wrap_model` has, before there was a session to warn."""
+        """Only warn: :meth:`wrap_model` has drawn them, before there was a session."""
         for message in self._weights_warnings:
             self.session.warn(0, message)
 
@@ -51,7 +51,7 @@ class SessionRunner(Runner):
         resume_param_scheduler: bool = True,
         map_location: str | Callable[..., Any] = "cpu",
     ) -> None:
-        """Resume, strictly, by way of the CPU, and say so in the words that people look for."""
+        """Resume strictly, by way of the CPU, and log it in the words that people search for."""
         self.logger.info(f"load checkpoint from {filename}")
         extend = self.session.spec.extend
         super().resume(filename, resume_optimizer, resume_param_scheduler and not extend, map_location="cpu")
@@ -82,7 +82,7 @@ class SessionRunner(Runner):
         return checkpoint
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> OptimWrapper:
-        """Build the optimizer's wrapper; a fused optimizer where it is torch's own and takes the weights."""
+        """Build the optimizer's wrapper; fused where the optimizer is torch's own and takes the weights."""
         if isinstance(optim_wrapper, OptimWrapper):  # mmengine asks once more as it resumes
             return optim_wrapper
         refused = why_not_fused(optim_wrapper, self.model)
@@ -108,7 +108,7 @@ class SessionRunner(Runner):
         return built
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict[str, Any] | None = None) -> None:
-        """Scale the learning rate by the images of an iteration; mmengine multiplies them by the ranks."""
+        """Scale the learning rate by the images of an iteration, which mmengine multiplies by the ranks."""
         images = self.train_dataloader.batch_sampler.effective_batch
         this: Any = self
         loader, this._train_dataloader = this._train_dataloader, {"batch_size": images / self.world_size}
@@ -120,8 +120,11 @@ class SessionRunner(Runner):
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: torch.nn.Module) -> torch.nn.Module:
         """Draw the initial weights, move the model to its device, and wrap it for several ranks.
 
-        They are drawn by the CPU's generator, so that they are the same on every card. mmengine's way to
-        wrap needs a GPU per rank, this one does not.
+        They are drawn by the CPU's generator, so that they are the same on every card. mmengine's way to wrap
+        needs a GPU per rank, this one does not.
+
+        Raises:
+            ConfigError: A pretrained file gives the model no weight.
         """
         if not is_model_wrapper(model):
             seeding.seed_sample(seeding.derive(seeding.INIT, self.seed))
@@ -142,10 +145,10 @@ class SessionRunner(Runner):
         return super().wrap_model(model_wrapper_cfg, model)
 
     def _rebuild_schedulers(self, iteration: int) -> None:
-        """Bring fresh schedulers, which know the new end, to the position they would have by now.
+        """Build fresh schedulers, which know the new end, and advance them to the present iteration.
 
-        The checkpoint's own would keep the old end, beyond which PolyLR stays at its minimum. They
-        are walked from the start, since each step computes its rate from the one before.
+        The checkpoint's own would keep the old end, beyond which PolyLR stays at its minimum. They are
+        advanced from the start, since each step computes its rate from the one before.
         """
         for group in self.optim_wrapper.param_groups:
             for name in ("lr", "momentum"):
@@ -159,10 +162,10 @@ class SessionRunner(Runner):
 
 
 def why_not_fused(optim_wrapper: Any, model: torch.nn.Module) -> str:
-    """Return why an optimizer that is told to be fused may not be, in a sentence; empty where it may.
+    """Return why an optimizer that is configured as fused may not be, in a sentence; empty where it may.
 
-    An optimizer of a person's own, even one that extends torch's, may take its steps in another way, and
-    a loss scaler would leave it to a fused one to divide the gradients by the scale.
+    A custom optimizer, even one that extends torch's, may step in another way, and a loss scaler would leave
+    it to a fused one to divide the gradients by the scale.
     """
     optimizer = _optimizer_of(optim_wrapper)
     if not optimizer.get("fused"):
@@ -187,7 +190,7 @@ _WAYS_OF_STEPPING = ("fused", "foreach", "capturable")
 
 
 def keep_way_of_stepping(optimizer: torch.optim.Optimizer) -> None:
-    """Let a loaded optimizer compute its steps as it was built to, not as the one that was saved did.
+    """Make a loaded optimizer step as it was built to, not as the one that was saved did.
 
     The state may come from another device or from stock mmengine.
     """
@@ -204,11 +207,11 @@ def keep_way_of_stepping(optimizer: torch.optim.Optimizer) -> None:
 
 
 def begin_scaling_anew(checkpoint: dict[str, Any], optim_wrapper: Any) -> str:
-    """Take a loss scaler's state out of a checkpoint where it means nothing in float16.
+    """Remove a loss scaler's state from a checkpoint where it means nothing in float16.
 
-    bfloat16 needs no scale, so that the kit fixes it at 1.0 there. A session on a GPU without bfloat16 would
-    go on from that: its scale doubles every 2,000 iterations, and small gradients would be zero for tens of
-    thousands. The checkpoint, which is about to be resumed, is changed in place.
+    bfloat16 needs no scale, so the kit fixes it at 1.0 there. A session on a GPU without bfloat16 would
+    continue from that: the scale doubles every 2,000 iterations, and small gradients would underflow for tens
+    of thousands. The checkpoint, which is about to be resumed, is changed in place.
 
     Returns:
         What was done, in a sentence; empty where the state is left.
@@ -240,10 +243,10 @@ def begin_scaling_anew(checkpoint: dict[str, Any], optim_wrapper: Any) -> str:
 
 
 def format_configs_once() -> None:
-    """Let yapf format each text once.
+    """Make yapf format each text once.
 
-    mmengine's Runner asks for the config's text five times while it starts, and formats it anew each
-    time, which together takes a second.
+    mmengine's Runner asks for the config's text five times while it starts, and formats it anew each time,
+    which together takes a second.
     """
     format_code = yapf_api.FormatCode
     known: dict[str, Any] = {}

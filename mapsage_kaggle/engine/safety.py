@@ -1,4 +1,4 @@
-"""Makes mmengine load every file through the kit's safe loader."""
+"""Make mmengine load every file through the kit's safe loader."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def expect(path: Path, sha256: str) -> None:
 
 
 def load_ahead(path: Path, sha256: str) -> None:
-    """Begin to load a file in a thread, while the model that it is for is imported and built.
+    """Start loading a file in a thread, while the model that it is for is imported and built.
 
-    :func:`load_local` then gives what has been loaded, or raises what has been raised, once. mmengine
-    must have been imported, see :func:`mapsage_kaggle.checkpoints.load.load_checkpoint`.
+    :func:`load_local` then returns the result, or raises the error, once. mmengine must have been imported,
+    see :func:`mapsage_kaggle.checkpoints.load.load_checkpoint`.
     """
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
     _ahead[path.resolve()] = executor.submit(load_checkpoint, path, sha256=sha256)
@@ -38,7 +38,7 @@ def load_local(filename: str, map_location: Any = None) -> Any:
     ``map_location`` is ignored: a model that fits the card once must not need it twice at a resume.
 
     Raises:
-        CheckpointError: The file is missing, not harmless, or not the one that was verified.
+        CheckpointError: The file is missing, unsafe, or not the one that was verified.
     """
     path = Path(filename).expanduser()
     ahead = _ahead.pop(path.resolve(), None)
@@ -62,7 +62,7 @@ def install_safe_loading() -> None:
 
 
 def load_from_attached_mmcls(filename: str, map_location: Any = None) -> Any:
-    """Load a file of ``mmcls://`` that is attached, and take out of it what mmengine takes there."""
+    """Load an attached file of ``mmcls://``, and extract from it what mmengine does."""
     return engine_checkpoint._process_mmcls_checkpoint(load_local(filename.removeprefix(ATTACHED_MMCLS)))
 
 

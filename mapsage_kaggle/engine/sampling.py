@@ -1,4 +1,4 @@
-"""Which sample comes at which position, and how a sample is drawn from its position alone."""
+"""The order of the samples, and the random draws of each, from its global position alone."""
 
 from __future__ import annotations
 
@@ -44,12 +44,11 @@ def permutation(seed: int, epoch: int, length: int) -> np.ndarray:
 class PositionOrder(Sampler[int]):
     """The endless order of a run: global position ``k`` is sample ``k % n`` of epoch ``k // n``.
 
-    Any position is located without walking the earlier ones.
+    Any position is located without walking the earlier ones. Without ``shuffle`` each epoch has the data
+    set's order.
 
-    Args:
-        dataset: What is sampled from; only its length counts.
-        shuffle: Whether each epoch has a permutation of its own; else the samples' own order.
-        seed: The run's seed.
+    Raises:
+        TrainingError: The data set is empty.
     """
 
     def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None) -> None:
@@ -81,10 +80,10 @@ class PositionOrder(Sampler[int]):
 class PositionBatches(Sampler[list[Draw]]):
     """Cuts the order into iterations, ranks and micro-batches.
 
-    Iteration ``i`` (counted from 0) is made of positions ``i * B`` to ``i * B + B - 1``, whatever
-    the number of ranks and the size of the micro-batch. Each rank takes a contiguous share, so
-    that two ranks see the same global batch as one. All ranks make the same number of passes, since
-    norms may look at all ranks' parts in each; only a rank with fewer images than that makes fewer.
+    Iteration ``i`` (counted from 0) is made of positions ``i * B`` to ``i * B + B - 1``, whatever the number
+    of ranks and the size of the micro-batch. Each rank takes a contiguous share, so that two ranks see the
+    same global batch as one. All ranks make the same number of passes, since synchronised norms look at all
+    ranks' parts in each; only a rank with fewer images than that makes fewer.
 
     Args:
         sampler: The order.
@@ -93,6 +92,9 @@ class PositionBatches(Sampler[list[Draw]]):
         micro_batch: Images per forward pass and rank, at most the rank's share; None for all of it.
         rank: This worker's rank.
         world_size: How many ranks there are.
+
+    Raises:
+        TrainingError: There are more ranks than images in a batch.
     """
 
     def __init__(
@@ -134,7 +136,7 @@ class PositionBatches(Sampler[list[Draw]]):
         return len(self.slices)
 
     def draws(self, iteration: int, micro_batch: int) -> list[Draw]:
-        """Return what one micro-batch of one iteration consists of."""
+        """Return the samples of one micro-batch on this rank."""
         begin = iteration * self.effective_batch
         start, stop = self.slices[micro_batch]
         return [
@@ -170,8 +172,8 @@ def _cut(first: int, last: int, size: int, passes: int) -> tuple[tuple[int, int]
 class PositionalDataset(GuardedDataset):
     """Any map-style data set, with each sample's random draws seeded from its position.
 
-    What takes the place of a sample that cannot be loaded follows from the position, so that it is the
-    same in every run. Its options are :class:`GuardedDataset`'s.
+    The substitute for an unloadable sample follows from the position, so that it is the same in every run.
+    Its options are :class:`GuardedDataset`'s.
     """
 
     contents: TrainingData | None = None
@@ -195,7 +197,7 @@ class PositionalDataset(GuardedDataset):
     def _seed(self, seed: int) -> None:
         seeding.seed_sample(seed)
         if self._owns_generators is not False:
-            # Looked for each time: a transform may have put another one in the place of one.
+            # Searched each time: a transform may have replaced one.
             generators = own_generators(self.dataset)
             self._owns_generators = bool(generators)
             seed_own(generators, seed)

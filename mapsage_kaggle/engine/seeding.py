@@ -27,15 +27,12 @@ LOOK = "look"
 
 
 def derive(domain: str, seed: int, *position: int) -> int:
-    """Return 64 bits that depend on the arguments alone, the same on every machine and version.
+    """Return an integer in ``[0, 2**64)`` that depends on the arguments alone, on every machine and version.
 
     Args:
         domain: What the stream is for. No two uses share a domain, so no two share a stream.
         seed: The run's seed.
         *position: Where in the stream: an epoch, a global sample position, an iteration and rank.
-
-    Returns:
-        An integer in ``[0, 2**64)``.
     """
     text = ":".join((domain, str(int(seed)), *(str(int(item)) for item in position)))
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
@@ -57,13 +54,12 @@ def seed_all(value: int) -> None:
 
 
 def seed_step(seed: int, iteration: int, rank: int, micro_batch: int) -> None:
-    """Seed every generator that a forward pass may draw from, on all devices."""
     seed_all(derive(STEP, seed, iteration, rank, micro_batch))
 
 
 @contextmanager
 def preserved_generators() -> Iterator[None]:
-    """Put the CPU generators back as they were: for samples that are loaded in the main process."""
+    """Restore the CPU generators, but for OpenCV's: for samples loaded in the main process."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a training child does beyond training: tell how it goes, time it, and see to a good end."""
+"""What a training child does beyond training: events, times, checkpoints and an end in good order."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ STOP_MESSAGES = {
 class WorkerSession:
     """The part of a training child that survives it: checkpoints, events and the record.
 
-    Every rank has one. Only rank 0 writes.
+    Every rank has one. Only rank 0 writes checkpoints and the record.
     """
 
     def __init__(self, spec: ChildSpec, *, rank: int, world_size: int) -> None:
@@ -94,7 +94,7 @@ class WorkerSession:
     # -- the life of the child
 
     def open(self) -> None:
-        """Take the work dir for this child. Rank 0 only writes, so only rank 0 locks.
+        """Lock the work dir, on rank 0, which alone saves.
 
         Raises:
             MachineError: Another process holds the work dir.
@@ -132,9 +132,12 @@ class WorkerSession:
     # -- what the runner and the loop report
 
     def loaded(self, runner: Runner, checkpoint: dict[str, Any] | None) -> None:
-        """Take note of what has been loaded: run id, owed validation, best score.
+        """Note the run, and take over what was loaded; compare the training data with the checkpoint's.
 
         Without a checkpoint nothing was loaded.
+
+        Raises:
+            DataError: The training data have changed, and that is refused.
         """
         self._loaded = checkpoint
         runner.message_hub.update_info(RUN_ID_KEY, self.spec.run_id)
@@ -154,7 +157,12 @@ class WorkerSession:
             self._of_other_data = f"; the training data {known} the checkpoint"
 
     def training_begins(self, iteration: int, max_iters: int, *, next_position: int) -> None:
-        """Check the resume, say what is true of it, and start the clocks."""
+        """Check the resume and the data, say that training begins, and start the clocks.
+
+        Raises:
+            TrainingError: The resume is not what the checkpoint holds.
+            DataError: Training on the data cannot work.
+        """
         runner = self._require_runner()
         self._iteration = iteration
         self.has_begun = True
@@ -201,16 +209,11 @@ class WorkerSession:
         hooks_s: float,
         peak_bytes: int | None = None,
     ) -> None:
-        """Take note of an iteration; tell of it now and then.
+        """Account for an iteration; emit it now and then.
 
-        Args:
-            iteration: How many are done.
-            losses: Their values.
-            data_s: Seconds in which it waited for data.
-            compute_s: Seconds of forward, backward and optimizer step.
-            optimizer_s: Those of them that the optimizer took.
-            hooks_s: Seconds of everything else in it.
-            peak_bytes: Of the GPU's memory, the most that was taken; None without a GPU.
+        ``iteration`` is how many are done. It waited ``data_s`` for data; forward, backward and optimizer
+        step took ``compute_s``, of which the optimizer ``optimizer_s``, and all else ``hooks_s``.
+        ``peak_bytes`` is the most that was taken of the GPU's memory; None without one.
         """
         step_s = compute_s + hooks_s
         first, self.checkpoints.has_trained = not self.has_trained, True
@@ -235,11 +238,10 @@ class WorkerSession:
                 self.emit("iteration", iteration, iteration_s=round(data_s + step_s, 4))
 
     def measure_repetition(self, data: Any, *, step_s: float) -> None:
-        """See once a session whether the device repeats; what cannot be seen changes nothing.
+        """Measure once a session whether the device is reproducible; a failure changes nothing.
 
-        Args:
-            data: The micro-batch of the step before.
-            step_s: How long that took; where little more time is left, nothing is measured.
+        ``data`` is the micro-batch of the step before, which took ``step_s``: with little more time left,
+        nothing is measured.
         """
         record, runner = self.checkpoints.record, self._require_runner()
         if record is None or record.exactness.repeatable is not None:
@@ -261,14 +263,14 @@ class WorkerSession:
     # -- validation
 
     def whole_s(self) -> float:
-        """Return the most that is ever left for a validation: at the start of a session, before training."""
+        """Return the most seconds that a session has for a validation: at its start, before training."""
         clock = self.control.clock
         if self._begins_session and not self.has_trained:
             return clock.left_s()
         return clock.limit_s - clock.reserve_s - self.progress.start_up_s
 
     def skip_validation(self, iteration: int) -> None:
-        """Leave a validation out for good, say so, and keep that it is not owed. Collective."""
+        """Skip a validation for good, with a warning, and save that it is not owed. Collective."""
         takes = format_duration(self.pace.validation_s())
         self.warn(
             iteration,
@@ -284,7 +286,7 @@ class WorkerSession:
         self.checkpoints.save(iteration)
 
     def owed_does_not_fit(self) -> None:
-        """Say that this session is too short for the validation that it owes."""
+        """Warn that this session is too short for the validation that it owes."""
         takes, left = format_duration(self.pace.validation_s()), format_duration(self.control.clock.left_s())
         self.warn(
             self._iteration,
@@ -298,19 +300,19 @@ class WorkerSession:
         )
 
     def validation_begins(self) -> None:
-        """Start the validation's clock; nothing may still be waiting to be told."""
+        """Start the validation's clock."""
         self._stage_began = time.monotonic()
         self.stage = "validation"
         if self.rank == 0:
             self.emit("validation_start", self._iteration)
 
     def validating(self, done: int) -> None:
-        """Say now and then that a validation is going on, so that it is not taken for a hang."""
+        """Emit now and then that a validation is running, so that it is not taken for a hang."""
         if is_local_rank_zero() and self.progress.is_due(every_s=VALIDATION_TOLD_EVERY_S):
             self.emit("validating", self._iteration, batches=done)
 
     def validation_left(self) -> None:
-        """Note that a validation was left before its end; it stays owed."""
+        """Warn that a validation was left before its end; it stays owed."""
         self.stage = "training"
         self.pace.left_validation(self._lap_validation())
         self.warn(
@@ -345,7 +347,7 @@ class WorkerSession:
     # -- the end
 
     def finish(self, iteration: int, stop: str) -> None:
-        """Wait until everything is proven, then say that training ended in good order."""
+        """Wait until everything is proven, then emit that training ended in good order."""
         # Without a supervisor it ends in good order all the same, though nobody is there to be told.
         orphaned = stop == "orphaned"
         reason = "user" if orphaned else stop
@@ -426,7 +428,7 @@ def _check_resume(
 
 
 def _plan_cache(session: WorkerSession, runner: Runner) -> None:
-    """Settle how many decoded images are kept, before the data workers start."""
+    """Plan how many decoded images are kept, before the data workers start."""
     loaders = [runner.train_dataloader]
     if runner.val_loop is not None:
         loaders.append(runner.val_dataloader)
@@ -438,9 +440,10 @@ def _plan_cache(session: WorkerSession, runner: Runner) -> None:
 
 
 def _look(session: WorkerSession, runner: Runner, iteration: int) -> None:
-    """Look at some of the data; what cannot work ends the session here, what is odd is told.
+    """Check some of the data: what cannot work ends the session here, what is odd is a warning.
 
-    At what scale the model sees its images is noted once for the run, also where an earlier child has looked.
+    The scale at which the model sees its images is noted once for the run, also where an earlier child has
+    checked.
     """
     hub = runner.message_hub
 
@@ -458,7 +461,7 @@ def _look(session: WorkerSession, runner: Runner, iteration: int) -> None:
 
 
 def _draw_twice(session: WorkerSession, runner: Runner, iteration: int) -> None:
-    """See whether samples follow from their positions; what does not is told before training begins."""
+    """Check that samples follow from their positions; warn of what does not before training begins."""
     batches = runner.train_dataloader.batch_sampler
     draws = [draw for step in range(NUM_DRAWN) for draw in batches.draws(iteration + step, 0)][:NUM_DRAWN]
     try:

@@ -43,7 +43,7 @@ def dataset_classes(dataset: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def places_of_classes(dataset: Mapping[str, Any], num_classes: int) -> tuple[int, ...]:
-    """Return where each class stands among all of its type of data set; elsewhere where only some are used.
+    """Return the index of each class among all of its type of data set, of which only some may be used.
 
     mmsegmentation maps the labels of some of the classes (``metainfo = dict(classes=…)``) by ``label_map``.
     """
@@ -69,7 +69,7 @@ def json_like(value: Any) -> Any:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the document for one config, given its file, and its data set's type."""
+    """Print the document for a config's file and a data set's config as JSON."""
     # Libraries greet on stdout; the one document must be alone there.
     with contextlib.redirect_stdout(sys.stderr):
         document = _document(Path(arguments[0]), json.loads(arguments[1]))

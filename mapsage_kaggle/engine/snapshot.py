@@ -1,4 +1,4 @@
-"""A checkpoint in mmengine's own format, copied out of a running training."""
+"""A checkpoint in mmengine's own format, taken from a running training."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ def snapshot(runner: Runner, iteration: int, *, config_text: str, resumable: boo
 
 
 def keep_loadable(checkpoint: dict[str, Any]) -> tuple[str, ...]:
-    """Take out of a checkpoint what the kit's own loader would refuse, and return the names of that.
+    """Remove from a checkpoint what the kit's own loader would refuse, and return the names of that.
 
     A custom hook may add anything. The loader builds tensors, arrays, numbers, texts, dictionaries and lists,
-    and no object of a class that a file names; left in, one such object would cost the next session the whole
-    file. It is changed in place.
+    and no object of a class that a file names; one such object would cost the next session the whole file. It
+    is changed in place.
     """
     hub, meta = checkpoint["message_hub"], checkpoint["meta"]
     taken: list[str] = []
@@ -102,7 +102,7 @@ def _is_loadable(value: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Tell quickly of what nearly every value is that the loader knows it."""
+    """Return whether a value is of the kinds that nearly all are, and that the loader knows."""
     kind = type(value)
     if kind in _PLAIN or (isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf"):
         return True
@@ -112,7 +112,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def write_finite(checkpoint: dict[str, Any], stream: BinaryIO) -> None:
-    """Write a checkpoint as ``torch.save`` does, unless its weights are spoilt.
+    """Write a checkpoint as ``torch.save`` does, unless its weights are not finite.
 
     Raises:
         TrainingError: A weight holds NaN or Inf; nothing is written.
@@ -141,11 +141,11 @@ def check_resumed(
     effective_batch: int,
     extended: bool = False,
 ) -> str:
-    """Return the verdict on a resume in one line, having compared what is there with what was loaded.
+    """Compare what a resume has set up with what was loaded; return the verdict in one line.
 
     Raises:
-        TrainingError: Iteration, optimizer state, schedulers or data position are not the
-            checkpoint's. Nothing has been trained then.
+        TrainingError: Iteration, optimizer state, schedulers or data position are not the checkpoint's.
+            Nothing has been trained then.
     """
     saved_iteration = int(checkpoint["meta"]["iter"])
     if not saved_iteration == runner.iter == iteration:
@@ -189,7 +189,7 @@ def check_resumed(
 
 
 def flat_schedulers(schedulers: Any) -> list[Any]:
-    """Return a runner's schedulers in one list, where several optimizers have some each."""
+    """Return a runner's schedulers in one list, those of several optimizers too."""
     if isinstance(schedulers, dict):
         return [scheduler for group in schedulers.values() for scheduler in group]
     return list(schedulers or [])

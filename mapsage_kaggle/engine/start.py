@@ -2,8 +2,8 @@
 
     python -m mapsage_kaggle.engine.start '{"last": ["/folder"]}' mapsage_kaggle.engine.worker spec.json
 
-A folder that goes before what is installed must do so before anything is imported; and none may stand in
-the environment, where each process that Python starts would run the ``sitecustomize`` in it.
+A folder that takes precedence over what is installed must be on the path before anything is imported; and
+none may be in the environment, where each process that Python starts would run the ``sitecustomize`` in it.
 """
 
 from __future__ import annotations

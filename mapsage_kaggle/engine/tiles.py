@@ -28,9 +28,8 @@ class PredictionTiles(Hook):
     """Keeps what the model says of the same validation images at the first and the newest validation.
 
     It only reads what validation gives and draws no random number, so training does not depend on it; nor
-    does validation end where a data set gives something of which no picture can be made. The images lie
-    evenly over those that this rank validates; rank 0 alone should have one of these. ``num_batches`` are
-    those of a validation on this rank.
+    does a sample that cannot be drawn end a validation. The images are spread evenly over this rank's
+    ``num_batches``; rank 0 alone should have one of these.
 
     Attributes:
         problem: Why the last validation's images could not be taken, if so.
@@ -72,7 +71,7 @@ class PredictionTiles(Hook):
         self._taken.setdefault(name, tiles)
 
     def _mask(self, labels: torch.Tensor) -> Image.Image:
-        """Return a map of classes, C = 1 x H x W or H x W, made small, in the classes' colours."""
+        """Return a map of classes, ``(1, H, W)`` or ``(H, W)``, shrunk, in the classes' colours."""
         labels = labels.reshape(labels.shape[-2:])
         step = max(1, -(-max(labels.shape) // SIDE_PX))
         small = labels[::step, ::step].clamp(0, 255).to(torch.uint8).cpu().numpy()
@@ -81,7 +80,7 @@ class PredictionTiles(Hook):
         return tile
 
     def write(self, iteration: int) -> None:
-        """Write what the last validation gave; of the earlier ones the first stays.
+        """Write the last validation's tiles; of the earlier ones the first stays.
 
         Raises:
             OSError: The folder cannot be written to.
@@ -98,7 +97,7 @@ class PredictionTiles(Hook):
         self._taken.clear()
 
     def try_to_write(self, iteration: int) -> str:
-        """Write, and return why that could not be done: a picture for the report is worth no training."""
+        """Write; return why that failed, else an empty string: no picture is worth a training."""
         try:
             self.write(iteration)
             problem = self.problem
@@ -109,7 +108,7 @@ class PredictionTiles(Hook):
         return getattr(problem, "strerror", None) or f"{type(problem).__name__}: {problem}"
 
     def _outdated(self, iteration: int) -> Iterator[Path]:
-        """Yield what is neither of the first validation nor of this one, and images that are no more used."""
+        """Yield what is neither of the first validation nor of this one, and images no longer used."""
         for found in predictions_below(self._folder):
             kept = {min(found.predictions, default=iteration), iteration}
             yield from (path for at, path in found.predictions.items() if at not in kept or at > iteration)
@@ -118,9 +117,9 @@ class PredictionTiles(Hook):
 
 
 def keep_predictions(runner: Runner, folder: Path, *, anew: bool) -> PredictionTiles | None:
-    """Have validation's predictions on a few images kept, where the data set has colours for them.
+    """Keep validation's predictions on a few images, where the data set has colours for them.
 
-    With ``anew`` those that are there are of another run, and go.
+    With ``anew`` existing ones are another run's, and are removed.
     """
     if runner.val_loop is None:
         return None

@@ -1,9 +1,9 @@
-"""Trackers that go on: TensorBoard and Weights & Biases show one run over all of its sessions.
+"""Trackers over several sessions: TensorBoard and Weights & Biases show a run as one.
 
-What is drawn is kept in a journal as well, one line a call, which each session hands on. The next one draws
-that again up to the iteration that it resumes from, and goes on from there: so each step is drawn once. What
-a killed session drew beyond its last checkpoint is left out, and what its tracker had not yet written is not
-missed.
+What is logged also goes to a journal, one line per call, which each session hands on. The next one logs that
+again up to the iteration that it resumes from, and continues there: so each step is logged once. What a
+killed session logged beyond its last checkpoint is left out, and what its tracker had not yet written is not
+lost.
 """
 
 from __future__ import annotations
@@ -33,15 +33,13 @@ from mapsage_kaggle.spec import ChildSpec
 FINISH_S = 60.0
 """How long a tracker may take to end; what it has not sent by then is in the journal."""
 _SETTINGS = {"symlink": False, "disable_git": True, "save_code": False, "console": "off"}
-"""Of Weights & Biases: links are not kept in an output, and code is not handed out unasked."""
+"""Of Weights & Biases: an output does not keep links, and code is not uploaded unasked."""
 
 
 def go_on(cfg: Config, spec: ChildSpec) -> dict[str, Any]:
-    """Let the trackers of a config, and the one that a person asks for, show a run as one.
+    """Make the trackers of a config, and the one that a person asks for, show a run as one.
 
-    Args:
-        cfg: The effective config; changed in place where it has trackers.
-        spec: What the supervisor told the child.
+    A config that has trackers is changed in place.
 
     Returns:
         What was changed, as it was before; None for what was not there.
@@ -72,13 +70,13 @@ def go_on(cfg: Config, spec: ChildSpec) -> dict[str, Any]:
 
 @VISBACKENDS.register_module(name="MapsageTracker")
 class Tracker(BaseVisBackend):
-    """One of mmengine's backends that draws a run from its beginning, and each step once.
+    """One of mmengine's backends that shows a run from its beginning, and each step once.
 
-    One that fails is told of and asked no more: it must not end a training.
+    One that fails is reported and used no more: it must not end a training.
 
     Args:
         inner: The config of mmengine's backend.
-        save_dir: The tracker's folder; what is in it goes, but for the journal.
+        save_dir: The tracker's folder; what is in it is removed, but for the journal.
         start: Iterations done as the session begins.
     """
 
@@ -94,7 +92,7 @@ class Tracker(BaseVisBackend):
 
     @property
     def experiment(self) -> Any:
-        """The tracker itself, begun where it had not been."""
+        """The tracker itself, started on first use."""
         if self._inner is None:
             self._init_env()
         return self._inner.experiment
@@ -110,7 +108,7 @@ class Tracker(BaseVisBackend):
                 self._draw(row)
 
     def _begin(self) -> list[dict[str, Any]]:
-        """Cut the journal back to where the session begins, and clear the tracker's folder; do it once."""
+        """Truncate the journal to where the session begins, and clear the tracker's folder; once."""
         if self._rows is None:
             journal = self._folder / JOURNAL
             rows = [row for row in read_journal(journal) if row["step"] <= self._start]
@@ -126,22 +124,21 @@ class Tracker(BaseVisBackend):
     # -- what mmengine calls
 
     def add_config(self, config: Config, **options: Any) -> None:
-        """Show the config; mmengine's way hands out code as well."""
+        """Log the config; mmengine's way uploads code as well."""
         if self._is_wandb:
             self._try(lambda: self.experiment.config.update(config.to_dict(), allow_val_change=True))
         else:
             self._try(lambda: self.experiment.add_text("config", f"```\n{config.pretty_text}\n```"))
 
     def add_image(self, name: str, image: Any, step: int = 0, **options: Any) -> None:
-        """Show an image, in this session: it is not in the journal."""
+        """Log an image, in this session only: it is not in the journal."""
         self._try(lambda: self.experiment and self._inner.add_image(name, image, step, **options))
 
     def add_scalar(self, name: str, value: Any, step: int = 0, **options: Any) -> None:
-        """Draw a value."""
         self.add_scalars({name: value}, step)
 
     def add_scalars(self, scalar_dict: Mapping[str, Any], step: int = 0, *_: Any, **options: Any) -> None:
-        """Draw values of a step, where they have not been drawn."""
+        """Log values of a step, unless they have been logged."""
         found = {name: number(value) for name, value in scalar_dict.items()}
         values = {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
         row = {"step": int(step), "time_s": round(time.time(), 3), "values": values}
@@ -149,7 +146,7 @@ class Tracker(BaseVisBackend):
         self._try(lambda: self._add(row, is_new=is_new))
 
     def close(self) -> None:
-        """End, within some time, and leave no links: an output cannot keep them."""
+        """End, within some time, and leave no symbolic links: an output cannot keep them."""
         if self._inner is None or self._is_off:
             return
         thread = threading.Thread(target=self._try, args=(self._end,), name="tracker-end", daemon=True)
@@ -166,7 +163,7 @@ class Tracker(BaseVisBackend):
     # -- drawing
 
     def _keep(self, row: Mapping[str, Any]) -> bool:
-        """Put a row into the journal, whatever becomes of the tracker; False where it is there already."""
+        """Append a row to the journal, whatever becomes of the tracker; False where it is there already."""
         try:
             self._begin()
             if _key(row) in self._seen:
@@ -185,7 +182,7 @@ class Tracker(BaseVisBackend):
         self._seen = {key for key in self._seen if key[0] >= row["step"]} | {_key(row)}
 
     def _add(self, row: Mapping[str, Any], *, is_new: bool) -> None:
-        # Begun in any case: what the sessions before have drawn is to be seen.
+        # Started in any case, to show what earlier sessions have logged.
         if self.experiment is not None and is_new and row["step"] >= self._known:
             self._draw(row)
 
@@ -202,7 +199,7 @@ class Tracker(BaseVisBackend):
             return
         try:
             action()
-        except Exception as error:  # noqa: BLE001 - a service far away fails as it likes
+        except Exception as error:  # noqa: BLE001 - a remote service fails as it likes
             self._is_off = True
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             name = type_name(self._config["type"])
@@ -210,7 +207,7 @@ class Tracker(BaseVisBackend):
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a journal; lines that are none, such as a last one cut off, are left out."""
+    """Return the rows of a journal; broken lines, such as a truncated last one, are left out."""
     rows = []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     for line in lines:
@@ -228,7 +225,7 @@ def _key(row: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
 
 
 def _of_wandb(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the config of a Weights & Biases backend whose run goes on under the run's own id."""
+    """Return the config of a Weights & Biases backend that resumes the run under its own id."""
     import wandb
 
     known = wandb.Settings()

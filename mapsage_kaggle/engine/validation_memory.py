@@ -1,4 +1,4 @@
-"""Validation that gets by with less memory on the GPU."""
+"""Validation with less memory on the GPU."""
 
 from __future__ import annotations
 
@@ -12,14 +12,10 @@ from mmseg.models.segmentors import EncoderDecoder
 
 @contextmanager
 def less_memory(core: torch.nn.Module, level: int) -> Iterator[None]:
-    """Within it, the model predicts as a level of ``training.fallback.VALIDATION_RUNGS`` says.
+    """Within it, the model predicts at a level of ``training.fallback.VALIDATION_RUNGS``.
 
-    One image at a time is the data loader's part.
-
-    Args:
-        core: The model without its wrapper.
-        level: 0 changes nothing; 1 first gives back what the allocator keeps of training; 2 also
-            puts logits together and enlarges them on the CPU.
+    Level 0 changes nothing; 1 first empties the allocator's cache; 2 also assembles and upsamples logits on
+    the CPU. One image at a time is the data loader's part.
     """
     if level >= 1 and torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -31,9 +27,9 @@ def less_memory(core: torch.nn.Module, level: int) -> Iterator[None]:
 def logits_on_cpu(core: torch.nn.Module) -> Iterator[None]:
     """Within it, a segmentor's full-size logits live on the CPU; only the network runs on its device.
 
-    For 150 classes at 4096 × 4096 they take 10 GB, several times over while they are enlarged. Heads
-    give logits at a quarter of the size or less, which is what travels. Numbers in half precision
-    are enlarged as float32. A model that is no ``EncoderDecoder`` is left as it is.
+    For 150 classes at 4096 × 4096 they take 10 GB, several times over while they are upsampled. Heads give
+    logits at a quarter of the size or less, which is what is transferred. Half precision is upsampled as
+    float32. A model that is no ``EncoderDecoder`` is left as it is.
     """
     if not isinstance(core, EncoderDecoder):
         yield

@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _explained(error: BaseException, spec: ChildSpec) -> BaseException:
-    """Return what a person can do about an error in building, where that is known, else the error."""
+    """Return an error in building with its remedy, where one is known, else as it is."""
     from mmengine.config import Config
 
     from mapsage_kaggle.engine.matching import nothing_matches, says_nothing_matches
@@ -98,7 +98,7 @@ def _explained(error: BaseException, spec: ChildSpec) -> BaseException:
 def _train(spec: ChildSpec, session: WorkerSession, *, scratch: Path) -> None:
     if spec.checkpoint is not None and spec.checkpoint_sha256 and num_machines() == 1:
         load_ahead(spec.checkpoint, spec.checkpoint_sha256)
-    # Imported here, so that an import that fails is told like any other failure.
+    # Imported here, so that an import that fails is reported like any other failure.
     from mmengine.config import Config
 
     from mapsage_kaggle.engine.runner import build_runner, format_configs_once
