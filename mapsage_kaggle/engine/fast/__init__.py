@@ -1,1 +1,1 @@
-"""Faster parts that stand in for mmsegmentation's own, with the same results."""
+"""Faster replacements for mmsegmentation's parts, with the same results."""

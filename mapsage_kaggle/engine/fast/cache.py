@@ -1,11 +1,11 @@
-"""Decoded images in scratch space, shared by data workers, ranks and restarts: nothing is decoded twice.
+"""Decoded images in scratch space, shared by data workers, ranks and restarts, so that none is decoded twice.
 
-Each source file has one entry, a file of its own. It is written under another name and renamed when it
-is whole, it carries a checksum that every process proves once, and it names the state of the source
-file that it was made from. What does not match is made anew; where nothing can be kept, images are
-decoded each time, and one line says so.
+Each source file has one entry, a file of its own. It is written under another name and renamed when it is
+complete, it has a checksum that every process verifies once, and it names the state of the source file that
+it was made from. What does not match is made anew; where nothing can be kept, images are decoded each time,
+with one warning.
 
-Entries lie in a folder that stands for what they were made by: this format and the versions of the
+Entries lie in a folder that is named after what they were made by: this format and the versions of the
 decoding libraries, another of which may give other pixels. The folders of others are removed.
 """
 
@@ -39,7 +39,7 @@ from mapsage_kaggle.machine import ram_bytes
 from mapsage_kaggle.messages import Message
 
 VERSION = 1
-"""Of the entries' format and of what they hold; entries of another version are made anew."""
+"""Of the entries' format and content; entries of another version are made anew."""
 
 RESERVE_BYTES = 4_000_000_000
 """What the cache leaves free on its disk: checkpoints, logs and other programs need some."""
@@ -54,9 +54,9 @@ _HEADER_CHECK = struct.Struct("<I")
 _OFFSET = 128
 _ABANDONED_S = 3600.0
 _SETTLED_S = 2.0
-"""The coarsest that file systems tell a file's times: what is written twice within it may look the same."""
+"""The coarsest resolution of file times: two writes within it may look the same."""
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EINTR})
-"""Errors that say nothing of the next image: of these, one is not kept, and that is all."""
+"""Transient errors: an image is not kept, but the next one may be."""
 _IN_MEMORY = ("tmpfs", "ramfs")
 
 
@@ -86,19 +86,18 @@ class _Entry:
 class DecodedCache:
     """Decoded uint8 images by source file.
 
-    An entry stands for a source's path, size and times and for how it was decoded. The source is
-    looked at each time, so that a file replaced under the same name is noticed at once. Of a file that
-    has changed within the last two seconds none is kept: one more change might not show in its times.
+    An entry stands for a source's path, size and times and for how it was decoded. The source is checked each
+    time, so that a file replaced under the same name is noticed at once. A file that has changed within the
+    last two seconds is not kept: another change might not show in its times.
 
     Args:
-        folder: Where the cache lies, below scratch space, which is there. It is made when the first entry
-            is written.
+        folder: Where the cache lies, in an existing scratch space. It is made when the first entry is
+            written.
         reserve_bytes: What stays free on that disk, and of the memory where it is a disk in memory.
 
     Attributes:
         entries: Below ``folder``, where the entries of this version lie.
-        share: Of how many of the files entries are written, from 0 to 1. Which ones follows from their
-            names.
+        share: Of how many of the files entries are written, from 0 to 1. Which ones follows from their names.
     """
 
     def __init__(self, folder: Path, *, reserve_bytes: int = RESERVE_BYTES) -> None:
@@ -140,18 +139,17 @@ class DecodedCache:
         if found is not None:
             return found
         image = decode()
-        # A file that changed while it was read is nobody's state.
+        # A file that changed while it was read is in no known state.
         wanted = self.stores and int(path.stem[:8], 16) < self.share * (1 << 32) and is_settled
         if wanted and _cacheable(image) and _state(source) == before:
             self._write(path, identity, image)
         return image
 
     def room(self) -> tuple[int, str]:
-        """Return how many bytes all entries may take, those there are included, and what sets that limit.
+        """Return how many bytes all entries may take, existing ones included, and what sets that limit.
 
-        What other versions have left is removed first. On a disk, what does not stay in memory would be
-        read again page by page: the limit is the lesser of what the disk has free and what the memory
-        holds.
+        What other versions have left is removed first. On a disk, what does not stay in memory would be read
+        again page by page: the limit is the lesser of what the disk has free and what the memory holds.
 
         Returns:
             The bytes, and ``disk`` or ``memory``; 0 where the folder's parent is missing.
@@ -214,7 +212,7 @@ class DecodedCache:
             try:
                 self._put(path, identity, data)
             except FileNotFoundError as error:
-                # Somebody has tidied up: the folder is made again. Where it cannot be, that is all.
+                # The folder was removed: it is made again, once.
                 self._is_open = False
                 if has_gone:
                     self._stop(f"{error.strerror or error}")
@@ -244,10 +242,10 @@ class DecodedCache:
             raise
 
     def _open(self) -> None:
-        """Make the folders, and sweep out other versions and what killed processes have left half written."""
+        """Make the folders, and remove other versions and what killed processes have left half written."""
         if self._is_open:
             return
-        # Not its parents: a config that has come from another machine names no scratch space of this one.
+        # Not its parents: a config from another machine names no scratch space of this one.
         self.folder.mkdir(exist_ok=True)
         self.entries.mkdir(exist_ok=True)
         self._hold()
@@ -321,7 +319,7 @@ class DecodedCache:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder of entries that no process holds, and nothing in it that is none of the cache's."""
+    """Remove a folder of entries that no process holds, and nothing in it that is not the cache's."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
@@ -346,7 +344,7 @@ def _cacheable(image: np.ndarray) -> bool:
 
 
 def _state(source: Path) -> tuple[int, ...] | None:
-    """Return what changes when a file is replaced or rewritten; None where it cannot be told."""
+    """Return what changes when a file is replaced or rewritten; None where it cannot be read."""
     try:
         status = source.stat()
     except (OSError, ValueError):
@@ -356,9 +354,9 @@ def _state(source: Path) -> tuple[int, ...] | None:
 
 
 def _is_settled(state: tuple[int, ...], now: float) -> bool:
-    """Return whether a file that is changed from now on has other times than in this state of it."""
+    """Return whether another change of the file would show in its times."""
     *_, content_s, inode_s = (time_ns / 1e9 for time_ns in state)
-    # A content's time may be set far ahead, as by an archive from another time zone; that tells nothing.
+    # A content's time may be set far ahead, as by an archive from another time zone; that proves nothing.
     return now - inode_s >= _SETTLED_S and not 0 <= now - content_s < _SETTLED_S
 
 
@@ -367,7 +365,7 @@ def now_s() -> float:
 
 
 def _file_system(folder: Path) -> str:
-    """Return the kind of file system that a folder lies on; empty where it cannot be told."""
+    """Return the kind of file system that a folder lies on; empty where it is unknown."""
     best, kind = "", ""
     try:
         lines = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -390,7 +388,7 @@ def _size(path: Path) -> int:
 
 
 def _available_memory_bytes() -> int | None:
-    """Return the memory that programs can still have, of the machine's or the container's if less."""
+    """Return the machine's available memory, but no more than the container's limit; None where unknown."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -1,9 +1,8 @@
-"""SegFormer's head that fuses before it enlarges: the stock head's weights, names and results.
+"""SegFormer's head that fuses before it upsamples: the stock head's weights, names and results.
 
-A 1 x 1 convolution and enlarging are both linear, and so may change places: the part of the fusing
-convolution that belongs to a stage is applied at that stage's own size, and the enlarged results are
-added up. That is a third of the products, and a map of four times the channels is never made, nor kept
-for the backward pass.
+A 1 x 1 convolution and upsampling are both linear, and so commute: the part of the fusing convolution that
+belongs to a stage is applied at that stage's own size, and the upsampled results are added up. That is a
+third of the products, and a map of four times the channels is never made, nor kept for the backward pass.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A trained SegFormer made quicker: the same weights, the same result to rounding."""
+"""Speed up a trained SegFormer: the same weights, the same result to rounding."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mapsage_kaggle.engine.fast.mit import fuse
 
 
 def hasten(model: nn.Module) -> tuple[str, ...]:
-    """Change a model in place, for inference; return what was changed.
+    """Speed a model up for inference, in place; return what was changed.
 
-    Modules of exactly mmsegmentation's own types are given the kit's classes (:mod:`.mit`,
-    :mod:`.head`); anything else is left alone. Parameters keep names and shapes.
+    Modules of exactly mmsegmentation's own types are given the kit's classes (:mod:`.mit`, :mod:`.head`);
+    anything else is left alone. Parameters keep names and shapes.
     """
     done = set(fuse(model))
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""mmsegmentation's loading of images and masks, from the cache where it holds them."""
+"""mmsegmentation's loading of images and masks, through the cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DECODERS = ("cv2", "pillow")
 
 
 def is_plain_image_loader(loader: LoadImageFromFile) -> bool:
-    """Return whether all that a loader's image depends on is known here."""
+    """Return whether a loader's image depends on nothing but its file and what the cache's key names."""
     return (
         not loader.to_float32
         and not loader.ignore_empty
@@ -28,12 +28,12 @@ def is_plain_image_loader(loader: LoadImageFromFile) -> bool:
 
 
 def is_plain_label_loader(loader: LoadAnnotations) -> bool:
-    """Return whether all that a loader's labels depend on is known here."""
+    """Return whether a loader's labels depend on nothing but the file and what the cache's key names."""
     return loader.backend_args is None and loader.imdecode_backend in _DECODERS
 
 
 def load_image(cache: DecodedCache | None, loader: LoadImageFromFile, results: dict[str, Any]) -> np.ndarray:
-    """Return what a stock loader gives as ``img``; read-only where it comes from the cache."""
+    """Return a stock loader's ``img``; read-only where it comes from the cache."""
 
     def decode() -> np.ndarray:
         return LoadImageFromFile.transform(loader, results)["img"]
@@ -45,7 +45,7 @@ def load_image(cache: DecodedCache | None, loader: LoadImageFromFile, results: d
 
 
 def load_labels(cache: DecodedCache | None, loader: LoadAnnotations, results: dict[str, Any]) -> np.ndarray:
-    """Return what a stock loader gives as ``gt_seg_map``; read-only where it comes from the cache."""
+    """Return a stock loader's ``gt_seg_map``; read-only where it comes from the cache."""
 
     def decode() -> np.ndarray:
         # The list of fields is the caller's to write, the same for both ways.
@@ -62,17 +62,14 @@ def load_labels(cache: DecodedCache | None, loader: LoadAnnotations, results: di
 
 @stands_in_for(LoadImageFromFile, TRANSFORMS, own_options=("cache_dir",))
 class MapsageLoadImage(LoadImageFromFile):
-    """mmcv's ``LoadImageFromFile`` that decodes each file once.
-
-    Without a ``cache_dir`` they are decoded each time.
-    """
+    """mmcv's ``LoadImageFromFile`` that, with a ``cache_dir``, decodes each file once."""
 
     def __init__(self, *args: Any, cache_dir: str | Path | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         self.cache = DecodedCache(Path(cache_dir)) if cache_dir is not None else None
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        """Return ``results`` with ``img``, which may be written to, and its shapes."""
+        """Return ``results`` with a writable ``img``, and its shapes."""
         if not is_plain_image_loader(self):
             return super().transform(results)
         image = np.array(load_image(self.cache, self, results))
@@ -83,17 +80,14 @@ class MapsageLoadImage(LoadImageFromFile):
 
 @stands_in_for(LoadAnnotations, TRANSFORMS, own_options=("cache_dir",))
 class MapsageLoadLabels(LoadAnnotations):
-    """mmsegmentation's ``LoadAnnotations`` that decodes each file once.
-
-    Without a ``cache_dir`` they are decoded each time.
-    """
+    """mmsegmentation's ``LoadAnnotations`` that, with a ``cache_dir``, decodes each file once."""
 
     def __init__(self, *args: Any, cache_dir: str | Path | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         self.cache = DecodedCache(Path(cache_dir)) if cache_dir is not None else None
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Return ``results`` with ``gt_seg_map``, which may be written to."""
+        """Return ``results`` with a writable ``gt_seg_map``."""
         if not is_plain_label_loader(self):
             return super().transform(results)
         results["gt_seg_map"] = np.array(load_labels(self.cache, self, results))

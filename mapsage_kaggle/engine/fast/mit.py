@@ -32,10 +32,7 @@ class FusedAttention(EfficientMultiheadAttention):
     ) -> torch.Tensor:
         """Return ``identity`` (``x`` if None) plus the attention's output.
 
-        Args:
-            x: Tokens, of shape ``(batch, height * width, channels)``.
-            hw_shape: Height and width.
-            identity: What the output is added to.
+        Tokens are of shape ``(batch, height * width, channels)``.
         """
         context = x
         if self.sr_ratio > 1:
@@ -57,7 +54,7 @@ def reduce_tokens(tokens: torch.Tensor, hw_shape: tuple[int, int], conv: nn.Conv
 
     Args:
         tokens: Of shape ``(batch, height * width, channels)``.
-        hw_shape: Height and width. What is over at the right and below is left out, as by the convolution.
+        hw_shape: Height and width. A remainder at the right and below is dropped, as by the convolution.
         conv: Square, without padding, dilation or groups.
     """
     (side, _), (height, width) = conv.kernel_size, hw_shape
@@ -80,10 +77,7 @@ class TokenFFN(MixFFN):
     ) -> torch.Tensor:
         """Return ``identity`` (``x`` if None) plus the layer's output.
 
-        Args:
-            x: Tokens, of shape ``(batch, height * width, channels)``.
-            hw_shape: Height and width.
-            identity: What the output is added to.
+        Tokens are of shape ``(batch, height * width, channels)``.
         """
         if x.is_cuda:
             return super().forward(x, hw_shape, identity)
@@ -98,10 +92,10 @@ class TokenFFN(MixFFN):
 
 
 def fuse(model: nn.Module) -> tuple[str, ...]:
-    """Give a model's modules of exactly mmsegmentation's own MiT types faster ones, in place.
+    """Give a model's modules of exactly mmsegmentation's own MiT types faster classes, in place.
 
-    Parameters keep names and values, and nothing is drawn: a new module would draw initial values of
-    its own, and so shift the draws of all that is built after it.
+    Parameters keep names and values, and nothing is drawn: a new module would draw initial values of its own,
+    and so shift the draws of all that is built after it.
 
     Returns:
         What was changed: ``attention``, ``feed-forward``.

@@ -8,13 +8,13 @@ import torch
 
 
 def step_equal_groups_together(optimizer: torch.optim.Optimizer) -> None:
-    """Let a fused optimizer take its steps over as few groups as there are kinds of them.
+    """Make a fused optimizer step over as few groups as there are kinds of them.
 
     With ``paramwise_cfg`` mmengine gives each weight a group of its own: MiT-B2 has 317 groups of three
     kinds, so that a step launches hundreds of kernels where a few would do. Outside a step the groups are as
     they were, so that schedulers, hooks and checkpoints see what they expect. Each weight's step depends on
-    its own group's options and gradient only, so that no bit changes. Others than torch's own are left alone,
-    and so are those that are not fused.
+    its own group's options and gradient only, so that no bit changes. An optimizer that is not torch's own,
+    or not fused, is left alone.
     """
     if not (optimizer.defaults.get("fused") and type(optimizer).__module__.startswith("torch.optim.")):
         return
@@ -29,7 +29,7 @@ def step_equal_groups_together(optimizer: torch.optim.Optimizer) -> None:
             options = {name: value for name, value in group.items() if name not in ("params", "param_names")}
             try:
                 kind = kinds.setdefault(tuple(sorted(options.items())), {**options, "params": []})
-            except TypeError:  # an option that cannot be told from others, such as a tensor
+            except TypeError:  # an option that cannot be compared, such as a tensor
                 return
             kind["params"] += group["params"]
         optimizer.param_groups = list(kinds.values())

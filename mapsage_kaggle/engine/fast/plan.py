@@ -1,4 +1,4 @@
-"""How many of a run's images are kept decoded: as many as disk and memory have room for, foreseen."""
+"""Plan how many of a run's images are kept decoded: as many as disk and memory have room for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CachePlan:
     Attributes:
         folder: Where they are kept.
         needed_bytes: What all of them take, from the sizes of a sample of them.
-        room_bytes: What the cache may take, with what it holds already.
+        room_bytes: What the cache may take, including what it holds already.
         room_in: ``disk`` or ``memory``: which of the two sets the limit.
     """
 
@@ -57,10 +57,10 @@ class CachePlan:
 
 
 def plan_cache(datasets: Iterable[Any]) -> CachePlan | None:
-    """Have the caches of data sets keep as much as there is room for, before any data worker starts.
+    """Make the caches of data sets keep as much as there is room for, before any data worker starts.
 
-    Which images those are follows from their names: of two processes that plan with different room, the
-    one keeps a part of what the other keeps.
+    Which images those are follows from their names: of two processes that plan with different room, one keeps
+    a subset of what the other keeps.
 
     Returns:
         What was planned; None where nothing is cached.
@@ -85,7 +85,7 @@ def plan_cache(datasets: Iterable[Any]) -> CachePlan | None:
 
 
 def leaves_of(dataset: Any) -> Iterator[Any]:
-    """Yield the data sets that load images themselves, below any that repeat, filter or join them."""
+    """Yield the data sets that load images themselves, inside any that repeat, filter or join them."""
     inner = getattr(dataset, "datasets", None) or (
         [dataset.dataset] if getattr(dataset, "dataset", None) is not None else []
     )

@@ -1,4 +1,4 @@
-"""From logits to classes as mmsegmentation does it, in less time: the same classes, bit for bit."""
+"""From logits to classes faster than mmsegmentation: of equal logits the same classes, bit for bit."""
 
 from __future__ import annotations
 
@@ -21,17 +21,12 @@ _WINDOWS_AT_ONCE = 4
 
 @contextmanager
 def quick_prediction(core: torch.nn.Module, *, windows_at_once: int = _WINDOWS_AT_ONCE) -> Iterator[None]:
-    """Within it, a segmentor of mmsegmentation's own kind makes classes of its logits in less time.
+    """Within it, a segmentor of mmsegmentation's own kind turns logits into classes faster.
 
-    Logits that have their image's size already are not resized once more, the highest is found by a
-    kernel that is several times as fast on a CPU, and sliding windows are added where they lie, not
-    padded to the size of the image. Given equal logits, all that comes out is equal. What a subclass does
-    in its own way is left alone.
-
-    Args:
-        core: The model without its wrapper.
-        windows_at_once: Sliding windows in one forward pass on a GPU. More than one changes logits by
-            rounding.
+    Logits that have their image's size already are not resized again, the highest is found by a kernel that
+    is several times as fast on a CPU, and sliding windows are added in place, not padded to the size of the
+    image. Given equal logits, all results are equal; but more than one of ``windows_at_once`` in a forward
+    pass on a GPU changes logits by rounding. What a subclass overrides is left alone.
     """
     replaced = []
     if isinstance(core, EncoderDecoder):
@@ -81,11 +76,7 @@ class _Postprocess:
 
 
 def highest(logits: torch.Tensor) -> torch.Tensor:
-    """Return ``logits.argmax(dim=0, keepdim=True)``: the first of the highest, int64 ``(1, height, width)``.
-
-    Args:
-        logits: Of shape ``(classes, height, width)``.
-    """
+    """Return ``logits.argmax(dim=0, keepdim=True)``: int64 ``(1, H, W)`` of ``(classes, H, W)``."""
     # torch's argmax over the first axis of a CPU tensor walks it pixel by pixel; its maximum does not.
     return logits.max(dim=0, keepdim=True).indices if logits.device.type == "cpu" else logits.argmax(0, True)
 
@@ -118,7 +109,7 @@ def _windows(test_cfg: Any, height: int, width: int) -> Iterator[tuple[slice, sl
     """Yield the places of sliding windows, row by row; those that would stick out are moved inwards.
 
     Raises:
-        AssertionError: They leave pixels out, which mmsegmentation asserts that they do not.
+        AssertionError: They leave pixels out; mmsegmentation raises the same.
     """
     sides = [
         [

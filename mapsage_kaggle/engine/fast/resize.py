@@ -1,4 +1,4 @@
-"""Resizing only the part of an image that a crop will keep, with the bits of resizing it whole."""
+"""Resize only the part of an image that a crop will keep, with the bits of resizing it whole."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class NearestWindows:
         # Both the rows and the columns ascend: the part that is read is small, and so is what is taken.
         part = self.labels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         rows, columns = rows - rows[0], columns - columns[0]
-        # Whole rows are taken much faster than single pixels of each; twice on its side costs less.
+        # Taking whole rows is much faster than single pixels of each: two transpositions cost less.
         if len(rows) < part.shape[0]:
             return cv2.transpose(cv2.transpose(part.take(rows, axis=0)).take(columns, axis=0))
         return cv2.transpose(cv2.transpose(part).take(columns, axis=0)).take(rows, axis=0)
@@ -135,7 +135,7 @@ def _boxes(size: tuple[int, int], draws: np.random.RandomState) -> list[Box]:
 
 @functools.cache
 def window_resize_is_exact() -> bool:
-    """Return whether the installed OpenCV lets itself be cut short, tried out on random images."""
+    """Return whether the installed OpenCV gives a cut image the same bits, tried on random images."""
     draws = np.random.RandomState(0)
     for (width, height), size in _TRIALS:
         image = draws.randint(0, 256, (height, width, 3)).astype(np.uint8)
@@ -157,7 +157,7 @@ def window_resize_is_exact() -> bool:
 
 @functools.cache
 def nearest_is_exact() -> bool:
-    """Return whether the installed OpenCV rounds to the nearest pixel as is assumed here."""
+    """Return whether the installed OpenCV rounds to the nearest pixel as assumed here."""
     draws = np.random.RandomState(0)
     for (width, height), size in _TRIALS:
         labels = draws.randint(0, 256, (height, width)).astype(np.uint8)

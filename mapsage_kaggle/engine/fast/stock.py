@@ -1,4 +1,4 @@
-"""The kit's classes under names of their own, each for as long as the stock name means the stock class."""
+"""Register the kit's classes, each used for as long as the stock name means the stock class."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _Kind = TypeVar("_Kind", bound=type)
 def stands_in_for(
     stock: type, registry: Registry, *, name: str | None = None, own_options: Collection[str] = ()
 ) -> Callable[[_Kind], _Kind]:
-    """Register a class in place of a stock one, which configs name by name alone.
+    """Register a class in place of a stock one, which configs refer to by name alone.
 
-    A class of a person's own that is registered under the stock name, in mmsegmentation's scope, is
-    looked for where a part is built. Where there is one, it is built, and one line says so.
+    A custom class that is registered under the stock name, in mmsegmentation's scope, is looked up when a
+    part is built. Where there is one, it is built, with a warning.
 
     Args:
         stock: The class that it stands in for.

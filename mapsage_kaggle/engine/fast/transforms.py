@@ -1,11 +1,11 @@
 """mmsegmentation's training transforms in one pass: the same samples, bit for bit, several times as fast.
 
-What is saved: images are decoded once (:mod:`.cache`); only what the crop keeps is resized
-(:mod:`.resize`); labels are counted, not sorted; brightness, contrast, saturation and hue are looked
-up in tables of 256 values, which are made by the stock transform itself; nothing is copied twice.
+Images are decoded once (:mod:`.cache`); only what the crop keeps is resized (:mod:`.resize`); labels are
+counted, not sorted; brightness, contrast, saturation and hue are looked up in tables of 256 values, which are
+made by the stock transform itself; nothing is copied twice.
 
-Random numbers are drawn by the same calls in the same order as by the stock transforms, so that
-training with and without this gives the same run.
+Random numbers are drawn by the same calls in the same order as by the stock transforms, so that training with
+and without this gives the same run.
 """
 
 from __future__ import annotations
@@ -57,15 +57,14 @@ class _Steps:
 class MapsageFastPipeline(BaseTransform):
     """Stock transforms, from loading on, in one pass.
 
-    A transform that is not exactly mmsegmentation's own, or has an option that is not foreseen
-    here, makes it run the transforms one after another, as they are. So does an image that is not
-    uint8 with three channels, or has labels of another size, and a sample with more that must be
-    transformed along with it, such as boxes.
+    A transform that is not exactly mmsegmentation's own, or has an option that is not handled here, makes it
+    run the transforms one after another, as they are. So does an image that is not uint8 with three channels,
+    or has labels of another size, and a sample with more to transform along with it, such as boxes.
 
     Args:
         transforms: The transforms' configs, in this order, the last five each where there is one:
-            LoadImageFromFile, LoadAnnotations, RandomResize, RandomCrop, RandomFlip,
-            PhotoMetricDistortion, PackSegInputs.
+            LoadImageFromFile, LoadAnnotations, RandomResize, RandomCrop, RandomFlip, PhotoMetricDistortion,
+            PackSegInputs.
         cache_dir: Where decoded images are kept; None to decode them each time.
     """
 
@@ -140,7 +139,7 @@ class MapsageFastPipeline(BaseTransform):
 
 
 def _recognise(transforms: Sequence[Any]) -> _Steps | None:
-    """Return the transforms by what they do; None where one is not foreseen here."""
+    """Return the transforms by what they do; None where one is not handled here."""
     kinds = [type(item) for item in transforms]
     order = [LoadImageFromFile, LoadAnnotations, RandomResize, RandomCrop, RandomFlip, PhotoMetricDistortion,
              PackSegInputs]  # fmt: skip
@@ -242,8 +241,8 @@ def _draw_box(crop: RandomCrop, size: tuple[int, int]) -> Box:
 def is_varied(labels: np.ndarray, crop: RandomCrop) -> bool:
     """Return whether there are two classes at least, none of which has too large a share.
 
-    The classes that a few pixels show to be large are counted first: once what is left is too small to
-    matter, the others need not be counted.
+    The classes that a sample of the pixels shows to be large are counted first: once what is left is too
+    small to matter, the others need not be counted.
     """
     ignore = -1 if crop.ignore_index is None else crop.ignore_index
     ignored = np.count_nonzero(labels == ignore) if 0 <= ignore < 256 else 0
@@ -312,7 +311,7 @@ def _distort(distort: PhotoMetricDistortion, image: np.ndarray) -> np.ndarray:
 
 
 def _in_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
-    """Put one channel of hue, saturation and value through a table."""
+    """Map one channel of hue, saturation and value through a table."""
     hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
     cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR, dst=hsv)

@@ -1,4 +1,4 @@
-"""Warnings that are told once in a session, whichever of its processes meets the reason first."""
+"""Warnings that are emitted once in a session, whichever of its processes meets the reason first."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _warned: set[tuple[str, str]] = set()
 def warn_once(key: str, message: str) -> None:
     """Append a warning to the events, unless they hold one of the same key.
 
-    Data workers and ranks share the events, and those that are started again find what the ones before have
-    told. A warning that cannot be written is let go: it is none of the things that training needs. The key is
-    what the warning is about, without figures that change.
+    Data workers and ranks share the events, and restarted ones find what those before have warned of. A
+    warning that cannot be written is dropped: training does not need it. ``key`` is the reason, without
+    figures that change.
     """
     path = os.environ.get(EVENTS_VARIABLE)
     if not path or (path, key) in _warned:
@@ -27,7 +27,7 @@ def warn_once(key: str, message: str) -> None:
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
         try:
-            with contextlib.suppress(OSError):  # without locks, two may tell at the same moment
+            with contextlib.suppress(OSError):  # without locks, two may warn at the same moment
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             if not any(event.data.get("once") == key for event in read_events(Path(path))):
                 data = {"message": message, "once": key}
