@@ -1,8 +1,7 @@
 """Averaging the weights of several checkpoints of a run, in a child (Izmailov et al., 2018).
 
-The mean of weights has other activations than any of its parents, so what BatchNorm has seen is
-gathered anew over images of the training set: those that a run with the same seed begins with, augmented
-as there.
+Averaged weights have other activations than any of their parents', so BatchNorm's statistics are computed
+anew over images of the training set: those that a run with the same seed begins with, augmented as there.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     """Average, and write the result; return ``{"num_parents", "num_batch_norms", "num_images"}``.
 
     Args:
-        job: ``config``, ``device``; ``checkpoint`` and ``sha256`` of the first parent; ``parents``
-            (``file``, ``sha256`` and ``iteration`` of each), ``batch_norm_images``, ``seed``, ``out``.
-        emit: Told ``progress`` with ``done`` and ``total`` images.
+        job: ``config``, ``device``; ``checkpoint`` and ``sha256`` of the first parent; ``parents`` (``file``,
+            ``sha256`` and ``iteration`` of each), ``batch_norm_images``, ``seed``, ``scale``, ``out``.
+        emit: Called with ``progress``, and ``done`` and ``total`` images.
 
     Raises:
         CheckpointError: The parents are of different models.
@@ -70,10 +69,9 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
 
 
 def average(parents: Sequence[tuple[Path, str]]) -> dict[str, torch.Tensor]:
-    """Return the mean of some checkpoints' weights, added up in float64; counters come from the last.
+    """Return the mean of some checkpoints' weights, added up in float64; integers are the last one's.
 
-    Args:
-        parents: Files with the sha256 that each must have.
+    ``parents`` are files with the sha256 that each must have.
 
     Raises:
         CheckpointError: Names or shapes of the weights differ; the message names what does.
@@ -115,7 +113,7 @@ def average(parents: Sequence[tuple[Path, str]]) -> dict[str, torch.Tensor]:
 
 
 def batch_norms(net: torch.nn.Module) -> list[_BatchNorm]:
-    """Return the layers that keep statistics of what they have seen."""
+    """Return the BatchNorm layers that track running statistics."""
     return [layer for layer in net.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
 
 
@@ -123,15 +121,11 @@ def batch_norms(net: torch.nn.Module) -> list[_BatchNorm]:
 def gather_statistics(model: TrainedModel, cfg: Config, num_images: int, seed: int, emit: Emit) -> int:
     """Let every BatchNorm see training images anew, and keep the plain mean of what it saw.
 
-    Args:
-        model: Its layers' statistics are replaced.
-        cfg: Its ``train_dataloader`` says which images, in batches of which size.
-        num_images: At most so many.
-        seed: Of the images and their augmentation.
-        emit: Told ``progress``.
+    The config's ``train_dataloader`` says which images, in batches of which size; ``seed`` decides their
+    order and augmentation.
 
     Returns:
-        How many were looked at.
+        How many images were seen, at most ``num_images``.
     """
     net: EncoderDecoder = model.net
     layers = batch_norms(net)

@@ -1,16 +1,16 @@
-"""A child that does one piece of work after training: evaluating, predicting, exporting, averaging.
+"""The child of a job after training: evaluating, predicting, exporting, averaging.
 
     python -m mapsage_kaggle.engine.jobs.child evaluate job.json
 
-runs ``mapsage_kaggle.engine.jobs.evaluate.run(job, tell)`` with the JSON document of the file. Whatever it
-tells, and at last what it returns, is printed on standard output as one JSON object a line, each with
-``event``; everything else that is printed goes to standard error. Standard input is a pipe that the
-parent holds open: when the parent is gone, however it went, the child ends too. The parent's side is
+runs ``mapsage_kaggle.engine.jobs.evaluate.run(job, emit)`` with the JSON document of the file. Whatever it
+emits, and at last what it returns, is printed on standard output as one JSON object per line, each with
+``event``; everything else that is printed goes to standard error. Standard input is a pipe that the parent
+holds open: when the parent is gone, however it went, the child ends too. The parent's side is
 :func:`mapsage_kaggle.jobs.child.run_child`.
 
-Events: whatever the work tells, such as ``progress`` with ``done`` and ``total``, or ``warning`` with
-``message``; then either ``result`` with ``result``, or ``failed`` with ``kind`` (the name of a
-``MapsageError``), ``problem`` and ``remedy``.
+Events: whatever the job emits, such as ``progress`` with ``done`` and ``total``, ``notice`` with ``message``
+or ``warning`` with ``problem``; then either ``result`` with ``result``, or ``failed`` with ``kind`` (the name
+of a ``MapsageError``), ``problem`` and ``remedy``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mapsage_kaggle.errors import EXIT_DONE, EXIT_INTERRUPTED, JobError, Machine
 from mapsage_kaggle.messages import Message, with_said
 
 Emit = Callable[..., None]
-"""``tell("progress", done=3, total=12)``; values as JSON takes them. Safe from any thread."""
+"""``emit("progress", done=3, total=12)``; values as JSON takes them. Safe from any thread."""
 
 _GRACE_S = 10.0
 
@@ -83,7 +83,7 @@ def _fail(emit: Emit, error: MapsageError) -> int:
 
 
 def as_refusal(error: Exception) -> MapsageError:
-    """Return an error as one of the kit's, with what a person can do about it where that is known."""
+    """Return an error as one of the kit's, with a remedy where one is known."""
     if isinstance(error, MapsageError):
         return error
     with suppress(OSError):  # the disk with the log may be the one that is full
@@ -123,7 +123,7 @@ _PACKAGES: Mapping[str, str] = {
 
 
 def _leave_with_parent() -> None:
-    """End this process when the parent's end of the pipe is closed: interrupted first, then at once."""
+    """End this process when the parent's end of the pipe is closed: by SIGINT, then for certain."""
     try:
         while os.read(0, 4096):
             pass

@@ -1,8 +1,7 @@
-"""Counting, in a child, what a trained model takes for what on each image of a data set.
+"""Evaluating a trained model in a child: one confusion matrix for each image of a data set.
 
-Every image's confusion matrix is added to a tally as soon as it is known. A child that is started again
-with the same tally goes on from there. What the counts mean is for
-:mod:`mapsage_kaggle.metrics` to say.
+Each is added to a tally as soon as it is known. A child that is started again with the same tally continues
+there. The scores are :mod:`mapsage_kaggle.metrics`' part.
 """
 
 from __future__ import annotations
@@ -45,14 +44,14 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     """Count, and return ``{"classes", "palette", "images", "areas", "num_taken_over"}``.
 
     Args:
-        job: ``config``, ``checkpoint``, ``sha256``, ``device``; ``split`` (``val`` or ``test``);
-            ``windows`` (None for the config's own, ``"whole"``, or ``{"size", "stride"}``),
-            ``window_batch``; ``views`` (pairs of scale and flip); ``tally`` (the file).
-        emit: Told ``progress`` with ``done`` and ``total``.
+        job: ``config``, ``checkpoint``, ``sha256``, ``device``; ``split`` (``val`` or ``test``); ``windows``
+            (None for the config's own, ``"whole"``, or ``{"size", "stride"}``), ``window_batch``; ``views``
+            (pairs of scale and flip); ``tally`` (the file).
+        emit: Called with ``progress``, ``done`` and ``total``.
 
     Raises:
         DataError: There is nothing to compare with.
-        ConfigError: The config has no such data, or asks for another kind of metric.
+        ConfigError: The config has no such data, or its pipeline flips images.
         CheckpointError: The checkpoint does not fit.
     """
     cfg = Config.fromfile(job["config"])
@@ -125,13 +124,8 @@ def look(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the class that a model gives each pixel of an image, and the label, both ``(H, W)``.
 
-    The logits are brought to the image's own size before the classes are told, as mmsegmentation does.
-
-    Args:
-        model: What is judged.
-        item: From a data set's pipeline: ``inputs`` and ``data_samples``.
-        windows: What to slide over the image; None for the whole.
-        views: What to average over.
+    ``item`` is from a data set's pipeline: ``inputs`` and ``data_samples``. Logits are resized to the image's
+    own size before the classes are taken, as in mmsegmentation.
 
     Raises:
         DataError: It has no mask.
@@ -212,7 +206,7 @@ def _windows(job: Mapping[str, Any], model: TrainedModel) -> Windows | None:
 
 
 def _ahead(data: BaseDataset, todo: Sequence[int]) -> Iterator[tuple[int, Any]]:
-    """Yield items in order, the next few being decoded in threads meanwhile."""
+    """Yield items in order, while threads decode the next few."""
     waiting: deque[tuple[int, Future[Any]]] = deque()
     with ThreadPoolExecutor(_LOOK_AHEAD, thread_name_prefix="decode") as pool:
         try:
@@ -246,7 +240,7 @@ def _item(data: BaseDataset, index: int) -> Any:
 
 
 def _identity(info: Mapping[str, Any]) -> str:
-    """Return what tells an image with its mask from others: names and sizes in bytes."""
+    """Return what identifies an image with its mask: names and sizes in bytes."""
     parts = []
     for key in ("img_path", "seg_map_path"):
         path = Path(info[key]) if info.get(key) else None

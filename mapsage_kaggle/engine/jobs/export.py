@@ -1,14 +1,15 @@
 """A trained model in forms that need neither this kit nor a pickle, each run again and compared.
 
-The child of :func:`mapsage_kaggle.jobs.export.export`. All forms take one tensor ``image``, float32 of shape
-``(N, C, H, W)``, red, green and blue in 0 to 255 where they are three, and give ``logits``, float32 of shape
-``(N, classes, H, W)``: what the config's ``data_preprocessor`` does to an image is part of the graph.
+The child of :func:`mapsage_kaggle.jobs.export.export`.
 
 - ``model.safetensors``: the weights under mmsegmentation's names, for ``config.py``.
 - ``model.onnx``: for any runtime that reads ONNX, of any batch, height and width.
 - ``model.pt2``: ``torch.export``'s program, for one image of any height and width at a time.
 
-The latter two are made for one size, which is in their names, where a model does not hold for any.
+The latter two take one tensor ``image``, float32 of shape ``(N, C, H, W)``, red, green and blue in 0 to 255
+where they are three, and give ``logits``, float32 of shape ``(N, classes, H, W)``: what the config's
+``data_preprocessor`` does to an image is part of the graph. They are made for one size, which is in their
+names, where a model does not hold for any.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ WEIGHTS, ONNX, PROGRAM = "model.safetensors", "model.onnx", "model.pt2"
 CONFIG, CLASSES = "config.py", "classes.json"
 
 TOLERANCE = 1e-3
-"""How far logits may be from the original's, as a share of the original's largest (at least of 1)."""
+"""How far logits may be from the original's, relative to the largest of those (at least 1)."""
 
 AGREEMENT = 0.99
 """The least share of pixels that must get the class that the original gives them."""
@@ -59,15 +60,15 @@ AGREEMENT = 0.99
 _OPSET = 18
 _MAX_ROWS = 1024
 _MAX_SIZE = (1024, 2048)
-"""The larger of the sizes that zoo configs look at images in whole, height first."""
+"""The larger of the sizes at which zoo configs take whole images, height first."""
 _TRACED = (128, 160)
 _DIVISORS = (32, 64)
-"""Of what sides must be multiples for a model that does not take any."""
+"""Of which sides must be multiples, tried in turn for a model that does not take any."""
 _MIN_SIDE = 64
 _SEED = 0
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
-"""``(N, 3, H, W)`` to ``(N, classes, H, W)``."""
+"""``(N, C, H, W)`` to ``(N, classes, H, W)``."""
 
 
 class Portable(nn.Module):
@@ -75,11 +76,8 @@ class Portable(nn.Module):
 
     Images of three channels are RGB; of another number, as the config's test pipeline has them.
 
-    Args:
-        net: mmsegmentation's segmentor.
-
     Raises:
-        JobError: The config's ``data_preprocessor`` does what this cannot.
+        JobError: The config's ``data_preprocessor`` is not mmsegmentation's.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -97,7 +95,7 @@ class Portable(nn.Module):
         self.normalises = bool(prepare._enable_normalize)
 
     def padding(self) -> list[float]:
-        """Return what a pixel of an image is that becomes 0 where the model sees it."""
+        """Return the value of a pixel, by channel, that is normalised to 0."""
         if not self.normalises:
             return [0.0] * self.channels
         net: Any = self.net
@@ -120,18 +118,19 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
 
     Args:
         job: ``config``, ``checkpoint``, ``sha256``; ``out``, the folder; ``forms``, of ``safetensors``,
-            ``onnx`` and ``torch``; ``fixed``, whether those are made for one size only; ``images`` to
-            compare on, none for the validation set's first ones.
-        emit: Told of progress and of a form that does not hold.
+            ``onnx`` and ``torch``; ``fixed``, whether those are made for one size only; ``scale``, that of
+            the training; ``images`` to compare on, none for the validation set's first and middle one.
+        emit: Called with progress, and a warning where there is no image.
 
     Returns:
         ``files``: for each form ``name``, ``size_bytes``, ``sha256``, ``max_difference`` (of logits),
-        ``agreement`` (share of pixels of the same class), ``sizes`` that it was run at, and ``fixed``,
-        the one height and width that it takes, or None. ``failed``: the forms that do not hold, with the
-        reason. ``compared_on``: names of the images.
+        ``agreement`` (share of pixels of the same class), ``sizes`` that it was run at, and ``fixed``, the
+        one height and width that it takes, or None. ``failed``: the forms that do not hold, with the reason.
+        ``compared_on``: names of the images. ``classes``, ``divisor`` of the sides, ``draws`` and
+        ``num_weights`` of the model.
 
     Raises:
-        DataError: An image to compare on cannot be read.
+        DataError: An image to compare on cannot be read, or is too small.
         JobError: The weights do not come back as they were, or the model takes no image.
     """
     cfg = Config.fromfile(job["config"], use_environment_variables=False)
@@ -199,14 +198,14 @@ def _reason(error: Exception) -> str:
 
 
 def _pipeline(cfg: Config, factor: float | None) -> list[Any]:
-    """Return the test pipeline, giving images ``factor`` times their own size; None: as it resizes them."""
+    """Return the test pipeline, resizing images by ``factor``; None: as it resizes them."""
     kept = [item for item in test_pipeline_of(cfg) if type_name(item.get("type")) != "LoadAnnotations"]
     loading = [item for item in kept if type_name(item.get("type")).startswith("Load")]
     return kept if factor is None else [*loading, *at_scale(kept[len(loading) :], factor)]
 
 
 def portable_config(cfg: Config, factor: float | None = None) -> Config:
-    """Return what plain mmsegmentation needs to build a config's model and to ask it of an image."""
+    """Return the config with which plain mmsegmentation builds the model and runs it on an image."""
     pipeline = _pipeline(cfg, factor)
     wanted = {
         "default_scope": cfg.get("default_scope", "mmseg"),
@@ -317,10 +316,10 @@ def _loaded(samples: NDArray[Any]) -> Pixels:
 def _tiles(
     model: TrainedModel, pictures: Sequence[torch.Tensor], names: Sequence[str]
 ) -> tuple[list[torch.Tensor], int]:
-    """Return crops, uint8 of shape ``(1, 3, H, W)``, that the model takes, and what divides their sides.
+    """Return crops of shape ``(1, C, H, W)`` that the model takes, and the divisor of their sides.
 
-    The first has the size that the model is asked at: a window, or an image as it is prepared. Another
-    size follows, neither of its sides a round number unless the model asks for that.
+    The first has the size at which the model is used: a window, or an image as it is prepared. Another size
+    follows, neither of its sides a round number unless the model needs that.
 
     Raises:
         DataError: The images are too small.
@@ -385,7 +384,7 @@ def _validation_images(cfg: Config) -> list[Path]:
 
 
 def _original(model: TrainedModel, tile: torch.Tensor) -> torch.Tensor:
-    """Return what the checkpoint's model says, with the draws, where it has any, of one seed."""
+    """Return the checkpoint's logits, with any random draws from one seed."""
     net = Portable(model.net).eval()
     torch.manual_seed(_SEED)
     with torch.no_grad():
@@ -402,7 +401,7 @@ def _divisor(net: Any) -> int:
 def _compare(
     again: Logits, tiles: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], *, takes_batches: bool
 ) -> dict[str, Any]:
-    """Run what was written, and return how far it is from the original.
+    """Run what was written, and return how far it is from the original; of a batch, that is not judged.
 
     Raises:
         JobError: Too far.
@@ -481,7 +480,7 @@ def _trace(
     """Return the program for one size; without one for any, and of any batch where traced with several.
 
     Raises:
-        JobError: Traced for any size it holds for the traced one alone.
+        JobError: Traced for any size, it holds for the traced one alone.
     """
     auto = torch.export.Dim.AUTO
     free = {2: auto, 3: auto} if batch == 1 else {0: auto, 2: auto, 3: auto}
@@ -503,16 +502,16 @@ def _trace(
 
 @contextmanager
 def _sizes_kept_free() -> Iterator[None]:
-    """Within it, tracing does not take the traced image's size for the only one where that can be helped.
+    """Within it, tracing keeps sizes symbolic where that can be helped.
 
-    mmsegmentation's ``resize`` and ``Upsample`` make whole numbers of sizes by ``int``, which asks for
-    their values; ONNX takes the bins of adaptive pooling, as torch decomposes it, from them.
+    mmsegmentation's ``resize`` and ``Upsample`` make whole numbers of sizes by ``int``, which asks for their
+    values; ONNX takes the bins of adaptive pooling, as torch decomposes it, from them.
     """
     bins: Any = deterministic._bins
     pool = functional.adaptive_avg_pool2d
     wrappers.int = torch.sym_int
     functional.adaptive_avg_pool2d = deterministic.adaptive_avg_pool2d
-    deterministic._bins = bins.__wrapped__  # keeps none for the next time
+    deterministic._bins = bins.__wrapped__  # caches none for the next time
     try:
         yield
     finally:
@@ -574,7 +573,7 @@ def _onnx(portable: Portable, model: TrainedModel, size: tuple[int, int] | None,
 
 
 def _rename_sizes(proto: Any, names: Mapping[str, str]) -> None:
-    """Call free sizes by names that say something, also within expressions."""
+    """Give free sizes descriptive names, also within expressions."""
     if not names:
         return
     symbol = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")

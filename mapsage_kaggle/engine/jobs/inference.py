@@ -1,13 +1,12 @@
-"""A trained model and what it says about images: what evaluating, predicting and exporting share.
+"""Inference with a trained model: what evaluating, predicting and exporting share.
 
     model = load_model(cfg, Path("best_mIoU_iter_8000.pth"))
     logits = model.logits(images, windows=model.windows)      # (N, classes, H, W)
     labels = model.labels(logits)                              # (N, H, W)
 
 Given the same input, ``logits`` are those of mmsegmentation's ``model.inference``: its ``test_cfg`` says
-whole images or windows, and windows lie, and are averaged, as there. Beyond that, windows go through the
-network several at a time, and an image may be looked at in several views (flipped, enlarged), whose
-logits are averaged.
+whole images or windows, which are placed and averaged as there. Beyond that, windows go through the network
+several at a time, and several views of an image (flipped, scaled) may be averaged.
 """
 
 from __future__ import annotations
@@ -45,17 +44,20 @@ _FLIPPED_AXES: Mapping[Flip, tuple[int, ...]] = {
 }
 _MAX_NAMED = 3
 _SEEN_EVERY = 8
-"""Of so many pixels along each axis one decides what a model draws for an image."""
+"""The stride of the pixels that decide what a model draws for an image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Windows:
-    """Windows that slide over an image, as mmsegmentation's ``test_cfg`` with ``mode="slide"`` has them.
+    """Windows that slide over an image, as in mmsegmentation's ``test_cfg`` with ``mode="slide"``.
 
     Attributes:
-        size: Height and width in pixels. An image that is smaller makes them smaller.
+        size: Height and width in pixels; less where the image is smaller.
         stride: From one to the next, down and to the right, in pixels; at most ``size``.
         batch: How many go through the network at once.
+
+    Raises:
+        UsageError: The stride leaves pixels out, or ``batch`` is less than 1.
     """
 
     size: tuple[int, int]
@@ -92,10 +94,10 @@ def _along(length: int, size: int, stride: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """One way to look at an image.
+    """One view of an image.
 
     Attributes:
-        scale: By what height and width are multiplied before the network sees it.
+        scale: The factor on height and width before the network sees it.
         flip: ``horizontal`` mirrors left and right, ``vertical`` top and bottom.
     """
 
@@ -123,21 +125,16 @@ class TrainedModel:
 
     Args:
         net: mmsegmentation's segmentor.
-        classes: Names of what it tells apart, by index.
-        palette: Their colours, RGB.
+        classes: Their names, by index.
+        palette: Their colours, RGB, 0 to 255.
         device: Where it runs.
-        meta: What the checkpoint says of itself: mmengine's ``meta``.
-        mixed: The narrower type to compute in where that loses little, such as ``torch.float16``;
-            None for float32 throughout.
+        meta: The checkpoint's ``meta``, as mmengine writes it.
+        mixed: The narrower type for autocast, such as ``torch.float16``; None for float32 throughout.
 
     Attributes:
-        net: As given.
-        classes: As given.
-        palette: As given.
-        device: As given.
-        meta: As given.
-        windows: Those of the config's ``test_cfg``; None where it looks at whole images.
-        draws: Classes of modules that draw random numbers in use; what they draw follows from the image.
+        windows: Those of the config's ``test_cfg``; None for whole images.
+        draws: Classes of modules that draw random numbers at inference; what they draw follows from the
+            image.
     """
 
     def __init__(
@@ -161,7 +158,7 @@ class TrainedModel:
 
     @property
     def num_channels(self) -> int:
-        """Channels of the logits: the classes, or 1 where the only class is told from its absence."""
+        """Channels of the logits: one per class, or 1 for a class against its absence."""
         return int(self.net.out_channels)
 
     def logits(
@@ -172,17 +169,20 @@ class TrainedModel:
         views: Sequence[View] = PLAIN,
         keep_on: torch.device | str | None = None,
     ) -> torch.Tensor:
-        """Return what the model says about images of one size.
+        """Return the logits of images of one size.
 
         Args:
-            images: uint8 or float in 0 to 255, of shape ``(N, 3, H, W)``; blue, green, red, as
-                mmsegmentation reads them. The config's ``data_preprocessor`` does the rest.
-            windows: What to slide over them; None to look at them whole.
-            views: What to average over.
-            keep_on: Where the logits are added up; by default where the model is.
+            images: uint8 or float in 0 to 255, of shape ``(N, C, H, W)``; three channels are blue, green,
+                red, as mmsegmentation reads them. The config's ``data_preprocessor`` does the rest.
+            windows: Those that slide over them; None for whole images.
+            views: Those to average over.
+            keep_on: Where the logits are added up; by default on the model's device.
 
         Returns:
             float32 of shape ``(N, channels, H, W)``.
+
+        Raises:
+            UsageError: There is no view.
         """
         samples = [SegDataSample(metainfo={"ori_shape": tuple(images.shape[2:])}) for _ in images]
         found = self.net.data_preprocessor({"inputs": list(images), "data_samples": samples}, False)
@@ -199,14 +199,7 @@ class TrainedModel:
         views: Sequence[View] = PLAIN,
         keep_on: torch.device | str | None = None,
     ) -> torch.Tensor:
-        """Return the same for images that went through the ``data_preprocessor`` already.
-
-        Args:
-            inputs: Normalised float32, of shape ``(N, 3, H, W)``.
-            windows: As in :meth:`logits`.
-            views: As there.
-            keep_on: As there.
-        """
+        """As :meth:`logits`, of preprocessed images: normalised float32, of shape ``(N, C, H, W)``."""
         inputs = inputs.to(self.device)
         keep_on = torch.device(keep_on) if keep_on is not None else self.device
         total: torch.Tensor | None = None
@@ -315,7 +308,7 @@ def build_model(cfg: Config) -> EncoderDecoder:
     """Return the config's segmentor with random weights, on the CPU.
 
     Raises:
-        ConfigError: It cannot be built, or is no segmentor that encodes and decodes.
+        ConfigError: It cannot be built, or is no ``EncoderDecoder``.
     """
     try:
         net = build_as_mmengine(cfg)
@@ -349,10 +342,10 @@ def load_model(
     mixed: torch.dtype | None = None,
     fast: bool = False,
 ) -> TrainedModel:
-    """Return a config's model with a checkpoint's weights, ready to be asked.
+    """Return a config's model with a checkpoint's weights, ready for inference.
 
-    Where the training averaged its weights (mmengine's ``EMAHook``), the average is what is loaded:
-    the hook keeps it under ``state_dict``, and the weights that were being trained beside it.
+    Where the training averaged its weights (mmengine's ``EMAHook``), the average is what is loaded: the hook
+    keeps it under ``state_dict``, and the weights that were being trained beside it.
 
     Args:
         cfg: The config as :func:`mapsage_kaggle.config.patch.for_inference` returns it.
@@ -360,13 +353,13 @@ def load_model(
         sha256: What the file's sha256 must be, as an inspection found it.
         device: ``auto``, or a device as torch names it.
         mixed: See :class:`TrainedModel`.
-        fast: Whether parts may be replaced by quicker ones that are equal to rounding, see
+        fast: Whether parts may be replaced by faster ones that are equal to rounding, see
             :mod:`mapsage_kaggle.engine.fast.inference`.
 
     Raises:
         ConfigError: The model cannot be built.
-        CheckpointError: The file is damaged, harmful, another than was verified, or of another model
-            or of other classes.
+        CheckpointError: The file is damaged, unsafe, not the one that was verified, or of another model or
+            classes.
         MachineError: There is no such device.
     """
     where = choose_device(device) if isinstance(device, str) else device
@@ -386,7 +379,7 @@ def load_model(
 
 
 def check_classes(checkpoint: Path, meta: Mapping[str, Any], classes: Sequence[str]) -> None:
-    """Make sure that a checkpoint, where it names its classes, was trained on these.
+    """Check that a checkpoint that names its classes was trained on these.
 
     Raises:
         CheckpointError: It was trained on others.
@@ -407,9 +400,9 @@ def check_classes(checkpoint: Path, meta: Mapping[str, Any], classes: Sequence[s
 
 
 def load_weights(net: torch.nn.Module, state: Mapping[str, Any], checkpoint: Path) -> None:
-    """Put a checkpoint's weights into a model; every one must be there and fit.
+    """Load a checkpoint's weights into a model; every one must be there and fit.
 
-    Heads that only training uses may be missing, or be there without being wanted.
+    Heads that only training uses may be missing, or superfluous.
 
     Raises:
         CheckpointError: The weights are of another model; the message names what differs.
@@ -444,7 +437,7 @@ def load_weights(net: torch.nn.Module, state: Mapping[str, Any], checkpoint: Pat
 
 
 def _is_optional(name: str) -> bool:
-    """Tell what inference does not use: other heads, the loss's own weights, and BatchNorm's counter."""
+    """Return whether inference needs no such weight: other heads', the loss's own, BatchNorm's counter."""
     return (
         name.startswith("auxiliary_head.") or ".loss_decode." in name or name.endswith(".num_batches_tracked")
     )

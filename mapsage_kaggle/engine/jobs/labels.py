@@ -1,4 +1,4 @@
-"""How what a model says is written: classes as mask values, probabilities as bytes."""
+"""How predictions are written: classes as mask values, probabilities as bytes."""
 
 from __future__ import annotations
 
@@ -41,8 +41,7 @@ def labels_of(cfg: Config, model: TrainedModel) -> Labels:
 def shared_out(probabilities: torch.Tensor) -> torch.Tensor:
     """Return whole numbers from 0 to ``SCALE`` that add up to it, by the largest remainder.
 
-    Args:
-        probabilities: Of shape ``(classes, lines, columns)``; of one class, whose rest nobody has, rounded.
+    ``probabilities`` are of shape ``(classes, lines, columns)``; those of a single class are just rounded.
     """
     wanted = probabilities.flatten(1) * SCALE
     found = wanted.round()

@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 class Bounded:
-    """A pool that makes whoever submits wait while too much is under way, and raises what went wrong."""
+    """A pool whose ``submit`` waits while too much is pending, and raises what has failed."""
 
     def __init__(self, pool: ThreadPoolExecutor, limit: int) -> None:
         self._pool, self._limit = pool, limit
@@ -31,7 +31,7 @@ class Bounded:
 def ahead(
     pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterator[Item], limit: int
 ) -> Iterator[tuple[Item, Future[Result]]]:
-    """Yield each item with its work, of which up to ``limit`` are under way ahead of the one yielded."""
+    """Yield each item with its future, of which up to ``limit`` are pending ahead of the one yielded."""
     coming: deque[tuple[Item, Future[Result]]] = deque()
     for item in items:
         coming.append((item, pool.submit(work, item)))

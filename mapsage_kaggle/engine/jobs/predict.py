@@ -1,9 +1,9 @@
-"""Maps from images: decoding, computing and writing side by side, in bounded memory.
+"""Making maps from images: decoding, computing and writing side by side, in bounded memory.
 
-An image of ordinary size goes through the config's test pipeline and comes out as mmsegmentation would
-have it. A larger one is looked at through windows, see :mod:`mapsage_kaggle.imagery.windows`: a row of
-windows after the other is read, judged, blended and put away, so that memory depends on the scene's width
-and not on its height. Both are seen at the same scale where it is known, see :mod:`.scaling`.
+An image of ordinary size goes through the config's test pipeline and comes out as from mmsegmentation. A
+larger one is predicted in windows, see :mod:`mapsage_kaggle.imagery.windows`: row by row they are read,
+predicted, blended and stored, so that memory depends on the scene's width and not on its height. Both are
+seen at the same scale where it is known, see :mod:`.scaling`.
 
 What is written, below the folder that was given:
 
@@ -70,9 +70,9 @@ WINDOW_BATCH_ON_GPU = 4
 LOCK_WAIT_S = 15.0
 """More than a child whose parent was killed needs to end."""
 _OF_ALL_IMAGES = (WriteFailed, UsageError, ConfigError)
-"""What is no image's own failure: the disk's, the command's, the config's."""
+"""Failures of the disk, the command or the config, not of one image."""
 FORMAT = 2
-"""Of what is written. With another one an image is predicted again."""
+"""Of the output. Where it is another one, an image is predicted again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,16 +81,12 @@ class Task:
 
     Attributes:
         out: The folder that everything is written below.
-        sources: The images.
         read: How to read what does not say it itself.
-        overlay: Whether to write overlays.
-        probabilities: Whether to write probability maps.
-        polygons: Whether to write polygons.
         min_area: Smaller polygons are left out, in square metres; in pixels where an image has no CRS.
         factor: At how many times their own size images are seen, see :class:`.scaling.Scaling`.
         window: Side of the windows, as there.
         overlap: Of neighbouring windows, as there.
-        fast: Whether quicker parts, equal to rounding, may stand in for the model's own.
+        fast: Whether faster parts, equal to rounding, may replace the model's own.
     """
 
     out: Path
@@ -107,7 +103,6 @@ class Task:
 
     @classmethod
     def from_job(cls, job: Mapping[str, Any]) -> Task:
-        """Read the document that the parent wrote."""
         bands, value_range = job["bands"], job["value_range"]
         names = ("overlay", "probabilities", "polygons", "min_area", "window", "overlap", "fast")
         return cls(
@@ -122,7 +117,7 @@ class Task:
         )
 
     def digest(self, cfg: Config, labels: Labels) -> str:
-        """Return a digest of all that decides about the content of a file that is written."""
+        """Return a digest of all that decides on the content of the files that are written."""
         options = [
             FORMAT, self.read.bands, self.read.value_range, self.overlay, self.probabilities, self.polygons,
             self.min_area, self.factor, self.window, self.overlap, self.fast, json_like(cfg.model),
@@ -132,7 +127,7 @@ class Task:
 
 
 def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
-    """Predict every image; what is refused is told of and does not stop the others.
+    """Predict every image; what is refused is reported and does not stop the others.
 
     Returns:
         ``num_done``, ``num_before`` (done by an earlier run), ``num_pixels`` (done now), ``refused``
@@ -142,6 +137,7 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     Raises:
         ConfigError: The config has no test pipeline for single images.
         MachineError: Another process writes into the folder.
+        UsageError: The bands that were named do not fit.
     """
     cfg = Config.fromfile(job["config"])
     task = Task.from_job(job)
@@ -158,15 +154,7 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
 
 
 class Predictor:
-    """Predicts a task's images with one model.
-
-    Args:
-        cfg: The config; its test pipeline is followed.
-        model: The model.
-        task: What is to be done.
-        checkpoint_sha256: Of the model's weights.
-        emit: Told of progress and refusals.
-    """
+    """Predicts a task's images with one model, by the config's test pipeline; emits progress and refusals."""
 
     def __init__(
         self, cfg: Config, model: TrainedModel, task: Task, checkpoint_sha256: str, emit: Emit
@@ -243,7 +231,7 @@ class Predictor:
         return Stamp.of(source.path, **self._stamp_by)
 
     def _refuse(self, source: Source, error: Exception) -> None:
-        """Note that an image could not be predicted, with its name, and go on."""
+        """Record that an image could not be predicted, with its name."""
         if isinstance(error, OSError):
             error = DataError(Message("{name} cannot be read: {why}.", source.path, error.strerror or error))
         problem = text_of(as_refusal(error))
@@ -295,7 +283,7 @@ class Predictor:
             self._refuse(source, error)
 
     def _finish(self, source: Source, write: Callable[..., None], found: _Read, *arguments: Any) -> None:
-        """Write what came of an image, in a thread; where that fails, it is that image's failure."""
+        """Write an image's results, in a thread; a failure is that image's."""
         try:
             write(source, found, *arguments)
         except _OF_ALL_IMAGES:
@@ -385,15 +373,15 @@ class Predictor:
                 self._rows(source, parts, rows, columns, missing, written)
             written.wait()
         except DataError:
-            written.wait()  # rows that are being written would bring the folder back
-            parts.remove()  # the image is damaged further down: nothing will go on from here
+            written.wait()  # rows that are being written would recreate the folder
+            parts.remove()  # the image is damaged further down: nothing will continue from here
             raise
         written.submit(self._finish, source, self._assemble, found, parts, rows)
 
     def _rows(
         self, source: Source, parts: Parts, rows: Axis, columns: Axis, missing: int, written: Bounded
     ) -> None:
-        """Compute the rows of windows from the first one on that is missing."""
+        """Compute the rows of windows from the first missing one on."""
         blender = Blender(rows, columns, self._model.num_channels)
         begin = rows.first_reaching(missing)
         strips = self._strips(source, rows, begin)
@@ -415,7 +403,7 @@ class Predictor:
                 reader.submit(strips.close)
 
     def _strips(self, source: Source, rows: Axis, begin: int) -> Generator[Pixels, None, None]:
-        """Yield the lines of each row of windows; those shared with the row before are not read again."""
+        """Yield the lines of each row of windows; those shared with the row before are read once."""
         with self._open(source) as picture:
             bottom, held = rows.starts[begin], None
             for start in rows.starts[begin:]:
@@ -427,7 +415,7 @@ class Predictor:
     def _row(
         self, blender: Blender, index: int, strip: Pixels, rows: Axis, columns: Axis
     ) -> tuple[Bytes, Bytes | None]:
-        """Return what a row of windows settles: the mask, and the probabilities where they are wanted."""
+        """Return what a row of windows completes: the mask, and the probabilities where they are wanted."""
         top, bottom = rows.settled(index)
         valid = strip.valid[: bottom - top] if strip.valid is not None else None
         classes = np.zeros((bottom - top, columns.length), np.uint8)
@@ -519,7 +507,7 @@ def _as_bytes(values: torch.Tensor) -> Bytes:
 
 
 def _check_channels(strip: Pixels, model: TrainedModel, prepare: TestPipeline) -> None:
-    """Refuse a scene whose windows the model does not take as they are read.
+    """Refuse a scene whose windows do not fit the model as they are read.
 
     Raises:
         DataError: Its test pipeline makes more, or fewer, channels of them.
@@ -555,7 +543,7 @@ def _below(held: Pixels, new: Pixels, lines: int) -> Pixels:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Read:
-    """An image as it was found, and the factor by which the model sees it larger.
+    """An image as it was opened, and the factor by which the model sees it larger.
 
     ``pixels`` and ``prepared`` are None for a scene.
     """

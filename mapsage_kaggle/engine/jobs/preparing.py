@@ -1,4 +1,4 @@
-"""What a config's test pipeline does to one image: reading it, and what follows before the model sees it."""
+"""What a config's test pipeline does to one image: reading it, and the transforms before the model."""
 
 from __future__ import annotations
 
@@ -33,15 +33,14 @@ class TestPipeline:
 
     Args:
         cfg: The config.
-        scale: At how many times its own size an image is given; None: as the pipeline resizes it.
+        scale: The factor by which an image is resized; None: as the pipeline resizes it.
 
     Attributes:
         reads_rgb: Whether it reads three colours of 8 bits, which the kit then does, also of scenes that do
             not fit into memory. Else :meth:`load` reads, as the config's own transforms do.
-        blue_first: Whether what :meth:`load` gives begins with blue, as OpenCV has it.
+        blue_first: Whether :meth:`load` returns blue first, as OpenCV does.
         resizes: Whether it gives images another size, unless ``scale`` says which.
-        transforms_channels: Whether a transform that is none of mmsegmentation's own follows, which may
-            make other channels.
+        transforms_channels: Whether a custom transform follows, which may change the channels.
 
     Raises:
         ConfigError: There is no such pipeline, or it makes several images of one.
@@ -78,7 +77,7 @@ class TestPipeline:
     def _steps(self) -> tuple[Compose, Compose]:
         """Return what loads, and the other transforms: of this thread alone, since some keep a state.
 
-        mmsegmentation's ``ResizeShortestEdge`` notes an image's size in itself.
+        mmsegmentation's ``ResizeShortestEdge`` stores an image's size in itself.
         """
         if not hasattr(self._of_thread, "steps"):
             with self._building:  # a transform of another scope switches that of all threads
@@ -108,7 +107,7 @@ class TestPipeline:
         return image if image.ndim == 3 else image[..., None]
 
     def __call__(self, pixels: Pixels) -> tuple[torch.Tensor, Any]:
-        """Return the input, of shape ``(C, H, W)``, blue first, and the sample that knows its shape."""
+        """Return the input, ``(C, H, W)`` (colours blue first), and the sample that knows its shape."""
         image: Any = np.ascontiguousarray(pixels.as_read())
         if self._as_float:
             image = image.astype(np.float32)
@@ -122,11 +121,8 @@ def open_as_trained(
 ) -> AbstractContextManager[Picture]:
     """Open an image: as 8-bit colours, or whole as the config's own transform reads it.
 
-    Args:
-        path: The image.
-        prepare: The config's test pipeline.
-        options: How to read what does not say it itself.
-        wanted: How many channels the model takes; None where that is not known.
+    ``options`` say how to read what does not say it itself; ``wanted`` is how many channels the model takes,
+    None where that is not known.
 
     Raises:
         DataError: It cannot be read.
@@ -143,8 +139,8 @@ def _samples(
 ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """Return an image as the test pipeline reads it; bands where it gives other channels than wanted.
 
-    Of bands it is known where they have data.
-    OpenCV, by which mmsegmentation reads, takes only some of the TIFFs of more than three bands.
+    Of bands it is known which pixels have data. OpenCV, by which mmsegmentation reads, takes only some of the
+    TIFFs of more than three bands.
     """
     problem: DataError | None = None
     if not options.bands:

@@ -1,4 +1,4 @@
-"""Whether an image is seen whole or through windows, and at how many times its own size."""
+"""Whether an image is predicted whole or in windows, and at what scale."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from mapsage_kaggle.imagery.windows import Axis, plan_axis
 from mapsage_kaggle.messages import Message
 
 WHOLE_SIDE = 2048
-"""An image of at most so many pixels squared is seen whole, unless windows are asked for."""
+"""An image of at most so many pixels, squared, is predicted whole, unless windows are asked for."""
 WINDOW = 1024
 _MAX_SPAN = 4 * WINDOW
-"""How many of an image's own pixels one side of a window spans, unless windows are asked for."""
+"""The most of an image's own pixels that one side of a window spans, unless windows are asked for."""
 
 
 class Notices:
-    """Tells of each kind of thing once, whatever images it is met in. Safe from any thread."""
+    """Emits each kind of notice once, whatever images it is met in. Safe from any thread."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit, self._lock = emit, threading.Lock()
         self._told: set[str] = set()
 
     def tell(self, *messages: Message) -> None:
-        """Tell those of a template of which none was told."""
+        """Emit those of a template of which none was emitted."""
         for message in messages:
             with self._lock:
                 is_new = message.template not in self._told
@@ -40,7 +40,7 @@ class Notices:
 
 
 def of_unknown_scale(path: Path, factor: float) -> Message:
-    """Return what a person is told where nothing says at what scale a model was trained."""
+    """Return the notice that nothing says at what scale a model was trained."""
     return Message(
         "{path} is seen at {factor} times its own size: images of up to {side} x {side} pixels are as the "
         "config's test pipeline resizes them, larger ones at their own size. The scale of the training is "
@@ -56,11 +56,11 @@ class Scaling:
     """How images are seen.
 
     Attributes:
-        factor: At how many times their own size. None: as the test pipeline resizes them; through windows
-            at their own.
+        factor: At how many times their own size. None: as the test pipeline resizes them; in windows at their
+            own.
         window: Side of the windows, in pixels as the model sees them. None: those of the config's
-            ``test_cfg``, else 1024, over images that are larger than is seen whole.
-        overlap: Of neighbouring windows. None: a quarter.
+            ``test_cfg``, else 1024, over images that are too large to be predicted whole.
+        overlap: Of neighbouring windows, in the same pixels. None: a quarter.
     """
 
     factor: float | None = None
@@ -69,24 +69,24 @@ class Scaling:
 
     @property
     def of_whole(self) -> float | None:
-        """``factor`` for images that are seen whole: who asks for windows asks for no other size."""
+        """``factor`` for images that are predicted whole: who asks for windows asks for no other size."""
         return 1.0 if self.factor is None and self.window is not None else self.factor
 
     def is_whole(self, height: int, width: int) -> bool:
-        """Return whether an image of so many pixels is seen whole."""
+        """Return whether an image of this size, in pixels, is predicted whole."""
         factor = self.factor or 1.0
         if self.window is not None:
             return max(height, width) * factor <= self.window
         return height * width * max(1.0, factor) ** 2 <= WHOLE_SIDE**2
 
     def axes(self, height: int, width: int, model: TrainedModel) -> tuple[Axis, Axis]:
-        """Return where windows lie, in the image's own pixels."""
+        """Return where windows lie down and across, in the image's own pixels."""
         _, span = self._window(model)
         overlap = span // 4 if self.overlap is None else int(self.overlap / (self.factor or 1.0))
         return plan_axis(height, span, overlap), plan_axis(width, span, overlap)
 
     def logits(self, crops: torch.Tensor, model: TrainedModel) -> torch.Tensor:
-        """Return what a model says of windows, at the windows' own size."""
+        """Return a model's logits of windows, at the windows' own size."""
         if self.factor is None or self.factor == 1.0:
             return model.logits(crops, windows=None)
         size, span = self._window(model)
