@@ -391,11 +391,14 @@ def _patch(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.display.text import TextSink, outcome_text, plan_text
+    from mapsage_kaggle.paths import KagglePaths
+    from mapsage_kaggle.processes import warm_up
     from mapsage_kaggle.training.handle import TrainingHandle, exit_code_of
     from mapsage_kaggle.training.prepare import discover, prepare
 
-    discovery = discover(options_from(arguments.config, vars(arguments)), on_wait=print)
-    prepared = prepare(discovery)
+    options = options_from(arguments.config, vars(arguments))
+    warm_up(KagglePaths.from_environment().temp, threads=options.threads)
+    prepared = prepare(discover(options, on_wait=print))
     _say(plan_text(prepared))
     handle = TrainingHandle(prepared, [TextSink(max_iters=prepared.patch.max_iters)])
     signal.signal(signal.SIGTERM, lambda *_: handle.stop())

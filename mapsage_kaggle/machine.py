@@ -49,18 +49,6 @@ RunType = Literal["batch", "interactive"]
 _GROUPS = {"datasets": 2, "notebooks": 2, "models": 5, "competitions": 1}
 """Folders of the newer input layout, and how many levels below them a source lies."""
 
-_TORCH_PROBE = """
-import json, torch
-found = {"torch": torch.__version__, "cudnn": None, "gpus": [], "archs": []}
-if torch.cuda.is_available():
-    found["cudnn"] = torch.backends.cudnn.version()
-    found["archs"] = torch.cuda.get_arch_list()
-    for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        found["gpus"].append([device.name, device.total_memory, device.major, device.minor])
-print(json.dumps(found))
-"""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
@@ -290,7 +278,7 @@ def ask_torch(
 ) -> tuple[str | None, str, tuple[Gpu, ...], int | None]:
     """Return torch's version, why it could not be asked (empty if it could), CUDA devices, and cuDNN."""
     try:
-        found = run_for_json([python, "-c", _TORCH_PROBE], timeout_s=timeout_s)
+        found = run_for_json([python, "-m", "mapsage_kaggle.engine.devices"], timeout_s=timeout_s)
     except ChildError as error:
         if error.timed_out:
             return None, f"importing torch and asking for GPUs took more than {timeout_s:.0f} s", (), None

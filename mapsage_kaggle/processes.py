@@ -7,13 +7,17 @@ its own until it has been waited for.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
+import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -309,22 +313,31 @@ def run(
 ) -> Finished:
     """Run a command to its end; it is ended with all that it has started by a time-out and by Ctrl-C.
 
-    With ``one_stream`` standard error goes to the output, in its order.
+    It is run by the interpreter that :func:`warm_up` has started, where there is one and it would do the
+    same. With ``one_stream`` standard error goes to the output, in its order.
 
     Raises:
         ChildError: It took too long.
         OSError: There is no such program.
     """
+    end = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
+    env = clean_environment() if env is None else env
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        child = Child(command, env=env, stdout=output, stderr=subprocess.STDOUT if one_stream else errors)
+        streams = (output, output if one_stream else errors)
         try:
-            in_time = child.ends_within(float("inf") if timeout_s is None else timeout_s)
-        finally:
-            child.end()
-        said, complained = _text(output), _text(errors)
-    if not in_time:
-        raise ChildError(None, complained.strip().splitlines()[-_MAX_WORDS:])
-    return Finished(code=child.returncode, output=said, errors=complained)
+            code = _warm.run(command, env, streams, end) if _warm is not None else None
+            if code is None:
+                child = Child(command, env=env, stdout=streams[0], stderr=streams[1])
+                try:
+                    in_time = child.ends_within(end - time.monotonic())
+                finally:
+                    child.end()
+                if not in_time:
+                    raise TimeoutError
+                code = child.returncode
+        except TimeoutError:
+            raise ChildError(None, _text(errors).strip().splitlines()[-_MAX_WORDS:]) from None
+        return Finished(code=code, output=_text(output), errors=_text(errors))
 
 
 def run_for_json(
@@ -349,6 +362,141 @@ def run_for_json(
 def _text(stream: IO[bytes]) -> str:
     stream.seek(0)
     return stream.read().decode("utf-8", errors="replace")
+
+
+# -- a child that is ready
+
+
+WARM_NO_FORK = 203
+"""The exit code of a fork that could not do what a child of its own can."""
+_TORCHRUN = "torch.distributed.run"
+_HOT = ("mapsage_kaggle.engine.", _TORCHRUN)
+"""How the names of modules begin that gain by what is imported already."""
+_LATE = re.compile("SUPERVISOR|^GLOO_|^CUBLAS_|^PYTORCH_(CUDA_)?ALLOC_CONF$|^WANDB_|^TENSORBOARD")
+"""Environment variables that nothing reads when it is imported."""
+
+
+class WarmPython(Child):
+    """An interpreter that imports torch and the training stack while others still decide what to run.
+
+    A session asks torch for GPUs, has a model built, and trains, each in a child; what they import takes
+    most of its first minute. :mod:`mapsage_kaggle.engine.warm` imports it once.
+
+    Attributes:
+        environment: What it was started with.
+    """
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        ours, theirs = socket.socketpair()
+        self.environment = dict(env)
+        self._control = ours
+        self._turn = threading.Lock()
+        with theirs:
+            early = {**env, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # which begins nothing that a fork loses
+            super().__init__(module_command("mapsage_kaggle.engine.warm"), env=early, stdin=theirs)
+
+    def run(
+        self, command: Sequence[str], env: Mapping[str, str], streams: tuple[IO[bytes], IO[bytes]], end: float
+    ) -> int | None:
+        """Run a command in a fork; return its exit code, or None where it takes a child of its own.
+
+        Raises:
+            TimeoutError: It has not ended at the time ``end``; nothing of it is left.
+        """
+        with self._turn:
+            if not self._serves(command) or env.get("PYTHONPATH") != self.environment.get("PYTHONPATH"):
+                return None
+            try:
+                self._send(command, env, streams, takes_over=False)
+                while not select.select([self._control], [], [], POLL_S)[0]:
+                    if time.monotonic() >= end:
+                        raise TimeoutError
+                answer = self._control.recv(64)
+            except OSError as error:  # it has ended
+                self.end()
+                if isinstance(error, TimeoutError):
+                    raise
+                return None
+            except BaseException:
+                self.end()
+                raise
+            if not answer or int(answer) == WARM_NO_FORK:
+                self.end()
+                return None
+            return int(answer)
+
+    def become(self, command: Sequence[str], env: Mapping[str, str], output: IO[bytes]) -> bool:
+        """Make it the child that this command would start; tell whether it did.
+
+        It does where the imports would have met the same environment; torchrun starts interpreters of its
+        own. Its standard input goes on to end when this process does.
+        """
+        changed = {name for name, _ in env.items() ^ self.environment.items()}
+        early = {name for name in changed if not (_LATE.search(name) or SECRET_NAMES.search(name))}
+        with self._turn:
+            if not self._serves(command) or (early and command[2] != _TORCHRUN):
+                return False
+            try:
+                self._send(command, env, (output, output), takes_over=True)
+            except OSError:
+                return False
+            self.stdin = os.fdopen(self._control.detach(), "wb", buffering=0)
+        return True
+
+    def end(self, patience_s: float = 0.0) -> None:
+        super().end(patience_s)
+        self._control.close()
+
+    def _serves(self, command: Sequence[str]) -> bool:
+        return not self.ended() and command[0] == sys.executable and command[2].startswith(_HOT)
+
+    def _send(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        streams: tuple[IO[bytes], IO[bytes]],
+        *,
+        takes_over: bool,
+    ) -> None:
+        request = {"arguments": command[2:], "env": dict(env), "cwd": str(Path.cwd())}
+        data = json.dumps({**request, "takes_over": takes_over}).encode() + b"\n"
+        sent = socket.send_fds(self._control, [data], [stream.fileno() for stream in streams])
+        self._control.sendall(data[sent:])
+
+
+_warm: WarmPython | None = None
+
+
+def warm_up(scratch: Path, *, threads: int | None = None) -> None:
+    """Start the interpreter that :func:`run` and :func:`start` then make use of.
+
+    Its environment is that of a training child: of one with as many threads as there are cores by default.
+    """
+    global _warm
+    if _warm is None or _warm.ended():
+        atexit.register(cool_down)
+        has_gpu = Path("/dev/nvidiactl").exists()
+        threads = threads or len(os.sched_getaffinity(0))
+        _warm = WarmPython(child_environment(threads=threads, scratch=scratch, gpus=has_gpu))
+
+
+def cool_down() -> None:
+    """End the interpreter that was started, if it has not become a child."""
+    global _warm
+    warm, _warm = _warm, None
+    if warm is not None:
+        warm.end()
+
+
+def start(command: Sequence[str], env: Mapping[str, str], output: IO[bytes]) -> Child:
+    """Start a child whose output goes to one file, and whose standard input ends when this process does."""
+    global _warm
+    warm, _warm = _warm, None
+    if warm is not None:
+        if warm.become(command, env, output):
+            return warm
+        warm.end()
+    return Child(command, env=env, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT)
 
 
 # -- memory

@@ -215,7 +215,7 @@ def test_torch_is_asked_in_a_process_of_its_own() -> None:
 
 def test_a_python_without_torch_tells_why(tmp_path: Path) -> None:
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     python.chmod(0o755)
 
     assert ask_torch(str(python)) == (None, "ModuleNotFoundError: No module named 'torch'", (), None)

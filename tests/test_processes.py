@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -212,3 +213,108 @@ def test_an_error_quotes_the_last_fifteen_lines() -> None:
     with pytest.raises(ChildError) as caught:
         run_for_json(python(code), timeout_s=60)
     assert caught.value.words == tuple(str(n) for n in range(25, 40))
+
+
+# -- an interpreter that is ready
+
+
+SAYS = """
+import os, sys
+print(sys.argv[1:], os.getcwd(), os.environ.get("SAID"), "torch" in sys.modules, os.getppid(), flush=True)
+print("complaint", file=sys.stderr)
+os.environ["LEFT_BEHIND"] = "1"
+sys.exit(int(sys.argv[1]))
+"""
+WAITS = """
+import os, sys, time
+print(os.getpid(), flush=True)
+sys.stdin.buffer.read() if sys.argv[1:] == ["for-the-end"] else time.sleep(600)
+"""
+
+
+@pytest.fixture
+def warm(tmp_path: Path) -> Iterator[processes.WarmPython]:
+    for name, code in (("says", SAYS), ("waits", WAITS)):
+        (tmp_path / f"{name}.py").write_text(code)
+    processes.warm_up(tmp_path, threads=1)
+    assert processes._warm is not None
+    yield processes._warm
+    processes.cool_down()
+
+
+def module(tmp_path: Path, name: str, *arguments: str) -> list[str]:
+    """Return a command of the engine that runs a module of this test."""
+    places = json.dumps({"last": [str(tmp_path)]})
+    return [sys.executable, "-m", "mapsage_kaggle.engine.start", places, name, *arguments]
+
+
+def test_a_warm_run_gives_what_one_of_its_own_gives(
+    warm: processes.WarmPython, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for code in (3, 0):
+        env = processes.clean_environment() | {"SAID": f"said {code}"}
+        done = run(module(tmp_path, "says", str(code)), timeout_s=60, env=env)
+        seen = f"['{code}'] {tmp_path} said {code} True {warm.pid}\n"
+        assert (done.code, done.output, done.errors) == (code, seen, "complaint\n")
+    done = run(python("import os; print(os.environ.get('LEFT_BEHIND'), os.getppid())"), timeout_s=60)
+    assert done.output == f"None {os.getpid()}\n"  # not the engine's: a child of its own
+
+
+def test_a_warm_run_that_takes_too_long_is_ended_and_the_next_is_cold(
+    warm: processes.WarmPython, tmp_path: Path
+) -> None:
+    assert run(module(tmp_path, "says", "0"), timeout_s=60).code == 0  # so that it is ready
+    with pytest.raises(ChildError) as caught:
+        run(module(tmp_path, "waits"), timeout_s=0.5)
+    assert caught.value.timed_out
+    assert warm.ended()
+    assert f"False {os.getpid()}\n" in run(module(tmp_path, "says", "0"), timeout_s=60).output
+
+
+def test_where_a_fork_lost_the_gpu_a_child_of_its_own_runs(
+    warm: processes.WarmPython, tmp_path: Path
+) -> None:
+    (tmp_path / "lost.py").write_text(
+        f"import sys; sys.exit({processes.WARM_NO_FORK} if 'torch' in sys.modules else 7)"
+    )
+    assert run(module(tmp_path, "lost"), timeout_s=60).code == 7
+    assert warm.ended()
+
+
+def test_one_that_could_not_import_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('broken')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "says.py").write_text(SAYS)
+    processes.warm_up(tmp_path)
+    assert f"False {os.getpid()}\n" in run(module(tmp_path, "says", "0"), timeout_s=60).output
+    processes.cool_down()
+
+
+def test_a_warm_one_becomes_the_child_and_ends_with_its_parent(
+    warm: processes.WarmPython, tmp_path: Path
+) -> None:
+    env = {**warm.environment, "WANDB_API_KEY": "k", "MAPSAGE_SUPERVISOR": "1"}
+    with (tmp_path / "log.txt").open("wb") as log:
+        child = processes.start(module(tmp_path, "waits", "for-the-end"), env, log)
+    assert child is warm
+    wait_for(lambda: (tmp_path / "log.txt").read_text() == f"{warm.pid}\n")
+    assert child.stdin is not None
+    child.stdin.close()
+    assert child.ends_within(30.0)
+    assert child.wait() == 0
+
+
+@pytest.mark.parametrize(
+    "more", [{"CUDA_VISIBLE_DEVICES": "1"}, {"OMP_NUM_THREADS": "7"}, {"LD_PRELOAD": "x"}]
+)
+def test_what_imports_read_in_another_environment_takes_a_child_of_its_own(
+    more: dict[str, str], warm: processes.WarmPython, tmp_path: Path
+) -> None:
+    with (tmp_path / "log.txt").open("wb") as log:
+        child = processes.start(module(tmp_path, "waits"), {**warm.environment, **more}, log)
+    assert child.stdin is not None
+    child.stdin.close()
+    child.end()
+    assert child is not warm
+    assert warm.ended()

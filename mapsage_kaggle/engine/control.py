@@ -6,6 +6,7 @@ import faulthandler
 import math
 import os
 import signal
+import stat
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,7 +204,7 @@ def _is_pipe(descriptor: int) -> bool:
         mode = os.fstat(descriptor).st_mode
     except OSError:
         return False
-    return mode & 0o170000 == 0o010000
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 def _rank() -> int:

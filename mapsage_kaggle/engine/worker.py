@@ -1,4 +1,4 @@
-"""The training child: one process per GPU, started by torchrun with the path of its spec."""
+"""The training child: one process per GPU, started with the path of its spec, by torchrun where several."""
 
 from __future__ import annotations
 

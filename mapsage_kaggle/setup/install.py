@@ -35,7 +35,7 @@ from mapsage_kaggle.kit import own_home
 from mapsage_kaggle.machine import STACK
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.paths import KagglePaths, bundled
-from mapsage_kaggle.processes import ChildError, clean_environment, module_command, run_for_json
+from mapsage_kaggle.processes import ChildError, clean_environment, module_command, run_for_json, warm_up
 from mapsage_kaggle.setup.pip import explain_failure, run_pip
 from mapsage_kaggle.setup.wheels import EXTRA_LIST, PINS, REMEDY, prove_wheels, read_pins
 
@@ -324,7 +324,10 @@ def _install(
     started = time.monotonic()
     before = installed_versions()
     plan = plan_install(before, (), online=True)
-    inputs = KagglePaths.from_environment().input if inputs is None else inputs
+    paths = KagglePaths.from_environment()
+    inputs = paths.input if inputs is None else inputs
+    if plan.empty and extra_wheels is None:
+        warm_up(paths.temp)
     if not plan.empty:
         with tempfile.TemporaryDirectory(prefix="mapsage-install-") as folder:
             wheels = _attached_wheels(inputs, Path(folder) / "wheels", voice)
@@ -345,6 +348,7 @@ def _install(
         voice.say("kept", kept=", ".join(kept))
     python_path = share_with_children()
     restart = must_restart(loaded_versions(), after)
+    warm_up(paths.temp)
     proof = None
     if prove:
         voice.say("proving")

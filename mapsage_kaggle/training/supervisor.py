@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -28,6 +27,7 @@ from mapsage_kaggle.processes import (
     module_command,
     oom_kills,
     outlive,
+    start,
 )
 from mapsage_kaggle.spec import SUPERVISOR_VARIABLE, ask_save, ask_stop
 from mapsage_kaggle.training.fallback import Kind, Outcome
@@ -39,7 +39,7 @@ STOP_GRACE_S = 180.0
 EXPLAIN_S = 60.0
 """How long to look at what a silent child is doing before it is ended all the same."""
 TERMINATION_S = 20.0
-"""How long torchrun may take to end its workers when we end it."""
+"""How long a child may take to end, torchrun to end its workers, when we end it."""
 UNKNOWN_GRACE_S = 10.0
 """How long a process that never announced itself as a worker may live on: it has nothing to save."""
 HANG_FACTOR = 20.0
@@ -86,7 +86,10 @@ class Launch:
         return self.nnodes > 1 or bool(self.rdzv_endpoint)
 
     def command(self) -> list[str]:
-        """Return torchrun's command line."""
+        """Return the command line: the worker's own where it is the only one, else torchrun's."""
+        worker = self.code.start("mapsage_kaggle.engine.worker")
+        if self.num_workers == 1 and not self.several_machines:
+            return module_command(*worker, str(self.spec))
         command = module_command(
             "torch.distributed.run", f"--nproc-per-node={self.num_workers}", "--max-restarts=0"
         )
@@ -99,7 +102,7 @@ class Launch:
         else:
             # The machine's own name may not resolve where there is no network.
             command += ["--standalone", "--nnodes=1", "--local-addr=127.0.0.1"]
-        return [*command, "-m", *self.code.start("mapsage_kaggle.engine.worker"), str(self.spec)]
+        return [*command, "-m", *worker, str(self.spec)]
 
     def environment(self, environ: Mapping[str, str] | None = None) -> dict[str, str]:
         env = child_environment(
@@ -184,13 +187,7 @@ class Supervisor:
         """Run a child until it has ended, workers included."""
         watch, killed_before = _Watch(self.iteration, self._hang_after_s), oom_kills() or 0
         with self._files.log.open("ab") as log:
-            child = Child(
-                launch.command(),
-                env=launch.environment(),
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+            child = start(launch.command(), launch.environment(), log)
         try:
             self._stay_with(child, watch)
             if watch.ended_by_us == "hung":
@@ -297,7 +294,7 @@ class Supervisor:
             self._emit_to_sinks(event)
 
     def _end(self, child: Child, watch: _Watch) -> None:
-        """Make sure that nothing of the child is left: torchrun, its workers, their data workers."""
+        """Make sure that nothing of the child is left: torchrun where there is one, workers, data workers."""
         # Workers have sessions of their own, and one just started has not announced itself yet.
         left = set[ProcessId]()
         if not child.ended() and watch.ended_by_us != "killed":
@@ -451,7 +448,7 @@ class _Watch:
             )
         return replace(
             seen,
-            message=Message("The training process ended without a word (torchrun's exit code {code}).", code),
+            message=Message("The training process ended without a word (exit code {code}).", code),
         )
 
     def _ended_outcome(self) -> Outcome:

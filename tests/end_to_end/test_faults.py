@@ -145,7 +145,7 @@ def test_data_workers_end_where_all_others_were_killed_at_once(tmp_path: Path) -
 
 def test_where_torchrun_is_killed_its_workers_save_and_training_goes_on(tmp_path: Path) -> None:
     run = StandIn.with_scenes(tmp_path / "kaggle", max_iters=60, val_interval=60, cold=True)
-    process = run.start()
+    process = run.start("--cpu-ranks", "2")
     wait_for_event(run, "iteration", at_least=3)
     found = processes_of(run.root)
     (torchrun,) = children_of({process.pid}, found)

@@ -44,8 +44,14 @@ def test_the_child_is_torchrun_s_with_as_many_workers_as_ranks() -> None:
     assert command[-2:] == ["mapsage_kaggle.engine.worker", "/t/spec.json"]
 
 
+def test_the_only_worker_needs_no_torchrun() -> None:
+    command = launch().command()
+    assert command[:3] == [sys.executable, "-m", "mapsage_kaggle.engine.start"]
+    assert command[-2:] == ["mapsage_kaggle.engine.worker", "/t/spec.json"]
+
+
 def test_one_machine_needs_no_name_of_its_own() -> None:
-    assert {"--local-addr=127.0.0.1", "--nproc-per-node=1"} <= set(launch().command())
+    assert {"--local-addr=127.0.0.1", "--nproc-per-node=2"} <= set(launch(num_workers=2).command())
     if Path("/sys/class/net/lo").exists():
         assert launch().environment({})["GLOO_SOCKET_IFNAME"] == "lo"
 
