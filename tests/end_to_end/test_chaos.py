@@ -38,7 +38,6 @@ if os.environ.get("ARM_WATCH"):
         if code != 137:  # a way out that the kit takes itself
             end(code)
         os.kill(int(os.environ["ARM_SUPERVISOR"]), signal.SIGKILL)
-        os.kill(os.getppid(), signal.SIGKILL)
         end(code)
     inject.os._exit = end_all
     at = os.environ.get("ARM_CRASH_AT")
