@@ -618,6 +618,8 @@ def _plan_workers(planner: Planner, name: str, facts: PatchContext) -> None:
         planner.remove(f"{name}.prefetch_factor", "needs data workers")
         if loader.get("persistent_workers"):
             planner.set(f"{name}.persistent_workers", False, "needs data workers")
+    if facts.on_gpu and "pin_memory" not in loader:
+        planner.set(f"{name}.pin_memory", True, "a GPU copies from pinned memory while it computes")
 
 
 def _check_shared_memory(planner: Planner, facts: PatchContext, micro: int) -> None:
@@ -668,6 +670,12 @@ def _plan_machine(planner: Planner, facts: PatchContext, *, norms_in_step: bool)
     if facts.deterministic:
         planner.set("randomness.deterministic", True, "--deterministic")
         planner.set("env_cfg.cudnn_benchmark", False, "--deterministic")
+    elif (
+        facts.on_gpu
+        and planner.get("env_cfg.cudnn_benchmark") is None
+        and planner.get("model.data_preprocessor.size")
+    ):
+        planner.set("env_cfg.cudnn_benchmark", True, "every crop has the same size")
     if facts.with_cp:
         planner.set("model.backbone.with_cp", True, "recomputes blocks in the backward pass to save memory")
 

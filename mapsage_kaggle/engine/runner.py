@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.model import BaseDataPreprocessor, MMDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner
@@ -19,7 +19,7 @@ from mapsage_kaggle.config.reading import written_value
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.fast.optimizer import step_equal_groups_together
 from mapsage_kaggle.engine.pretrained import check_pretrained, noted_arrivals
-from mapsage_kaggle.engine.ranks import broadcast_model, core_model, share_a_gpu
+from mapsage_kaggle.engine.ranks import broadcast_model, core_model
 from mapsage_kaggle.engine.session import WorkerSession
 from mapsage_kaggle.engine.snapshot import flat_schedulers
 from mapsage_kaggle.messages import Message
@@ -121,7 +121,7 @@ class SessionRunner(Runner):
         """Draw the initial weights, move the model to its device, and wrap it for several ranks.
 
         They are drawn by the CPU's generator, so that they are the same on every card. mmengine's way to wrap
-        needs a GPU per rank, this one does not.
+        needs a GPU per rank, this one does not, and its gradients lie where they are exchanged: in buckets.
 
         Raises:
             ConfigError: A pretrained file gives the model no weight.
@@ -135,12 +135,16 @@ class SessionRunner(Runner):
             warnings: list[str] = []
             check_pretrained(model, arrived, warnings.append)
             self._weights_warnings = tuple(warnings)
-        device = get_device()
-        if self.distributed and model_wrapper_cfg is None and (device == "cpu" or share_a_gpu()):
+        preprocessor: Any = getattr(model, "data_preprocessor", None)
+        if isinstance(preprocessor, BaseDataPreprocessor):
+            preprocessor._non_blocking = True  # of no effect but from pinned memory
+        plain = model_wrapper_cfg is None and not is_model_wrapper(model) and not self.cfg.get("sync_bn")
+        if self.distributed and plain:
             return MMDistributedDataParallel(
-                module=model.to(device),
+                module=model.to(get_device()),
                 broadcast_buffers=False,
                 find_unused_parameters=self.cfg.get("find_unused_parameters", False),
+                gradient_as_bucket_view=True,
             )
         return super().wrap_model(model_wrapper_cfg, model)
 

@@ -227,6 +227,33 @@ def test_data_workers_are_no_more_than_shared_memory_was_seen_to_hold() -> None:
     assert planned(config, num_cpus=8).num_workers == 4
 
 
+def test_on_a_gpu_batches_lie_in_pinned_memory_unless_the_config_says_otherwise() -> None:
+    config = small(val_dataloader__pin_memory=False)
+    cfg = patched(config, on_gpu=True)
+    assert (cfg.train_dataloader.pin_memory, cfg.val_dataloader.pin_memory) == (True, False)
+    assert "pin_memory" not in patched(config).train_dataloader
+    assert planned(config, on_gpu=True).fingerprint == planned(config).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("facts", "size", "expected"),
+    [
+        ({"on_gpu": True}, (64, 64), True),
+        ({"on_gpu": True}, None, None),
+        ({"on_gpu": True, "deterministic": True}, (64, 64), False),
+        ({}, (64, 64), None),
+    ],
+)
+def test_convolutions_are_chosen_by_timing_where_sizes_are_fixed(
+    facts: dict[str, Any], size: tuple[int, int] | None, expected: bool | None
+) -> None:
+    preprocessor = {"type": "SegDataPreProcessor", "size": size}
+    silent = small(model__data_preprocessor=preprocessor, env_cfg={})
+    assert patched(silent, **facts).env_cfg.get("cudnn_benchmark") is expected
+    stated = small(model__data_preprocessor=preprocessor, env_cfg={"cudnn_benchmark": False})
+    assert patched(stated, **facts).env_cfg.cudnn_benchmark is False
+
+
 def test_without_data_workers_nothing_asks_for_them() -> None:
     cfg = small(train_dataloader__prefetch_factor=4, val_dataloader__prefetch_factor=4)
     cfg = patched(cfg, num_cpus=1, ranks_here=2, world_size=2)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 
 from mapsage_kaggle.config.reading import written_value
 from mapsage_kaggle.display.locale.words import Words
@@ -184,6 +187,36 @@ def test_initial_weights_are_drawn_from_the_seed_before_the_model_is_moved() -> 
         bare_runner().wrap_model(None, model)
     assert drawn[0] == drawn[1]
     assert drawn[0][0] == "cpu"
+
+
+@pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated")
+def test_gradients_lie_in_the_buckets_that_ranks_exchange(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        runner = bare_runner()
+        runner._distributed = True
+        wrapped = runner.wrap_model(None, Drawn(2, 2))
+        for _ in range(2):
+            wrapped(torch.ones(1, 2)).sum().backward()
+            weight, bias = (parameter.grad for parameter in wrapped.parameters())
+            assert weight.untyped_storage().data_ptr() == bias.untyped_storage().data_ptr()
+            assert (weight.tolist(), bias.tolist()) == ([[1.0, 1.0], [1.0, 1.0]], [1.0, 1.0])
+            wrapped.zero_grad()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_batch_is_copied_to_its_device_without_waiting() -> None:
+    class Batch(BaseDataElement):
+        def to(self, device: Any, **options: Any) -> Any:
+            return options
+
+    class Model(BaseModel):
+        def forward(self) -> None: ...
+
+    model = Model()
+    bare_runner().wrap_model(None, model)
+    assert model.data_preprocessor.cast_data(Batch()) == {"non_blocking": True}
 
 
 def test_what_pretrained_weights_lack_is_told_once_there_is_a_session(
