@@ -130,12 +130,31 @@ class Notebook:
         cells.last.locator(".jp-InputPrompt").click()
         self.command("notebook:run-cell")
 
+    def run_new(self, source: str) -> Any:
+        """Run something in a new cell at the end; return the cell once it runs."""
+        self.page.locator(".jp-CodeCell").last.locator(".jp-InputPrompt").click()
+        before = self.page.locator(".jp-CodeCell").count()
+        self.command("notebook:insert-cell-below")
+        cell = self.page.locator(".jp-CodeCell").nth(before)
+        cell.locator(".cm-content").click()
+        self.page.keyboard.type(source)
+        self.command("notebook:run-cell")
+        cell.locator(".jp-InputPrompt", has_text="[*]").wait_for(timeout=180_000)
+        return cell
+
     def run_up_to(self, source: str) -> None:
         """Run the cells before the one that has this in its source."""
         self.wait_for_kernel()
         cells = self.page.locator(".jp-CodeCell").filter(has_text=source)
         cells.last.locator(".jp-InputPrompt").click()
         self.command("notebook:run-all-above")
+
+    def interrupt_kernel(self) -> None:
+        self.page.evaluate(
+            """async () => {
+                await window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.interrupt();
+            }"""
+        )
 
     def restart_kernel(self) -> None:
         self.page.evaluate(
@@ -326,8 +345,12 @@ def test_training_is_seen_saved_stopped_chosen_changed_and_resumed(browser: Any,
         wait_until(lambda: bool(lab.events("iteration")), what="iterations after the restart")
         third = lab.record()
         assert third.previous[-1]["end_iteration"] == third.start_iteration > stopped.end_iteration
-        notebook.press("stop")
+
+        # Interrupting a cell that waits is a stop in good order, as the button is.
+        waiting = notebook.run_new("session.wait()")
+        notebook.interrupt_kernel()
         wait_until(lambda: lab.record().stop_reason == "user", what="the end")
+        waiting.locator("text=<session 3 of run").wait_for(timeout=180_000)
 
         look_at_the_report(browser, lab, tmp_path)
 
