@@ -37,6 +37,9 @@ class Message(str):
         self.template, self.values = template, named
         return self
 
+    def __str__(self) -> str:
+        return self  # and not its English text alone, as str() of a subclass gives
+
     def __getnewargs__(self) -> tuple[Any, ...]:
         return (self.template, *self.values.values())
 

@@ -85,6 +85,11 @@ def test_what_is_added_to_a_message_keeps_it() -> None:
     assert say("! " + Message("{path} is empty.", "/a") + "\n", TABLE) == "! /a 是空的。\n"
 
 
+def test_a_message_that_is_turned_into_text_stays_one() -> None:
+    message = Message("{path} is empty.", "/a")
+    assert say(str(message), TABLE) == "/a 是空的。"
+
+
 def test_an_error_raised_with_a_message_gives_it_back() -> None:
     message = Message("{path} is empty.", "/a")
     assert say(text_of(ValueError(message)), TABLE) == "/a 是空的。"
