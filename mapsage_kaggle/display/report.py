@@ -71,6 +71,15 @@ def write_report(folders: Sequence[Path], *, out: Path | None = None, language: 
     return page
 
 
+def try_to_write_report(folders: Sequence[Path], *, language: str = "en") -> str:
+    """Write the report; return what prevented that, or an empty string: a session ends well without it."""
+    try:
+        write_report(folders, language=language)
+    except Exception as error:  # noqa: BLE001 - drawing libraries raise what they like
+        return Message("The report could not be drawn: {kind}: {why}.", type(error).__name__, error)
+    return ""
+
+
 def draw(sessions: Sequence[PastSession], words: Words) -> dict[str, tuple[bytes, bytes]]:
     """Return the figures by file name, each in light and in dark; those without data are left out."""
     say = plots.labels_in(words)

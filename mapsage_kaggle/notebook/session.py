@@ -305,7 +305,6 @@ class NotebookSession:
             enabled: False skips it.
         """
         from mapsage_kaggle.display.evaluated import confusion_of, evaluation_panel
-        from mapsage_kaggle.display.report import write_report
 
         words = self._words
         reason = words("eval_off") if not enabled else self._reason_not_to_evaluate()
@@ -314,16 +313,17 @@ class NotebookSession:
             return
         try:
             found = _evaluate_best(self)
+            document = found.to_json()
+            panel = evaluation_panel(document, words, [confusion_of(document, words), *found.examples])
         except _OutOfTimeError:
             show(Panel(title=words("evaluation"), tone="note", lead=words("eval_cut")))
             return
-        except (MapsageError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - drawing libraries raise what they like
             message = words.refusal(error) if isinstance(error, MapsageError) else str(error)
             show(Panel(title=words("evaluation"), tone="note", lead=words("eval_failed", message=message)))
             return
-        document = found.to_json()
-        show(evaluation_panel(document, words, [confusion_of(document, words), *found.examples]))
-        write_report([self.work_dir], language=words.language)
+        show(panel)
+        self._write_report()
 
     def _reason_not_to_evaluate(self) -> str:
         """Return why the evaluation is skipped; an empty string where it may begin."""
@@ -366,17 +366,21 @@ class NotebookSession:
         show(self._outcome(self.wait()))
 
     def _outcome(self, record: SessionRecord) -> Panel:
-        from mapsage_kaggle.display.report import outcome_panel, write_report
+        from mapsage_kaggle.display.report import outcome_panel
 
         files = WorkDir(self.work_dir)
         stale = not files.report.is_file() or files.report.stat().st_mtime < files.session.stat().st_mtime
         # The supervisor draws it in English, for any reader of the output.
         if stale or self._words.language != "en":
-            try:
-                write_report([self.work_dir], language=self._words.language)
-            except (OSError, ValueError) as error:
-                say(f"The report could not be drawn: {error}")
+            self._write_report()
         return outcome_panel(record, self.work_dir, self._words)
+
+    def _write_report(self) -> None:
+        from mapsage_kaggle.display.report import try_to_write_report
+
+        problem = try_to_write_report([self.work_dir], language=self._words.language)
+        if problem:
+            say(self._words.translate(problem))
 
     # -- parts of them
 

@@ -367,14 +367,11 @@ class SessionRun:
         return record
 
     def _write_report(self) -> None:
-        """Draw the report; where that fails, the session must still end in good order."""
-        from mapsage_kaggle.display.report import write_report
+        from mapsage_kaggle.display.report import try_to_write_report
 
-        try:
-            write_report([self.files.path])
-        except Exception as error:  # noqa: BLE001 - drawing libraries raise what they like
-            message = Message("The report could not be drawn: {kind}: {why}.", type(error).__name__, error)
-            self._emit("warning", self.record.end_iteration, message=message)
+        problem = try_to_write_report([self.files.path])
+        if problem:
+            self._emit("warning", self.record.end_iteration, message=problem)
 
     def _carry_checkpoint(self) -> CheckpointRef | None:
         """Hand on the resumed checkpoint unless there is a newer one; return the best that is sound."""
