@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
-from mapsage_kaggle.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_TRAINING
+from mapsage_kaggle.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_TRAINING, MapsageError
 from mapsage_kaggle.events import ProgressSink
-from mapsage_kaggle.messages import text_of
+from mapsage_kaggle.messages import Message, text_of
 from mapsage_kaggle.records import SessionRecord
 from mapsage_kaggle.training.fallback import Outcome
 from mapsage_kaggle.training.prepare import Prepared
@@ -58,8 +60,8 @@ class TrainingHandle:
         Twice: the child is killed, with the last proven checkpoint intact.
 
         Raises:
-            MapsageError: It failed with nothing new to hand over. Any other error of the supervising
-                thread is raised as it is.
+            MapsageError: It failed with nothing new to hand over.
+            OSError: It could not even begin, such as on a full disk.
         """
         # Not Thread.join: interrupted, it may take a living thread for a dead one (CPython issue 90882).
         while not self._done.is_set():
@@ -102,10 +104,15 @@ def _train(prepared: Prepared, supervisor: Supervisor) -> SessionRecord:
     with uploads(prepared, supervisor):
         try:
             outcome, message = session.run_children()
-        except BaseException as error:
-            failed = Outcome(kind="error", message=text_of(error), iteration=prepared.start_iteration)
-            session.end(failed, text_of(error))
-            raise
+        except Exception as error:  # noqa: BLE001 - what is proven is handed over all the same
+            with suppress(OSError), session.files.log.open("a", encoding="utf-8") as log:
+                log.write(traceback.format_exc())
+            message = (
+                text_of(error)
+                if isinstance(error, MapsageError)
+                else Message("Supervising the training failed: {kind}: {why}.", type(error).__name__, error)
+            )
+            outcome = Outcome(kind="error", message=message, iteration=prepared.start_iteration)
         return session.end(outcome, message)
 
 

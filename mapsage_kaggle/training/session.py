@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from mapsage_kaggle.errors import (
 )
 from mapsage_kaggle.events import Event, EventKind, EventLog, last_word_s, read_events
 from mapsage_kaggle.machine import versions_of
-from mapsage_kaggle.messages import Message, joined_by
+from mapsage_kaggle.messages import Message, joined_by, text_of
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.records import (
     CheckpointRef,
@@ -348,7 +349,11 @@ class SessionRun:
             message=message or outcome.message,
             ended_s=time.time(),
         )
-        record.write(self.files.session)
+        try:
+            record.write(self.files.session)
+        except OSError as error:  # a full disk: the next session reads the last one that was written
+            told = Message("The session's record could not be written: {why}.", error.strerror or error)
+            record = record.evolve(message=joined_by(" ", filter(None, (record.message, told))))
         drop_requests(self.files)
         self._emit("end", record.end_iteration, reason=reason, exit_code=code, message=record.message)
         if self.prepared.options.report:
@@ -357,7 +362,8 @@ class SessionRun:
             # What the next session must reserve for all this.
             self.learning.measure_finish(time.time() - outcome.last_event_s)
             record = record.evolve(learned=self.learning.learned())
-            record.write(self.files.session)
+            with suppress(OSError):
+                record.write(self.files.session)
         for folder in (self.files.path, self.files.history, self.files.predictions):
             remove_strays(folder, age_s=IN_USE_S)
         if code != EXIT_DONE and record.end_iteration <= record.start_iteration:
@@ -376,12 +382,18 @@ class SessionRun:
     def _carry_checkpoint(self) -> CheckpointRef | None:
         """Hand on the resumed checkpoint unless there is a newer one; return the best that is sound."""
         choice = self.prepared.discovery.choice
-        with self._store() as store:
-            problem = ""
-            if choice.action == "resume":
-                record = read_record(self.files.session) or self.record
+        record = read_record(self.files.session) or self.record
+        try:
+            with self._store() as store:
                 problem = carry_resumed(self.files, store, choice, record)
-            damaged, best = store.drop_damaged_best(), store.best()
+                damaged, best = store.drop_damaged_best(), store.best()
+        except (OSError, MachineError) as error:
+            why = text_of(error)
+            problem, damaged, best = (
+                Message("The checkpoints were not looked over: {why}", why),
+                (),
+                record.best,
+            )
         if problem:
             self.learning.steps.append(problem)
         for message in damaged:

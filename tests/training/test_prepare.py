@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,20 +18,22 @@ from support.standin import REPOSITORY, StandIn
 from mapsage_kaggle.checkpoints.choose import Choice
 from mapsage_kaggle.checkpoints.inspect import Inspection
 from mapsage_kaggle.checkpoints.scan import FoundCheckpoint, ScanReport
+from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.config.patch import apply_patch
 from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.config.split import ModelTraits
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.engine.building import build_model
-from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError
+from mapsage_kaggle.errors import EXIT_TRAINING, CheckpointError, ConfigError, MachineError, TrainingError
 from mapsage_kaggle.events import read_events
 from mapsage_kaggle.machine import Gpu, Machine, versions_of
-from mapsage_kaggle.paths import KagglePaths
+from mapsage_kaggle.paths import KagglePaths, WorkDir
 from mapsage_kaggle.records import CheckpointRef, Exactness, Learned, SessionRecord
 from mapsage_kaggle.training import session
 from mapsage_kaggle.training.exactness import exactness_of
 from mapsage_kaggle.training.fallback import Outcome
+from mapsage_kaggle.training.handle import train
 from mapsage_kaggle.training.options import Options
 from mapsage_kaggle.training.prepare import Discovery, Prepared, discover, prepare
 from mapsage_kaggle.training.session import SessionRun
@@ -569,6 +572,58 @@ def test_temporary_files_of_a_kill_are_not_in_the_finished_output(
         os.utime(path, (time.time() - 5, time.time() - 5))
     session.end(replace(DONE, trained=0), "")
     assert [path for path in left if path.exists()] == []
+
+
+def save(files: WorkDir, *, iteration: int) -> None:
+    """Save a checkpoint and name it in the record, as a child does."""
+    with CheckpointStore(files.path) as store:
+        ref = store.save(
+            f"iter_{iteration}.pth", lambda stream: stream.write(b"all of it"), iteration=iteration
+        )
+    SessionRecord.read(files.session).evolve(checkpoint=ref, end_iteration=iteration).write(files.session)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), TypeError("a fault")])
+def test_where_supervising_fails_after_a_new_checkpoint_the_session_hands_it_over(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def run(supervisor: Supervisor, launch: Launch) -> Outcome:
+        save(WorkDir(launch.work_dir), iteration=12)
+        raise error
+
+    monkeypatch.setattr(Supervisor, "run", run)
+    record = train(begin(report=False))
+    assert (record.stop_reason, record.exit_code, record.end_iteration) == ("failed", EXIT_TRAINING, 12)
+    assert record.message == f"Supervising the training failed: {type(error).__name__}: {error}."
+    assert type(error).__name__ in WorkDir(begin().work_dir).log.read_text()
+
+
+def test_where_supervising_fails_before_that_the_session_is_refused(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(supervisor: Supervisor, launch: Launch) -> Outcome:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Supervisor, "run", run)
+    with pytest.raises(TrainingError, match="No space left on device"):
+        train(begin(report=False))
+
+
+def test_on_a_full_disk_a_session_with_a_new_checkpoint_ends_well_and_says_so(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **options: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    session = SessionRun(begin(report=False), Scripted(begin(), []))
+    session.begin()
+    save(session.files, iteration=12)
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    monkeypatch.setattr(os, "pwrite", full)
+    record = session.end(replace(DONE, iteration=12, last_event_s=time.time()), "Stopped.")
+    assert (record.end_iteration, record.exit_code) == (12, 0)
+    assert record.message == "Stopped. The session's record could not be written: No space left on device."
+    assert SessionRecord.read(session.files.session).end_iteration == 12
 
 
 # --- owed validations ------------------------------------------------------------------------------------
