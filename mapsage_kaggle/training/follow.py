@@ -57,6 +57,11 @@ class Follower:
         """Whether the process that started the training is alive; without it the training soon ends."""
         return self._supervisor is not None and self._supervisor.alive
 
+    def goes_on(self) -> bool:
+        """Whether a session goes on there, also while it has no training process; reads the events."""
+        self.read()
+        return self.running or not self._is_over(0.0)
+
     def record(self) -> SessionRecord | None:
         """Return the session's record; None where it is missing or unreadable."""
         return read_record(self.files.session)

@@ -29,6 +29,7 @@ from mapsage_kaggle.machine import Gpu, Machine, survey
 from mapsage_kaggle.messages import Message, joined_by, text_of
 from mapsage_kaggle.paths import KagglePaths, WorkDir, keep_caches_in
 from mapsage_kaggle.records import Learned, SessionRecord, new_run_id, read_record
+from mapsage_kaggle.training.follow import Follower
 from mapsage_kaggle.training.history import archive_session
 from mapsage_kaggle.training.options import Options, check_options
 from mapsage_kaggle.training.shapes import LazyShapes
@@ -489,8 +490,13 @@ def _refusals(work_dir: Path, cfg: Config, options: Options, *, record: bool) ->
 
 
 def _write_refusal(work_dir: Path, cfg: Config, options: Options, error: MapsageError) -> None:
-    """Write a record that says ``refused``; what an earlier record points to stays in it."""
+    """Write a record that says ``refused``; what an earlier record points to stays in it.
+
+    Nothing is written beside a training that goes on in the work dir: the record is that one's.
+    """
     try:
+        if Follower(work_dir).goes_on():
+            return
         work_dir.mkdir(parents=True, exist_ok=True)
         files = WorkDir(work_dir)
         here = read_record(files.session)

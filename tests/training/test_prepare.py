@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ from mapsage_kaggle.config.split import ModelTraits
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.engine.building import build_model
 from mapsage_kaggle.errors import EXIT_TRAINING, CheckpointError, ConfigError, MachineError, TrainingError
-from mapsage_kaggle.events import read_events
+from mapsage_kaggle.events import Event, EventLog, read_events
 from mapsage_kaggle.machine import Gpu, Machine, versions_of
 from mapsage_kaggle.paths import KagglePaths, WorkDir
+from mapsage_kaggle.processes import process_start_s
 from mapsage_kaggle.records import CheckpointRef, Exactness, Learned, SessionRecord
 from mapsage_kaggle.training import session
 from mapsage_kaggle.training.exactness import exactness_of
@@ -624,6 +626,24 @@ def test_on_a_full_disk_a_session_with_a_new_checkpoint_ends_well_and_says_so(
     assert (record.end_iteration, record.exit_code) == (12, 0)
     assert record.message == "Stopped. The session's record could not be written: No space left on device."
     assert SessionRecord.read(session.files.session).end_iteration == 12
+
+
+@pytest.mark.parametrize("state", ["training", "between two children", "cut off"])
+def test_a_refusal_leaves_the_record_of_a_session_that_goes_on(tmp_path: Path, state: str) -> None:
+    files = WorkDir(tmp_path / "work")
+    files.path.mkdir()
+    SessionRecord(run_id="r", fingerprint="f").write(files.session)
+    supervisor = {"supervisor": os.getpid(), "supervisor_started_s": process_start_s()}
+    if state == "between two children":
+        EventLog(files.events).append(Event(event="start", iteration=0, data=supervisor))
+    config = tmp_path / "odd.py"
+    config.write_text(
+        f"_base_ = [{str(REPOSITORY / 'configs' / 'demo.py')!r}]\ntrain_cfg = dict(max_iters=0)\n"
+    )
+    with (CheckpointStore if state == "training" else nullcontext)(files.path), pytest.raises(ConfigError):
+        discover(Options(config=config, work_dir=files.path), paths=KagglePaths.below(tmp_path))
+    reason = SessionRecord.read(files.session).stop_reason
+    assert reason == ("refused" if state == "cut off" else "running")
 
 
 # --- owed validations ------------------------------------------------------------------------------------
