@@ -162,7 +162,7 @@ class MapsSession:
     Attributes:
         subject: The model.
         options: What to make of which images.
-        prediction: The result; None before :meth:`predict`.
+        prediction: The result; None before :meth:`predict`, and where that failed.
     """
 
     def __init__(
@@ -179,6 +179,7 @@ class MapsSession:
         An image that cannot be read is reported and skipped.
         """
         words, model = self._words, self._model()
+        self.prediction, self._incomplete = None, ""
         with words.refusing(), JobProgress("images", sys.stdout) as progress:
             try:
                 self.prediction = predict(model, self.options, progress.take)
