@@ -83,12 +83,14 @@ class Staged:
     Attributes:
         folder: Its path.
         iteration: Of its checkpoint.
+        record: The session's, as it was then.
         size_bytes: Of all its files.
         notes: The version notes.
     """
 
     folder: Path
     iteration: int
+    record: SessionRecord
     size_bytes: int
     notes: str
 
@@ -128,6 +130,7 @@ def stage(work_dir: WorkDir, folder: Path, *, after: int) -> Staged | None:
     return Staged(
         folder=folder,
         iteration=newest.iteration,
+        record=record,
         size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         notes=f"iteration {newest.iteration}, session {record.session_index} of run {record.run_id}",
     )
@@ -214,7 +217,8 @@ class Uploader:
         self._handle = handle
         self._every_s = every_s
         self._scratch = scratch
-        self._uploaded = after
+        self._after = self._uploaded = after
+        self._record: SessionRecord | None = None
         self._sending: int | None = None
         self._failures = 0
         self._end = threading.Event()
@@ -237,7 +241,7 @@ class Uploader:
             self._thread.start()
 
     def finish(self, limit_s: float, *, cancelled: Callable[[], bool] = lambda: False) -> None:
-        """Upload the newest checkpoint unless that was done, and end.
+        """Upload the newest checkpoint, with the record as it is now, unless that was done, and end.
 
         Args:
             limit_s: How long that may take, give or take a poll.
@@ -255,6 +259,9 @@ class Uploader:
             self._thread.join(_POLL_S)
         if self._thread.ident is None:
             return
+        if self._record is not None and self._record != read_record(self._files.session):
+            # What was uploaded says that the session is running, and may lack the best checkpoint.
+            self._uploaded = self._after
         while not cancelled() and end - time.monotonic() >= MIN_LIMIT_S:
             if self._try(end - time.monotonic(), cancelled):
                 return
@@ -296,7 +303,7 @@ class Uploader:
         if problem or staged is None:
             self._fail(problem, staged.iteration if staged is not None else self._uploaded)
             return False
-        self._failures, self._uploaded = 0, staged.iteration
+        self._failures, self._uploaded, self._record = 0, staged.iteration, staged.record
         self._emit(
             "upload",
             staged.iteration,

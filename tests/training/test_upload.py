@@ -295,6 +295,21 @@ def test_the_last_checkpoint_is_uploaded_at_the_end(
     assert [event.iteration for event in work.told("upload")] == [10]
 
 
+def test_what_was_uploaded_before_the_end_is_uploaded_again_with_the_final_record(
+    work: Work, begin: Callable[..., Uploader], remote: Path
+) -> None:
+    uploader = begin()
+    wait_for(lambda: work.told("upload"), "nothing was uploaded")
+    work.record = work.record.evolve(stop_reason="completed")
+    work.add("best_mIoU_iter_10.pth", 10, metric="mIoU", value=60.0)
+    uploader.finish(60.0)
+    assert [event.iteration for event in work.told("upload")] == [10, 10]
+    assert SessionRecord.read(remote / "2" / "session.json").stop_reason == "completed"
+    assert (remote / "2" / "best_mIoU_iter_10.pth").is_file()
+    uploader.finish(60.0)
+    assert len(work.told("upload")) == 2
+
+
 def test_nothing_is_uploaded_where_the_session_got_no_further(
     work: Work, begin: Callable[..., Uploader], remote: Path
 ) -> None:
