@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
-from mapsage_kaggle.messages import from_said, with_said
+from mapsage_kaggle.messages import Message, from_said, with_said
 from mapsage_kaggle.outside import open_regular, parse_json, visible
 from mapsage_kaggle.paths import FULL
 
@@ -90,6 +90,22 @@ class ProgressSink(Protocol):
 
     def handle(self, event: Event) -> None:
         """Take one event. Must return quickly: it is called from the supervising thread."""
+
+
+def emit_to_sinks(event: Event, sinks: list[ProgressSink]) -> list[Message]:
+    """Pass an event to all sinks; return what to warn of.
+
+    One that fails is taken off the list: a closed terminal must not end training.
+    """
+    told = []
+    for sink in tuple(sinks):
+        try:
+            sink.handle(event)
+        except Exception as error:  # noqa: BLE001 - whatever it writes to raises what it likes
+            sinks.remove(sink)
+            template = "Progress is no longer shown ({name}: {why}); training goes on."
+            told.append(Message(template, type(error).__name__, error))
+    return told
 
 
 class EventLog:

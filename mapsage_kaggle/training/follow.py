@@ -10,10 +10,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mapsage_kaggle.checkpoints.lock import holder_of
-from mapsage_kaggle.events import Event, EventTail, ProgressSink
+from mapsage_kaggle.events import Event, EventLog, EventTail, ProgressSink, emit_to_sinks
 from mapsage_kaggle.paths import WorkDir
 from mapsage_kaggle.processes import ProcessId
 from mapsage_kaggle.records import SessionRecord, read_record
@@ -31,7 +32,7 @@ class Follower:
 
     Args:
         work_dir: Where the training writes.
-        sinks: Receive all its events so far, and each new one.
+        sinks: Receive all its events so far, and each new one. One that raises is dropped.
     """
 
     def __init__(self, work_dir: Path, sinks: Sequence[ProgressSink] = ()) -> None:
@@ -87,8 +88,10 @@ class Follower:
         """Pass on the events since the last call."""
         for event in self._tail.read_new():
             self._see(event)
-            for sink in self._sinks:
-                sink.handle(event)
+            for message in emit_to_sinks(event, self._sinks):
+                warning = Event(event="warning", iteration=event.iteration, data={"message": message})
+                with suppress(OSError):
+                    EventLog(self.files.events).append(warning)
 
     def _see(self, event: Event) -> None:
         if event.event == "start":

@@ -15,7 +15,7 @@ from typing import Literal
 
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.config.modules import CodePlaces
-from mapsage_kaggle.events import Event, EventKind, EventLog, EventTail, ProgressSink
+from mapsage_kaggle.events import Event, EventKind, EventLog, EventTail, ProgressSink, emit_to_sinks
 from mapsage_kaggle.messages import Message, joined_by
 from mapsage_kaggle.pace import OUTPUT_S_PER_BYTE
 from mapsage_kaggle.paths import WorkDir
@@ -262,19 +262,8 @@ class Supervisor:
                 self._emit_to_sinks(event)
 
     def _emit_to_sinks(self, event: Event) -> None:
-        """Pass an event to all sinks; one that fails is dropped: a closed terminal must not end training."""
-        for sink in tuple(self._sinks):
-            try:
-                sink.handle(event)
-            except Exception as error:  # noqa: BLE001 - whatever it writes to raises what it likes
-                self._sinks.remove(sink)
-                self._warn(
-                    Message(
-                        "Progress is no longer shown ({name}: {why}); training goes on.",
-                        type(error).__name__,
-                        error,
-                    )
-                )
+        for warning in emit_to_sinks(event, self._sinks):
+            self._warn(warning)
 
     def _warn(self, message: str) -> None:
         warning = Event(event="warning", iteration=self.iteration, data={"message": message})

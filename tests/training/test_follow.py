@@ -71,6 +71,26 @@ def test_what_a_dead_supervisor_left_is_over_once_the_folder_is_free(tmp_path: P
     assert not follower.supervised
 
 
+class Closed(Heard):
+    """A view whose browser is gone."""
+
+    def handle(self, event: Event) -> None:
+        super().handle(event)
+        raise RuntimeError("no comm")
+
+
+def test_a_view_that_fails_is_told_no_more_and_the_training_is_followed_to_its_end(tmp_path: Path) -> None:
+    told(tmp_path, "start", supervisor=os.getpid(), supervisor_started_s=process_start_s())
+    SessionRecord(run_id="r", fingerprint="f").write(WorkDir(tmp_path).session)
+    closed, heard = Closed(), Heard()
+    follower = Follower(tmp_path, [closed, heard]).start()
+    assert not follower.wait(1.0)
+    SessionRecord(run_id="r", fingerprint="f", stop_reason="user").write(WorkDir(tmp_path).session)
+    assert follower.wait(10.0)
+    assert (closed.kinds, heard.kinds) == (["start"], ["start", "warning"])
+    assert "no longer shown (RuntimeError: no comm)" in heard.events[1].data["message"]
+
+
 @pytest.mark.slow(scope_s=15)
 def test_a_training_in_a_terminal_is_followed_saved_and_stopped_from_here(tmp_path: Path) -> None:
     stand_in = StandIn.with_scenes(tmp_path, max_iters=4000, val_interval=2000, cold=True)
