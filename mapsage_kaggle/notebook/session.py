@@ -358,7 +358,9 @@ class NotebookSession:
             def fill() -> None:
                 try:
                     place.replace(self._outcome(handle.wait()))
-                except MapsageError as error:
+                except Exception as error:  # noqa: BLE001 - else it would say for good that it is coming
+                    if not isinstance(error, MapsageError):
+                        error = TrainingError(f"{type(error).__name__}: {error}")
                     place.replace(refusal_panel(self._words("outcome"), error, self._words))
 
             threading.Thread(target=fill, name="mapsage-outcome", daemon=True).start()

@@ -6,8 +6,6 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mapsage_kaggle.errors import MapsageError
-
 if TYPE_CHECKING:
     from mapsage_kaggle.notebook.session import NotebookSession
     from mapsage_kaggle.records import SessionRecord
@@ -42,8 +40,8 @@ class View:
         def close() -> None:
             try:
                 record = wait()
-            except MapsageError as error:
-                self.live.close(reason="failed", message=str(error))
+            except Exception as error:  # noqa: BLE001 - else it would say for good that it trains
+                self.live.close(reason="failed", message=str(error) or type(error).__name__)
             else:
                 ended = record is not None and record.stop_reason != "running"
                 self.live.close(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from mapsage_kaggle.display import evaluated
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Panel
 from mapsage_kaggle.notebook.session import NotebookSession
+from mapsage_kaggle.notebook.view import View
 from mapsage_kaggle.paths import KagglePaths
 from mapsage_kaggle.training.options import Options
 
@@ -76,3 +78,28 @@ def test_an_evaluation_whose_figure_cannot_be_drawn_is_shown_as_failed(
     monkeypatch.setattr(evaluated, "confusion_of", failing(ValueError("no axis")))
     evaluating.evaluate()
     assert [panel.lead for panel in shown] == ["评估失败；训练及其检查点不受影响。no axis"]
+
+
+def test_a_view_whose_training_ends_by_an_odd_error_says_that_it_failed(
+    cells: NotebookSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(View, "display", lambda view: None)
+    view = View(cells, start_iteration=0, max_iters=24)
+    view.close_after(failing(OSError(28, "No space left on device")))
+    view.live._thread.join(5.0)
+    panel = view.live.panel()
+    assert (panel.tone, panel.state) == ("bad", cells._words("failed"))
+
+
+def test_the_outcome_of_a_training_that_ends_by_an_odd_error_is_shown(
+    cells: NotebookSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed: SimpleQueue[Panel] = SimpleQueue()
+    place = SimpleNamespace(replace=placed.put)
+    place.display = lambda: place
+    monkeypatch.setattr("mapsage_kaggle.display.widgets.Place", lambda panel: place)
+    monkeypatch.setattr(NotebookSession, "_widgets", True)
+    cells.handle = SimpleNamespace(running=True, wait=failing(OSError(28, "Full")))  # type: ignore[assignment]
+    cells.what_next()
+    panel = placed.get(timeout=5.0)
+    assert (panel.tone, panel.lead) == ("bad", "OSError: [Errno 28] Full")
