@@ -55,12 +55,14 @@ class Setting:
         world_size: Ranks that share a batch.
         num_cpus: CPU cores for data workers.
         start_iteration: Iterations done already; 0 for a fresh run.
+        end: Where the run ends, which an extended run keeps; None for the config's end.
     """
 
     on_gpu: bool
     world_size: int
     num_cpus: int
     start_iteration: int = 0
+    end: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,8 +80,8 @@ class Outcome:
     overrides: tuple[str, ...] = ()
 
 
-def knobs_of(cfg: Mapping[str, Any] | Any, options: Options) -> tuple[Knob, ...]:
-    """Return the fields that apply to a config, with their present values."""
+def knobs_of(cfg: Mapping[str, Any] | Any, options: Options, *, end: int | None = None) -> tuple[Knob, ...]:
+    """Return the fields that apply to a config, with their present values; ``end`` is the setting's."""
     cfg = as_mapping(cfg)
     loader, optim = cfg["train_dataloader"], cfg.get("optim_wrapper") or {}
     lr = (optim.get("optimizer") or {}).get("lr")
@@ -88,7 +90,7 @@ def knobs_of(cfg: Mapping[str, Any] | Any, options: Options) -> tuple[Knob, ...]
         ("batch", loader.get("batch_size", 1), ()),
         ("crop", _side(crops[0]) if crops else None, ()),
         ("lr", lr if lr is None else f"{lr:g}", ()),
-        ("max_iters", options.extend_to or cfg["train_cfg"]["max_iters"], ()),
+        ("max_iters", end or cfg["train_cfg"]["max_iters"], ()),
         ("val_interval", cfg["train_cfg"].get("val_interval"), ()),
         ("workers", loader.get("num_workers", 0), ()),
         *((name, option_text(options, item), item.choices) for name, item in _ASKED.items()),
@@ -112,7 +114,7 @@ def turn(
         setting: What the machine and the run allow.
     """
     cfg = as_mapping(cfg)
-    before = {knob.name: knob.value for knob in knobs_of(cfg, options)}
+    before = {knob.name: knob.value for knob in knobs_of(cfg, options, end=setting.end)}
     problems: dict[str, Problem] = {}
     asked: dict[str, Any] = {}
     for name, text in values.items():
@@ -167,6 +169,7 @@ def show_form(prepared: Prepared, words: Words, *, on_use: Callable[[Options], P
         world_size=prepared.facts.world_size,
         num_cpus=prepared.machine.num_cpus,
         start_iteration=prepared.start_iteration,
+        end=prepared.facts.extend_to,
     )
     fields = [
         Field(
@@ -175,7 +178,7 @@ def show_form(prepared: Prepared, words: Words, *, on_use: Callable[[Options], P
             value=knob.value,
             choices=tuple((words.get(choice), choice) for choice in knob.choices),
         )
-        for knob in knobs_of(cfg, options)
+        for knob in knobs_of(cfg, options, end=setting.end)
     ]
 
     def use(values: Mapping[str, str]) -> Panel:
@@ -306,7 +309,7 @@ def _misfits(
 ) -> dict[str, Problem]:
     """Return what does not fit the machine, the run or another field."""
     found: dict[str, Problem] = {}
-    end = int(options.extend_to or cfg["train_cfg"]["max_iters"])
+    end = int(setting.end or cfg["train_cfg"]["max_iters"])
     if asked.get("batch", setting.world_size) < setting.world_size:
         found["batch"] = Problem(text="form_batch", values={"count": setting.world_size})
     if asked.get("precision") in ("float16", "bfloat16") and not setting.on_gpu:

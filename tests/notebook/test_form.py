@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mapsage_kaggle.config.reading import as_mapping, read_config
-from mapsage_kaggle.notebook.form import Outcome, Setting, difference, knobs_of, turn
+from mapsage_kaggle.display import widgets
+from mapsage_kaggle.display.locale.words import Words
+from mapsage_kaggle.display.panels import Panel
+from mapsage_kaggle.notebook.form import Outcome, Problem, Setting, difference, knobs_of, show_form, turn
 from mapsage_kaggle.training.options import Options
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "train_loveda_kaggle.py"
@@ -107,3 +112,30 @@ def test_a_resumed_run_is_lengthened_by_extension_and_never_cut(cfg: Any) -> Non
     assert longer.options is not None
     assert (longer.options.extend_to, longer.options.overrides) == (60_000, ())
     assert asked(cfg, resumed, max_iters="20000").problems["max_iters"].text == "form_end"
+
+
+def test_an_extended_run_keeps_its_end_beyond_the_config_s(cfg: Any) -> None:
+    extended = replace(HERE, start_iteration=8000, end=60_000)
+    values = {knob.name: knob.value for knob in knobs_of(cfg, OPTIONS, end=extended.end)}
+    assert values["max_iters"] == "60000"
+    assert turn(values, cfg, OPTIONS, extended) == Outcome(options=OPTIONS)
+    shorter = asked(cfg, extended, max_iters="50000")
+    assert shorter.problems["max_iters"] == Problem(text="form_end", values={"end": 60_000})
+    longer = asked(cfg, extended, max_iters="80000").options
+    assert longer == replace(OPTIONS, extend_to=80_000)
+
+
+def test_the_form_is_told_where_an_extended_run_ends(monkeypatch: pytest.MonkeyPatch, cfg: Any) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(
+        widgets, "Form", lambda words, fields, **_: SimpleNamespace(display=lambda: shown.extend(fields))
+    )
+    prepared: Any = SimpleNamespace(
+        options=OPTIONS,
+        discovery=SimpleNamespace(cfg=cfg),
+        facts=SimpleNamespace(on_gpu=True, world_size=2, extend_to=60_000),
+        machine=SimpleNamespace(num_cpus=4),
+        start_iteration=8000,
+    )
+    show_form(prepared, Words("en"), on_use=lambda options: Panel(title=""))
+    assert {field.name: field.value for field in shown}["max_iters"] == "60000"
