@@ -157,9 +157,8 @@ class SessionRun:
             log.append(Event(event="ladder", iteration=prepared.start_iteration, data={"message": line}))
         warnings = prepared.patch.warnings
         if choice.action == "weights-only" and choice.checkpoint is not None:
-            path = choice.checkpoint.path
-            line = f"Weights only from {path}: optimizer and schedule start anew, at iteration 0."
-            warnings = (line, *warnings)
+            template = "Weights only from {path}: optimizer and schedule start anew, at iteration 0."
+            warnings = (Message(template, choice.checkpoint.path), *warnings)
         for line in warnings:
             log.append(Event(event="warning", iteration=prepared.start_iteration, data={"message": line}))
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from support.standin import StandIn, kill_group
+from support.standin import REPOSITORY, StandIn, kill_group
 
 from mapsage_kaggle.checkpoints.lock import holder_of
 from mapsage_kaggle.checkpoints.store import CheckpointStore
+from mapsage_kaggle.errors import ConfigError
 from mapsage_kaggle.events import Event, EventLog
-from mapsage_kaggle.paths import WorkDir
+from mapsage_kaggle.paths import KagglePaths, WorkDir
 from mapsage_kaggle.processes import process_start_s
 from mapsage_kaggle.records import SessionRecord
 from mapsage_kaggle.training.follow import Follower
+from mapsage_kaggle.training.options import Options
+from mapsage_kaggle.training.prepare import discover
 
 
 class Heard:
@@ -89,6 +93,24 @@ def test_a_view_that_fails_is_told_no_more_and_the_training_is_followed_to_its_e
     assert follower.wait(10.0)
     assert (closed.kinds, heard.kinds) == (["start"], ["start", "warning"])
     assert "no longer shown (RuntimeError: no comm)" in heard.events[1].data["message"]
+
+
+@pytest.mark.parametrize("state", ["training", "between two children", "cut off"])
+def test_a_refusal_leaves_the_record_of_a_session_that_goes_on(tmp_path: Path, state: str) -> None:
+    files = WorkDir(tmp_path / "work")
+    files.path.mkdir()
+    SessionRecord(run_id="r", fingerprint="f").write(files.session)
+    supervisor = {"supervisor": os.getpid(), "supervisor_started_s": process_start_s()}
+    if state == "between two children":
+        EventLog(files.events).append(Event(event="start", iteration=0, data=supervisor))
+    config = tmp_path / "odd.py"
+    config.write_text(
+        f"_base_ = [{str(REPOSITORY / 'configs' / 'demo.py')!r}]\ntrain_cfg = dict(max_iters=0)\n"
+    )
+    with (CheckpointStore if state == "training" else nullcontext)(files.path), pytest.raises(ConfigError):
+        discover(Options(config=config, work_dir=files.path), paths=KagglePaths.below(tmp_path))
+    reason = SessionRecord.read(files.session).stop_reason
+    assert reason == ("refused" if state == "cut off" else "running")
 
 
 @pytest.mark.slow(scope_s=15)

@@ -6,7 +6,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,9 @@ from mapsage_kaggle.config.split import ModelTraits
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.engine.building import build_model
 from mapsage_kaggle.errors import EXIT_TRAINING, CheckpointError, ConfigError, MachineError, TrainingError
-from mapsage_kaggle.events import Event, EventLog, read_events
+from mapsage_kaggle.events import read_events
 from mapsage_kaggle.machine import Gpu, Machine, versions_of
 from mapsage_kaggle.paths import KagglePaths, WorkDir
-from mapsage_kaggle.processes import process_start_s
 from mapsage_kaggle.records import CheckpointRef, Exactness, Learned, SessionRecord
 from mapsage_kaggle.training import session
 from mapsage_kaggle.training.exactness import exactness_of
@@ -628,22 +626,14 @@ def test_on_a_full_disk_a_session_with_a_new_checkpoint_ends_well_and_says_so(
     assert SessionRecord.read(session.files.session).end_iteration == 12
 
 
-@pytest.mark.parametrize("state", ["training", "between two children", "cut off"])
-def test_a_refusal_leaves_the_record_of_a_session_that_goes_on(tmp_path: Path, state: str) -> None:
-    files = WorkDir(tmp_path / "work")
-    files.path.mkdir()
-    SessionRecord(run_id="r", fingerprint="f").write(files.session)
-    supervisor = {"supervisor": os.getpid(), "supervisor_started_s": process_start_s()}
-    if state == "between two children":
-        EventLog(files.events).append(Event(event="start", iteration=0, data=supervisor))
-    config = tmp_path / "odd.py"
-    config.write_text(
-        f"_base_ = [{str(REPOSITORY / 'configs' / 'demo.py')!r}]\ntrain_cfg = dict(max_iters=0)\n"
-    )
-    with (CheckpointStore if state == "training" else nullcontext)(files.path), pytest.raises(ConfigError):
-        discover(Options(config=config, work_dir=files.path), paths=KagglePaths.below(tmp_path))
-    reason = SessionRecord.read(files.session).stop_reason
-    assert reason == ("refused" if state == "cut off" else "running")
+def test_that_weights_alone_are_taken_is_told_in_the_language_of_the_view(begin: Begin) -> None:
+    prepared = begin({})
+    choice = replace(prepared.discovery.choice, action="weights-only")
+    prepared = replace(prepared, discovery=replace(prepared.discovery, choice=choice))
+    session = SessionRun(prepared, Scripted(prepared, []))
+    session.begin()
+    told = [Words("zh").translate(event.data["message"]) for event in read_events(session.files.events)]
+    assert any("iter_10.pth 的权重：优化器和学习率计划重新开始" in line for line in told)
 
 
 # --- owed validations ------------------------------------------------------------------------------------
