@@ -322,7 +322,7 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
         cache_dir=paths.temp / "decoded",
         precision=_precision(options, machine, num_gpus, learned),
         precision_is_asked=options.precision != "auto",
-        emulates_bfloat16=not _has_bfloat16(machine, num_gpus),
+        emulates_bfloat16=bool(_without_bfloat16(machine, num_gpus)),
         shared_bytes=machine.shared_bytes,
     )
     patch = plan_patch(discovery.cfg, options.config, facts)
@@ -399,12 +399,12 @@ def half_precision(machine: Machine, num_gpus: int) -> str:
     capabilities = [gpu.capability or (0, 0) for gpu in _usable(machine)[:num_gpus]]
     if not capabilities or min(capabilities) < (7, 0):
         return ""  # without tensor cores there is little to gain
-    return "bfloat16" if _has_bfloat16(machine, num_gpus) else "float16"
+    return "float16" if _without_bfloat16(machine, num_gpus) else "bfloat16"
 
 
-def _has_bfloat16(machine: Machine, num_gpus: int) -> bool:
-    """Tell whether all GPUs compute in bfloat16 natively; older ones emulate it, slowly."""
-    return all((gpu.capability or (0, 0)) >= (8, 0) for gpu in _usable(machine)[:num_gpus])
+def _without_bfloat16(machine: Machine, num_gpus: int) -> list[Gpu]:
+    """Return the GPUs that do not compute in bfloat16 natively; older ones emulate it, slowly."""
+    return [gpu for gpu in _usable(machine)[:num_gpus] if (gpu.capability or (0, 0)) < (8, 0)]
 
 
 def _precision(options: Options, machine: Machine, num_gpus: int, learned: Learned) -> str:
@@ -422,11 +422,12 @@ def _check_precision(asked: str, machine: Machine, num_gpus: int) -> None:
             Message("--precision {asked} was asked for, and training is on the CPU.", asked),
             "Leave it out, or train on a GPU.",
         )
-    if asked == "bfloat16" and not _has_bfloat16(machine, num_gpus):
+    emulating = _without_bfloat16(machine, num_gpus)
+    if asked == "bfloat16" and emulating:
         raise MachineError(
             Message(
                 "--precision bfloat16 was asked for, which {name} only emulates, slowly.",
-                _usable(machine)[0].name,
+                emulating[0].name,
             ),
             "Use --precision float16, or leave it out.",
         )

@@ -326,6 +326,8 @@ def test_bfloat16_that_a_card_only_emulates_is_not_taken(begin: Begin) -> None:
     assert (wrapper.type, wrapper.dtype, wrapper.loss_scale) == ("AmpOptimWrapper", "float16", "dynamic")
     assert any("only emulates" in line for line in prepared.patch.warnings)
     with pytest.raises(MachineError, match="which Tesla T4 only emulates"):
+        begin(machine=replace(GOOD, gpus=(A100, T4)), precision="bfloat16")
+    with pytest.raises(MachineError, match="which Tesla T4 only emulates"):
         begin(machine=ONE_T4, precision="bfloat16")
 
 
