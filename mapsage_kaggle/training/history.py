@@ -71,18 +71,21 @@ def carry_history(files: WorkDir, source: Path | None, here: SessionRecord | Non
         archive_session(files.path, history, here, move_events=True)
     else:
         files.events.unlink(missing_ok=True)
-    if source is None:
-        return
+    if source is not None:
+        _carry_output(source, files)
+    pack_history(history)
+
+
+def _carry_output(source: Path, files: WorkDir) -> None:
     origin = WorkDir(source)
-    _carry(origin.history, history, _HISTORY)
+    _carry(origin.history, files.history, _HISTORY)
     _carry(origin.predictions, files.predictions, _PREDICTION)
     record = read_closed(origin)
     if record is not None:
-        archive_session(source, history, record, move_events=False)
+        archive_session(source, files.history, record, move_events=False)
         folder = trackers_of(source, record.run_id)
         for name in KINDS:
             _carry(folder / name, trackers_of(files.path, record.run_id) / name, _JOURNAL)
-    pack_history(history)
 
 
 def _carry(source: Path, target: Path, wanted: re.Pattern[str]) -> None:

@@ -90,6 +90,14 @@ def test_a_thousand_sessions_stay_few_files(target: WorkDir) -> None:
     assert b'"session_index": 7' in packed["session_007.json"]
 
 
+def test_a_run_that_goes_on_in_its_own_work_dir_stays_few_files_too(target: WorkDir) -> None:
+    for index in range(1, MAX_OWN_FILES + 6):
+        target.events.touch()
+        carry_history(target, None, record(index))
+    assert len(names(target)) == 2 * MAX_OWN_FILES + 1
+    assert {"session_001.json", "events_005.jsonl"} <= set(dict(read_packed(target.history / PACKED)))
+
+
 def test_the_report_reads_the_sessions_that_were_packed(target: WorkDir) -> None:
     target.history.mkdir()
     for index in range(1, MAX_OWN_FILES + 3):
