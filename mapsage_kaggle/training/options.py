@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.messages import Message
@@ -366,11 +367,24 @@ def check_options(options: Options) -> None:
         check_handle(options.upload_to)
         if options.upload_every_s <= 0:
             raise UsageError("--upload-every must be more than nothing.", "Give a time, such as 1h.")
+    if options.rdzv_endpoint and not _is_meeting_point(options.rdzv_endpoint):
+        raise UsageError(
+            Message("--rdzv-endpoint {endpoint} is no HOST:PORT.", options.rdzv_endpoint),
+            "Put an IPv6 address in brackets, such as [fd00::1]:29500.",
+        )
     if options.nnodes > 1 and not options.rdzv_endpoint:
         raise UsageError(
             Message("--nnodes {count} needs --rdzv-endpoint.", options.nnodes),
             "Give HOST:PORT of machine 0, the same on all of them.",
         )
+
+
+def _is_meeting_point(text: str) -> bool:
+    try:
+        place = urlsplit(f"//{text}")
+        return place.port != 0 and bool(place.hostname)
+    except ValueError:
+        return False
 
 
 def check_handle(handle: str) -> str:

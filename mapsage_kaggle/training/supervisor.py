@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.config.modules import CodePlaces
@@ -94,10 +95,10 @@ class Launch:
             "torch.distributed.run", f"--nproc-per-node={self.num_workers}", "--max-restarts=0"
         )
         if self.several_machines:
-            host, _, port = self.rdzv_endpoint.partition(":")
+            place = urlsplit(f"//{self.rdzv_endpoint}")
             command += [
                 f"--nnodes={self.nnodes}", f"--node-rank={self.node_rank}",
-                f"--master-addr={host}", f"--master-port={port or 29500}",
+                f"--master-addr={place.hostname}", f"--master-port={place.port or 29500}",
             ]  # fmt: skip
         else:
             # The machine's own name may not resolve where there is no network.

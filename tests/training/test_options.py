@@ -75,6 +75,17 @@ def test_a_named_run_and_a_start_from_elsewhere_contradict_each_other() -> None:
     check_options(Options(config=Path("a.py"), run="abc", resume="require"))
 
 
+@pytest.mark.parametrize("endpoint", ["fd00::1", "fd00::1:29500", "host:port", ":29500", "host:99999"])
+def test_a_meeting_point_that_is_no_host_and_port_is_refused(endpoint: str) -> None:
+    with pytest.raises(UsageError, match="is no HOST:PORT"):
+        check_options(Options(config=Path("a.py"), nnodes=2, rdzv_endpoint=endpoint))
+
+
+@pytest.mark.parametrize("endpoint", ["host", "10.0.0.1:29500", "[fd00::1]", "[fd00::1]:29500"])
+def test_a_meeting_point_may_be_without_a_port_or_an_ipv6_address(endpoint: str) -> None:
+    check_options(Options(config=Path("a.py"), nnodes=2, rdzv_endpoint=endpoint))
+
+
 @pytest.mark.parametrize(
     ("template", "expected"),
     [

@@ -68,6 +68,11 @@ def test_a_meeting_point_without_a_port_gets_torchrun_s_usual_one() -> None:
     assert "--master-port=29500" in launch(nnodes=2, rdzv_endpoint="10.0.0.1").command()
 
 
+def test_machines_meet_at_an_ipv6_address_too() -> None:
+    command = launch(nnodes=2, rdzv_endpoint="[fd00::1]:29401").command()
+    assert {"--master-addr=fd00::1", "--master-port=29401"} <= set(command)
+
+
 def test_threads_are_pinned_whatever_the_environment_says() -> None:
     env = launch(threads=3).environment({"OMP_NUM_THREADS": "64", "MKL_NUM_THREADS": "64"})
     assert {env[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} == {"3"}
