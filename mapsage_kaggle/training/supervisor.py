@@ -327,8 +327,8 @@ class _Watch:
         self._stage = "training"
 
     def see(self, event: Event) -> None:
-        """Take one event of the child; an upload is the supervisor's, and no sign of life."""
-        if event.event == "upload":
+        """Take one event of the child; uploads and some warnings are the supervisor's: no sign of life."""
+        if event.event in ("upload", "warning"):
             return
         self._last_s, self.last = time.monotonic(), event
         self.iteration = max(self.iteration, event.iteration)
