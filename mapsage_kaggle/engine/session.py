@@ -499,11 +499,13 @@ def _guess_costs(pace: Pace, runner: Runner, world_size: int) -> None:
 
 
 def _gpu_s_this_week(record: SessionRecord, now_s: float) -> float:
-    """Return how long earlier sessions of the run lasted since the quota's week began."""
+    """Return how long earlier sessions of the run were on a GPU since the quota's week began."""
     begin_s, used_s = week_start_s(now_s), 0.0
     for earlier in record.previous:
         started_s, ended_s = earlier.get("started_s"), earlier.get("ended_s")
-        if started_s and ended_s:
+        exactness = earlier.get("exactness")
+        on_cpu = isinstance(exactness, Mapping) and exactness.get("device") == "CPU"
+        if started_s and ended_s and not on_cpu:
             used_s += max(0.0, float(ended_s) - max(float(started_s), begin_s))
     return used_s
 

@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,11 +27,12 @@ from mapsage_kaggle.engine.control import Control
 from mapsage_kaggle.engine.loop import ValidationAborted, ValidationPulse
 from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
 from mapsage_kaggle.engine.safety import load_ahead, load_local
-from mapsage_kaggle.engine.session import WorkerSession
+from mapsage_kaggle.engine.session import WorkerSession, _gpu_s_this_week
 from mapsage_kaggle.engine.snapshot import keep_loadable
 from mapsage_kaggle.errors import CheckpointError
 from mapsage_kaggle.events import read_events
-from mapsage_kaggle.records import Learned, SessionRecord
+from mapsage_kaggle.pace import week_start_s
+from mapsage_kaggle.records import Exactness, Learned, SessionRecord
 from mapsage_kaggle.spec import ChildSpec, ask_save, ask_stop
 
 # --- what is learned -----------------------------------------------------------------------------------
@@ -340,3 +341,23 @@ def test_a_worker_that_hangs_ends_some_time_after_its_supervisor() -> None:
     assert time.monotonic() - begin < 30.0
     assert process.returncode == 1
     assert "Timeout" in trace
+
+
+def test_of_the_run_s_sessions_this_week_those_on_a_gpu_count_for_the_quota() -> None:
+    began_s = week_start_s(1_760_000_000.0)
+
+    def earlier(device: str, *, started_s: float, ended_s: float) -> Mapping[str, Any]:
+        times = {"started_s": started_s, "ended_s": ended_s}
+        record = SessionRecord(run_id="r", fingerprint="f", exactness=Exactness(device=device), **times)
+        return record.to_json()
+
+    record = SessionRecord(
+        run_id="r",
+        fingerprint="f",
+        previous=(
+            earlier("Tesla T4", started_s=began_s - 50.0, ended_s=began_s + 100.0),
+            earlier("CPU", started_s=began_s + 200.0, ended_s=began_s + 900.0),
+            earlier("Tesla T4", started_s=began_s + 1000.0, ended_s=began_s + 1007.0),
+        ),
+    )
+    assert _gpu_s_this_week(record, 1_760_000_000.0) == 107.0
