@@ -97,7 +97,8 @@ class OutputWatch:
         for stray in folder.glob(f"*{_UNFINISHED}"):
             stray.unlink(missing_ok=True)  # left by a session that was killed
         packed: list[Path] = []
-        number = 1 + sum(1 for _ in folder.glob("pictures_*.zip"))
+        numbers = (path.stem.removeprefix("pictures_") for path in folder.glob("pictures_*.zip"))
+        number = 1 + max((int(text) for text in numbers if text.isdecimal()), default=0)
         archive = folder / f"pictures_{number:03d}.zip"
         unfinished = archive.with_suffix(_UNFINISHED)
         try:

@@ -88,6 +88,21 @@ def test_an_archive_that_a_kill_left_half_is_made_anew(watch: OutputWatch, tmp_p
     assert names_in(folder) == ["pictures_001.zip"]
 
 
+def test_an_archive_is_never_replaced_where_an_earlier_one_was_deleted(
+    watch: OutputWatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "work" / "drawn"
+    for number in (1, 2):
+        draw(folder, *range(150 * number, 150 * number + 150))
+        watch.look()
+    before = (folder / "pictures_002.zip").read_bytes()
+    (folder / "pictures_001.zip").unlink()
+    draw(folder, *range(500, 650))
+    watch.look()
+    assert names_in(folder) == ["pictures_002.zip", "pictures_003.zip"]
+    assert (folder / "pictures_002.zip").read_bytes() == before
+
+
 def test_a_full_disk_loses_no_picture(
     watch: OutputWatch, told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
