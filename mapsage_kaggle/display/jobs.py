@@ -14,7 +14,7 @@ from mapsage_kaggle.display.findings import class_scores
 from mapsage_kaggle.display.history import PastSession
 from mapsage_kaggle.display.panels import text_templates
 from mapsage_kaggle.display.text import score_text, size, table
-from mapsage_kaggle.outside import visible_lines
+from mapsage_kaggle.outside import visible, visible_lines
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -47,7 +47,7 @@ class JobProgress:
                 TextColumn("{task.completed:.1f} of {task.total} " + self._unit),
                 BarColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 console=Console(file=self._stream),
             )
             self._bar.start()
@@ -66,7 +66,7 @@ class JobProgress:
             if self._begin is None:
                 self._begin = (time.monotonic(), done)
             before = float(event.get("before", self._begin[1]))
-            self._progress(done, int(event["total"]), str(event.get("name", "")), before)
+            self._progress(done, int(event["total"]), visible(event.get("name", "")), before)
         elif said := event.get("problem") or event.get("message"):
             self._say(str(said))
 

@@ -49,6 +49,24 @@ def test_work_that_does_not_say_what_was_done_before_counts_from_its_first_word(
     assert lines[-1] == "8 of 10 images, about 40s left"
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_an_image_s_name_neither_formats_nor_steers_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    stream = Terminal()
+
+    with JobProgress("images", stream) as progress:
+        for name in ("tile[red].png", "a[/b]\x1b]0;title\x07.png"):
+            progress.take({"event": "progress", "done": 1, "total": 10, "name": name})
+            progress._bar.refresh()  # type: ignore[union-attr]
+
+    assert "tile[red].png" in stream.getvalue()
+    assert r"a[/b]\x1b]0;title\x07.png" in stream.getvalue()
+
+
 def test_a_prediction_tells_its_pace_in_megapixels() -> None:
     found = Prediction(
         out=Path("maps"), num_done=1, num_before=2, num_pixels=30_000_000, refused=(), skipped=(), files={},
