@@ -156,7 +156,7 @@ def last_confusion(sessions: Sequence[PastSession]) -> tuple[int, list[str], lis
     """Return the newest confusion matrix: iteration, class names and counts; None where there is none."""
     for event in (event for session in reversed(sessions) for event in reversed(session.of("validation"))):
         counts, names = event.data.get("confusion"), list(event.data.get("per_class") or ())
-        if counts and len(counts) - len(names) in (0, 1) and all(len(row) == len(counts) for row in counts):
+        if counts and names and len(counts) - len(names) in (0, 1):
             return event.iteration, [visible(name, _MAX_NAME) for name in names], counts
     return None
 

@@ -203,6 +203,7 @@ def is_sound_evaluation(document: object) -> bool:
     return (
         isinstance(document, Mapping)
         and _EVALUATION(document)
+        and len(document["classes"]) > 0
         and len(document["palette"]) == len(document["classes"])
         and len(document["confusion"]) - len(document["classes"]) in (0, 1)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from mapsage_kaggle.display import evaluated
 from mapsage_kaggle.display.findings import findings
 from mapsage_kaggle.display.history import PastSession, Series, read_sessions, series
 from mapsage_kaggle.display.locale.words import Words
@@ -326,6 +328,21 @@ def test_classes_confusion_and_predictions_are_shown_where_they_were_told(tmp_pa
     assert "background:rgb(255,255,0)" in text
     assert "Its classes as predicted at iteration 50" in text
     assert text.count("base64,iVBORw0KGgo=") == 4
+
+
+def test_a_report_is_drawn_all_the_same_where_a_confusion_matrix_is_of_no_class(tmp_path: Path) -> None:
+    events = [*training(0, 100), told("validation", 100, metrics={}, confusion=[[0]])]
+    write(tmp_path, "session.json", "events.jsonl", record(1, 0, 100), events)
+    share = dict.fromkeys(("fwiou", "mean_f1", "mean_accuracy", "accuracy", "miou", "miou_interval"))
+    evaluation = {
+        "checkpoint": "iter_100.pth", "split": "val", "looked": "whole", "classes": [], "areas": {},
+        "palette": [], "against": None, "too_few_images": False, "confusion": [], "num_images": 0, **share,
+    }  # fmt: skip
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "iter_100.json").write_text(json.dumps(evaluation))
+
+    assert write_report([tmp_path]).is_file()
+    assert evaluated.num_left_out(tmp_path) == 1
 
 
 def test_a_report_in_chinese_leaves_no_label_of_its_own_in_english(output: Path) -> None:
