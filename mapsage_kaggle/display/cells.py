@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,21 +41,26 @@ def refusal_panel(title: str, error: MapsageError, words: Words) -> Panel:
     )
 
 
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Return paths from their folders' common one on: short for one output, distinct for several."""
+    folders = {path.absolute().parent.parent for path in paths}
+    return [str(path.absolute().relative_to(os.path.commonpath(folders))) for path in paths]
+
+
 def choice_panel(title: str, choice: Choice, words: Words) -> Panel:
     """Return what a session starts from, and the other candidates."""
     verdicts = {"": "unopened", "weights-only": "weights"}
-    folders = {item.path.absolute().parent for item in choice.candidates}
-    # Relative to the common folder: short for one output, distinct for several.
-    above = Path(os.path.commonpath([folder.parent for folder in folders])) if folders else Path()
     rows = [
         (
-            str(item.path.absolute().relative_to(above)),
+            name,
             "–" if item.iteration is None else f"{item.iteration:,}",
             size(item.size_bytes) if item.size_bytes else "–",
             words(verdicts.get(item.verdict, item.verdict)),
             words.translate(item.reason),
         )
-        for item in choice.candidates
+        for item, name in zip(
+            choice.candidates, short_names([item.path for item in choice.candidates]), strict=True
+        )
     ]
     names = ("file", "iteration", "size", "verdict", "reason")
     table = Table(

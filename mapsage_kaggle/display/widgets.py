@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mapsage_kaggle.display.cells import short_names
 from mapsage_kaggle.display.live import TrainingPanel
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Panel, in_kernel
@@ -140,7 +141,7 @@ class CheckpointPicker:
         import ipywidgets
 
         self._words, self._on_choice = words, on_choice
-        labels = [(f"{path.parent.name}/{path.name}", path) for path in paths]
+        labels = zip(short_names(paths), paths, strict=True)
         self._what = ipywidgets.Dropdown(
             options=[*labels, (words("pick_fresh"), None)],
             description=words("pick_what"),
