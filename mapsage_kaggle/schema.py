@@ -20,7 +20,7 @@ T = TypeVar("T")
 MAX_ITERATION = 10**9
 MAX_NAME = 255
 
-_PERCENT = frozenset({"mIoU", "aAcc", "mAcc", "mDice", "mFscore", "mPrecision", "mRecall"})
+PERCENT = frozenset({"mIoU", "aAcc", "mAcc", "mDice", "mFscore", "mPrecision", "mRecall"})
 """mmsegmentation's scores that are shares, in percent."""
 _PLAIN = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -41,7 +41,7 @@ def number(value: Any, what: str, low: float = -math.inf, high: float = math.inf
 
 def score(value: Any, metric: str) -> float:
     """Check a validation score: a share is between 0 and 100 percent."""
-    low, high = (0.0, 100.0) if metric in _PERCENT else (-math.inf, math.inf)
+    low, high = (0.0, 100.0) if metric in PERCENT else (-math.inf, math.inf)
     return number(value, metric, low, high)
 
 

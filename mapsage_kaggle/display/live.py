@@ -14,7 +14,7 @@ from mapsage_kaggle.display.history import unlabelled_in
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Tone, style, templates
 from mapsage_kaggle.display.progress import Progress
-from mapsage_kaggle.display.text import size, unseen_text
+from mapsage_kaggle.display.text import scores_text, size, unseen_text
 from mapsage_kaggle.events import Event
 
 if TYPE_CHECKING:
@@ -203,9 +203,8 @@ _TONES: dict[str, Tone] = {"warning": "note", "restart": "note", "ladder": "note
 def _notice(event: Event, words: Words) -> Notice:
     data, tone = event.data, _TONES.get(event.event, "")
     if event.event == "validation":
-        metrics = data.get("metrics") or {}
-        values = [f"{name} {metrics[name]:.2f} %" for name in ("mIoU", "mAcc", "aAcc") if metrics.get(name)]
-        text = words("view_validated", values=", ".join(values)) + unseen_text(unlabelled_in(event), words)
+        values = scores_text(data.get("metrics") or {})
+        text = words("view_validated", values=values) + unseen_text(unlabelled_in(event), words)
         if data.get("best"):
             text, tone = f"{text} ★ {words('view_best_yet')}", "good"
     elif event.event == "resume":

@@ -16,6 +16,7 @@ from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.events import Event
 from mapsage_kaggle.outside import MAX_LINES, MAX_PATH, joined, listed, visible, visible_lines
 from mapsage_kaggle.records import ACTIVITIES, CheckpointRef, SessionRecord, share_of_steps
+from mapsage_kaggle.schema import PERCENT
 
 if TYPE_CHECKING:
     from mapsage_kaggle.checkpoints.choose import Choice
@@ -206,16 +207,19 @@ def unseen_text(classes: Sequence[str], words: Words) -> str:
 
 
 def score_text(best: CheckpointRef) -> str:
-    """Return a best checkpoint's score with its unit; mmsegmentation's own metrics are percentages."""
-    if best.value is None:
-        return "-"
-    return f"{best.value:.2f} %" if best.metric in ("mIoU", "mAcc", "aAcc", "mDice") else f"{best.value:.4g}"
+    """Return a best checkpoint's score with its unit."""
+    return "-" if best.value is None else _scored(best.metric or "", best.value)
 
 
 def scores_text(metrics: Mapping[str, Any]) -> str:
-    """Return a validation's scores, mIoU first, each taken for a percentage as mmsegmentation's are."""
+    """Return a validation's scores with their units, mIoU first."""
     names = sorted((name for name in metrics if "time" not in name), key=lambda name: name != "mIoU")
-    return ", ".join(f"{name} {metrics[name]:.2f} %" for name in names if metrics[name] is not None)
+    return ", ".join(f"{name} {_scored(name, metrics[name])}" for name in names if metrics[name] is not None)
+
+
+def _scored(metric: str, value: float) -> str:
+    """Return a score; mmsegmentation's own, with a prefix or without, are percentages."""
+    return f"{value:.2f} %" if metric.rpartition("/")[2] in PERCENT else f"{value:.4g}"
 
 
 class TextSink:

@@ -45,7 +45,7 @@ from mapsage_kaggle.display.live import LiveView, TrainingPanel, training_panel
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Finding, Panel
 from mapsage_kaggle.display.progress import Progress
-from mapsage_kaggle.display.text import TextSink
+from mapsage_kaggle.display.text import TextSink, headline
 from mapsage_kaggle.errors import CheckpointError, ConfigError, DataError, UsageError
 from mapsage_kaggle.events import Event, read_events
 from mapsage_kaggle.machine import parse_load
@@ -427,6 +427,16 @@ def test_plain_lines_come_at_a_rate_that_a_saved_notebook_bears(capsys: pytest.C
         "[500] saved and verified: iter_500.pth (1.0 MB)",
         "[500] validation: mIoU 50.00 %, aAcc 70.00 % (best so far)",
     ]
+
+
+def test_scores_have_their_own_unit_and_a_score_of_zero_is_told() -> None:
+    event = told("validation", 500, metrics={"aAcc": 70.0, "rmse": 0.35, "mIoU": 0.0})
+    progress = Progress(max_iters=1000)
+    progress.take(event)
+    (notice,) = training_panel(progress, Words(), now_s=0.0).notices
+    for text in (headline(event), notice.text):
+        assert "mIoU 0.00 %, aAcc 70.00 %, rmse 0.35" in text
+        assert "rmse 0.35 %" not in text
 
 
 def test_the_lines_of_a_batch_run_are_told_in_chinese_too(capsys: pytest.CaptureFixture[str]) -> None:
