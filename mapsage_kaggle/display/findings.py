@@ -73,13 +73,12 @@ def _gaps(sessions: Sequence[PastSession]) -> list[Finding]:
 def _jumps(sessions: Sequence[PastSession]) -> list[Finding]:
     """Compare the loss before and after each resume: a correct resume shows no jump."""
     found = []
-    for one, other in pairwise(sessions):
-        if other.record.start_iteration == 0:
+    losses = [(item.record, series([item], "iteration", "loss").values) for item in sessions]
+    # Those that were refused or soon ended have none to compare, nor do they part those that have.
+    for (_, one), (record, other) in pairwise(item for item in losses if len(item[1]) >= 3):
+        if record.start_iteration == 0:
             continue
-        before = series([one], "iteration", "loss").values[-JUMP_POINTS:]
-        after = series([other], "iteration", "loss").values[:JUMP_POINTS]
-        if len(before) < 3 or len(after) < 3:
-            continue
+        before, after = one[-JUMP_POINTS:], other[:JUMP_POINTS]
         rise = mean(after) - mean(before)
         if rise > 0.25 * mean(before) and rise > 3.0 * max(pstdev(before), pstdev(after)):
             message = Message(
@@ -88,11 +87,8 @@ def _jumps(sessions: Sequence[PastSession]) -> list[Finding]:
                 f"{mean(before):.3f}",
                 f"{mean(after):.3f}",
             )
-            found.append(
-                Finding(
-                    tone="bad", name=Message("session {index}", other.record.session_index), message=message
-                )
-            )
+            name = Message("session {index}", record.session_index)
+            found.append(Finding(tone="bad", name=name, message=message))
     return found
 
 

@@ -244,6 +244,15 @@ def test_a_loss_that_jumps_at_a_resume_is_told() -> None:
     assert "session 2: the loss jumped from" in messages(sessions)
 
 
+def test_a_refused_session_hides_no_jump() -> None:
+    sessions = [
+        session(1, 0, 150, training(0, 150)),
+        session(2, 150, 150, [], stop_reason="refused"),
+        session(2, 150, 300, training(150, 300, lambda iteration: 1.9)),
+    ]
+    assert "session 2: the loss jumped from" in messages(sessions)
+
+
 def test_a_noisy_loss_is_no_jump() -> None:
     noisy = [1.0, 1.9, 0.6, 1.4, 2.1, 0.9, 1.1, 1.7]
     sessions = [
