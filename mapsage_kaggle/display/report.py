@@ -338,7 +338,7 @@ def _class_table(sessions: Sequence[PastSession], most: int = 8) -> dict[str, An
     scored = class_scores(sessions)
     if not scored:
         return None
-    step = max(1, -(-len(scored) // most))
+    step = max(1, -(-(len(scored) - 1) // (most - 1)))
     chosen = scored[::-1][::step][::-1]
     if chosen[0] != scored[0]:
         chosen = [scored[0], *chosen]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mapsage_kaggle.display import evaluated
+from mapsage_kaggle.display import evaluated, report
 from mapsage_kaggle.display.findings import findings
 from mapsage_kaggle.display.history import PastSession, Series, read_sessions, series
 from mapsage_kaggle.display.locale.words import Words
@@ -352,6 +352,17 @@ def test_a_report_is_drawn_all_the_same_where_a_confusion_matrix_is_of_no_class(
 
     assert write_report([tmp_path]).is_file()
     assert evaluated.num_left_out(tmp_path) == 1
+
+
+@pytest.mark.parametrize("num_validations", [1, 2, 8, 9, 16, 50])
+def test_the_table_by_class_has_at_most_eight_columns_from_first_to_last(num_validations: int) -> None:
+    events = [told("validation", at, per_class={"road": 0.5}) for at in range(1, num_validations + 1)]
+
+    found = report._class_table([session(1, 0, 100, events)])
+
+    assert found is not None
+    assert len(found["iterations"]) <= 8
+    assert (found["iterations"][0], found["iterations"][-1]) == ("1", str(num_validations))
 
 
 def test_a_report_in_chinese_leaves_no_label_of_its_own_in_english(output: Path) -> None:
