@@ -78,7 +78,8 @@ class Journal:
     def _read(self) -> Iterator[dict[str, Any]]:
         if not self._file.is_file():
             return
-        for text in self._file.read_text(encoding="utf-8", errors="replace").splitlines():
+        # Not by splitlines(): JSON leaves other line breaks of Unicode in a name as they are.
+        for text in self._file.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 line = json.loads(text)
             except ValueError:

@@ -62,8 +62,8 @@ def test_two_images_of_one_archive_are_told_apart(tmp_path: Path) -> None:
     assert other(out, "/vsizip/scenes.zip/b/x.png") is not None
 
 
-def test_a_file_name_that_is_not_utf_8_is_read_back(tmp_path: Path) -> None:
-    name = os.fsdecode(b"caf\xe9")
+@pytest.mark.parametrize("name", [os.fsdecode(b"caf\xe9"), "a\u2028b", "a\u0085b", "a\nb"], ids=ascii)
+def test_an_unusual_file_name_is_read_back(tmp_path: Path, name: str) -> None:
     image = Source(path=Path(f"{name}.png"), name=name)
     image.path.write_bytes(b"x")
     stamp = Stamp.of(image.path, checkpoint_sha256="0", options="0")
