@@ -37,9 +37,12 @@ def choose_bands(
     if chosen is not None:
         if any(band > len(names) for band in chosen):
             raise DataError(
-                f"{path} has {len(names)} bands ({', '.join(names)}), not band {max(chosen)}.",
+                Message(
+                    "{path} has {count} bands ({names}), not band {band}.",
+                    path, len(names), ", ".join(names), max(chosen),
+                ),
                 "Choose others: --bands R,G,B, counted from 1.",
-            )
+            )  # fmt: skip
         return list(chosen), None
     seen = [band for band, name in enumerate(names, start=1) if name != "alpha"]
     interpreted = {name: band for band, name in enumerate(names, start=1) if name in COLOURS}
@@ -64,10 +67,12 @@ def choose_bands(
     if set(interpreted) == set(COLOURS):
         return [interpreted[colour] for colour in COLOURS], None
     raise DataError(
-        f"{path} has {len(names)} bands ({', '.join(names)}), and nothing says which are red, green "
-        "and blue.",
+        Message(
+            "{path} has {count} bands ({names}), and nothing says which are red, green and blue.",
+            path, len(names), ", ".join(names),
+        ),
         "Say it: --bands R,G,B, counted from 1.",
-    )
+    )  # fmt: skip
 
 
 def _described(descriptions: Sequence[str | None]) -> dict[str, int]:
@@ -106,10 +111,13 @@ def _check(
     others = {band for band, text in enumerate(descriptions, start=1) if _is_no_colour(text or "")}
     if any(described.get(colour, band) != band or band in others for colour, band in interpreted.items()):
         raise DataError(
-            f"{path} has bands described as {_listed(descriptions)}, and their colour interpretation is "
-            f"{', '.join(names)}: which are red, green and blue?",
+            Message(
+                "{path} has bands described as {texts}, and their colour interpretation is {names}: "
+                "which are red, green and blue?",
+                path, _listed(descriptions), ", ".join(names),
+            ),
             "Say it: --bands R,G,B, counted from 1.",
-        )
+        )  # fmt: skip
 
 
 def _listed(descriptions: Sequence[str | None]) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mapsage_kaggle.imagery.areas import on_map, plane_below
 from mapsage_kaggle.imagery.reading import UNPLACED, Bytes, Georeference, missing_extra, without_warning
 from mapsage_kaggle.imagery.writing import Labels, replacing
+from mapsage_kaggle.messages import Message
 
 BLOCK_PIXELS = 2048 * 2048
 """How many pixels are vectorized at a time, at most. The pieces of an area that crosses from one block of
@@ -68,8 +69,8 @@ def write_polygons(
         import rasterio.features  # noqa: F401
         import shapely
     except ImportError as error:
-        package = error.name or "rasterio, shapely or pyogrio"
-        raise missing_extra("geo", package, "to write polygons") from error
+        package = error.name or "rasterio, shapely, pyogrio"
+        raise missing_extra("geo", package, Message("to write polygons")) from error
 
     transform = georeference.transform if georeference is not None else None
     crs = georeference.crs.to_wkt() if georeference is not None and georeference.crs is not None else None

@@ -130,9 +130,9 @@ def open_picture(path: Path, options: ReadOptions = ReadOptions()) -> Iterator[P
     except OSError as error:
         raise DataError(Message("{name} cannot be read: {why}.", path, error.strerror or error)) from error
     if not file.is_file():
-        raise DataError(f"{path} is no file.", "Give an image, or a folder of images.")
+        raise DataError(Message("{path} is no file.", path), "Give an image, or a folder of images.")
     if size_bytes == 0:
-        raise DataError(f"{path} is empty (0 bytes).", "Copy the image again.")
+        raise DataError(Message("{path} is empty (0 bytes).", path), "Copy the image again.")
     header = _header(path)
     beside = _beside(path)
     if header is None or header.is_tiff or header.num_pixels > HOLD_AT_MOST_PIXELS or beside:
@@ -150,8 +150,8 @@ def open_picture(path: Path, options: ReadOptions = ReadOptions()) -> Iterator[P
                 yield picture
                 return
             if header is None:
-                raise _unreadable(path, "its content is that of no known image format") from None
-            raise missing_extra("geo", "rasterio", f"to read {path}") from error
+                raise _unreadable(path, _UNKNOWN) from None
+            raise missing_extra("geo", "rasterio", Message("to read {path}", path)) from error
         with _opened(path, options.is_named) as dataset:
             yield _Lines(path, dataset, options)
     else:
@@ -178,11 +178,11 @@ def stamp_beside(path: Path) -> str:
     return " ".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in found)
 
 
-def missing_extra(extra: str, package: str, purpose: str) -> MachineError:
+def missing_extra(extra: str, package: str, purpose: Message) -> MachineError:
     """Return the error that says which of the kit's extras to install."""
     return MachineError(
-        f"{package} is needed {purpose}, and is not installed.",
-        f"Install it: pip install 'mapsage-kaggle[{extra}]'",
+        Message("{package} is needed {purpose}, and is not installed.", package, purpose),
+        Message("Install it: pip install 'mapsage-kaggle[{extra}]'", extra),
     )
 
 
@@ -206,9 +206,13 @@ def check_grid(picture: Picture) -> None:
         DataError: Ground control points or RPCs alone say where it lies.
     """
     if picture.georeference is not None and picture.georeference.is_warped:
-        kind = "ground control points" if picture.georeference.gcps[0] else "RPCs"
+        kind = Message("ground control points") if picture.georeference.gcps[0] else "RPCs"
         raise DataError(
-            f"{picture.path} is placed by {kind} alone: its polygons would lie beside the ground.",
+            Message(
+                "{path} is placed by {kind} alone: its polygons would lie beside the ground.",
+                picture.path,
+                kind,
+            ),
             "Warp it first, such as with gdalwarp; or leave --polygons out: rasters carry them along.",
         )
 
@@ -280,7 +284,7 @@ def _decode(path: Path, options: ReadOptions) -> _Held:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _unreadable(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     if deep.ndim == 3 and deep.shape[2] not in (1, 3):
-        raise _unreadable(path, f"{deep.shape[2]} channels of more than 8 bits")
+        raise _unreadable(path, Message("{count} channels of more than 8 bits", deep.shape[2]))
     if options.bands is not None:
         deep = deep.reshape(*deep.shape[:2], -1)
         names = COLOURS if deep.shape[2] == 3 else ("gray",)
@@ -346,9 +350,16 @@ def _to_bytes(samples: NDArray[Any], path: Path, options: ReadOptions) -> Bytes:
         return samples
     if options.value_range is None:
         finite = samples[np.isfinite(samples)] if samples.dtype.kind == "f" else samples
-        found = f" from {finite.min():g} to {finite.max():g}" if finite.size else ""
+        found: str = ""
+        if finite.size:
+            found = Message(" from {low} to {high}", f"{finite.min():g}", f"{finite.max():g}")
         raise DataError(
-            f"{path} holds {samples.dtype} samples{found}, and the model expects 8 bits.",
+            Message(
+                "{path} holds {kind} samples{found}, and the model expects 8 bits.",
+                path,
+                samples.dtype,
+                found,
+            ),
             "Say which values become 0 and 255, as in training: --value-range LOW HIGH.",
         )
     low, high = options.value_range
@@ -356,8 +367,13 @@ def _to_bytes(samples: NDArray[Any], path: Path, options: ReadOptions) -> Bytes:
     return np.asarray(np.clip(np.rint(scaled), 0, 255), np.uint8)
 
 
+_UNKNOWN = Message("its content is that of no known image format")
+
+
 def _unreadable(path: Path, reason: str) -> DataError:
-    return DataError(f"{path} cannot be read as an image: {reason}.", "Copy it again, or leave it out.")
+    return DataError(
+        Message("{path} cannot be read as an image: {why}.", path, reason), "Copy it again, or leave it out."
+    )
 
 
 # --- pictures that something else has read
@@ -426,15 +442,23 @@ def read_bands(
             bands = list(options.bands or range(1, dataset.count + 1))
             if len(bands) != num or max(bands) > dataset.count:
                 raise DataError(
-                    f"{path} has {dataset.count} bands, and the model takes {num} channels.",
-                    f"Name {num} of them, red, green and blue first, counted from 1: --bands "
-                    f"{','.join(map(str, range(1, num + 1)))}",
+                    Message(
+                        "{path} has {count} bands, and the model takes {num} channels.",
+                        path,
+                        dataset.count,
+                        num,
+                    ),
+                    Message(
+                        "Name {num} of them, red, green and blue first, counted from 1: --bands {bands}",
+                        num,
+                        ",".join(map(str, range(1, num + 1))),
+                    ),
                 )
             samples = np.moveaxis(dataset.read(bands), 0, -1)
             # By the values in the file, before the stretch to 8 bits.
             valid = _valid_of(dataset, bands) & _finite(samples, 2)
     except ImportError as error:
-        raise missing_extra("geo", "rasterio", f"to read {path}") from error
+        raise missing_extra("geo", "rasterio", Message("to read {path}", path)) from error
     samples = _to_bytes(samples, path, options)
     return samples[..., [2, 1, 0, *range(3, num)]] if blue_first and num >= 3 else samples, valid
 
@@ -464,7 +488,7 @@ def _opened(path: Path, is_named: bool = False) -> Iterator[Any]:
 
     driver = _driver_of(path)
     if driver is None and not is_named:
-        raise _unreadable(path, "its content is that of no known image format")
+        raise _unreadable(path, _UNKNOWN)
 
     # GDAL's cache would take 5 % of the machine's memory, and a sidecar file may refer to others, even on the
     # network.
@@ -550,9 +574,9 @@ class _Lines:
             if self._masked:
                 valid = self._dataset.read_masks(self._masked, window=window).any(0)
         except RasterioError as error:
-            raise _unreadable(
-                self.path, f"lines {top} to {bottom} are damaged or missing ({str(error).splitlines()[0]})"
-            ) from error
+            why = str(error).splitlines()[0]
+            lines = Message("lines {top} to {bottom} are damaged or missing ({why})", top, bottom, why)
+            raise _unreadable(self.path, lines) from error
         if self._has_nan:
             finite = _finite(samples, 0)
             valid = finite if valid is None else valid & finite

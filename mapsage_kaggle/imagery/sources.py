@@ -67,7 +67,8 @@ def find_images(
             images = sorted(_below(path, say))
             if not images:
                 raise DataError(
-                    f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).", "Give another folder."
+                    Message("{path} holds no image ({kinds}).", path, ", ".join(sorted(IMAGE_SUFFIXES))),
+                    "Give another folder.",
                 )
             named = [
                 Source(path=image, name=str(image.relative_to(path).with_suffix(""))) for image in images
@@ -75,7 +76,9 @@ def find_images(
         elif path.exists() or (archive_of(path) or path).is_file():
             named = [Source(path=path, name=path.stem, is_named=True)]
         else:
-            raise DataError(f"There is nothing at {path}.", "Give an image, or a folder of images.")
+            raise DataError(
+                Message("There is nothing at {path}.", path), "Give an image, or a folder of images."
+            )
         for source in named:
             found.setdefault(source.path.parent.resolve() / source.path.name, source)
             if out is not None and any(out / kind in source.path.resolve().parents for kind in OUTPUTS):
@@ -159,7 +162,7 @@ def _apart(sources: list[Source]) -> tuple[Source, ...]:
         other = first.setdefault(source.name, source)
         if other is not source:
             raise DataError(
-                f"{other.path} and {source.path} would both give {source.name}.",
+                Message("{one} and {other} would both give {name}.", other.path, source.path, source.name),
                 "Predict them one after the other, each with its own --out.",
             )
     return tuple(sources)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.messages import Message
 
 Floats = NDArray[np.float32]
 MIN_WEIGHT = 1e-3
@@ -82,9 +83,12 @@ def plan_axis(length: int, size: int, overlap: int) -> Axis:
     """
     if not (0 <= overlap <= size // 2 and size > 0 and length > 0):
         raise UsageError(
-            f"Windows of {size} pixels cannot overlap by {overlap} over {length} pixels.",
+            Message(
+                "Windows of {size} pixels cannot overlap by {overlap} over {length} pixels.",
+                size, overlap, length,
+            ),
             "Take an overlap of at most half of the window.",
-        )
+        )  # fmt: skip
     if length <= size:
         return Axis(length=length, size=length, starts=(0,))
     steps = -(-(length - size) // (size - overlap))

@@ -53,9 +53,12 @@ class Labels:
         counts = {len(self.classes), len(self.palette), len(self.numbers), len(numbers) - 1}
         if len(counts) > 1 or not all(0 <= number <= 255 for number in numbers):
             raise DataError(
-                f"{len(self.classes)} classes, {len(self.palette)} colours, the values {self.numbers} and "
-                f"{self.no_data} for no data do not make a mask of 8 bits."
-            )
+                Message(
+                    "{classes} classes, {colours} colours, the values {values} and {no_data} for no data do "
+                    "not make a mask of 8 bits.",
+                    len(self.classes), len(self.palette), self.numbers, self.no_data,
+                )
+            )  # fmt: skip
 
     def values(self, classes: Bytes, valid: NDArray[np.bool_] | None) -> Bytes:
         """Return the mask of class indices from 0; ``no_data`` where there is no data."""
@@ -247,7 +250,7 @@ def write_tiff(
         import rasterio
         from rasterio.windows import Window
     except ImportError as error:
-        raise missing_extra("geo", "rasterio", f"to write {path}") from error
+        raise missing_extra("geo", "rasterio", Message("to write {path}", path)) from error
     profile: dict[str, Any] = {
         "driver": "GTiff", "dtype": "uint8", "width": width, "height": height, "count": num_bands,
         "nodata": no_data, "compress": "deflate", "zlevel": 4, "bigtiff": "if_safer", "tiled": True,

@@ -20,7 +20,7 @@ from mapsage_kaggle.imagery.submission import check_submission, write_submission
 from mapsage_kaggle.imagery.writing import Labels
 from mapsage_kaggle.jobs.child import OnEvent, as_interrupted, run_child
 from mapsage_kaggle.jobs.subject import ModelOptions, ModelSource, open_subject
-from mapsage_kaggle.messages import Message
+from mapsage_kaggle.messages import Message, from_said
 
 SUBMISSION = "submission.zip"
 _SUBMISSION_LABELS = Labels(
@@ -145,7 +145,7 @@ def predict(model: ModelOptions, options: PredictOptions, on_event: OnEvent | No
         num_done=found["num_done"],
         num_before=found["num_before"],
         num_pixels=found["num_pixels"],
-        refused=tuple((Path(item["path"]), item["problem"]) for item in found["refused"]),
+        refused=tuple((Path(item["path"]), from_said(item)["problem"]) for item in found["refused"]),
         skipped=tuple(skipped),
         files={name: out / file for name, file in found["files"].items()},
         seconds=found["seconds"],
@@ -211,7 +211,7 @@ def check_options(options: PredictOptions) -> None:
     needed = ["rasterio"] if options.probabilities or options.polygons else []
     for package in [*needed, *(["shapely", "pyogrio"] if options.polygons else [])]:
         if find_spec(package) is None:
-            raise missing_extra("geo", package, "to write probability maps and polygons")
+            raise missing_extra("geo", package, Message("to write probability maps and polygons"))
 
 
 def images_of_test_split(subject: ModelSource) -> tuple[Source, ...]:

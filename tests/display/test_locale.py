@@ -61,7 +61,6 @@ NOT_MET = {
     "setup/bundle.py": "packed on one's own machine, by a command",
     "cli.py": "only the command's own options",
     "demo.py": "a command",
-    "imagery/": "a command, after training",
     "relay/": "a command, on one's own machine",
 }
 """What stays in English, and why: no cell of the notebook gets there. The commands speak English."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -31,6 +32,7 @@ from support.small_maps import (
 import mapsage_kaggle.engine.register  # noqa: F401
 from mapsage_kaggle.checkpoints.lock import WorkDirLock
 from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.engine.jobs import predict as engine
 from mapsage_kaggle.engine.jobs import preparing
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, load_model
@@ -40,6 +42,8 @@ from mapsage_kaggle.imagery import outputs
 from mapsage_kaggle.imagery.parts import Parts
 from mapsage_kaggle.imagery.sources import JOURNAL, LOCK, find_images
 from mapsage_kaggle.imagery.writing import Labels, WriteFailed
+from mapsage_kaggle.jobs import predict as command
+from mapsage_kaggle.jobs.subject import ModelOptions
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +156,27 @@ def test_what_cannot_be_read_is_refused_by_name_and_the_others_are_done(
     assert found["num_done"] == 5
     made = sorted(path.stem for path in (tmp_path / "out" / "masks").glob("*.png"))
     assert made == ["0", "1", "2", "4", "6"]
+
+
+def test_why_an_image_was_refused_reaches_a_person_in_the_language_of_the_notebook(
+    tmp_path: Path, model: TrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "a.png"
+    image.write_bytes(b"no image")
+    found = predict(model, tmp_path / "out", image.parent)
+    monkeypatch.setattr(command, "open_subject", lambda *_: None)
+    monkeypatch.setattr(command, "_run", lambda *_: json.loads(json.dumps(found)))
+
+    options = command.PredictOptions(out=tmp_path / "out", images=(image,))
+    [(path, problem)] = command.predict(ModelOptions(config=Path("demo.py")), options).refused
+
+    assert path == image
+    assert problem.startswith(f"{image} cannot be read as an image: its content is that of no known image")
+    assert (
+        Words("zh")
+        .translate(problem)
+        .startswith(f"无法将 {image} 读作图像：其内容不属于任何已知的图像格式。")
+    )
 
 
 @pytest.mark.parametrize("window", [None, 64])

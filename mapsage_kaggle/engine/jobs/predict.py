@@ -60,7 +60,7 @@ from mapsage_kaggle.imagery.reading import (
 from mapsage_kaggle.imagery.sources import LOCK, Source
 from mapsage_kaggle.imagery.windows import Axis, Blender
 from mapsage_kaggle.imagery.writing import Labels, WriteFailed, aligned, overlay
-from mapsage_kaggle.messages import Message, text_of
+from mapsage_kaggle.messages import Message, text_of, with_said
 
 READERS = 2
 WRITERS = 2
@@ -199,7 +199,7 @@ class Predictor:
             "num_done": self._num_done,
             "num_before": self._num_before,
             "num_pixels": self._num_pixels,
-            "refused": self._refused,
+            "refused": [with_said(item) for item in self._refused],
             "files": self._files,
             "labels": dict(zip(self._labels.classes, self._labels.numbers, strict=True)),
             "seconds": time.monotonic() - begin_s,
