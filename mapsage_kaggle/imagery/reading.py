@@ -402,14 +402,16 @@ def open_loaded(
     picture = _Held(path, Pixels(rgb=drawable(samples, blue_first=blue_first), valid=None, samples=samples))
     header, no_data = _header(path), None
     if header is None or header.is_tiff or _beside(path):
+        dataset: Any = None
         try:
             with _opened(path, is_named) as dataset:
                 picture.georeference, no_data = _georeference_of(dataset), dataset.nodata
                 picture.is_tiff = header is None or header.is_tiff or picture.georeference is not None
                 if valid is None and dataset.shape == samples.shape[:2]:
-                    valid = _valid_of(dataset, dataset.indexes)
+                    with _lines_of(path, 0, dataset.height):
+                        valid = _valid_of(dataset, dataset.indexes)
         except (ImportError, DataError):
-            if valid is not None:
+            if valid is not None or dataset is not None:
                 raise
             # Of a format that only the pipeline knows.
     if valid is None:
@@ -454,9 +456,10 @@ def read_bands(
                         ",".join(map(str, range(1, num + 1))),
                     ),
                 )
-            samples = np.moveaxis(dataset.read(bands), 0, -1)
-            # By the values in the file, before the stretch to 8 bits.
-            valid = _valid_of(dataset, bands) & _finite(samples, 2)
+            with _lines_of(path, 0, dataset.height):
+                samples = np.moveaxis(dataset.read(bands), 0, -1)
+                # By the values in the file, before the stretch to 8 bits.
+                valid = _valid_of(dataset, bands) & _finite(samples, 2)
     except ImportError as error:
         raise missing_extra("geo", "rasterio", Message("to read {path}", path)) from error
     samples = _to_bytes(samples, path, options)
@@ -500,6 +503,19 @@ def _opened(path: Path, is_named: bool = False) -> Iterator[Any]:
             raise _unreadable(path, str(error).splitlines()[0]) from error
         with dataset:
             yield dataset
+
+
+@contextmanager
+def _lines_of(path: Path, top: int, bottom: int) -> Iterator[None]:
+    """Refuse an image of which rasterio cannot read lines."""
+    from rasterio.errors import RasterioError
+
+    try:
+        yield
+    except RasterioError as error:
+        why = str(error).splitlines()[0]
+        lines = Message("lines {top} to {bottom} are damaged or missing ({why})", top, bottom, why)
+        raise _unreadable(path, lines) from error
 
 
 def _driver_of(path: Path) -> str | None:
@@ -558,25 +574,22 @@ class _Lines:
             # Of a thumbnail, so that the refusal states the range of its values.
             scale = max(1, max(self.width, self.height) // 512)
             size = (len(self._bands), max(1, self.height // scale), max(1, self.width // scale))
-            _to_bytes(dataset.read(self._bands, out_shape=size), path, options)
+            with _lines_of(path, 0, self.height):
+                thumbnail = dataset.read(self._bands, out_shape=size)
+            _to_bytes(thumbnail, path, options)
         # A nodata value (which all bands must have), an alpha band or a mask.
         self._masked = _masked_bands(dataset, self._bands)
         self._has_nan = any(kind.startswith("float") for kind in kinds)
 
     def read(self, top: int, bottom: int) -> Pixels:
-        from rasterio.errors import RasterioError
         from rasterio.windows import Window
 
         window = Window(0, top, self.width, bottom - top)
-        try:
+        valid = None
+        with _lines_of(self.path, top, bottom):
             samples = self._dataset.read(self._bands, window=window)
-            valid = None
             if self._masked:
                 valid = self._dataset.read_masks(self._masked, window=window).any(0)
-        except RasterioError as error:
-            why = str(error).splitlines()[0]
-            lines = Message("lines {top} to {bottom} are damaged or missing ({why})", top, bottom, why)
-            raise _unreadable(self.path, lines) from error
         if self._has_nan:
             finite = _finite(samples, 0)
             valid = finite if valid is None else valid & finite

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -130,6 +131,29 @@ def test_a_truncated_image_is_refused_by_name(tmp_path: Path, kind: str) -> None
 
     with pytest.raises(DataError, match=r"cut\.png cannot be read as an image"):
         read(path)
+
+
+def by_bands(path: Path) -> None:
+    reading.read_bands(path, 4, ReadOptions(), blue_first=True)
+
+
+def by_a_pipeline(path: Path) -> None:
+    with reading.open_loaded(path, np.ones((64, 64, 4), np.uint8), blue_first=True):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("opened", "kind"), [(by_bands, np.uint8), (by_a_pipeline, np.uint8), (read, np.uint16)]
+)
+def test_a_truncated_geotiff_is_refused_by_name_however_it_is_read(
+    tmp_path: Path, opened: Any, kind: Any
+) -> None:
+    bands = noise(4, 64, 64, dtype=kind)
+    path = save_tiff(tmp_path / "cut.tif", bands, photometric="RGB", alpha="unspecified", nodata=7)
+    os.truncate(path, path.stat().st_size // 2)
+
+    with pytest.raises(DataError, match=r"cut\.tif cannot be read as an image: lines 0 to 64 are damaged"):
+        opened(path)
 
 
 def test_a_geotiff_keeps_its_georeference_and_its_no_data(tmp_path: Path) -> None:
