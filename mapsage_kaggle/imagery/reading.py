@@ -283,13 +283,17 @@ def _decode(path: Path, options: ReadOptions) -> _Held:
     # Pillow's readers raise SyntaxError and ValueError too, on broken chunks and headers.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _unreadable(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
-    if deep.ndim == 3 and deep.shape[2] not in (1, 3):
+    deep = deep.reshape(*deep.shape[:2], -1)
+    colours = {1: ("gray",), 2: ("gray",), 3: COLOURS, 4: COLOURS}.get(deep.shape[2])
+    if colours is None:
         raise _unreadable(path, Message("{count} channels of more than 8 bits", deep.shape[2]))
-    if options.bands is not None:
-        deep = deep.reshape(*deep.shape[:2], -1)
-        names = COLOURS if deep.shape[2] == 3 else ("gray",)
-        deep = deep[..., _places(path, names, options)]
-    return _Held(path, Pixels(rgb=_as_rgb(_to_bytes(deep, path, options)), valid=None))
+    valid = deep[..., -1] > 0 if deep.shape[2] > len(colours) else None
+    names = colours if valid is None else (*colours, "alpha")
+    deep = deep[..., _places(path, names, options)]
+    held = _Held(path, Pixels(rgb=_as_rgb(_to_bytes(deep, path, options)), valid=None))
+    if valid is not None and not valid.all():
+        held.hide(valid)
+    return held
 
 
 def _deep_samples(picture: Image.Image) -> NDArray[Any] | None:
@@ -305,7 +309,9 @@ def _deep_samples(picture: Image.Image) -> NDArray[Any] | None:
         found = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
         if found is None:
             raise ValueError("OpenCV cannot decode its 16-bit samples")
-        return np.asarray(found[..., 2::-1] if found.ndim == 3 else found)
+        if picture.mode == "LA":
+            return np.asarray(found[..., 2:])
+        return np.asarray(found[..., [2, 1, 0, *range(3, found.shape[2])]] if found.ndim == 3 else found)
     return None
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,39 @@ def test_sixteen_bits_are_refused_with_what_was_found_until_the_range_is_told(
 
     expected = np.rint(np.broadcast_to(deep, (8, 8, 3)) * (255 / 2000))
     np.testing.assert_allclose(found.rgb, expected, atol=1)
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(4, 2), (6, 4)], ids=["grey", "colours"])
+def test_what_is_transparent_in_sixteen_bits_has_no_data(tmp_path: Path, kind: int, channels: int) -> None:
+    deep = noise(6, 6, channels, high=2001, dtype=np.uint16)
+    deep[..., -1] = 65535
+    deep[2, 3, -1] = 0
+    write_deep_png(tmp_path / "alpha.png", deep, kind)
+
+    found = read(tmp_path / "alpha.png", ReadOptions(value_range=(0, 2000)))
+    chosen = read(tmp_path / "alpha.png", ReadOptions(value_range=(0, 2000), bands=(1,)))
+
+    assert found.valid is not None
+    assert np.argwhere(~found.valid).tolist() == [[2, 3]]
+    expected = np.rint(np.broadcast_to(deep[..., :-1], (6, 6, 3)) * (255 / 2000))
+    expected[2, 3] = 0
+    np.testing.assert_allclose(found.rgb, expected, atol=1)
+    np.testing.assert_allclose(chosen.rgb, np.stack([expected[..., 0]] * 3, -1), atol=1)
+
+
+def write_deep_png(path: Path, samples: Any, kind: int) -> None:
+    """Write a PNG of 16 bits, of a kind as the format numbers them; OpenCV writes none of grey and alpha."""
+    height, width = samples.shape[:2]
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in samples)
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+            for name, data in chunks
+        )
+    )
 
 
 @pytest.mark.parametrize(
