@@ -574,9 +574,9 @@ class _Lines:
         names = [interpretation.name for interpretation in dataset.colorinterp]
         self._bands, notice = choose_bands(path, names, dataset.descriptions, options.bands)
         self.notices: tuple[Message, ...] = (notice,) if notice is not None else ()
-        self._palette = _palette_of(dataset) if len(self._bands) == 1 else None
+        self._palette = _palette_of(dataset, self._bands[0]) if len(self._bands) == 1 else None
         kinds = {dataset.dtypes[band - 1] for band in self._bands}
-        if kinds != {"uint8"} and options.value_range is None:
+        if self._palette is None and kinds != {"uint8"} and options.value_range is None:
             # Of a thumbnail, so that the refusal states the range of its values.
             scale = max(1, max(self.width, self.height) // 512)
             size = (len(self._bands), max(1, self.height // scale), max(1, self.width // scale))
@@ -613,13 +613,16 @@ class _Lines:
         return Pixels(rgb=rgb, valid=valid)
 
 
-def _palette_of(dataset: Any) -> Bytes | None:
-    """Return the RGBA colour of each value, of shape ``(256, 4)``; None where there is no palette."""
+def _palette_of(dataset: Any, band: int) -> Bytes | None:
+    """Return the RGBA colour of each value, of shape ``(values, 4)``; None where there is no palette."""
+    num_values = {"uint8": 2**8, "uint16": 2**16}.get(dataset.dtypes[band - 1])
     try:
-        colours = dataset.colormap(1)
+        colours = dataset.colormap(band)
     except ValueError:
         return None
-    palette = np.full((256, 4), (0, 0, 0, 255), np.uint8)
+    if num_values is None:
+        return None
+    palette = np.full((num_values, 4), (0, 0, 0, 255), np.uint8)
     for value, colour in colours.items():
         palette[value] = colour
     return palette

@@ -241,6 +241,32 @@ def test_bands_of_a_picture_are_the_named_ones_whatever_lies_beside(
         read(tmp_path / "a.png", ReadOptions(bands=(5, 2, 1)))
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_palette_of_a_tiff_is_looked_up_whatever_its_bits(tmp_path: Path, kind: Any) -> None:
+    highest = np.iinfo(kind).max
+    path = save_tiff(tmp_path / "a.tif", np.array([[[0, 3, highest]]], kind), photometric="palette")
+    with rasterio.open(path, "r+") as target:
+        target.write_colormap(1, {0: (1, 2, 3), 3: (40, 50, 60), int(highest): (70, 80, 90)})
+
+    assert read(path).rgb.tolist() == [[[1, 2, 3], [40, 50, 60], [70, 80, 90]]]
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32])
+def test_a_palette_beside_a_tiff_is_looked_up_or_the_image_refused_by_name(tmp_path: Path, kind: Any) -> None:
+    path = save_tiff(tmp_path / "a.tif", np.array([[[0, 1, 300]]], kind))
+    entries = '<Entry c1="1" c2="2" c3="3" c4="255"/><Entry c1="40" c2="50" c3="60" c4="255"/>'
+    path.with_name("a.tif.aux.xml").write_text(
+        '<PAMDataset><PAMRasterBand band="1"><ColorInterp>Palette</ColorInterp>'
+        f"<ColorTable>{entries}</ColorTable></PAMRasterBand></PAMDataset>"
+    )
+
+    if kind is np.uint16:
+        assert read(path).rgb.tolist() == [[[1, 2, 3], [40, 50, 60], [0, 0, 0]]]
+    else:
+        with pytest.raises(DataError, match="holds int32 samples from 0 to 300"):
+            read(path)
+
+
 def test_bands_of_sixteen_bits_and_of_grey_are_the_named_ones(tmp_path: Path) -> None:
     import cv2
 
