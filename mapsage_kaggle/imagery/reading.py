@@ -41,6 +41,7 @@ _GDAL_DRIVERS = {
     b"\x89PNG": "PNG",
     b"\xff\xd8": "JPEG",
     b"BM": "BMP",
+    b"RIFF": "WEBP",
 }
 """GDAL's driver by how a file begins. GDAL itself would also try formats that refer to other files or to the
 network."""
@@ -569,7 +570,15 @@ class _Lines:
         self.path = path
         self.width, self.height = dataset.width, dataset.height
         self.georeference = _georeference_of(dataset)
-        self.is_tiff = dataset.driver not in ("PNG", "JPEG", "BMP") or self.georeference is not None
+        self.is_tiff = dataset.driver not in _PILLOW_FORMATS or self.georeference is not None
+        turned = dataset.tags().get("EXIF_Orientation", "1")  # which GDAL leaves to its caller
+        if turned not in ("0", "1") and self.georeference is None:
+            raise DataError(
+                Message(
+                    "{path} is to be turned (EXIF orientation {value}), but read by lines.", path, turned
+                ),
+                "Turn its pixels first, such as with ImageMagick: mogrify -auto-orient FILE",
+            )
         self._dataset, self._options = dataset, options
         names = [interpretation.name for interpretation in dataset.colorinterp]
         self._bands, notice = choose_bands(path, names, dataset.descriptions, options.bands)

@@ -318,17 +318,38 @@ def test_a_plain_tiff_is_read_without_rasterio_and_a_georeferenced_one_is_not(
         read(tmp_path / "geo.tif")
 
 
-def test_a_png_too_large_to_hold_is_read_line_by_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_a_picture_too_large_to_hold_is_read_line_by_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    rgb = noise(40, 30, 3)
-    Image.fromarray(rgb).save(tmp_path / "large.png")
+    rgb, path = noise(40, 30, 3), tmp_path / f"large.{kind}"
+    Image.fromarray(rgb).save(path, lossless=True)
     monkeypatch.setattr(reading, "HOLD_AT_MOST_PIXELS", 1000)
 
-    with open_picture(tmp_path / "large.png") as picture:
+    with open_picture(path) as picture:
         parts = [picture.read(top, top + 10).rgb for top in range(0, 40, 10)]
 
     np.testing.assert_array_equal(np.concatenate(parts), rgb)
+    assert not picture.is_tiff
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_too_large_to_hold_is_refused_by_name_where_it_is_to_be_turned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(noise(40, 30, 3)).save(tmp_path / "large.jpg", exif=exif)
+    assert read(tmp_path / "large.jpg").rgb.shape == ((40, 30, 3) if orientation == 1 else (30, 40, 3))
+    monkeypatch.setattr(reading, "HOLD_AT_MOST_PIXELS", 1000)
+
+    if orientation == 1:
+        assert read(tmp_path / "large.jpg").rgb.shape == (40, 30, 3)
+    else:
+        with pytest.raises(
+            DataError, match=r"large\.jpg is to be turned \(EXIF orientation 6\).*-auto-orient"
+        ):
+            read(tmp_path / "large.jpg")
 
 
 # --- what is named ---------------------------------------------------------------------------------------
