@@ -169,6 +169,7 @@ class _Cut:
                 one, other = sorted((area(one), area(other)), key=lambda name: len(self._pieces[name]))
                 if one != other and self._values[one] == self._values[other]:
                     self._pieces[other] += self._pieces.pop(one)
+                    del self._values[one]
                     parents[one] = other
         found, places = np.unique(_along(shapes, names, bottom, width), return_inverse=True)
         found = np.array([name if name == _NONE else area(name) for name in found.tolist()], np.int64)
@@ -185,7 +186,7 @@ class _Cut:
         order = sorted(names)
         shapes = np.empty(len(order), dtype=object)
         shapes[:] = [shapely.union_all(self._pieces.pop(name)) for name in order]
-        return shapes, np.array([self._values[name] for name in order], np.int32)
+        return shapes, np.array([self._values.pop(name) for name in order], np.int32)
 
 
 def _along(shapes: Geometries, names: NDArray[np.int64], line: int, width: int) -> NDArray[np.int64]:

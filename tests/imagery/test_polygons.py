@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from rasterio.transform import Affine, from_origin
 
 from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE
+from mapsage_kaggle.imagery import polygons
 from mapsage_kaggle.imagery.polygons import _whole, write_polygons
 from mapsage_kaggle.imagery.reading import Georeference
 from mapsage_kaggle.imagery.writing import Labels, WriteFailed
@@ -62,6 +63,15 @@ def test_polygons_in_blocks_are_those_of_the_whole_mask(
     for value, shape in whole:
         same = [cut[at] for at in tree.query(shape.representative_point(), "within")]
         assert [(found, other.equals(shape)) for found, other in same] == [(value, True)]
+
+
+def test_of_areas_that_have_ended_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = polygons._Cut()
+    monkeypatch.setattr(polygons, "_Cut", lambda: cut)
+
+    areas(np.random.RandomState(0).randint(0, 3, (60, 10)).astype(np.uint8), 4)
+
+    assert (cut._pieces, cut._values) == ({}, {})
 
 
 def test_an_area_over_three_blocks_is_one_polygon_with_its_hole(tmp_path: Path) -> None:
