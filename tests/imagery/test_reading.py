@@ -18,6 +18,7 @@ from PIL import Image
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
+from support.rasters import aux_beside, palette, write_raster
 
 from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE
 from mapsage_kaggle.errors import DataError, MachineError
@@ -40,13 +41,7 @@ def read(path: Path, options: ReadOptions | None = None) -> Pixels:
 
 
 def save_tiff(path: Path, bands: Any, **profile: Any) -> Path:
-    count, height, width = bands.shape
-    options = {"crs": "EPSG:32650", "transform": TRANSFORM} | profile
-    with rasterio.open(
-        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=bands.dtype, **options
-    ) as target:
-        target.write(bands)
-    return path
+    return write_raster(path, bands, **{"crs": "EPSG:32650", "transform": TRANSFORM} | profile)
 
 
 # --- reading ---------------------------------------------------------------------------------------------
@@ -231,7 +226,7 @@ def test_bands_of_a_picture_are_the_named_ones_whatever_lies_beside(
     rgba = noise(6, 6, 4, high=255) + 1
     Image.fromarray(rgba).save(tmp_path / "a.png")
     if beside:
-        (tmp_path / "a.png.aux.xml").write_text("<PAMDataset></PAMDataset>")
+        aux_beside(tmp_path / "a.png", "")
 
     found = read(tmp_path / "a.png", ReadOptions(bands=bands)).rgb
 
@@ -254,11 +249,7 @@ def test_a_palette_of_a_tiff_is_looked_up_whatever_its_bits(tmp_path: Path, kind
 @pytest.mark.parametrize("kind", [np.uint16, np.int32])
 def test_a_palette_beside_a_tiff_is_looked_up_or_the_image_refused_by_name(tmp_path: Path, kind: Any) -> None:
     path = save_tiff(tmp_path / "a.tif", np.array([[[0, 1, 300]]], kind))
-    entries = '<Entry c1="1" c2="2" c3="3" c4="255"/><Entry c1="40" c2="50" c3="60" c4="255"/>'
-    path.with_name("a.tif.aux.xml").write_text(
-        '<PAMDataset><PAMRasterBand band="1"><ColorInterp>Palette</ColorInterp>'
-        f"<ColorTable>{entries}</ColorTable></PAMRasterBand></PAMDataset>"
-    )
+    aux_beside(path, palette((1, 2, 3, 255), (40, 50, 60, 255)))
 
     if kind is np.uint16:
         assert read(path).rgb.tolist() == [[[1, 2, 3], [40, 50, 60], [0, 0, 0]]]

@@ -13,9 +13,22 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
-from rasterio.control import GroundControlPoint
-from rasterio.rpc import RPC
-from rasterio.transform import IDENTITY, Affine
+from rasterio.transform import IDENTITY
+from support.rasters import (
+    CRS,
+    GCPS,
+    GRID,
+    PLACE,
+    RPCS,
+    WORLD,
+    aux_beside,
+    described,
+    gcps_of,
+    mask_beside,
+    of_band,
+    rpcs_of,
+    write_raster,
+)
 
 from mapsage_kaggle.errors import DataError
 from mapsage_kaggle.imagery.journal import Stamp
@@ -25,40 +38,11 @@ from mapsage_kaggle.imagery.writing import write_tiff
 # The tests' own writing, of what has no place on Earth.
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
-GRID = Affine(0.5, 0, 500_000, 0, -0.5, 3_400_000)
-WORLD = "0.5\n0\n0\n-0.5\n500000.25\n3399999.75\n"
-PLACE = "<SRS>EPSG:32650</SRS><GeoTransform>500000, 0.5, 0, 3400000, 0, -0.5</GeoTransform>"
-RPCS = RPC(
-    height_off=1.0, height_scale=2.0, lat_off=30.0, lat_scale=0.1, line_off=4.0, line_scale=4.0,
-    long_off=100.0, long_scale=0.1, samp_off=4.0, samp_scale=4.0,
-    line_num_coeff=[0.0, 0.0, 1.0, *[0.0] * 17], line_den_coeff=[1.0, *[0.0] * 19],
-    samp_num_coeff=[0.0, 1.0, *[0.0] * 18], samp_den_coeff=[1.0, *[0.0] * 19],
-)  # fmt: skip
-GCPS = [
-    GroundControlPoint(row, column, 100 + column / 1000, 30 - row / 1000)
-    for row, column in ((0, 0), (0, 8), (8, 0), (8, 8))
-]
-
 
 def image(path: Path) -> Path:
     pixels = np.random.RandomState(0).randint(1, 256, (8, 8, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(path)
     return path
-
-
-def aux(path: Path, content: str) -> None:
-    path.with_name(f"{path.name}.aux.xml").write_text(f"<PAMDataset>{content}</PAMDataset>")
-
-
-def mask_beside(path: Path) -> None:
-    """Write what ``gdal`` calls an external mask: the upper half is no data."""
-    mask = np.full((1, 8, 8), 255, np.uint8)
-    mask[:, :4] = 0
-    with rasterio.open(
-        path.with_name(f"{path.name}.msk"), "w", driver="GTiff", count=1, height=8, width=8, dtype="uint8"
-    ) as target:
-        target.write(mask)
-        target.update_tags(INTERNAL_MASK_FLAGS_1="2")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +65,7 @@ def test_a_world_file_says_where_an_image_lies(tmp_path: Path, name: str, world:
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
 def test_an_aux_xml_says_where_an_image_lies(tmp_path: Path, suffix: str) -> None:
     path = image(tmp_path / f"a.{suffix}")
-    aux(path, PLACE)
+    aux_beside(path, PLACE)
     before = sorted(tmp_path.iterdir())
     with open_picture(path) as picture:
         assert picture.georeference is not None
@@ -92,10 +76,7 @@ def test_an_aux_xml_says_where_an_image_lies(tmp_path: Path, suffix: str) -> Non
 
 def test_an_aux_xml_that_holds_statistics_alone_changes_nothing(tmp_path: Path) -> None:
     path = image(tmp_path / "a.png")
-    aux(
-        path,
-        '<PAMRasterBand band="1"><Metadata><MDI key="STATISTICS_MEAN">9</MDI></Metadata></PAMRasterBand>',
-    )
+    aux_beside(path, of_band('<Metadata><MDI key="STATISTICS_MEAN">9</MDI></Metadata>'))
     with open_picture(path) as picture:
         assert (picture.georeference, picture.is_tiff, picture.read(0, 8).valid) == (None, False, None)
 
@@ -104,7 +85,7 @@ def test_a_no_data_value_beside_an_image_is_no_data(tmp_path: Path) -> None:
     pixels = np.full((8, 8), 9, np.uint8)
     pixels[:3] = 7
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    aux(tmp_path / "a.png", '<PAMRasterBand band="1"><NoDataValue>7</NoDataValue></PAMRasterBand>')
+    aux_beside(tmp_path / "a.png", of_band("<NoDataValue>7</NoDataValue>"))
     with open_picture(tmp_path / "a.png") as picture:
         valid = picture.read(0, 8).valid
     assert valid is not None
@@ -115,7 +96,7 @@ def test_a_no_data_value_beside_an_image_is_no_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize("is_loaded", [False, True])
 def test_a_mask_beside_an_image_says_what_is_data(tmp_path: Path, suffix: str, is_loaded: bool) -> None:
     path = image(tmp_path / f"a.{suffix}")
-    mask_beside(path)
+    mask_beside(path, 8, 8)
     samples = np.ones((8, 8, 4), np.uint8)
     with open_loaded(path, samples, blue_first=True) if is_loaded else open_picture(path) as picture:
         valid = picture.read(0, 8).valid
@@ -170,11 +151,7 @@ def test_overviews_beside_an_image_are_not_what_is_read(tmp_path: Path) -> None:
 
 def test_bands_described_beside_an_image_are_turned_and_told(tmp_path: Path) -> None:
     path = image(tmp_path / "a.png")
-    bands = "".join(
-        f'<PAMRasterBand band="{number}"><Description>{name}</Description></PAMRasterBand>'
-        for number, name in enumerate(("blue", "green", "red"), start=1)
-    )
-    aux(path, bands)
+    aux_beside(path, described("blue", "green", "red"))
     with open_picture(path) as picture, Image.open(path) as stored:
         np.testing.assert_array_equal(picture.read(0, 8).rgb, np.asarray(stored)[..., ::-1])
         (notice,) = picture.notices
@@ -197,7 +174,9 @@ def test_what_a_file_beside_an_image_leads_to_on_the_network_is_not_asked(tmp_pa
     with HTTPServer(("127.0.0.1", 0), Far) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         far = f"/vsicurl/http://127.0.0.1:{server.server_port}/far.tif"
-        aux(path, f'<Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">{far}</MDI></Metadata>{PLACE}')
+        aux_beside(
+            path, f'<Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">{far}</MDI></Metadata>{PLACE}'
+        )
         with pytest.raises(DataError, match="holds uint16 samples"), open_picture(path):
             pass
         server.shutdown()
@@ -218,21 +197,9 @@ def test_without_rasterio_a_person_is_told_what_is_not_read(
 
 
 def placed(
-    path: Path,
-    *,
-    gcps: Any = None,
-    shape: tuple[int, int, int] = (3, 8, 8),
-    dtype: str = "uint8",
-    **profile: Any,
+    path: Path, *, shape: tuple[int, int, int] = (3, 8, 8), dtype: str = "uint8", **profile: Any
 ) -> Path:
-    count, height, width = shape
-    with rasterio.open(
-        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=dtype, **profile
-    ) as target:
-        target.write(np.random.RandomState(0).randint(0, 256, shape).astype(dtype))
-        if gcps is not None:
-            target.gcps = (gcps, "EPSG:4326")
-    return path
+    return write_raster(path, np.random.RandomState(0).randint(0, 256, shape).astype(dtype), **profile)
 
 
 def copied(picture: Picture, path: Path) -> Any:
@@ -243,14 +210,9 @@ def copied(picture: Picture, path: Path) -> Any:
     return rasterio.open(path)
 
 
-def gcps_of(dataset: Any) -> Any:
-    points, crs = dataset.gcps
-    return [(point.row, point.col, point.x, point.y) for point in points], crs.to_epsg()
-
-
 @pytest.mark.parametrize(
     ("profile", "fact"),
-    [({"gcps": GCPS}, gcps_of), ({"rpcs": RPCS}, lambda dataset: dataset.rpcs.to_dict())],
+    [({"gcps": GCPS}, gcps_of), ({"rpcs": RPCS}, rpcs_of)],
     ids=["gcps", "rpcs"],
 )
 def test_what_places_a_scene_without_a_grid_is_carried_and_refused_for_polygons(
@@ -264,9 +226,7 @@ def test_what_places_a_scene_without_a_grid_is_carried_and_refused_for_polygons(
             check_grid(picture)
 
 
-@pytest.mark.parametrize(
-    "profile", [{"transform": GRID, "crs": "EPSG:32650", "rpcs": RPCS}, {"transform": GRID}]
-)
+@pytest.mark.parametrize("profile", [{"transform": GRID, "crs": CRS, "rpcs": RPCS}, {"transform": GRID}])
 def test_a_scene_with_a_grid_is_taken_for_polygons(tmp_path: Path, profile: dict[str, Any]) -> None:
     with open_picture(placed(tmp_path / "scene.tif", **profile)) as picture:
         assert picture.georeference is not None

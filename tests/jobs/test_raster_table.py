@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import rasterio
@@ -14,11 +17,23 @@ import torch
 from mmengine.registry import init_default_scope
 from mmseg.models.data_preprocessor import SegDataPreProcessor
 from PIL import Image
-from rasterio.control import GroundControlPoint
-from rasterio.enums import ColorInterp
-from rasterio.rpc import RPC
 from rasterio.transform import Affine
 from support.models import DEMO
+from support.rasters import (
+    CRS,
+    GCPS,
+    GRID,
+    PLACE,
+    RPCS,
+    WORLD,
+    aux_beside,
+    described,
+    gcps_of,
+    mask_beside,
+    palette,
+    rpcs_of,
+    write_raster,
+)
 
 from mapsage_kaggle.config.patch import for_inference
 from mapsage_kaggle.config.reading import read_config
@@ -30,15 +45,6 @@ from mapsage_kaggle.imagery.sources import find_images
 # The tests' own writing, of what has no place on Earth.
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
-GRID, CRS = Affine(0.5, 0, 500_000, 0, -0.5, 3_400_000), "EPSG:32650"
-WORLD = "0.5\n0\n0\n-0.5\n500000.25\n3399999.75\n"
-GCPS = [GroundControlPoint(row, col, 100 + col / 1e3, 30 - row / 1e3) for row in (0, 12) for col in (0, 24)]
-RPCS = RPC(
-    height_off=1.0, height_scale=2.0, lat_off=30.0, lat_scale=0.1, line_off=6.0, line_scale=6.0,
-    long_off=100.0, long_scale=0.1, samp_off=12.0, samp_scale=12.0,
-    line_num_coeff=[0.0, 0.0, 1.0, *[0.0] * 17], line_den_coeff=[1.0, *[0.0] * 19],
-    samp_num_coeff=[0.0, 1.0, *[0.0] * 18], samp_den_coeff=[1.0, *[0.0] * 19],
-)  # fmt: skip
 MASK = np.repeat(np.repeat([[1, 2, 3]], 8, 1), 12, 0).astype(np.uint8)
 """What must come of a raster whose thirds are red, green and blue: the values of the first three classes."""
 BANDS = np.where(np.arange(1, 4)[:, None, None] == MASK, 200, 40).astype(np.uint8)
@@ -61,6 +67,13 @@ class Colours(torch.nn.Module):
 
 
 @pytest.fixture(scope="module")
+def cfg() -> Any:
+    found = for_inference(read_config(DEMO), {})
+    found.test_dataloader.dataset.pipeline[1].scale = (24, 24)
+    return found
+
+
+@pytest.fixture(scope="module")
 def model() -> TrainedModel:
     net: Any = Colours()
     return TrainedModel(
@@ -71,34 +84,63 @@ def model() -> TrainedModel:
 # --- making rasters
 
 
-def tiff(
-    folder: Path, bands: Any = BANDS, names: Any = (), colours: Any = (), gcps: Any = None, **more: Any
-) -> Path:
-    count, height, width = bands.shape
-    path = folder / "a.tif"
-    with rasterio.open(
-        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=bands.dtype, **more
-    ) as target:
-        target.write(bands)
-        for band, name in enumerate(names, start=1):
-            target.set_band_description(band, name)
-        if colours:
-            target.colorinterp = [ColorInterp[name] for name in colours]
-        if gcps:
-            target.gcps = (gcps, "EPSG:4326")
-    return path
+def tiff(folder: Path, bands: Any = BANDS, **more: Any) -> Path:
+    return write_raster(folder / "a.tif", bands, **more)
 
 
-def picture(folder: Path, suffix: str, **more: Any) -> Path:
+def picture(folder: Path, suffix: str, bands: Any = BANDS, **more: Any) -> Path:
     path = folder / f"a.{suffix}"
-    Image.fromarray(np.ascontiguousarray(np.moveaxis(BANDS, 0, -1))).save(path, **more)
+    Image.fromarray(np.ascontiguousarray(np.moveaxis(bands, 0, -1))).save(path, **more)
     return path
+
+
+def png(folder: Path, bands: Any = BANDS) -> Path:
+    return picture(folder, "png", bands)
+
+
+def contradicting(folder: Path) -> Path:
+    colours = ("red", "green", "blue")
+    return tiff(folder, names=colours, colours=colours[::-1], photometric="MINISBLACK")
+
+
+def turned_jpeg(folder: Path) -> Path:
+    """Write a JPEG that lies on its side, and says so."""
+    exif = Image.Exif()
+    exif[274] = 6
+    return picture(folder, "jpg", np.rot90(BANDS, axes=(1, 2)), quality=100, subsampling=0, exif=exif)
+
+
+def deep_png(folder: Path) -> Path:
+    """Write a PNG of 16 bits, whose upper half is transparent."""
+    cv2.imwrite(str(folder / "a.png"), np.moveaxis(10 * with_alpha()[[2, 1, 0, 3]].astype(np.uint16), 0, -1))
+    return folder / "a.png"
+
+
+def palette_png(folder: Path) -> Path:
+    image = Image.fromarray(MASK).convert("P")
+    image.putpalette([0, 0, 0, 200, 40, 40, 40, 200, 40, 40, 40, 200])
+    image.save(folder / "a.png")
+    return folder / "a.png"
+
+
+def with_alpha() -> Any:
+    alpha = np.full((1, 12, 24), 255, np.uint8)
+    alpha[:, :6] = 0
+    return np.concatenate([BANDS, alpha])
+
+
+def upper_half(value: float, bands: Any = BANDS) -> Any:
+    """Return bands whose upper half has one value."""
+    return np.where(np.arange(12)[:, None] < 6, value, bands).astype(bands.dtype)
 
 
 def beside(make: Callable[[Path], Path], name: str, content: str) -> Callable[[Path], Path]:
     def made(folder: Path) -> Path:
         path = make(folder)
-        (folder / name).write_text(content)
+        if name == ".aux.xml":
+            aux_beside(path, content)
+        else:
+            (folder / name).write_text(content)
         return path
 
     return made
@@ -109,51 +151,48 @@ def masked(make: Callable[[Path], Path]) -> Callable[[Path], Path]:
 
     def made(folder: Path) -> Path:
         path = make(folder)
-        mask = np.full((1, 12, 24), 255, np.uint8)
-        mask[:, :6] = 0
-        with rasterio.open(
-            f"{path}.msk", "w", driver="GTiff", count=1, height=12, width=24, dtype="uint8"
-        ) as target:
-            target.write(mask)
-            target.update_tags(INTERNAL_MASK_FLAGS_1="2")
+        mask_beside(path, 12, 24)
         return path
 
     return made
 
 
-def palette(folder: Path) -> Path:
-    """Write a palette of three colours, of which blue is transparent."""
-    path = tiff(folder, MASK[None])
-    with rasterio.open(path, "r+") as target:
-        colours = {1: (200, 40, 40, 255), 2: (40, 200, 40, 255), 3: (40, 40, 200, 0)}
-        target.write_colormap(1, colours)
-    # GeoTIFF keeps no opacity; a file beside it does.
-    entries = "".join(
-        '<Entry c1="{}" c2="{}" c3="{}" c4="{}"/>'.format(*colours.get(value, (0, 0, 0, 255)))
-        for value in range(256)
-    )
-    table = f"<ColorInterp>Palette</ColorInterp><ColorTable>{entries}</ColorTable>"
-    (folder / "a.tif.aux.xml").write_text(pam(f'<PAMRasterBand band="1">{table}</PAMRasterBand>'))
+def masked_within(folder: Path) -> Path:
+    path = tiff(folder)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as target:
+        target.write_mask(with_alpha()[3])
     return path
 
 
-def pam(content: str) -> str:
-    return f"<PAMDataset>{content}</PAMDataset>"
+def with_overviews(folder: Path) -> Path:
+    path = tiff(folder)
+    with rasterio.Env(TIFF_USE_OVR=True), rasterio.open(path, "r+") as target:
+        target.build_overviews([2])
+    return path
 
 
-def described(*names: str) -> str:
-    bands = enumerate(names, start=1)
-    return pam(
-        "".join(
-            f'<PAMRasterBand band="{band}"><Description>{name}</Description></PAMRasterBand>'
-            for band, name in bands
-        )
-    )
+def zipped(folder: Path) -> Path:
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        archive.write(tiff(folder), "a.tif")
+    return Path("/vsizip", *(folder / "a.zip" / "a.tif").parts[1:])
 
 
-PLACE = pam(f"<SRS>{CRS}</SRS><GeoTransform>500000, 0.5, 0, 3400000, 0, -0.5</GeoTransform>")
+def cut(make: Callable[[Path], Path], share: float) -> Callable[[Path], Path]:
+    """Leave but a share of a file."""
+
+    def made(folder: Path) -> Path:
+        path = make(folder)
+        os.truncate(path, int(path.stat().st_size * share))
+        return path
+
+    return made
+
+
+COLOURS = ((0, 0, 0, 255), (200, 40, 40, 255), (40, 200, 40, 255), (40, 40, 200, 0))
+"""Of a palette; the last one, blue, is transparent."""
 BLUE_FIRST = BANDS[::-1]
-HALF = np.where(np.arange(12)[:, None] < 6, 0, MASK).astype(np.uint8)
+HALF = upper_half(0, MASK)
+DEEP = {"read": engine.ReadOptions(value_range=(0, 2550))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,65 +210,49 @@ class Row:
     refused: str = ""
 
 
-def gcps_of(dataset: Any) -> Any:
-    return [(point.row, point.col, point.x, point.y) for point in dataset.gcps[0]], dataset.gcps[1]
-
-
-def rpcs_of(dataset: Any) -> Any:
-    return dataset.rpcs.to_dict()
-
-
 TABLE: dict[str, Row] = {
-    "PNG": Row(make=lambda at: picture(at, "png"), is_tiff=False),
-    "PNG, world file": Row(
-        make=beside(lambda at: picture(at, "png"), "a.pgw", WORLD), transform=GRID
-    ),
+    "PNG": Row(make=png, is_tiff=False),
+    "PNG, world file": Row(make=beside(png, "a.pgw", WORLD), transform=GRID),
     "JPEG, world file": Row(
         make=beside(lambda at: picture(at, "jpg", quality=100, subsampling=0), "a.jgw", WORLD), transform=GRID
     ),
     "TIFF, world file": Row(make=beside(tiff, "a.tfw", WORLD), transform=GRID),
-    "PNG, aux.xml": Row(
-        make=beside(lambda at: picture(at, "png"), "a.png.aux.xml", PLACE), transform=GRID, crs=CRS
-    ),
-    "TIFF, aux.xml": Row(make=beside(tiff, "a.tif.aux.xml", PLACE), transform=GRID, crs=CRS),
-    "PNG, aux.xml of statistics": Row(
-        make=beside(lambda at: picture(at, "png"), "a.png.aux.xml", pam("")), is_tiff=False
-    ),
-    "PNG, mask beside": Row(make=masked(lambda at: picture(at, "png")), mask=HALF, is_tiff=False),
+    "PNG, aux.xml": Row(make=beside(png, ".aux.xml", PLACE), transform=GRID, crs=CRS),
+    "TIFF, aux.xml": Row(make=beside(tiff, ".aux.xml", PLACE), transform=GRID, crs=CRS),
+    "PNG, aux.xml of statistics": Row(make=beside(png, ".aux.xml", ""), is_tiff=False),
+    "PNG, mask beside": Row(make=masked(png), mask=HALF, is_tiff=False),
     "TIFF, mask beside": Row(make=masked(tiff), mask=HALF),
-    "palette, a transparent colour": Row(make=palette, mask=np.where(MASK == 3, 0, MASK)),
+    "palette, a transparent colour": Row(
+        make=beside(lambda at: tiff(at, MASK[None]), ".aux.xml", palette(*COLOURS)),
+        mask=np.where(MASK == 3, 0, MASK),
+    ),
     "described blue, green, red": Row(
-        make=lambda at: tiff(at, BLUE_FIRST, ("blue", "green", "red")), told="3,2,1 are read as red"
+        make=lambda at: tiff(at, BLUE_FIRST, names=("blue", "green", "red")), told="3,2,1 are read as red"
     ),
     "described B02, B03, B04": Row(
-        make=lambda at: tiff(at, BLUE_FIRST, ("B02", "B03", "B04"), photometric="MINISBLACK"),
+        make=lambda at: tiff(at, BLUE_FIRST, names=("B02", "B03", "B04"), photometric="MINISBLACK"),
         told="described as B02, B03, B04",
     ),
     "described B02, B03, B04, B08": Row(
         make=lambda at: tiff(
-            at, BANDS[[2, 1, 0, 0]], ("B02", "B03", "B04", "B08"), photometric="MINISBLACK"
+            at, BANDS[[2, 1, 0, 0]], names=("B02", "B03", "B04", "B08"), photometric="MINISBLACK"
         ),
         told="3,2,1 are read as red",
     ),
     "PNG, described beside": Row(
-        make=beside(lambda at: picture(at, "png"), "a.png.aux.xml", described("red", "blue", "green")),
+        make=beside(png, ".aux.xml", described("red", "blue", "green")),
         mask=np.array([0, 1, 3, 2])[MASK],
         told="1,3,2 are read as red",
         is_tiff=False,
     ),
     "interpreted blue, green, red": Row(
-        make=lambda at: tiff(at, BLUE_FIRST, (), ("blue", "green", "red"), photometric="MINISBLACK")
+        make=lambda at: tiff(at, BLUE_FIRST, colours=("blue", "green", "red"), photometric="MINISBLACK")
     ),
     "described and interpreted otherwise": Row(
-        make=lambda at: tiff(
-            at, BANDS, ("red", "green", "blue"), ("blue", "green", "red"), photometric="MINISBLACK"
-        ),
-        refused="which are red, green and blue?",
+        make=contradicting, refused="which are red, green and blue?"
     ),
     "described and interpreted otherwise, named": Row(
-        make=lambda at: tiff(
-            at, BANDS, ("red", "green", "blue"), ("blue", "green", "red"), photometric="MINISBLACK"
-        ),
+        make=contradicting,
         options={"read": engine.ReadOptions(bands=(1, 2, 3))},
     ),
     "control points": Row(make=lambda at: tiff(at, gcps=GCPS), fact=gcps_of),
@@ -244,6 +267,84 @@ TABLE: dict[str, Row] = {
         make=lambda at: tiff(at, rpcs=RPCS, transform=GRID, crs=CRS), options={"polygons": True},
         transform=GRID, crs=CRS, fact=rpcs_of,
     ),
+    "BMP": Row(make=lambda at: picture(at, "bmp"), is_tiff=False),
+    "WebP": Row(make=lambda at: picture(at, "webp", lossless=True), is_tiff=False),
+    "JPEG, to be turned": Row(make=turned_jpeg, is_tiff=False),
+    "PNG, palette": Row(make=palette_png, is_tiff=False),
+    "PNG, transparent": Row(make=lambda at: png(at, with_alpha()), mask=HALF, is_tiff=False),
+    "PNG of 16 bits, transparent": Row(make=deep_png, options=DEEP, mask=HALF, is_tiff=False),
+    "PNG, cut off": Row(make=cut(png, 0.6), refused="cannot be read as an image"),
+    "PNG, empty": Row(make=cut(png, 0), refused="is empty (0 bytes)"),
+    "TIFF, cut off": Row(make=cut(tiff, 0.6), refused="are damaged or missing"),
+    "JPEG 2000": Row(
+        make=lambda at: write_raster(
+            at / "a.jp2", BANDS, driver="JP2OpenJPEG", quality=100, reversible=True, transform=GRID, crs=CRS
+        ),
+        transform=GRID, crs=CRS,
+    ),
+    "Imagine": Row(
+        make=lambda at: write_raster(at / "a.img", BANDS, driver="HFA", transform=GRID, crs=CRS),
+        transform=GRID, crs=CRS,
+    ),
+    "ENVI": Row(
+        make=lambda at: write_raster(at / "a.dat", BANDS, driver="ENVI", transform=GRID, crs=CRS),
+        transform=GRID, crs=CRS,
+    ),
+    "in a zip": Row(make=zipped),
+    "tiles, deflated": Row(
+        make=lambda at: tiff(at, tiled=True, blockxsize=16, blockysize=16, compress="deflate", predictor=2)
+    ),
+    "JPEG within": Row(make=lambda at: tiff(at, compress="jpeg", jpeg_quality=100, photometric="YCBCR")),
+    "band after band": Row(make=lambda at: tiff(at, interleave="band")),
+    "BigTIFF": Row(make=lambda at: tiff(at, BIGTIFF="YES")),
+    "big-endian": Row(make=lambda at: tiff(at, ENDIANNESS="BIG")),
+    "overviews beside": Row(make=with_overviews),
+    "alpha": Row(
+        make=lambda at: tiff(at, with_alpha(), photometric="RGB", alpha="yes"), mask=HALF
+    ),
+    "no-data value": Row(make=lambda at: tiff(at, upper_half(7), nodata=7), mask=HALF),
+    "mask within": Row(make=masked_within, mask=HALF),
+    "16 bits": Row(
+        make=lambda at: tiff(at, 10 * BANDS.astype(np.uint16), photometric="RGB"), options=DEEP
+    ),
+    "16 bits, no range": Row(
+        make=lambda at: tiff(at, 10 * BANDS.astype(np.uint16), photometric="RGB"),
+        refused="holds uint16 samples from 400 to 2000",
+    ),
+    "signed 16 bits": Row(
+        make=lambda at: tiff(at, 10 * BANDS.astype(np.int16) - 1000, photometric="RGB"),
+        options={"read": engine.ReadOptions(value_range=(-1000, 1550))},
+    ),
+    "floats, NaN": Row(
+        make=lambda at: tiff(at, upper_half(np.nan, 10 * BANDS.astype(np.float32)), photometric="RGB"),
+        options=DEEP, mask=HALF,
+    ),
+    "palette of 16 bits": Row(
+        make=beside(
+            lambda at: tiff(at, MASK[None].astype(np.uint16)), ".aux.xml", palette(*COLOURS)
+        ),
+        mask=np.where(MASK == 3, 0, MASK),
+    ),
+    "four bands": Row(
+        make=lambda at: tiff(at, BANDS[[2, 1, 0, 0]], photometric="MINISBLACK"),
+        refused="nothing says which are red, green and blue",
+    ),
+    "four bands, named": Row(
+        make=lambda at: tiff(at, BANDS[[2, 1, 0, 0]], photometric="MINISBLACK"),
+        options={"read": engine.ReadOptions(bands=(3, 2, 1))},
+    ),
+    "a rotated grid": Row(
+        make=lambda at: tiff(at, transform=GRID @ Affine.rotation(30), crs=CRS),
+        transform=GRID @ Affine.rotation(30), crs=CRS,
+    ),
+    "south above": Row(
+        make=lambda at: tiff(at, transform=Affine(0.5, 0, 5e5, 0, 0.5, 3.4e6), crs=CRS),
+        transform=Affine(0.5, 0, 5e5, 0, 0.5, 3.4e6), crs=CRS,
+    ),
+    "degrees": Row(
+        make=lambda at: tiff(at, transform=Affine(1e-5, 0, 114.3, 0, -1e-5, 30.5), crs="EPSG:4326"),
+        transform=Affine(1e-5, 0, 114.3, 0, -1e-5, 30.5), crs="EPSG:4326",
+    ),
     "as it is": Row(make=tiff, options={"factor": 1.0}),
     "twice its size": Row(make=tiff, options={"factor": 2.0}),
     "windows": Row(make=tiff, options={"window": 8, "overlap": 2}),
@@ -254,11 +355,10 @@ TABLE: dict[str, Row] = {
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_raster_of_one_property_becomes_the_map_that_it_must(
-    tmp_path: Path, model: TrainedModel, name: str
+    tmp_path: Path, model: TrainedModel, cfg: Any, name: str
 ) -> None:
     init_default_scope("mmseg")
-    row, cfg = TABLE[name], for_inference(read_config(DEMO), {})
-    cfg.test_dataloader.dataset.pipeline[1].scale = (24, 24)
+    row = TABLE[name]
     path = row.make(tmp_path)
     task = engine.Task(out=tmp_path / "out", sources=find_images([path]), **row.options)
     said: list[str] = []

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyogrio
-import rasterio
 import torch
 from mmengine.config import Config
 from PIL import Image
@@ -21,6 +20,7 @@ from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE
 from mapsage_kaggle.data.scenes import draw_scene
 from mapsage_kaggle.engine.jobs.inference import build_model
 from mapsage_kaggle.imagery.sources import JOURNAL, LOCK
+from support.rasters import write_raster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = REPOSITORY / "configs" / "demo.py"
@@ -67,13 +67,8 @@ def scene(height: int, width: int, seed: int = 0) -> Any:
 
 
 def save_tiff(path: Path, rgb: Any, **profile: Any) -> Path:
-    bands = np.moveaxis(rgb, -1, 0)
     options = {"crs": "EPSG:32650", "transform": TRANSFORM, "photometric": "RGB"} | profile
-    with rasterio.open(
-        path, "w", driver="GTiff", count=3, height=rgb.shape[0], width=rgb.shape[1], dtype="uint8", **options
-    ) as target:
-        target.write(bands)
-    return path
+    return write_raster(path, np.moveaxis(rgb, -1, 0), **options)
 
 
 def mask(path: Path) -> Any:
