@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -29,11 +29,13 @@ class JobProgress:
     """A context manager that shows a child's progress: a bar in a terminal, elsewhere a line now and then.
 
     ``unit`` is what is counted. The default stream is standard error, so that standard output holds results
-    alone.
+    alone. ``translate`` is applied to the child's messages.
     """
 
-    def __init__(self, unit: str, stream: TextIO | None = None) -> None:
-        self._unit, self._stream = unit, stream or sys.stderr
+    def __init__(
+        self, unit: str, stream: TextIO | None = None, translate: Callable[[str], str] = str
+    ) -> None:
+        self._unit, self._stream, self._translate = unit, stream or sys.stderr, translate
         self._bar: Progress | None = None
         self._last_s = float("-inf")
         self._begin: tuple[float, float] | None = None
@@ -68,7 +70,7 @@ class JobProgress:
             before = float(event.get("before", self._begin[1]))
             self._progress(done, int(event["total"]), visible(event.get("name", "")), before)
         elif said := event.get("problem") or event.get("message"):
-            self._say(str(said))
+            self._say(self._translate(said))
 
     def _progress(self, done: float, total: int, name: str, before: float) -> None:
         if self._bar is not None:

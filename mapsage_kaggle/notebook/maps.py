@@ -180,7 +180,7 @@ class MapsSession:
         """
         words, model = self._words, self._model()
         self.prediction, self._incomplete = None, ""
-        with words.refusing(), JobProgress("images", sys.stdout) as progress:
+        with words.refusing(), JobProgress("images", sys.stdout, words.translate) as progress:
             try:
                 self.prediction = predict(model, self.options, progress.take)
             except DataError as error:
@@ -227,7 +227,7 @@ class MapsSession:
         if (out / SUMS).is_file():
             shutil.rmtree(out)  # of the cell's last run
         try:
-            with JobProgress("forms", sys.stdout) as progress:
+            with JobProgress("forms", sys.stdout, words.translate) as progress:
                 options = ExportOptions(out=out, **wanted)
                 found = export(self._model(), options, progress.take, paths=self._paths)
         except (MapsageError, OSError) as error:

@@ -10,7 +10,9 @@ import pytest
 
 from mapsage_kaggle.display import jobs
 from mapsage_kaggle.display.jobs import JobProgress, prediction_text
+from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.jobs.predict import Prediction
+from mapsage_kaggle.messages import Message
 
 
 def lines_of(monkeypatch: pytest.MonkeyPatch, *events: tuple[float, dict[str, Any]]) -> list[str]:
@@ -47,6 +49,16 @@ def test_work_that_does_not_say_what_was_done_before_counts_from_its_first_word(
     lines = lines_of(monkeypatch, (0.0, {"done": 6}), (40.0, {"done": 8}))
 
     assert lines[-1] == "8 of 10 images, about 40s left"
+
+
+def test_what_the_child_refuses_is_said_in_the_language_of_the_notebook() -> None:
+    stream = io.StringIO()
+    problem = Message("{path} is no file.", "tile.png")
+
+    with JobProgress("images", stream, Words("zh").translate) as progress:
+        progress.take({"event": "refused", "path": "tile.png", "problem": problem})
+
+    assert stream.getvalue() == "tile.png 不是文件。\n"
 
 
 class Terminal(io.StringIO):
