@@ -349,7 +349,48 @@ def test_a_form_whose_near_logits_make_other_classes_does_not_hold() -> None:
     tile = torch.zeros(1, 3, 64, 64)
     logits = torch.stack([torch.zeros(1, 64, 64), torch.full((1, 64, 64), 1e-5)], dim=1)
     with pytest.raises(JobError, match=r"100\.0 % of the pixels another class"):
-        forms._compare(lambda image: logits.flip(1), [tile], [logits], takes_batches=False)
+        forms._compare(lambda image: logits.flip(1), [tile], [logits], lambda found: found.argmax(1))
+
+
+@pytest.mark.parametrize("wrong", [1e6, float("nan")])
+def test_a_form_that_strays_on_a_batch_alone_does_not_hold(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    from mapsage_kaggle.engine.jobs import export as forms
+
+    def stray(net: Any, cfg: Config, file: Path) -> forms.Logits:
+        portable = forms.Portable(net).eval()
+        return lambda image: portable(image).detach() + (wrong if len(image) > 1 else 0.0)
+
+    monkeypatch.setattr(forms, "_safetensors", stray)
+    config = tmp_path / "config.py"
+    config.write_text(small_config().pretty_text)
+    job = {
+        "config": str(config),
+        "checkpoint": str(run / "best_mIoU_iter_8.pth"),
+        "sha256": None,
+        "out": str(tmp_path),
+        "forms": ["safetensors"],
+        "images": [str(run / "tile.png")],
+    }
+    with pytest.raises(JobError, match="its logits differ by up to"):
+        forms.run(job, lambda event, **data: None)
+
+
+def test_one_channel_is_compared_by_the_threshold_of_the_model() -> None:
+    from mapsage_kaggle.engine.jobs import export as forms
+
+    head = SimpleNamespace(threshold=0.3)
+    model: Any = SimpleNamespace(num_channels=1, net=SimpleNamespace(decode_head=head))
+    at = float(torch.logit(torch.tensor(0.3)))
+    logits = torch.full((1, 1, 64, 64), at + 1e-4)
+    with pytest.raises(JobError, match=r"100\.0 % of the pixels another class"):
+        forms._compare(
+            lambda image: logits - 2e-4,
+            [torch.zeros(1, 3, 64, 64)],
+            [logits],
+            lambda found: TrainedModel.labels(model, found),
+        )
 
 
 @pytest.mark.parametrize(

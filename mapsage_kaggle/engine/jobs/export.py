@@ -140,7 +140,8 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     tiles, divisor = _tiles(model, pictures, names)
     fixed = bool(job.get("fixed"))
     tiles = tiles[:1] if fixed else tiles
-    expected = [_original(model, tile) for tile in tiles]
+    batch = min(tiles, key=torch.numel).expand(3, -1, -1, -1).contiguous()
+    expected = [_original(model, tile) for tile in (*tiles, batch)]
     portable = Portable(model.net).eval()
     if "safetensors" in job["forms"]:
         # What takes the model on sees images as `predict` does.
@@ -163,7 +164,8 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
         try:
             takes_batches = form == "safetensors" or (form == "onnx" and not fixed)
             takes_batches = takes_batches and not model.draws  # which draws anew for each image
-            found = _compare(make(out / name), tiles, expected, takes_batches=takes_batches)
+            inputs = (*tiles, batch) if takes_batches else tiles
+            found = _compare(make(out / name), inputs, expected[: len(inputs)], model.labels)
         except (ImportError, MemoryError, OSError):
             raise
         except Exception as error:  # exporters raise whatever they run into
@@ -399,17 +401,20 @@ def _divisor(net: Any) -> int:
 
 
 def _compare(
-    again: Logits, tiles: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], *, takes_batches: bool
+    again: Logits,
+    inputs: Sequence[torch.Tensor],
+    expected: Sequence[torch.Tensor],
+    labels: Callable[[torch.Tensor], torch.Tensor],
 ) -> dict[str, Any]:
-    """Run what was written, and return how far it is from the original; of a batch, that is not judged.
+    """Run what was written, and return how far it is from the original.
 
     Raises:
         JobError: Too far.
     """
     furthest, same, pixels, sizes = 0.0, 0, 0, []
-    for tile, logits in zip(tiles, expected, strict=True):
+    for image, logits in zip(inputs, expected, strict=True):
         torch.manual_seed(_SEED)
-        found = again(tile.float())
+        found = again(image.float())
         if found.shape != logits.shape:
             raise JobError(
                 Message("it gives {found} instead of {expected}", tuple(found.shape), tuple(logits.shape))
@@ -420,23 +425,15 @@ def _compare(
                 Message("its logits differ by up to {difference} from the original's", f"{difference:.3g}")
             )
         furthest = max(furthest, difference)
-        same += int((_labels(found) == _labels(logits)).sum())
-        pixels += found.shape[2] * found.shape[3]
-        sizes.append(list(tile.shape[2:]))
+        agrees = labels(found) == labels(logits)
+        same += int(agrees.sum())
+        pixels += agrees.numel()
+        sizes.append(list(image.shape[2:] if len(image) == 1 else (len(image), *image.shape[2:])))
     if same < AGREEMENT * pixels:
         raise JobError(
             Message("it gives {share} % of the pixels another class", f"{100 * (1 - same / pixels):.1f}")
         )
-    if takes_batches:
-        tile, logits = min(zip(tiles, expected, strict=True), key=lambda pair: pair[0].numel())
-        several = again(tile.float().expand(3, -1, -1, -1).contiguous())
-        furthest = max(furthest, float((several - logits).abs().max()))
-        sizes.append([3, *tile.shape[2:]])
     return {"max_difference": furthest, "agreement": same / pixels, "sizes": sizes}
-
-
-def _labels(logits: torch.Tensor) -> torch.Tensor:
-    return logits.argmax(1) if logits.shape[1] > 1 else logits > 0
 
 
 # -- the forms
