@@ -122,7 +122,7 @@ class NormalisedLoss:
             # pos_weight is no part of the mean; channels are the constant factor.
             if not loss.avg_non_ignore:
                 return _scalar(labels, labels.numel())
-            return ((labels >= 0) & (labels != self.ignore_index)).sum().double()
+            return ((labels >= 0) & (labels != self.ignore_index)).sum().double() + _EPS
         if loss.class_weight is not None:
             weights = torch.as_tensor(loss.class_weight, dtype=torch.float64, device=labels.device)
             return weights[labels[labels != self.ignore_index]].sum() + _EPS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -84,6 +85,16 @@ def test_micro_batches_take_the_step_of_the_whole_batch(decode: Any, auxiliary: 
     bound = 1e-6 if decode is SIGMOID else 1e-9
     assert _relative(_flat(model), expected, _flat(build(decode, auxiliary))) < bound
     assert logs == pytest.approx(expected_logs, rel=bound)
+
+
+@pytest.mark.parametrize("decode", [SIGMOID, VALID, MEAN], ids=["sigmoid", "avg_non_ignore", "mean"])
+def test_a_batch_of_which_nothing_counts_has_no_loss(decode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found_of = images  # those up to the first ignore everything
+    monkeypatch.setattr(sys.modules[__name__], "images", lambda begin, end: found_of(begin - 3, end - 3))
+    _, expected = stock_step(decode, MEAN)
+    _, found = split_step(decode, MEAN, (2, 2))
+    assert found == expected
+    assert found["decode.loss_ce"] == 0.0
 
 
 class HalvesLabels(CrossEntropyLoss):
