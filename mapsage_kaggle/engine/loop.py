@@ -216,9 +216,13 @@ class SessionTrainLoop(IterBasedTrainLoop):
 
     def _run_owed_validation(self) -> str:
         owed = self.session.checkpoints.owed_validation
-        if owed is None or self.runner.val_loop is None:
+        if owed is None:
+            return ""
+        if self.runner.val_loop is None:  # nobody will make up for it
+            self.session.checkpoints.owed_validation = None
             return ""
         if owed != self._iter:
+            self.session.checkpoints.owed_validation = None
             self.session.warn(
                 self._iter,
                 Message(

@@ -10,7 +10,7 @@ import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
 
 from mapsage_kaggle.engine import loop
-from mapsage_kaggle.engine.loop import OptimizerClock
+from mapsage_kaggle.engine.loop import OptimizerClock, SessionTrainLoop
 
 CPU = torch.device("cpu")
 
@@ -91,6 +91,35 @@ def test_it_changes_no_step(clock: Clock) -> None:
         ends.append(model.weight.detach().clone())
         assert model.weight.grad is None
     assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize(("owed", "validates"), [(8, False), (6, True)])
+def test_a_finished_run_whose_owed_validation_cannot_be_made_up_for_is_complete(
+    owed: int, validates: bool
+) -> None:
+    ends, told = [], []
+    kept = SimpleNamespace(owed_validation=owed, save_end=lambda _: None)
+    session = SimpleNamespace(
+        checkpoints=kept,
+        training_begins=lambda *_, **__: None,
+        warn=lambda *item: told.append(item),
+        finish=lambda *end: ends.append(end),
+    )
+    model = torch.nn.Linear(2, 1)
+    made: Any = object.__new__(SessionTrainLoop)
+    made._iter = made._max_iters = 8
+    made._batch_sampler, made._next_position = SimpleNamespace, lambda batches: 0
+    made._runner = SimpleNamespace(
+        session=session,
+        model=model,
+        optim_wrapper=OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1)),
+        val_loop=SimpleNamespace() if validates else None,
+        call_hook=lambda _: None,
+        register_hook=lambda _: None,
+    )
+    made.run()
+    assert ends == [(8, "completed")]
+    assert len(told) == validates
 
 
 @pytest.mark.gpu
