@@ -79,7 +79,7 @@ class CheckpointStore:
         self._files = WorkDir(work_dir)
         self._budget_bytes = budget_bytes
         self._milestones_every = milestones_every
-        self._greater_is_better = greater_is_better
+        self.greater_is_better = greater_is_better
         self._on_event = on_event
         self._manifest = Manifest()
         self._lock = WorkDirLock(work_dir)
@@ -133,7 +133,7 @@ class CheckpointStore:
         return next(iter(newest_of(self.proven())), None)
 
     def best(self) -> CheckpointRef | None:
-        return best_of(self.proven(), greater_is_better=self._greater_is_better)
+        return best_of(self.proven(), greater_is_better=self.greater_is_better)
 
     def drop_damaged_best(self) -> tuple[str, ...]:
         """Prove the best checkpoint again, by its content; take what is no longer the same off the manifest.
@@ -267,7 +267,7 @@ class CheckpointStore:
         with self._saving:
             self._lock.require()
             held = self.best()
-            if held is not None and not beats(value, held.value, greater_is_better=self._greater_is_better):
+            if held is not None and not beats(value, held.value, greater_is_better=self.greater_is_better):
                 return None
             write = partial(copy_proven, source, sha256 or manifest_sha256(source))
             return self.save(
@@ -305,7 +305,7 @@ class CheckpointStore:
                 milestones_every=self._milestones_every,
                 other_bytes=sum(path.stat().st_size for path in unlisted),
                 other_files=len(unlisted),
-                greater_is_better=self._greater_is_better,
+                greater_is_better=self.greater_is_better,
             )
             return self._delete((*sorted(passed), *names), reached)
 
@@ -319,7 +319,7 @@ class CheckpointStore:
         refs = self.proven()
         aside = tuple(path.name for path in sorted(self.path.glob(f"*.pth{ASIDE_SUFFIX}")))
         needed_bytes = 0 if aside else max((ref.size_bytes for ref in refs), default=0)
-        names = plan_room(refs, needed_bytes=needed_bytes, greater_is_better=self._greater_is_better)
+        names = plan_room(refs, needed_bytes=needed_bytes, greater_is_better=self.greater_is_better)
         freed = self._delete((*aside, *names), iteration)
         told = ", ".join(freed) or "nothing"
         self._warn(iteration, Message("The disk is full: deleted {names} to save {name}.", told, name))

@@ -81,8 +81,8 @@ class SessionCheckpoints:
         self._timings_s = timings_s
         self._emit = emit
         self._metric = spec.save_best[0] if spec.save_best else ""
-        rule = next(iter(spec.best_rules.values()), None)
-        self._greater_is_better = greater_is_better(self._metric, rule)
+        self._rule = next(iter(spec.best_rules.values()), None)
+        self._greater_is_better = greater_is_better(self._metric, self._rule)
         self._path = WorkDir(spec.work_dir).session
         self._saver: BackgroundSaver | None = None
         self._schedule: SaveSchedule | None = None
@@ -281,7 +281,12 @@ class SessionCheckpoints:
     def score_of(self, metrics: Mapping[str, Any], iteration: int) -> float | None:
         if not self._metric or not metrics:
             return None
-        name = next(iter(metrics)) if self._metric == "auto" else self._metric
+        if self._metric == "auto":  # mmengine's word for the first that validation gives
+            self._metric = next(iter(metrics))
+            self._greater_is_better = greater_is_better(self._metric, self._rule)
+            if self.store is not None:
+                self.store.greater_is_better = self._greater_is_better
+        name = self._metric
         if name in metrics:
             return number(metrics[name])
         if self._rank == 0:

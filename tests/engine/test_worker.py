@@ -116,10 +116,13 @@ def test_the_peak_of_memory_is_that_since_the_last_event(
 
 
 @pytest.fixture
-def validated(spec: ChildSpec, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerSession]:
-    """Return a session that keeps the best mIoU, with a model of two weights."""
+def validated(
+    spec: ChildSpec, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[WorkerSession]:
+    """Return a session that keeps the best mIoU, or another metric, with a model of two weights."""
     hub = MessageHub("a run")
-    session = WorkerSession(replace(spec, save_best=("mIoU",)), rank=0, world_size=1)
+    wanted = getattr(request, "param", "mIoU")
+    session = WorkerSession(replace(spec, save_best=(wanted,)), rank=0, world_size=1)
     SessionRecord(run_id="r", fingerprint="f").write(session.files.session)
     loop = SimpleNamespace(evaluator=SimpleNamespace(metrics=[]))
     runner: Any = SimpleNamespace(message_hub=hub, val_loop=loop, model=torch.nn.Linear(1, 2))
@@ -193,6 +196,15 @@ def test_a_best_score_whose_file_could_not_be_written_is_none_to_beat(
     assert best_of(validated) == (20.0, "best_mIoU_iter_4.pth", 20.0)
     validated.validation_done(12, {"mIoU": 30.0})
     assert best_of(validated) == (30.0, "best_mIoU_iter_12.pth", 30.0)
+
+
+@pytest.mark.parametrize("validated", ["auto"], indirect=True)
+def test_auto_means_the_first_metric_and_which_way_that_goes(validated: WorkerSession) -> None:
+    validated.validation_done(4, {"val/loss": 0.5, "mIoU": 20.0})
+    validated.validation_done(8, {"val/loss": 0.75, "mIoU": 30.0})
+    assert best_of(validated) == (0.5, "best_val_loss_iter_4.pth", 0.5)
+    validated.validation_done(12, {"val/loss": 0.25, "mIoU": 10.0})
+    assert best_of(validated) == (0.25, "best_val_loss_iter_12.pth", 0.25)
 
 
 # --- what hooks want to keep -----------------------------------------------------------------------------
