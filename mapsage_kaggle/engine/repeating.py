@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ class Repetition:
 
     Attributes:
         repeatable: Whether they are equal bit for bit.
-        difference: The largest absolute difference of an element; infinite where one is not a number, or
-            missing.
+        difference: The largest absolute difference of an element, 0.0 between zeros of either sign; infinite
+            where one is not a number, or missing.
     """
 
     repeatable: bool
@@ -65,20 +66,18 @@ def measure(core: torch.nn.Module, optim_wrapper: OptimWrapper, data: Any, *, se
             found.append([None if gradient is None else gradient.cpu() for gradient in gradients])
             del losses, gradients
     pairs = [(a, b) for a, b in zip(*found, strict=True) if a is not None and b is not None]
-    differences = [_difference(a, b) for a, b in pairs]
+    differences = [float((a.double() - b.double()).abs().max()) for a, b in pairs if not _are_same(a, b)]
     both = all((a is None) == (b is None) for a, b in zip(*found, strict=True))
+    is_finite = both and all(map(math.isfinite, differences))
     return Repetition(
-        repeatable=both and not any(differences),
-        difference=max(differences, default=0.0) if both else float("inf"),
+        repeatable=both and not differences,
+        difference=max(differences, default=0.0) if is_finite else math.inf,
     )
 
 
-def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the largest difference of two tensors; 0.0 only where they are the same to the last bit."""
-    if torch.equal(*(item.contiguous().reshape(-1).view(torch.uint8) for item in (one, other))):
-        return 0.0
-    largest = float((one.double() - other.double()).abs().max())
-    return largest if 0.0 < largest < float("inf") else float("inf")
+def _are_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors are the same to the last bit."""
+    return torch.equal(*(item.contiguous().reshape(-1).view(torch.uint8) for item in (one, other)))
 
 
 @contextlib.contextmanager

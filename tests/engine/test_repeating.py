@@ -119,6 +119,16 @@ def test_a_difference_of_one_bit_is_one() -> None:
     assert not measure(model, wrapper, DATA, seed=1).repeatable
 
 
+@pytest.mark.parametrize(("factor", "difference"), [(-0.0, 0.0), (float("nan"), float("inf"))])
+def test_another_zero_is_told_and_is_no_distance_and_no_number_is_any(
+    factor: float, difference: float
+) -> None:
+    model = Small()
+    wrapper, factors = trained(model), iter([0.0, factor])
+    next(model.parameters()).register_hook(lambda gradient: gradient * next(factors))
+    assert measure(model, wrapper, DATA, seed=1) == Repetition(repeatable=False, difference=difference)
+
+
 def test_a_measurement_for_which_memory_runs_out_changes_nothing() -> None:
     model = Small()
     wrapper, before = trained(model), []
