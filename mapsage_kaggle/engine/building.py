@@ -17,10 +17,11 @@ from mapsage_kaggle.config.split import ModelTraits
 
 _SPLITTABLE_LOSSES = ("CrossEntropyLoss", "FocalLoss", "DiceLoss")
 _DRAWS = re.compile(
-    r"\btorch\.(rand|randn|randint|randperm|rand_like|randn_like|bernoulli|multinomial)\("
+    r"\btorch\.(rand|randn|randint|randperm|rand_like|randn_like|bernoulli|multinomial|normal)\("
     r"|\bnp\.random\.|\brandom\.(random|randint|uniform|choice|shuffle)\("
-    r"|\.(uniform|bernoulli)_\("
+    r"|(?<!\binit)\.(uniform|bernoulli|normal)_\(|\bgumbel_softmax\("
 )
+_DROPS = re.compile(r"\b(F|functional)\.(alpha_|feature_)?dropout[123]?d?\(")
 _OVER_THE_BATCH = re.compile(r"\b(reduce_mean|all_reduce|all_gather)\(")
 _INITIALISERS = ("__init__", "init_weights", "_init_weights", "reset_parameters")
 
@@ -75,7 +76,8 @@ def _draws(model: torch.nn.Module) -> tuple[str, ...]:
             place = (type(module).__name__, name.partition(".")[0])
             highest[place] = max(rate, highest.get(place, 0.0))
     rates = (f"{kind} {rate:.2g} in {part}" for (kind, part), rate in sorted(highest.items()))
-    return (*rates, *drawing_modules(model))
+    drop = {type(module).__name__ for module in _matching(model, _DROPS)}
+    return (*rates, *sorted({*drop, *drawing_modules(model)}))
 
 
 def drawing_modules(model: torch.nn.Module) -> tuple[str, ...]:

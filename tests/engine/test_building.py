@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
+from torch.nn import functional
 
 import mapsage_kaggle.engine.register  # noqa: F401
 from mapsage_kaggle.config.split import ModelTraits, split_differences
-from mapsage_kaggle.engine.building import build_model, traits_of
+from mapsage_kaggle.engine.building import build_model, drawing_modules, traits_of
 from mapsage_kaggle.engine.problems import known_problem
 from mapsage_kaggle.errors import ConfigError, MachineError
 
@@ -88,6 +90,48 @@ def test_what_makes_a_split_batch_differ_is_said(
 ) -> None:
     found = split_differences(traits(backbone, head))
     assert word in "".join(found)
+
+
+class Plain(torch.nn.Module):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+
+class Noisy(Plain):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values + torch.empty_like(values).normal_()
+
+
+class Normal(Plain):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.normal(values, 1.0)
+
+
+class Gumbel(Plain):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return functional.gumbel_softmax(values)
+
+
+class Thinned(Plain):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return functional.dropout(values, 0.1, self.training)
+
+
+class Begun(Plain):
+    def begin_anew(self, weight: torch.Tensor) -> None:
+        torch.nn.init.normal_(weight)
+
+
+@pytest.mark.parametrize(
+    ("part", "trains", "infers"),
+    [(Plain, 0, 0), (Noisy, 1, 1), (Normal, 1, 1), (Gumbel, 1, 1), (Thinned, 1, 0), (Begun, 0, 0)],
+)
+def test_a_module_that_draws_is_told_and_a_dropout_draws_in_training_alone(
+    part: type[torch.nn.Module], trains: int, infers: int
+) -> None:
+    model = torch.nn.Sequential(part())
+    assert traits_of(model).draws == (part.__name__,) * trains
+    assert drawing_modules(model) == (part.__name__,) * infers
 
 
 def test_a_frozen_batch_norm_takes_nothing_from_the_batch() -> None:
