@@ -58,6 +58,9 @@ _SETTLED_S = 2.0
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EINTR})
 """Transient errors: an image is not kept, but the next one may be."""
 _IN_MEMORY = ("tmpfs", "ramfs")
+_MOUNTS = Path("/proc/mounts")
+_CGROUP = Path("/sys/fs/cgroup")
+_CACHED = ("active_file", "inactive_file")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -368,12 +371,13 @@ def _file_system(folder: Path) -> str:
     """Return the kind of file system that a folder lies on; empty where it is unknown."""
     best, kind = "", ""
     try:
-        lines = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
     resolved = str(folder.resolve())
     for line in lines:
         _, mount, this_kind, *_ = line.split(" ")
+        mount = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), mount)
         inside = mount == "/" or resolved == mount or resolved.startswith(mount + "/")
         if inside and len(mount) >= len(best):
             best, kind = mount, this_kind
@@ -388,12 +392,23 @@ def _size(path: Path) -> int:
 
 
 def _available_memory_bytes() -> int | None:
-    """Return the machine's available memory, but no more than the container's limit; None where unknown."""
+    """Return the machine's available memory, but no more than the container's; None where unknown."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
     for line in lines:
         if line.startswith("MemAvailable:"):
-            return min(int(line.split()[1]) * 1024, ram_bytes())
+            return max(0, min(int(line.split()[1]) * 1024, ram_bytes() - _container_used_bytes()))
     return None
+
+
+def _container_used_bytes() -> int:
+    """Return what the container holds of its memory, but for a disk's cached pages; 0 where unknown."""
+    for version, usage in ((_CGROUP, "memory.current"), (_CGROUP / "memory", "memory.usage_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):
+            used = int((version / usage).read_text())
+            found = dict(line.split() for line in (version / "memory.stat").read_text().splitlines())
+            cached = (found.get(f"total_{name}", found.get(name, 0)) for name in _CACHED)
+            return max(0, used - sum(map(int, cached)))
+    return 0

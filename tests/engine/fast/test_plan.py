@@ -103,6 +103,37 @@ def test_what_another_version_has_left_makes_room(tmp_path: Path, monkeypatch: p
     assert list((tmp_path / "decoded").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("usage", "stat"),
+    [
+        ("memory.current", "anon 5\nactive_file 100\ninactive_file 200\n"),
+        ("memory/memory.usage_in_bytes", "active_file 1\ntotal_active_file 100\ntotal_inactive_file 200\n"),
+        (None, ""),
+    ],
+)
+def test_what_a_container_holds_already_is_not_available(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usage: str | None, stat: str
+) -> None:
+    monkeypatch.setattr(cache_module, "_CGROUP", tmp_path)
+    monkeypatch.setattr(cache_module, "ram_bytes", lambda: 1000)
+    if usage is not None:
+        file = tmp_path / usage
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("700\n")
+        file.with_name("memory.stat").write_text(stat)
+    assert cache_module._available_memory_bytes() == (600 if usage else 1000)
+
+
+def test_a_mount_point_with_a_space_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in memory").mkdir()
+    mounts = tmp_path / "mounts"
+    escaped = str(tmp_path / "in memory").replace(" ", r"\040")
+    mounts.write_text(f"overlay / overlay rw 0 0\ntmpfs {escaped} tmpfs rw 0 0\n")
+    monkeypatch.setattr(cache_module, "_MOUNTS", mounts)
+    assert cache_module._file_system(tmp_path / "in memory") == "tmpfs"
+    assert cache_module._file_system(tmp_path) == "overlay"
+
+
 def test_without_scratch_space_there_is_no_room(tmp_path: Path) -> None:
     assert DecodedCache(tmp_path / "missing" / "decoded").room() == (0, "disk")
 
