@@ -72,7 +72,9 @@ class TestPipeline:
         self._as_float = bool(first.get("to_float32", False))
         self._of_thread, self._building = threading.local(), threading.Lock()
         own = (type(item).__module__ for item in self._steps()[1].transforms)
-        self.transforms_channels = not all(name.startswith(("mmseg.", "mmcv.", "mapsage_")) for name in own)
+        self.transforms_channels = not all(
+            name.startswith(("mmseg.", "mmcv.", "mapsage_kaggle.")) for name in own
+        )
 
     def _steps(self) -> tuple[Compose, Compose]:
         """Return what loads, and the other transforms: of this thread alone, since some keep a state.

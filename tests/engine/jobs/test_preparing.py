@@ -18,6 +18,20 @@ from mapsage_kaggle.engine.jobs.preparing import TestPipeline
 from mapsage_kaggle.imagery.reading import Pixels
 
 
+@pytest.mark.parametrize(("module", "own"), [("mapsage_mine", True), ("mapsage_kaggle.engine.own", False)])
+def test_a_person_s_own_transform_may_change_the_channels_whatever_its_name(
+    module: str, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init_default_scope("mmseg")
+    kind = type("Stacking", (BaseTransform,), {"__module__": module, "transform": lambda self, found: found})
+    monkeypatch.setitem(TRANSFORMS.module_dict, "Stacking", kind)
+    cfg = for_inference(read_config(DEMO), {})
+    cfg.test_dataloader.dataset.pipeline = [
+        {"type": "LoadImageFromFile"}, {"type": "Stacking"}, {"type": "PackSegInputs"}
+    ]  # fmt: skip
+    assert TestPipeline(cfg).transforms_channels is own
+
+
 def test_two_threads_share_no_state_of_a_transform(monkeypatch: pytest.MonkeyPatch) -> None:
     init_default_scope("mmseg")
     both = threading.Barrier(2, timeout=60)
