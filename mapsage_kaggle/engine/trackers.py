@@ -89,6 +89,7 @@ class Tracker(BaseVisBackend):
         self._is_off = self._is_unkept = False
         self._known = -1
         self._seen: set[tuple[int, tuple[str, ...]]] = set()
+        self._dropped: set[tuple[int, tuple[str, ...]]] = set()
 
     @property
     def experiment(self) -> Any:
@@ -111,7 +112,9 @@ class Tracker(BaseVisBackend):
         """Truncate the journal to where the session begins, and clear the tracker's folder; once."""
         if self._rows is None:
             journal = self._folder / JOURNAL
-            rows = [row for row in read_journal(journal) if row["step"] <= self._start]
+            found = read_journal(journal)
+            rows = [row for row in found if row["step"] <= self._start]
+            self._dropped = {_key(row) for row in found if row["step"] > self._start}
             self._folder.mkdir(parents=True, exist_ok=True)
             replace_file(journal, "".join(json.dumps(row) + "\n" for row in rows))
             for place in set(self._folder.iterdir()) - {journal}:
@@ -183,7 +186,11 @@ class Tracker(BaseVisBackend):
 
     def _add(self, row: Mapping[str, Any], *, is_new: bool) -> None:
         # Started in any case, to show what earlier sessions have logged.
-        if self.experiment is not None and is_new and row["step"] >= self._known:
+        if self.experiment is None or not is_new or row["step"] < self._known:
+            return
+        if (
+            row["step"] > self._known or _key(row) not in self._dropped
+        ):  # what is trained anew was sent before
             self._draw(row)
 
     def _draw(self, row: Mapping[str, Any]) -> None:

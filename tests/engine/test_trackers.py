@@ -130,8 +130,11 @@ class Online:
         self.drawn.append(values)
 
 
-def test_a_score_at_the_iteration_that_the_service_knows_is_drawn(tmp_path: Path) -> None:
+def test_a_score_at_the_iteration_that_the_service_knows_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("wandb")
+    monkeypatch.setattr(Online, "drawn", [])
     draw(tracker(tmp_path, 0), 2, 4)
     journal = tmp_path / "run" / "tensorboard" / JOURNAL
     online = tracker(tmp_path, 4, "WandbVisBackend")
@@ -140,6 +143,19 @@ def test_a_score_at_the_iteration_that_the_service_knows_is_drawn(tmp_path: Path
     draw(online, 5)
     assert [(row["iteration"], "mIoU" in row) for row in Online.drawn] == [(4, True), (5, False)]
     assert [row["step"] for row in read_journal(journal)] == [2, 4, 4, 5]
+
+
+def test_what_the_service_knows_of_an_iteration_that_is_trained_anew_is_drawn_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setattr(Online, "drawn", [])
+    draw(tracker(tmp_path, 0), 2, 3, 4)  # saved at 2, and killed
+    online = tracker(tmp_path, 2, "WandbVisBackend")
+    draw(online, 3, 4)
+    draw(online, 4, name="mIoU")
+    draw(online, 5)
+    assert [(row["iteration"], "mIoU" in row) for row in Online.drawn] == [(4, True), (5, False)]
 
 
 def spec(**options: Any) -> ChildSpec:
