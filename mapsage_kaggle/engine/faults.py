@@ -167,11 +167,8 @@ def failure_message(error: BaseException) -> str:
     text = str(error).strip()
     if isinstance(error, MapsageError):
         # A data worker's error arrives with its whole trace; what it says comes last.
-        return (
-            text.splitlines()[-1].partition("TrainingError: ")[2]
-            if text.startswith("Caught")
-            else text_of(error)
-        )
+        said = text.rpartition(f"{type(error).__name__}: ")[2]
+        return said if text.startswith("Caught") else text_of(error)
     first = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
     if text.startswith("Caught"):
         first = text.splitlines()[-1]

@@ -18,6 +18,7 @@ from mapsage_kaggle.engine.faults import (
 )
 from mapsage_kaggle.engine.overflow import HalfPrecisionError
 from mapsage_kaggle.engine.sampling import Draw, PositionalDataset
+from mapsage_kaggle.errors import DataError
 from mapsage_kaggle.training.fallback import MemoryFallback, Outcome, decide_next
 
 # --- memory ----------------------------------------------------------------------------------------------
@@ -258,6 +259,21 @@ def test_data_workers_without_shared_memory_say_how_much_there_is(error: Excepti
     assert failure_message(error).endswith(
         f"The data workers need more of /dev/shm than its {megabytes}: set fewer (num_workers)."
     )
+
+
+class Refusing(torch.utils.data.Dataset[Any]):
+    def __getitem__(self, index: int) -> Any:
+        raise DataError("These are odd:", "Mend them.", ["a.png", "b.png"])
+
+    def __len__(self) -> int:
+        return 4
+
+
+def test_a_data_worker_s_refusal_of_any_kind_is_told_whole() -> None:
+    loader = torch.utils.data.DataLoader(Refusing(), num_workers=1, collate_fn=list)
+    with pytest.raises(DataError) as caught:
+        next(iter(loader))
+    assert failure_message(caught.value) == "These are odd:\n  a.png\n  b.png\nMend them."
 
 
 class Unsendable:
