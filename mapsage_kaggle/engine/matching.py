@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -103,7 +104,8 @@ def _lost(
         )
     bare = image.removesuffix(suffix)
     if suffix and listing and is_there(bare):
-        written, own = Path(bare).suffix, KagglePaths.from_environment().working / Path(listing).name
+        written = Path(bare).suffix
+        own = shlex.quote(str(KagglePaths.from_environment().working / Path(listing).name))
         return DataError(
             Message(
                 "{list} names {name} with its suffix, and img_suffix adds {suffix} to it: {count} of "
@@ -118,7 +120,7 @@ def _lost(
                 "Make a list without: sed 's/\\{written}$//' {list} > {own}, and name it: --set "
                 "{key}.ann_file={path}",
                 written,
-                listing,
+                shlex.quote(listing),
                 own,
                 item[0],
                 own,
@@ -138,7 +140,7 @@ def _setting(cfg: Mapping[str, Any], item: _Item, option: str, value: str) -> st
         for key, other in leaves_with_keys((cfg.get(loader) or {}).get("dataset") or {}, f"{loader}.dataset")
         if all(other.get(name) == item[1].get(name) for name in ("type", option))
     ]
-    return " ".join(f"--set {key}.{option}={value}" for key in alike)
+    return " ".join(f"--set {key}.{option}={shlex.quote(value)}" for key in alike)
 
 
 def _endings_beside(mask: str, suffix: str) -> list[str]:
@@ -212,7 +214,7 @@ def _other_case(leaf: Any, key: str, listings: _Listings) -> list[str]:
     others = [
         name
         for path, names in listings.names.items()
-        if path.startswith(folder.rstrip("/"))
+        if Path(path).is_relative_to(folder)
         for name in sorted(names)
         if name.casefold().endswith(suffix.casefold()) and not name.endswith(suffix) and name[0] != "."
     ]

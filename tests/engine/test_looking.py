@@ -310,26 +310,35 @@ def test_a_part_of_the_images_in_another_case_is_told(tmp_path: Path) -> None:
     assert line.startswith(f"1 images in {tmp_path}/img/train are left out, such as 9.PNG")
 
 
+def test_a_folder_whose_name_begins_like_the_images_is_another(tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    (tmp_path / "ann" / "train").rename(tmp_path / "img" / "train_masks")
+    save(tmp_path / "img" / "train_masks" / "9.PNG", any_mask(9))
+    prefix = {"img_path": "img/train", "seg_map_path": "img/train_masks"}
+    assert told(tmp_path, data_prefix=prefix) == ()
+
+
 def test_a_list_whose_names_have_suffixes_is_refused_with_what_makes_it_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import shlex
     import subprocess
 
-    monkeypatch.setenv("MAPSAGE_KAGGLE_ROOT", str(tmp_path / "kaggle"))
-    (tmp_path / "kaggle" / "working").mkdir(parents=True)
-    lay_out(tmp_path / "fields")
-    listing = tmp_path / "fields" / "list.txt"
+    monkeypatch.setenv("MAPSAGE_KAGGLE_ROOT", str(tmp_path / "my kaggle"))
+    (tmp_path / "my kaggle" / "working").mkdir(parents=True)
+    fields = lay_out(tmp_path / "my fields")
+    listing = fields / "list.txt"
     listing.write_text("0.png\n1.png\n")
     options = {"data_prefix": {"img_path": "img/train", "seg_map_path": "ann/train"}}
-    problem = refusal(tmp_path / "fields", ann_file="list.txt", **options)
+    problem = refusal(fields, ann_file="list.txt", **options)
     assert "names 0.png with its suffix, and img_suffix adds .png to it: 2 of 2" in problem.problem
     command, _, setting = problem.remedy.partition("Make a list without: ")[2].partition(
         ", and name it: --set "
     )
     subprocess.run(command, shell=True, check=True)
-    key, _, own = setting.partition("=")
+    key, _, own = shlex.split(setting)[0].partition("=")
     assert key == "train_dataloader.dataset.ann_file"
-    assert told(tmp_path / "fields", ann_file=own, **options) == ()
+    assert told(fields, ann_file=own, **options) == ()
 
 
 # --- at what scale the images are seen
