@@ -2,9 +2,9 @@
 
 All of these commands have one shape. :func:`open_subject` finds the config, the checkpoint and the data,
 judges the checkpoint without running anything in it, and makes the config ready for one device.
-:func:`run_child` starts ``mapsage_kaggle.engine.<entry>`` with a JSON document and stays with it: its
+:func:`run_child` starts ``mapsage_kaggle.engine.jobs.<entry>`` with a JSON document and stays with it: its
 progress comes back as events, its errors as the ``MapsageError`` that it raised, and Ctrl-C is passed
-on. A new command needs a module in ``engine`` with ``run(job, tell)`` (see
+on. A new command needs a module in ``engine/jobs`` with ``run(job, emit)`` (see
 :mod:`mapsage_kaggle.engine.jobs.child`), and here or above a function such as :func:`evaluate`::
 
     subject = open_subject(ModelOptions(config=config, checkpoint=file))
@@ -57,7 +57,7 @@ def run_child(
     limit_s: float = math.inf,
     on_wait: Callable[[float], None] = lambda elapsed_s: None,
 ) -> dict[str, Any]:
-    """Run ``mapsage_kaggle.engine.<entry>`` in a child, and return what it returned.
+    """Run ``mapsage_kaggle.engine.jobs.<entry>`` in a child, and return what it returned.
 
     Args:
         entry: The module's name.
