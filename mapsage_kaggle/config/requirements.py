@@ -58,6 +58,8 @@ _WITH_COMPILED_OPS = frozenset(
     {"CCHead", "PSAHead", "PointHead", "SideAdapterCLIPHead", "Mask2FormerHead", "DCN", "DCNv2"}
 )
 """Parts of mmsegmentation and mmcv that compute with ops that mmcv must have been compiled with."""
+_WITH_COMPILED_OPS_ON_GPU = frozenset({"FocalLoss", "mmseg.FocalLoss"})
+"""Parts of mmsegmentation that compute on a CPU without them."""
 
 _SCOPES = ("mmdet", "mmpretrain", "mmcls")
 _PARTS = ("model", "train_dataloader", "val_dataloader", "val_evaluator", "custom_hooks", "visualizer",
@@ -98,6 +100,17 @@ def check_installed(cfg: Mapping[str, Any] | Config, source: Path, places: Seque
             raise missing(package, f"{source} imports {module}")
 
 
+def check_ops_on_gpu(cfg: Mapping[str, Any] | Config, source: Path) -> None:
+    """Make sure that mmcv has the ops that a model needs on a GPU alone.
+
+    Raises:
+        MachineError: It has none; the message names what needs them.
+    """
+    for kind in _types_in(as_mapping(cfg).get("model")):
+        if kind.replace("::", ".") in _WITH_COMPILED_OPS_ON_GPU and not has_compiled_ops():
+            raise without_ops(f"{source} uses {kind} on a GPU")
+
+
 def missing(package: str, user: str) -> MachineError:
     """Return the refusal for a package that is not installed."""
     return MachineError(
@@ -110,7 +123,7 @@ def without_ops(user: str) -> MachineError:
     """Return the refusal for an mmcv without its compiled ops."""
     return MachineError(
         Message("{user}, which needs compiled ops of mmcv; the mmcv that is installed has none.", user),
-        "Choose another head, or build mmcv with its ops from source, which takes half an hour: "
+        "Choose another head or loss, or build mmcv with its ops from source, which takes half an hour: "
         "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary :all: --no-deps onedl-mmcv.",
     )
 

@@ -18,7 +18,7 @@ from mapsage_kaggle.config.modules import CodePlaces, check_custom_imports, code
 from mapsage_kaggle.config.monitored import check_monitored
 from mapsage_kaggle.config.patch import ConfigPatch, PatchContext, plan_patch
 from mapsage_kaggle.config.reading import read_config, weights_files, written_value
-from mapsage_kaggle.config.requirements import check_installed
+from mapsage_kaggle.config.requirements import check_installed, check_ops_on_gpu
 from mapsage_kaggle.config.testing import test_pipeline_of, why_not_single
 from mapsage_kaggle.config.tracking import check_tracker
 from mapsage_kaggle.config.trainable import check_trainable
@@ -281,6 +281,8 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
             "Use --gpus auto, or choose another accelerator in the notebook's settings.",
         )
     _check_precision(options.precision, machine, num_gpus)
+    if num_gpus:
+        check_ops_on_gpu(discovery.cfg, options.config)
     ranks_here = num_gpus or max(1, options.cpu_ranks)
     world_size = ranks_here * options.nnodes
     choice = discovery.choice

@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mapsage_kaggle.checkpoints.inspect import Inspection
 from mapsage_kaggle.checkpoints.scan import FoundCheckpoint, ScanReport
 from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.clock import SessionClock
+from mapsage_kaggle.config import requirements
 from mapsage_kaggle.config.patch import apply_patch
 from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.config.split import ModelTraits
@@ -277,6 +279,17 @@ def test_a_gpu_that_torch_was_not_seen_to_use_counts_for_nothing(
     assert prepared.patch.precision == "float32"
     with pytest.raises(MachineError, match="this machine has 0 that this torch can use"):
         begin(machine=unusable, gpus=1)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_loss_that_needs_compiled_ops_on_a_gpu_is_refused_there_alone(
+    begin: Begin, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requirements, "has_compiled_ops", lambda: compiled)
+    extra = "model = dict(decode_head=dict(loss_decode=dict(_delete_=True, type='FocalLoss')))"
+    assert not begin(extra=extra).facts.on_gpu
+    with nullcontext() if compiled else pytest.raises(MachineError, match="uses FocalLoss on a GPU"):
+        assert begin(extra=extra, machine=GOOD).facts.on_gpu
 
 
 def test_a_batch_session_that_was_granted_no_gpu_is_refused_before_it_trains(begin: Begin) -> None:
