@@ -370,6 +370,7 @@ def _text(stream: IO[bytes]) -> str:
 WARM_NO_FORK = 203
 """The exit code of a fork that could not do what a child of its own can."""
 _TORCHRUN = "torch.distributed.run"
+_START = "mapsage_kaggle.engine.start"
 _HOT = ("mapsage_kaggle.engine.", _TORCHRUN)
 """How the names of modules begin that gain by what is imported already."""
 _LATE = re.compile("SUPERVISOR|^GLOO_|^CUBLAS_|^PYTORCH_(CUDA_)?ALLOC_CONF$|^WANDB_|^TENSORBOARD")
@@ -448,7 +449,10 @@ class WarmPython(Child):
         self._control.close()
 
     def _serves(self, command: Sequence[str]) -> bool:
-        return not self.ended() and command[0] == sys.executable and command[2].startswith(_HOT)
+        if self.ended() or command[0] != sys.executable or not command[2].startswith(_HOT):
+            return False
+        # Code that goes before what is installed must do so before anything is imported.
+        return command[2] != _START or not json.loads(command[3])["first"]
 
     def _send(
         self,

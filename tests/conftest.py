@@ -47,6 +47,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -expected_s.get(scope(item), 0))
 
 
+@pytest.fixture(autouse=True)
+def _cold() -> Iterator[None]:
+    """Leave no interpreter ready that a test has warmed up."""
+    yield
+    loaded = sys.modules.get("mapsage_kaggle.processes")
+    if loaded is not None:
+        loaded.cool_down()
+
+
 @pytest.fixture(scope="session")
 def loveda() -> Path:
     """Return the folder with two real LoveDA tiles and masks, or skip where it is not at hand."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mapsage_kaggle import processes
+from mapsage_kaggle.config.modules import CodePlaces
 from mapsage_kaggle.processes import Child, ChildError, ProcessId, outlive, run, run_for_json
 
 SLEEPS = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -244,8 +244,8 @@ def warm(tmp_path: Path) -> Iterator[processes.WarmPython]:
 
 def module(tmp_path: Path, name: str, *arguments: str) -> list[str]:
     """Return a command of the engine that runs a module of this test."""
-    places = json.dumps({"last": [str(tmp_path)]})
-    return [sys.executable, "-m", "mapsage_kaggle.engine.start", places, name, *arguments]
+    places = CodePlaces(last=(tmp_path,))
+    return processes.module_command(*places.start(name), *arguments)
 
 
 def test_a_warm_run_gives_what_one_of_its_own_gives(
@@ -270,6 +270,19 @@ def test_a_warm_run_that_takes_too_long_is_ended_and_the_next_is_cold(
     assert caught.value.timed_out
     assert warm.ended()
     assert f"False {os.getpid()}\n" in run(module(tmp_path, "says", "0"), timeout_s=60).output
+
+
+def test_code_that_goes_before_what_is_installed_takes_a_child_of_its_own(
+    warm: processes.WarmPython, tmp_path: Path
+) -> None:
+    command = processes.module_command(*CodePlaces(first=(tmp_path,)).start("says"), "0")
+    assert f"False {os.getpid()}\n" in run(command, timeout_s=60).output
+    with (tmp_path / "log.txt").open("wb") as log:
+        child = processes.start(command, warm.environment, log)
+    child.end()
+    assert child.stdin is not None
+    child.stdin.close()
+    assert child is not warm
 
 
 def test_where_a_fork_lost_the_gpu_a_child_of_its_own_runs(
