@@ -202,6 +202,9 @@ def child_environment(
     env.setdefault("XDG_CACHE_HOME", str(scratch / "cache"))
     if not gpus:
         env["CUDA_VISIBLE_DEVICES"] = ""
+    elif not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(env):
+        # Segments that grow leave no gaps that are too small for the next allocation.
+        env["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     return env
 
 
@@ -373,7 +376,7 @@ _TORCHRUN = "torch.distributed.run"
 _START = "mapsage_kaggle.engine.start"
 _HOT = ("mapsage_kaggle.engine.", _TORCHRUN)
 """How the names of modules begin that gain by what is imported already."""
-_LATE = re.compile("SUPERVISOR|^GLOO_|^CUBLAS_|^PYTORCH_(CUDA_)?ALLOC_CONF$|^WANDB_|^TENSORBOARD")
+_LATE = re.compile("SUPERVISOR|^GLOO_|^CUBLAS_|^WANDB_|^TENSORBOARD")
 """Environment variables that nothing reads when it is imported."""
 
 

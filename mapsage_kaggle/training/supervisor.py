@@ -118,9 +118,6 @@ class Launch:
         if not self.several_machines and Path("/sys/class/net/lo").exists():
             # Ranks of one machine need no network, and its own name may not resolve.
             env.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        if self.gpus and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(env):
-            # Against fragmentation: a segment that grows leaves no gaps too small for the next allocation.
-            env["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
         if self.deterministic:
             env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         return env
