@@ -84,7 +84,8 @@ def run(asked: dict[str, Any], lent: list[int]) -> int:
     os.environ.clear()
     os.environ.update(asked["env"])
     os.chdir(asked["cwd"])
-    sys.path[0] = asked["cwd"]
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = asked["cwd"]
     module, *sys.argv[1:] = asked["arguments"]
     code: Any = 0
     try:
