@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_a_session_killed_at_any_event_of_its_saves_goes_on_as_if_uncut(tmp_path
         [
             sys.executable, "-m", "ckpt_chaos", "run", "--work", tmp_path / "chaos", "--jobs", "1",
             "--max-points", str(POINTS), "--checkpoint-glob", "iter_*.pth",
-            "--step-regex", r"resume verified: iteration (\d+)",
+            "--step-regex", r"(?:resume verified: iteration|complete already, at iteration) (\d+)",
             "--result-cmd", f"{sys.executable} {tmp_path / 'result.py'} {{out}}",
             "--", "sh", tmp_path / "train.sh", "{out}",
         ],
@@ -89,3 +90,4 @@ def test_a_session_killed_at_any_event_of_its_saves_goes_on_as_if_uncut(tmp_path
     )  # fmt: skip
     print(done.stdout[-20_000:], done.stderr[-4000:])
     assert done.returncode == 0
+    assert re.search(r"^PASS: (\d+)$", done.stdout, re.MULTILINE)[1] == str(POINTS + 1)  # type: ignore[index]

@@ -25,6 +25,8 @@ WAYS = (
     "deadline", "stop", "sigterm", "kill rank", "kill rank, damage", "kill torchrun", "kill supervisor",
     "kill all",
 )  # fmt: skip
+WAYS_OF_ONE = tuple(way for way in WAYS if way != "kill torchrun")
+"""Those of a run that never has several ranks: the only one has no torchrun."""
 DAMAGES = ("truncated", "bit-flipped", "half-written")
 _DAMAGED_S = 1.0
 """The time of change that a damaged file gets: moving it keeps that, writing it anew does not."""
@@ -124,15 +126,17 @@ def deal(seed: int, sessions: int, *, phases: Sequence[str] = (), ranks: Sequenc
 
     # Every other session at most: two files are kept, and one must be sound.
     damages = deck([kind for damage in DAMAGES for kind in (damage, "")])
+    ways = WAYS if max(ranks) > 1 else WAYS_OF_ONE
     memory = deck([*phases, ""]) if phases else [""] * sessions
     return [
         Fate(
             way=way, iterations=draw.randint(1, 4), workers=workers, persistent=persistent,
-            ranks=num_ranks, memory=phase, damage=damaged, stays=draw.random() < 0.3,
-            loses_record=bool(phases) and draw.random() < 0.3, delay_s=draw.uniform(0.0, 0.2),
+            ranks=2 if way == "kill torchrun" else num_ranks, memory=phase, damage=damaged,
+            stays=draw.random() < 0.3, loses_record=bool(phases) and draw.random() < 0.3,
+            delay_s=draw.uniform(0.0, 0.2),
         )
         for way, workers, persistent, num_ranks, phase, damaged in zip(
-            deck(WAYS), deck((0, 1, 3)), deck((True, False)), deck(ranks), memory, damages, strict=True
+            deck(ways), deck((0, 1, 3)), deck((True, False)), deck(ranks), memory, damages, strict=True
         )
     ]  # fmt: skip
 
