@@ -133,6 +133,7 @@ def _fails(tests: Sequence[str], mutation: Mutation, tree: Path) -> bool:
             check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
+        print(f"hangs   {mutation}", flush=True)
         return True
     if done.returncode not in (0, 1, 2):
         raise SystemExit(f"{mutation}: pytest could not run:\n{done.stdout.decode()[-2000:]}")
