@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.standin import REPOSITORY, StandIn
 
-pytestmark = pytest.mark.slow(scope_s=60)
+pytestmark = pytest.mark.soak
 
 # A small MiT in place of B2, and short schedules; data, pipeline and loop are those of the real config.
 SMALL = """

@@ -121,7 +121,7 @@ def test_thirty_sessions_that_end_badly_equal_one_bit_for_bit(tmp_path: Path) ->
     assert_equal_to_the_uninterrupted(exact(tmp_path / "whole", **options), cut)
 
 
-@pytest.mark.slow(scope_s=140)
+@pytest.mark.soak
 def test_five_sessions_that_end_badly_equal_one_bit_for_bit(tmp_path: Path) -> None:
     fates = [
         Fate(way="deadline", iterations=4, damage="truncated"),

@@ -26,7 +26,7 @@ FAMILIES = (
     "unet-s5-d16_fcn_4xb4-40k_drive-64x64",
     "pidnet-s_2xb6-120k_1024x1024-cityscapes",
     "bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024",
-    "swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512",
+    "fast_scnn_8xb4-160k_cityscapes-512x1024",
 )
 EXPORTED = {
     PSPNET: "onnx",
