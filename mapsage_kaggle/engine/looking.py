@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import Compose
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -23,6 +24,7 @@ from mapsage_kaggle.config.scale import trained_scale
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.building import num_inputs
 from mapsage_kaggle.engine.drawing import PATIENCE_S, own_generators, seed_own, wrap_transforms
+from mapsage_kaggle.engine.fast.transforms import MapsageFastPipeline
 from mapsage_kaggle.engine.matching import check_files
 from mapsage_kaggle.engine.reading import EVENTS_VARIABLE, NOT_ANSWERING, GuardedDataset
 from mapsage_kaggle.errors import DataError
@@ -132,7 +134,7 @@ class _Samples(Dataset[Seen]):
         index, with_sample = draw
         if not self._is_wrapped:
             os.environ.pop(EVENTS_VARIABLE, None)  # damage is reported when it is trained on
-            wrap_transforms(self._dataset, lambda transform: _Noting(transform, self._notes, self._resized))
+            wrap_transforms(self._dataset, self._noting)
             self._is_wrapped = True
         self._notes.clear()
         self._resized.clear()
@@ -151,6 +153,12 @@ class _Samples(Dataset[Seen]):
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             return self._seen(image, None, unloadable="" if passing else reason)
         return self._seen(image, sample, sample=sample if with_sample else None)
+
+    def _noting(self, transform: Any) -> Any:
+        """Return a transform that notes; of several in one, which give the same samples, each by itself."""
+        if isinstance(transform, MapsageFastPipeline):
+            return Compose([self._noting(item) for item in transform.transforms])
+        return _Noting(transform, self._notes, self._resized)
 
     def _seen(self, image: str, made: Any, **found: Any) -> Seen:
         note = self._notes[0] if self._notes else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ from mmseg.registry import DATASETS, TRANSFORMS
 from PIL import Image
 from support.fields import CLASSES, PIPELINE, any_image, any_mask, lay_out, save
 
+from mapsage_kaggle.config.replacements import faster_pipeline
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.engine import looking, matching
 from mapsage_kaggle.engine.jobs.evaluate import build_data
@@ -212,6 +213,87 @@ def test_what_can_no_sample_load_is_refused_whatever_is_skipped(tmp_path: Path) 
     for file in tmp_path.glob("img/train/*"):
         file.write_bytes(b"no image")
     assert "4 of the 4 pairs looked at" in refusal(tmp_path, choice="skip").problem
+
+
+# --- through the faster pipeline, in which one transform stands for all
+
+STOCK = (
+    *PIPELINE[:2],
+    {"type": "RandomResize", "scale": (64, 64), "ratio_range": (0.5, 2.0), "keep_ratio": True},
+    {"type": "RandomCrop", "crop_size": (32, 32), "cat_max_ratio": 0.75},
+    {"type": "RandomFlip", "prob": 0.5},
+    {"type": "PhotoMetricDistortion"},
+    PIPELINE[3],
+)
+
+
+def faster(place: Path) -> list[Any]:
+    found = faster_pipeline(STOCK, cache_dir=str(place / "decoded"), scope="mmseg")
+    assert found is not None
+    assert len(found[0]) == 1
+    return found[0]
+
+
+def black_and_white(number: int) -> np.ndarray:
+    return np.where(any_mask(number) > 0, 255, 0).astype(np.uint8)
+
+
+def of_channels(number: int) -> Callable[[int], np.ndarray]:
+    return lambda image: np.repeat(any_mask(image)[..., None], number, axis=2)
+
+
+def test_as_much_is_told_as_through_the_stock_transforms(tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    found: list[list[TrainedScale]] = [[], []]
+    for pipeline, scales in zip((faster(tmp_path), STOCK), found, strict=True):
+        assert told(tmp_path, pipeline=pipeline, scales=scales) == ()
+    assert found[0] == found[1] != []
+
+
+@pytest.mark.filterwarnings("ignore:Please pay attention your ground truth")  # as in a session
+@pytest.mark.parametrize(
+    ("mask", "problem"),
+    [
+        (black_and_white, "All 4 masks looked at hold 0 and 255 alone, such as {mask}; 255 is ignored"),
+        (
+            lambda number: any_mask(number).astype(np.uint16) * 1000,
+            "The mask {mask} has more than 8 bits and values up to 3000, of which the pipeline keeps",
+        ),
+        (of_channels(4), "The mask {mask} is a picture in colours (64 x 64 x 4), where one channel"),
+        (of_channels(2), "The mask {mask} is a picture in colours (64 x 64 x 2), where one channel"),
+        (lambda number: any_mask(number) + 7, "The mask {mask} holds the label 7; with num_classes = 4"),
+        (
+            lambda number: np.full((64, 64), 255, np.uint8),
+            "Every pixel of all 4 masks looked at is ignored (255), {mask} among them",
+        ),
+    ],
+    ids=["0 and 255", "16 bits", "RGBA", "grey and alpha", "beyond the classes", "ignored"],
+)  # fmt: skip
+def test_what_is_no_mask_is_refused_by_its_name_there_too(
+    tmp_path: Path, mask: Callable[[int], np.ndarray], problem: str
+) -> None:
+    lay_out(tmp_path, mask=mask)
+    expected = problem.format(mask=tmp_path / "ann" / "train" / "0.png")
+    assert refusal(tmp_path, pipeline=faster(tmp_path)).problem.startswith(expected)
+
+
+def test_a_palette_of_too_many_colours_is_refused_by_the_masks_name(tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    for file in tmp_path.glob("ann/*/*.png"):
+        Image.fromarray(any_mask(1) + 7).convert("P").save(file)
+    problem = refusal(tmp_path, pipeline=faster(tmp_path)).problem
+    assert problem.startswith(f"The mask {tmp_path}/ann/train/0.png holds the label 7;")
+
+
+def test_the_mask_that_is_mostly_ignored_is_named_there_too(tmp_path: Path) -> None:
+    def bordered(number: int) -> np.ndarray:
+        mask = any_mask(number)
+        mask[:48] = 255
+        return mask
+
+    lay_out(tmp_path, mask=bordered)
+    (line,) = told(tmp_path, pipeline=faster(tmp_path))
+    assert f"most are in {tmp_path}/ann/train/" in line
 
 
 # --- channels
