@@ -11,6 +11,7 @@ from mapsage_kaggle.engine.contents import DataChange, TrainingData
 from mapsage_kaggle.engine.remembering import HookMemory
 from mapsage_kaggle.engine.repeating import Repetition
 from mapsage_kaggle.messages import Message
+from mapsage_kaggle.outside import joined
 from mapsage_kaggle.records import DATA_KEY, GRADES, NOT_SHOWN, STOPPED_BY_KEY, SessionRecord, worst
 from mapsage_kaggle.spec import ChildSpec
 
@@ -58,8 +59,16 @@ class Observed:
         return self._tell(self._data.resized()).message if self._data is not None else ""
 
     def repeated(self, seen: Repetition, device: str) -> str:
-        """Note whether the device is reproducible; return a warning, or an empty string."""
+        """Note whether a step repeats; return a warning, or an empty string."""
         self._repetition = seen
+        if seen.unseen:
+            found = Message("{names} goes by more than the batch and the seed", joined(seen.unseen))
+            self.add(found)
+            return Message(
+                "{found}, such as a generator of its own: a resumed run and an uninterrupted one may "
+                "differ. Have it draw from NumPy's, Python's or torch's own generator.",
+                found,
+            )
         if seen.repeatable:
             return ""
         apart = f"up to {seen.difference:.3g} apart"
@@ -71,8 +80,9 @@ class Observed:
         if not is_wrong:
             return ""
         return Message(
-            "{found}, with deterministic algorithms alone: it computes wrongly. Train on another "
-            "machine, and trust no result of this one.",
+            "{found}, with deterministic algorithms alone: the model draws numbers that no seed sets, "
+            "or the device computes wrongly. If the model does not, train on another machine, and trust "
+            "no result of this one.",
             found,
         )
 

@@ -1,8 +1,9 @@
-"""Whether the device is reproducible: one micro-batch's gradients, computed twice from the same state."""
+"""Whether a step repeats: one micro-batch's gradients, computed twice from the same state."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from mmengine.optim import OptimWrapper
 
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.buffers import HeldBuffers
+from mapsage_kaggle.engine.digests import digest
+from mapsage_kaggle.engine.drawing import own_generators
 
 _SIMPLE = (type(None), bool, int, float, str)
 
@@ -28,19 +31,23 @@ class Repetition:
         repeatable: Whether they are equal bit for bit.
         difference: The largest absolute difference of an element, 0.0 between zeros of either sign; infinite
             where one is not a number, or missing.
+        unseen: The classes of the model's parts that did not begin anew with the seed: those whose own
+            generators went on, and the data preprocessor where it made two results of the batch.
     """
 
     repeatable: bool
     difference: float
+    unseen: tuple[str, ...] = ()
 
 
 def measure(core: torch.nn.Module, optim_wrapper: OptimWrapper, data: Any, *, seed: int) -> Repetition:
     """Compute the gradients of a micro-batch twice, and leave everything as it was.
 
-    Neither optimizer, loss scaler, message hub nor hooks are touched; gradients, buffers, generators and the
-    modules' own numbers are restored. One rank measures alone: its norms look at its own images. ``core`` is
-    the model without its distributed wrapper, in training mode; ``seed`` is for all generators before each
-    forward pass.
+    Neither optimizer, loss scaler, message hub nor hooks are touched; gradients, buffers, the global
+    generators and the modules' own numbers are restored. One rank measures alone: its norms look at its own
+    images. ``core`` is the model without its distributed wrapper, in training mode; ``seed`` is for all
+    global generators before each preprocessing and each forward pass. Both passes are of what the
+    preprocessor made first, so that where it draws the device can still be seen to repeat.
 
     Raises:
         TypeError: The model overrides ``train_step``.
@@ -51,12 +58,18 @@ def measure(core: torch.nn.Module, optim_wrapper: OptimWrapper, data: Any, *, se
         raise TypeError(f"{type(core).__name__} has a train_step of its own")
     parameters = [parameter for parameter in core.parameters() if parameter.requires_grad]
     with _left_as_it_is(core, parameters) as put_back:
-        item = model.data_preprocessor(data, True)
+        item: Any = None
         found: list[list[torch.Tensor | None]] = []
-        for _ in range(2):
+        ends: list[list[tuple[str, str]]] = []
+        for step in range(2):
             put_back()
             for parameter in parameters:
                 parameter.grad = None
+            seeding.seed_all(seed)
+            again = model.data_preprocessor(copy.deepcopy(data), True)
+            made = (type(model.data_preprocessor).__name__, digest(again))
+            item = again if step == 0 else item
+            del again
             seeding.seed_all(seed)
             with optim_wrapper.optim_context(core):
                 losses = model._run_forward(item, mode="loss")
@@ -64,6 +77,7 @@ def measure(core: torch.nn.Module, optim_wrapper: OptimWrapper, data: Any, *, se
             # On the host, so that the device need not hold them twice.
             gradients = [parameter.grad for parameter in parameters]
             found.append([None if gradient is None else gradient.cpu() for gradient in gradients])
+            ends.append([made, *_generators(core)])
             del losses, gradients
     pairs = [(a, b) for a, b in zip(*found, strict=True) if a is not None and b is not None]
     differences = [float((a.double() - b.double()).abs().max()) for a, b in pairs if not _are_same(a, b)]
@@ -72,7 +86,17 @@ def measure(core: torch.nn.Module, optim_wrapper: OptimWrapper, data: Any, *, se
     return Repetition(
         repeatable=both and not differences,
         difference=max(differences, default=0.0) if is_finite else math.inf,
+        unseen=tuple(dict.fromkeys(one[0] for one, other in zip(*ends, strict=False) if one != other)),
     )
+
+
+def _generators(core: torch.nn.Module) -> list[tuple[str, str]]:
+    """Return the states of the generators that modules hold themselves, each with its holder's class."""
+    return [
+        (type(module).__name__, digest(generator))
+        for module in core.modules()
+        for generator in own_generators({**vars(module), "_modules": None})
+    ]
 
 
 def _are_same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmengine.model import BaseModel
+from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.optim import OptimWrapper
 
 from mapsage_kaggle.clock import SessionClock, boot_time_s
@@ -31,8 +31,8 @@ DATA = {"inputs": torch.linspace(-1.0, 2.0, 24).reshape(4, 6)}
 class Small(BaseModel):
     """A model with a norm, a drop-out, a number that it counts up, and tensors that it replaces."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, data_preprocessor: BaseDataPreprocessor | None = None) -> None:
+        super().__init__(data_preprocessor)
         torch.manual_seed(0)
         self.layers = torch.nn.Sequential(
             torch.nn.Linear(6, 5), torch.nn.BatchNorm1d(5), torch.nn.Dropout(0.5)
@@ -172,6 +172,67 @@ def test_a_model_with_steps_of_its_own_is_not_measured() -> None:
         measure(model, trained(model), DATA, seed=1)
 
 
+# --- what draws unseen
+
+
+class Jittering(BaseDataPreprocessor):
+    """What a person writes who changes the brightness on the device."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, data: Any, training: bool = False) -> Any:
+        data = super().forward(data, training)
+        data["inputs"] *= 1.0 + self.draw()  # in place
+        return data
+
+
+class OwnJittering(Jittering):
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng()
+        super().__init__(lambda: self.rng.random())
+
+
+class Dropping(torch.nn.Module):
+    """A layer that draws from a generator of its own; ``matters`` or not."""
+
+    def __init__(self, *, matters: bool) -> None:
+        super().__init__()
+        self.rng, self.matters = np.random.default_rng(), matters
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        drawn = self.rng.random()
+        return values * drawn if self.matters else values
+
+
+def seen_of(model: Small) -> Repetition:
+    data = {"inputs": DATA["inputs"].clone()}
+    seen = measure(model, trained(model, 0), data, seed=1)
+    assert torch.equal(data["inputs"], DATA["inputs"])
+    return seen
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random, lambda: float(torch.rand(()))])
+def test_a_preprocessor_that_draws_from_a_seeded_generator_repeats(draw: Callable[[], float]) -> None:
+    assert seen_of(Small(Jittering(draw))) == Repetition(repeatable=True, difference=0.0)
+
+
+@pytest.mark.parametrize("preprocessor", [OwnJittering(), Jittering(map(float, range(9)).__next__)])
+def test_a_preprocessor_that_draws_unseen_is_named_and_the_device_repeats(preprocessor: Jittering) -> None:
+    seen = seen_of(Small(preprocessor))
+    assert seen == Repetition(repeatable=True, difference=0.0, unseen=(type(preprocessor).__name__,))
+
+
+@pytest.mark.parametrize("matters", [True, False])
+def test_a_layer_with_a_generator_of_its_own_is_named(matters: bool) -> None:
+    model = Small()
+    model.layers.append(Dropping(matters=matters))
+    seen = seen_of(model)
+    assert seen.unseen == ("Dropping",)
+    assert seen.repeatable is not matters
+
+
 # --- told ------------------------------------------------------------------------------------------------
 
 
@@ -196,7 +257,7 @@ def test_a_device_that_should_repeat_and_does_not_is_told_loudly(
     observed = Observed(replace(spec, deterministic=deterministic))
     warning = observed.repeated(APART, device)
     assert bool(warning) is loud
-    assert not loud or (device in warning and "computes wrongly" in warning)
+    assert not loud or (device in warning and "no seed sets, or the device computes wrongly" in warning)
     exactness = observed.told_in(SessionRecord(run_id="r", fingerprint="f")).exactness
     assert (exactness.bitwise, exactness.repeatable, exactness.difference) == (False, False, 0.25)
     assert exactness.grade == ("neither" if loud else "rounding")
@@ -232,6 +293,19 @@ def test_a_session_measures_and_warns(spec: ChildSpec) -> None:
     assert measured(spec, model).repeatable is False
     warnings = [event for event in read_events(spec.work_dir / "events.jsonl") if event.event == "warning"]
     assert "CPU computed two different gradients" in warnings[0].data["message"]
+
+
+@pytest.mark.parametrize("part", ["OwnJittering", "Dropping"])
+def test_a_session_names_what_draws_unseen_and_not_the_device(spec: ChildSpec, part: str) -> None:
+    model = Small(OwnJittering() if part == "OwnJittering" else None)
+    if part == "Dropping":
+        model.layers.append(Dropping(matters=True))
+    exactness = measured(spec, model, bitwise=True, grade="bitwise", reasons=())
+    assert (exactness.bitwise, exactness.grade) == (False, "neither")
+    assert exactness.reasons == (f"{part} goes by more than the batch and the seed",)
+    (warning,) = [event for event in read_events(spec.work_dir / "events.jsonl") if event.event == "warning"]
+    assert warning.data["message"].startswith(f"{part} goes by more than the batch and the seed, such as")
+    assert "CPU" not in warning.data["message"]
 
 
 def test_a_session_measures_once(spec: ChildSpec) -> None:
