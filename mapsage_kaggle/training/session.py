@@ -79,6 +79,8 @@ class SessionRun:
         self.learning = Learning(prepared)
         self.record = SessionRecord(run_id="", fingerprint="")
         self._log = EventLog(self.files.events)
+        self._damaged: list[str] = []
+        """What is said of each best checkpoint that is one no more."""
 
     # -- before
 
@@ -113,7 +115,7 @@ class SessionRun:
                 problem = carry_best(store, before, source)
                 if problem:
                     self.learning.steps.append(problem)
-            damaged = store.drop_damaged_best()
+            self._damaged += store.drop_damaged_best()
             best = store.best()
         sha256, versions = self._write_config(), versions_of(prepared.machine)
         continued = before if choice.action == "resume" else None
@@ -153,7 +155,7 @@ class SessionRun:
             log.append(
                 Event(event="warning", iteration=prepared.start_iteration, data={"message": choice.notice})
             )
-        for line in (*choice.steps_down, *damaged):
+        for line in (*choice.steps_down, *self._damaged):
             log.append(Event(event="ladder", iteration=prepared.start_iteration, data={"message": line}))
         warnings = prepared.patch.warnings
         if choice.action == "weights-only" and choice.checkpoint is not None:
@@ -345,7 +347,7 @@ class SessionRun:
             best=best,
             learned=self.learning.learned(),
             timings_s=complete_timings(timings, self.prepared.clock.elapsed_s()),
-            message=message or outcome.message,
+            message=joined_by(" ", filter(None, (message or outcome.message, *self._damaged))),
             ended_s=time.time(),
         )
         try:
@@ -363,6 +365,8 @@ class SessionRun:
             record = record.evolve(learned=self.learning.learned())
             with suppress(OSError):
                 record.write(self.files.session)
+        # What was told where no child was running to be followed.
+        self.supervisor.pass_on(("warning", "ladder", "upload"))
         for folder in (self.files.path, self.files.history, self.files.predictions):
             remove_strays(folder, age_s=IN_USE_S)
         if code != EXIT_DONE and record.end_iteration <= record.start_iteration:
@@ -395,6 +399,7 @@ class SessionRun:
             )
         if problem:
             self.learning.steps.append(problem)
+        self._damaged += damaged
         for message in damaged:
             self._emit("warning", self.record.end_iteration, message=message)
         return best

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from mapsage_kaggle.config.split import ModelTraits
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.engine.building import build_model
 from mapsage_kaggle.errors import EXIT_TRAINING, CheckpointError, ConfigError, MachineError, TrainingError
-from mapsage_kaggle.events import read_events
+from mapsage_kaggle.events import Event, read_events
 from mapsage_kaggle.machine import Gpu, Machine, versions_of
 from mapsage_kaggle.paths import KagglePaths, WorkDir
 from mapsage_kaggle.records import CheckpointRef, Exactness, Learned, SessionRecord
@@ -572,6 +573,21 @@ def test_a_best_that_lost_a_bit_is_not_announced_at_the_end(
         event.data["message"] for event in read_events(session.files.events) if event.event == "warning"
     ]
     assert any(line.startswith(f"{name} is no longer what was proven") for line in warnings)
+    assert f"{name} is no longer what was proven" in record.message
+
+
+def test_a_best_that_lost_a_bit_since_the_run_was_complete_is_told(begin: Begin, tmp_path: Path) -> None:
+    name, work = "best_mIoU_iter_8.pth", tmp_path / "work"
+    with CheckpointStore(work) as store:
+        write = lambda stream: stream.write(b"weights" * 100)  # noqa: E731
+        store.save(name, write, iteration=8, metric="mIoU", value=50.0, make_last=False)
+    (work / name).write_bytes((work / name).read_bytes().replace(b"weights", b"weighus", 1))
+    prepared, seen = begin(inspected={"iteration": 24}, report=False), list[Event]()
+    assert prepared.start_iteration == prepared.patch.max_iters
+    record = train(prepared, sinks=[SimpleNamespace(handle=seen.append)])
+    told = f"{name} is no longer what was proven, and is not the best any more: it has changed."
+    assert record.message == f"The run was complete already, at iteration 24. {told}"
+    assert [event.event for event in seen if event.data.get("message") == told] == ["ladder"]
 
 
 def test_temporary_files_of_a_kill_are_not_in_the_finished_output(
