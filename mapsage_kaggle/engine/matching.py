@@ -7,6 +7,7 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -105,7 +106,7 @@ def _lost(
     bare = image.removesuffix(suffix)
     if suffix and listing and is_there(bare):
         written = Path(bare).suffix
-        own = shlex.quote(str(KagglePaths.from_environment().working / Path(listing).name))
+        own = str(_free(KagglePaths.from_environment().working / Path(listing).name))
         return DataError(
             Message(
                 "{list} names {name} with its suffix, and img_suffix adds {suffix} to it: {count} of "
@@ -116,14 +117,14 @@ def _lost(
                 len(lost),
                 total,
             ),
+            # A line may end in CR LF, or in blanks, which do not count when the list is read.
             Message(
-                "Make a list without: sed 's/\\{written}$//' {list} > {own}, and name it: --set "
-                "{key}.ann_file={path}",
+                "Make a list without: sed 's/\\{written}[[:space:]]*$//' {list} > {own}, and name it: "
+                "{setting}",
                 written,
                 shlex.quote(listing),
-                own,
-                item[0],
-                own,
+                shlex.quote(own),
+                _setting(cfg, item, "ann_file", own, also=("data_root", "img_suffix")),
             ),
         )
     return DataError(
@@ -132,13 +133,19 @@ def _lost(
     )
 
 
-def _setting(cfg: Mapping[str, Any], item: _Item, option: str, value: str) -> str:
+def _free(path: Path) -> Path:
+    """Return a path at which nothing is: the shell empties what it redirects to before it is read."""
+    names = (path.with_stem(f"{path.stem}_{number}") for number in count(2))
+    return path if not path.exists() else next(name for name in names if not name.exists())
+
+
+def _setting(cfg: Mapping[str, Any], item: _Item, option: str, value: str, also: Sequence[str] = ()) -> str:
     """Return the arguments that change an option of a data set, and of those like it."""
     alike = [
         key
         for loader in _LOADERS
         for key, other in leaves_with_keys((cfg.get(loader) or {}).get("dataset") or {}, f"{loader}.dataset")
-        if all(other.get(name) == item[1].get(name) for name in ("type", option))
+        if all(other.get(name) == item[1].get(name) for name in ("type", option, *also))
     ]
     return " ".join(f"--set {key}.{option}={shlex.quote(value)}" for key in alike)
 

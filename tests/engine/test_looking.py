@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -400,27 +402,40 @@ def test_a_folder_whose_name_begins_like_the_images_is_another(tmp_path: Path) -
     assert told(tmp_path, data_prefix=prefix) == ()
 
 
+@pytest.mark.parametrize("ending", ["\n", "\r\n", " \n"])
+@pytest.mark.parametrize("in_working", [False, True])
 def test_a_list_whose_names_have_suffixes_is_refused_with_what_makes_it_good(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, in_working: bool
 ) -> None:
-    import shlex
-    import subprocess
-
     monkeypatch.setenv("MAPSAGE_KAGGLE_ROOT", str(tmp_path / "my kaggle"))
-    (tmp_path / "my kaggle" / "working").mkdir(parents=True)
+    working = tmp_path / "my kaggle" / "working"
+    working.mkdir(parents=True)
     fields = lay_out(tmp_path / "my fields")
-    listing = fields / "list.txt"
-    listing.write_text("0.png\n1.png\n")
+    listing = (working if in_working else fields) / "list.txt"
+    content = ending.join(["0.png", "1.png", ""]).encode()
+    listing.write_bytes(content)
     options = {"data_prefix": {"img_path": "img/train", "seg_map_path": "ann/train"}}
-    problem = refusal(fields, ann_file="list.txt", **options)
+    problem = refusal(fields, ann_file=str(listing), **options)
     assert "names 0.png with its suffix, and img_suffix adds .png to it: 2 of 2" in problem.problem
-    command, _, setting = problem.remedy.partition("Make a list without: ")[2].partition(
-        ", and name it: --set "
-    )
+    assert Words("zh").translate(problem.remedy) != problem.remedy
+    command, _, settings = problem.remedy.partition("Make a list without: ")[2].partition(", and name it: ")
     subprocess.run(command, shell=True, check=True)
-    key, _, own = shlex.split(setting)[0].partition("=")
-    assert key == "train_dataloader.dataset.ann_file"
+    named = dict(word.split("=", 1) for word in shlex.split(settings) if word != "--set")
+    own = named["train_dataloader.dataset.ann_file"]
+    assert named["val_dataloader.dataset.ann_file"] == own
+    assert listing.read_bytes() == content
     assert told(fields, ann_file=own, **options) == ()
+
+
+def test_a_list_that_suits_another_loader_is_not_changed_there(tmp_path: Path) -> None:
+    fields = lay_out(tmp_path)
+    (fields / "list.txt").write_text("0.png\n")
+    cfg = configs(fields, ann_file="list.txt")
+    cfg["val_dataloader"]["dataset"]["img_suffix"] = ""
+    train = PositionalDataset(DATASETS.build(cfg["train_dataloader"]["dataset"]), "fail", num_classes=4)
+    with pytest.raises(DataError) as refused:
+        matching.check_files(train, cfg, "train_dataloader")
+    assert list(settings_of(refused.value)) == ["train_dataloader.dataset.ann_file"]
 
 
 # --- at what scale the images are seen
