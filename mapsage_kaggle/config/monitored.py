@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mapsage_kaggle.config.reading import as_list, as_mapping, mapping_or_empty, type_name
+from mapsage_kaggle.config.schedules import PLATEAU, typed_with_keys
 from mapsage_kaggle.errors import ConfigError
 from mapsage_kaggle.messages import Message
 
@@ -20,6 +21,9 @@ _GIVEN: Mapping[str, tuple[str, ...]] = {
 }
 """What mmsegmentation's IoUMetric gives for each of its ``iou_metrics``, besides ``aAcc``."""
 
+_AFTER_VALIDATION: Mapping[str, Any] = {"by_epoch": True, "begin": 0, "convert_to_iter_based": False}
+"""The options with which those act: they step where by_epoch is set, and no epoch ends before the run."""
+
 
 def check_monitored(cfg: Mapping[str, Any] | Config, source: Path) -> None:
     """Look whether every metric that a scheduler or hook names is one that validation gives.
@@ -27,9 +31,10 @@ def check_monitored(cfg: Mapping[str, Any] | Config, source: Path) -> None:
     Of metrics that are a person's own it is not known what they give.
 
     Raises:
-        ConfigError: One is not.
+        ConfigError: One is not, or a scheduler that goes by one could not step.
     """
     cfg = as_mapping(cfg)
+    _check_plateaus(cfg, source)
     validates = cfg.get("val_cfg") is not None and cfg.get("val_evaluator") is not None
     given = metrics_given(cfg) if validates else ()
     if given is None:
@@ -67,6 +72,27 @@ def check_monitored(cfg: Mapping[str, Any] | Config, source: Path) -> None:
         )
 
 
+def _check_plateaus(cfg: Mapping[str, Any], source: Path) -> None:
+    for key, item in typed_with_keys(cfg.get("param_scheduler"), "param_scheduler"):
+        kind = type_name(item.get("type"))
+        wrong = [name for name, value in _AFTER_VALIDATION.items() if item.get(name, value) != value]
+        if kind.startswith(PLATEAU) and wrong:
+            raise ConfigError(
+                Message(
+                    "{source}: {owner} ({key}) steps after each validation, and not with {options}.",
+                    source,
+                    kind,
+                    key,
+                    ", ".join(f"{name}={item[name]}" for name in wrong),
+                ),
+                Message(
+                    "Set what it takes, also where training goes by iterations (patience counts "
+                    "validations): {settings}",
+                    " ".join(f"--set {key}.{name}={_AFTER_VALIDATION[name]}" for name in wrong),
+                ),
+            )
+
+
 def metrics_given(cfg: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Return the names under which validation gives its scores, mIoU first; None where that is not known."""
     names: list[str] = []
@@ -85,26 +111,14 @@ def metrics_given(cfg: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 def _monitored(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     """Yield of all that goes by a metric its dotted key, its type, the option that names it, and the name."""
-    found = cfg.get("param_scheduler")
-    places = [("custom_hooks", cfg.get("custom_hooks"))]
-    if isinstance(found, Mapping) and "type" not in found:
-        places += [(f"param_scheduler.{name}", items) for name, items in found.items()]
-    else:
-        places.append(("param_scheduler", found))
-    for key, items in places:
-        for index, item in enumerate(as_list(items)):
-            place = f"{key}.{index}" if isinstance(items, (list, tuple)) else key
-            yield from _by_monitor(place, mapping_or_empty(item))
+    for place in ("param_scheduler", "custom_hooks", "default_hooks"):
+        for key, item in typed_with_keys(cfg.get(place), place):
+            kind = type_name(item.get("type"))
+            name = item.get("monitor", "loss" if kind.startswith(PLATEAU) else None)
+            if isinstance(name, str):
+                yield key, kind, "monitor", name
     for name, item in mapping_or_empty(cfg.get("default_hooks")).items():
         hook = mapping_or_empty(item)
-        yield from _by_monitor(f"default_hooks.{name}", hook)
         best = next(iter(as_list(hook.get("save_best"))), None)
         if isinstance(best, str) and best != "auto":
             yield f"default_hooks.{name}", type_name(hook.get("type")), "save_best", best
-
-
-def _by_monitor(key: str, item: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    kind = type_name(item.get("type"))
-    name = item.get("monitor", "loss" if kind.startswith("ReduceOnPlateau") else None)
-    if isinstance(name, str):
-        yield key, kind, "monitor", name

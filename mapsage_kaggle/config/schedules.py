@@ -10,6 +10,9 @@ from mapsage_kaggle.config.reading import mapping_or_empty, type_name
 from mapsage_kaggle.errors import ConfigError
 from mapsage_kaggle.messages import Message
 
+PLATEAU = "ReduceOnPlateau"
+"""How the types of mmengine's schedulers begin that step after each validation."""
+
 
 def plan_extension(planner: Planner, max_iters: int, extend_to: int) -> int:
     if extend_to < max_iters:
@@ -31,7 +34,7 @@ def _plan_schedules(planner: Planner, max_iters: int, extend_to: int) -> None:
     """
     near, goes_on = max(1, max_iters // 100), False
     stops: list[tuple[str, str, int]] = []
-    for key, scheduler in _schedulers(planner.get("param_scheduler"), "param_scheduler"):
+    for key, scheduler in typed_with_keys(planner.get("param_scheduler"), "param_scheduler"):
         if scheduler.get("by_epoch", True):
             continue  # an epoch never ends
         kind, begin = type_name(scheduler.get("type")), int(scheduler.get("begin", 0))
@@ -76,16 +79,16 @@ _LENGTHS = ("T_max", "total_steps")
 """How long a schedule takes, from its begin, where it says so besides its end."""
 
 
-def _schedulers(node: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield each scheduler with its dotted key: of one, of a list, or of several optimizers by name."""
+def typed_with_keys(node: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield each scheduler or hook with its dotted key: of one, of a list, or of several by name."""
     if isinstance(node, Mapping) and "type" in node:
         yield key, node
     elif isinstance(node, Mapping):
         for name, value in node.items():
-            yield from _schedulers(value, f"{key}.{name}")
+            yield from typed_with_keys(value, f"{key}.{name}")
     elif isinstance(node, (list, tuple)):
         for index, value in enumerate(node):
-            yield from _schedulers(value, f"{key}.{index}")
+            yield from typed_with_keys(value, f"{key}.{index}")
 
 
 def _is_warm_up(kind: str, scheduler: Any) -> bool:

@@ -14,6 +14,7 @@ from mapsage_kaggle.config.reading import (
     plain,
     type_name,
 )
+from mapsage_kaggle.config.schedules import PLATEAU
 from mapsage_kaggle.errors import ConfigError
 from mapsage_kaggle.messages import Message
 
@@ -139,6 +140,8 @@ def _scheduler(scheduler: Any, per_epoch: int) -> Any:
     if not found.get("by_epoch", True):
         return found
     found.pop("convert_to_iter_based", None)
+    if type_name(found.get("type")).startswith(PLATEAU):
+        return found  # it steps after each validation
     for name in _IN_EPOCHS:
         if isinstance(found.get(name), int):
             found[name] *= per_epoch

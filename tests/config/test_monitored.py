@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,6 +40,41 @@ def test_a_metric_that_validation_does_not_give_is_refused_and_mended(name: str,
     config.write_text("\n".join(f"{key} = {value!r}" for key, value in cfg.items()))
     settings = [word.strip() for word in refused.value.remedy.split("--set ")[1:]]
     check_monitored(read_config(config, settings), config)
+
+
+def by_plateau(cfg: dict[str, Any], *scores: float) -> list[float]:
+    """Return the learning rate after each validation in a loop by iterations, by mmengine's own hook."""
+    import torch
+    from mmengine.hooks import ParamSchedulerHook
+    from mmengine.optim import OptimWrapper, ReduceOnPlateauLR
+
+    optimizer = OptimWrapper(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0))
+    options = {name: value for name, value in cfg["param_scheduler"][1].items() if name != "type"}
+    runner: Any = SimpleNamespace(param_schedulers=[ReduceOnPlateauLR(optimizer, **options)])
+    hook, rates = ParamSchedulerHook(), []
+    for number, score in enumerate(scores):
+        hook.after_train_iter(runner, number)
+        hook.after_val_epoch(runner, {"mIoU": score})
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+@pytest.mark.parametrize("wrong", [{"by_epoch": False}, {"begin": 20}, {"by_epoch": False, "begin": 20}])
+def test_a_plateau_scheduler_that_could_not_step_is_refused_and_mended(
+    wrong: dict[str, Any], tmp_path: Path
+) -> None:
+    plateau = {"type": "ReduceOnPlateauLR", "patience": 0, "end": 100, **wrong}
+    cfg = small(param_scheduler=[{"type": "PolyLR", "by_epoch": False, "end": 100}, plateau])
+    config, settings = tmp_path / "own.py", list[str]()
+    config.write_text("\n".join(f"{key} = {value!r}" for key, value in cfg.items()))
+    for match in ("steps after each validation, and not with", "goes by the metric loss"):
+        with pytest.raises(ConfigError, match=match) as refused:
+            check_monitored(read_config(config, settings), config)
+        assert Words("zh").translate(refused.value.problem) != refused.value.problem
+        settings += [word.strip() for word in refused.value.remedy.split("--set ")[1:]]
+    mended = read_config(config, settings)
+    check_monitored(mended, config)
+    assert by_plateau(mended, 50.0, 50.0, 60.0) == pytest.approx([1.0, 0.1, 0.1])
 
 
 def test_what_goes_by_a_metric_needs_a_validation() -> None:

@@ -30,6 +30,7 @@ def test_one_that_trains_by_epochs_is_refused_with_its_numbers_converted() -> No
         {"type": "LinearLR", "by_epoch": False, "begin": 0, "end": 500},
         {"type": "MultiStepLR", "by_epoch": True, "milestones": [8, 11], "end": 12, "gamma": 0.1},
         {"type": "PolyLR", "begin": 1, "end": 12, "convert_to_iter_based": True},
+        {"type": "ReduceOnPlateauLR", "monitor": "mIoU", "rule": "greater", "end": 12},
     ]
     cfg = small(train_cfg=EPOCHS, param_scheduler=schedulers)
     with pytest.raises(ConfigError) as caught:
@@ -45,6 +46,7 @@ def test_one_that_trains_by_epochs_is_refused_with_its_numbers_converted() -> No
         {"type": "LinearLR", "by_epoch": False, "begin": 0, "end": 500},
         {"type": "MultiStepLR", "by_epoch": False, "milestones": [24, 33], "end": 36, "gamma": 0.1},
         {"type": "PolyLR", "begin": 3, "end": 36, "by_epoch": False},
+        {"type": "ReduceOnPlateauLR", "monitor": "mIoU", "rule": "greater", "end": 12},
     ]
 
 
