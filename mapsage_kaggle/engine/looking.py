@@ -28,7 +28,7 @@ from mapsage_kaggle.engine.fast.transforms import MapsageFastPipeline
 from mapsage_kaggle.engine.matching import check_files
 from mapsage_kaggle.engine.reading import EVENTS_VARIABLE, NOT_ANSWERING, GuardedDataset
 from mapsage_kaggle.errors import DataError
-from mapsage_kaggle.messages import Message
+from mapsage_kaggle.messages import Message, joined_by
 from mapsage_kaggle.outside import joined
 from mapsage_kaggle.records import TrainedScale
 
@@ -385,6 +385,9 @@ def _check_channels(model: nn.Module, seen: Seen, *, training: bool) -> None:
             found = preprocess({"inputs": [inputs], "data_samples": [sample["data_samples"]]}, training)
             extract(found["inputs"])
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        settings = [f"backbone.in_channels={num}"] if num != takes else []
+        if values not in (0, 1, num):
+            settings += ["data_preprocessor.mean=[127.5]", "data_preprocessor.std=[127.5]"]
         raise DataError(
             Message(
                 "{image} has {num} channels as the pipeline gives it; the model's first layer takes "
@@ -395,11 +398,9 @@ def _check_channels(model: nn.Module, seen: Seen, *, training: bool) -> None:
                 values,
             ),
             Message(
-                "Have {takes} channels loaded; or, mmengine taking three values of mean or one: "
-                "--set model.backbone.in_channels={num} --set model.data_preprocessor.mean=[127.5] "
-                "--set model.data_preprocessor.std=[127.5]",
+                "Have {takes} channels loaded; or, mmengine taking three values of mean or one: {settings}",
                 takes,
-                num,
+                joined_by(" ", (Message("--set {setting}", f"model.{setting}") for setting in settings)),
             ),
         ) from error
     finally:

@@ -31,6 +31,7 @@ from mapsage_kaggle.engine.reading import ReadableDataset
 from mapsage_kaggle.engine.sampling import PositionalDataset
 from mapsage_kaggle.errors import DataError
 from mapsage_kaggle.records import TrainedScale
+from mapsage_kaggle.training.options import in_notebook
 
 UNCHANGED = ({"type": "LoadImageFromFile", "color_type": "unchanged"}, *PIPELINE[1:])
 
@@ -316,6 +317,33 @@ def test_other_channels_than_the_model_takes_are_refused_with_both_numbers(tmp_p
     }
     assert told(tmp_path, pipeline=UNCHANGED, model=Model(4, 1)) == ()
     assert told(tmp_path) == ()  # the remedy's other half: three are loaded
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "mended"),
+    [
+        (Model(4, 3), {"model.backbone.in_channels": "3"}, Model(3, 3)),
+        (Model(4, 1), {"model.backbone.in_channels": "3"}, Model(3, 1)),
+        (Model(4, 0), {"model.backbone.in_channels": "3"}, Model(3, 0)),
+    ],
+)
+def test_means_that_fit_the_images_are_left_alone(
+    tmp_path: Path, model: Model, settings: dict[str, str], mended: Model
+) -> None:
+    lay_out(tmp_path)
+    problem = refusal(tmp_path, model=model)
+    assert settings_of(problem) == settings
+    for words in (Words("en", in_notebook), Words("zh", in_notebook)):
+        assert words.translate(problem.remedy).endswith('OVERRIDES = ["model.backbone.in_channels=3"]')
+    assert told(tmp_path, model=mended) == ()
+
+
+def test_a_first_layer_that_fits_the_images_is_left_alone(tmp_path: Path) -> None:
+    problem = refusal(lay_out(tmp_path, image=four), pipeline=UNCHANGED, model=Model(4, 3))
+    assert settings_of(problem) == {
+        "model.data_preprocessor.mean": "[127.5]",
+        "model.data_preprocessor.std": "[127.5]",
+    }
 
 
 @pytest.mark.parametrize("model", [Model(3, 0, takes=3), Model(3, 1, takes=3)])
