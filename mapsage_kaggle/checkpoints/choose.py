@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from mapsage_kaggle.checkpoints.scan import FoundCheckpoint, Rejected
 
 Action = Literal["resume", "weights-only", "fresh"]
+WhyFresh = Literal["fresh", "fresh_asked", "fresh_sent"]
+"""There is nothing to resume, ``--resume`` says so, or another machine sends what there is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +60,7 @@ class Choice:
         steps_down: One line for each step down the ladder, each to be an event and in the record.
         candidates: The first files, each once, the one that was taken before all.
         notice: What a person must see before all else: that nothing says whose checkpoint it is.
+        fresh: Why it starts fresh, where it does.
     """
 
     action: Action
@@ -68,6 +71,7 @@ class Choice:
     steps_down: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     notice: str = ""
+    fresh: WhyFresh = "fresh"
 
 
 def choose(
@@ -173,11 +177,11 @@ class _Ladder(Selector):
             self.account.explanations.append(joined_by(": ", (visible(item.path, MAX_PATH), reason)))
             self.account.note(self.candidate(item, "named"), reason)
         if load_from is None:
-            return self._fresh("starting fresh, as --resume says never")
+            return self._fresh("starting fresh, as --resume says never", "fresh_asked")
         candidate = self.candidate(load_from, "load_from")
         if self.config_asks_resume:
             self.account.explain(candidate, "not considered, as --resume says never")
-            return self._fresh("starting fresh, as --resume says never")
+            return self._fresh("starting fresh, as --resume says never", "fresh_asked")
         choice = self._weights_of_config(candidate)
         if choice is None:
             raise self.account.refusal(
@@ -312,7 +316,7 @@ class _Ladder(Selector):
             notice=self.taken_run.notice if self.taken_run else "",
         )
 
-    def _fresh(self, reason: str) -> Choice:
+    def _fresh(self, reason: str, why: WhyFresh = "fresh") -> Choice:
         if self.expect_iteration:
             raise self.account.refusal(
                 Message(
@@ -325,6 +329,7 @@ class _Ladder(Selector):
             action="fresh",
             explanations=(*listed(self.account.explanations), reason),
             candidates=self.account.candidates,
+            fresh=why,
         )
 
     # -- what is known of a candidate

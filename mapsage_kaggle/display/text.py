@@ -110,7 +110,7 @@ def inspection_text(inspection: Inspection) -> str:
 def choice_text(choice: Choice, words: Words) -> str:
     """Return what a session starts from, as a sentence without its full stop."""
     if choice.checkpoint is None:
-        return words("fresh")
+        return words(choice.fresh)
     iteration = choice.inspection.iteration if choice.inspection is not None else None
     return words(choice.action, path=choice.checkpoint.target, iteration=iteration or 0)
 

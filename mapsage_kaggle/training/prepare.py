@@ -169,7 +169,7 @@ def _find_and_choose(
     if options.node_rank > 0:
         line = "Machine 0 chooses; this one starts from what it sends."
         nothing = ScanReport(root=paths.input, files=(), rejected=(), records=())
-        return nothing, Choice(action="fresh", explanations=(line,))
+        return nothing, Choice(action="fresh", explanations=(line,), fresh="fresh_sent")
     waits = options.resume == "require" or bool(cfg.get("resume"))
     report = (
         scan(paths.input, wait_s=MOUNT_WAIT_S if waits else 0.0, on_wait=on_wait)

@@ -19,6 +19,8 @@ from mapsage_kaggle.checkpoints.choose import choose
 from mapsage_kaggle.checkpoints.inspect import inspect
 from mapsage_kaggle.checkpoints.manifest import Manifest
 from mapsage_kaggle.checkpoints.scan import FoundCheckpoint, scan
+from mapsage_kaggle.display.locale.words import Words
+from mapsage_kaggle.display.text import choice_text
 from mapsage_kaggle.errors import CheckpointError
 from mapsage_kaggle.records import CheckpointRef
 
@@ -285,6 +287,7 @@ def test_auto_starts_fresh_only_where_there_is_nothing(world: World) -> None:
     choice = world.choose()
     assert (choice.action, choice.checkpoint) == ("fresh", None)
     assert choice.explanations == ("starting fresh: there is no checkpoint of this run",)
+    assert choice_text(choice, Words()) == "Starting fresh: there is no checkpoint of this run"
 
 
 @pytest.mark.parametrize("options", [{"resume": "require"}, {"config_asks_resume": True}])
@@ -308,6 +311,7 @@ def test_never_opens_nothing_and_says_so(world: World) -> None:
     assert choice.action == "fresh"
     assert world.inspected == world.headers == []
     assert "not considered, as --resume says never" in choice.explanations[0]
+    assert choice_text(choice, Words()) == "Starting fresh, as asked for"
 
 
 # --- weights only -----------------------------------------------------------------------------
