@@ -168,7 +168,9 @@ class GuardedDataset(Dataset[Any]):
                         ),
                         "Replace the file, or train with --on-bad-image skip to leave it out.",
                     ) from error
-                emit("bad_image", **where, file=name, problem=_first_line(error))
+                why = _first_line(error)
+                message = Message("{name} cannot be loaded, and is left out: {why}.", name, why.rstrip("."))
+                emit("bad_image", **where, file=name, problem=why, message=message)
         raise TrainingError(
             Message("{count} samples in a row cannot be loaded, the last one {name}.", MAX_SUBSTITUTES, name),
             "Check the data set: this is not a single damaged file.",

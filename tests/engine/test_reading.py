@@ -108,6 +108,9 @@ def test_a_damaged_validation_image_counts_for_nothing_where_that_is_asked_for(
     labels = [data[index]["data_samples"].gt_sem_seg.data.unique().tolist() for index in range(4)]
     assert labels == [[7], [1], [2], [7]]
     assert [warning["file"] for warning in warned()] == ["0.png", "3.png", "0.png"]
+    message = warned()[1]["message"]
+    assert message == "3.png cannot be loaded, and is left out: broken."
+    assert Words("zh").translate(message) == "3.png 无法加载，已跳过：broken。"
     assert (len(data), data.metainfo, name_of(data, 2)) == (4, {"classes": ("a",)}, "2.png")
 
 
