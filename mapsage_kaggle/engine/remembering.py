@@ -15,6 +15,7 @@ from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.logging import MessageHub
 
 from mapsage_kaggle.engine.digests import digest, own_attributes
+from mapsage_kaggle.outside import joined
 
 _STATES: Mapping[type[Hook], tuple[str, ...]] = {EarlyStoppingHook: ("wait_count", "best_score")}
 """The attributes that hold the state of stock hooks."""
@@ -37,6 +38,7 @@ class HookMemory:
             count[name] += 1
             self._hooks[name if count[name] == 1 else f"{name}#{count[name]}"] = hook
         self._seen: dict[tuple[str, str], str] | None = None
+        self._told: dict[str, str] = {}
 
     def note(self, hub: MessageHub) -> None:
         """Put the hooks' states into the message hub, which checkpoints hold."""
@@ -69,7 +71,10 @@ class HookMemory:
         return tuple(missing)
 
     def watch(self) -> tuple[str, ...]:
-        """Return a sentence for each attribute of a hook that has changed since the first call."""
+        """Return a sentence for each hook of which an attribute has changed since the first call.
+
+        It names those that had changed when the hook was first found to be one.
+        """
         now = {
             (name, attribute): digest(value)
             for name, hook in self._hooks.items()
@@ -79,12 +84,18 @@ class HookMemory:
         }
         if self._seen is None:
             self._seen = now
-        return tuple(
-            f"{name} keeps {attribute} in an attribute, which no checkpoint holds (give it state_dict and "
-            "load_state_dict)"
-            for (name, attribute), value in now.items()
-            if self._seen.get((name, attribute)) != value
-        )
+        changed: dict[str, list[str]] = {}
+        for (name, attribute), value in now.items():
+            if self._seen.get((name, attribute)) != value:
+                changed.setdefault(name, []).append(attribute)
+        for name, attributes in changed.items():
+            where = "an attribute" if len(attributes) == 1 else "attributes"
+            self._told.setdefault(
+                name,
+                f"{name} keeps {joined(attributes)} in {where}, which no checkpoint holds (give it "
+                "state_dict and load_state_dict)",
+            )
+        return tuple(self._told.values())
 
 
 def who_sets() -> str:

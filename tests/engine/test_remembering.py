@@ -117,6 +117,17 @@ def test_a_hook_whose_attribute_changes_is_named_with_it(value: Any) -> None:
     assert "Counts keeps kept in an attribute" in told
 
 
+def test_a_hook_is_named_once_with_all_its_attributes() -> None:
+    hook = Counts()
+    memory = HookMemory([hook])
+    memory.watch()
+    hook.every, hook.seen = 5, 1
+    found = memory.watch()
+    assert [line.partition(", which")[0] for line in found] == ["Counts keeps every, seen in attributes"]
+    hook.every = 4
+    assert memory.watch() == found
+
+
 def change(hook: Any, value: Any) -> None:
     if isinstance(value, Own):
         value.value = 2
