@@ -78,6 +78,11 @@ def joined_by(separator: str, texts: Iterable[str]) -> Message:
     return Message(literal.join(f"{{t{index}}}" for index in range(len(values))), *values)
 
 
+def settings_text(settings: Iterable[str]) -> Message:
+    """Return ``key=value`` settings as a person makes them, in the command or in the notebook."""
+    return joined_by(" ", (Message("--set {setting}", setting) for setting in settings))
+
+
 def say(text: str, table: Mapping[str, str]) -> str:
     """Return a text in another language; one that is no message is looked up as a whole."""
     return text.said(table) if isinstance(text, Message) else table.get(text, text)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mapsage_kaggle.config.reading import as_list, as_mapping, mapping_or_empty, type_name
 from mapsage_kaggle.config.schedules import PLATEAU, typed_with_keys
 from mapsage_kaggle.errors import ConfigError
-from mapsage_kaggle.messages import Message
+from mapsage_kaggle.messages import Message, settings_text
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -88,7 +88,7 @@ def _check_plateaus(cfg: Mapping[str, Any], source: Path) -> None:
                 Message(
                     "Set what it takes, also where training goes by iterations (patience counts "
                     "validations): {settings}",
-                    " ".join(f"--set {key}.{name}={_AFTER_VALIDATION[name]}" for name in wrong),
+                    settings_text(f"{key}.{name}={_AFTER_VALIDATION[name]}" for name in wrong),
                 ),
             )
 

@@ -28,7 +28,7 @@ from mapsage_kaggle.engine.fast.transforms import MapsageFastPipeline
 from mapsage_kaggle.engine.matching import check_files
 from mapsage_kaggle.engine.reading import EVENTS_VARIABLE, NOT_ANSWERING, GuardedDataset
 from mapsage_kaggle.errors import DataError
-from mapsage_kaggle.messages import Message, joined_by
+from mapsage_kaggle.messages import Message, settings_text
 from mapsage_kaggle.outside import joined
 from mapsage_kaggle.records import TrainedScale
 
@@ -400,7 +400,7 @@ def _check_channels(model: nn.Module, seen: Seen, *, training: bool) -> None:
             Message(
                 "Have {takes} channels loaded; or, mmengine taking three values of mean or one: {settings}",
                 takes,
-                joined_by(" ", (Message("--set {setting}", f"model.{setting}") for setting in settings)),
+                settings_text(f"model.{setting}" for setting in settings),
             ),
         ) from error
     finally:

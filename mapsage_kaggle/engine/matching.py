@@ -16,7 +16,7 @@ from mapsage_kaggle.engine.contents import files_of
 from mapsage_kaggle.engine.fast.plan import leaves_of
 from mapsage_kaggle.engine.reading import GuardedDataset
 from mapsage_kaggle.errors import DataError
-from mapsage_kaggle.messages import Message
+from mapsage_kaggle.messages import Message, settings_text
 from mapsage_kaggle.outside import joined
 from mapsage_kaggle.paths import KagglePaths
 from mapsage_kaggle.walk import walk
@@ -147,7 +147,7 @@ def _setting(cfg: Mapping[str, Any], item: _Item, option: str, value: str, also:
         for key, other in leaves_with_keys((cfg.get(loader) or {}).get("dataset") or {}, f"{loader}.dataset")
         if all(other.get(name) == item[1].get(name) for name in ("type", option, *also))
     ]
-    return " ".join(f"--set {key}.{option}={shlex.quote(value)}" for key in alike)
+    return settings_text(f"{key}.{option}={shlex.quote(value)}" for key in alike)
 
 
 def _endings_beside(mask: str, suffix: str) -> list[str]:

@@ -71,6 +71,7 @@ def test_a_plateau_scheduler_that_could_not_step_is_refused_and_mended(
         with pytest.raises(ConfigError, match=match) as refused:
             check_monitored(read_config(config, settings), config)
         assert Words("zh").translate(refused.value.problem) != refused.value.problem
+        assert "OVERRIDES" in Words("zh").translate(refused.value.remedy)
         settings += [word.strip() for word in refused.value.remedy.split("--set ")[1:]]
     mended = read_config(config, settings)
     check_monitored(mended, config)

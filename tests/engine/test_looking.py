@@ -374,9 +374,12 @@ def settings_of(error: DataError) -> dict[str, str]:
 
 def test_masks_with_another_suffix_are_found_by_what_the_refusal_says(tmp_path: Path) -> None:
     lay_out(tmp_path, mask_suffix="_labels.png")
-    assert settings_of(refusal(tmp_path)) == {
+    problem = refusal(tmp_path)
+    assert settings_of(problem) == {
         f"{name}_dataloader.dataset.seg_map_suffix": "_labels.png" for name in ("train", "val")
     }
+    setting = 'OVERRIDES = ["val_dataloader.dataset.seg_map_suffix=_labels.png"]'
+    assert setting in Words("zh", in_notebook).translate(problem.remedy)
     assert told(tmp_path, seg_map_suffix="_labels.png") == ()
 
 
