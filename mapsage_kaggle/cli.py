@@ -157,6 +157,7 @@ def _add_predict(add: _Add) -> None:
     option("--scale", type=float, metavar="F", help="see images at F times their own size")
     option("--gsd", type=float, metavar="METRES", help="that a pixel of the images covers")
     option("--trained-gsd", type=float, metavar="METRES", help="the same of the training images")
+    option("--half", action="store_true", help="in half precision: faster on a GPU, a few pixels differ")
     option("--bands", metavar="R,G,B", help="red, green, blue, and other bands, from 1")
     option("--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="what becomes 0 and 255")
     _json(predict)

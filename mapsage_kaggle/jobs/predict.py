@@ -50,6 +50,7 @@ class PredictOptions:
         value_range: The values that become 0 and 255, for more than 8 bits.
         scale: What is said of the images' scale, beside what the checkpoint says.
         fast: Whether quicker parts, equal to rounding, may stand in for the model's own.
+        half: Whether to compute in half precision: faster on a GPU, and a few pixels fall otherwise.
     """
 
     out: Path
@@ -65,6 +66,7 @@ class PredictOptions:
     value_range: tuple[float, float] | None = None
     scale: ScaleOptions = field(default_factory=ScaleOptions)
     fast: bool = True
+    half: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -265,6 +267,10 @@ def _pack(prediction: Prediction, sources: Sequence[Source]) -> Path:
     return archive
 
 
+_AS_THEY_ARE = ("overlay", "probabilities", "polygons", "min_area", "window", "overlap", "fast", "half")
+"""Options that the child gets as they are."""
+
+
 def _document(options: PredictOptions, sources: Sequence[Source]) -> dict[str, Any]:
     return {
         "out": str(options.out.absolute()),
@@ -274,8 +280,5 @@ def _document(options: PredictOptions, sources: Sequence[Source]) -> dict[str, A
         ],
         "bands": options.bands,
         "value_range": options.value_range,
-        **{
-            name: getattr(options, name)
-            for name in ("overlay", "probabilities", "polygons", "min_area", "window", "overlap", "fast")
-        },
+        **{name: getattr(options, name) for name in _AS_THEY_ARE},
     }

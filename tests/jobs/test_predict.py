@@ -87,6 +87,20 @@ def test_a_mask_is_mmsegmentations_own_in_the_data_sets_label_values(
         np.testing.assert_array_equal(mask(tmp_path / "out" / "masks" / "image.png"), expected + 1)
 
 
+def test_half_precision_is_near_and_its_maps_are_made_anew(
+    tmp_path: Path, weights: Path, model: TrainedModel
+) -> None:
+    half = load_model(config(), weights, device="cpu", fast=True, half=True)
+    pixels = torch.from_numpy(scene(64, 64)).permute(2, 0, 1)[None]
+    near, exact = (used.logits(pixels, windows=None) for used in (half, model))
+    assert near.dtype == torch.float32
+    assert 0 < (near - exact).abs().max() < 0.25 * exact.abs().max()  # bfloat16 has 8 bits
+    image = tmp_path / "image.png"
+    Image.fromarray(scene(64, 64)).save(image)
+    for used, options, num_done in ((model, {}, 1), (half, {"half": True}, 1), (half, {"half": True}, 0)):
+        assert predict(used, tmp_path / "out", image, **options)["num_done"] == num_done
+
+
 def test_labels_follow_the_data_sets_way_with_zero(model: TrainedModel) -> None:
     cfg = config()
 

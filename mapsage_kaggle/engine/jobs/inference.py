@@ -129,7 +129,7 @@ class TrainedModel:
         palette: Their colours, RGB, 0 to 255.
         device: Where it runs.
         meta: The checkpoint's ``meta``, as mmengine writes it.
-        mixed: The narrower type for autocast, such as ``torch.float16``; None for float32 throughout.
+        half: Whether it computes in half precision: float16 on a GPU, bfloat16 on a CPU.
 
     Attributes:
         windows: Those of the config's ``test_cfg``; None for whole images.
@@ -145,7 +145,7 @@ class TrainedModel:
         palette: tuple[tuple[int, int, int], ...],
         device: torch.device,
         meta: Mapping[str, Any],
-        mixed: torch.dtype | None = None,
+        half: bool = False,
     ) -> None:
         self.net = net.eval().requires_grad_(False).to(device)
         self.classes = classes
@@ -154,7 +154,8 @@ class TrainedModel:
         self.meta = meta
         self.windows = windows_of(net.test_cfg or {})
         self.draws = drawing_modules(net)
-        self._mixed = mixed
+        self._half = torch.float16 if device.type == "cuda" else torch.bfloat16
+        self._is_half = half
 
     @property
     def num_channels(self) -> int:
@@ -244,7 +245,7 @@ class TrainedModel:
             seeding.seed_all(zlib.crc32(inputs[..., ::_SEEN_EVERY, ::_SEEN_EVERY].cpu().numpy().tobytes()))
         # A torch.Size here is how mmsegmentation's heads are told the size to enlarge to.
         metas = [{"img_shape": inputs.shape[2:], "ori_shape": tuple(inputs.shape[2:])}] * len(inputs)
-        with torch.autocast(self.device.type, dtype=self._mixed, enabled=self._mixed is not None):
+        with torch.autocast(self.device.type, dtype=self._half, enabled=self._is_half):
             logits = self.net.encode_decode(inputs, metas)
         return logits.to(keep_on, torch.float32)
 
@@ -339,7 +340,7 @@ def load_model(
     *,
     sha256: str | None = None,
     device: torch.device | str = "auto",
-    mixed: torch.dtype | None = None,
+    half: bool = False,
     fast: bool = False,
 ) -> TrainedModel:
     """Return a config's model with a checkpoint's weights, ready for inference.
@@ -352,7 +353,7 @@ def load_model(
         checkpoint: The file: one to resume from, or of weights alone.
         sha256: What the file's sha256 must be, as an inspection found it.
         device: ``auto``, or a device as torch names it.
-        mixed: See :class:`TrainedModel`.
+        half: See :class:`TrainedModel`.
         fast: Whether parts may be replaced by faster ones that are equal to rounding, see
             :mod:`mapsage_kaggle.engine.fast.inference`.
 
@@ -375,7 +376,7 @@ def load_model(
 
         hasten(net)
     palette = _palette(data, len(classes))
-    return TrainedModel(net, classes=classes, palette=palette, device=where, meta=meta, mixed=mixed)
+    return TrainedModel(net, classes=classes, palette=palette, device=where, meta=meta, half=half)
 
 
 def check_classes(checkpoint: Path, meta: Mapping[str, Any], classes: Sequence[str]) -> None:

@@ -87,6 +87,7 @@ class Task:
         window: Side of the windows, as there.
         overlap: Of neighbouring windows, as there.
         fast: Whether faster parts, equal to rounding, may replace the model's own.
+        half: Whether the network computes in half precision.
     """
 
     out: Path
@@ -100,6 +101,7 @@ class Task:
     window: int | None = None
     overlap: int | None = None
     fast: bool = True
+    half: bool = False
 
     @classmethod
     def from_job(cls, job: Mapping[str, Any]) -> Task:
@@ -113,6 +115,7 @@ class Task:
                 value_range=(value_range[0], value_range[1]) if value_range else None,
             ),
             factor=job.get("factor"),
+            half=bool(job.get("half")),
             **{name: job[name] for name in names},
         )
 
@@ -121,7 +124,7 @@ class Task:
         options = [
             FORMAT, self.read.bands, self.read.value_range, self.overlay, self.probabilities, self.polygons,
             self.min_area, self.factor, self.window, self.overlap, self.fast, json_like(cfg.model),
-            test_pipeline_of(cfg), asdict(labels),
+            test_pipeline_of(cfg), asdict(labels), *(["half"] if self.half else []),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -145,8 +148,9 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     lock.take(wait_s=LOCK_WAIT_S)
     try:
         model = load_model(
-            cfg, Path(job["checkpoint"]), sha256=job["sha256"], device=job["device"], fast=task.fast
-        )
+            cfg, Path(job["checkpoint"]), sha256=job["sha256"], device=job["device"], fast=task.fast,
+            half=task.half,
+        )  # fmt: skip
         emit("ready", device=str(model.device), total=len(task.sources))
         return Predictor(cfg, model, task, str(job["sha256"]), emit).run()
     finally:
