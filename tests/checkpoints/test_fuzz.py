@@ -270,7 +270,7 @@ def ignored_kind(data: bytes, at: int) -> str:
     return f"directory, byte {at - record}"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_bits_that_are_ignored_are_these(original: bytes, tmp_path: Path) -> None:
     """Flip every single bit outside of the entries' content, in a file with few entries."""
     stream = io.BytesIO()

@@ -126,6 +126,7 @@ def test_a_rank_that_is_killed_costs_nothing_but_time(tmp_path: Path) -> None:
     assert differences(whole.checkpoint(12), run.checkpoint(12)) == []
 
 
+@pytest.mark.soak
 def test_one_two_one_ranks_and_smaller_micro_batches_equal_one_to_rounding(tmp_path: Path) -> None:
     whole = stand_in(tmp_path / "whole", TO_ROUNDING)
     done = whole.train()

@@ -26,6 +26,8 @@ SHORT, VAL_INTERVAL = 8, 3
 OTHER_WORKERS = [(0, False), (1, True), (3, True), (1, False), (3, False)]
 
 CUTS = [(cut, *OTHER_WORKERS[(cut - 1) % len(OTHER_WORKERS)]) for cut in range(1, SHORT)]
+TRIED_EACH_TIME = 4
+"""Of the cuts; the soak tries the others as well."""
 
 SHORTEST = 6
 
@@ -59,6 +61,7 @@ class DrawingHead(SegformerHead):
 '''
 
 # A generator that nobody seeds runs on from whatever was drawn before.
+BROKEN_EACH_TIME = ("nothing", "order", "sample: numpy", "step: torch")
 BREAKS = {
     "nothing": "",
     "order": """
@@ -321,7 +324,13 @@ def whole(children: Children, tmp_path_factory: pytest.TempPathFactory) -> Stand
 class TestCutAnywhere:
     """Wherever a run is cut, and however many data workers go on with it, it ends as if it had not been."""
 
-    @pytest.mark.parametrize(("cut", "workers", "persistent"), CUTS)
+    @pytest.mark.parametrize(
+        ("cut", "workers", "persistent"),
+        [
+            *CUTS[:TRIED_EACH_TIME],
+            *(pytest.param(*cut, marks=pytest.mark.soak) for cut in CUTS[TRIED_EACH_TIME:]),
+        ],
+    )
     def test_a_run_cut_anywhere_equals_the_uncut_one(
         self, children: Children, whole: StandIn, tmp_path: Path, cut: int, workers: int, persistent: bool
     ) -> None:
@@ -356,7 +365,10 @@ class TestCutAnywhere:
 class TestForgottenGenerators:
     """A generator that was forgotten would be noticed: each is broken in turn, and the comparison fails."""
 
-    @pytest.mark.parametrize("broken", BREAKS)
+    @pytest.mark.parametrize(
+        "broken",
+        [name if name in BROKEN_EACH_TIME else pytest.param(name, marks=pytest.mark.soak) for name in BREAKS],
+    )
     def test_only_an_unbroken_run_that_goes_on_equals_one_that_was_not_cut(
         self, children: Children, tmp_path: Path, broken: str
     ) -> None:

@@ -170,7 +170,7 @@ def test_a_command_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     assert sorted(names) == ["a0", "a1", "a2", "a3", "scene"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_memory_does_not_grow_with_a_scenes_height(tmp_path: Path, root: Path, weights: Path) -> None:
     # Mostly without data, which costs no model. The smaller one fills GDAL's cache, 64 MB, as well.
     strip = np.zeros((12_000, 600, 3), np.uint8)
