@@ -110,11 +110,13 @@ def test_the_kits_own_keys_are_read(copy: Path) -> None:
             mapsage_run_id="0123456789ab",
             mapsage_fingerprint="f00",
             mapsage_owed_validation=8,
+            mapsage_stopped_by="EarlyStoppingHook",
             mapsage_scale={"factor": 2.0, "low": 1.0, "high": 4.0},
         )
 
     found = inspect(changed(copy, note))
     assert (found.run_id, found.fingerprint, found.owed_validation) == ("0123456789ab", "f00", 8)
+    assert found.stopped_by == "EarlyStoppingHook"
     assert found.scale == TrainedScale(factor=2.0, low=1.0, high=4.0)
     assert found.verdict == "resumable"
 
