@@ -314,6 +314,20 @@ def test_a_harmful_checkpoint_is_not_exported(
     assert list(tmp_path.glob("out*")) == []
 
 
+def job_of(run: Path, folder: Path, *forms: str) -> dict[str, Any]:
+    """Return the document of an export into a folder, as its child gets it."""
+    config = folder / "config.py"
+    config.write_text(small_config().pretty_text)
+    return {
+        "config": str(config),
+        "checkpoint": str(run / "best_mIoU_iter_8.pth"),
+        "sha256": None,
+        "out": str(folder),
+        "forms": list(forms),
+        "images": [str(run / "tile.png")],
+    }
+
+
 def test_a_form_that_strays_from_the_original_is_left_out_and_named(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,16 +338,7 @@ def test_a_form_that_strays_from_the_original_is_left_out_and_named(
         return lambda image: portable(image) + 0.01
 
     monkeypatch.setattr(forms, "_program", stray)
-    config = tmp_path / "config.py"
-    config.write_text(small_config().pretty_text)
-    job = {
-        "config": str(config),
-        "checkpoint": str(run / "best_mIoU_iter_8.pth"),
-        "sha256": None,
-        "out": str(tmp_path),
-        "forms": ["safetensors", "torch"],
-        "images": [str(run / "tile.png")],
-    }
+    job = job_of(run, tmp_path, "safetensors", "torch")
 
     found = forms.run(job, lambda event, **data: None)
 
@@ -363,16 +368,7 @@ def test_a_form_that_strays_on_a_batch_alone_does_not_hold(
         return lambda image: portable(image).detach() + (wrong if len(image) > 1 else 0.0)
 
     monkeypatch.setattr(forms, "_safetensors", stray)
-    config = tmp_path / "config.py"
-    config.write_text(small_config().pretty_text)
-    job = {
-        "config": str(config),
-        "checkpoint": str(run / "best_mIoU_iter_8.pth"),
-        "sha256": None,
-        "out": str(tmp_path),
-        "forms": ["safetensors"],
-        "images": [str(run / "tile.png")],
-    }
+    job = job_of(run, tmp_path, "safetensors")
     with pytest.raises(JobError, match="its logits differ by up to"):
         forms.run(job, lambda event, **data: None)
 

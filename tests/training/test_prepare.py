@@ -13,9 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from support.machines import GOOD, T4
-from support.standin import REPOSITORY, StandIn
+from support.standin import StandIn
 
 from mapsage_kaggle.checkpoints.choose import Choice
 from mapsage_kaggle.checkpoints.inspect import Inspection
@@ -27,8 +26,7 @@ from mapsage_kaggle.config.patch import apply_patch
 from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.config.split import ModelTraits
 from mapsage_kaggle.display.locale.words import Words
-from mapsage_kaggle.engine.building import build_model
-from mapsage_kaggle.errors import EXIT_TRAINING, CheckpointError, ConfigError, MachineError, TrainingError
+from mapsage_kaggle.errors import EXIT_TRAINING, ConfigError, MachineError, TrainingError
 from mapsage_kaggle.events import Event, read_events
 from mapsage_kaggle.machine import Gpu, Machine, versions_of
 from mapsage_kaggle.paths import KagglePaths, WorkDir
@@ -38,7 +36,7 @@ from mapsage_kaggle.training.exactness import exactness_of
 from mapsage_kaggle.training.fallback import Outcome
 from mapsage_kaggle.training.handle import train
 from mapsage_kaggle.training.options import Options
-from mapsage_kaggle.training.prepare import Discovery, Prepared, discover, prepare
+from mapsage_kaggle.training.prepare import Discovery, Prepared, prepare
 from mapsage_kaggle.training.session import SessionRun
 from mapsage_kaggle.training.shapes import BuiltModel, LazyShapes
 from mapsage_kaggle.training.supervisor import Launch, Supervisor
@@ -683,38 +681,3 @@ def test_a_session_that_saves_nothing_hands_on_what_its_checkpoint_owes(begin: B
 def test_a_session_that_starts_anew_owes_nothing(begin: Begin) -> None:
     session, _ = run(begin(), DONE)
     assert SessionRecord.read(session.files.session).owed_validation is None
-
-
-ADDRESS = "https://download.example.org/models/start_2022-7e0fe6dd.pth"
-
-
-def started_from_an_address(root: Path, **options: Any) -> Discovery:
-    config = root / "small.py"
-    config.write_text(f"_base_ = [{str(REPOSITORY / 'configs' / 'demo.py')!r}]\nload_from = {ADDRESS!r}\n")
-    return discover(Options(config=config, work_dir=root / "work", **options), paths=KagglePaths.below(root))
-
-
-def test_an_address_to_start_from_that_is_not_attached_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "input").mkdir()
-    with pytest.raises(CheckpointError, match=r"no start_2022-7e0fe6dd\.pth is attached") as refused:
-        started_from_an_address(tmp_path)
-    assert ADDRESS in refused.value.problem
-    assert "--resume never" in refused.value.remedy
-    found = started_from_an_address(tmp_path, resume="never")  # as the remedy says
-    assert found.choice.action == "fresh"
-    assert found.choice.steps_down[0].endswith("is attached. Training starts without it.")
-    assert Words("zh").translate(found.choice.steps_down[0]).endswith("训练不使用它。")
-
-
-@pytest.mark.slow(scope_s=30)
-@pytest.mark.parametrize("resume", ["auto", "never"])
-def test_an_address_to_start_from_is_looked_for_by_its_file(tmp_path: Path, resume: Any) -> None:
-    file = tmp_path / "input" / "datasets" / "bob" / "weights" / "start_2022-7e0fe6dd.pth"
-    file.parent.mkdir(parents=True)
-    cfg = read_config(REPOSITORY / "configs" / "demo.py")
-    cfg.model.decode_head.loss_decode.avg_non_ignore = True  # else mmsegmentation warns
-    torch.save({"state_dict": build_model(cfg).state_dict()}, file)
-    choice = started_from_an_address(tmp_path, resume=resume).choice
-    assert choice.action == "weights-only"
-    assert choice.checkpoint is not None
-    assert choice.checkpoint.target == file
