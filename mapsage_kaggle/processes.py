@@ -376,7 +376,7 @@ _TORCHRUN = "torch.distributed.run"
 _START = "mapsage_kaggle.engine.start"
 _HOT = ("mapsage_kaggle.engine.", _TORCHRUN)
 """How the names of modules begin that gain by what is imported already."""
-_LATE = re.compile("SUPERVISOR|^GLOO_|^CUBLAS_|^WANDB_|^TENSORBOARD")
+_LATE = re.compile("^MAPSAGE_SUPERVISOR|^GLOO_|^CUBLAS_|^WANDB_")
 """Environment variables that nothing reads when it is imported."""
 
 
@@ -410,17 +410,14 @@ class WarmPython(Child):
         with self._turn:
             if not self._serves(command) or env.get("PYTHONPATH") != self.environment.get("PYTHONPATH"):
                 return None
+            answer = b""
             try:
-                self._send(command, env, streams, takes_over=False)
-                while not select.select([self._control], [], [], POLL_S)[0]:
-                    if time.monotonic() >= end:
-                        raise TimeoutError
-                answer = self._control.recv(64)
-            except OSError as error:  # it has ended
-                self.end()
-                if isinstance(error, TimeoutError):
-                    raise
-                return None
+                with suppress(ConnectionError):  # it has ended
+                    self._send(command, env, streams, takes_over=False)
+                    while not select.select([self._control], [], [], POLL_S)[0]:
+                        if time.monotonic() >= end:
+                            raise TimeoutError
+                    answer = self._control.recv(64)
             except BaseException:
                 self.end()
                 raise

@@ -326,7 +326,7 @@ def _install(
     plan = plan_install(before, (), online=True)
     paths = KagglePaths.from_environment()
     inputs = paths.input if inputs is None else inputs
-    if plan.empty and extra_wheels is None:
+    if prove and plan.empty and extra_wheels is None:
         warm_up(paths.temp)
     if not plan.empty:
         with tempfile.TemporaryDirectory(prefix="mapsage-install-") as folder:
@@ -348,9 +348,9 @@ def _install(
         voice.say("kept", kept=", ".join(kept))
     python_path = share_with_children()
     restart = must_restart(loaded_versions(), after)
-    warm_up(paths.temp)
     proof = None
     if prove:
+        warm_up(paths.temp)  # which it may be already, where nothing had to be added
         voice.say("proving")
         config = bundled("configs") / "train_earthvqa_kaggle.py" if config is None else config
         proof = prove_in_child(config)
