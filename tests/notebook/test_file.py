@@ -11,11 +11,6 @@ import pytest
 from support.notebooks import MAPS, NOTEBOOK, ROOT, SELFTEST, code_cells, kit_cell
 
 
-@pytest.fixture(scope="module")
-def notebook() -> Any:
-    return nbformat.read(NOTEBOOK, as_version=4)
-
-
 @pytest.fixture(scope="module", params=[NOTEBOOK, SELFTEST, MAPS], ids=lambda path: path.stem)
 def either(request: pytest.FixtureRequest) -> Any:
     """Return each of the notebooks."""
