@@ -119,8 +119,7 @@ class SessionClock:
         started = process_start_s(1, proc=proc) if on_kaggle(environ) else None
         if started is None or not 0 <= moment - started <= oldest_s:
             started = process_start_s(proc=proc)
-        if started is None or started > moment:
-            started = moment
+        started = moment if started is None else min(started, moment)
         return cls(started_s=started, limit_s=limit_s, reserve_s=reserve_s, now=now)
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.simulated import HOUR_S
 
-from mapsage_kaggle.clock import DEFAULT_LIMIT_S, SessionClock, format_duration, parse_duration_s
+from mapsage_kaggle.clock import SessionClock, format_duration, parse_duration_s
 from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.processes import process_start_s
 
@@ -22,7 +22,16 @@ ON_KAGGLE = {"KAGGLE_KERNEL_RUN_TYPE": "Batch"}
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("12h", 43200), ("10m", 600), ("1h30m", 5400), ("45s", 45), ("90", 90), (2.5, 2.5), ("1.5h", 5400)],
+    [
+        ("12h", 43200),
+        ("10m", 600),
+        ("1h30m", 5400),
+        ("45s", 45),
+        ("90", 90),
+        (2.5, 2.5),
+        ("1.5h", 5400),
+        ("0", 0),
+    ],
 )
 def test_durations_are_read(text: str | float, seconds: float) -> None:
     assert parse_duration_s(text) == seconds
@@ -97,6 +106,12 @@ def test_a_start_that_cannot_be_the_containers_is_not_believed(tmp_path: Path, c
     assert clock.elapsed_s() == pytest.approx(3.0)
 
 
+def test_a_container_that_has_just_begun_is_believed(tmp_path: Path) -> None:
+    proc = proc_with(tmp_path, _1=5000.0, self=4000.0)
+    clock = SessionClock.for_this_session(environ=ON_KAGGLE, proc=proc, now=lambda: 5000.0)
+    assert clock.elapsed_s() == 0.0
+
+
 def test_a_start_after_now_counts_as_now(tmp_path: Path) -> None:
     proc = proc_with(tmp_path, _1=7000.0, self=6000.0)
     clock = SessionClock.for_this_session(environ=ON_KAGGLE, proc=proc, now=lambda: 5003.0)
@@ -107,7 +122,7 @@ def test_without_proc_a_session_begins_now(tmp_path: Path) -> None:
     assert process_start_s(1, proc=tmp_path) is None
     clock = SessionClock.for_this_session(environ=ON_KAGGLE, proc=tmp_path, now=lambda: 77.0)
     assert clock.elapsed_s() == 0.0
-    assert clock.left_s() == DEFAULT_LIMIT_S - 600
+    assert clock.left_s() == 12 * HOUR_S - 600
 
 
 def test_the_real_proc_tells_when_this_process_began() -> None:
@@ -116,10 +131,7 @@ def test_the_real_proc_tells_when_this_process_began() -> None:
     assert clock.started_s == process_start_s()
 
 
-# -- samples
-
-
-# -- simulated sessions
+# -- a real session
 
 
 @pytest.mark.slow(scope_s=30)
@@ -137,9 +149,3 @@ def test_a_real_session_ends_by_the_clock_with_everything_saved(tmp_path: Path) 
     assert record.checkpoint.iteration == record.end_iteration > 0
     assert real.events("iteration")[-1].data["plan"]["sessions_left"] > 0
     assert (record.learned.pace or {}).keys() >= {"iteration_s", "save_s", "copy_s", "finish_s"}
-
-
-# -- single decisions
-
-
-# -- the plan

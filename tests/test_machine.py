@@ -130,6 +130,8 @@ def test_a_notebook_that_papermill_really_runs_is_a_batch_run(tmp_path: Path) ->
         ((10, 3), ARCHS, True),
         ((6, 0), [], False),
         ((7, 0), ["sm_75"], False),
+        ((8, 0), ["sm_75"], False),
+        ((9, 0), ["compute_75"], True),
         ((12, 0), ["sm_90", "compute_90"], True),
         ((8, 0), ["compute_90"], False),
         ((9, 0), ["compute_90"], True),

@@ -308,6 +308,7 @@ def test_a_write_that_is_going_on_counts() -> None:
     assert pace.closing_s(at(98)) == pytest.approx(6 + 8 + 4)
     assert pace.closing_s(at(98), saved=True) == pytest.approx(6 + 4)
     assert pace.closing_s(at(98), ahead_s=5.5) == pytest.approx(1 + 8 + 4)
+    assert pace.closing_s(at(98), saved=True, ahead_s=60) == pytest.approx(4)
     pace.write_ends(now_s=802.0)
     assert pace.save.mean() == 2.0
     assert pace.closing_s(at(98), saved=True) == pytest.approx(4)

@@ -123,10 +123,10 @@ class PositionBatches(Sampler[list[Draw]]):
                     effective_batch,
                 ),
             )
-        bounds = [rank * effective_batch // self.world_size for rank in range(self.world_size + 1)]
-        shares = [last - first for first, last in pairwise(bounds)]
-        size = micro_batch or max(shares)
-        self.slices = _cut(bounds[self.rank], bounds[self.rank + 1], size, -(-max(shares) // size))
+        begin, end = (rank * effective_batch // self.world_size for rank in (self.rank, self.rank + 1))
+        largest_share = -(-effective_batch // self.world_size)
+        size = micro_batch or largest_share
+        self.slices = _cut(begin, end, size, -(-largest_share // size))
         self.batch_size = batch_size
         self.start_iteration = 0
 

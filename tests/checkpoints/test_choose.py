@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import tempfile
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -273,6 +275,13 @@ def test_an_empty_checkpoint_that_is_older_or_another_run_s_is_no_step_down(worl
     assert (taken(choice), choice.steps_down) == ("iter_4000.pth", ())
 
 
+def test_an_empty_file_whose_name_states_no_iteration_is_no_step_down(world: World) -> None:
+    folder = world.output("a", fingerprint=OURS)
+    world.add(folder, "iter_0.pth")
+    (folder / "latest.pth").write_bytes(b"")
+    assert world.choose().steps_down == ()
+
+
 def test_epoch_checkpoints_are_told_of_and_not_taken(world: World) -> None:
     world.add(world.output("a"), "epoch_3.pth", iteration=300)
     choice = world.choose()
@@ -418,6 +427,13 @@ def test_a_named_file_that_is_rejected_is_not_replaced_by_another(world: World) 
     world.add(folder, "iter_4000.pth")
     with pytest.raises(CheckpointError, match="it is torn"):
         world.choose(resume=bad)
+
+
+def test_a_named_file_that_the_disk_does_not_give_is_rejected_by_the_disk_s_words(world: World) -> None:
+    path = world.add(world.output("a", fingerprint=OURS), "iter_8000.pth")
+    failing = Mock(side_effect=OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(CheckpointError, match="it cannot be read: Input/output error"):
+        choose(inspect=failing, resume=path, fingerprint=OURS)
 
 
 def test_a_named_best_file_needs_permission(world: World) -> None:

@@ -12,6 +12,7 @@ from mapsage_kaggle.checkpoints.retention import (
     added_bytes,
     beats,
     best_of,
+    greater_is_better,
     newest_of,
     plan_retention,
     plan_room,
@@ -74,6 +75,18 @@ def test_where_less_is_better_the_lowest_score_is_kept() -> None:
     held = [*held_at(best=2, value=0.5), *held_at(best=4, value=0.3), *held_at(best=6, value=0.4)]
     assert best_of(held, greater_is_better=False) == held[1]
     assert best_of(held) == held[0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "rule", "greater"),
+    [
+        ("mIoU", None, True), ("val_Loss", None, False), ("mIoU", "less", False), ("loss", "greater", True),
+    ],
+)  # fmt: skip
+def test_of_a_score_more_is_better_unless_it_is_a_loss_or_the_rule_says_so(
+    metric: str, rule: str | None, greater: bool
+) -> None:
+    assert greater_is_better(metric, rule) is greater
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ def test_a_background_save_does_not_hold_up_and_one_runs_at_a_time(store: Checkp
 
     with store:
         saver = BackgroundSaver(store)
+        assert not saver.busy
         saver.submit("iter_10.pth", write, iteration=10)
         assert running.wait(60)
         assert saver.busy

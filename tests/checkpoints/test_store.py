@@ -273,6 +273,21 @@ def test_a_disk_that_fails_otherwise_costs_no_checkpoint(store: CheckpointStore)
     assert {path.name for path in store.path.glob("*.pth")} == {"iter_10.pth", "iter_20.pth"}
 
 
+@pytest.mark.parametrize(
+    ("error", "said"), [(OSError(errno.EIO, "Input/output error"), "Input/output"), (OSError("odd"), "odd")]
+)
+def test_a_disk_that_fails_as_a_file_gets_its_name_costs_no_checkpoint(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, error: OSError, said: str
+) -> None:
+    with store:
+        save_iter(store, 10)
+        with monkeypatch.context() as patched:
+            patched.setattr(store_module, "sync_folder", Mock(side_effect=error))
+            with pytest.raises(SaveFailed, match=rf"iter_20\.pth could not be published: {said}"):
+                save_iter(store, 20)
+        assert {ref.file for ref in store.proven()} >= {"iter_10.pth"}
+
+
 def test_an_interrupt_while_a_file_gets_its_name_is_an_interrupt(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,21 @@ def test_the_shipped_runs_differ_from_each_other() -> None:
 
 
 @pytest.mark.parametrize(
+    ("optim_wrapper", "known"),
+    [
+        ({"optimizer": {"type": "SGD", "lr": 0.1}}, "54943f56f26ae736"),
+        ({"clip_grad": {"max_norm": 1.0}}, "fde2511f99cbb80f"),
+    ],
+)
+def test_a_config_keeps_the_fingerprint_that_its_records_state(
+    optim_wrapper: dict[str, object], known: str
+) -> None:
+    loader = {"batch_size": 4, "dataset": {"type": "LoveDADataset", "pipeline": [{"type": "Resize"}]}}
+    cfg = {"model": {"type": "EncoderDecoder"}, "train_dataloader": loader, "optim_wrapper": optim_wrapper}
+    assert fingerprint(cfg) == known
+
+
+@pytest.mark.parametrize(
     "override",
     [
         "train_dataloader.dataset.data_root=/elsewhere",

@@ -20,7 +20,7 @@ from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS
 from support.losses import MEAN, VALID, WEIGHTED, build, images
 
-from mapsage_kaggle.engine.accumulate import accumulated_step
+from mapsage_kaggle.engine.accumulate import accumulated_step, normalised_losses
 from mapsage_kaggle.engine.ranks import check_same_weights
 from mapsage_kaggle.errors import TrainingError
 
@@ -116,6 +116,26 @@ def test_a_loss_that_the_kit_does_not_know_is_weighted_by_images() -> None:
         part.train_step(images(begin, end), optim)
         expected += share * (_flat(part) - start)
     assert _relative(_flat(model), start + expected, start) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("decode", "known"),
+    [
+        (VALID, 1),
+        (WEIGHTED, 1),
+        ([VALID, DICE], 1),
+        (DICE, 0),
+        ({**VALID, "reduction": "sum"}, 0),
+        ({"type": "CrossEntropyLoss", "use_mask": True}, 0),
+        ({"type": "HalvesLabels"}, 0),
+    ],
+)
+def test_only_cross_entropy_that_is_a_mean_is_weighted_by_what_it_divides_by(decode: Any, known: int) -> None:
+    MODELS.register_module(module=HalvesLabels, force=True)
+    head = build(decode, MEAN).decode_head
+    assert len(normalised_losses(head)) == known
+    head.sampler = object()  # one that chooses pixels by the predictions
+    assert normalised_losses(head) == ()
 
 
 def accumulating_steps(rank: int, sizes: Sequence[int], iterations: int, every: int) -> list[torch.Tensor]:
