@@ -51,6 +51,10 @@ class StorageInfo:
     num_elements: int
 
     @property
+    def entry(self) -> str:
+        return f"data/{self.key}"
+
+    @property
     def size_bytes(self) -> int:
         return self.num_elements * ITEM_BYTES[self.dtype]
 
@@ -445,13 +449,13 @@ def _call_scalar(args: tuple[Any, ...], build: Builder) -> Any:
 
 def _call_parameter(args: tuple[Any, ...], build: Builder) -> Any:
     """Return the data as a plain tensor: a state dict is copied into parameters, not made of them."""
-    data = args[0] if args else None
     if len(args) not in (2, 3) or type(args[1]) is not bool or not _is_empty(args[2:]):
         raise _refuse_args("torch._utils._rebuild_parameter", args)
+    data: Any = args[0]
+    dtype = str(getattr(data, "dtype", "")).removeprefix("torch.")
     if not isinstance(data, build.tensor_types):
         raise _refuse_args("torch._utils._rebuild_parameter", args)
-    if type(data) is TensorInfo:
-        _check_gradient("torch._utils._rebuild_parameter", data.dtype, args[1])
+    _check_gradient("torch._utils._rebuild_parameter", dtype, args[1])
     return data
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -133,18 +133,21 @@ def _inspect(
     size_bytes = source.size_bytes
     try:
         archive = open_archive(source)
-        content = read_content(archive)
-        found = _judge(path, content.tree, shapes=shapes, classes=classes)
-        found = replace(found, size_bytes=size_bytes, format=content.format)
-        if content.odd_numbers:
-            found = _without_resume(
-                found, f"NaN or Inf in the optimizer's state: {joined(content.odd_numbers)}"
-            )
-        if content.format == "legacy":
+        legacy = isinstance(archive, LegacyArchive)
+        tree = archive.tree if isinstance(archive, LegacyArchive) else interpret(read_pickle(archive))
+        tensors, odd_numbers = survey(tree)
+        for place, tensor in tensors:
+            check_stored(archive, tensor.storage, f"{place}: ")
+        check_all_used(archive, {tensor.storage.entry for _, tensor in tensors})
+        found = _judge(path, tree, shapes=shapes, classes=classes)
+        found = replace(found, size_bytes=size_bytes, format="legacy" if legacy else "zip")
+        if odd_numbers:
+            found = _without_resume(found, f"NaN or Inf in the optimizer's state: {joined(odd_numbers)}")
+        if legacy:
             found = _without_resume(found, _LEGACY)
         if not full:
             return found
-        sweep = FiniteSweep(content.tensors)
+        sweep = FiniteSweep(tensors)
         sha256 = archive.sweep(sweep.take)
     except (DamagedError, UnsafeError) as error:
         return Inspection(path=path, verdict="rejected", problems=(text_of(error),), size_bytes=size_bytes)
@@ -211,53 +214,14 @@ def open_archive(source: Source) -> Archive | LegacyArchive:
     raise DamagedError(f"it is not a file that torch.save writes: it begins with '{begin}'")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Content:
-    """The pickle of a checkpoint, described.
-
-    Attributes:
-        pickle: Its bytes, as they were checked.
-        tree: What it describes, with a ``TensorInfo`` for each tensor.
-        tensors: Every tensor with its place, such as ``state_dict.conv.weight``.
-        odd_numbers: The places of numbers that no training can continue with, such as a learning rate of NaN.
-        storages: What the tensors' data lies in, by the name of its entry, ``data/0``.
-        format: Of the file.
-    """
-
-    pickle: bytes
-    tree: dict[str, Any]
-    tensors: Sequence[tuple[str, TensorInfo]]
-    odd_numbers: Sequence[str]
-    storages: Mapping[str, StorageInfo]
-    format: Literal["zip", "legacy"]
-
-
-def read_content(archive: Archive | LegacyArchive) -> Content:
-    """Read and check a checkpoint's pickle, and that its storages are those of the archive.
+def read_pickle(archive: Archive | LegacyArchive) -> bytes:
+    """Return a checkpoint's pickle, its checksum compared where the format has one.
 
     Raises:
-        DamagedError: The archive is no checkpoint, or pickle and storages contradict each other.
-        UnsafeError: The pickle asks for something that no checkpoint needs.
+        DamagedError: The archive is no checkpoint, or one of another machine.
     """
     if isinstance(archive, LegacyArchive):
-        pickle, tree = archive.pickle, archive.tree
-    else:
-        pickle = _read_pickle(archive)
-        tree = interpret(pickle)
-    if not isinstance(tree, dict):
-        raise DamagedError(f"it holds a {type(tree).__name__}, expected a dictionary")
-    tensors, odd_numbers = _survey(tree)
-    return Content(
-        pickle=pickle,
-        tree=tree,
-        tensors=tensors,
-        odd_numbers=odd_numbers,
-        storages=_check_storages(archive, tensors),
-        format="legacy" if isinstance(archive, LegacyArchive) else "zip",
-    )
-
-
-def _read_pickle(archive: Archive) -> bytes:
+        return archive.pickle
     if "constants.pkl" in archive.by_name:
         raise DamagedError("it is a TorchScript program, not a checkpoint")
     if "data.pkl" not in archive.by_name:
@@ -267,34 +231,19 @@ def _read_pickle(archive: Archive) -> bytes:
     return archive.read("data.pkl", limit_bytes=MAX_PICKLE_BYTES)
 
 
-def _check_storages(
-    archive: Archive | LegacyArchive, tensors: Sequence[tuple[str, TensorInfo]]
-) -> dict[str, StorageInfo]:
-    stored = {entry.name: entry for entry in archive.entries if entry.name.startswith("data/")}
-    used: dict[str, StorageInfo] = {}
-    for place, tensor in tensors:
-        storage = tensor.storage
-        name = f"data/{storage.key}"
-        entry = stored.get(name)
-        if entry is None:
-            raise DamagedError(f"{place}: its storage {name} is not in the archive")
-        if entry.size_bytes != storage.size_bytes:
-            raise DamagedError(
-                f"{place}: its storage {name} has {entry.size_bytes} bytes, expected {storage.size_bytes}"
-            )
-        used[name] = storage
-    unused = sorted(set(stored) - set(used))
-    if unused:
-        raise DamagedError(f"nothing in it refers to {joined(unused)}: it does not belong to this pickle")
-    return used
-
-
-def _survey(tree: Mapping[str, Any]) -> tuple[list[tuple[str, TensorInfo]], list[str]]:
+def survey(tree: Any) -> tuple[list[tuple[str, TensorInfo]], list[str]]:
     """Return every tensor with its place, and the places of numbers that no training can continue with.
 
     Shared and circular containers are visited once, and so are tensors; a tensor that is a weight as well
-    as a part of the optimizer's state is a weight.
+    as a part of the optimizer's state is a weight. A place is such as ``state_dict.conv.weight``, a number
+    such as a learning rate of NaN.
+
+    Raises:
+        DamagedError: It is no dictionary.
+        UnsafeError: Its containers are nested too deep.
     """
+    if not isinstance(tree, dict):
+        raise DamagedError(f"it holds a {type(tree).__name__}, expected a dictionary")
     tensors: list[tuple[str, TensorInfo]] = []
     odd_numbers: list[str] = []
     seen: set[int] = set()
@@ -325,6 +274,32 @@ def _survey(tree: Mapping[str, Any]) -> tuple[list[tuple[str, TensorInfo]], list
         else:
             stack.pop()
     return tensors, odd_numbers
+
+
+def check_stored(archive: Archive | LegacyArchive, storage: StorageInfo, place: str = "") -> None:
+    """Compare what the pickle says of a storage with the entry that holds it; ``place`` begins the reason.
+
+    Raises:
+        DamagedError: There is none, or one of another size.
+    """
+    entry = archive.by_name.get(storage.entry)
+    if entry is None:
+        raise DamagedError(f"{place}its storage {storage.entry} is not in the archive")
+    if entry.size_bytes != storage.size_bytes:
+        raise DamagedError(
+            f"{place}its storage {storage.entry} has {entry.size_bytes} bytes, expected {storage.size_bytes}"
+        )
+
+
+def check_all_used(archive: Archive | LegacyArchive, used: Collection[str]) -> None:
+    """Compare the entries that hold tensors' data with those that tensors refer to.
+
+    Raises:
+        DamagedError: There are others.
+    """
+    unused = sorted({entry.name for entry in archive.entries if entry.name.startswith("data/")} - set(used))
+    if unused:
+        raise DamagedError(f"nothing in it refers to {joined(unused)}: it does not belong to this pickle")
 
 
 _SURVEYED = frozenset({TensorInfo, dict, OrderedDict, Counter, list, tuple})

@@ -43,6 +43,7 @@ class LegacyArchive:
                 if limit_bytes >= min(source.size_bytes, MAX_PICKLE_BYTES):
                     raise
         self.entries = self._lay_out(keys, storages)
+        self.by_name = {entry.name: entry for entry in self.entries}
 
     def _read(self, head: bytes) -> tuple[Any, dict[str, StorageInfo]]:
         """Read the pickles at the beginning; return the keys of the storages, and the storages by key."""
@@ -75,7 +76,7 @@ class LegacyArchive:
                     f"storage {key} has {count} elements, expected {storages[key].num_elements}"
                 )
             size_bytes = storages[key].size_bytes
-            name = f"data/{key}"
+            name = storages[key].entry
             entries.append(
                 Entry(name=name, full_name=name.encode(), size_bytes=size_bytes, crc32=0, header_start=at)
             )

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mapsage_kaggle.checkpoints.allowed import ArrayInfo, HistoryInfo, Symbol, TensorInfo, UnsafeError
-from mapsage_kaggle.checkpoints.archive import DamagedError, Entry, Source
-from mapsage_kaggle.checkpoints.inspect import Content, open_archive, read_content, unforeseen
+from mapsage_kaggle.checkpoints.archive import Archive, DamagedError, Entry, Source
+from mapsage_kaggle.checkpoints.inspect import (
+    check_all_used,
+    check_stored,
+    open_archive,
+    read_pickle,
+    survey,
+    unforeseen,
+)
+from mapsage_kaggle.checkpoints.legacy import LegacyArchive
 from mapsage_kaggle.checkpoints.unpickle import LEGACY_PARTS, ZIP_PARTS, interpret
 from mapsage_kaggle.errors import CheckpointError
 from mapsage_kaggle.messages import Message
@@ -60,15 +68,15 @@ def load_checkpoint(
 
 def _load(source: Source, sha256: str | None, history_buffer: Callable[[], Any] | None) -> dict[str, Any]:
     archive = open_archive(source)
-    content = read_content(archive)
-    build = _Realise(content, history_buffer)
-    pickle = content.pickle
-    num_parts = ZIP_PARTS if content.format == "zip" else LEGACY_PARTS
-    del content  # what the pickle describes is not needed twice
+    pickle = read_pickle(archive)
+    build = _Realise(archive, pickle, history_buffer)
+    num_parts = LEGACY_PARTS if isinstance(archive, LegacyArchive) else ZIP_PARTS
+    tree: dict[str, Any] = interpret(pickle, build, num_parts)
+    survey(tree)
+    check_all_used(archive, build.used)
     found = archive.sweep(build.take)
     if sha256 is not None and found != sha256:
         raise DamagedError(f"its sha256 is {found}, expected {sha256}")
-    tree: dict[str, Any] = interpret(pickle, build, num_parts)
     meta = tree.get("meta")
     if isinstance(meta, dict):
         # mmengine's Runner.resume passes meta.config to Config.fromstring, which runs it as Python.
@@ -77,9 +85,11 @@ def _load(source: Source, sha256: str | None, history_buffer: Callable[[], Any] 
 
 
 class _Realise:
-    """Builds real tensors and arrays on memory that the sweep has filled."""
+    """Builds real arrays, and tensors on memory that the sweep fills."""
 
-    def __init__(self, content: Content, history_buffer: Callable[[], Any] | None) -> None:
+    def __init__(
+        self, archive: Archive | LegacyArchive, pickle: bytes, history_buffer: Callable[[], Any] | None
+    ) -> None:
         import numpy as np
         import torch
 
@@ -89,26 +99,33 @@ class _Realise:
         self.tensor_types: tuple[type, ...] = (torch.Tensor,)
         self.array_types: tuple[type, ...] = (np.ndarray,)
         self.history_types: tuple[type, ...] = (type(self._history_buffer()),)
-        self._pickle = content.pickle
+        self._archive, self._pickle = archive, pickle
         self._memory: dict[str, Any] = {}
-        for storage in content.storages.values():
-            self._memory[storage.key] = torch.empty(storage.size_bytes, dtype=torch.uint8)
+
+    @property
+    def used(self) -> Collection[str]:
+        return self._memory.keys()
 
     def take(self, entry: Entry, pieces: Iterator[memoryview]) -> None:
         if entry.name == "data.pkl":
             if b"".join(bytes(piece) for piece in pieces) != self._pickle:
                 raise DamagedError("it changed while it was read")
         elif entry.name.startswith("data/"):
-            target = self._memory[entry.name.removeprefix("data/")].numpy()
+            target = self._memory[entry.name].numpy()
             at = 0
             for piece in pieces:
                 target[at : at + len(piece)] = self._np.frombuffer(piece, self._np.uint8)
                 at += len(piece)
 
     def tensor(self, info: TensorInfo) -> Any:
-        torch = self._torch
+        torch, storage = self._torch, info.storage
+        memory = self._memory.get(storage.entry)
+        if memory is None:
+            check_stored(self._archive, storage)
+            memory = torch.empty(storage.size_bytes, dtype=torch.uint8)
+            self._memory[storage.entry] = memory
         result = torch.empty(0, dtype=getattr(torch, info.dtype))
-        result.set_(self._memory[info.storage.key].untyped_storage(), info.offset, info.shape, info.stride)
+        result.set_(memory.untyped_storage(), info.offset, info.shape, info.stride)
         result.requires_grad = info.requires_grad
         return result
 

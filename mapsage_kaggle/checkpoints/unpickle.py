@@ -32,6 +32,7 @@ from mapsage_kaggle.checkpoints.allowed import (
     set_state,
     storage_of,
 )
+from mapsage_kaggle.checkpoints.archive import DamagedError
 from mapsage_kaggle.outside import visible
 
 MAX_PICKLE_BYTES = 256 * 2**20
@@ -82,6 +83,8 @@ def _run(data: bytes, start: int, build: Builder | None, num_parts: int) -> _Mac
     machine = _Machine(data, start, build or Describe(), num_parts)
     try:
         machine.run()
+    except DamagedError:
+        raise
     except UnsafeError as error:
         raise UnsafeError(f"{error} (byte {machine.position} of the pickle)") from None
     except (IndexError, KeyError, struct.error, UnicodeError, TypeError, ValueError, OverflowError) as error:

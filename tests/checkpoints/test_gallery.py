@@ -362,9 +362,9 @@ def test_what_no_reader_foresees_is_a_rejection(tmp_path: Path, monkeypatch: pyt
     def fails(*_: object) -> None:
         raise RecursionError("so deep\x1b[2J")
 
-    monkeypatch.setattr("mapsage_kaggle.checkpoints.inspect.read_content", fails)
+    monkeypatch.setattr("mapsage_kaggle.checkpoints.inspect.read_pickle", fails)
     assert inspect(path).problems == ("it cannot be read as a checkpoint (RecursionError: so deep\\x1b[2J)",)
-    monkeypatch.setattr("mapsage_kaggle.checkpoints.load.read_content", fails)
+    monkeypatch.setattr("mapsage_kaggle.checkpoints.load.read_pickle", fails)
     with pytest.raises(CheckpointError, match="is rejected"):
         load_checkpoint(path)
 

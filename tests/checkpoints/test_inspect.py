@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -401,22 +402,27 @@ def test_a_file_saved_without_checksums_says_so(tmp_path: Path) -> None:
     assert rejection(tmp_path / "w.pth").startswith("it was saved without checksums")
 
 
-def test_a_missing_storage_is_rejected(copy: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("data/1", None, "its storage data/1 is not in the archive"),
+        ("data/0", b"0" * 428, "its storage data/0 has 428 bytes, expected 432"),
+        ("data/999", b"0000", "nothing in it refers to data/999: it does not belong to this pickle"),
+    ],
+    ids=["missing", "short", "unused"],
+)
+def test_storages_that_are_not_the_pickle_s_are_rejected_and_not_loaded(
+    copy: Path, name: str, content: bytes | None, reason: str
+) -> None:
     entries = members(copy)
-    del entries["archive/data/1"]
-    assert "its storage data/1 is not in the archive" in rejection(rewrite(copy, entries))
-
-
-def test_a_short_storage_is_rejected(copy: Path) -> None:
-    entries = members(copy)
-    entries["archive/data/0"] = entries["archive/data/0"][:-4]
-    assert "its storage data/0 has 428 bytes, expected 432" in rejection(rewrite(copy, entries))
-
-
-def test_a_storage_that_nothing_uses_is_rejected(copy: Path) -> None:
-    assert rejection(rewrite(copy, {**members(copy), "archive/data/999": b"0000"})) == (
-        "nothing in it refers to data/999: it does not belong to this pickle"
-    )
+    if content is None:
+        del entries[f"archive/{name}"]
+    else:
+        entries[f"archive/{name}"] = content
+    path = rewrite(copy, entries)
+    assert reason in rejection(path)
+    with pytest.raises(CheckpointError, match=re.escape(reason)):
+        load_checkpoint(path)
 
 
 def test_a_big_endian_file_is_rejected(copy: Path) -> None:

@@ -76,20 +76,20 @@ def test_another_sha256_is_refused_at_loading(copy: Path) -> None:
 
 
 def test_a_file_replaced_during_the_load_is_not_mixed_in(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The path is swapped for another file after the check of the pickle and before the data is read."""
+    """The path is swapped for another file after the pickle was read and before the data is read."""
     from mapsage_kaggle.checkpoints import load
 
     expected = torch.load(copy, weights_only=False)["state_dict"]["fc.weight"]
-    real = load.read_content
+    real = load.survey
 
-    def swap(archive: Any) -> Any:
-        content = real(archive)
+    def swap(tree: Any) -> Any:
+        found = real(tree)
         other = copy.with_name("other.pth")
         torch.save({"state_dict": {"fc.weight": torch.zeros(2, 4)}}, other)
         other.replace(copy)
-        return content
+        return found
 
-    monkeypatch.setattr(load, "read_content", swap)
+    monkeypatch.setattr(load, "survey", swap)
     assert torch.equal(load_checkpoint(copy)["state_dict"]["fc.weight"], expected)
 
 
@@ -99,7 +99,7 @@ def test_a_file_changed_in_place_during_the_load_is_refused(
 ) -> None:
     from mapsage_kaggle.checkpoints import load
 
-    real = load.read_content
+    real = load.survey
     # In the directory, the first entry's attributes: a byte that nothing else would miss.
     at = (
         entry_data(copy, "data.pkl")[0] + 10
@@ -107,14 +107,14 @@ def test_a_file_changed_in_place_during_the_load_is_refused(
         else copy.read_bytes().index(b"PK\x01\x02") + 38
     )
 
-    def change(archive: Any) -> Any:
-        content = real(archive)
+    def change(tree: Any) -> Any:
+        found = real(tree)
         with copy.open("r+b") as stream:
             stream.seek(at)
             stream.write(b"\xff")
-        return content
+        return found
 
-    monkeypatch.setattr(load, "read_content", change)
+    monkeypatch.setattr(load, "survey", change)
     with pytest.raises(CheckpointError, match="it changed while it was read"):
         load_checkpoint(copy)
 
