@@ -444,15 +444,15 @@ class Pace:
         A validation that is due at ``iteration`` is still to come.
         """
         iteration_s, validation_s = self._mean_costs_s()
-        if iteration_s <= 0 or seconds <= 0:
+        if iteration_s <= 0:
             return 0
+        first = max(0, int(seconds / iteration_s))
         if val_interval <= 0:
-            return int(seconds / iteration_s)
+            return first
         to_boundary = -iteration % val_interval if iteration else val_interval
-        first = int(seconds / iteration_s)
         # A validation is begun only where a slow one fits, though it costs the mean.
         slow_s = max(validation_s, self.validation_s() + self.best_s() + self.copy_s())
-        if first < to_boundary or seconds - to_boundary * iteration_s < slow_s:
+        if seconds - to_boundary * iteration_s < slow_s:
             return min(first, to_boundary)
         seconds -= to_boundary * iteration_s + validation_s
         cycle_s = val_interval * iteration_s + validation_s

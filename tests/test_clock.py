@@ -44,8 +44,9 @@ def test_what_is_no_duration_is_refused(text: str | float) -> None:
 
 
 def test_durations_are_shown_in_two_units() -> None:
-    assert [format_duration(s) for s in (11105, 750, 8, 59.6, -3)] == [
+    assert [format_duration(s) for s in (11105, 3600, 750, 8, 59.6, -3)] == [
         "3h 05m",
+        "1h 00m",
         "12m 30s",
         "8s",
         "1m 00s",
@@ -84,6 +85,15 @@ def test_a_lowered_limit_does_not_make_the_container_too_old(tmp_path: Path) -> 
         limit_s=9 * HOUR_S, environ=ON_KAGGLE, proc=proc, now=lambda: 10 * HOUR_S
     )
     assert clock.left_s() < 0
+
+
+@pytest.mark.parametrize(("age_s", "elapsed_s"), [(13 * HOUR_S, 13 * HOUR_S), (13 * HOUR_S + 0.5, 3.5)])
+def test_a_container_is_believed_to_outlive_its_limit_by_an_hour(
+    tmp_path: Path, age_s: float, elapsed_s: float
+) -> None:
+    proc = proc_with(tmp_path, _1=0.0, self=13 * HOUR_S - 3.0)
+    clock = SessionClock.for_this_session(environ=ON_KAGGLE, proc=proc, now=lambda: age_s)
+    assert clock.elapsed_s() == pytest.approx(elapsed_s)
 
 
 def test_a_restart_after_the_limit_is_granted_nothing(tmp_path: Path) -> None:

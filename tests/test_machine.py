@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from mapsage_kaggle.machine import (
     installed_stack,
     parse_driver,
     parse_load,
+    return_freed_memory,
     run_type,
     survey,
     write_problem,
@@ -79,6 +81,13 @@ def test_a_run_is_interactive_only_where_somebody_can_press_a_button(
     environ: dict[str, str], in_kernel: bool, expected: str
 ) -> None:
     assert run_type(environ, in_kernel=in_kernel) == expected
+
+
+def test_a_kernel_is_known_by_what_it_has_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ipykernel.kernelapp", raising=False)
+    assert run_type({"JPY_SESSION_NAME": "train.ipynb"}) == "batch"
+    monkeypatch.setitem(sys.modules, "ipykernel.kernelapp", module)
+    assert run_type({"JPY_SESSION_NAME": "train.ipynb"}) == "interactive"
 
 
 def test_a_kernel_whose_parent_is_papermill_is_a_batch_run() -> None:
@@ -147,7 +156,7 @@ def test_binaries_run_on_their_own_major_version_and_ptx_on_newer_ones(
 
 
 def test_the_drivers_listing_is_read() -> None:
-    gpus = parse_driver("Tesla T4, 15360\nTesla T4, 15360\nTesla T4, [N/A]\nNVIDIA-SMI has failed\n")
+    gpus = parse_driver("Tesla T4, 15360\nTesla T4, 15360\nTesla T4, [N/A]\n, 15360\nNVIDIA-SMI has failed\n")
 
     assert [(gpu.name, gpu.memory_bytes, gpu.supported) for gpu in gpus] == [
         ("Tesla T4", 15 * 2**30, None)
@@ -183,6 +192,17 @@ def test_a_gauge_asks_anew_once_it_was_answered_and_not_before(monkeypatch: pyte
     may_answer.release()
     answered.acquire(timeout=60.0)
     assert gauge._loads == ()
+
+
+def test_a_gauge_asks_no_more_often_than_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(module, "ask_load", lambda: asked.append(1) or ())
+    gauge = GpuGauge(every_s=3600.0)
+    for _ in range(3):
+        gauge()
+        assert gauge._thread is not None
+        gauge._thread.join(60.0)
+    assert asked == [1]
 
 
 @pytest.mark.parametrize(("code", "names"), [(0, ["Tesla T4"]), (9, [])])
@@ -305,6 +325,15 @@ print(*write_problem(Path({str(tmp_path)!r})))
     )
 
     assert answer.stdout.strip() == f"{tmp_path}: File too large False"
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_freed_memory_is_returned_where_the_c_library_can(can: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    library = types.SimpleNamespace(**({"malloc_trim": kept.append} if can else {}))
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda _: library)
+    return_freed_memory()
+    assert kept == [0] * can
 
 
 def test_the_survey_sees_this_machine(tmp_path: Path) -> None:

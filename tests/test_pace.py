@@ -510,6 +510,21 @@ def test_before_anything_is_known_no_iteration_is_foreseen() -> None:
     assert Pace().plan(at(100.0), iteration=3, max_iters=600).reach == 3
 
 
+def test_before_anything_is_measured_a_stop_costs_a_save_and_2_percent_of_the_limit() -> None:
+    pace, clock = Pace(), SessionClock(started_s=0.0, limit_s=100.0, reserve_s=10.0, now=lambda: 0.0)
+    assert (pace.iteration_s(), pace.save_s(), pace.best_s(), pace.copy_s()) == (1.0, 5.0, 5.0, 0.0)
+    assert Pace(validation_iterations=10).validation_s() == 0.0  # unknown, and so tried
+    assert pace.finish_s(clock) == 2.0
+    assert (pace.closing_s(clock), pace.closing_s(clock, saved=True)) == (7.0, 2.0)
+    # As long as nothing is known of best checkpoints, one is as long as another.
+    assert pace.validation_needs_s(clock, saved=False) == 5.0 + 5.0 + 5.0 + 2.0
+
+
+@pytest.mark.parametrize(("seconds", "iterations"), [(-5.0, 0), (0.0, 0), (2.9, 1), (4.1, 2)])
+def test_whole_iterations_are_foreseen_and_never_fewer_than_none(seconds: float, iterations: int) -> None:
+    assert known(iteration_s=2.0).iterations_in(seconds, iteration=3) == iterations
+
+
 def test_costs_of_less_than_a_second_are_handed_on_and_those_unmeasured_are_not() -> None:
     pace = Pace()
     pace.copy.add(0.25)

@@ -39,6 +39,23 @@ def test_a_config_keeps_the_fingerprint_that_its_records_state(
     assert fingerprint(cfg) == known
 
 
+@pytest.mark.parametrize("counts", [None, 0, 1])
+def test_an_optimizer_that_accumulates_nothing_steps_each_iteration(counts: int | None) -> None:
+    cfg = {"train_dataloader": {"batch_size": 4}, "optim_wrapper": {}}
+    assert fingerprint({**cfg, "optim_wrapper": {"accumulative_counts": counts}}) == fingerprint(cfg)
+    assert fingerprint({**cfg, "optim_wrapper": {"accumulative_counts": 2}}) != fingerprint(cfg)
+
+
+def test_what_a_config_imports_is_known_by_its_name_and_not_by_its_address() -> None:
+    def with_function() -> str:
+        def scale(value: int) -> int:
+            return value
+
+        return fingerprint({"model": {"type": "Net", "scale": scale}})
+
+    assert with_function() == with_function()
+
+
 @pytest.mark.parametrize(
     "override",
     [
