@@ -149,23 +149,31 @@ def _torch(machine: Machine) -> _Found:
     return "info", Message("torch {version}.", machine.torch)
 
 
-def _stack(machine: Machine) -> _Found:
-    conflicts = stack_conflicts(machine.installed)
+def stack_problem(installed: Mapping[str, str]) -> str:
+    """Return why training cannot import what it needs; empty where it can."""
+    conflicts = stack_conflicts(installed)
     if conflicts:
-        return "error", Message(
+        return Message(
             "{names}: upstream packages with the same import names as the kit's, and they cannot "
             "resume on today's torch. {remedy}",
             ", ".join(conflicts),
-            conflict_remedy(machine.installed),
+            conflict_remedy(installed),
         )
     wrong = [
-        f"{name} {version} ({machine.installed.get(name, 'none')} found)"
+        f"{name} {version} ({installed.get(name, 'none')} found)"
         for name, version in STACK.items()
-        if machine.installed.get(name) != version
+        if installed.get(name) != version
     ]
     if wrong:
         needed = ", ".join(wrong)
-        return "error", Message("Training needs {names}. Run `mapsage_kaggle.install()` first.", needed)
+        return Message("Training needs {names}. Run `mapsage_kaggle.install()` first.", needed)
+    return ""
+
+
+def _stack(machine: Machine) -> _Found:
+    problem = stack_problem(machine.installed)
+    if problem:
+        return "error", problem
     return "info", ", ".join(f"{name} {version}" for name, version in STACK.items()) + "."
 
 

@@ -59,8 +59,9 @@ class KagglePaths:
         place = paths.temp if os.path.lexists(paths.temp) else KAGGLE_ROOT
         return paths if root or os.access(place, os.W_OK | os.X_OK) else replace(paths, temp=_own_scratch())
 
-    def work_dir(self, config: Path) -> Path:
-        return self.working / "work_dirs" / config.stem
+    def work_dir(self, config: Path, asked: Path | None = None) -> Path:
+        """Return where a config's sessions write: where that was asked for, or else in the output."""
+        return (asked or self.working / "work_dirs" / config.stem).absolute()
 
 
 class Below:

@@ -106,7 +106,7 @@ def open_subject(options: ModelOptions, *, paths: KagglePaths | None = None) -> 
     cfg = read_config(options.config, options.overrides)
     check_installed({"model": cfg.get("model")}, options.config, (*code.first, *code.last))
     check_custom_imports(cfg, code, paths.input)
-    work_dir = (options.work_dir or paths.work_dir(options.config)).absolute()
+    work_dir = paths.work_dir(options.config, options.work_dir)
     if options.threads is not None and options.threads < 1:
         raise UsageError(Message("--threads {number} is too low.", options.threads), "Give 1 or more.")
     roots = find_data(cfg, paths.input) if options.needs_data else {}

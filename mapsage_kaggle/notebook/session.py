@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,11 +32,12 @@ from mapsage_kaggle.display.panels import Finding, Panel, say, show
 from mapsage_kaggle.display.text import TextSink
 from mapsage_kaggle.errors import MapsageError, TrainingError, UsageError
 from mapsage_kaggle.events import read_events
-from mapsage_kaggle.machine import survey
+from mapsage_kaggle.machine import installed_stack, survey
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.notebook.form import parameters_text, show_form
 from mapsage_kaggle.notebook.view import View
 from mapsage_kaggle.paths import KagglePaths, WorkDir
+from mapsage_kaggle.setup.install import finish_proof
 from mapsage_kaggle.training.follow import Follower
 from mapsage_kaggle.training.handle import TrainingHandle
 from mapsage_kaggle.training.options import PARAMETERS, Options, in_notebook, options_from
@@ -96,10 +97,18 @@ def preflight(
         options = options_from(find_config(config), asked)
         clock = SessionClock.for_this_session(limit_s=options.session_limit_s, reserve_s=options.reserve_s)
         paths = KagglePaths.from_environment()
-        machine = survey(paths)
-        session = NotebookSession(options, paths=paths, machine=machine, clock=clock, words=words)
-        _look_around(session, words)
-        return session
+        # What needs no torch comes first: its refusals need not wait for it.
+        seen = _look_around(options, paths, words) if not checks.stack_problem(installed_stack()) else _Seen()
+        if seen.error is None:
+            finish_proof()
+            machine = survey(paths)
+            rows = checks.preflight(paths, machine, clock=clock)
+            seen.findings[:0] = [check_finding(check, words) for check in rows]
+        _show_seen(seen, words)
+        if seen.error is not None:
+            raise seen.error
+        checks.require(rows)
+        return NotebookSession(options, paths=paths, machine=machine, clock=clock, words=words)
 
 
 class _OutOfTimeError(Exception):
@@ -419,7 +428,7 @@ class NotebookSession:
 
     @property
     def work_dir(self) -> Path:
-        return (self.options.work_dir or self.paths.work_dir(self.options.config)).absolute()
+        return self.paths.work_dir(self.options.config, self.options.work_dir)
 
     @property
     def _widgets(self) -> bool:
@@ -498,45 +507,54 @@ def _evaluate_best(session: NotebookSession) -> Evaluation:
     return evaluate(subject, EvaluationOptions(), on_event=in_time)
 
 
-def _look_around(session: NotebookSession, words: Words) -> None:
-    """Check the machine, the checkpoints and the data set, and show what was found.
+@dataclass(kw_only=True)
+class _Seen:
+    """What a look around has found, and why the session cannot run."""
 
-    Raises:
-        MapsageError: The session cannot run here.
-    """
-    rows = checks.preflight(session.paths, session.machine, clock=session.clock)
-    findings = [check_finding(check, words) for check in rows]
-    data_error: MapsageError | None = None
-    pictures: list[bytes] = []
-    if not any(item.tone == "bad" for item in findings):
-        findings.append(_look_for_checkpoints(session.options, session.work_dir, session.paths, words))
-        findings += _look_for_weights(session.options, session.paths, words)
+    findings: list[Finding] = field(default_factory=list)
+    pictures: list[bytes] = field(default_factory=list)
+    error: MapsageError | None = None
+
+
+def _look_around(options: Options, paths: KagglePaths, words: Words) -> _Seen:
+    """Look for checkpoints, pretrained weights and the data set, without torch."""
+    checkpoint = _look_for_checkpoints(options, paths, words)
+    seen = _Seen(findings=[checkpoint, *_look_for_weights(options, paths, words)])
+    try:
+        found, seen.pictures = _look_at_data(options, paths, words)
+        seen.findings += found
+    except MapsageError as error:
+        seen.error = error
+        seen.findings.append(Finding(tone="bad", name=words.translate("data"), message=words.refusal(error)))
+        return seen
+    if checkpoint.tone != "good":
         try:
-            found, pictures = _look_at_data(session.options, session.paths, words)
-            findings += found
+            discover(options, paths=paths, on_wait=say)  # which waits for what may still be mounted
         except MapsageError as error:
-            data_error = error
-            findings.append(Finding(tone="bad", name=words.translate("data"), message=words.refusal(error)))
-    good = not any(item.tone == "bad" for item in findings)
+            seen.error = error
+            seen.findings[0] = replace(checkpoint, tone="bad", message=words.refusal(error))
+    return seen
+
+
+def _show_seen(seen: _Seen, words: Words) -> None:
+    good = not any(item.tone == "bad" for item in seen.findings)
     show(
         Panel(
             title=words("preflight"),
             tone="good" if good else "bad",
             lead=words("preflight_good" if good else "preflight_bad"),
-            findings=tuple(findings),
-            pictures=tuple(pictures),
+            findings=tuple(seen.findings),
+            pictures=tuple(seen.pictures),
         )
     )
-    checks.require(rows)
-    if data_error is not None:
-        raise data_error
 
 
-def _look_for_checkpoints(options: Options, work_dir: Path, paths: KagglePaths, words: Words) -> Finding:
+def _look_for_checkpoints(options: Options, paths: KagglePaths, words: Words) -> Finding:
     """Look for checkpoints among the inputs and in the work dir, by their names alone."""
     from mapsage_kaggle.checkpoints.scan import scan
 
     name = words("checkpoint")
+    work_dir = paths.work_dir(options.config, options.work_dir)
     places = [folder for folder in (work_dir, paths.input) if folder.is_dir()]
     files = [item for folder in places for item in scan(folder).files if item.iteration is not None]
     if isinstance(options.resume, Path):

@@ -15,8 +15,10 @@ import site
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +133,8 @@ class InstallReport:
             there are any, the kernel must restart before training.
         python_path: The folder that a child needs on ``PYTHONPATH`` to import the kit, which is
             already set for children of this process; None where the kit itself is installed.
-        proof: What the fresh process saw: classes, parameters, versions; None if it was not asked.
+        proof: What the fresh process saw: classes, parameters, versions; None if it was not asked, or is
+            not done.
         seconds: How long all of it took.
     """
 
@@ -284,7 +287,8 @@ def install(
 ) -> InstallReport:
     """Make the running interpreter able to train, and prove it in a fresh process.
 
-    Does nothing but prove where all is there already, so that it may be called in every session.
+    Does nothing but prove where all is there already, so that it may be called in every session. Before
+    training the proof then goes on in the background, and :func:`finish_proof` waits for it.
 
     Args:
         inputs: Where wheels are looked for; Kaggle's input folder by default.
@@ -308,8 +312,9 @@ def install(
             find_config(trains)
         voice = _Voice(Words(language), quiet=quiet)
         return _install(
-            inputs, offline=offline, prove=prove, config=config, extra_wheels=extra_wheels, voice=voice
-        )
+            inputs, offline=offline, prove=prove, config=config, extra_wheels=extra_wheels, voice=voice,
+            may_go_on=trains is not None,
+        )  # fmt: skip
 
 
 def _install(
@@ -320,6 +325,7 @@ def _install(
     config: Path | None,
     extra_wheels: str | None,
     voice: _Voice,
+    may_go_on: bool,
 ) -> InstallReport:
     started = time.monotonic()
     before = installed_versions()
@@ -353,14 +359,11 @@ def _install(
         warm_up(paths.temp)  # which it may be already, where nothing had to be added
         voice.say("proving")
         config = bundled("configs") / "train_earthvqa_kaggle.py" if config is None else config
-        proof = prove_in_child(config)
-        voice.say(
-            "proved",
-            config=config.name,
-            parameters=proof["parameters"] / 1e6,
-            classes=proof["classes"],
-            seconds=time.monotonic() - started,
-        )
+        proving = _Proof(config, voice, started)
+        if may_go_on and plan.empty and extra_wheels is None and not restart:
+            _Proof.going_on = proving
+        else:
+            proof = proving.wait()
     else:
         voice.say("added", seconds=time.monotonic() - started)
     if restart:
@@ -447,6 +450,45 @@ def prove_in_child(config: Path) -> dict[str, Any]:
             "\nIf the last line names a package, its version here does not go together with the others.",
         ) from error
     return seen
+
+
+class _Proof:
+    """A proof in a thread, so that a session may look at its data meanwhile."""
+
+    going_on: _Proof | None = None
+
+    def __init__(self, config: Path, voice: _Voice, started: float) -> None:
+        self._config, self._voice, self._started = config, voice, started
+        self._seen: Future[dict[str, Any]] = Future()
+        threading.Thread(target=self._work, name="proof", daemon=True).start()
+
+    def _work(self) -> None:
+        try:
+            self._seen.set_result(prove_in_child(self._config))
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+            self._seen.set_exception(error)
+
+    def wait(self) -> dict[str, Any]:
+        seen = self._seen.result()
+        self._voice.say(
+            "proved",
+            config=self._config.name,
+            parameters=seen["parameters"] / 1e6,
+            classes=seen["classes"],
+            seconds=time.monotonic() - self._started,
+        )
+        return seen
+
+
+def finish_proof() -> None:
+    """Wait for the proof that :func:`install` has left going on, if it has, and say what it saw.
+
+    Raises:
+        MachineError: It failed.
+    """
+    if _Proof.going_on is not None:
+        _Proof.going_on.wait()
+        _Proof.going_on = None
 
 
 class _Voice:

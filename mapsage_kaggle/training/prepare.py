@@ -133,7 +133,7 @@ def discover(
     keep_caches_in(paths.temp)
     code = code_places(options.config, paths.input, options.code)
     cfg = read_config(options.config, options.overrides)
-    work_dir = (options.work_dir or paths.work_dir(options.config)).absolute()
+    work_dir = paths.work_dir(options.config, options.work_dir)
     if options.node_rank > 0:
         # Also where the machines share the folder.
         work_dir = work_dir.with_name(f"{work_dir.name}-node{options.node_rank}")

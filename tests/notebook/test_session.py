@@ -95,7 +95,7 @@ def test_a_panel_gives_both_html_and_text() -> None:
 def able(kaggle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a stand-in on a machine that can train, which nobody has to be asked about."""
     monkeypatch.setenv("MAPSAGE_KAGGLE_ROOT", str(kaggle))
-    monkeypatch.setattr("mapsage_kaggle.machine.survey", lambda paths: replace(GOOD, inputs=()))
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.survey", lambda paths: replace(GOOD, inputs=()))
     return kaggle
 
 
@@ -168,6 +168,35 @@ def test_a_data_set_that_is_missing_makes_preflight_red_and_ends_the_run(
         preflight("demo", session_limit="2400h", language="zh")
     assert shown[0].tone == "bad"
     assert "没有数据集" in shown[0].text
+
+
+def unasked(paths: object) -> None:
+    pytest.fail("torch was asked for what it need not tell")
+
+
+@pytest.mark.parametrize("resume", ["require", "/nowhere/iter_8.pth"])
+def test_where_nothing_can_be_resumed_nobody_waits_for_torch_to_hear_it(
+    able: Path, monkeypatch: pytest.MonkeyPatch, resume: str
+) -> None:
+    shown: list[Panel] = []
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.show", shown.append)
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.survey", unasked)
+    monkeypatch.setattr("mapsage_kaggle.training.prepare.MOUNT_WAIT_S", 0.0)
+    with pytest.raises(CheckpointError) as refused:
+        preflight("demo", session_limit="2400h", resume=resume)
+    assert shown[0].tone == "bad"
+    assert str(refused.value) in shown[0].text
+    record = SessionRecord.read(able / "working" / "work_dirs" / "demo" / "session.json")
+    assert record.stop_reason == "refused"
+
+
+def test_a_missing_data_set_is_told_before_torch_is_asked(
+    able: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(able / "input" / "scenes")
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.survey", unasked)
+    with pytest.raises(DataError):
+        preflight("demo", session_limit="2400h")
 
 
 def test_of_two_data_sets_that_fit_both_are_named_and_the_parameter_that_chooses(able: Path) -> None:

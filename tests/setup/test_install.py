@@ -5,10 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from packaging.requirements import Requirement
@@ -23,6 +25,7 @@ from mapsage_kaggle.setup.bundle import image_versions
 from mapsage_kaggle.setup.install import (
     LIBRARIES,
     OPENCV,
+    finish_proof,
     install,
     installed_versions,
     loaded_versions,
@@ -357,6 +360,40 @@ def test_where_all_is_there_it_only_proves_it(
     assert report.proof["classes"] == 5
     assert report.proof["versions"]["mmcv"] == STACK["onedl-mmcv"]
     assert "It works" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("kept_python_path")
+def test_before_training_the_proof_goes_on_while_others_look_around(
+    tmp_path: Path, model_config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = threading.Event()
+
+    def prove(config: Path) -> dict[str, int]:
+        assert looked.wait(60.0)
+        return {"parameters": 10**6, "classes": 5}
+
+    monkeypatch.setattr(install_module, "warm_up", lambda _: None)
+    monkeypatch.setattr(install_module, "prove_in_child", prove)
+    report = install(inputs=tmp_path, offline=True, config=model_config, trains=model_config)
+    assert report.proof is None
+    assert "It works" not in capsys.readouterr().out
+    looked.set()
+    for said in (True, False):
+        finish_proof()
+        assert ("It works" in capsys.readouterr().out) is said
+
+
+@pytest.mark.usefixtures("kept_python_path")
+def test_a_proof_that_fails_is_told_to_whoever_goes_on_each_time(
+    tmp_path: Path, model_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install_module, "warm_up", lambda _: None)
+    monkeypatch.setattr(install_module, "prove_in_child", Mock(side_effect=MachineError("no such head")))
+    monkeypatch.setattr(install_module._Proof, "going_on", None)
+    install(inputs=tmp_path, offline=True, trains=model_config)
+    for _ in range(2):
+        with pytest.raises(MachineError, match="no such head"):
+            finish_proof()
 
 
 @pytest.mark.usefixtures("kept_python_path")
