@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 from mapsage_kaggle.outside import open_regular, visible
 
-CHUNK_BYTES = 256 * 2**10
+_CHUNK_BYTES = 2**20
 _NUM_BUFFERS = 4
 _MAX_DIRECTORY_BYTES = 8 * 2**20
 _MAX_ENTRIES = 50_000
@@ -238,8 +238,8 @@ class Archive:
 class Reader:
     """Reads a source from start to end, hashing in a second thread while the caller works.
 
-    Few and small buffers travel between the two: enough that neither waits for the other, and small
-    enough to stay in the processor's cache from the read to the last look.
+    Few buffers travel between the two: enough that neither waits for the other, and each so large that
+    handing it over costs little beside hashing it.
     """
 
     def __init__(self, source: Source) -> None:
@@ -247,7 +247,7 @@ class Reader:
         self._free: SimpleQueue[memoryview] = SimpleQueue()
         self._to_hash: SimpleQueue[memoryview | None] = SimpleQueue()
         for _ in range(_NUM_BUFFERS):
-            self._free.put(memoryview(bytearray(CHUNK_BYTES)))
+            self._free.put(memoryview(bytearray(_CHUNK_BYTES)))
         self._offset = 0
         self._sha256 = hashlib.sha256()
         self._hasher = threading.Thread(target=self._hash, name="sha256", daemon=True)
@@ -307,9 +307,9 @@ class Reader:
         if left <= 0:
             raise DamagedError("it ends in the middle of an entry")
         buffer = self._free.get()
-        if len(buffer) != CHUNK_BYTES:  # only the last chunk is shorter, and nothing follows it
-            buffer = memoryview(bytearray(CHUNK_BYTES))
-        chunk = buffer[: min(left, CHUNK_BYTES)]
+        if len(buffer) != _CHUNK_BYTES:  # only the last chunk is shorter, and nothing follows it
+            buffer = memoryview(bytearray(_CHUNK_BYTES))
+        chunk = buffer[: min(left, _CHUNK_BYTES)]
         if self._source.read_into(self._offset, chunk) != len(chunk):
             raise DamagedError("it became shorter while it was read")
         self._offset += len(chunk)

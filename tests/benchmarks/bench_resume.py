@@ -4,7 +4,7 @@
 
 The real config (SegFormer-B2 with AdamW; images of 1024 x 1024, resized, cropped and distorted, 4 a
 batch, by 2 data workers) on two LoveDA tiles, fresh and at iterations 100, 8,000 and 40,000.
-Measured from the start of the training process (of torchrun, for the kit) until the first batch has
+Measured from the start of the training process until the first batch has
 reached the model: what follows, the iteration itself, is the same for all. All resume from the same
 file, one that the kit has made after one iteration, with its iteration changed.
 
@@ -178,6 +178,7 @@ class Bench:
     ) -> tuple[list[str], dict[str, str]]:
         """Plan a child of the kit; return its command line and environment."""
         from mapsage_kaggle.clock import boot_time_s
+        from mapsage_kaggle.config.modules import CodePlaces
         from mapsage_kaggle.records import SessionRecord
         from mapsage_kaggle.spec import ChildSpec
         from mapsage_kaggle.training.supervisor import Launch
@@ -205,7 +206,7 @@ class Bench:
             expect_iteration=iteration or None, save_every_s=0.0,
         ).write(spec)  # fmt: skip
         launch = Launch(
-            spec=spec, work_dir=work_dir, import_paths=(self.config.parent, REPOSITORY), scratch=self.folder
+            spec=spec, work_dir=work_dir, code=CodePlaces(last=(self.config.parent,)), scratch=self.folder
         )
         return launch.command(), launch.environment(self.environment(**variables))
 
