@@ -11,7 +11,6 @@ here before, and no thread: what a fork could not take along is not there yet.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import runpy
@@ -20,6 +19,7 @@ import sys
 import traceback
 from typing import Any
 
+from mapsage_kaggle.engine.importing import TRAINING, import_ahead
 from mapsage_kaggle.processes import WARM_NO_FORK
 
 _MAX_BYTES = 1 << 20
@@ -27,7 +27,7 @@ _MAX_BYTES = 1 << 20
 
 def main() -> int:
     """Serve requests until the other end is closed, or one takes this process over."""
-    import_stack()
+    import_ahead("mmseg.apis", *TRAINING, "mapsage_kaggle.engine.trackers")
     control = socket.socket(fileno=os.dup(0))
     while True:
         asked, lent = receive(control)
@@ -45,20 +45,6 @@ def main() -> int:
             os.close(descriptor)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         control.sendall(f"{status}\n".encode())
-
-
-def import_stack() -> None:
-    """Import what a training child imports, but for the modules that are run as programs."""
-    import mmseg.apis  # noqa: F401
-    import yapf.yapflib.yapf_api  # noqa: F401 - mmengine's Config formats with it, and imports it late
-
-    import mapsage_kaggle.engine.register
-    import mapsage_kaggle.engine.runner
-    import mapsage_kaggle.engine.session
-    import mapsage_kaggle.engine.trackers  # noqa: F401
-
-    gc.collect()
-    gc.freeze()  # forks need no copies of what is never freed
 
 
 def receive(control: socket.socket) -> tuple[dict[str, Any], list[int]]:

@@ -104,7 +104,7 @@ def _train(spec: ChildSpec, session: WorkerSession, *, scratch: Path) -> None:
     from mapsage_kaggle.engine.runner import build_runner, format_configs_once
     from mapsage_kaggle.engine.trackers import go_on
 
-    format_configs_once()
+    format_configs_once(spec.config.read_text(encoding="utf-8"))
     install_safe_loading()
     cfg = Config.fromfile(spec.config)
     join(cfg)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from mmengine.structures import BaseDataElement
 
 from mapsage_kaggle.config.reading import written_value
 from mapsage_kaggle.display.locale.words import Words
-from mapsage_kaggle.engine.runner import SessionRunner, begin_scaling_anew
+from mapsage_kaggle.engine import runner as runner_module
+from mapsage_kaggle.engine.runner import SessionRunner, begin_scaling_anew, format_configs_once
 
 FIRST_SCALE = 2.0**16
 
@@ -231,3 +233,17 @@ def test_what_pretrained_weights_lack_is_told_once_there_is_a_session(
     runner.session = SimpleNamespace(warn=lambda *item: told.append(item))
     runner._init_model_weights()
     assert told == [(0, "half of them")]
+
+
+def test_a_config_s_text_is_formatted_once_and_not_where_it_was_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    formatting = Mock(side_effect=lambda text, **_: (f"formatted {text}", True))
+    monkeypatch.setattr(runner_module.yapf_api, "FormatCode", formatting)
+    format_configs_once("a = 1\nb = [\n    2,\n]\n")
+    asked = runner_module.yapf_api.FormatCode
+    assert asked("a = 1\nb = [2]", style_config={}) == ("a = 1\nb = [\n    2,\n]\n", True)
+    assert formatting.call_count == 0
+    for _ in range(2):
+        assert asked("a = 2", style_config={}) == ("formatted a = 2", True)
+    assert formatting.call_count == 1
