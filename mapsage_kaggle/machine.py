@@ -431,6 +431,22 @@ def return_freed_memory() -> None:
         trim(0)
 
 
+def keep_freed_memory() -> None:
+    """Have the C library keep large blocks that are freed, for what is asked for next.
+
+    Otherwise each comes anew from the system, which clears it page by page: a sixth of the time of a forward
+    pass on a CPU.
+    """
+    option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if option is not None:
+        option(_M_MMAP_MAX, 0)
+        option(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""glibc's numbers of these options."""
+
+
 def ram_bytes() -> int:
     """Return the memory that this process may use: the machine's, or its container's if less."""
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

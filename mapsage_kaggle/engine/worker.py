@@ -23,6 +23,7 @@ from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
 from mapsage_kaggle.engine.safety import expect, install_safe_loading, load_ahead
 from mapsage_kaggle.engine.session import WorkerSession, emit_failure
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_TRAINING, EXIT_USAGE, MapsageError
+from mapsage_kaggle.machine import keep_freed_memory
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.processes import process_start_s
 from mapsage_kaggle.spec import SUPERVISOR_VARIABLE, ChildSpec
@@ -36,6 +37,8 @@ def main(arguments: list[str]) -> int:
     os.environ[EVENTS_VARIABLE] = str(spec.work_dir / "events.jsonl")
     torch.set_num_threads(spec.threads)
     cv2.setNumThreads(0)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     end_data_workers_without_shared_memory()
     session = WorkerSession(spec, rank=rank, world_size=world_size)
     supervisor = int(os.environ.get(SUPERVISOR_VARIABLE, 0))

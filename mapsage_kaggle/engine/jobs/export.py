@@ -46,6 +46,7 @@ from mapsage_kaggle.engine.shapes import json_like
 from mapsage_kaggle.errors import ConfigError, DataError, JobError
 from mapsage_kaggle.imagery.reading import Pixels, drawable, open_picture
 from mapsage_kaggle.messages import Message
+from mapsage_kaggle.outside import visible
 from mapsage_kaggle.records import TrainedScale
 
 WEIGHTS, ONNX, PROGRAM = "model.safetensors", "model.onnx", "model.pt2"
@@ -195,7 +196,8 @@ def _sized(name: str, size: tuple[int, int] | None) -> str:
 
 
 def _reason(error: Exception) -> str:
-    first = (str(error).strip().splitlines() or ["no message"])[0]
+    # torch names sizes by how they follow from the input's, which can fill pages.
+    first = visible((str(error).strip().splitlines() or ["no message"])[0])
     return first if isinstance(error, JobError) else f"{type(error).__name__}: {first}"
 
 

@@ -33,6 +33,7 @@ from mapsage_kaggle.engine.building import drawing_modules
 from mapsage_kaggle.engine.problems import known_problem
 from mapsage_kaggle.engine.shapes import dataset_classes, places_of_classes
 from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, UsageError
+from mapsage_kaggle.machine import keep_freed_memory
 from mapsage_kaggle.messages import Message, joined_by
 
 Flip = Literal["", "horizontal", "vertical", "both"]
@@ -364,6 +365,8 @@ def load_model(
         MachineError: There is no such device.
     """
     where = choose_device(device) if isinstance(device, str) else device
+    if where.type == "cpu":
+        keep_freed_memory()
     net = build_model(cfg)
     found = load_checkpoint(checkpoint, sha256=sha256)
     meta = found.get("meta") or {}
