@@ -196,11 +196,13 @@ def survey(
     work_dir: Path | None = None,
     environ: Mapping[str, str] | None = None,
     timeout_s: float = 90.0,
+    ask: bool = True,
 ) -> Machine:
     """Look at this machine.
 
     torch is asked in a process of its own: importing it here would take the memory of a CUDA context, and a
     broken installation must not take the caller along. A cold start on Kaggle takes up to half a minute.
+    Without ``ask`` it is asked only where there may be a GPU: nothing else of it is of use.
     """
     environ = os.environ if environ is None else environ
     output = paths.working if work_dir is None else work_dir
@@ -208,7 +210,11 @@ def survey(
     resolved: list[Any] = []
     lookup = threading.Thread(target=_look_up, args=("www.kaggle.com", resolved), daemon=True)
     lookup.start()
-    torch, torch_problem, gpus, cudnn = ask_torch(timeout_s=timeout_s)
+    torch: str | None
+    if ask or has_gpu_device():
+        torch, torch_problem, gpus, cudnn = ask_torch(timeout_s=timeout_s)
+    else:
+        torch, torch_problem, gpus, cudnn = _installed(("torch",)).get("torch"), "", (), None
     if not gpus:
         gpus = ask_driver()
     used_bytes, num_files = contents(paths.working)
@@ -293,6 +299,11 @@ def ask_torch(
         for name, memory, major, minor in found["gpus"]
     )
     return found["torch"], "", gpus, found["cudnn"]
+
+
+def has_gpu_device() -> bool:
+    """Tell whether there may be a GPU, without a driver or torch being asked."""
+    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
 
 
 def ask_driver() -> tuple[Gpu, ...]:

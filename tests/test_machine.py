@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import types
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -228,11 +229,25 @@ def test_the_driver_is_asked_only_where_torch_sees_no_gpu(
         assert survey(KagglePaths.below(tmp_path), environ={}).gpus == expected
 
 
+@pytest.mark.parametrize("device", [True, False])
+def test_where_there_is_no_gpu_a_session_does_not_wait_for_torch_to_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: bool
+) -> None:
+    asked: list[float] = []
+
+    def ask(*, timeout_s: float) -> tuple[str, str, tuple[Gpu, ...], None]:
+        asked.append(timeout_s)
+        return "2.6.0", "", (), None
+
+    monkeypatch.setattr(module, "ask_torch", ask)
+    monkeypatch.setattr(module, "has_gpu_device", lambda: device)
+    found = survey(KagglePaths.below(tmp_path), environ={}, ask=False)
+    assert (bool(asked), found.gpus) == (device, ())
+    assert found.torch == ("2.6.0" if device else metadata.version("torch"))
+
+
 def test_torch_is_asked_in_a_process_of_its_own() -> None:
     version, problem, *_ = ask_torch()
-
-    from importlib import metadata
-
     assert (version, problem) == (metadata.version("torch"), "")
 
 

@@ -32,7 +32,7 @@ from mapsage_kaggle.display.panels import Finding, Panel, say, show
 from mapsage_kaggle.display.text import TextSink
 from mapsage_kaggle.errors import MapsageError, TrainingError, UsageError
 from mapsage_kaggle.events import read_events
-from mapsage_kaggle.machine import installed_stack, survey
+from mapsage_kaggle.machine import has_gpu_device, installed_stack, run_type, survey
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.notebook.form import parameters_text, show_form
 from mapsage_kaggle.notebook.view import View
@@ -98,7 +98,11 @@ def preflight(
         clock = SessionClock.for_this_session(limit_s=options.session_limit_s, reserve_s=options.reserve_s)
         paths = KagglePaths.from_environment()
         # What needs no torch comes first: its refusals need not wait for it.
-        seen = _look_around(options, paths, words) if not checks.stack_problem(installed_stack()) else _Seen()
+        seen = _Seen()
+        if not checks.stack_problem(installed_stack()):
+            seen = _look_around(options, paths, words)
+            if seen.error is None and run_type() == "batch" and not has_gpu_device():
+                _see_without_gpu(seen, options, paths, clock, words)
         if seen.error is None:
             finish_proof()
             machine = survey(paths)
@@ -534,6 +538,19 @@ def _look_around(options: Options, paths: KagglePaths, words: Words) -> _Seen:
             seen.error = error
             seen.findings[0] = replace(checkpoint, tone="bad", message=words.refusal(error))
     return seen
+
+
+def _see_without_gpu(
+    seen: _Seen, options: Options, paths: KagglePaths, clock: SessionClock, words: Words
+) -> None:
+    """Note why a batch session without any GPU would be refused, which needs no torch either."""
+    try:
+        prepare(discover(options, paths=paths, on_wait=say), machine=survey(paths, ask=False), clock=clock)
+    except MapsageError as error:
+        seen.error = error
+        seen.findings.insert(
+            0, Finding(tone="bad", name=words("configuration"), message=words.refusal(error))
+        )
 
 
 def _show_seen(seen: _Seen, words: Words) -> None:

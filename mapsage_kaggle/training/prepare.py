@@ -253,7 +253,7 @@ def prepare(
     """
     options = discovery.options
     with _refusals(discovery.work_dir, discovery.cfg, options, record=to_train):
-        machine = machine or survey(discovery.paths, work_dir=discovery.work_dir)
+        machine = machine or survey(discovery.paths, work_dir=discovery.work_dir, ask=False)
         if to_train:
             require(preflight(discovery.paths, machine))
         prepared = _prepare(discovery, machine, clock)

@@ -30,6 +30,7 @@ from support.notebooks import (
 from support.standin import processes_of
 
 import mapsage_kaggle
+from mapsage_kaggle import machine
 from mapsage_kaggle.config.modules import find_config
 from mapsage_kaggle.config.patch import for_inference
 from mapsage_kaggle.config.reading import read_config
@@ -39,7 +40,7 @@ from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Finding, Panel
 from mapsage_kaggle.display.progress import Progress
 from mapsage_kaggle.display.text import TextSink, headline
-from mapsage_kaggle.errors import CheckpointError, ConfigError, DataError, UsageError
+from mapsage_kaggle.errors import CheckpointError, ConfigError, DataError, MachineError, UsageError
 from mapsage_kaggle.events import Event, read_events
 from mapsage_kaggle.machine import parse_load
 from mapsage_kaggle.notebook.session import NotebookSession, preflight
@@ -95,7 +96,7 @@ def test_a_panel_gives_both_html_and_text() -> None:
 def able(kaggle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a stand-in on a machine that can train, which nobody has to be asked about."""
     monkeypatch.setenv("MAPSAGE_KAGGLE_ROOT", str(kaggle))
-    monkeypatch.setattr("mapsage_kaggle.notebook.session.survey", lambda paths: replace(GOOD, inputs=()))
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.survey", lambda paths, **_: replace(GOOD, inputs=()))
     return kaggle
 
 
@@ -170,7 +171,7 @@ def test_a_data_set_that_is_missing_makes_preflight_red_and_ends_the_run(
     assert "没有数据集" in shown[0].text
 
 
-def unasked(paths: object) -> None:
+def unasked(*_: object, **__: object) -> None:
     pytest.fail("torch was asked for what it need not tell")
 
 
@@ -188,6 +189,23 @@ def test_where_nothing_can_be_resumed_nobody_waits_for_torch_to_hear_it(
     assert str(refused.value) in shown[0].text
     record = SessionRecord.read(able / "working" / "work_dirs" / "demo" / "session.json")
     assert record.stop_reason == "refused"
+
+
+@pytest.mark.parametrize("device", [True, False])
+def test_a_batch_run_without_any_gpu_is_refused_before_torch_is_asked(
+    able: Path, monkeypatch: pytest.MonkeyPatch, device: bool
+) -> None:
+    shown: list[Panel] = []
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.show", shown.append)
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.has_gpu_device", lambda: device)
+    monkeypatch.setattr("mapsage_kaggle.machine.has_gpu_device", lambda: device)
+    monkeypatch.setattr("mapsage_kaggle.machine.on_kaggle", lambda environ=None: True)
+    monkeypatch.setattr("mapsage_kaggle.machine.ask_torch", unasked)
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.survey", machine.survey)
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    with pytest.raises(pytest.fail.Exception if device else MachineError, match="torch"):
+        preflight("demo", session_limit="2400h")
+    assert [panel.tone for panel in shown] == ["bad"] * (not device)
 
 
 def test_a_missing_data_set_is_told_before_torch_is_asked(
@@ -646,7 +664,7 @@ def test_an_idle_session_of_kaggle_s_is_told_once_what_keeps_its_files(
     on_kaggle: bool, run_type: Any, times: int,
 ) -> None:  # fmt: skip
     machine = replace(GOOD, inputs=(), on_kaggle=on_kaggle, run_type=run_type)
-    monkeypatch.setattr("mapsage_kaggle.notebook.session.survey", lambda paths: machine)
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.survey", lambda paths, **_: machine)
     monkeypatch.setattr("mapsage_kaggle.notebook.session.View", NothingToTrain)
     monkeypatch.setattr("mapsage_kaggle.training.handle.TrainingHandle", NothingToTrain)
     session = preflight("demo", session_limit="2400h", gpus=0)
