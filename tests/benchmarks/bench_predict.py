@@ -4,16 +4,15 @@
 
 SegFormer-B2 as `configs/train_earthvqa_kaggle.py` builds it, with random weights of which no class
 outweighs the others, on generated scenes. Both read the same files, compute in float32 with the same
-threads, and write a PNG of class values for each; loading the model is not counted. *Processor time* is
-that of all threads, which other programs on the machine disturb less than the clock on the wall.
-*Equal pixels* is the share on which the masks agree: they are equal to rounding, so a pixel whose two best
-classes are all but equal may fall either way.
+threads, each in a process of its own, and write a PNG of class values for each; loading the model is not
+counted. *Processor time* is that of all threads, which other programs on the machine disturb less than the
+clock on the wall. *Equal pixels* is the share on which the masks agree: they are equal to rounding, so a
+pixel whose two best classes are all but equal may fall either way.
 """
 
 from __future__ import annotations
 
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -101,18 +100,20 @@ def main() -> None:
         for number in range(options.images):
             Image.fromarray(draw_scene(options.side, (number,))[0]).save(images / f"{number}.png")
         write_weights(folder / "weights.pth")
-        works = [
-            mmsegmentation(folder / "weights.pth", images, folder / "stock"),
-            kit(folder / "weights.pth", images, folder / "kit"),
+        sides = [
+            side_by_side.Apart(make, folder / "weights.pth", images, folder / name)
+            for make, name in ((mmsegmentation, "stock"), (kit, "kit"))
         ]
         processor_ms: tuple[list[float], list[float]] = ([], [])
 
         def rate(side: int) -> float:
-            began = time.perf_counter()
-            processor_ms[side].append(side_by_side.cpu_ms(works[side], per=options.images))
-            return options.images / (time.perf_counter() - began)
+            seconds, processor_s = sides[side]()
+            processor_ms[side].append(1000 * processor_s / options.images)
+            return options.images / seconds
 
         rates = side_by_side.by_turns(lambda: rate(0), lambda: rate(1), turns=options.turns)
+        for side in sides:
+            side.end()
         equal = share_equal(folder / "kit" / "0" / "masks", folder / "stock")
     side_by_side.show(
         f"SegFormer-B2, {options.images} images of {options.side} x {options.side}, from file to mask",

@@ -10,12 +10,14 @@ import argparse
 import datetime
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,36 @@ def cpu_ms(work: Callable[[], object], *, per: int = 1) -> float:
     begin = time.process_time()
     work()
     return 1000 * (time.process_time() - begin) / per
+
+
+class Apart:
+    """A side in a process of its own, for what a side changes in all of it, such as how memory is kept."""
+
+    def __init__(self, make: Callable[..., Callable[[], object]], *arguments: object) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make, arguments))
+        self._process.start()
+        self._pipe.recv()  # it is ready
+
+    def __call__(self) -> tuple[float, float]:
+        """Do the work once; return its seconds, and those of its processors."""
+        self._pipe.send(True)
+        seconds, processor_s = self._pipe.recv()
+        return seconds, processor_s
+
+    def end(self) -> None:
+        self._pipe.send(False)
+        self._process.join()
+
+
+def _serve(pipe: Connection, make: Callable[..., Callable[[], object]], arguments: Sequence[object]) -> None:
+    work = make(*arguments)
+    pipe.send(None)
+    while pipe.recv():
+        began = time.perf_counter()
+        processor_ms = cpu_ms(work)
+        pipe.send((time.perf_counter() - began, processor_ms / 1000))
 
 
 def machine() -> dict[str, Any]:
