@@ -533,7 +533,8 @@ def _look_around(options: Options, paths: KagglePaths, words: Words) -> _Seen:
         return seen
     if checkpoint.tone != "good":
         try:
-            discover(options, paths=paths, on_wait=say)  # which waits for what may still be mounted
+            discover(options, paths=paths, on_wait=say)
+            seen.findings[0] = _look_for_checkpoints(options, paths, words)  # it may have been mounted late
         except MapsageError as error:
             seen.error = error
             seen.findings[0] = replace(checkpoint, tone="bad", message=words.refusal(error))

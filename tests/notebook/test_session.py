@@ -191,6 +191,24 @@ def test_where_nothing_can_be_resumed_nobody_waits_for_torch_to_hear_it(
     assert record.stop_reason == "refused"
 
 
+def test_a_checkpoint_that_is_mounted_while_preflight_waits_for_it_is_shown(
+    able: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = able / "input" / "notebooks" / "me" / "run" / "iter_8.pth"
+
+    def mount(options: object, **_: object) -> None:
+        late.parent.mkdir(parents=True)
+        late.write_bytes(b"x")
+
+    shown: list[Panel] = []
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.show", shown.append)
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.has_gpu_device", lambda: True)
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.discover", mount)
+    preflight("demo", session_limit="2400h", resume="require")
+    row = next(item for item in shown[0].findings if item.name == "checkpoint")
+    assert (row.tone, str(late) in row.message) == ("good", True)
+
+
 @pytest.mark.parametrize("device", [True, False])
 def test_a_batch_run_without_any_gpu_is_refused_before_torch_is_asked(
     able: Path, monkeypatch: pytest.MonkeyPatch, device: bool
