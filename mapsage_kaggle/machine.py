@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from mapsage_kaggle.kit import kit_commit, kit_files, kit_sha256, own_home
 from mapsage_kaggle.paths import FULL, KagglePaths, on_kaggle
-from mapsage_kaggle.processes import ChildError, command_of, run, run_for_json
+from mapsage_kaggle.processes import ChildError, command_of, has_gpu_device, run, run_for_json
 
 STACK: Mapping[str, str] = {
     "onedl-mmengine": "0.10.12",
@@ -299,11 +299,6 @@ def ask_torch(
         for name, memory, major, minor in found["gpus"]
     )
     return found["torch"], "", gpus, found["cudnn"]
-
-
-def has_gpu_device() -> bool:
-    """Tell whether there may be a GPU, without a driver or torch being asked."""
-    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
 
 
 def ask_driver() -> tuple[Gpu, ...]:

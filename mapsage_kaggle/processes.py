@@ -12,6 +12,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -471,6 +472,11 @@ class WarmPython(Child):
 _warm: WarmPython | None = None
 
 
+def has_gpu_device() -> bool:
+    """Tell whether there may be a GPU, without a driver or torch being asked."""
+    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
+
+
 def warm_up(scratch: Path, *, threads: int | None = None) -> None:
     """Start the interpreter that :func:`run` and :func:`start` then make use of.
 
@@ -479,9 +485,8 @@ def warm_up(scratch: Path, *, threads: int | None = None) -> None:
     global _warm
     if _warm is None or _warm.ended():
         atexit.register(cool_down)
-        has_gpu = Path("/dev/nvidiactl").exists()
         threads = threads or len(os.sched_getaffinity(0))
-        _warm = WarmPython(child_environment(threads=threads, scratch=scratch, gpus=has_gpu))
+        _warm = WarmPython(child_environment(threads=threads, scratch=scratch, gpus=has_gpu_device()))
 
 
 def cool_down() -> None:

@@ -517,6 +517,8 @@ def read_packed(path: Path) -> Iterator[tuple[str, bytes]]:
             for member in packed.infolist():
                 if member.file_size > min(MAX_MEMBER_BYTES, left_bytes) or member.flag_bits & 1:
                     continue
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    continue  # never written here; others raise errors of their own
                 with packed.open(member) as stream:
                     content = stream.read(MAX_MEMBER_BYTES + 1)
                 left_bytes -= len(content)

@@ -32,11 +32,12 @@ from mapsage_kaggle.display.panels import Finding, Panel, say, show
 from mapsage_kaggle.display.text import TextSink
 from mapsage_kaggle.errors import MapsageError, TrainingError, UsageError
 from mapsage_kaggle.events import read_events
-from mapsage_kaggle.machine import has_gpu_device, installed_stack, run_type, survey
+from mapsage_kaggle.machine import installed_stack, run_type, survey
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.notebook.form import parameters_text, show_form
 from mapsage_kaggle.notebook.view import View
 from mapsage_kaggle.paths import KagglePaths, WorkDir
+from mapsage_kaggle.processes import has_gpu_device
 from mapsage_kaggle.setup.install import finish_proof
 from mapsage_kaggle.training.follow import Follower
 from mapsage_kaggle.training.handle import TrainingHandle
@@ -522,7 +523,7 @@ class _Seen:
 
 def _look_around(options: Options, paths: KagglePaths, words: Words) -> _Seen:
     """Look for checkpoints, pretrained weights and the data set, without torch."""
-    checkpoint = _look_for_checkpoints(options, paths, words)
+    checkpoint, is_missing = _look_for_checkpoints(options, paths, words)
     seen = _Seen(findings=[checkpoint, *_look_for_weights(options, paths, words)])
     try:
         found, seen.pictures = _look_at_data(options, paths, words)
@@ -531,10 +532,10 @@ def _look_around(options: Options, paths: KagglePaths, words: Words) -> _Seen:
         seen.error = error
         seen.findings.append(Finding(tone="bad", name=words.translate("data"), message=words.refusal(error)))
         return seen
-    if checkpoint.tone != "good":
+    if is_missing:
         try:
             discover(options, paths=paths, on_wait=say)
-            seen.findings[0] = _look_for_checkpoints(options, paths, words)  # it may have been mounted late
+            seen.findings[0], _ = _look_for_checkpoints(options, paths, words)  # it was mounted late
         except MapsageError as error:
             seen.error = error
             seen.findings[0] = replace(checkpoint, tone="bad", message=words.refusal(error))
@@ -567,8 +568,12 @@ def _show_seen(seen: _Seen, words: Words) -> None:
     )
 
 
-def _look_for_checkpoints(options: Options, paths: KagglePaths, words: Words) -> Finding:
-    """Look for checkpoints among the inputs and in the work dir, by their names alone."""
+def _look_for_checkpoints(options: Options, paths: KagglePaths, words: Words) -> tuple[Finding, bool]:
+    """Look for checkpoints among the inputs and in the work dir, by their names alone.
+
+    Returns:
+        What was found, and whether one that was asked for is missing.
+    """
     from mapsage_kaggle.checkpoints.scan import scan
 
     name = words("checkpoint")
@@ -578,15 +583,16 @@ def _look_for_checkpoints(options: Options, paths: KagglePaths, words: Words) ->
     if isinstance(options.resume, Path):
         found = options.resume.is_file()
         key = "checkpoint_named" if found else "checkpoint_missing"
-        return Finding(tone="good" if found else "bad", name=name, message=words(key, path=options.resume))
+        message = words(key, path=options.resume)
+        return Finding(tone="good" if found else "bad", name=name, message=message), not found
     if not files:
         needed = options.resume == "require"
         key = "checkpoint_needed" if needed else "checkpoint_none"
-        return Finding(tone="note" if needed else "good", name=name, message=words(key))
+        return Finding(tone="note" if needed else "good", name=name, message=words(key)), needed
     newest = max(files, key=lambda item: item.iteration or 0)
     count = len({item.target.resolve() for item in files})
     message = words("checkpoint_found", count=count, iteration=newest.iteration, path=newest.target)
-    return Finding(tone="good", name=name, message=message)
+    return Finding(tone="good", name=name, message=message), False
 
 
 def _look_for_weights(options: Options, paths: KagglePaths, words: Words) -> list[Finding]:

@@ -9,6 +9,7 @@ ever compiled.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import site
@@ -17,7 +18,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -359,11 +360,12 @@ def _install(
         warm_up(paths.temp)  # which it may be already, where nothing had to be added
         voice.say("proving")
         config = bundled("configs") / "train_earthvqa_kaggle.py" if config is None else config
-        proving = _Proof(config, voice, started)
+        say = functools.partial(voice.say_proved, config, started)
         if may_go_on and plan.empty and extra_wheels is None and not restart:
-            _Proof.going_on = proving
+            _Proof.going_on = _Proof(config, say)
         else:
-            proof = proving.wait()
+            proof = prove_in_child(config)
+            say(proof)
     else:
         voice.say("added", seconds=time.monotonic() - started)
     if restart:
@@ -457,8 +459,8 @@ class _Proof:
 
     going_on: _Proof | None = None
 
-    def __init__(self, config: Path, voice: _Voice, started: float) -> None:
-        self._config, self._voice, self._started = config, voice, started
+    def __init__(self, config: Path, say: Callable[[Mapping[str, Any]], None]) -> None:
+        self._config, self._say = config, say
         self._seen: Future[dict[str, Any]] = Future()
         threading.Thread(target=self._work, name="proof", daemon=True).start()
 
@@ -468,16 +470,8 @@ class _Proof:
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits
             self._seen.set_exception(error)
 
-    def wait(self) -> dict[str, Any]:
-        seen = self._seen.result()
-        self._voice.say(
-            "proved",
-            config=self._config.name,
-            parameters=seen["parameters"] / 1e6,
-            classes=seen["classes"],
-            seconds=time.monotonic() - self._started,
-        )
-        return seen
+    def wait(self) -> None:
+        self._say(self._seen.result())
 
 
 def finish_proof() -> None:
@@ -501,6 +495,15 @@ class _Voice:
     def say(self, key: str, **values: Any) -> None:
         if not self._quiet:
             print(self._words(f"install_{key}", **values), flush=True)
+
+    def say_proved(self, config: Path, started: float, proof: Mapping[str, Any]) -> None:
+        self.say(
+            "proved",
+            config=config.name,
+            parameters=proof["parameters"] / 1e6,
+            classes=proof["classes"],
+            seconds=time.monotonic() - started,
+        )
 
     def word(self, key: str) -> str:
         return self._words(f"install_{key}")

@@ -100,11 +100,17 @@ def able(kaggle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return kaggle
 
 
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[Panel]:
+    """Return the panels that cells show."""
+    panels: list[Panel] = []
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.show", panels.append)
+    return panels
+
+
 def test_preflight_shows_classes_images_and_masks_and_that_no_checkpoint_is_there(
-    able: Path, monkeypatch: pytest.MonkeyPatch
+    able: Path, shown: list[Panel]
 ) -> None:
-    shown: list[Panel] = []
-    monkeypatch.setattr("mapsage_kaggle.notebook.session.show", shown.append)
     preflight("demo", session_limit="2400h")
     panel = shown[0]
     assert panel.tone == "good"
@@ -117,10 +123,8 @@ def test_preflight_shows_classes_images_and_masks_and_that_no_checkpoint_is_ther
 
 @pytest.mark.parametrize("attached", [False, True])
 def test_preflight_says_whether_the_pretrained_weights_are_attached(
-    able: Path, monkeypatch: pytest.MonkeyPatch, attached: bool
+    able: Path, attached: bool, shown: list[Panel]
 ) -> None:
-    shown: list[Panel] = []
-    monkeypatch.setattr("mapsage_kaggle.notebook.session.show", shown.append)
     place = able / "input" / "weights" / "mit_b2.pth"
     if attached:
         place.parent.mkdir()
@@ -160,11 +164,9 @@ def test_a_picked_file_gives_its_weights_alone_where_that_was_chosen(
 
 
 def test_a_data_set_that_is_missing_makes_preflight_red_and_ends_the_run(
-    able: Path, monkeypatch: pytest.MonkeyPatch
+    able: Path, shown: list[Panel]
 ) -> None:
     shutil.rmtree(able / "input" / "scenes")
-    shown: list[Panel] = []
-    monkeypatch.setattr("mapsage_kaggle.notebook.session.show", shown.append)
     with pytest.raises(DataError, match=r"下没有数据集.*请挂载数据集"):
         preflight("demo", session_limit="2400h", language="zh")
     assert shown[0].tone == "bad"
@@ -177,10 +179,8 @@ def unasked(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize("resume", ["require", "/nowhere/iter_8.pth"])
 def test_where_nothing_can_be_resumed_nobody_waits_for_torch_to_hear_it(
-    able: Path, monkeypatch: pytest.MonkeyPatch, resume: str
+    able: Path, monkeypatch: pytest.MonkeyPatch, resume: str, shown: list[Panel]
 ) -> None:
-    shown: list[Panel] = []
-    monkeypatch.setattr("mapsage_kaggle.notebook.session.show", shown.append)
     monkeypatch.setattr("mapsage_kaggle.notebook.session.survey", unasked)
     monkeypatch.setattr("mapsage_kaggle.training.prepare.MOUNT_WAIT_S", 0.0)
     with pytest.raises(CheckpointError) as refused:
@@ -192,7 +192,7 @@ def test_where_nothing_can_be_resumed_nobody_waits_for_torch_to_hear_it(
 
 
 def test_a_checkpoint_that_is_mounted_while_preflight_waits_for_it_is_shown(
-    able: Path, monkeypatch: pytest.MonkeyPatch
+    able: Path, monkeypatch: pytest.MonkeyPatch, shown: list[Panel]
 ) -> None:
     late = able / "input" / "notebooks" / "me" / "run" / "iter_8.pth"
 
@@ -200,8 +200,6 @@ def test_a_checkpoint_that_is_mounted_while_preflight_waits_for_it_is_shown(
         late.parent.mkdir(parents=True)
         late.write_bytes(b"x")
 
-    shown: list[Panel] = []
-    monkeypatch.setattr("mapsage_kaggle.notebook.session.show", shown.append)
     monkeypatch.setattr("mapsage_kaggle.notebook.session.has_gpu_device", lambda: True)
     monkeypatch.setattr("mapsage_kaggle.notebook.session.discover", mount)
     preflight("demo", session_limit="2400h", resume="require")
@@ -211,10 +209,8 @@ def test_a_checkpoint_that_is_mounted_while_preflight_waits_for_it_is_shown(
 
 @pytest.mark.parametrize("device", [True, False])
 def test_a_batch_run_without_any_gpu_is_refused_before_torch_is_asked(
-    able: Path, monkeypatch: pytest.MonkeyPatch, device: bool
+    able: Path, monkeypatch: pytest.MonkeyPatch, device: bool, shown: list[Panel]
 ) -> None:
-    shown: list[Panel] = []
-    monkeypatch.setattr("mapsage_kaggle.notebook.session.show", shown.append)
     monkeypatch.setattr("mapsage_kaggle.notebook.session.has_gpu_device", lambda: device)
     monkeypatch.setattr("mapsage_kaggle.machine.has_gpu_device", lambda: device)
     monkeypatch.setattr("mapsage_kaggle.machine.on_kaggle", lambda environ=None: True)

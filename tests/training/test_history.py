@@ -147,3 +147,11 @@ def test_what_is_packed_to_fill_memory_is_passed_over(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{PACKED} cannot be read"):
         list(read_packed(path))
     assert list(read_packed(tmp_path / "none.zip")) == []
+
+
+def test_a_packed_file_of_a_method_that_is_never_written_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / PACKED
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as packed:
+        packed.writestr("session_001.json", b"{}" * 500)
+    path.write_bytes(path.read_bytes().replace(b"\x5d\x00\x00", b"\xff\xff\xff", 1))
+    assert list(read_packed(path)) == []
