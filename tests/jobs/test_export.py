@@ -396,6 +396,7 @@ def test_one_channel_is_compared_by_the_threshold_of_the_model() -> None:
         ((128, 128), (64, 64), [(64, 64), (96, 128)]),  # below 64 pixels nothing is compared
         ((1024, 1024), (512, 512), [(512, 512), (317, 379)]),
         ((1024, 2048), None, [(1024, 2048), (637, 1531)]),
+        ((100, 100), None, [(100, 100), (150, 200)]),  # nothing smaller is left: the image is continued
     ],
 )
 def test_forms_are_compared_at_the_size_that_is_asked_and_another(
@@ -406,9 +407,27 @@ def test_forms_are_compared_at_the_size_that_is_asked_and_another(
     monkeypatch.setattr(forms, "_original", lambda model, tile: tile)
     windows = None if window is None else SimpleNamespace(size=window)
     model: Any = SimpleNamespace(net=SimpleNamespace(data_preprocessor=None), windows=windows)
-    tiles, divisor = forms._tiles(model, [torch.zeros(3, *picture)], ["tile.png"])
+    tiles, *others = forms._tiles(model, [torch.zeros(3, *picture)], ["tile.png"])
     assert [tuple(tile.shape[2:]) for tile in tiles] == sizes
-    assert divisor == 1
+    assert others == [1, None]
+
+
+def test_a_model_of_one_size_alone_is_compared_at_that_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mapsage_kaggle.engine.jobs import export as forms
+
+    def original(model: Any, tile: torch.Tensor) -> torch.Tensor:
+        if tile.shape[2:] != (128, 128):
+            raise RuntimeError("The size of tensor a (17) must match the size of tensor b (65)")
+        return tile
+
+    monkeypatch.setattr(forms, "_original", original)
+    model: Any = SimpleNamespace(
+        net=SimpleNamespace(data_preprocessor=None), windows=SimpleNamespace(size=(128, 128))
+    )
+    pictures = [torch.zeros(3, 300, 200), torch.ones(3, 128, 128), torch.ones(3, 100, 400)]
+    tiles, *others = forms._tiles(model, pictures, ["a.png", "b.png", "c.png"])
+    assert [tuple(tile.shape) for tile in tiles] == [(1, 3, 128, 128)] * 2
+    assert others == [1, (128, 128)]
 
 
 class Enlarging(torch.nn.Module):

@@ -138,7 +138,7 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     out = Path(job["out"])
     model = load_model(cfg, Path(job["checkpoint"]), sha256=job["sha256"], device="cpu")
     pictures, names = _pictures(cfg, num_inputs(model.net) or 3, [Path(file) for file in job["images"]], emit)
-    tiles, divisor = _tiles(model, pictures, names)
+    tiles, divisor, only_size = _tiles(model, pictures, names)
     fixed = bool(job.get("fixed"))
     tiles = tiles[:1] if fixed else tiles
     batch = min(tiles, key=torch.numel).expand(3, -1, -1, -1).contiguous()
@@ -148,7 +148,7 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
         # What takes the model on sees images as `predict` does.
         factor = choose_scale(TrainedScale.from_json(job.get("scale")), ScaleOptions()).factor
         (out / CONFIG).write_text(portable_config(cfg, factor).pretty_text, encoding="utf-8")
-        classes = {**_classes(cfg, model, portable, divisor), "scale": job.get("scale")}
+        classes = {**_classes(cfg, model, portable, divisor, only_size), "scale": job.get("scale")}
         classes["prepare"] = _preparation(cfg, factor)
         (out / CLASSES).write_text(json.dumps(classes, indent=2) + "\n", encoding="utf-8")
     size: tuple[int, int] | None = (tiles[0].shape[2], tiles[0].shape[3]) if fixed else None
@@ -227,7 +227,9 @@ def portable_config(cfg: Config, factor: float | None = None) -> Config:
     return Config(wanted)
 
 
-def _classes(cfg: Config, model: TrainedModel, portable: Portable, divisor: int) -> dict[str, Any]:
+def _classes(
+    cfg: Config, model: TrainedModel, portable: Portable, divisor: int, only_size: tuple[int, int] | None
+) -> dict[str, Any]:
     labels = labels_of(cfg, model)
     return {
         "classes": list(model.classes),
@@ -239,6 +241,7 @@ def _classes(cfg: Config, model: TrainedModel, portable: Portable, divisor: int)
             **_input_of(model),
             "layout": "NCHW",
             "divisor": divisor,
+            "only_size": only_size,
             "padding": portable.padding(),
         },
         "output": {
@@ -319,11 +322,12 @@ def _loaded(samples: NDArray[Any]) -> Pixels:
 
 def _tiles(
     model: TrainedModel, pictures: Sequence[torch.Tensor], names: Sequence[str]
-) -> tuple[list[torch.Tensor], int]:
-    """Return crops of shape ``(1, C, H, W)`` that the model takes, and the divisor of their sides.
+) -> tuple[list[torch.Tensor], int, tuple[int, int] | None]:
+    """Return crops of shape ``(1, C, H, W)`` that the model takes, the divisor of their sides, the only size.
 
     The first has the size at which the model is used: a window, or an image as it is prepared. Another size
-    follows, neither of its sides a round number unless the model needs that.
+    follows, neither of its sides a round number unless the model needs that; none where the model takes no
+    other, as one with a table of positions that it does not resize.
 
     Raises:
         DataError: The images are too small.
@@ -341,28 +345,36 @@ def _tiles(
             ),
             "Give larger images (--images).",
         )
+    doubled = first.repeat(1, 2, 2)
     error: Exception | None = None
+    alone: list[torch.Tensor] = []
     for divisor in dict.fromkeys((_divisor(model.net), *_DIVISORS)):
-        other = (height * 5 // 8 - 3, width * 3 // 4 - 5)
-        if min(side // divisor * divisor for side in other) < _MIN_SIDE:  # small windows: then a larger one
-            other = (min(first.shape[1], height * 3 // 2), min(first.shape[2], width * 2))
-        sizes = [(height, width), other]
-        rounded = [(rows // divisor * divisor, columns // divisor * divisor) for rows, columns in sizes]
-        wanted = [size for size in rounded if min(size) >= _MIN_SIDE]
-        tiles = [first[None, :, :rows, :columns].contiguous() for rows, columns in wanted]
-        tiles += [
-            picture[None, :, : wanted[0][0], : wanted[0][1]].contiguous()
+        smaller, larger = (height * 5 // 8 - 3, width * 3 // 4 - 5), (height * 3 // 2, width * 2)
+        size, *others = (
+            (rows // divisor * divisor, columns // divisor * divisor)
+            for rows, columns in ((height, width), smaller, larger)
+        )
+        if min(size) < _MIN_SIDE:
+            continue
+        other = next(item for item in others if min(item) >= _MIN_SIDE and item != size)
+        tiles = [doubled[None, :, :rows, :columns].contiguous() for rows, columns in (size, other)]
+        same_size = [
+            picture[None, :, : size[0], : size[1]].contiguous()
             for picture in pictures[1:]
-            if wanted and picture.shape[1] >= wanted[0][0] and picture.shape[2] >= wanted[0][1]
+            if picture.shape[1] >= size[0] and picture.shape[2] >= size[1]
         ]
         try:
-            for tile in tiles[:2]:
+            for tile in tiles:
                 _original(model, tile)
         except (RuntimeError, ValueError, AssertionError) as problem:
             error = problem
+            if tile is not tiles[0]:
+                alone = alone or [tiles[0], *same_size]
             continue
-        if tiles:
-            return tiles, divisor
+        return [*tiles, *same_size], divisor, None
+    if alone:
+        only = alone[0].shape
+        return alone, 1, (only[2], only[3])
     raise JobError(
         Message("the model takes no image of {height} x {width} pixels: {why}", height, width, error)
     )
