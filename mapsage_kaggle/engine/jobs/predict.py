@@ -312,7 +312,8 @@ class Predictor:
         net = self._model.net
         found = net.data_preprocessor({"inputs": [inputs], "data_samples": [sample]}, False)
         logits = self._model.logits_of_inputs(found["inputs"], windows=self._model.windows)
-        meta = sample.metainfo
+        (prepared,) = found["data_samples"]  # a copy, which alone knows what was padded
+        meta = prepared.metainfo
         left, right, top, bottom = meta.get("img_padding_size", meta.get("padding_size", (0, 0, 0, 0)))
         logits = logits[:, :, top : logits.shape[2] - bottom, left : logits.shape[3] - right]
         if tuple(logits.shape[2:]) != tuple(meta["ori_shape"]):
