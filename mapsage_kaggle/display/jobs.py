@@ -161,11 +161,29 @@ def card_text(card: Card) -> str:
         onnx=next((file for file in card.files if file.name.endswith(".onnx")), None),
         program=next((file for file in card.files if file.name.endswith(".pt2")), None),
         read=_reading(card.classes),
-        resize=next((step for step in card.classes["prepare"] if step["type"] == "Resize"), None),
+        is_plain=_is_plain(card.classes),
+        resize=next(iter(card.classes["prepare"]), None),
         legend=list(
             zip(card.classes["mask_values"], card.classes["classes"], card.classes["palette"], strict=True)
         ),
     )  # fmt: skip
+
+
+def _is_plain(classes: Mapping[str, Any]) -> bool:
+    """Return whether an example can prepare an image as the test pipeline does by OpenCV alone."""
+    steps, load = classes["prepare"], classes["read"]
+    if not classes["input"].get("num_channels") and (
+        load.get("type") != "LoadImageFromFile"
+        or not str(load.get("color_type", "color")).startswith("color")
+        or load.get("imdecode_backend") == "tifffile"
+    ):
+        return False  # which channel is red, the config alone knows
+    if not steps:
+        return True
+    (step, *more), known = steps, {"type", "scale", "scale_factor", "keep_ratio"}
+    is_resize = step["type"] == "Resize" and step.keys() <= known and not load.get("to_float32")
+    sized = isinstance(step.get("scale"), Sequence) or isinstance(step.get("scale_factor"), (int, float))
+    return is_resize and sized and not more
 
 
 def _reading(classes: Mapping[str, Any]) -> Mapping[str, str]:

@@ -96,12 +96,13 @@ class Portable(nn.Module):
         self.normalises = bool(prepare._enable_normalize)
 
     def padding(self) -> list[float]:
-        """Return the value of a pixel, by channel, that is normalised to 0."""
-        if not self.normalises:
-            return [0.0] * self.channels
+        """Return the value of a pixel, by channel, that is normalised to what the preprocessor pads with."""
         net: Any = self.net
-        mean: list[float] = net.data_preprocessor.mean.flatten().tolist()
-        return mean[::-1] if self.turns else mean
+        if not self.normalises:
+            return [float(net.data_preprocessor.pad_val)] * self.channels
+        prepare = net.data_preprocessor
+        values: list[float] = (prepare.mean + prepare.pad_val * prepare.std).flatten().tolist()
+        return values[::-1] if self.turns else values
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return logits, of shape ``(N, classes, H, W)``, for images of shape ``(N, C, H, W)``."""
@@ -138,7 +139,9 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     out = Path(job["out"])
     model = load_model(cfg, Path(job["checkpoint"]), sha256=job["sha256"], device="cpu")
     pictures, names = _pictures(cfg, num_inputs(model.net) or 3, [Path(file) for file in job["images"]], emit)
-    tiles, divisor, only_size = _tiles(model, pictures, names)
+    tiles, divisor, only_size = _tiles(
+        model, [_padded(picture, model.net) for picture in pictures], names
+    )
     fixed = bool(job.get("fixed"))
     tiles = tiles[:1] if fixed else tiles
     batch = min(tiles, key=torch.numel).expand(3, -1, -1, -1).contiguous()
@@ -241,6 +244,7 @@ def _classes(
             **_input_of(model),
             "layout": "NCHW",
             "divisor": divisor,
+            "size": _padded_size(model.net),
             "only_size": only_size,
             "padding": portable.padding(),
         },
@@ -248,6 +252,7 @@ def _classes(
             "name": "logits",
             "layout": "NCHW",
             "num_channels": model.num_channels,
+            "align_corners": bool(model.net.align_corners),
             "threshold": model.net.decode_head.threshold if model.num_channels == 1 else None,
         },
         "read": _loading(cfg),
@@ -314,6 +319,16 @@ def _pictures(
         found if picture.samples is not None else found.flip(0).to(torch.uint8)
         for picture, found in zip(pictures, inputs, strict=True)
     ], names
+
+
+def _padded(picture: torch.Tensor, net: Any) -> torch.Tensor:
+    """Return a picture of the size that the preprocessor pads it to."""
+    divisor, (height, width) = _divisor(net), picture.shape[1:]
+    least = _padded_size(net) or (1, 1)
+    lines, columns = (
+        -(-max(side, low) // divisor) * divisor for side, low in zip((height, width), least, strict=True)
+    )
+    return functional.pad(picture, (0, columns - width, 0, lines - height))
 
 
 def _loaded(samples: NDArray[Any]) -> Pixels:
@@ -412,6 +427,12 @@ def _divisor(net: Any) -> int:
     """Return what sides must be a multiple of, where the preprocessor would pad them to one; else 1."""
     test_cfg = getattr(net.data_preprocessor, "test_cfg", None) or {}
     return int(test_cfg.get("size_divisor") or 1)
+
+
+def _padded_size(net: Any) -> list[int] | None:
+    """Return the height and width that the preprocessor pads smaller images to; None where it does not."""
+    size = (getattr(net.data_preprocessor, "test_cfg", None) or {}).get("size")
+    return list(size) if size else None
 
 
 def _compare(
