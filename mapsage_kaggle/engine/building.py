@@ -22,6 +22,9 @@ _DRAWS = re.compile(
     r"|(?<!\binit)\.(uniform|bernoulli|normal)_\(|\bgumbel_softmax\("
 )
 _DROPS = re.compile(r"\b(F|functional)\.(alpha_|feature_)?dropout[123]?d?\(")
+_DRAWING = (torch.nn.RReLU, torch.nn.FractionalMaxPool2d)
+"""torch's own that draw while training, and have no rate."""
+_LOSES = re.compile(r"\b(F|functional)\.\w*(cross_entropy|_loss|kl_div)\w*\(")
 _OVER_THE_BATCH = re.compile(r"\b(reduce_mean|all_reduce|all_gather)\(")
 _INITIALISERS = ("__init__", "init_weights", "_init_weights", "reset_parameters")
 
@@ -49,12 +52,14 @@ def traits_of(model: torch.nn.Module) -> ModelTraits:
     model.train()
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
     heads = [module for module in model.modules() if hasattr(module, "loss_decode")]
-    losses = {type(loss).__name__ for head in heads for loss in _losses(head) if not _is_splittable(loss)}
+    losses = [loss for head in heads for loss in _losses(head)]
+    losses += [module for module in model.modules() if "loss" in type(module).__name__.lower()]
+    losses = [loss for loss in losses if not _is_splittable(loss)] + list(_matching(model, _LOSES))
     return ModelTraits(
         draws=_draws(model),
         batch_norm=bool(norms),
         sync_batch_norm=any(isinstance(module, torch.nn.SyncBatchNorm) for module in norms),
-        losses=tuple(sorted(losses)),
+        losses=tuple(sorted({type(loss).__name__ for loss in losses})),
         over_batch=tuple(sorted({type(item).__name__ for item in _matching(model, _OVER_THE_BATCH)})),
         samplers=any(getattr(head, "sampler", None) is not None for head in heads),
         can_recompute=_takes_with_cp(type(getattr(model, "backbone", None))),
@@ -68,15 +73,16 @@ def _draws(model: torch.nn.Module) -> tuple[str, ...]:
         rate = 0.0
         if isinstance(module, _DropoutNd):
             rate = module.p
-        elif isinstance(module, torch.nn.MultiheadAttention):
+        elif isinstance(module, (torch.nn.MultiheadAttention, torch.nn.RNNBase)):
             rate = module.dropout
-        elif "drop" in type(module).__name__.lower():
+        elif re.search("drop|stochasticdepth", type(module).__name__.lower()):
             rate = float(getattr(module, "drop_prob", None) or getattr(module, "p", None) or 0.0)
         if rate and module.training:
             place = (type(module).__name__, name.partition(".")[0])
             highest[place] = max(rate, highest.get(place, 0.0))
     rates = (f"{kind} {rate:.2g} in {part}" for (kind, part), rate in sorted(highest.items()))
     drop = {type(module).__name__ for module in _matching(model, _DROPS)}
+    drop |= {type(item).__name__ for item in model.modules() if isinstance(item, _DRAWING) and item.training}
     return (*rates, *sorted({*drop, *drawing_modules(model)}))
 
 
@@ -116,6 +122,9 @@ def _losses(head: Any) -> list[Any]:
 
 def _is_splittable(loss: Any) -> bool:
     name = type(loss).__name__
+    is_stock = type(loss).__module__.startswith("mmseg.")
+    if not is_stock or getattr(loss, "reduction", "") == "sum":  # of a sum a part has no share by images
+        return False
     return name in _SPLITTABLE_LOSSES or (name == "LovaszLoss" and bool(getattr(loss, "per_image", False)))
 
 

@@ -80,6 +80,8 @@ def test_what_a_split_leaves_equal_is_not_held_against_a_model() -> None:
         (UNET, {"in_channels": 4, "in_index": 1}, "batch norm"),
         (MIT, {"norm_cfg": {"type": "SyncBN"}}, "batch norm takes its statistics from its own part"),
         (MIT, {"loss_decode": [{"type": "LovaszLoss", "reduction": "none"}]}, "LovaszLoss"),
+        (MIT, {"loss_decode": {"type": "CrossEntropyLoss", "reduction": "sum"}}, "CrossEntropyLoss"),
+        (MIT, {"act_cfg": {"type": "RReLU"}}, "RReLU"),
         (MIT, {"sampler": {"type": "OHEMPixelSampler"}}, "sampler"),
         (MIT, EMA, "EMAModule"),
         (MIT, HAM, "NMF2D"),
@@ -132,6 +134,16 @@ def test_a_module_that_draws_is_told_and_a_dropout_draws_in_training_alone(
     model = torch.nn.Sequential(part())
     assert traits_of(model).draws == (part.__name__,) * trains
     assert drawing_modules(model) == (part.__name__,) * infers
+
+
+class Judged(Plain):
+    def loss(self, values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(values, labels, ignore_index=255)
+
+
+@pytest.mark.parametrize("part", [Judged(), torch.nn.CrossEntropyLoss(ignore_index=255)])
+def test_a_loss_that_is_no_loss_decode_may_look_at_the_whole_batch(part: torch.nn.Module) -> None:
+    assert traits_of(torch.nn.Sequential(part)).losses == (type(part).__name__,)
 
 
 def test_a_frozen_batch_norm_takes_nothing_from_the_batch() -> None:
