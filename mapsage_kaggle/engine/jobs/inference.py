@@ -242,8 +242,8 @@ class TrainedModel:
         return logits
 
     def _whole(self, inputs: torch.Tensor, keep_on: torch.device) -> torch.Tensor:
-        if self.draws:
-            seeding.seed_all(zlib.crc32(inputs[..., ::_SEEN_EVERY, ::_SEEN_EVERY].cpu().numpy().tobytes()))
+        # Whether or not it is known to draw: a dropout may be left on in its code.
+        seeding.seed_all(zlib.crc32(inputs[..., ::_SEEN_EVERY, ::_SEEN_EVERY].cpu().numpy().tobytes()))
         # A torch.Size here is how mmsegmentation's heads are told the size to enlarge to.
         metas = [{"img_shape": inputs.shape[2:], "ori_shape": tuple(inputs.shape[2:])}] * len(inputs)
         with torch.autocast(self.device.type, dtype=self._half, enabled=self._is_half):

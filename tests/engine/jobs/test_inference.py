@@ -69,6 +69,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     return load_model(cfg, trained(cfg, tmp_path_factory.mktemp("weights")), device="cpu")
 
 
+def test_what_is_drawn_unseen_follows_from_the_image_too(
+    model: TrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = model.net.encode_decode
+    dropout = torch.nn.functional.dropout  # on, unless it is told otherwise
+    monkeypatch.setattr(model.net, "encode_decode", lambda *args: dropout(encode(*args), 0.1))
+    found = [model.logits(images(), windows=windows_of(SLIDE)) for _ in range(2)]
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("size", [(64, 64), (80, 71), (33, 97)])
 def test_whole_images_are_judged_as_by_mmsegmentation_bit_for_bit(
     model: TrainedModel, size: tuple[int, int]
