@@ -188,6 +188,7 @@ class Exactness:
         torch: Its version.
         cudnn: Its version, where it is computed on a GPU.
         threads: CPU threads per rank.
+        with_cp: Whether blocks are recomputed in the backward pass.
         repeatable: Whether one micro-batch's gradients, computed twice, were the same bit for bit.
         difference: The largest by which one of them differed.
         other: What another version wrote, or wrote otherwise: kept, and not made use of.
@@ -204,6 +205,7 @@ class Exactness:
     torch: str | None = None
     cudnn: int | None = None
     threads: int | None = None
+    with_cp: bool | None = None
     repeatable: bool | None = None
     difference: float | None = None
     other: Mapping[str, Any] = field(default_factory=dict)
@@ -221,8 +223,8 @@ class Exactness:
         found = cls(
             **_known(
                 document, bitwise=bool, grade=str, reasons=list, ranks=int, micro_batch=int, split=list,
-                device=str, precision=str, torch=str, cudnn=int, threads=int, repeatable=bool,
-                difference=float,
+                device=str, precision=str, torch=str, cudnn=int, threads=int, with_cp=bool,
+                repeatable=bool, difference=float,
             )
         )  # fmt: skip
         if found.difference is not None:

@@ -28,6 +28,7 @@ _COMPUTED_WITH = {
     "torch": "version of torch",
     "cudnn": "version of cuDNN",
     "threads": "number of CPU threads",
+    "with_cp": "recomputation in the backward pass (with_cp)",
 }
 """What changes the bits of a sum, as the record names it and as a person reads it."""
 _ALWAYS_STATED = ("device", "precision", "torch", "threads", "ranks", "micro_batch")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from mapsage_kaggle.checkpoints.audit import Difference, differences
+from mapsage_kaggle.config.reading import find_keys
 from mapsage_kaggle.config.split import split_differences
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.records import GRADES, Exactness
@@ -29,6 +30,7 @@ def exactness_of(
         in_step = facts.on_gpu and patch.norms_in_step
         traits = prepared.discovery.shapes.look().traits
         split = split_differences(traits, world_size=facts.world_size if in_step else 1)
+    recomputing = find_keys(prepared.discovery.cfg.to_dict()["model"], "model", "with_cp")
     now = Exactness(
         ranks=facts.world_size,
         micro_batch=patch.micro_batch,
@@ -38,6 +40,7 @@ def exactness_of(
         torch=machine.torch,
         cudnn=machine.cudnn if facts.on_gpu else None,
         threads=prepared.threads,
+        with_cp=facts.with_cp or any(value for _, value in recomputing),
         repeatable=before.repeatable if same_session else None,
         difference=before.difference if same_session else None,
     )

@@ -376,7 +376,8 @@ def test_half_precision_that_a_person_asked_for_is_not_mended(begin: Begin) -> N
 
 # --- exactness -------------------------------------------------------------------------------------------
 
-WITH = {"device": "Tesla T4", "precision": "float16", "torch": GOOD.torch, "cudnn": 91002, "threads": 1}
+WITH = {"device": "Tesla T4", "precision": "float16", "torch": GOOD.torch, "cudnn": 91002, "threads": 1,
+        "with_cp": False}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -387,6 +388,11 @@ WITH = {"device": "Tesla T4", "precision": "float16", "torch": GOOD.torch, "cudn
         ("torch", "2.9.0+cu126", f"the version of torch was 2.9.0+cu126 before, and is {GOOD.torch} now"),
         ("cudnn", 90100, "the version of cuDNN was 90100 before, and is 91002 now"),
         ("threads", 2, "the number of CPU threads was 2 before, and is 1 now"),
+        (
+            "with_cp",
+            True,
+            "the recomputation in the backward pass (with_cp) was True before, and is False now",
+        ),
     ],
 )
 def test_what_a_session_computes_with_otherwise_is_named(
