@@ -2,8 +2,8 @@
 
     export(ModelOptions(config=config), ExportOptions(out=Path("export")))
 
-The work is done by :mod:`mapsage_kaggle.engine.jobs.export` in a child; here the folder is made whole: it
-appears under its name only when everything in it was written, run again and compared.
+The work is done by :mod:`mapsage_kaggle.engine.jobs.export` in a child. The folder appears under its name
+with the weights and their card; each further form comes into it when it was written, run again and compared.
 """
 
 from __future__ import annotations
@@ -130,23 +130,38 @@ def export(
         UsageError: The folder has something in it, or an option makes no sense.
         CheckpointError: There is no checkpoint, or it is rejected, or of another model.
         DataError: An image to compare on cannot be read.
-        Interrupted: By Ctrl-C; nothing is left behind.
+        Interrupted: By Ctrl-C; the folder holds what was made before, with its card.
         JobError: Not even the weights could be written.
     """
     _check(options)
     subject = _open(model, options, paths)
+    told = on_event or (lambda event: None)
+    _, *forms = (form for form in FORMS if form == FORMS[0] or form in options.forms)
     unfinished = options.out.with_name(options.out.name + ".unfinished")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:
         with as_interrupted("Nothing was written. Run the same command again."):
-            found = _make(subject, options, unfinished, on_event or (lambda event: None))
-            to_fill_in = _describe(unfinished, found, subject, options)
+            found = run_child(
+                "export", {**_job(subject, options, unfinished), "forms": FORMS[:1]}, subject, told
+            )
+            to_fill_in = _describe(unfinished, found, subject, options, forms)
             _open_to_read(unfinished)
             if options.out.is_dir():
                 options.out.rmdir()
             unfinished.replace(options.out)
+        with as_interrupted(
+            Message("{path} holds what was made before; its card says what is missing.", options.out)
+        ):
+            for number, form in enumerate(forms, start=1):
+                unfinished.mkdir()
+                _add_form(found, subject, options, unfinished, told, (number, form))
+                _open_to_read(unfinished)
+                for file in unfinished.iterdir():
+                    file.replace(options.out / file.name)
+                unfinished.rmdir()
+                to_fill_in = _describe(options.out, found, subject, options, forms[number:])
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return Export(
@@ -168,40 +183,45 @@ def _open_to_read(folder: Path) -> None:
         file.chmod(mode)
 
 
-def _make(subject: ModelSource, options: ExportOptions, out: Path, on_event: OnEvent) -> dict[str, Any]:
-    """Have each form made by a child of its own, the weights first: what fails takes nothing with it.
+def _job(subject: ModelSource, options: ExportOptions, out: Path) -> dict[str, Any]:
+    images = [str(file.absolute()) for file in options.images]
+    return {**subject.job(), "out": str(out.absolute()), "images": images}
 
-    A form that does not hold for any size, or whose exporter comes to no end, is made for one size.
+
+def _add_form(
+    found: dict[str, Any],
+    subject: ModelSource,
+    options: ExportOptions,
+    out: Path,
+    on_event: OnEvent,
+    nth: tuple[int, str],
+) -> None:
+    """Have a form made by a child of its own, and note in ``found`` what came of it.
+
+    One that does not hold for any size, or whose exporter comes to no end, is made for one size.
     """
-    job = {
-        **subject.job(),
-        "out": str(out.absolute()),
-        "images": [str(file.absolute()) for file in options.images],
-    }
-    forms = [form for form in FORMS if form == FORMS[0] or form in options.forms]
-    found = run_child("export", {**job, "forms": forms[:1]}, subject, on_event)
-    for number, form in enumerate(forms[1:], start=1):
-        problems: list[dict[str, str]] = []
-        for fixed in (False, True):
-            name = f"{form}, {'one size' if fixed else 'any size'}"
-            show = _Progress(on_event, name, number, len(forms), options.form_limit_s)
-            try:
-                more = run_child(
-                    "export", {**job, "forms": [form], "fixed": fixed}, subject, show.take,
-                    limit_s=options.form_limit_s, on_wait=show.wait,
-                )  # fmt: skip
-            except MapsageError as error:
-                if isinstance(error, Interrupted):
-                    raise
-                more = {"files": [], "failed": [{"name": name, "reason": error.problem}]}
-            problems += [{**item, "name": name} for item in more["failed"]]
-            found["files"] += more["files"]
-            if more["files"] or (form == "onnx" and found["draws"]):  # which no size mends
-                break
-        found["failed"] += problems
-        for item in problems:
-            on_event({"event": "warning", "problem": joined_by(": ", (item["name"], item["reason"]))})
-    return found
+    number, form = nth
+    job = {**_job(subject, options, out), "forms": [form]}
+    problems: list[dict[str, str]] = []
+    for fixed in (False, True):
+        name = f"{form}, {'one size' if fixed else 'any size'}"
+        show = _Progress(on_event, name, number, len(FORMS), options.form_limit_s)
+        try:
+            more = run_child(
+                "export", {**job, "fixed": fixed}, subject, show.take, limit_s=options.form_limit_s,
+                on_wait=show.wait,
+            )  # fmt: skip
+        except MapsageError as error:
+            if isinstance(error, Interrupted):
+                raise
+            more = {"files": [], "failed": [{"name": name, "reason": error.problem}]}
+        problems += [{**item, "name": name} for item in more["failed"]]
+        found["files"] += more["files"]
+        if more["files"] or (form == "onnx" and found["draws"]):  # which no size mends
+            break
+    found["failed"] += problems
+    for item in problems:
+        on_event({"event": "warning", "problem": joined_by(": ", (item["name"], item["reason"]))})
 
 
 class _Progress:
@@ -273,9 +293,15 @@ def _files(found: Mapping[str, Any]) -> tuple[ExportedFile, ...]:
 
 
 def _describe(
-    folder: Path, found: Mapping[str, Any], subject: ModelSource, options: ExportOptions
+    folder: Path,
+    found: Mapping[str, Any],
+    subject: ModelSource,
+    options: ExportOptions,
+    left: Sequence[str],
 ) -> tuple[str, ...]:
     """Write the card, the sums, and what the official client reads to upload the folder.
+
+    ``left`` are the forms that are still to come.
 
     Returns:
         What is to be filled in there.
@@ -294,7 +320,10 @@ def _describe(
         num_weights=int(found["num_weights"]),
         classes=classes,
         files=_files(found),
-        failed=tuple((item["name"], item["reason"]) for item in found["failed"]),
+        failed=(
+            *((item["name"], item["reason"]) for item in found["failed"]),
+            *((form, "the export ended before it") for form in left),
+        ),
         compared_on=tuple(found["compared_on"]),
         divisor=int(found["divisor"]),
         draws=tuple(found["draws"]),
@@ -337,6 +366,7 @@ def _describe(
         },
     )
     sums = {item["name"]: item["sha256"] for item in found["files"]}
+    (folder / SUMS).unlink(missing_ok=True)
     for file in sorted(folder.iterdir()):
         sums.setdefault(file.name, file_sha256(file))
     lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(sums.items()))

@@ -24,7 +24,7 @@ from mapsage_kaggle import cli
 from mapsage_kaggle.config.patch import for_inference
 from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load_model
-from mapsage_kaggle.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_USAGE, JobError
+from mapsage_kaggle.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE, JobError
 from mapsage_kaggle.jobs.licences import licence_of
 from mapsage_kaggle.records import SessionRecord
 
@@ -494,6 +494,31 @@ def test_a_form_that_does_not_hold_for_any_size_is_made_for_one(
     assert "`model-64x64.onnx`" in card
     assert "`onnx, any size` could not be made: its logits differ" in card
     assert "`torch, one size` could not be made: It took more than 900 s." in card
+
+
+def test_an_export_that_is_interrupted_leaves_the_weights_and_their_card(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mapsage_kaggle.jobs import export as parent
+
+    def child(entry: str, job: Any, subject: Any, on_event: Any, **options: Any) -> dict[str, Any]:
+        if "safetensors" not in job["forms"]:
+            (Path(job["out"]) / "model.onnx").write_bytes(b"half")
+            raise KeyboardInterrupt
+        (Path(job["out"]) / "model.safetensors").write_bytes(b"weights")
+        (Path(job["out"]) / "classes.json").write_text(json.dumps(CLASSES))
+        return {**FOUND, "files": [exported("model.safetensors")], "failed": []}
+
+    monkeypatch.setattr(parent, "run_child", child)
+    monkeypatch.setenv("MAPSAGE_KAGGLE_ROOT", str(tmp_path / "kaggle"))
+    assert export(run, tmp_path / "out", "--images", str(run / "tile.png")) == EXIT_INTERRUPTED
+    assert [folder.name for folder in tmp_path.glob("out*")] == ["out"]
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == b"weights"
+    assert "model.safetensors" in (tmp_path / "out" / "SHA256SUMS").read_text()
+    assert (
+        "`onnx` could not be made: the export ended before it" in (tmp_path / "out" / "README.md").read_text()
+    )
+    assert not list((tmp_path / "out").glob("*.onnx"))
 
 
 CLASSES = {
