@@ -127,7 +127,7 @@ def export(
         paths: Kaggle's folders.
 
     Raises:
-        UsageError: The folder has something in it, or an option makes no sense.
+        UsageError: The folder has something in it, or cannot be made, or an option makes no sense.
         CheckpointError: There is no checkpoint, or it is rejected, or of another model.
         DataError: An image to compare on cannot be read.
         Interrupted: By Ctrl-C; the folder holds what was made before, with its card.
@@ -138,9 +138,12 @@ def export(
     told = on_event or (lambda event: None)
     _, *forms = (form for form in FORMS if form == FORMS[0] or form in options.forms)
     unfinished = options.out.with_name(options.out.name + ".unfinished")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        problem = Message("{path} could not be written: {why}.", options.out, error.strerror or error)
+        raise UsageError(problem, "Name a new folder with --out.") from error
     try:
         with as_interrupted("Nothing was written. Run the same command again."):
             found = run_child(

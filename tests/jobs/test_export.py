@@ -280,6 +280,16 @@ def test_a_folder_with_something_in_it_is_left_alone(
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
+def test_a_folder_that_cannot_be_made_is_told(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MAPSAGE_KAGGLE_ROOT", str(tmp_path / "kaggle"))
+    (tmp_path / "mine.txt").write_text("mine")
+
+    assert export(run, tmp_path / "mine.txt" / "out") == EXIT_USAGE
+    assert "out could not be written: Not a directory" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
