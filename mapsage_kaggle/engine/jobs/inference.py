@@ -242,6 +242,8 @@ class TrainedModel:
         return logits
 
     def _whole(self, inputs: torch.Tensor, keep_on: torch.device) -> torch.Tensor:
+        if self.draws and len(inputs) > 1:  # what is drawn for one must not follow from the others
+            return torch.cat([self._whole(one, keep_on) for one in torch.split(inputs, 1)])
         # Whether or not it is known to draw: a dropout may be left on in its code.
         seeding.seed_all(zlib.crc32(inputs[..., ::_SEEN_EVERY, ::_SEEN_EVERY].cpu().numpy().tobytes()))
         # A torch.Size here is how mmsegmentation's heads are told the size to enlarge to.

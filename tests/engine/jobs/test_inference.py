@@ -79,6 +79,21 @@ def test_what_is_drawn_unseen_follows_from_the_image_too(
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_is_drawn_for_a_window_follows_from_it_alone(
+    model: TrainedModel, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    encode = model.net.encode_decode
+    monkeypatch.setattr(model, "draws", ("Noisy",))
+    monkeypatch.setattr(
+        model.net, "encode_decode", lambda *args: (found := encode(*args)) + torch.randn_like(found)
+    )
+    pictures = images(2)
+    alone = [model.logits(one, windows=windows_of(SLIDE, batch=1)) for one in pictures.split(1)]
+    together = model.logits(pictures, windows=windows_of(SLIDE, batch=batch))
+    assert torch.equal(torch.cat(alone), together)
+
+
 @pytest.mark.parametrize("size", [(64, 64), (80, 71), (33, 97)])
 def test_whole_images_are_judged_as_by_mmsegmentation_bit_for_bit(
     model: TrainedModel, size: tuple[int, int]
