@@ -138,7 +138,7 @@ def look(
             "Evaluate on a split with masks: --split val.",
         )
     if sample.metainfo.get("flip"):
-        raise ConfigError("The evaluation's pipeline flips images.", "Take RandomFlip out of it.")
+        raise ConfigError("The test pipeline flips images.", "Take RandomFlip out of it.")
     label = sample.gt_sem_seg.data.squeeze(0)
     logits = model.logits(item["inputs"].unsqueeze(0), windows=windows, views=views)
     size = tuple(label.shape)

@@ -314,6 +314,8 @@ class Predictor:
         logits = self._model.logits_of_inputs(found["inputs"], windows=self._model.windows)
         (prepared,) = found["data_samples"]  # a copy, which alone knows what was padded
         meta = prepared.metainfo
+        if meta.get("flip"):
+            raise ConfigError("The test pipeline flips images.", "Take RandomFlip out of it.")
         left, right, top, bottom = meta.get("img_padding_size", meta.get("padding_size", (0, 0, 0, 0)))
         logits = logits[:, :, top : logits.shape[2] - bottom, left : logits.shape[3] - right]
         if tuple(logits.shape[2:]) != tuple(meta["ori_shape"]):

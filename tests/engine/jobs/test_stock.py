@@ -19,6 +19,7 @@ from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.data.scenes import draw_scene
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model
 from mapsage_kaggle.engine.jobs.predict import Predictor, Source, Task
+from mapsage_kaggle.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -55,6 +56,14 @@ def test_what_the_preprocessor_pads_is_cut_off_as_there(
     cfg = demo(tmp_path, *(f"model.{item}" for item in small))
     cfg.model.data_preprocessor.test_cfg, cfg.model.test_cfg = padding, test_cfg
     assert_predicted_as_by_stock(cfg, tmp_path)
+
+
+def test_a_pipeline_that_flips_makes_no_map(tmp_path: Path) -> None:
+    cfg = demo(tmp_path)
+    cfg.val_dataloader.dataset.pipeline.insert(1, {"type": "RandomFlip", "prob": 1.0})
+    cfg.test_dataloader = cfg.val_dataloader
+    with pytest.raises(ConfigError, match="flips images"):
+        assert_predicted_as_by_stock(cfg, tmp_path)
 
 
 def assert_predicted_as_by_stock(cfg: Config, folder: Path) -> None:
