@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.models import demo, write_model
 
@@ -73,7 +75,8 @@ def test_the_cards_code_makes_the_mask_of_predict(
     job = {"config": "all.py", "checkpoint": "iter_8.pth", "sha256": None, "out": ".", "images": ["tile.png"]}
     cfg.dump("all.py")
     found = export.run({**job, "forms": ["safetensors"]}, lambda event, **data: None)
-    code = code_for_torch(found, tmp_path)
+    card = card_for_torch(json.loads(Path("classes.json").read_text()), found["divisor"])
+    code = re.findall(r"```python\n(.*?)```", card, re.S)[-1]
     assert PROGRAM in code
     exec(code.replace(PROGRAM, "portable"), {"portable": export.Portable(trained.net)})
 
@@ -82,13 +85,31 @@ def test_the_cards_code_makes_the_mask_of_predict(
     assert len(np.unique(masks[1])) > 2
 
 
-def code_for_torch(found: dict[str, Any], folder: Path) -> str:
-    """Return the card's code for a program, as if one had been made."""
+def card_for_torch(classes: dict[str, Any], divisor: int = 1) -> str:
+    """Return the card of a program, as if one had been made."""
     options = {"sha256": "", "max_difference": 0.0, "agreement": 1.0, "sizes": ()}
     card = Card(
         title="", licence="", licence_id="", config="", checkpoint="", checkpoint_sha256="", iteration=None,
-        num_weights=1, classes=json.loads((folder / "classes.json").read_text()), failed=(), sessions=(),
+        num_weights=1, classes=classes, failed=(), sessions=(),
         files=(ExportedFile(name="model.pt2", size_bytes=1, **options),), compared_on=(), draws=(), data="",
-        divisor=found["divisor"],
+        divisor=divisor,
     )  # fmt: skip
-    return re.findall(r"```python\n(.*?)```", card_text(card), re.S)[-1]
+    return card_text(card)
+
+
+def test_a_class_with_a_bar_in_its_name_keeps_to_its_column() -> None:
+    classes = {
+        "classes": ["a|b"], "palette": [[1, 2, 3]], "mask_values": [0], "no_data": 255, "prepare": [],
+        "input": {}, "read": {"type": "LoadImageFromFile"}, "output": {"num_channels": 1}, "windows": None,
+    }  # fmt: skip
+    assert r"| 0 | a\|b | `#010203` |" in card_for_torch(classes)
+
+
+@pytest.mark.parametrize(
+    ("test_cfg", "size"), [({"size": (96, 64)}, (96, 70)), ({"size_divisor": 32}, (64, 96)), (None, (50, 70))]
+)
+def test_forms_are_compared_at_the_size_that_the_preprocessor_pads_to(
+    test_cfg: dict[str, Any] | None, size: tuple[int, int]
+) -> None:
+    net = SimpleNamespace(data_preprocessor=SimpleNamespace(test_cfg=test_cfg))
+    assert export._padded(torch.ones(3, 50, 70), net).shape == (3, *size)
