@@ -139,9 +139,7 @@ def run(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     out = Path(job["out"])
     model = load_model(cfg, Path(job["checkpoint"]), sha256=job["sha256"], device="cpu")
     pictures, names = _pictures(cfg, num_inputs(model.net) or 3, [Path(file) for file in job["images"]], emit)
-    tiles, divisor, only_size = _tiles(
-        model, [_padded(picture, model.net) for picture in pictures], names
-    )
+    tiles, divisor, only_size = _tiles(model, [_padded(picture, model.net) for picture in pictures], names)
     fixed = bool(job.get("fixed"))
     tiles = tiles[:1] if fixed else tiles
     batch = min(tiles, key=torch.numel).expand(3, -1, -1, -1).contiguous()
@@ -244,7 +242,7 @@ def _classes(
             **_input_of(model),
             "layout": "NCHW",
             "divisor": divisor,
-            "size": _padded_size(model.net),
+            "least_size": _padded_size(model.net),
             "only_size": only_size,
             "padding": portable.padding(),
         },
