@@ -102,30 +102,40 @@ def _find_by_layout(cfg: Mapping[str, Any], root: str, inputs: Path) -> Path | N
 
 def count_images(cfg: Mapping[str, Any], inputs: Path) -> int | None:
     """Return how many images a config trains on, repeats counted; None where its data are not here."""
-    dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
     try:
         roots = find_data(cfg, inputs)
-    except DataError:
+        return _count((cfg.get("train_dataloader") or {}).get("dataset") or {}, roots) or None
+    except (DataError, OSError):
         return None
-    total, repeats = 0, 1
-    for item in datasets_of(dataset):
-        if type_name(item.get("type")) == "RepeatDataset":
-            repeats *= int(item.get("times") or 1)
-        places = item.get("data_prefix")
-        folder = places.get("img_path") if isinstance(places, Mapping) else None
-        if folder is None:
-            continue
-        root = roots.get(str(item.get("data_root")), Path(str(item.get("data_root") or "")))
-        listing = root / str(item.get("ann_file") or "")
-        if listing.is_file():
-            total += sum(1 for line in listing.read_text(encoding="utf-8").splitlines() if line.strip())
-        elif (root / folder).is_dir():
-            total += sum(
-                1
-                for file in (root / folder).rglob("*")
-                if file.suffix.lower() in _IMAGES and not file.name.startswith(".")
-            )
-    return total * repeats or None
+
+
+def _count(dataset: Mapping[str, Any], roots: Mapping[str, Path]) -> int:
+    """Return how many images a data set gives, which may wrap others.
+
+    Raises:
+        DataError: Its images and masks do not match.
+        OSError: Its files are not where its config says, or cannot be read.
+    """
+    kind, inner = type_name(dataset.get("type")), dataset.get("dataset")
+    if isinstance(inner, Mapping):
+        return _count(inner, roots) * (int(dataset.get("times") or 1) if kind == "RepeatDataset" else 1)
+    if dataset.get("datasets"):
+        return sum(_count(item, roots) for item in dataset["datasets"])
+    root = roots.get(str(dataset.get("data_root")), Path(str(dataset.get("data_root") or "")))
+    if kind in _OWN_LAYOUTS:
+        return len(datasets.list_pairs(datasets.read_data_root(root).split(dataset.get("split", "Train"))))
+    listing = root / str(dataset.get("ann_file") or "")
+    if listing.is_file():
+        return sum(1 for line in listing.read_text(encoding="utf-8").splitlines() if line.strip())
+    prefix = dataset.get("data_prefix")
+    folder = root / str(prefix.get("img_path", "") if isinstance(prefix, Mapping) else "")
+    if not folder.is_dir() or folder == root:
+        raise FileNotFoundError(folder)
+    suffix = str(dataset.get("img_suffix") or "")
+    return sum(
+        file.suffix.lower() in _IMAGES and file.name.endswith(suffix) and not file.name.startswith(".")
+        for file in folder.rglob("*")
+    )
 
 
 _MAX_DEPTH = 6

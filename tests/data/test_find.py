@@ -10,6 +10,7 @@ from support.configs import lay_out, own_data, small
 
 from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.data.find import count_images, find_data, find_pretrained
+from mapsage_kaggle.data.scenes import generate_scenes
 from mapsage_kaggle.errors import ConfigError, DataError
 
 
@@ -90,6 +91,35 @@ def test_what_a_mac_s_archive_leaves_is_no_second_data_set(tmp_path: Path) -> No
     (place / "img" / "train" / "._0.png").touch()
     assert find_data(own_data(), tmp_path) == {"data/fields": place}
     assert count_images(own_data(), tmp_path) == 1
+
+
+def test_repeats_count_where_they_are_within_a_data_set_of_several(tmp_path: Path) -> None:
+    lay_out(tmp_path / "input" / "fields")
+    cfg = own_data(img_suffix=".png")
+    inner = cfg["train_dataloader"]["dataset"]
+    repeated = {"type": "RepeatDataset", "times": 3, "dataset": inner}
+    cfg["train_dataloader"]["dataset"] = {"type": "ConcatDataset", "datasets": [repeated, inner]}
+    assert count_images(cfg, tmp_path) == 4
+
+
+def test_masks_beside_the_images_are_no_images(tmp_path: Path) -> None:
+    folder = lay_out(tmp_path / "fields") / "img" / "train"
+    (folder / "0.jpg").touch()
+    assert count_images(own_data(img_suffix=".jpg"), tmp_path) == 1
+
+
+def test_images_of_the_kit_s_own_data_sets_are_counted(tmp_path: Path) -> None:
+    generate_scenes(tmp_path / "scenes", train=3, val=1, size=64, seed=1)
+    assert count_images(small(), tmp_path) == 3
+
+
+def test_of_images_that_are_partly_elsewhere_there_is_no_number(tmp_path: Path) -> None:
+    lay_out(tmp_path / "fields")
+    cfg = own_data()
+    inner = cfg["train_dataloader"]["dataset"]
+    other = {**inner, "data_root": str(tmp_path), "data_prefix": {"img_path": "absent"}}
+    cfg["train_dataloader"]["dataset"] = {"type": "ConcatDataset", "datasets": [inner, other]}
+    assert count_images(cfg, tmp_path) is None
 
 
 def chosen_by(remedy: str, cfg: dict[str, Any], folder: Path, tmp_path: Path) -> dict[str, Path]:
