@@ -22,7 +22,9 @@ from mapsage_kaggle.config.reading import (
     as_mapping,
     assignment,
     effective_batch,
+    is_pretrained,
     mapping_or_empty,
+    names_weights,
     plain_copy,
     type_name,
     weights_files,
@@ -320,9 +322,8 @@ def _plan_pretrained(planner: Planner, facts: PatchContext) -> None:
             kept = [_initialiser(planner, facts, item) for item in value]
             kept = [item for item in kept if item is not None]
             planner.set(key, kept or None, _weights_reason(facts))
-    for key in ("model.pretrained", "model.backbone.pretrained"):
-        name = planner.get(key)
-        if isinstance(name, str) and name:
+    for key, name in list(planner.find("model", "pretrained")):
+        if names_weights(key, name):
             found = _weights(planner, facts, name)
             planner.set(key, found, _weights_reason(facts, found))
 
@@ -337,7 +338,7 @@ def _plan_initialiser(planner: Planner, facts: PatchContext, key: str, value: Ma
 
 def _initialiser(planner: Planner, facts: PatchContext, value: Any) -> Any:
     """Return an ``init_cfg`` with its weights where they were found; None where it goes."""
-    if not isinstance(value, Mapping) or type_name(value.get("type")) != "Pretrained":
+    if not is_pretrained(value):
         return value
     found = _weights(planner, facts, str(value.get("checkpoint")))
     return None if found is None else {**value, "checkpoint": found}

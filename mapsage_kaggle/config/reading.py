@@ -296,20 +296,29 @@ def data_roots_of(cfg: Mapping[str, Any] | Config) -> dict[str, str]:
 
 
 def pretrained_of(cfg: Mapping[str, Any] | Config) -> tuple[str, ...]:
-    cfg = as_mapping(cfg)
+    model = mapping_or_empty(as_mapping(cfg).get("model"))
     names = [
         str(item["checkpoint"])
-        for _, value in find_keys(cfg.get("model"), "model", "init_cfg")
+        for _, value in find_keys(model, "model", "init_cfg")
         for item in as_list(value)
-        if isinstance(item, Mapping) and type_name(item.get("type")) == "Pretrained" and "checkpoint" in item
+        if is_pretrained(item) and "checkpoint" in item
     ]
-    model = mapping_or_empty(cfg.get("model"))
-    names += [
-        node["pretrained"]
-        for node in (model, mapping_or_empty(model.get("backbone")))
-        if isinstance(node.get("pretrained"), str)
-    ]
+    names += [value for key, value in find_keys(model, "model", "pretrained") if names_weights(key, value)]
     return tuple(dict.fromkeys(names))
+
+
+def is_pretrained(init_cfg: Any) -> bool:
+    """Return whether an item of an ``init_cfg`` loads a file; mmengine's class is not named like its key."""
+    return type_name(mapping_or_empty(init_cfg).get("type")) in ("Pretrained", "PretrainedInit")
+
+
+def names_weights(key: str, value: Any) -> bool:
+    """Return whether a ``pretrained`` in a model names a file: in its usual place, or by its name."""
+    is_own = key in ("model.pretrained", "model.backbone.pretrained")
+    return isinstance(value, str) and bool(value) and (is_own or "://" in value or value.endswith(_WEIGHTS))
+
+
+_WEIGHTS = (".pth", ".pt", ".bin", ".ckpt")
 
 
 def weights_files(name: str) -> tuple[str, ...]:
@@ -322,6 +331,8 @@ def weights_files(name: str) -> tuple[str, ...]:
     listing = _HUB_LISTINGS.get(scheme) if separator else None
     address = _hub_listing(listing).get(key, name) if listing else name
     file = address.rpartition("/")[2]
+    if "://" in address:
+        file = file.partition("?")[0]
     return (file, *_OTHER_WEIGHTS_FILES.get(file, ()))
 
 

@@ -204,7 +204,11 @@ def _attached(names: Sequence[str], inputs: Path) -> dict[str, Path]:
     missing = [name for name in names if name not in found]
     if not missing or not inputs.is_dir():
         return found
-    wanted = {file: name for name in missing for file in weights_files(name)}
+    wanted: dict[str, list[str]] = {}
+    for name in missing:  # several may stand for one file: an address, and mmengine's name for it
+        for file in weights_files(name):
+            wanted.setdefault(file, []).append(name)
     for path in sorted(walk(inputs, want_file=lambda name: name in wanted).files):
-        found.setdefault(wanted[Path(path).name], Path(path))
+        for name in wanted[Path(path).name]:
+            found.setdefault(name, Path(path))
     return found

@@ -19,7 +19,7 @@ from yapf.yapflib import yapf_api
 from mapsage_kaggle.config.reading import written_value
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.fast.optimizer import step_equal_groups_together
-from mapsage_kaggle.engine.pretrained import check_pretrained, noted_arrivals
+from mapsage_kaggle.engine.pretrained import initialise
 from mapsage_kaggle.engine.ranks import broadcast_model, core_model
 from mapsage_kaggle.engine.session import WorkerSession
 from mapsage_kaggle.engine.snapshot import flat_schedulers
@@ -129,13 +129,7 @@ class SessionRunner(Runner):
         """
         if not is_model_wrapper(model):
             seeding.seed_sample(seeding.derive(seeding.INIT, self.seed))
-            initialise: Any = getattr(model, "init_weights", None)
-            with noted_arrivals() as arrived:
-                if initialise is not None:
-                    initialise()
-            warnings: list[str] = []
-            check_pretrained(model, arrived, warnings.append)
-            self._weights_warnings = tuple(warnings)
+            self._weights_warnings = initialise(model)
         preprocessor: Any = getattr(model, "data_preprocessor", None)
         if isinstance(preprocessor, BaseDataPreprocessor):
             preprocessor._non_blocking = True  # of no effect but from pinned memory

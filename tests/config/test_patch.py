@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from mmengine.config import Config
+from mmengine.model import PretrainedInit
 from support.configs import patched, planned, small, without, wrapped
 
 from mapsage_kaggle.config.fingerprint import fingerprint
@@ -296,6 +297,12 @@ def test_pretrained_weights_that_are_not_attached_are_dropped_with_one_warning()
     assert "scratch" in warning
 
 
+def test_pretrained_weights_are_known_by_the_initialiser_s_class_too() -> None:
+    cfg = small(model__backbone__init_cfg={**PRETRAINED, "type": PretrainedInit})
+    assert pretrained_of(cfg) == (PRETRAINED["checkpoint"],)
+    assert patched(cfg).model.backbone.init_cfg is None
+
+
 def test_a_resume_needs_no_pretrained_weights_and_warns_of_none() -> None:
     cfg = small(model__backbone__init_cfg=PRETRAINED)
     facts = {"action": "resume", "checkpoint": Path("/in/iter_8.pth")}
@@ -311,7 +318,9 @@ def test_of_a_list_of_initialisers_only_the_pretrained_one_goes() -> None:
     assert found.model.backbone.init_cfg[1].checkpoint == "/in/mit_b2.pth"
 
 
-@pytest.mark.parametrize("place", ["model__pretrained", "model__backbone__pretrained"])
+@pytest.mark.parametrize(
+    "place", ["model__pretrained", "model__backbone__pretrained", "model__backbone__backbone_cfg__pretrained"]
+)
 def test_the_older_key_for_pretrained_weights_is_understood(place: str) -> None:
     cfg = small(**{place: "open-mmlab://resnet50_v1c"})
     assert pretrained_of(cfg) == ("open-mmlab://resnet50_v1c",)

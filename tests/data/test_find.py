@@ -75,6 +75,18 @@ def test_attached_weights_are_found_under_any_folder(tmp_path: Path) -> None:
     assert find_pretrained(small(model__pretrained="open-mmlab://resnet18_v1c"), tmp_path) == {}
 
 
+def test_several_names_of_one_file_are_all_found(tmp_path: Path) -> None:
+    file = tmp_path / "resnet50_v1c-2cccc1ad.pth"
+    file.touch()
+    names = "open-mmlab://resnet50_v1c", f"https://a.example/x/{file.name}?download=true"
+    cfg = small(model__pretrained=names[0], model__decode_head__init_cfg=pretrained(names[1]))
+    assert find_pretrained(cfg, tmp_path) == dict.fromkeys(names, file)
+
+
+def pretrained(checkpoint: str) -> dict[str, str]:
+    return {"type": "Pretrained", "checkpoint": checkpoint}
+
+
 def clutter(place: Path, *files: str) -> None:
     """Leave below a folder what an archive made on a Mac leaves beside the data."""
     for file in files:

@@ -14,7 +14,7 @@ from mmengine.runner import CheckpointLoader
 import mapsage_kaggle.engine.register  # noqa: F401
 from mapsage_kaggle.config.reading import ATTACHED_MMCLS
 from mapsage_kaggle.engine.building import build_model
-from mapsage_kaggle.engine.pretrained import check_pretrained, noted_arrivals
+from mapsage_kaggle.engine.pretrained import initialise, noted_arrivals
 from mapsage_kaggle.engine.safety import install_safe_loading
 from mapsage_kaggle.errors import ConfigError
 
@@ -42,11 +42,8 @@ def initialised(backbone: dict[str, Any], checkpoint: str, **init: Any) -> tuple
     init_cfg = {"type": "Pretrained", "checkpoint": checkpoint, **init}
     head = {"type": "FCNHead", "in_channels": 64, "channels": 4, "num_classes": 2, "in_index": 3}
     cfg = {"type": "EncoderDecoder", "backbone": {**backbone, "init_cfg": init_cfg}, "decode_head": head}
-    model, warnings = build_model(Config({"model": cfg})), list[str]()
-    with noted_arrivals() as arrived:
-        model.init_weights()
-    check_pretrained(model, arrived, warnings.append)
-    return model, warnings
+    model = build_model(Config({"model": cfg}))
+    return model, list(initialise(model))
 
 
 def weights(backbone: dict[str, Any], prefix: str = "") -> dict[str, torch.Tensor]:
@@ -103,6 +100,32 @@ def test_a_file_of_which_nothing_arrives_is_refused_with_the_right_file_s_name(t
     with pytest.raises(ConfigError, match=r"such as patch_embed1\.proj\.weight") as caught:
         initialised(MIT, str(file))
     assert "mit_b0_20220624-7e0fe6dd.pth" in caught.value.remedy
+
+
+@pytest.mark.parametrize("key", ["model", "module"])
+def test_weights_under_a_key_that_stock_does_not_look_at_are_named_with_it(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"such as {key}\.layers\.0\."):
+        initialised(MIT, saved(tmp_path, {key: weights(MIT), "epoch": 3}))
+
+
+def test_a_prefix_that_a_file_does_not_have_is_refused_with_what_it_has(tmp_path: Path) -> None:
+    file = saved(tmp_path, {"state_dict": weights(MIT, "backbone.")})
+    with pytest.raises(ConfigError, match=r"under the prefix encoder\. .* like backbone\.layers\.0\."):
+        initialised(MIT, file, prefix="encoder")
+
+
+def test_position_biases_of_beit_are_resized_with_any_scipy(tmp_path: Path) -> None:
+    beit = {
+        "type": "BEiT", "embed_dims": 16, "num_layers": 1, "num_heads": 2, "mlp_ratio": 1, "patch_size": 8,
+        "init_values": 0.1, "out_indices": (0,),
+    }  # fmt: skip
+    small, name = {**beit, "img_size": (32, 32)}, "layers.0.attn.relative_position_bias_table"
+    given = weights(small)
+    given[name] += torch.arange(2.0)  # a head without any bias, and one with the same everywhere
+    model, warnings = initialised({**beit, "img_size": (64, 64)}, saved(tmp_path, given))
+    found = model.backbone.state_dict()[name]
+    assert torch.allclose(found, torch.arange(2.0).expand(15 * 15 + 3, 2), atol=1e-6)
+    assert warnings == []
 
 
 def test_a_weight_of_another_shape_has_not_arrived(tmp_path: Path) -> None:

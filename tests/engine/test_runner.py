@@ -224,10 +224,7 @@ def test_a_batch_is_copied_to_its_device_without_waiting() -> None:
 def test_what_pretrained_weights_lack_is_told_once_there_is_a_session(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def check(model: Any, arrived: set[int], warn: Any) -> None:
-        warn("half of them")
-
-    monkeypatch.setattr("mapsage_kaggle.engine.runner.check_pretrained", check)
+    monkeypatch.setattr("mapsage_kaggle.engine.runner.initialise", lambda model: ("half of them",))
     runner, told = bare_runner(), []
     runner.wrap_model(None, Drawn(2, 2))
     runner.session = SimpleNamespace(warn=lambda *item: told.append(item))
