@@ -576,10 +576,11 @@ def _plan_roots(planner: Planner, data_roots: Mapping[str, Path]) -> None:
 
 def _plan_imports(planner: Planner) -> None:
     imports = as_list(planner.get("custom_imports.imports", []))
+    may_fail = bool(planner.get("custom_imports.allow_failed_imports", False))
     if _ENGINE_IMPORT not in imports:
         planner.set(
             "custom_imports",
-            {"imports": [*imports, _ENGINE_IMPORT], "allow_failed_imports": False},
+            {"imports": [*imports, _ENGINE_IMPORT], "allow_failed_imports": may_fail},
             "registers the kit's loops and data sets",
         )
 

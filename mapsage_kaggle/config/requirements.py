@@ -94,7 +94,8 @@ def check_installed(cfg: Mapping[str, Any] | Config, source: Path, places: Seque
             raise missing(package.partition(".")[0], f"{source} uses {kind}")
         if name in _WITH_COMPILED_OPS and not has_compiled_ops():
             raise without_ops(f"{source} uses {kind}")
-    for module in as_list(mapping_or_empty(cfg.get("custom_imports")).get("imports")):
+    custom = mapping_or_empty(cfg.get("custom_imports"))
+    for module in as_list(custom.get("imports")) if not custom.get("allow_failed_imports") else ():
         package = str(module).partition(".")[0]
         if package in PACKAGES and is_missing(package):
             raise missing(package, f"{source} imports {module}")

@@ -389,8 +389,10 @@ def test_labels_to_validate_on_are_those_that_the_metric_counts(
 
 
 def test_a_user_s_own_imports_stay_beside_the_kit_s() -> None:
-    cfg = patched(small(custom_imports={"imports": ["my_module"], "allow_failed_imports": False}))
-    assert cfg.custom_imports.imports == ["my_module", "mapsage_kaggle.engine.register"]
+    for may_fail in (False, True):
+        cfg = patched(small(custom_imports={"imports": ["my_module"], "allow_failed_imports": may_fail}))
+        assert cfg.custom_imports.imports == ["my_module", "mapsage_kaggle.engine.register"]
+        assert cfg.custom_imports.allow_failed_imports is may_fail
 
 
 # --- extending -------------------------------------------------------------------------------------------

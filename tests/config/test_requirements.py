@@ -42,6 +42,12 @@ def test_nothing_is_said_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -
     check_installed({"model": {"backbone": {"type": "mmpretrain.ConvNeXt"}}}, SOURCE)
 
 
+def test_imports_that_may_fail_need_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
+    imports = {"imports": ["mmdet.models"], "allow_failed_imports": True}
+    check_installed({"custom_imports": imports}, SOURCE)
+
+
 def test_a_folder_of_the_name_of_a_package_is_no_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
