@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mapsage_kaggle.errors import ConfigError
+from mapsage_kaggle.config.packages import PACKAGES, missing
+from mapsage_kaggle.errors import ConfigError, MapsageError
 from mapsage_kaggle.messages import Message, as_message
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises:
         ConfigError: It is missing, does not parse, or an override is no ``key=value``.
+        MachineError: It inherits from a package that is not installed.
     """
     from mmengine.config import Config
 
@@ -46,15 +48,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         # Its custom modules may need torch, and are imported in the child.
         cfg = Config.fromfile(path, import_custom_modules=False)
     except (Exception, SystemExit) as error:  # a config is a program and may raise anything
-        raise ConfigError(
-            Message(
-                "{path} does not parse as an mmengine config: {kind}: {why}.",
-                path,
-                type(error).__name__,
-                _first_line(error),
-            ),
-            "Check the named line, and that every file in _base_ is there.",
-        ) from error
+        raise _unreadable(path, error) from error
     options: dict[str, Any] = {}
     for override in overrides:
         key, separator, value = override.partition("=")
@@ -84,6 +78,22 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             "Compare the dotted keys with the config; items of lists are counted from 0.",
         ) from error
     return cfg
+
+
+def _unreadable(path: Path, error: BaseException) -> MapsageError:
+    if isinstance(error, ModuleNotFoundError):
+        package = next((word for word in re.findall(r"\w+", str(error)) if word in PACKAGES), "")
+        if package:
+            return missing(package, f"{path} takes a part of {package}")
+    return ConfigError(
+        Message(
+            "{path} does not parse as an mmengine config: {kind}: {why}.",
+            path,
+            type(error).__name__,
+            _first_line(error),
+        ),
+        "Check the named line, and that every file in _base_ is there.",
+    )
 
 
 def _value_of(text: str) -> Any:

@@ -8,32 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mapsage_kaggle.config.packages import PACKAGES, missing
 from mapsage_kaggle.config.reading import as_list, as_mapping, mapping_or_empty
 from mapsage_kaggle.errors import MachineError
 from mapsage_kaggle.messages import Message
 
 if TYPE_CHECKING:
     from mmengine.config import Config
-
-PACKAGES: Mapping[str, str] = {
-    "mmpretrain": "onedl-mmpretrain",
-    "mmcls": "onedl-mmpretrain",
-    "mmdet": "onedl-mmdetection",
-    "ldm": "latent-diffusion (https://github.com/CompVis/stable-diffusion)",
-    "dsdl": "dsdl",
-    "cityscapesscripts": "cityscapesscripts",
-    "timm": "timm",
-    "albumentations": "albumentations",
-    "osgeo": "gdal",
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-    "mlflow": "mlflow",
-    "clearml": "clearml",
-    "neptune": "neptune",
-    "aim": "aim",
-    "dvclive": "dvclive",
-}
-"""What to install for an import name."""
 
 # What each imports, where its package may be a folder without a file of its own.
 _NEEDED_BY: Mapping[str, str] = {
@@ -89,6 +70,7 @@ def check_installed(cfg: Mapping[str, Any] | Config, source: Path, places: Seque
     kinds = [kind for part in _PARTS for kind in _types_in(cfg.get(part))]
     for kind in dict.fromkeys(kinds):
         scope, _, name = kind.replace("::", ".").rpartition(".")
+        scope = scope.partition(".")[0]
         package = scope if scope in _SCOPES else _NEEDED_BY.get(name, "")
         if package and is_missing(package):
             raise missing(package.partition(".")[0], f"{source} uses {kind}")
@@ -110,14 +92,6 @@ def check_ops_on_gpu(cfg: Mapping[str, Any] | Config, source: Path) -> None:
     for kind in _types_in(as_mapping(cfg).get("model")):
         if kind.replace("::", ".") in _WITH_COMPILED_OPS_ON_GPU and not has_compiled_ops():
             raise without_ops(f"{source} uses {kind} on a GPU")
-
-
-def missing(package: str, user: str) -> MachineError:
-    """Return the refusal for a package that is not installed."""
-    return MachineError(
-        Message("{user}, which needs the package {package}; it is not installed.", user, package),
-        Message("Install {package}, or add it to the attached wheels.", PACKAGES.get(package, package)),
-    )
 
 
 def without_ops(user: str) -> MachineError:

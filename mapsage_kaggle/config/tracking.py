@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mapsage_kaggle.config.packages import missing
 from mapsage_kaggle.config.reading import as_list, mapping_or_empty, type_name
-from mapsage_kaggle.config.requirements import missing
 from mapsage_kaggle.paths import WorkDir
 
 KINDS = {"tensorboard": "TensorboardVisBackend", "wandb": "WandbVisBackend"}

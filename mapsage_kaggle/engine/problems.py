@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterator
 
-from mapsage_kaggle.config.requirements import PACKAGES, missing, without_ops
+from mapsage_kaggle.config.packages import PACKAGES, missing
+from mapsage_kaggle.config.requirements import without_ops
 from mapsage_kaggle.errors import ConfigError, MachineError, MapsageError
 from mapsage_kaggle.messages import Message
 
@@ -28,11 +30,17 @@ def known_problem(error: BaseException) -> MapsageError | None:
             if package in PACKAGES:
                 return missing(package, f"The config imports {cause.name}")
             return ConfigError(
-                Message("The module {module} is missing ({why}).", cause.name, _first_line(error)),
+                Message("The module {module} is missing, which {place} imports.", cause.name, _place(cause)),
                 "Attach the code that holds it beside the config, install its package, or take it out of "
                 "custom_imports.",
             )
     text = str(error)
+    if isinstance(error, ImportError) and text.startswith("Failed to import custom modules"):
+        *_, first = _causes(error)
+        return ConfigError(
+            Message("{place} imports what is not there: {why}.", _place(first), str(first)),
+            "Mend it for the versions that are installed, or take it out of custom_imports.",
+        )
     if isinstance(error, (RuntimeError, ImportError)) and "onedl-mmcv" in text:
         match = _WANTS_OPS.search(text)
         return without_ops(f"The model uses {match.group(1) if match else 'a layer'}")
@@ -50,5 +58,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _place(error: BaseException) -> str:
+    """Return the file that imports in vain; of mmengine's own, what it does that for."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    own = [file for file in files if not file.startswith("<frozen")]
+    return own[-1] if own and "/mmengine/" not in own[-1] else "custom_imports"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from support.configs import CONFIGS, patched, planned, small, without
 
 from mapsage_kaggle.config.reading import changes_between, read_config, weights_files
-from mapsage_kaggle.errors import ConfigError
+from mapsage_kaggle.errors import ConfigError, MachineError
 
 
 @pytest.mark.parametrize(
@@ -179,3 +180,21 @@ def test_a_config_of_an_installed_package_can_be_inherited(tmp_path: Path) -> No
     )
     assert read_config(mine).model.backbone.type == "ResNetV1c"
     assert read_config(mine).model.backbone.depth == 18
+
+
+@pytest.mark.skipif(find_spec("mmdet") is not None, reason="mmdet is installed")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "_base_ = 'mmdet::_base_/default_runtime.py'\n",
+        "_base_ = ['mmseg::_base_/default_runtime.py', 'mmdet::yolox/yolox_s_8xb8-300e_coco.py']\n",
+        "from mmengine.config import read_base\nwith read_base():\n    from mmdet.configs.a import *\n",
+        "_base_ = []\nimport mmdet.models\n",
+    ],
+)
+def test_a_package_that_a_config_inherits_from_is_said_with_what_to_install(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(MachineError, match=r"needs the package mmdet.*Install onedl-mmdetection"):
+        read_config(tmp_path / "mine.py")

@@ -20,6 +20,7 @@ SOURCE = Path("mine.py")
     [
         ({"model": {"backbone": {"type": "mmpretrain.ConvNeXt"}}}, "mmpretrain"),
         ({"model": {"backbone": {"type": "mmdet::Something"}}}, "mmdet"),
+        ({"model": {"backbone": {"type": "mmdet.models.backbones.Something"}}}, "mmdet"),
         ({"model": {"decode_head": {"type": "MaskFormerHead"}}}, "mmdet"),
         ({"visualizer": {"vis_backends": [{"type": "WandbVisBackend"}]}}, "wandb"),
         ({"custom_imports": {"imports": "mmpretrain.models"}}, "mmpretrain"),

@@ -175,7 +175,27 @@ def test_the_module_that_is_missing_is_named_not_the_one_that_was_asked_for(
         import_modules_from_strings(["own_part"])
     problem = known_problem(caught.value)
     assert isinstance(problem, ConfigError)
-    assert "a_library_of_mine" in problem.problem
+    assert (
+        problem.problem == f"The module a_library_of_mine is missing, which {tmp_path}/own_part.py imports."
+    )
+
+
+def test_a_name_that_a_module_does_not_have_is_quoted_with_who_imports_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "outer_part.py").write_text("import inner_part\n")
+    (tmp_path / "inner_part.py").write_text("from mmseg.models import NoSuchHead\n")
+    config = tmp_path / "mine.py"
+    config.write_text("custom_imports = dict(imports='outer_part', allow_failed_imports=False)\n")
+    with pytest.raises(ImportError) as caught:
+        Config.fromfile(config)
+    problem = known_problem(caught.value)
+    assert problem is not None
+    assert (
+        f"{tmp_path}/inner_part.py imports what is not there: cannot import name 'NoSuchHead'"
+        in problem.problem
+    )
 
 
 @pytest.mark.parametrize(
