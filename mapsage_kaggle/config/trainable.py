@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 _OF_0X = ("data", "runner", "optimizer", "lr_config", "checkpoint_config", "evaluation", "total_iters")
-_IN_EPOCHS = ("begin", "end", "T_max", "total_iters", "step_size", "period")
+_IN_EPOCHS = ("begin", "end", "T_max", "total_iters", "total_steps", "step_size", "milestones", "periods")
 
 _EPOCH_LOOPS = ("EpochBasedTrainLoop",)
 _ITERATION_LOOPS = ("IterBasedTrainLoop", "MapsageTrainLoop")
@@ -51,6 +51,7 @@ def check_trainable(
     by_epoch = kind in _EPOCH_LOOPS or (not kind and train.get("by_epoch", True))
     if by_epoch or "max_epochs" in train:
         num_images = count_images()
+        is_lazy = _is_lazy(source)
         raise ConfigError(
             Message(
                 "{source} trains by epochs ({kind}, max_epochs={epochs}); the kit cuts a run between "
@@ -60,8 +61,10 @@ def check_trainable(
                 train.get("max_epochs"),
             ),
             Message(
-                "Put this at the end of the config, or of one that has it as its _base_:\n{lines}",
-                by_iterations(cfg, num_images),
+                "Put this at the end of the config:\n{lines}"
+                if is_lazy
+                else "Write this into a file beside the config, and train that one:\n{lines}",
+                by_iterations(cfg, num_images, source, is_lazy=is_lazy),
             )
             if num_images
             else "Set train_cfg = dict(type='IterBasedTrainLoop', max_iters=…) and by_epoch=False in the "
@@ -110,41 +113,75 @@ def _check_version(cfg: Mapping[str, Any], source: Path) -> None:
         )
 
 
-def by_iterations(cfg: Mapping[str, Any], num_images: int) -> str:
+def _is_lazy(source: Path) -> bool:
+    """Return whether a config is in mmengine's pure Python style, which no ``_base_`` can name."""
+    from mmengine.config import Config
+
+    return source.is_file() and bool(Config._is_lazy_import(str(source)))
+
+
+def by_iterations(cfg: Mapping[str, Any], num_images: int, source: Path, *, is_lazy: bool) -> str:
     """Return what makes of a config that trains by epochs one of the same length by iterations.
 
     Returns:
-        Python to put at the end of the config.
+        Python: a config with this one as its ``_base_``, or whole values for the end of this one.
     """
-    per_epoch = -(-num_images // effective_batch(mapping_or_empty(cfg.get("train_dataloader"))))
+    loader = mapping_or_empty(cfg.get("train_dataloader"))
+    batch = effective_batch(loader)
+    per_epoch = num_images // batch if loader.get("drop_last") else -(-num_images // batch)
     train = mapping_or_empty(cfg.get("train_cfg"))
-    hook = mapping_or_empty(mapping_or_empty(cfg.get("default_hooks")).get("checkpoint"))
-    max_iters = int(train.get("max_epochs") or 0) * per_epoch
-    val_interval = int(train.get("val_interval") or 1) * per_epoch
+    loop = {
+        "type": "IterBasedTrainLoop",
+        "max_iters": int(train.get("max_epochs") or 0) * per_epoch,
+        "val_interval": int(train.get("val_interval") or 1) * per_epoch,
+    }
+    loop |= {
+        name: _times(train[name], per_epoch) for name in ("val_begin", "dynamic_intervals") if train.get(name)
+    }
+    found = mapping_or_empty(cfg.get("default_hooks"))
+    hook = plain(mapping_or_empty(found.get("checkpoint")))
     interval = max(1, int(hook.get("interval") or 1)) * per_epoch
-    loop = f"type='IterBasedTrainLoop', max_iters={max_iters}, val_interval={val_interval}"
+    hooks = {"checkpoint": {"type": "CheckpointHook", **hook, "by_epoch": False, "interval": interval}}
+    if found.get("logger"):
+        hooks["logger"] = {**plain(found["logger"]), "log_metric_by_epoch": False}
+    processor = {**plain(mapping_or_empty(cfg.get("log_processor"))), "by_epoch": False}
     lines = [
         f"# {num_images} images are {per_epoch} iterations an epoch",
-        f"train_cfg = dict(_delete_=True, {loop})",
-        f"default_hooks = dict(checkpoint=dict(by_epoch=False, interval={interval}))",
-        "log_processor = dict(by_epoch=False)",
+        *([] if is_lazy else [f"_base_ = {source.name!r}"]),
+        f"train_cfg = {loop if is_lazy else {'_delete_': True, **loop}!r}",
+        f"default_hooks = { ({**plain(found), **hooks} if is_lazy else hooks)!r}",
+        f"log_processor = {processor!r}",
     ]
-    schedulers = [_scheduler(item, per_epoch) for item in as_list(cfg.get("param_scheduler"))]
-    if schedulers:
-        lines.append(f"param_scheduler = {schedulers!r}")
+    if cfg.get("param_scheduler"):
+        lines.append(f"param_scheduler = {_schedulers(plain(cfg['param_scheduler']), per_epoch)!r}")
+    custom = plain(as_list(cfg.get("custom_hooks")))
+    if any("begin_epoch" in item for item in custom):
+        for item in custom:
+            item |= {"begin_iter": item.pop("begin_epoch") * per_epoch} if "begin_epoch" in item else {}
+        lines.append(f"custom_hooks = {custom!r}")
     return "\n".join(lines)
 
 
-def _scheduler(scheduler: Any, per_epoch: int) -> Any:
-    found = plain(mapping_or_empty(scheduler))
-    if not found.get("by_epoch", True):
+def _times(value: Any, per_epoch: int) -> Any:
+    """Return epochs as iterations: one, or several however deep."""
+    if isinstance(value, (list, tuple)):
+        return [_times(item, per_epoch) for item in value]
+    return value * per_epoch if isinstance(value, int) else value
+
+
+def _schedulers(found: Any, per_epoch: int) -> Any:
+    """Return schedulers by iterations: a list, or those of several optimizers by name."""
+    if isinstance(found, Mapping) and "type" not in found:
+        return {name: _schedulers(item, per_epoch) for name, item in found.items()}
+    return [_scheduler(item, per_epoch) for item in as_list(found)]
+
+
+def _scheduler(found: Mapping[str, Any], per_epoch: int) -> Mapping[str, Any]:
+    kind = type_name(found.get("type"))
+    if not found.get("by_epoch", True) or kind.startswith(PLATEAU):  # that steps after each validation
         return found
-    found.pop("convert_to_iter_based", None)
-    if type_name(found.get("type")).startswith(PLATEAU):
-        return found  # it steps after each validation
-    for name in _IN_EPOCHS:
-        if isinstance(found.get(name), int):
-            found[name] *= per_epoch
-    if isinstance(found.get("milestones"), list):
-        found["milestones"] = [milestone * per_epoch for milestone in found["milestones"]]
-    return {**found, "by_epoch": False}
+    scheduler = {name: value for name, value in found.items() if name != "convert_to_iter_based"}
+    scheduler |= {name: _times(found[name], per_epoch) for name in _IN_EPOCHS if name in found}
+    if kind.startswith("Exponential") and "gamma" in found:  # by which each step multiplies
+        scheduler["gamma"] **= 1 / per_epoch
+    return {**scheduler, "by_epoch": False}
