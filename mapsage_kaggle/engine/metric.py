@@ -11,6 +11,9 @@ import torch.distributed
 from mmengine.registry import METRICS
 from mmseg.evaluation import IoUMetric
 
+from mapsage_kaggle.errors import DataError
+from mapsage_kaggle.messages import Message
+
 _MAX_TOLD_CLASSES = 32
 """Beyond this a confusion matrix is too long for a line of the event log."""
 
@@ -53,7 +56,23 @@ class IntegerIoUMetric(IoUMetric):
         return confusion_matrix(pred_label, label, num_classes, ignore_index)
 
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
-        """Count one batch; keep the last sample apart, since it may turn out to be a repeated one."""
+        """Count one batch; keep the last sample apart, since it may turn out to be a repeated one.
+
+        Raises:
+            DataError: A mask is of another size than its image.
+        """
+        for sample in () if self.format_only else data_samples:
+            size, mask = (tuple(sample[key]["data"].shape[-2:]) for key in ("pred_sem_seg", "gt_sem_seg"))
+            if size != mask:
+                raise DataError(
+                    Message(
+                        "The mask of {image} has {mask} pixels (height, width), its prediction {size}.",
+                        sample.get("img_path", "?"),
+                        mask,
+                        size,
+                    ),
+                    "Give the mask the size of its image, and load it after whatever resizes the image.",
+                )
         self._num_samples += len(data_samples)
         super().process(data_batch, data_samples)
         if len(self.results) > 2:

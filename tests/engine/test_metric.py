@@ -15,6 +15,7 @@ from mmseg.evaluation import IoUMetric
 from mapsage_kaggle.config.patch import PatchContext, plan_patch
 from mapsage_kaggle.engine import metric
 from mapsage_kaggle.engine.metric import IntegerIoUMetric, confusion_matrix
+from mapsage_kaggle.errors import DataError
 
 CLASSES = ("background", "building", "road", "water", "never")
 IMAGES = 5
@@ -52,6 +53,15 @@ def test_its_figures_are_those_of_the_stock_metric(options: dict[str, Any]) -> N
         assert run(IntegerIoUMetric(**options), batch_size=batch_size) == pytest.approx(
             expected, abs=0.0051, nan_ok=True
         )
+
+
+@pytest.mark.parametrize("size", [(30, 40), (20, 30)], ids=["as many pixels", "fewer pixels"])
+def test_a_mask_of_another_size_is_refused_by_its_image(size: tuple[int, int]) -> None:
+    made, given = IntegerIoUMetric(), sample(3)
+    made.dataset_meta = {"classes": CLASSES}
+    given["gt_sem_seg"]["data"] = torch.zeros(1, *size, dtype=torch.uint8)
+    with pytest.raises(DataError, match=r"mask of /images/3\.png has .* its prediction \(40, 30\)"):
+        made.process({}, [given])
 
 
 def test_it_says_what_each_class_reached_and_none_where_a_class_does_not_occur() -> None:
