@@ -165,6 +165,8 @@ def plan_patch(cfg: Mapping[str, Any] | Config, source: Path, facts: PatchContex
         ConfigError: The kit cannot run it: it trains by epochs, has no training loop or data, or
             has a batch that cannot be split as asked.
     """
+    # Of a Config, the text that was read: each file of it begins with its path.
+    bases = re.findall(r"(?m)^/.*/([^/\n]+)\.py$", str(getattr(cfg, "text", "")))
     cfg = as_mapping(cfg)
     max_iters = check_trainable(cfg, source)
     planner = Planner(cfg)
@@ -177,6 +179,7 @@ def plan_patch(cfg: Mapping[str, Any] | Config, source: Path, facts: PatchContex
     _plan_fast(planner, facts)
     chose_half = _plan_precision(planner, facts)
     effective, micro = _plan_data(planner, facts, source)
+    _plan_batch_of_the_name(planner, (source.stem, *reversed(bases)), effective)
     _plan_metrics(planner, facts)
     norms_in_step = _same_passes(effective, micro, facts.world_size)
     _plan_machine(planner, facts, norms_in_step=norms_in_step)
@@ -496,7 +499,6 @@ def _plan_data(planner: Planner, facts: PatchContext, source: Path) -> tuple[int
     )
     # What else reads it, a scaled learning rate among it, sees the images of an iteration.
     planner.set("train_dataloader.batch_size", effective, "images an iteration")
-    _plan_batch_of_the_name(planner, source, effective)
     dataset = planner.get("train_dataloader.dataset")
     if type_name(mapping_or_empty(dataset).get("type")) not in WRAPPERS:
         planner.set(
@@ -527,20 +529,25 @@ def _labels(planner: Planner) -> dict[str, int]:
     return {"num_classes": num_classes, "ignore_index": int(head.get("ignore_index", 255))}
 
 
-def _plan_batch_of_the_name(planner: Planner, source: Path, effective: int) -> None:
-    """Warn of another batch size than the config's name stands for with several GPUs: ``8xb2``."""
-    match = re.search(r"(?:^|_)(\d+)xb(\d+)(?:[-_]|$)", source.stem)
+def _plan_batch_of_the_name(planner: Planner, names: Sequence[str], effective: int) -> None:
+    """Warn of another batch size than a name stands for with several GPUs: ``8xb2``.
+
+    ``names`` are the config's own and those of its bases.
+    """
+    matches = (re.search(r"(?:^|_)(\d+)xb(\d+)(?:[-_]|$)", name) for name in names)
+    match = next((item for item in matches if item is not None), None)
     if match is None:
         return
     gpus, images = int(match[1]), int(match[2])
     scales_rate = mapping_or_empty(planner.get("auto_scale_lr")).get("enable")
-    if gpus * images != effective and images == effective and not scales_rate:
+    a_step = effective * int(planner.get("optim_wrapper.accumulative_counts", 1) or 1)
+    if gpus * images != a_step and images == effective and not scales_rate:
         planner.warn(
             "{name} is written for {gpus} GPUs with {images} images each: its learning rate is "
             "meant for {meant} images an iteration, and here an iteration has {effective}. For "
             "the batch that was meant, set train_dataloader.batch_size={same}; as many at a time "
             "go through the model as memory holds (--micro-batch).",
-            source.name,
+            match.string,
             gpus,
             images,
             gpus * images,

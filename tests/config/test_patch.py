@@ -211,6 +211,16 @@ def test_a_config_for_several_gpus_is_told_what_batch_it_has(name: str, scaled: 
     assert [said in line for line in warnings] == ([True] if said else [])
 
 
+def test_a_config_is_told_that_by_the_name_of_its_base_too(tmp_path: Path) -> None:
+    base = tmp_path / "pspnet_r50-d8_8xb4-80k_loveda.py"
+    base.write_text("".join(f"{name} = {value!r}\n" for name, value in small().items()))
+    (tmp_path / "mine.py").write_text(f"_base_ = {base.name!r}\n")
+    for accumulated, said in ((1, True), (8, False)):
+        cfg = read_config(tmp_path / "mine.py", [f"optim_wrapper.accumulative_counts={accumulated}"])
+        warnings = plan_patch(cfg, tmp_path / "mine.py", PatchContext(work_dir=tmp_path)).warnings
+        assert [f"{base.stem} is written for 8 GPUs" in line for line in warnings] == [True] * said
+
+
 def test_a_micro_batch_is_never_more_than_a_rank_s_share() -> None:
     assert planned(micro_batch=16).micro_batch == 4
     assert planned(micro_batch=3, world_size=2, on_gpu=True).micro_batch == 2
