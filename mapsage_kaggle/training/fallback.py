@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -248,10 +249,10 @@ def _next_after_refusal(ladder: MemoryFallback, outcome: Outcome, *, can_recompu
         return Next(
             ladder=None,
             message=Message(
-                "BatchNorm cannot be trained with {images} image(s) per forward pass on each GPU. Use "
-                "fewer GPUs (--gpus 1), a larger train_dataloader.batch_size, or a norm that needs no "
-                "other images (norm_cfg = dict(type='GN', num_groups=32)).",
-                ladder.micro_batch,
+                "BatchNorm cannot be trained with {images} image(s) in a forward pass. Use fewer GPUs "
+                "(--gpus 1), a train_dataloader.batch_size that leaves more for each pass, or a norm that "
+                "needs no other images (norm_cfg = dict(type='GN', num_groups=32)).",
+                _images_in(outcome.message) or ladder.micro_batch,
             ),
         )
     least = ladder.micro_batch + 1
@@ -266,6 +267,12 @@ def _next_after_refusal(ladder: MemoryFallback, outcome: Outcome, *, can_recompu
             ladder.above,
         ),
     )
+
+
+def _images_in(message: str) -> int:
+    """Return the images of the pass that BatchNorm refused; 0 where it does not say."""
+    told = re.search(r"input size torch\.Size\(\[(\d+)", message)
+    return int(told[1]) if told is not None else 0
 
 
 def _neither_fits(ladder: MemoryFallback, outcome: Outcome) -> str:
