@@ -21,6 +21,7 @@ _GIVEN: Mapping[str, tuple[str, ...]] = {
 }
 """What mmsegmentation's IoUMetric gives for each of its ``iou_metrics``, besides ``aAcc``."""
 
+_IOU_METRICS = ("IoUMetric", "MapsageIoUMetric")
 _AFTER_VALIDATION: Mapping[str, Any] = {"by_epoch": True, "begin": 0, "convert_to_iter_based": False}
 """The options with which those act: they step where by_epoch is set, and no epoch ends before the run."""
 
@@ -36,6 +37,8 @@ def check_monitored(cfg: Mapping[str, Any] | Config, source: Path) -> None:
     cfg = as_mapping(cfg)
     _check_plateaus(cfg, source)
     validates = cfg.get("val_cfg") is not None and cfg.get("val_evaluator") is not None
+    if validates:
+        _check_choices(cfg, source)
     given = metrics_given(cfg) if validates else ()
     if given is None:
         return
@@ -72,6 +75,18 @@ def check_monitored(cfg: Mapping[str, Any] | Config, source: Path) -> None:
         )
 
 
+def _check_choices(cfg: Mapping[str, Any], source: Path) -> None:
+    """Look whether mmsegmentation's metric knows what is asked of it, which it says after a validation."""
+    for metric in map(mapping_or_empty, as_list(cfg.get("val_evaluator"))):
+        wanted = as_list(metric.get("iou_metrics")) if type_name(metric.get("type")) in _IOU_METRICS else []
+        unknown = [str(name) for name in wanted if name not in _GIVEN]
+        if unknown:
+            raise ConfigError(
+                Message("{source}: IoUMetric does not know the metric {names}.", source, ", ".join(unknown)),
+                Message("Choose iou_metrics among {names}.", ", ".join(_GIVEN)),
+            )
+
+
 def _check_plateaus(cfg: Mapping[str, Any], source: Path) -> None:
     for key, item in typed_with_keys(cfg.get("param_scheduler"), "param_scheduler"):
         kind = type_name(item.get("type"))
@@ -98,7 +113,7 @@ def metrics_given(cfg: Mapping[str, Any]) -> tuple[str, ...] | None:
     names: list[str] = []
     for item in as_list(cfg.get("val_evaluator")):
         metric = mapping_or_empty(item)
-        if type_name(metric.get("type")) not in ("IoUMetric", "MapsageIoUMetric"):
+        if type_name(metric.get("type")) not in _IOU_METRICS:
             return None
         prefix = f"{metric['prefix']}/" if metric.get("prefix") else ""
         wanted = [] if metric.get("format_only") else as_list(metric.get("iou_metrics", ["mIoU"]))

@@ -27,7 +27,9 @@ FailureKind: TypeAlias = Literal["memory", "shared_memory", "precision", "peer",
 LITTLE_MEMORY = 0.1
 """With less than this share of a GPU's memory free, an ambiguous error means lack of memory."""
 
-_MISTAKES = (ValueError, TypeError, KeyError, AttributeError, AssertionError, ImportError)
+_MISTAKES = (
+    ValueError, TypeError, LookupError, AttributeError, AssertionError, ImportError, NotImplementedError,
+)  # fmt: skip
 _ALLOCATION_FAILED = re.compile(
     r"CUDA out of memory|HIP out of memory|CUDA (?:driver )?error: out of memory"
     r"|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_(?:ALLOC_FAILED|\w*DEVICE_ALLOCATION_FAILED)"

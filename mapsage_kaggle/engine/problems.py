@@ -22,6 +22,8 @@ def known_problem(error: BaseException) -> MapsageError | None:
     for cause in _causes(error):
         if isinstance(cause, ModuleNotFoundError) and cause.name:
             package = cause.name.partition(".")[0]
+            if cause.name == "mmcv._ext":
+                return without_ops("The config has code that imports mmcv.ops")
             if package in ("torch", "mmengine", "mmcv", "mmseg"):
                 return MachineError(
                     Message("The training packages are missing: {last}.", cause),

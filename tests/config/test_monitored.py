@@ -78,6 +78,13 @@ def test_a_plateau_scheduler_that_could_not_step_is_refused_and_mended(
     assert by_plateau(mended, 50.0, 50.0, 60.0) == pytest.approx([1.0, 0.1, 0.1])
 
 
+def test_a_metric_that_iou_metric_does_not_know_is_said_before_a_validation() -> None:
+    cfg: dict[str, Any] = small(val_evaluator=[{"type": "IoUMetric", "iou_metrics": ["mIoU", "mIOU"]}])
+    with pytest.raises(ConfigError, match="does not know the metric mIOU"):
+        check_monitored(cfg, SOURCE)
+    check_monitored({**cfg, "val_cfg": None}, SOURCE)
+
+
 def test_what_goes_by_a_metric_needs_a_validation() -> None:
     cfg: dict[str, Any] = small(custom_hooks=[EARLY], val_cfg=None)
     with pytest.raises(

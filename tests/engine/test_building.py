@@ -204,6 +204,7 @@ def test_a_name_that_a_module_does_not_have_is_quoted_with_who_imports_it(
         (RuntimeError("Please install onedl-mmcv for PSAMask ops. E.g. with mim"), "PSAMask"),
         (ImportError("Please install onedl-mmdetection to use Mask2FormerHead: pip"), "mmdet"),
         (ModuleNotFoundError("No module named 'mmpretrain'", name="mmpretrain"), "mmpretrain"),
+        (ModuleNotFoundError("No module named 'mmcv._ext'", name="mmcv._ext"), "compiled ops of mmcv"),
     ],
 )
 def test_a_package_that_is_missing_is_named_with_what_to_install(error: Exception, words: str) -> None:

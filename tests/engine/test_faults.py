@@ -92,6 +92,8 @@ def test_what_real_allocators_raise_is_known(allocate: Any) -> None:
         (RuntimeError("the tile server is out of memory"), "error"),
         (OSError("cannot write log: device out of memory"), "error"),
         (ValueError("crop_size runs the model out of memory"), "refused"),
+        (IndexError("no memory at this in_index"), "refused"),
+        (NotImplementedError("memory of another kind"), "refused"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "error"),
         (RuntimeError("Cuda failure 201 'invalid device context'"), "error"),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), "error"),
