@@ -30,7 +30,7 @@ from mapsage_kaggle.config.reading import (
     weights_files,
 )
 from mapsage_kaggle.config.schedules import plan_extension
-from mapsage_kaggle.config.trainable import check_trainable
+from mapsage_kaggle.config.trainable import check_trainable, keys_of_0x
 from mapsage_kaggle.errors import ConfigError
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.paths import WorkDir, replace_file
@@ -170,6 +170,8 @@ def plan_patch(cfg: Mapping[str, Any] | Config, source: Path, facts: PatchContex
     cfg = as_mapping(cfg)
     max_iters = check_trainable(cfg, source)
     planner = Planner(cfg)
+    if old := keys_of_0x(cfg):
+        planner.warn("Without effect: {keys}, which mmsegmentation 0.x reads, and 1.x not.", ", ".join(old))
     seed = _seed(cfg, facts)
     planner.set("work_dir", str(facts.work_dir), "where this run writes")
     planner.set("randomness.seed", seed, "without a fixed seed every session walks another order")
@@ -547,7 +549,7 @@ def _plan_batch_of_the_name(planner: Planner, names: Sequence[str], effective: i
             "meant for {meant} images an iteration, and here an iteration has {effective}. For "
             "the batch that was meant, set train_dataloader.batch_size={same}; as many at a time "
             "go through the model as memory holds (--micro-batch).",
-            match.string,
+            f"{match.string}.py",
             gpus,
             images,
             gpus * images,

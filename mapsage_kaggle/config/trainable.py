@@ -21,7 +21,7 @@ from mapsage_kaggle.messages import Message
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-_OF_0X = ("data", "runner", "optimizer", "lr_config", "checkpoint_config", "evaluation", "total_iters")
+_OF_0X = ("runner", "lr_config", "checkpoint_config", "evaluation", "total_iters", "total_epochs")
 _IN_EPOCHS = ("begin", "end", "T_max", "total_iters", "total_steps", "step_size", "milestones", "periods")
 
 _EPOCH_LOOPS = ("EpochBasedTrainLoop",)
@@ -98,9 +98,8 @@ def _check_version(cfg: Mapping[str, Any], source: Path) -> None:
     Raises:
         ConfigError: It is one; the message names the keys by which it is known.
     """
-    found = [name for name in _OF_0X if name in cfg]
-    is_old = "samples_per_gpu" in mapping_or_empty(cfg.get("data")) or len(found) > 1
-    if is_old and "train_dataloader" not in cfg:
+    found = keys_of_0x(cfg)
+    if found and "train_dataloader" not in cfg:
         raise ConfigError(
             Message(
                 "{source} is a config of mmsegmentation 0.x ({keys}); the kit trains those of 1.x.",
@@ -118,6 +117,13 @@ def _is_lazy(source: Path) -> bool:
     from mmengine.config import Config
 
     return source.is_file() and bool(Config._is_lazy_import(str(source)))
+
+
+def keys_of_0x(cfg: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keys that mmsegmentation 0.x reads, and 1.x does not look at."""
+    data = mapping_or_empty(cfg.get("data"))
+    old = (name for name in _OF_0X if isinstance(cfg.get(name), (Mapping, int)))
+    return (*(["data"] if {"samples_per_gpu", "workers_per_gpu", "train"} & data.keys() else []), *old)
 
 
 def by_iterations(cfg: Mapping[str, Any], num_images: int, source: Path, *, is_lazy: bool) -> str:

@@ -218,7 +218,7 @@ def test_a_config_is_told_that_by_the_name_of_its_base_too(tmp_path: Path) -> No
     for accumulated, said in ((1, True), (8, False)):
         cfg = read_config(tmp_path / "mine.py", [f"optim_wrapper.accumulative_counts={accumulated}"])
         warnings = plan_patch(cfg, tmp_path / "mine.py", PatchContext(work_dir=tmp_path)).warnings
-        assert [f"{base.stem} is written for 8 GPUs" in line for line in warnings] == [True] * said
+        assert [f"{base.name} is written for 8 GPUs" in line for line in warnings] == [True] * said
 
 
 def test_a_micro_batch_is_never_more_than_a_rank_s_share() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.configs import SOURCE, small
+from support.configs import SOURCE, planned, small
 
 from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.config.trainable import check_trainable
@@ -20,11 +20,18 @@ EPOCHS = {"type": "EpochBasedTrainLoop", "max_epochs": 12, "val_interval": 2}
     [
         {"data": {"samples_per_gpu": 2}, "model": {}},
         {"data": {}, "runner": {"type": "IterBasedRunner", "max_iters": 80000}, "model": {}},
+        {"total_epochs": 12, "model": {}},
     ],
 )
 def test_a_config_of_mmsegmentation_0_x_is_called_that(cfg: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"is a config of mmsegmentation 0\.x"):
         check_trainable(cfg, SOURCE)
+
+
+def test_what_0_x_would_read_of_a_config_of_1_x_is_said_to_have_no_effect() -> None:
+    old = {"data": {"samples_per_gpu": 8}, "runner": {"max_iters": 9}, "optimizer": {"lr": 0.1}}
+    (warning,) = planned(small(**old)).warnings
+    assert warning.startswith("Without effect: data, runner, which")
 
 
 SCHEDULERS = [
