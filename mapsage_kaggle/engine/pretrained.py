@@ -121,22 +121,7 @@ def check_pretrained(model: nn.Module, arrived: set[int], warn: Callable[[str], 
             names = {name: id(parameter) for name, parameter in module.named_parameters()}
             missing = [name for name, key in names.items() if key not in arrived]
             if missing and len(missing) == len(names):
-                found = _weights_in(checkpoint)
-                raise ConfigError(
-                    Message(
-                        "{path} holds none of the {wanted} weights of {module}; it names them otherwise, "
-                        "such as {name}.",
-                        checkpoint,
-                        len(names),
-                        type(module).__name__,
-                        min(found, default="nothing"),
-                    ),
-                    Message(
-                        "Attach {name} as mmsegmentation publishes it, or convert this file with the script "
-                        "for it in mmsegmentation's tools/model_converters.",
-                        published_file(checkpoint),
-                    ),
-                )
+                raise none_arrived(checkpoint, module)
             if missing:
                 more = f" and {len(missing) - _MAX_NAMED} more" if len(missing) > _MAX_NAMED else ""
                 few = ", ".join(missing[:_MAX_NAMED]) + more
@@ -151,6 +136,24 @@ def check_pretrained(model: nn.Module, arrived: set[int], warn: Callable[[str], 
                         few,
                     )
                 )
+
+
+def none_arrived(checkpoint: str, module: nn.Module) -> ConfigError:
+    """Return the refusal of a file that gives a module no weight."""
+    return ConfigError(
+        Message(
+            "{path} holds none of the {wanted} weights of {module}; it names them otherwise, such as {name}.",
+            checkpoint,
+            len(list(module.parameters())),
+            type(module).__name__,
+            min(_weights_in(checkpoint), default="nothing"),
+        ),
+        Message(
+            "Attach {name} as mmsegmentation publishes it, or convert this file with the script for it in "
+            "mmsegmentation's tools/model_converters.",
+            published_file(checkpoint),
+        ),
+    )
 
 
 def _checkpoints_of(module: nn.Module) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ from yapf.yapflib import yapf_api
 from mapsage_kaggle.config.reading import written_value
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.fast.optimizer import step_equal_groups_together
-from mapsage_kaggle.engine.pretrained import initialise
+from mapsage_kaggle.engine.pretrained import initialise, none_arrived, noted_arrivals
 from mapsage_kaggle.engine.ranks import broadcast_model, core_model
 from mapsage_kaggle.engine.session import WorkerSession
 from mapsage_kaggle.engine.snapshot import flat_schedulers
@@ -70,10 +70,17 @@ class SessionRunner(Runner):
         strict: bool = False,
         revise_keys: list[tuple[str, str]] | None = None,
     ) -> dict[str, Any]:
-        """Load weights; on a resume every name must be there and fit."""
-        checkpoint: dict[str, Any] = super().load_checkpoint(
-            filename, map_location, strict or self._resume, revise_keys or [(r"^module\.", "")]
-        )
+        """Load weights; on a resume every name must be there and fit.
+
+        Raises:
+            ConfigError: Nothing of the file is in the model.
+        """
+        with noted_arrivals() as arrived:
+            checkpoint: dict[str, Any] = super().load_checkpoint(
+                filename, map_location, strict or self._resume, revise_keys or [(r"^module\.", "")]
+            )
+        if not (arrived or self._resume):
+            raise none_arrived(filename, core_model(self.model))
         self._loaded_checkpoint = checkpoint
         if self._resume:
             message = begin_scaling_anew(checkpoint, self.optim_wrapper)

@@ -19,6 +19,7 @@ from mapsage_kaggle.config.reading import written_value
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.engine import runner as runner_module
 from mapsage_kaggle.engine.runner import SessionRunner, begin_scaling_anew, format_configs_once
+from mapsage_kaggle.errors import ConfigError
 
 FIRST_SCALE = 2.0**16
 
@@ -118,7 +119,13 @@ def test_a_checkpoint_of_float32_has_none_to_go_on_from() -> None:
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_resume_asks_for_it_and_tells_it(resume: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = checkpoint(OnCPU(torch.bfloat16, loss_scale=1.0), BFLOAT16)
-    monkeypatch.setattr(Runner, "load_checkpoint", lambda *_: saved)
+    model = torch.nn.Linear(1, 1)
+
+    def load(*_: Any) -> Any:
+        model.load_state_dict(model.state_dict())
+        return saved
+
+    monkeypatch.setattr(Runner, "load_checkpoint", load)
     told: list[tuple[int, str]] = []
     runner = SessionRunner.__new__(SessionRunner)
     runner.session = SimpleNamespace(warn=lambda *item: told.append(item))  # type: ignore[assignment]
@@ -127,6 +134,20 @@ def test_a_resume_asks_for_it_and_tells_it(resume: bool, monkeypatch: pytest.Mon
     runner.load_checkpoint("iter_7.pth")
     assert ("loss_scaler" in saved["optimizer"]) != resume
     assert [iteration for iteration, _ in told] == [7] * resume
+
+
+def test_a_file_to_start_from_of_which_nothing_fits_is_refused(tmp_path: Path) -> None:
+    runner = SessionRunner.__new__(SessionRunner)
+    runner.model, runner._resume, runner._hooks = torch.nn.Linear(2, 1), False, []
+    runner.logger = SimpleNamespace(info=lambda _: None)  # type: ignore[assignment]
+    runner.optim_wrapper = OnCPU(torch.float16)
+    for name, value in (("encoder.weight", torch.ones(1, 2)), ("weight", torch.ones(1, 3))):
+        torch.save({"state_dict": {name: value}}, tmp_path / "zoo.pth")
+        with pytest.raises(ConfigError, match=f"holds none of the 2 weights of Linear.*such as {name}"):
+            runner.load_checkpoint(str(tmp_path / "zoo.pth"))
+    torch.save({"state_dict": {"weight": torch.ones(1, 2)}}, tmp_path / "zoo.pth")
+    runner.load_checkpoint(str(tmp_path / "zoo.pth"))
+    assert runner.model.weight.tolist() == [[1.0, 1.0]]
 
 
 def test_a_written_config_is_read_and_never_run() -> None:
