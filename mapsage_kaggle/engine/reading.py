@@ -157,18 +157,15 @@ class GuardedDataset(Dataset[Any]):
                 # The machine's fault and not the file's: the same sample must come in the next try.
                 raise
             except Exception as error:  # a pipeline may raise anything on a damaged file
-                name = name_of(self.dataset, index)
+                name, why = name_of(self.dataset, index), _first_line(error)
                 if self.on_bad_image != "skip":
+                    mask = name_of(self.dataset, index, "seg_map_path")
+                    # Most loaders do not say which of the two it is.
+                    files = name if name in why or mask == str(index) else f"{name}, {mask}"
                     raise TrainingError(
-                        Message(
-                            "Sample {index} ({name}) cannot be loaded: {why}.",
-                            index,
-                            name,
-                            _first_line(error),
-                        ),
+                        Message("Sample {index} ({name}) cannot be loaded: {why}.", index, files, why),
                         "Replace the file, or train with --on-bad-image skip to leave it out.",
                     ) from error
-                why = _first_line(error)
                 message = Message("{name} cannot be loaded, and is left out: {why}.", name, why.rstrip("."))
                 emit("bad_image", **where, file=name, problem=why, message=message)
         raise TrainingError(

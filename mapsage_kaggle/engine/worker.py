@@ -66,8 +66,9 @@ def main(arguments: list[str]) -> int:
         if not has_begun:
             error = _explained(error, spec)
         message = failure_message(error)
-        if session.stage == "validation" and not isinstance(error, MapsageError):
-            images = ", ".join(session.validated_images)
+        if session.stage == "validation":
+            # An error of the kit's own names its file.
+            images = "" if isinstance(error, MapsageError) else ", ".join(session.validated_images)
             message = (
                 Message(
                     "In the validation at iteration {iteration}, with {images}: {why}",

@@ -100,6 +100,14 @@ def test_a_damaged_validation_image_is_told_by_its_name() -> None:
         ReadableDataset(Shelf({1: [ValueError("broken")]}))[1]
 
 
+def test_a_damaged_mask_is_told_by_its_name_beside_the_image_s() -> None:
+    for why, named in (("broken", r"1\.png, masks/1\.png"), ("1.png is broken", r"1\.png")):
+        data = Shelf({1: [ValueError(why)]})
+        data.get_data_info = lambda index: {"img_path": f"{index}.png", "seg_map_path": f"masks/{index}.png"}
+        with pytest.raises(TrainingError, match=rf"Sample 1 \({named}\) cannot be loaded: {why}"):
+            ReadableDataset(data)[1]
+
+
 def test_a_damaged_validation_image_counts_for_nothing_where_that_is_asked_for(
     warned: Callable[[], list[dict[str, Any]]],
 ) -> None:

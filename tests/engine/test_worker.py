@@ -29,7 +29,7 @@ from mapsage_kaggle.engine.reading import EVENTS_VARIABLE
 from mapsage_kaggle.engine.safety import load_ahead, load_local
 from mapsage_kaggle.engine.session import WorkerSession, _gpu_s_this_week
 from mapsage_kaggle.engine.snapshot import keep_loadable
-from mapsage_kaggle.errors import CheckpointError
+from mapsage_kaggle.errors import CheckpointError, TrainingError
 from mapsage_kaggle.events import read_events
 from mapsage_kaggle.pace import week_start_s
 from mapsage_kaggle.records import Exactness, Learned, SessionRecord
@@ -58,15 +58,20 @@ def spec(tmp_path: Path) -> ChildSpec:
 
 
 @pytest.mark.parametrize(
-    ("at", "where"),
+    ("at", "error", "said"),
     [
-        ("before", ""),
-        ("within", "In the validation at iteration 4, with tiles/7.png: "),
-        ("between", "In the validation at iteration 4: "),
+        ("before", ValueError("Bang."), "ValueError: Bang."),
+        (
+            "within",
+            ValueError("Bang."),
+            "In the validation at iteration 4, with tiles/7.png: ValueError: Bang.",
+        ),
+        ("between", ValueError("Bang."), "In the validation at iteration 4: ValueError: Bang."),
+        ("within", TrainingError("8.png is none."), "In the validation at iteration 4: 8.png is none."),
     ],
 )
 def test_an_error_in_validation_is_told_with_the_image(
-    spec: ChildSpec, monkeypatch: pytest.MonkeyPatch, at: str, where: str
+    spec: ChildSpec, monkeypatch: pytest.MonkeyPatch, at: str, error: Exception, said: str
 ) -> None:
     def train(spec: ChildSpec, session: WorkerSession, *, scratch: Path) -> None:
         session._iteration, session.has_begun = 4, True
@@ -76,7 +81,7 @@ def test_an_error_in_validation_is_told_with_the_image(
             ValidationPulse(session).before_val_iter(None, 0, batch)
             if at == "between":
                 ValidationPulse(session).after_val_iter(None, 0, batch)
-        raise ValueError("Bang.")
+        raise error
 
     monkeypatch.setattr(worker, "_train", train)
     monkeypatch.setattr(Control, "install_signal_handlers", lambda control: None)
@@ -86,7 +91,7 @@ def test_an_error_in_validation_is_told_with_the_image(
     SessionRecord(run_id="r", fingerprint="f").write(spec.work_dir / "session.json")
     assert worker.main([str(file)]) == 5
     (failure,) = [item for item in read_events(spec.work_dir / "events.jsonl") if item.event == "failure"]
-    assert failure.data["message"] == f"{where}ValueError: Bang."
+    assert failure.data["message"] == said
 
 
 # --- memory ----------------------------------------------------------------------------------------------
