@@ -44,7 +44,7 @@ _WITH_COMPILED_OPS_ON_GPU = frozenset({"FocalLoss", "mmseg.FocalLoss"})
 
 _SCOPES = ("mmdet", "mmpretrain", "mmcls")
 _PARTS = ("model", "train_dataloader", "val_dataloader", "val_evaluator", "custom_hooks", "visualizer",
-          "vis_backends")  # fmt: skip
+          "vis_backends", "optim_wrapper", "default_hooks")  # fmt: skip
 
 
 def check_installed(cfg: Mapping[str, Any] | Config, source: Path, places: Sequence[Path] = ()) -> None:
@@ -111,9 +111,10 @@ def has_compiled_ops() -> bool:
 
 def _types_in(node: Any) -> Iterator[str]:
     if isinstance(node, Mapping):
-        kind = node.get("type")
+        kind, scope = node.get("type"), node.get("_scope_")
         if kind is not None:
-            yield kind if isinstance(kind, str) else getattr(kind, "__name__", "")
+            kind = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
+            yield f"{scope}.{kind}" if scope in _SCOPES else kind
         for value in node.values():
             yield from _types_in(value)
     elif isinstance(node, (list, tuple)):

@@ -20,6 +20,8 @@ SOURCE = Path("mine.py")
     [
         ({"model": {"backbone": {"type": "mmpretrain.ConvNeXt"}}}, "mmpretrain"),
         ({"model": {"backbone": {"type": "mmdet::Something"}}}, "mmdet"),
+        ({"model": {"backbone": {"_scope_": "mmpretrain", "type": "ConvNeXt"}}}, "mmpretrain"),
+        ({"optim_wrapper": {"constructor": {"type": "mmpretrain.Something"}}}, "mmpretrain"),
         ({"model": {"backbone": {"type": "mmdet.models.backbones.Something"}}}, "mmdet"),
         ({"model": {"decode_head": {"type": "MaskFormerHead"}}}, "mmdet"),
         ({"visualizer": {"vis_backends": [{"type": "WandbVisBackend"}]}}, "wandb"),
