@@ -16,7 +16,7 @@ from mapsage_kaggle.config.patch import plan_patch
 from mapsage_kaggle.config.reading import as_mapping, find_keys, read_config, value_at
 from mapsage_kaggle.display.cells import refusal_panel
 from mapsage_kaggle.display.panels import Panel
-from mapsage_kaggle.errors import ConfigError, UsageError
+from mapsage_kaggle.errors import MapsageError, UsageError
 from mapsage_kaggle.training.options import PARAMETERS, Options, option_text
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def judge(asked: Outcome, prepared: Prepared, words: Words) -> FormState:
         cfg = read_config(options.config, options.overrides)
         end = options.extend_to or prepared.facts.extend_to
         patch = plan_patch(cfg, options.config, replace(prepared.facts, extend_to=end))
-    except ConfigError as error:
+    except MapsageError as error:
         return FormState(problems={}, panel=refusal_panel(title, error, words), usable=False)
     keys = [override.partition("=")[0] for override in asked.overrides]
     is_other = prepared.start_iteration > 0 and patch.fingerprint != prepared.patch.fingerprint

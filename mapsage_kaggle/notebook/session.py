@@ -20,7 +20,7 @@ from mapsage_kaggle.config.modules import find_config
 from mapsage_kaggle.config.reading import data_roots_of, pretrained_of, read_config, weights_files
 from mapsage_kaggle.config.trainable import check_trainable
 from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE, LOVEDA_CLASSES, LOVEDA_PALETTE
-from mapsage_kaggle.data.find import find_data, find_pretrained
+from mapsage_kaggle.data.find import count_images, find_data, find_pretrained
 from mapsage_kaggle.display.cells import (
     check_finding,
     choice_panel,
@@ -629,7 +629,7 @@ def _look_at_data(options: Options, paths: KagglePaths, words: Words) -> tuple[l
     from mapsage_kaggle.display.plots import data_picture
 
     cfg = read_config(options.config, options.overrides)
-    check_trainable(cfg, options.config)
+    check_trainable(cfg, options.config, lambda: count_images(cfg, paths.input))
     roots = find_data(cfg, paths.input)
     kinds = data_roots_of(cfg)
     findings: list[Finding] = []

@@ -239,6 +239,11 @@ def test_of_two_data_sets_that_fit_both_are_named_and_the_parameter_that_chooses
     assert all(str(place) in str(refused.value) for place in (first, second))
 
 
+def test_a_config_by_epochs_is_told_with_its_numbers_by_iterations(able: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train that one:\n# \d+ images are \d+ iterations an epoch"):
+        preflight("demo", overrides=["train_cfg.type=EpochBasedTrainLoop", "train_cfg.max_epochs=2"])
+
+
 def test_a_cell_refuses_in_the_language_of_the_notebook(able: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mapsage_kaggle.notebook.session.show", lambda panel: None)
     session = preflight("demo", session_limit="2400h", language="zh")
