@@ -63,7 +63,8 @@ def check_trainable(
             Message(
                 "Put this at the end of the config:\n{lines}"
                 if is_lazy
-                else "Write this into a file beside the config, and train that one:\n{lines}",
+                else "Write this into a file beside the config, or elsewhere with the config's whole path in "
+                "_base_, and train that one:\n{lines}",
                 by_iterations(cfg, num_images, source, is_lazy=is_lazy),
             )
             if num_images

@@ -54,17 +54,20 @@ BY_ITERATIONS = [
 ]
 
 
-def pasted(config: Path, num_images: int = 10) -> Any:
-    """Return a config by epochs, as the refusal says to write it."""
+def pasted(config: Path, num_images: int = 10, *, elsewhere: Path | None = None) -> Any:
+    """Return a config by epochs, as the refusal says to write it: beside it, or elsewhere."""
     cfg = read_config(config)
     with pytest.raises(ConfigError) as caught:
         check_trainable(cfg, config, lambda: num_images)
     what, _, lines = caught.value.remedy.partition("\n")
     if "at the end" in what:
         config.write_text(f"{config.read_text()}\n{lines}\n")
-    else:
+    elif elsewhere is None:
         config = config.with_name("other.py")
         config.write_text(lines)
+    else:
+        elsewhere.write_text(lines.replace(repr(config.name), repr(str(config))))
+        config = elsewhere
     found = read_config(config)
     assert check_trainable(found, config) == found.train_cfg.max_iters
     return found
@@ -90,6 +93,11 @@ def test_one_that_trains_by_epochs_is_refused_with_its_numbers_converted(tmp_pat
     assert cfg.default_hooks.logger == {"type": "LoggerHook", "interval": 5, "log_metric_by_epoch": False}
     assert cfg.log_processor == {"by_epoch": False}
     assert cfg.param_scheduler == ({"one": BY_ITERATIONS} if named else BY_ITERATIONS)
+
+
+def test_what_is_converted_may_lie_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "working").mkdir()
+    assert pasted(written(tmp_path), elsewhere=tmp_path / "working" / "other.py").train_cfg.max_iters == 36
 
 
 def test_one_that_no_base_can_name_is_converted_at_its_end(tmp_path: Path) -> None:

@@ -229,7 +229,11 @@ def portable_config(cfg: Config, factor: float | None = None) -> Config:
 
 
 def _classes(
-    cfg: Config, model: TrainedModel, portable: Portable, divisor: int, only_size: tuple[int, int] | None
+    cfg: Config,
+    model: TrainedModel,
+    portable: Portable,
+    divisor: int,
+    only_size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     labels = labels_of(cfg, model)
     return {
