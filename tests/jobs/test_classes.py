@@ -22,7 +22,7 @@ from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE
 from mapsage_kaggle.engine.jobs import export
 from mapsage_kaggle.engine.jobs import predict as engine
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, load_model
-from mapsage_kaggle.errors import DataError
+from mapsage_kaggle.errors import ConfigError, DataError
 from mapsage_kaggle.imagery.sources import find_images
 from mapsage_kaggle.imagery.submission import check_submission, write_submission
 from mapsage_kaggle.imagery.writing import Labels
@@ -108,3 +108,18 @@ def test_a_submission_of_some_classes_holds_the_benchmark_s_values(tmp_path: Pat
             tmp_path / "s.zip", {"0.png": (3, 3)},
             Labels(classes=("a",) * 5, palette=((0, 0, 0),) * 5, numbers=(1, 2, 3, 4, 5), no_data=0),
         )  # fmt: skip
+
+
+def one_channel(names: tuple[str, ...], folder: Path) -> TrainedModel:
+    cfg = read_config(DEMO, [f"model.decode_head.num_classes={len(names)}"])
+    cfg.model.decode_head.update(out_channels=1, threshold=0.5)
+    cfg.model.decode_head.loss_decode.update(use_sigmoid=True, avg_non_ignore=True)
+    cfg.train_dataloader.dataset.metainfo = {"classes": names}
+    cfg = for_inference(cfg, {})
+    return load_model(cfg, write_model(cfg, folder / "w.pth", 2), device="cpu")
+
+
+def test_one_class_alone_is_asked_for_the_name_of_its_absence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="building and its absence"):
+        one_channel(("building",), tmp_path)
+    assert one_channel(("background", "building"), tmp_path).num_channels == 1

@@ -375,6 +375,11 @@ def load_model(
     data = dataset_of(cfg)
     classes = dataset_classes(data) or tuple(f"class {index}" for index in range(int(net.num_classes)))
     check_classes(checkpoint, meta, classes)
+    if len(classes) == 1:
+        raise ConfigError(
+            Message("The model tells {name} and its absence apart; only one class has a name.", *classes),
+            "Name the absence too: two classes in the data set's metainfo, num_classes=2 and out_channels=1.",
+        )
     load_weights(net, found.get("state_dict", found), checkpoint)
     if fast:
         from mapsage_kaggle.engine.fast.inference import hasten
