@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.display.findings import class_scores
 from mapsage_kaggle.display.history import PastSession
-from mapsage_kaggle.display.panels import text_templates
+from mapsage_kaggle.display.panels import from_template
 from mapsage_kaggle.display.text import score_text, size, table
 from mapsage_kaggle.outside import visible, visible_lines
 
@@ -151,7 +151,8 @@ def card_text(card: Card) -> str:
     """Return the card as Markdown, with the front matter that model hubs read."""
     last = card.sessions[-1].record if card.sessions else None
     validation = _validation(card)
-    return text_templates().get_template("model_card.md.j2").render(
+    return from_template(
+        "model_card.md.j2",
         card=card,
         size=size,
         sessions=[session.record for session in card.sessions],

@@ -12,7 +12,7 @@ from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.display.columns import aligned
 from mapsage_kaggle.display.history import unlabelled_in
 from mapsage_kaggle.display.locale.words import Words
-from mapsage_kaggle.display.panels import Tone, style, templates
+from mapsage_kaggle.display.panels import Tone, from_template
 from mapsage_kaggle.display.progress import Progress
 from mapsage_kaggle.display.text import scores_text, size, unseen_text
 from mapsage_kaggle.events import Event
@@ -75,15 +75,12 @@ class TrainingPanel:
     @property
     def html(self) -> str:
         """The figures, for above the chart."""
-        return self._render("training.html.j2")
+        return from_template("training.html.j2", panel=self)
 
     @property
     def events_html(self) -> str:
         """The events, for below the chart."""
-        return self._render("events.html.j2")
-
-    def _render(self, name: str) -> str:
-        return templates().get_template(name).render(panel=self, style=style())
+        return from_template("events.html.j2", panel=self)
 
     @property
     def text(self) -> str:

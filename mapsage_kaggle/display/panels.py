@@ -93,26 +93,7 @@ class Panel:
     @property
     def html(self) -> str:
         """The panel for a browser, with its own style and without scripts."""
-        template = templates().get_template("panel.html.j2")
-        page = template.render(
-            style=style(),
-            title=self.title,
-            aside=self.aside,
-            tone=self.tone,
-            lead=self.lead,
-            share=None if self.share is None else min(1.0, max(0.0, self.share)),
-            checks=self.findings,
-            facts=self.facts,
-            notes=self.notes,
-            table=self.table,
-            diff_open=self.diff_open,
-            lists=self.lists,
-            diff=list(_diff_lines(self.diff)),
-            diff_title=self.diff_title,
-            tail=self.tail,
-            pictures=[data_uri(path) for path in self.pictures],
-        )
-        return visible_lines(page)
+        return visible_lines(from_template("panel.html.j2", panel=self, diff=_diff_lines(self.diff)))
 
     @property
     def text(self) -> str:
@@ -155,32 +136,25 @@ def in_kernel() -> bool:
     return "ipykernel.kernelapp" in sys.modules
 
 
-@cache
-def templates() -> Environment:
-    """Return the environment of the HTML templates; everything put into them is escaped."""
-    from jinja2 import Environment, FileSystemLoader
-
-    return Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+def from_template(name: str, **values: object) -> str:
+    """Return a template with values put into it: escaped in HTML, as they are in Markdown."""
+    return _templates().get_template(name).render(values)
 
 
 @cache
-def text_templates() -> Environment:
-    """Return the environment of the text and Markdown templates; nothing is escaped."""
-    from jinja2 import Environment, FileSystemLoader
-
-    return Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=False, trim_blocks=True, lstrip_blocks=True
-    )
-
-
-@cache
-def style() -> Any:
-    """Return the style sheet, marked as safe HTML."""
+def _templates() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, select_autoescape
     from markupsafe import Markup
 
-    return Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=select_autoescape(["html.j2"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["style"] = Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    environment.filters["data_uri"] = data_uri
+    return environment
 
 
 def data_uri(picture: Path | bytes) -> str:

@@ -16,7 +16,7 @@ from mapsage_kaggle.display.audit import FOLLOWS, WHOLE, audit_sessions
 from mapsage_kaggle.display.findings import class_scores, findings, last_confusion, palette_of
 from mapsage_kaggle.display.history import PastSession, one_run, read_sessions, series, unlabelled
 from mapsage_kaggle.display.locale.words import Words
-from mapsage_kaggle.display.panels import Panel, Table, Tone, data_uri, style, templates
+from mapsage_kaggle.display.panels import Panel, Table, Tone, data_uri, from_template
 from mapsage_kaggle.display.text import next_text, score_text, size, times_text, unseen_text
 from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.messages import Message
@@ -116,45 +116,41 @@ def render(sessions: Sequence[PastSession], pictures: dict[str, tuple[bytes, byt
     last = sessions[-1].record
     counted = [item for item in sessions if item.record.end_iteration > item.record.start_iteration]
     audited = audit_sessions(sessions)
-    return (
-        templates()
-        .get_template("report.html.j2")
-        .render(
-            words=words,
-            t=words.translate,
-            style=style(),
-            run=last,
-            tone=_TONES[last.stop_reason],
-            state=words(last.stop_reason),
-            next_step=next_text(last, sessions[-1].folder, words),
-            key_numbers=_key_numbers(sessions),
-            strips=[_strip(item.record, last.max_iters) for item in counted],
-            findings=findings(sessions, num_left_out=evaluated.num_left_out(sessions[-1].folder)),
-            pictures={
-                Path(name).stem.removeprefix("report_"): tuple(map(data_uri, pair))
-                for name, pair in pictures.items()
-            },
-            english_figures=words.language != "en" and not plots.cjk_families(),
-            confused_at=(last_confusion(sessions) or (None,))[0],
-            palette=palette_of(sessions),
-            predictions=_predictions(sessions[-1].folder),
-            sessions=[_session_row(item, words) for item in sessions],
-            splits=_split_rows(sessions),
-            activities=list(plots.ACTIVITIES.values()),
-            scores=_score_rows(sessions),
-            classes=_class_table(sessions),
-            evaluations=_evaluations(sessions[-1].folder, words),
-            checkpoints=_checkpoint_rows(sessions[-1]),
-            changes=[
-                (item.record.session_index, item.record.changes) for item in sessions if item.record.changes
-            ],
-            audit=audited,
-            chain_tone=_CHAIN_TONES[audited.chain],
-            whole=WHOLE[audited.grade],
-            follows=FOLLOWS,
-            learned=_learned_rows(last),
-            written=_moment(last.ended_s or time.time()),
-        )
+    return from_template(
+        "report.html.j2",
+        words=words,
+        t=words.translate,
+        run=last,
+        tone=_TONES[last.stop_reason],
+        state=words(last.stop_reason),
+        next_step=next_text(last, sessions[-1].folder, words),
+        key_numbers=_key_numbers(sessions),
+        strips=[_strip(item.record, last.max_iters) for item in counted],
+        findings=findings(sessions, num_left_out=evaluated.num_left_out(sessions[-1].folder)),
+        pictures={
+            Path(name).stem.removeprefix("report_"): tuple(map(data_uri, pair))
+            for name, pair in pictures.items()
+        },
+        english_figures=words.language != "en" and not plots.cjk_families(),
+        confused_at=(last_confusion(sessions) or (None,))[0],
+        palette=palette_of(sessions),
+        predictions=_predictions(sessions[-1].folder),
+        sessions=[_session_row(item, words) for item in sessions],
+        splits=_split_rows(sessions),
+        activities=list(plots.ACTIVITIES.values()),
+        scores=_score_rows(sessions),
+        classes=_class_table(sessions),
+        evaluations=_evaluations(sessions[-1].folder, words),
+        checkpoints=_checkpoint_rows(sessions[-1]),
+        changes=[
+            (item.record.session_index, item.record.changes) for item in sessions if item.record.changes
+        ],
+        audit=audited,
+        chain_tone=_CHAIN_TONES[audited.chain],
+        whole=WHOLE[audited.grade],
+        follows=FOLLOWS,
+        learned=_learned_rows(last),
+        written=_moment(last.ended_s or time.time()),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from mapsage_kaggle.display.cells import short_names
 from mapsage_kaggle.display.live import TrainingPanel
 from mapsage_kaggle.display.locale.words import Words
-from mapsage_kaggle.display.panels import Panel, in_kernel
+from mapsage_kaggle.display.panels import Panel, from_template, in_kernel
 
 
 def can_show_widgets() -> bool:
@@ -35,11 +35,6 @@ class Place:
         import ipywidgets
 
         self._html = ipywidgets.HTML(panel.html, layout={"width": "auto"})
-
-    @property
-    def widget(self) -> Any:
-        """The widget, for nesting."""
-        return self._html
 
     def display(self) -> Place:
         _display(self._html)
@@ -83,7 +78,7 @@ class TrainingSurface:
 
     def show_chart(self, png: bytes) -> None:
         if not self._caption.value:
-            self._caption.value = _caption(self._words)
+            self._caption.value = from_template("caption.html.j2", words=self._words)
             self._chart.layout.display = "block"
         self._chart.value = png
 
@@ -97,12 +92,6 @@ class TrainingSurface:
     def _stop_pressed(self, _: object) -> None:
         self._stop.disabled = self._save.disabled = True
         self._on_stop()
-
-
-def _caption(words: Words) -> str:
-    from mapsage_kaggle.display.panels import style, templates
-
-    return templates().get_template("caption.html.j2").render(words=words, style=style())
 
 
 def _button(text: str, kind: str, hint: str, *, style: str = "") -> Any:
@@ -296,6 +285,4 @@ def _folded(title: str, inner: Any) -> Any:
 
 
 def _sentence(text: str, *, tone: str = "") -> str:
-    from mapsage_kaggle.display.panels import style, templates
-
-    return templates().get_template("sentence.html.j2").render(text=text, tone=tone, style=style())
+    return from_template("sentence.html.j2", text=text, tone=tone)
