@@ -16,7 +16,7 @@ from mapsage_kaggle.display.audit import FOLLOWS, WHOLE, audit_sessions
 from mapsage_kaggle.display.findings import class_scores, findings, last_confusion, palette_of
 from mapsage_kaggle.display.history import PastSession, one_run, read_sessions, series, unlabelled
 from mapsage_kaggle.display.locale.words import Words
-from mapsage_kaggle.display.panels import Panel, Table, Tone, data_uri, from_template
+from mapsage_kaggle.display.panels import Panel, Table, Tone, from_template
 from mapsage_kaggle.display.text import next_text, score_text, size, times_text, unseen_text
 from mapsage_kaggle.errors import UsageError
 from mapsage_kaggle.messages import Message
@@ -114,8 +114,8 @@ def render(sessions: Sequence[PastSession], pictures: dict[str, tuple[bytes, byt
     ``pictures`` holds a light and a dark PNG by file name.
     """
     last = sessions[-1].record
-    counted = [item for item in sessions if item.record.end_iteration > item.record.start_iteration]
     audited = audit_sessions(sessions)
+    predictions = predictions_below(WorkDir(sessions[-1].folder).predictions)
     return from_template(
         "report.html.j2",
         words=words,
@@ -125,18 +125,17 @@ def render(sessions: Sequence[PastSession], pictures: dict[str, tuple[bytes, byt
         state=words(last.stop_reason),
         next_step=next_text(last, sessions[-1].folder, words),
         key_numbers=_key_numbers(sessions),
-        strips=[_strip(item.record, last.max_iters) for item in counted],
+        trained=[item.record for item in sessions if item.record.end_iteration > item.record.start_iteration],
         findings=findings(sessions, num_left_out=evaluated.num_left_out(sessions[-1].folder)),
-        pictures={
-            Path(name).stem.removeprefix("report_"): tuple(map(data_uri, pair))
-            for name, pair in pictures.items()
-        },
+        pictures={Path(name).stem.removeprefix("report_"): pair for name, pair in pictures.items()},
         english_figures=words.language != "en" and not plots.cjk_families(),
         confused_at=(last_confusion(sessions) or (None,))[0],
         palette=palette_of(sessions),
-        predictions=_predictions(sessions[-1].folder),
+        predictions=predictions[:_MAX_PREDICTIONS],
+        predicted_at=sorted({at for item in predictions for at in item.predictions}),
         sessions=[_session_row(item, words) for item in sessions],
-        splits=_split_rows(sessions),
+        splits=[(item.record.session_index, plots.time_split(item)) for item in sessions],
+        duration=format_duration,
         activities=list(plots.ACTIVITIES.values()),
         scores=_score_rows(sessions),
         classes=_class_table(sessions),
@@ -224,11 +223,6 @@ def _key_numbers(sessions: Sequence[PastSession]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _strip(record: SessionRecord, total: int) -> dict[str, Any]:
-    share = 100.0 * (record.end_iteration - record.start_iteration) / max(1, total)
-    return {"index": record.session_index, "share": round(share, 2)}
-
-
 def _session_row(session: PastSession, words: Words) -> dict[str, Any]:
     record = session.record
     done = record.end_iteration - record.start_iteration
@@ -251,24 +245,6 @@ def _session_row(session: PastSession, words: Words) -> dict[str, Any]:
         "score": f"{max(scores):.2f}" if scores else "–",
         "resumed": next((str(event.data.get("verdict", "")) for event in session.of("resume")), ""),
     }
-
-
-def _predictions(folder: Path) -> dict[str, Any]:
-    """Return the pictures of validation images as the page shows them, one row per image."""
-    found = predictions_below(WorkDir(folder).predictions)
-    iterations = sorted({at for item in found for at in item.predictions})
-    rows = [
-        {
-            "name": item.name,
-            "image": data_uri(item.image) if item.image else None,
-            "truth": data_uri(item.truth) if item.truth else None,
-            "predicted": [
-                data_uri(item.predictions[at]) if at in item.predictions else None for at in iterations
-            ],
-        }
-        for item in found[:_MAX_PREDICTIONS]
-    ]
-    return {"iterations": [f"{at:,}" for at in iterations], "rows": rows}
 
 
 LEARNED: Mapping[str, str] = {
@@ -299,16 +275,6 @@ def _learned_rows(record: SessionRecord) -> list[tuple[str, str]]:
             several = isinstance(value, (list, tuple))
             rows.append((name, "; ".join(map(str, value)) if several else str(value)))
     return [(LEARNED.get(name, name.replace("_", " ")), value) for name, value in rows]
-
-
-def _split_rows(sessions: Sequence[PastSession]) -> list[tuple[int, list[str], str]]:
-    rows = []
-    for session in sessions:
-        split = plots.time_split(session)
-        total = sum(split.values())
-        cells = [format_duration(split.get(name, 0.0)) for name in plots.ACTIVITIES]
-        rows.append((session.record.session_index, cells, format_duration(total)))
-    return rows
 
 
 def _score_rows(sessions: Sequence[PastSession]) -> list[dict[str, Any]]:
@@ -360,10 +326,9 @@ def _evaluations(work_dir: Path, words: Words, most: int = 3) -> list[dict[str, 
                 "rows": rows,
                 "facts": evaluated.facts(document, words),
                 "notes": evaluated.notes(document, words),
-                "confusion": tuple(
-                    data_uri(evaluated.confusion_of(document, words, theme))
-                    for theme in (plots.LIGHT, plots.DARK)
-                ),
+                "confusion": [
+                    evaluated.confusion_of(document, words, theme) for theme in (plots.LIGHT, plots.DARK)
+                ],
             }
         )
     return found
