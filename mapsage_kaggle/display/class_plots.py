@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mapsage_kaggle.display.locale.words import Words
-from mapsage_kaggle.display.plots import DPI, LIGHT, Say, Theme, boundary_lines, labels_in, png, restrain
+from mapsage_kaggle.display.plots import DPI, LIGHT, Say, Theme, boundary_lines, png, restrain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +22,7 @@ def confusion_picture(
     classes: Sequence[str],
     palette: Sequence[Colour] | None = None,
     theme: Theme = LIGHT,
-    say: Say | None = None,
+    say: Say = str,
 ) -> bytes:
     """Draw a confusion matrix, normalised by truth, as PNG.
 
@@ -37,7 +36,6 @@ def confusion_picture(
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
-    say = say or labels_in(Words("en"))
     length = len(counts)
     if any(len(row) != length for row in counts) or length - len(classes) not in (0, 1):
         raise ValueError(f"{length} rows of counts do not fit {len(classes)} classes")
@@ -126,7 +124,7 @@ def iou_picture(
     scored: Sequence[tuple[int, Mapping[str, float | None]]],
     palette: Mapping[str, Colour] | None = None,
     theme: Theme = LIGHT,
-    say: Say | None = None,
+    say: Say = str,
     *,
     boundaries: Sequence[int] = (),
 ) -> bytes:
@@ -137,7 +135,6 @@ def iou_picture(
     """
     from matplotlib.figure import Figure
 
-    say = say or labels_in(Words("en"))
     names = list(scored[-1][1])
     columns = min(4, len(names))
     rows = -(-len(names) // columns)

@@ -119,12 +119,11 @@ def time_split(session: PastSession) -> dict[str, float]:
     return {name: split[name] for name in ACTIVITIES}
 
 
-def curves(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say | None = None) -> bytes:
+def curves(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say = str) -> bytes:
     """Draw loss, learning rate and mIoU over a run's sessions (oldest first), as PNG.
 
     Bands tell the sessions apart, and a dotted line marks where one took over from another.
     """
-    say = say or _as_it_is
     figure, axes = _figure(theme, heights=(3.0, 1.2, 2.4), width=10.0, height=6.8)
     loss_axes, rate_axes, score_axes = axes
     loss = series(sessions, "iteration", "loss")
@@ -183,11 +182,9 @@ def _draw_scores(axes: Axes, scores: Series, theme: Theme, say: Say) -> None:
     _name(axes, "mIoU, %", aside, theme)
 
 
-def time_bars(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say | None = None) -> bytes:
+def time_bars(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say = str) -> bytes:
     """Draw how each of a run's sessions (oldest first) spent its time, one bar per session, as PNG."""
     from mapsage_kaggle.clock import format_duration
-
-    say = say or _as_it_is
 
     figure, axes, every = _rows(theme, sessions, each=0.32)
     splits = [time_split(session) for session in sessions]
@@ -266,9 +263,8 @@ def timeline(session: PastSession) -> list[Span]:
     return spans
 
 
-def timelines(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say | None = None) -> bytes:
+def timelines(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say = str) -> bytes:
     """Draw the phases and checkpoints of a run's sessions (oldest first), one row per session, as PNG."""
-    say = say or _as_it_is
     figure, axes, every = _rows(theme, sessions, each=0.4)
     timelines = [timeline(session) for session in sessions]
     unit, unit_s = _unit_of(max((spans[-1].end_s for spans in timelines if spans), default=1.0))
@@ -594,11 +590,7 @@ def cjk_families() -> tuple[str, ...]:
 
 def labels_in(words: Words) -> Say:
     """Return the translation of a figure's labels; English where no font has the characters."""
-    return words.translate if words.language == "en" or cjk_families() else _as_it_is
-
-
-def _as_it_is(label: str) -> str:
-    return label
+    return words.translate if words.language == "en" or cjk_families() else str
 
 
 def _top(values: Sequence[float]) -> float:
