@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mapsage_kaggle.display.plots import DPI, LIGHT, Say, Theme, boundary_lines, png, restrain
 
@@ -106,18 +106,11 @@ def _numbers(axes: Axes, shares: Sequence[Sequence[float]], totals: Sequence[int
                 )
 
 
-def _swatch(axes: Axes, spot: tuple[float, float], colour: Colour, theme: Theme) -> None:
+def _swatch(axes: Axes, spot: tuple[float, float], colour: Colour, theme: Theme, **where: Any) -> None:
     axes.plot(
-        *spot,
-        marker="s",
-        markersize=7,
-        color=_rgb(colour),
-        markeredgecolor=theme.faint,
-        markeredgewidth=0.6,
-        linestyle="none",
-        clip_on=False,
-        zorder=6,
-    )
+        *spot, marker="s", markersize=7, color=[value / 255 for value in colour],
+        markeredgecolor=theme.faint, markeredgewidth=0.6, linestyle="none", clip_on=False, zorder=6, **where,
+    )  # fmt: skip
 
 
 def iou_picture(
@@ -167,10 +160,7 @@ def iou_picture(
             title = f"{names[index]}  {points[-1][1]:.1f} %"
         axes.set_title(title, loc="left", color=theme.ink, fontsize=9, pad=4, x=0.055 if palette else 0.0)
         if palette and names[index] in palette:
-            axes.plot(
-                0.02, 1.1, marker="s", markersize=7, color=_rgb(palette[names[index]]), clip_on=False,
-                markeredgecolor=theme.faint, markeredgewidth=0.6, transform=axes.transAxes,
-            )  # fmt: skip
+            _swatch(axes, (0.02, 1.1), palette[names[index]], theme, transform=axes.transAxes)
     first = panels.flat[0]
     first.set_ylim(0.0, 100.0)
     first.set_yticks([0, 50, 100])
@@ -178,7 +168,3 @@ def iou_picture(
     first.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     figure.text(0.985, 0.05 / height, say("iteration"), color=theme.faint, fontsize=8.5, ha="right")
     return png(figure, theme)
-
-
-def _rgb(colour: Colour) -> tuple[float, ...]:
-    return tuple(value / 255 for value in colour)
