@@ -7,9 +7,10 @@ from itertools import pairwise
 from statistics import mean, pstdev
 
 from mapsage_kaggle.display.history import PastSession, series
-from mapsage_kaggle.display.panels import Finding
+from mapsage_kaggle.display.panels import Finding, Tone
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.outside import visible
+from mapsage_kaggle.records import SessionRecord
 
 JUMP_POINTS = 8
 """How many loss points on either side of a resume are compared."""
@@ -37,13 +38,13 @@ def findings(sessions: Sequence[PastSession], *, num_left_out: int = 0) -> tuple
     return tuple(sorted(dict.fromkeys(found), key=lambda item: order[item.tone]))
 
 
+def _of(record: SessionRecord, tone: Tone, message: str) -> Finding:
+    return Finding(tone=tone, name=Message("session {index}", record.session_index), message=message)
+
+
 def _ends(sessions: Sequence[PastSession]) -> list[Finding]:
     return [
-        Finding(
-            tone="bad",
-            name=Message("session {index}", item.record.session_index),
-            message=Message("failed: {message}", item.record.message),
-        )
+        _of(item.record, "bad", Message("failed: {message}", item.record.message))
         for item in sessions
         if item.record.stop_reason == "failed"
     ]
@@ -62,11 +63,7 @@ def _gaps(sessions: Sequence[PastSession]) -> list[Finding]:
                 f"{one.record.end_iteration:,}",
                 f"{lost:,}",
             )
-            found.append(
-                Finding(
-                    tone="note", name=Message("session {index}", other.record.session_index), message=message
-                )
-            )
+            found.append(_of(other.record, "note", message))
     return found
 
 
@@ -87,8 +84,7 @@ def _jumps(sessions: Sequence[PastSession]) -> list[Finding]:
                 f"{mean(before):.3f}",
                 f"{mean(after):.3f}",
             )
-            name = Message("session {index}", record.session_index)
-            found.append(Finding(tone="bad", name=name, message=message))
+            found.append(_of(record, "bad", message))
     return found
 
 
@@ -176,10 +172,10 @@ def _left_out(count: int) -> list[Finding]:
 def _stated_by_events(sessions: Sequence[PastSession]) -> list[Finding]:
     """Return the sessions' warnings and restarts."""
     return [
-        Finding(
-            tone="note",
-            name=Message("session {index}", session.record.session_index),
-            message=visible(event.data.get("message") or event.data.get("kind") or event.event, 1000),
+        _of(
+            session.record,
+            "note",
+            visible(event.data.get("message") or event.data.get("kind") or event.event, 1000),
         )
         for session in sessions
         for event in session.of("warning", "restart", "ladder")
