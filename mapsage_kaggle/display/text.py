@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from mapsage_kaggle.clock import format_duration
 from mapsage_kaggle.display.columns import aligned, columns
-from mapsage_kaggle.display.history import read_sessions, unlabelled, unlabelled_in
+from mapsage_kaggle.display.history import one_run, read_sessions, unlabelled, unlabelled_in
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.events import Event
 from mapsage_kaggle.outside import MAX_LINES, MAX_PATH, joined, listed, visible, visible_lines
@@ -286,7 +286,6 @@ def run_text(folders: Sequence[Path], *, language: str = "en") -> str:
     *In training steps* is the share of the time outside validation.
     """
     from mapsage_kaggle.display.findings import findings
-    from mapsage_kaggle.display.history import one_run, read_sessions
 
     words = Words(language)
     sessions = one_run(read_sessions(folders))

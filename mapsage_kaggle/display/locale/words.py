@@ -25,19 +25,6 @@ def catalogue(language: str) -> Mapping[str, Mapping[str, str]]:
     return {"labels": content["labels"], "messages": content.get("messages", {})}
 
 
-def check_language(language: str) -> None:
-    """Refuse a language that has no texts.
-
-    Raises:
-        UsageError: It is none of ``LANGUAGES``.
-    """
-    if language not in LANGUAGES:
-        raise UsageError(
-            Message("There are no texts in {language}.", repr(language)),
-            Message("Choose one of {choices}.", ", ".join(LANGUAGES)),
-        )
-
-
 class _Adapted(dict[str, str]):
     """Messages by template; a missing one falls back to its template, adapted."""
 
@@ -57,7 +44,11 @@ class Words:
     """
 
     def __init__(self, language: str = "en", adapted: Callable[[str], str] = str) -> None:
-        check_language(language)
+        if language not in LANGUAGES:
+            raise UsageError(
+                Message("There are no texts in {language}.", repr(language)),
+                Message("Choose one of {choices}.", ", ".join(LANGUAGES)),
+            )
         self.language = language
         self._labels, messages = catalogue(language).values()
         self._messages = _Adapted(messages, adapted)
