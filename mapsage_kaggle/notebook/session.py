@@ -52,11 +52,11 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-CLASSES = {"EarthVQADataset": EARTHVQA_CLASSES, "LoveDASplitDataset": LOVEDA_CLASSES}
-"""The classes of the data sets that the kit can check, by their type in the config."""
-
-PALETTES = {"EarthVQADataset": EARTHVQA_PALETTE, "LoveDASplitDataset": LOVEDA_PALETTE}
-"""Their colours, in the order of the classes."""
+DATA_SETS = {
+    "EarthVQADataset": (EARTHVQA_CLASSES, EARTHVQA_PALETTE),
+    "LoveDASplitDataset": (LOVEDA_CLASSES, LOVEDA_PALETTE),
+}
+"""Classes and colours of the data sets that the kit can check, by their type in the config."""
 
 NUM_SAMPLES = 3
 """How many images the preflight shows with their masks."""
@@ -223,8 +223,6 @@ class NotebookSession:
         Raises:
             MapsageError: It failed with nothing new to hand over.
         """
-        from mapsage_kaggle.training.handle import TrainingHandle
-
         self._refuse_while_training()
         if self.prepared is None:
             raise UsageError(
@@ -240,12 +238,11 @@ class NotebookSession:
             say(self._words("idle_session"))
         record = self.prepared.discovery.choice.record
         best = record.best if record is not None else None
-        known = best is not None and best.metric == "mIoU" and best.value is not None
         self._view = View(
             self,
             start_iteration=self.prepared.start_iteration,
             max_iters=self.prepared.patch.max_iters,
-            best=(best.iteration, best.value) if known and best is not None and best.value else None,
+            best=(best.iteration, best.value) if best and best.metric == "mIoU" and best.value else None,
         )
         self.handle = TrainingHandle(self.prepared, [self._view.live]).start()
         self._view.close_after(self.handle.wait)
@@ -321,23 +318,22 @@ class NotebookSession:
         from mapsage_kaggle.display.evaluated import confusion_of, evaluation_panel
 
         words = self._words
+        panel = Panel(title=words("evaluation"), tone="note")
         reason = words("eval_off") if not enabled else self._reason_not_to_evaluate()
         if reason:
-            show(Panel(title=words("evaluation"), lead=reason))
+            show(replace(panel, tone="", lead=reason))
             return
         try:
             found = _evaluate_best(self)
             document = found.to_json()
-            panel = evaluation_panel(document, words, [confusion_of(document, words), *found.examples])
+            show(evaluation_panel(document, words, [confusion_of(document, words), *found.examples]))
         except _OutOfTimeError:
-            show(Panel(title=words("evaluation"), tone="note", lead=words("eval_cut")))
-            return
+            show(replace(panel, lead=words("eval_cut")))
         except Exception as error:  # noqa: BLE001 - drawing libraries raise what they like
             message = words.refusal(error) if isinstance(error, MapsageError) else str(error)
-            show(Panel(title=words("evaluation"), tone="note", lead=words("eval_failed", message=message)))
-            return
-        show(panel)
-        self._write_report()
+            show(replace(panel, lead=words("eval_failed", message=message)))
+        else:
+            self._write_report()
 
     def _reason_not_to_evaluate(self) -> str:
         """Return why the evaluation is skipped; an empty string where it may begin."""
@@ -635,12 +631,13 @@ def _look_at_data(options: Options, paths: KagglePaths, words: Words) -> tuple[l
     findings: list[Finding] = []
     pictures: list[bytes] = []
     for name, path in roots.items():
-        classes = CLASSES.get(kinds.get(name, ""))
-        if classes is None:
+        known = DATA_SETS.get(kinds.get(name, ""))
+        if known is None:
             findings.append(
                 Finding(tone="good", name=words.translate("data"), message=words("data_unchecked", path=path))
             )
             continue
+        classes, palette = known
         report = check_data(path, len(classes))
         report.raise_for_problems()
         pairs = ", ".join(f"{split} {count}" for split, count in report.pairs.items())
@@ -658,7 +655,7 @@ def _look_at_data(options: Options, paths: KagglePaths, words: Words) -> tuple[l
                 [(pair.image, pair.mask) for pair in pairs_of[::step][:NUM_SAMPLES] if pair.mask],
                 report.pixels,
                 classes,
-                PALETTES[kinds[name]],
+                palette,
             )
         )
     return findings, pictures
