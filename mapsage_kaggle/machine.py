@@ -6,7 +6,6 @@ was seen, and is pure.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
 import os
@@ -19,13 +18,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from mapsage_kaggle.kit import kit_commit, kit_files, kit_sha256, own_home
 from mapsage_kaggle.paths import FULL, KagglePaths, on_kaggle
-from mapsage_kaggle.processes import ChildError, command_of, has_gpu_device, run, run_for_json
+from mapsage_kaggle.processes import ChildError, command_of, has_gpu_device, in_background, run, run_for_json
 
 STACK: Mapping[str, str] = {
     "onedl-mmengine": "0.10.12",
@@ -207,9 +207,7 @@ def survey(
     environ = os.environ if environ is None else environ
     output = paths.working if work_dir is None else work_dir
     # In the background: without a network that can take half a minute.
-    resolved: list[Any] = []
-    lookup = threading.Thread(target=_look_up, args=("www.kaggle.com", resolved), daemon=True)
-    lookup.start()
+    lookup = in_background(lambda: socket.getaddrinfo("www.kaggle.com", None))
     torch: str | None
     if ask or has_gpu_device():
         torch, torch_problem, gpus, cudnn = ask_torch(timeout_s=timeout_s)
@@ -219,7 +217,7 @@ def survey(
         gpus = ask_driver()
     used_bytes, num_files = contents(paths.working)
     problem, is_full = write_problem(output)
-    lookup.join(3.0)
+    futures.wait([lookup], timeout=3.0)
     return Machine(
         on_kaggle=on_kaggle(environ),
         run_type=run_type(environ),
@@ -230,7 +228,7 @@ def survey(
         gpus=gpus,
         num_cpus=len(os.sched_getaffinity(0)),
         ram_bytes=ram_bytes(),
-        internet=bool(resolved),
+        internet=lookup.done() and lookup.exception() is None,
         working_free_bytes=_free_bytes(output),
         temp_free_bytes=_free_bytes(paths.temp),
         shared_bytes=_free_bytes(Path("/dev/shm")),
@@ -380,11 +378,6 @@ def _query_driver(names: str) -> str:
     except (ChildError, OSError):
         return ""
     return answer.output if answer.code == 0 else ""
-
-
-def _look_up(host: str, found: list[Any]) -> None:
-    with contextlib.suppress(OSError):
-        found += socket.getaddrinfo(host, None)
 
 
 def write_problem(folder: Path) -> tuple[str, bool]:

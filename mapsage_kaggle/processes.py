@@ -20,11 +20,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 from mapsage_kaggle.kit import copy_kit, own_home
 from mapsage_kaggle.paths import KagglePaths
@@ -40,6 +41,23 @@ SECRET_NAMES = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?(_|$)
 
 _MAX_WORDS = 15
 """Lines of what a child said last that its error quotes."""
+
+
+_Result = TypeVar("_Result")
+
+
+def in_background(work: Callable[[], _Result]) -> Future[_Result]:
+    """Do something in a thread that this process does not wait for when it ends."""
+    future: Future[_Result] = Future()
+
+    def do() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - handed to whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=do, daemon=True).start()
+    return future
 
 
 # -- any process

@@ -13,14 +13,15 @@ import importlib
 import io
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from mapsage_kaggle.errors import MachineError, MapsageError, UsageError
+from mapsage_kaggle.processes import in_background
 from mapsage_kaggle.relay.answers import (
     REMEDIES,
     Absent,
@@ -88,25 +89,15 @@ class KaggleClient:
             MachineError: The package is missing, there are no valid credentials, or no Kaggle.
             UsageError: They are another account's.
         """
-        found: list[Any] = []
-        failed: list[BaseException] = []
-
-        def look() -> None:
-            try:
-                found.append(_imported())
-            except BaseException as error:  # noqa: BLE001 - the client exits where it has no credentials
-                failed.append(error)
-
-        # It has no time limit of its own.
-        thread = threading.Thread(target=look, daemon=True, name="connect")
         with _quiet():
-            thread.start()
-            thread.join(CONNECT_S)
-        if thread.is_alive():
+            connecting = in_background(_imported)  # which has no time limit of its own
+            futures.wait([connecting], timeout=CONNECT_S)
+        if not connecting.done():
             raise Unreachable(f"Kaggle did not answer within {CONNECT_S:.0f} s.", "Try again.")
-        if failed:
-            _raise_unless_without_credentials(failed[0])
-        user = str(found[0].config_values.get("username") or "") if found else ""
+        error = connecting.exception()  # the client exits where it has no credentials
+        if error is not None:
+            _raise_unless_without_credentials(error)
+        user = "" if error else str(connecting.result().config_values.get("username") or "")
         if not user:
             raise MachineError(
                 "There are no valid Kaggle credentials here; a token that has expired counts as none.",
@@ -118,7 +109,7 @@ class KaggleClient:
                 f"The credentials here are {user}'s, not {owner}'s.",
                 f"Give --owner {user}, or {owner}'s token.",
             )
-        return cls(found[0], user)
+        return cls(connecting.result(), user)
 
     def now_s(self) -> float:
         """Return the time by Kaggle's clock: this machine's may jump, or have been asleep."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import threading
 from collections.abc import Mapping
+from concurrent import futures
 
 from mapsage_kaggle.errors import MachineError, UsageError
+from mapsage_kaggle.processes import in_background
 
 VARIABLE = "MAPSAGE_KAGGLE_NOTIFY"
 TIMEOUT_S = 10.0
@@ -47,20 +48,16 @@ def send(title: str, text: str, environ: Mapping[str, str] | None = None) -> boo
     """Send a message, within 10 s or not at all; tell whether that is known to have been done."""
     environ = os.environ if environ is None else environ
     addresses = environ.get(VARIABLE, "").split()
-    done: list[bool] = []
 
-    def post() -> None:
-        try:
-            import apprise
+    def post() -> bool:
+        import apprise
 
-            logging.getLogger("apprise").disabled = True  # it logs addresses
-            target = apprise.Apprise()
-            target.add(addresses)
-            done.append(bool(target.notify(body=text, title=title)))
-        except Exception:  # noqa: BLE001 - a message must not end a run
-            done.append(False)
+        logging.getLogger("apprise").disabled = True  # it logs addresses
+        target = apprise.Apprise()
+        target.add(addresses)
+        return bool(target.notify(body=text, title=title))
 
-    thread = threading.Thread(target=post, daemon=True, name="notify")
-    thread.start()
-    thread.join(TIMEOUT_S)
-    return done == [True]
+    sending = in_background(post)
+    futures.wait([sending], timeout=TIMEOUT_S)
+    # Whatever it has raised: a message must not end a run.
+    return sending.done() and sending.exception() is None and sending.result()

@@ -16,7 +16,6 @@ import site
 import sys
 import sysconfig
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -38,7 +37,14 @@ from mapsage_kaggle.kit import own_home
 from mapsage_kaggle.machine import STACK
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.paths import KagglePaths, bundled
-from mapsage_kaggle.processes import ChildError, clean_environment, module_command, run_for_json, warm_up
+from mapsage_kaggle.processes import (
+    ChildError,
+    clean_environment,
+    in_background,
+    module_command,
+    run_for_json,
+    warm_up,
+)
 from mapsage_kaggle.setup.pip import explain_failure, run_pip
 from mapsage_kaggle.setup.wheels import EXTRA_LIST, PINS, REMEDY, prove_wheels, read_pins
 
@@ -328,6 +334,7 @@ def _install(
     voice: _Voice,
     may_go_on: bool,
 ) -> InstallReport:
+    global _going_on
     started = time.monotonic()
     before = installed_versions()
     plan = plan_install(before, (), online=True)
@@ -362,7 +369,8 @@ def _install(
         config = bundled("configs") / "train_earthvqa_kaggle.py" if config is None else config
         say = functools.partial(voice.say_proved, config, started)
         if may_go_on and plan.empty and extra_wheels is None and not restart:
-            _Proof.going_on = _Proof(config, say)
+            # So that a session may look at its data meanwhile.
+            _going_on = in_background(functools.partial(prove_in_child, config)), say
         else:
             proof = prove_in_child(config)
             say(proof)
@@ -454,24 +462,8 @@ def prove_in_child(config: Path) -> dict[str, Any]:
     return seen
 
 
-class _Proof:
-    """A proof in a thread, so that a session may look at its data meanwhile."""
-
-    going_on: _Proof | None = None
-
-    def __init__(self, config: Path, say: Callable[[Mapping[str, Any]], None]) -> None:
-        self._config, self._say = config, say
-        self._seen: Future[dict[str, Any]] = Future()
-        threading.Thread(target=self._work, name="proof", daemon=True).start()
-
-    def _work(self) -> None:
-        try:
-            self._seen.set_result(prove_in_child(self._config))
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            self._seen.set_exception(error)
-
-    def wait(self) -> None:
-        self._say(self._seen.result())
+_going_on: tuple[Future[dict[str, Any]], Callable[[Mapping[str, Any]], None]] | None = None
+"""The proof that goes on in the background, if one does, and what says what it saw."""
 
 
 def finish_proof() -> None:
@@ -480,9 +472,11 @@ def finish_proof() -> None:
     Raises:
         MachineError: It failed.
     """
-    if _Proof.going_on is not None:
-        _Proof.going_on.wait()
-        _Proof.going_on = None
+    global _going_on
+    if _going_on is not None:
+        seen, say = _going_on
+        say(seen.result())
+        _going_on = None
 
 
 class _Voice:

@@ -389,7 +389,7 @@ def test_a_proof_that_fails_is_told_to_whoever_goes_on_each_time(
 ) -> None:
     monkeypatch.setattr(install_module, "warm_up", lambda _: None)
     monkeypatch.setattr(install_module, "prove_in_child", Mock(side_effect=MachineError("no such head")))
-    monkeypatch.setattr(install_module._Proof, "going_on", None)
+    monkeypatch.setattr(install_module, "_going_on", None)
     install(inputs=tmp_path, offline=True, trains=model_config)
     for _ in range(2):
         with pytest.raises(MachineError, match="no such head"):
