@@ -7,7 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from mapsage_kaggle.clock import SessionClock
 
@@ -114,12 +114,7 @@ class SessionPlan:
     finish_by_quota_s: float | None
 
     def to_json(self) -> dict[str, float | int | None]:
-        return {
-            "reach": self.reach,
-            "sessions_left": self.sessions_left,
-            "finish_s": None if self.finish_s is None else round(self.finish_s),
-            "finish_by_quota_s": None if self.finish_by_quota_s is None else round(self.finish_by_quota_s),
-        }
+        return {name: None if value is None else round(value) for name, value in asdict(self).items()}
 
 
 def quota_date_s(now_s: float, needed_s: float, *, used_s: float, quota_s: float = GPU_QUOTA_S) -> float:
@@ -128,7 +123,7 @@ def quota_date_s(now_s: float, needed_s: float, *, used_s: float, quota_s: float
     ``used_s`` is GPU time used in this week, ``quota_s`` GPU time a week.
     """
     # What is left of this week's time cannot exceed what is left of the week.
-    saturday_s = now_s + _WEEK_S - (now_s - _FIRST_SATURDAY_S) % _WEEK_S
+    saturday_s = week_start_s(now_s) + _WEEK_S
     this_week_s = min(max(0.0, quota_s - used_s), saturday_s - now_s)
     if needed_s <= this_week_s:
         return now_s + needed_s
@@ -263,6 +258,11 @@ class Pace:
         """Return what the end costs after the last save: the child's exit, the report, the record."""
         return self.expected.get("finish_s", min(20.0, 0.02 * clock.limit_s))
 
+    def _ending_s(self, clock: SessionClock, num_checkpoints: int, other_bytes: float = 0.0) -> float:
+        """Return what the end costs with so many more checkpoints, Kaggle's saving of the output included."""
+        num_bytes = self.output_bytes + num_checkpoints * self.checkpoint_bytes + other_bytes
+        return self.finish_s(clock) + num_bytes * OUTPUT_S_PER_BYTE
+
     def writing_left_s(self, clock: SessionClock) -> float:
         """Return how long writing goes on in the background; 0 where nothing is written, or it is overdue."""
         since_s = self._writing_since_s
@@ -283,8 +283,7 @@ class Pace:
         if not saved:
             # The copy is made while the checkpoint before it is still being written.
             writing_s = max(writing_s, self.copy_s()) + self.save_s()
-        num_bytes = self.output_bytes + (0.0 if saved else self.checkpoint_bytes)
-        return writing_s + self.finish_s(clock) + num_bytes * OUTPUT_S_PER_BYTE
+        return writing_s + self._ending_s(clock, 0 if saved else 1)
 
     # -- deciding
 
@@ -303,8 +302,7 @@ class Pace:
         first_s = max(self.writing_left_s(clock), self.copy_s())
         waiting_s = max(0.0, self.save_s() - training_s)
         after_s = max(waiting_s, self.copy_s()) + self.save_s()
-        num_bytes = self.output_bytes + 2 * self.checkpoint_bytes
-        return first_s + training_s + after_s + self.finish_s(clock) + num_bytes * OUTPUT_S_PER_BYTE
+        return first_s + training_s + after_s + self._ending_s(clock, 2)
 
     def validation_needs_s(self, clock: SessionClock, *, saved: bool) -> float:
         """Return what must be left for a validation and then a stop in good order.
@@ -320,15 +318,7 @@ class Pace:
         # all the saving that is foreseen around a validation is not more than one save too much.
         spare_s = self.save.fastest() - self.best_s() - 2 * self.copy_s()
         margin_s = max(0.0, min(0.1 * validation_s, spare_s))
-        num_bytes = self.output_bytes + self.checkpoint_bytes + self.best_bytes
-        return (
-            before_s
-            + validation_s
-            + margin_s
-            + after_s
-            + self.finish_s(clock)
-            + num_bytes * OUTPUT_S_PER_BYTE
-        )
+        return before_s + validation_s + margin_s + after_s + self._ending_s(clock, 1, self.best_bytes)
 
     def decide(
         self,
