@@ -169,11 +169,7 @@ def _run_chain(kaggle: StandIn, data: Path, speed: Speed) -> tuple[Path, Speed]:
 
 
 def _run_notebook(kaggle: StandIn, before: SessionRecord | None, limit_s: float) -> None:
-    """Run the notebook by papermill, and show the training events meanwhile.
-
-    Raises:
-        TrainingError: The notebook ended with an error.
-    """
+    """Run the notebook by papermill, and show the training events meanwhile."""
     parameters: list[tuple[str, Any]] = [
         ("CONFIG", CONFIG),
         ("SESSION_LIMIT", f"{limit_s:.0f}s"),
@@ -316,11 +312,7 @@ def _max_iters() -> int:
 
 
 def _clear(out: Path) -> None:
-    """Make ``out`` empty, if it is the demo's.
-
-    Raises:
-        UsageError: It holds something else.
-    """
+    """Make ``out`` empty, if it is the demo's."""
     if out.exists() and any(out.iterdir()) and not (out / MARKER).is_file():
         raise UsageError(
             f"{out} holds something that the demo did not make.", "Name another folder with --out."

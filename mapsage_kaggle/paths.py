@@ -75,11 +75,7 @@ class Below:
 
 
 def _own_scratch() -> Path:
-    """Return this user's folder among the platform's temporary ones, where anybody can put a folder.
-
-    Raises:
-        MachineError: Somebody else has.
-    """
+    """Return this user's folder among the platform's temporary ones, where anybody can put a folder."""
     folder = Path(tempfile.gettempdir(), f"mapsage-kaggle-{os.getuid()}")
     with suppress(FileNotFoundError):
         found = folder.lstat()

@@ -450,11 +450,7 @@ class NotebookSession:
             )
 
     def _wait_for_others(self) -> None:
-        """Wait for training that a restarted kernel left in the work dir; refuse beside any other.
-
-        Raises:
-            UsageError: Training is going on in this work dir.
-        """
+        """Wait for training that a restarted kernel left in the work dir; refuse beside any other."""
         self._refuse_while_training()
         if self._follower is None and not Follower(self.work_dir).running:
             return
@@ -592,11 +588,7 @@ def _look_for_checkpoints(options: Options, paths: KagglePaths, words: Words) ->
 
 
 def _look_for_weights(options: Options, paths: KagglePaths, words: Words) -> list[Finding]:
-    """Look for the pretrained weights that the config names; a resume needs none.
-
-    Raises:
-        ConfigError: The config does not parse.
-    """
+    """Look for the pretrained weights that the config names; a resume needs none."""
     cfg = read_config(options.config, options.overrides)
     found = find_pretrained(cfg, paths.input)
     return [
@@ -616,10 +608,6 @@ def _look_at_data(options: Options, paths: KagglePaths, words: Words) -> tuple[l
 
     Returns:
         What was found, and a PNG of each data set: classes, images and masks.
-
-    Raises:
-        ConfigError: The config does not parse, or cannot be trained by the kit.
-        DataError: The data set is missing or damaged.
     """
     from mapsage_kaggle.data.datasets import check_data, list_pairs
     from mapsage_kaggle.display.plots import data_picture

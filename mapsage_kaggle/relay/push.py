@@ -72,11 +72,7 @@ def send(relay: Relay, push: Push) -> None:
 
 
 def _not_pushed(relay: Relay, error: Refusal) -> None:
-    """Wait for what comes by itself; the rest is an accident, or for a person.
-
-    Raises:
-        MapsageError: It is for a person, or may be an accident.
-    """
+    """Wait for what comes by itself; the rest is an accident, or for a person."""
     kind, now_s = error.kind, relay.kaggle.now_s()
     if kind in ("capacity", "quota"):
         retry_s = now_s + relay.settings.scaled(CAPACITY_LOOK_S if kind == "capacity" else QUOTA_LOOK_S)

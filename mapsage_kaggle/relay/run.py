@@ -179,11 +179,7 @@ class Relay:
             return self._denied(error)
 
     def _denied(self, error: Refusal) -> Wait:
-        """Take a refusal for an accident, until it has been met three times over an hour.
-
-        Raises:
-            Refusal: It is believed.
-        """
+        """Take a refusal for an accident, until it has been met three times over an hour."""
         if not error.stray or error.kind in REMEDIES:
             raise error
         now_s = self.kaggle.now_s()

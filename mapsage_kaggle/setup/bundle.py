@@ -263,11 +263,7 @@ def _check_names(owner: str, slug: str, python: str) -> None:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Refuse a folder that holds something that is not an earlier bundle's.
-
-    Raises:
-        UsageError: It does, or is no folder.
-    """
+    """Refuse a folder that holds something that is not an earlier bundle's."""
     if not out.exists():
         return
     if not out.is_dir():
@@ -294,11 +290,7 @@ def _files_of(folder: Path) -> list[Path]:
 
 
 def _commit_of(source: Path) -> tuple[str, tuple[str, ...]]:
-    """Return the commit that a checkout stands at, and the files that differ from it.
-
-    Raises:
-        MachineError: It is no checkout, or there is no git.
-    """
+    """Return the commit that a checkout stands at, and the files that differ from it."""
     if not (source / ".git").exists() or not (source / "setup.cfg").is_file():
         raise MachineError(
             f"A bundle is packed from a git checkout of the kit, and {source} is none.",
@@ -345,11 +337,7 @@ def _export(source: Path, tree: Path) -> None:
 
 
 def _collect_wheels(tree: Path, scratch: Path, python: str, say: Callable[[str], None]) -> list[Path]:
-    """Download or build every wheel, and bring those that were built here into one fixed form.
-
-    Raises:
-        MachineError: pip failed, or a wheel is not pure Python.
-    """
+    """Download or build every wheel, and bring those that were built here into one fixed form."""
     folder, requirements, tools = scratch / "wheels", scratch / "requirements.txt", scratch / "build.txt"
     _write(requirements, "\n".join(wheels_for(python)) + "\n")
     _write(tools, "\n".join(pinned("build")) + "\n")
@@ -381,11 +369,7 @@ def _collect_wheels(tree: Path, scratch: Path, python: str, say: Callable[[str],
 
 
 def _check_pins(wheels: Sequence[Path]) -> None:
-    """Compare what was made with what the kit will install.
-
-    Raises:
-        MachineError: Something differs; the message has the lines.
-    """
+    """Compare what was made with what the kit will install."""
     pins = set(read_pins(PINS / "files.txt"))
     made = [PinnedWheel.of(wheel) for wheel in wheels if not wheel.name.startswith(KIT.replace("-", "_"))]
     if wrong := [str(wheel) for wheel in made if wheel not in pins]:
@@ -430,11 +414,7 @@ def extra_wheels(
 
 
 def _collect_extra(requested: Sequence[str], scratch: Path, python: str) -> None:
-    """Fill ``scratch/extra`` with wheels and the list of them.
-
-    Raises:
-        MachineError: They cannot be got as wheels for that Python, or the image has all of it.
-    """
+    """Fill ``scratch/extra`` with wheels and the list of them."""
     folder, report, constraints = scratch / "extra", scratch / "report.json", scratch / "constraints.txt"
     folder.mkdir(mode=0o755)
     own = [Requirement(line.partition(" --hash")[0]) for line in wheels_for(python)]

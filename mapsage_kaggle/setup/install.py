@@ -571,11 +571,7 @@ def _distribution(wheel: Path) -> str:
 
 
 def _add_extra(named: str, inputs: Path, scratch: Path, voice: _Voice) -> None:
-    """Install what a folder holds that ``bundle --with`` has made, and that the notebook names.
-
-    Raises:
-        MachineError: It is not attached, not whole, or does not go together with this Python.
-    """
+    """Install what a folder holds that ``bundle --with`` has made, and that the notebook names."""
     owner, _, slug = named.partition("/")
     places = (Path(named), inputs / "datasets" / owner / slug, inputs / (slug or owner))
     folder = next((place for place in places if (place / EXTRA_LIST).is_file()), None)
@@ -627,12 +623,6 @@ def _build_wheels(requirements: Sequence[str], folder: Path, voice: _Voice) -> P
 
     onedl-mmcv's build compiles only where it can import torch, and pip's build isolation keeps torch
     out of sight, so that its wheel comes out in seconds.
-
-    Returns:
-        The folder that they lie in.
-
-    Raises:
-        MachineError: One came out with compiled parts, so pip's build isolation must be off.
     """
     # Not from pip's cache: there may lie a wheel that was compiled against another torch.
     command = ["wheel", "--no-deps", "--no-cache-dir", "--wheel-dir", str(folder)]
