@@ -219,13 +219,7 @@ def bundle(
         needed = [f"{name}=={image[name]}  # needed: {who}\n" for name, who in left.items()]
         _add_what_people_read(tree, folder, kit_wheel, needed)
         files = {str(path.relative_to(folder)): BundledFile.of(path) for path in _files_of(folder)}
-        manifest = BundleManifest(
-            kit=kit.version,
-            commit=commit,
-            python=python,
-            image=image,
-            files=files,
-        )
+        manifest = BundleManifest(kit=kit.version, commit=commit, python=python, image=image, files=files)
         _write(folder / BUNDLE_MANIFEST, json.dumps(manifest.to_json(), indent=2) + "\n")
         _write_metadata(folder, TITLE, f"{owner}/{slug}")
         if beside is not None:

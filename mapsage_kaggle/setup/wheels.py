@@ -15,7 +15,7 @@ import re
 import stat
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from email.parser import HeaderParser
 from pathlib import Path
 from typing import Any
@@ -156,19 +156,13 @@ class BundleManifest:
             ) from error
 
     def to_json(self) -> dict[str, Any]:
-        files: dict[str, dict[str, Any]] = {}
-        for name, item in sorted(self.files.items()):
-            files[name] = {"sha256": item.sha256, "size_bytes": item.size_bytes}
-            if item.record_sha256 is not None:
-                files[name]["record_sha256"] = item.record_sha256
-        return {
-            "schema": SCHEMA,
-            "kit": self.kit,
-            "commit": self.commit,
-            "python": self.python,
-            "image": dict(sorted(self.image.items())),
-            "files": files,
+        document = asdict(self)
+        document["image"] = dict(sorted(self.image.items()))
+        document["files"] = {
+            name: {key: value for key, value in document["files"][name].items() if value is not None}
+            for name in sorted(self.files)
         }
+        return {"schema": SCHEMA, **document}
 
 
 # -- what is attached, and whether it is what is expected
