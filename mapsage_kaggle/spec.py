@@ -82,12 +82,8 @@ class ChildSpec:
         return SessionClock(started_s=self.clock_started_s, limit_s=self.limit_s, reserve_s=self.reserve_s)
 
     def write(self, path: Path) -> None:
-        document = {
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in dataclasses.asdict(self).items()
-        }
-        document["rung"] = self.rung.to_json()
-        replace_file(path, json.dumps(document, indent=2))
+        document = {**dataclasses.asdict(self), "rung": self.rung.to_json()}
+        replace_file(path, json.dumps(document, indent=2, default=str))  # paths as texts
 
     @classmethod
     def read(cls, path: Path) -> ChildSpec:
