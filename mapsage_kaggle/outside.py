@@ -13,7 +13,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,22 +154,17 @@ def visible(text: object, limit: int = MAX_SHOWN) -> str:
 
 def visible_lines(text: str) -> str:
     """Return a text of the kit's own with its lines, and with whatever is foreign in it made visible."""
-    return "\n".join(
-        line
-        if line.isprintable()
-        else "".join(item if item == "\t" else _visible_character(item) for item in line)
-        for line in text.split("\n")
-    )
+    return _by_character(text, lambda item: item if item == "\t" else _visible_character(item))
 
 
 def visible_json(document: str) -> str:
     """Return a JSON text with the unprintable characters in its strings escaped."""
-    return "\n".join(
-        line
-        if line.isprintable()
-        else "".join(item if item.isprintable() else json.dumps(item)[1:-1] for item in line)
-        for line in document.split("\n")
-    )
+    return _by_character(document, lambda item: item if item.isprintable() else json.dumps(item)[1:-1])
+
+
+def _by_character(text: str, shown: Callable[[str], str]) -> str:
+    lines = text.split("\n")
+    return "\n".join(line if line.isprintable() else "".join(map(shown, line)) for line in lines)
 
 
 def _visible_character(character: str) -> str:
