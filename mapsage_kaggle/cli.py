@@ -498,22 +498,13 @@ def _predict(arguments: argparse.Namespace) -> int:
     options = _picked(PredictOptions, arguments, bands=bands, scale=_picked(ScaleOptions, arguments))
     with JobProgress("images") as progress:
         found = predict(_model_options(arguments), options, progress.take)
-    if arguments.json:
-        _print_json(found.to_json())
-    else:
-        _say(prediction_text(found))
+    _show(arguments, found.to_json(), prediction_text(found))
     return EXIT_USAGE if found.refused else EXIT_DONE
 
 
 def _export(arguments: argparse.Namespace) -> int:
     from mapsage_kaggle.display.jobs import JobProgress, export_text
-    from mapsage_kaggle.jobs.export import (
-        FORMS,
-        INSTANCE_METADATA,
-        MODEL_METADATA,
-        ExportOptions,
-        export,
-    )
+    from mapsage_kaggle.jobs.export import FORMS, INSTANCE_METADATA, MODEL_METADATA, ExportOptions, export
 
     options = _picked(ExportOptions, arguments, forms=tuple(arguments.form or FORMS))
     with JobProgress("forms") as progress:
