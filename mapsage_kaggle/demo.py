@@ -6,6 +6,7 @@ like ``/kaggle``, and what one session leaves is mounted read-only as the input 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mapsage_kaggle.clock import format_duration
-from mapsage_kaggle.display.history import PastSession, read_sessions
+from mapsage_kaggle.display.history import PastSession, read_sessions, series
 from mapsage_kaggle.display.text import headline, progress_text, table
 from mapsage_kaggle.errors import EXIT_DONE, EXIT_TRAINING, TrainingError, UsageError
 from mapsage_kaggle.events import Event, EventTail
@@ -185,11 +186,7 @@ def _run_notebook(kaggle: StandIn, before: SessionRecord | None, limit_s: float)
     log = kaggle.out / "papermill.log"
     with log.open("ab") as stream:
         child = Child(
-            command,
-            cwd=kaggle.working,
-            env=kaggle.environment(),
-            stdout=stream,
-            stderr=subprocess.STDOUT,
+            command, cwd=kaggle.working, env=kaggle.environment(), stdout=stream, stderr=subprocess.STDOUT
         )
     watch = _Watch(_work_dir(kaggle.working))
     try:
@@ -324,8 +321,6 @@ def _clear(out: Path) -> None:
 
 def _write_kernel(jupyter: Path) -> None:
     """Describe a kernel ``python3`` that is this interpreter, for this folder alone."""
-    import json
-
     folder = jupyter / "kernels" / "python3"
     folder.mkdir(parents=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -374,9 +369,8 @@ def _conclude(work_dir: Path, wall_s: float) -> int:
 
 def _row(session: PastSession) -> tuple[Any, ...]:
     record = session.record
-    losses = [event.data["loss"] for event in session.of("iteration") if event.data.get("loss") is not None]
-    scores = [event.data.get("metrics", {}).get("mIoU") for event in session.of("validation")]
-    scores = [score for score in scores if score is not None]
+    losses = series([session], "iteration", "loss").values
+    scores = series([session], "validation", "metrics", "mIoU").values
     return (
         record.session_index,
         record.start_iteration,
