@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from mapsage_kaggle import schema
 from mapsage_kaggle.errors import EXIT_TRAINING
@@ -152,12 +152,7 @@ class Learned:
         Raises:
             ValueError: It is none.
         """
-        found = cls(
-            **_known(
-                document, threads=int, ladder=list, micro_batch=int, with_cp=bool,
-                machine=Mapping, validation_rung=int, precision=str, pace=Mapping,
-            )
-        )  # fmt: skip
+        found = cls(**_known(cls, document))
         for name, least, most in (("threads", 1, 256), ("micro_batch", 1, 10**5), ("validation_rung", 0, 9)):
             if getattr(found, name) is not None:
                 schema.whole(getattr(found, name), name, least, most)
@@ -220,13 +215,7 @@ class Exactness:
         Raises:
             ValueError: It is none.
         """
-        found = cls(
-            **_known(
-                document, bitwise=bool, grade=str, reasons=list, ranks=int, micro_batch=int, split=list,
-                device=str, precision=str, torch=str, cudnn=int, threads=int, with_cp=bool,
-                repeatable=bool, difference=float,
-            )
-        )  # fmt: skip
+        found = cls(**_known(cls, document))
         if found.difference is not None:
             schema.number(found.difference, "difference", 0.0, 1e300)
         if found.grade is not None:
@@ -247,8 +236,18 @@ def worst(grades: Iterable[str]) -> str:
     return max(grades, key=GRADES.index, default=GRADES[0])
 
 
-def _known(document: Mapping[str, Any], **kinds: type) -> dict[str, Any]:
+@functools.cache
+def _kinds_of(kind: type) -> dict[str, type]:
+    """Return what JSON has for each field of a dataclass whose fields may all be None."""
+    hints = {name: get_args(hint)[0] for name, hint in get_type_hints(kind).items() if name != "other"}
+    return {
+        name: list if get_origin(hint) is tuple else get_origin(hint) or hint for name, hint in hints.items()
+    }
+
+
+def _known(kind: type, document: Mapping[str, Any]) -> dict[str, Any]:
     """Return an object's values by field; those of unknown names and of other kinds as ``other``."""
+    kinds = _kinds_of(kind)
     if not isinstance(document, Mapping):
         raise ValueError(f"not a session record: {document!r} is no object")
     document = from_said(document)
@@ -336,10 +335,8 @@ class SessionRecord:
 
     def to_json(self) -> dict[str, Any]:
         document = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        document["checkpoint"] = self.checkpoint.to_json() if self.checkpoint else None
-        document["best"] = self.best.to_json() if self.best else None
-        document["started_from"] = self.started_from.to_json() if self.started_from else None
-        document |= {"learned": self.learned.to_json(), "exactness": self.exactness.to_json()}
+        for name in ("checkpoint", "best", "started_from", "learned", "exactness"):
+            document[name] = document[name].to_json() if document[name] is not None else None
         return finite(with_said(document))  # type: ignore[no-any-return]
 
     @classmethod
