@@ -13,35 +13,21 @@ from mapsage_kaggle.events import Event
 from mapsage_kaggle.records import GRADES, STOP_REASONS, SessionRecord
 
 _Check = Callable[[Any], bool]
-_MAX_COUNT = 10**9
-_MAX_NUMBER = 1e12
-_MAX_TIME_S = 1e11
 _MAX_TEXT = 10_000
 _MAX_CLASSES = 1000
 
 
-def _whole(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= _MAX_COUNT
+def _within(low: float, high: float, *kinds: type) -> _Check:
+    return lambda value: type(value) in kinds and low <= value <= high
 
 
-def _size(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**60
-
-
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= _MAX_NUMBER
-
-
-def _moment(value: Any) -> bool:
-    return _number(value) and 0 <= value <= _MAX_TIME_S
-
-
-def _share(value: Any) -> bool:
-    return _number(value) and 0 <= value <= 1
-
-
-def _gain(value: Any) -> bool:
-    return _number(value) and -1 <= value <= 1
+_whole = _within(0, 10**9, int)
+_size = _within(0, 2**60 - 1, int)
+_byte = _within(0, 255, int)
+_number = _within(-1e12, 1e12, int, float)
+_moment = _within(0, 1e11, int, float)
+_share = _within(0, 1, int, float)
+_gain = _within(-1, 1, int, float)
 
 
 def _flag(value: Any) -> bool:
@@ -50,6 +36,10 @@ def _flag(value: Any) -> bool:
 
 def _text(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= _MAX_TEXT
+
+
+def _object(value: Any) -> bool:
+    return isinstance(value, Mapping)
 
 
 def _or_none(check: _Check) -> _Check:
@@ -88,7 +78,7 @@ def _if_there(**checks: _Check) -> _Check:
 
 
 def _colour(value: Any) -> bool:
-    return _each(lambda part: type(part) is int and 0 <= part <= 255)(value) and len(value) == 3
+    return _each(_byte)(value) and len(value) == 3
 
 
 def _square(value: Any) -> bool:
@@ -123,14 +113,14 @@ _OF_RECORDS: Mapping[str, _Check] = {
     "skipped_validations": _each(_whole),
     "config_sha256": _text,
     "changes": _each(_text),
-    "data": lambda value: isinstance(value, Mapping),
-    "versions": lambda value: isinstance(value, Mapping),
-    "learned": lambda value: isinstance(value, Mapping),
+    "data": _object,
+    "versions": _object,
+    "learned": _object,
     "exactness": _if_there(
         bitwise=_flag, grade=lambda value: value in GRADES, reasons=_each(_text), split=_each(_text)
     ),
     "timings_s": _by_name(_or_none(_moment)),
-    "previous": _each(lambda value: isinstance(value, Mapping)),
+    "previous": _each(_object),
     "message": _text,
     "started_s": _moment,
     "ended_s": _or_none(_moment),
