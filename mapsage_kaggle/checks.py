@@ -35,15 +35,18 @@ class Check:
 
     Attributes:
         name: A short, stable word.
-        ok: Whether this is as it should be.
         level: ``error`` stops training, ``warning`` does not.
         message: What was found, what it means, and what to do.
     """
 
     name: str
-    ok: bool
     level: Level
     message: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether this is as it should be."""
+        return self.level == "info"
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "ok": self.ok, "level": self.level, "message": self.message}
@@ -71,10 +74,7 @@ def preflight(
         if machine.on_kaggle and machine.gpus:
             found["quota"] = _quota(clock, time.time())
         found["clock"] = _clock(clock)
-    return tuple(
-        Check(name=name, ok=level == "info", level=level, message=message)
-        for name, (level, message) in found.items()
-    )
+    return tuple(Check(name=name, level=level, message=message) for name, (level, message) in found.items())
 
 
 def require(checks: Sequence[Check]) -> None:
@@ -84,9 +84,7 @@ def require(checks: Sequence[Check]) -> None:
         MachineError: At least one check of level ``error`` failed; the message has all of those.
     """
     failed = [
-        joined_by(": ", (Message(check.name), check.message))
-        for check in checks
-        if not check.ok and check.level == "error"
+        joined_by(": ", (Message(check.name), check.message)) for check in checks if check.level == "error"
     ]
     if failed:
         raise MachineError(Message("This machine cannot run the session. {checks}", joined_by(" ", failed)))
@@ -95,7 +93,7 @@ def require(checks: Sequence[Check]) -> None:
 def to_json(checks: Sequence[Check]) -> dict[str, Any]:
     """Return the document of ``doctor``; ``ok`` is false only where an error stops training."""
     return {
-        "ok": all(check.ok or check.level != "error" for check in checks),
+        "ok": all(check.level != "error" for check in checks),
         "checks": [check.to_json() for check in checks],
     }
 

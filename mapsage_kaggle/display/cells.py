@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def check_finding(check: Check, words: Words) -> Finding:
-    tones: dict[str, Tone] = {"warning": "note", "error": "bad"}
+    tones: dict[str, Tone] = {"info": "good", "warning": "note", "error": "bad"}
     return Finding(
-        tone="good" if check.ok else tones.get(check.level, ""),
+        tone=tones[check.level],
         name=words.translate(check.name),
         message=words.translate(check.message),
     )

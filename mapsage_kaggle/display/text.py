@@ -69,10 +69,7 @@ def size(num_bytes: float | None) -> str:
 
 
 def checks_text(checks: Sequence[Check]) -> str:
-    return "\n".join(
-        f"{_MARKS['info'] if check.ok else _MARKS[check.level]} {check.name:<10} {check.message}"
-        for check in checks
-    )
+    return "\n".join(f"{_MARKS[check.level]} {check.name:<10} {check.message}" for check in checks)
 
 
 def scan_text(report: ScanReport) -> str:
