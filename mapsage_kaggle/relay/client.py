@@ -34,7 +34,7 @@ from mapsage_kaggle.relay.answers import (
     sentence,
 )
 from mapsage_kaggle.relay.client_datasets import Datasets
-from mapsage_kaggle.relay.client_notebooks import Notebooks
+from mapsage_kaggle.relay.client_notebooks import MAX_PAGES, PAGE_SIZE, Notebooks
 
 TIMEOUT_S = 60.0
 """For one answer of Kaggle's, and between two pieces of a download."""
@@ -156,6 +156,16 @@ class KaggleClient:
                 setattr(request, field, value)
         with self.translating(), self.api.build_kaggle_client() as client:
             return getattr(getattr(getattr(client, room), f"{prefix}_api_client"), method)(request)
+
+    def pages(self, method: str, **fields: Any) -> Iterator[Any]:
+        """Send a request for each page of a listing, as :meth:`ask` does, and yield the answers."""
+        token = ""
+        for _ in range(MAX_PAGES):
+            page = self.ask(method, **fields, page_size=PAGE_SIZE, page_token=token)
+            yield page
+            if not page.next_page_token or page.next_page_token == token:
+                return
+            token = page.next_page_token
 
     def renew(self) -> bool:
         """Read the credentials again, since a token may have expired; tell whether there are any.

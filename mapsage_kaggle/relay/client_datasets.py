@@ -13,9 +13,6 @@ from mapsage_kaggle.relay.answers import Absent, Denied, Refusal, Unreachable, U
 if TYPE_CHECKING:
     from mapsage_kaggle.relay.client import KaggleClient
 
-PAGE_SIZE = 100
-MAX_PAGES = 100
-
 State = Literal["none", "processing", "ready", "failed"]
 _STATES: Mapping[str, State] = {"FAILED": "failed", "READY": "ready"}
 
@@ -39,20 +36,11 @@ class Datasets:
         return self._files(ref) if first is None else first
 
     def _files(self, ref: str) -> Mapping[str, int] | None:
-        found: dict[str, int] = {}
-        token = ""
         try:
-            for _ in range(MAX_PAGES):
-                page = self._kaggle.ask(
-                    "list_dataset_files", **_names(ref), page_size=PAGE_SIZE, page_token=token
-                )
-                found |= {item.name: number(item.total_bytes) for item in page.dataset_files or []}
-                if not page.next_page_token or page.next_page_token == token:
-                    break
-                token = page.next_page_token
+            pages = list(self._kaggle.pages("list_dataset_files", **_names(ref)))
         except Refusal:
             return None
-        return found
+        return {item.name: number(item.total_bytes) for page in pages for item in page.dataset_files or []}
 
     def fetch(self, ref: str, name: str, folder: Path) -> Path:
         """Fetch one file of the newest version into ``folder``, and return where it is.

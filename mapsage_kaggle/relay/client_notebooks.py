@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,21 +137,12 @@ class Notebooks:
         A listing may be late, in parts, or cut; what is not in it may be there.
         """
         files: dict[str, OutputFile] = {}
-        log, token = "", ""
-        for _ in range(MAX_PAGES):
-            place = {"page_size": PAGE_SIZE, "page_token": token}
-            try:
-                answer = self._kaggle.ask(
-                    "list_kernel_session_output", **self._of_version(slug, version), **place
-                )
-            except Absent:
-                break
-            for item in answer.files or []:
-                files[item.file_name] = OutputFile(name=item.file_name, url=item.url)
-            log = log or str(answer.log or "")
-            if not answer.next_page_token or answer.next_page_token == token:
-                break
-            token = answer.next_page_token
+        log = ""
+        with suppress(Absent):
+            for page in self._kaggle.pages("list_kernel_session_output", **self._of_version(slug, version)):
+                for item in page.files or []:
+                    files[item.file_name] = OutputFile(name=item.file_name, url=item.url)
+                log = log or str(page.log or "")
         return tuple(files.values()), log
 
     def download(self, slug: str, version: int, file: OutputFile, target: Path) -> bool:
