@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,12 @@ def status(owner: str, slug: str) -> dict[str, Any]:
     versions: list[dict[str, Any]] = []
     pace: Mapping[str, float] = {}
     iteration = max_iters = 0
-    for name in (slug, f"{slug}-2"):
-        newest = kaggle.notebooks.newest_version(name)
-        for number in range(newest, max(0, newest - MAX_SHOWN), -1):
-            found, measured = _version(kaggle, name, number)
-            versions.append(found)
-            if found["iteration"] >= iteration and found["iteration"]:
-                iteration, max_iters = found["iteration"], found["max_iters"] or max_iters
-                pace = measured or pace
+    for name, number in _newest(kaggle, slug):
+        found, measured = _version(kaggle, name, number)
+        versions.append(found)
+        if found["iteration"] >= iteration and found["iteration"]:
+            iteration, max_iters = found["iteration"], found["max_iters"] or max_iters
+            pace = measured or pace
     if not versions:
         raise UsageError(f"There is no notebook {owner}/{slug}.", "Check --owner and --slug.")
     versions.sort(key=lambda item: (item["pushed_s"] or 0.0, item["version"]))
@@ -65,6 +63,12 @@ def status(owner: str, slug: str) -> dict[str, Any]:
         "sessions_left": len(eta.legs) if known else None,
         "finish_s": (eta.finish_by_quota_s or eta.finish_s) if known else None,
     }
+
+
+def _newest(kaggle: KaggleClient, slug: str) -> Iterator[tuple[str, int]]:
+    for name in (slug, f"{slug}-2"):
+        newest = kaggle.notebooks.newest_version(name)
+        yield from ((name, number) for number in range(newest, max(0, newest - MAX_SHOWN), -1))
 
 
 def _version(kaggle: KaggleClient, slug: str, number: int) -> tuple[dict[str, Any], Mapping[str, float]]:
@@ -146,17 +150,15 @@ def cancel(owner: str, slug: str) -> str:
         MachineError: Kaggle does not do it.
     """
     kaggle = KaggleClient.connect(owner)
-    for name in (slug, f"{slug}-2"):
-        newest = kaggle.notebooks.newest_version(name)
-        for number in range(newest, max(0, newest - MAX_SHOWN), -1):
-            if kaggle.notebooks.status(name, number) not in ACTIVE:
-                continue
-            session = _live_log(kaggle, name, number).number
-            refusal = kaggle.notebooks.cancel(session) if session else "Its log does not tell its number yet."
-            if refusal:
-                raise MachineError(
-                    f"{owner}/{name} version {number} could not be ended: {sentence(refusal)}",
-                    f"End it on https://www.kaggle.com/code/{owner}/{name}.",
-                )
-            return f"Kaggle was asked to end {owner}/{name} version {number}; what it has saved stays."
+    for name, number in _newest(kaggle, slug):
+        if kaggle.notebooks.status(name, number) not in ACTIVE:
+            continue
+        session = _live_log(kaggle, name, number).number
+        refusal = kaggle.notebooks.cancel(session) if session else "Its log does not tell its number yet."
+        if refusal:
+            raise MachineError(
+                f"{owner}/{name} version {number} could not be ended: {sentence(refusal)}",
+                f"End it on https://www.kaggle.com/code/{owner}/{name}.",
+            )
+        return f"Kaggle was asked to end {owner}/{name} version {number}; what it has saved stays."
     raise UsageError(f"No session of {owner}/{slug} is going on.")
