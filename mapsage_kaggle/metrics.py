@@ -126,7 +126,7 @@ def miou_interval(confusions: Counts, *, resamples: int = RESAMPLES) -> Interval
     Returns:
         None where no class occurs.
     """
-    return _interval(_draw(confusions, confusions[:0], resamples)[0])
+    return _interval(*_draw(resamples, confusions))
 
 
 def paired_interval(confusions: Counts, others: Counts, *, resamples: int = RESAMPLES) -> Interval | None:
@@ -144,29 +144,25 @@ def paired_interval(confusions: Counts, others: Counts, *, resamples: int = RESA
     """
     if confusions.shape != others.shape:
         raise ValueError(f"{confusions.shape} and {others.shape} are not of the same images and classes")
-    one, other = _draw(confusions, others, resamples)
+    one, other = _draw(resamples, confusions, others)
     return _interval(one - other)
 
 
-def _draw(confusions: Counts, others: Counts, resamples: int) -> tuple[Numbers, Numbers]:
-    """Return mIoU over all images, followed by that of each draw, for one model and another."""
+def _draw(resamples: int, *models: Counts) -> list[Numbers]:
+    """Return each model's mIoU over all images, followed by that of each draw, which they share."""
+    num = len(models[0])
+    if not num:
+        return [np.zeros(0)] * len(models)
     generator = np.random.Generator(np.random.PCG64(0))
-    num = len(confusions)
-    flat = [_flat_areas(item) for item in (confusions, others) if len(item)]
-    found: list[list[Numbers]] = [[_mious(item.sum(axis=0, keepdims=True))] for item in flat]
-    for start in range(0, resamples if num else 0, _CHUNK):
+    # Hits, predictions and labels of each image, (N, 3 C); float64 holds them exactly.
+    areas = [np.stack([np.concatenate(_areas(item)) for item in confusions]) for confusions in models]
+    found = [[_mious(item.sum(axis=0, keepdims=True))] for item in areas]
+    for start in range(0, resamples, _CHUNK):
         size = min(_CHUNK, resamples - start)
         weights = generator.multinomial(num, np.full(num, 1 / num), size=size).astype(np.float64)
-        for item, into in zip(flat, found, strict=True):
+        for item, into in zip(areas, found, strict=True):
             into.append(_mious(weights @ item))
-    both = [np.concatenate(item) for item in found]
-    nothing = np.zeros(0)
-    return both[0] if both else nothing, both[1] if len(both) > 1 else nothing
-
-
-def _flat_areas(confusions: Counts) -> Numbers:
-    """Return hits, predictions and labels of each image, ``(N, 3 C)``; float64 holds them exactly."""
-    return np.stack([np.concatenate(_areas(item)) for item in confusions])
+    return [np.concatenate(item) for item in found]
 
 
 def _mious(areas: Numbers) -> Numbers:
