@@ -27,8 +27,8 @@ from mapsage_kaggle.relay.log import SessionLog, read_log
 WORK_DIRS = "work_dirs/"
 NO_GPU = "An account whose phone number is not verified gets neither GPU nor Internet, whatever it asks for."
 MAX_MESSAGE = 500
-ENDS = ("completed", "early")
-"""The stop reasons of a run that has come to its end."""
+_NO_RECORD = SessionRecord(run_id="", fingerprint="", session_index=0)
+"""What stands for the record of a session that left none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,8 +121,8 @@ def judge(
     Raises:
         Unreachable: A checkpoint in doubt did not come.
     """
-    record, log = left.record, left.log
-    if record is None and not left.files and left.others and not attempt.token:
+    record, log = left.record or _NO_RECORD, left.log
+    if left.record is None and not left.files and left.others and not attempt.token:
         return Outcome(status=status, verdict="skipped", message="It is of another config.")
     ref, sure = newest_good(kaggle, left, complete=status == "complete", before=before)
     hand_over = None
@@ -133,29 +133,28 @@ def judge(
             file=file.name if file else f"{left.work_dir}/{ref.file}",
             sha256=ref.sha256, size_bytes=ref.size_bytes, attachable=status == "complete",
         )  # fmt: skip
-    refused = record is not None and record.stop_reason == "refused"
-    code = (record.exit_code or log.exit_code) if record is not None and refused else log.exit_code
+    refused = record.stop_reason == "refused"
+    code = (record.exit_code if refused else None) or log.exit_code
     verdict = _verdict(record, ref, attempt, code=code, before=before)
-    told_s = record.timings_s.get("session") if record is not None else None
-    seconds = float(told_s or (log.seconds if log.seen else ran_s))
+    seconds = float(record.timings_s.get("session") or (log.seconds if log.seen else ran_s))
     # A log may be torn, too: what was seen to run has run.
     longest_s = max(seconds, ran_s if attempt.began_s is not None else 0.0)
-    final = record is not None and record.stop_reason != "running"
+    final = record.stop_reason != "running"
     told = refused or (code not in (EXIT_DONE, EXIT_TRAINING) and not log.iteration)
     trained = bool(ref) or log.iteration > 0 or (longest_s > TRAINED_S and not told)
     found = f"{verdict} {ref.file} {ref.sha256}" if ref is not None else verdict
-    best = record.best if record is not None else None
-    message = visible((record.message if record is not None else "") or log.refusal, MAX_MESSAGE)
+    best = record.best
+    message = visible(record.message or log.refusal, MAX_MESSAGE)
     return Outcome(
         status=status,
         verdict=verdict,
         hand_over=hand_over,
-        run_id=record.run_id if record else "",
-        session_index=record.session_index if record else 0,
-        started_s=record.started_s if record else 0.0,
+        run_id=record.run_id,
+        session_index=record.session_index,
+        started_s=record.started_s,
         seconds=seconds,
-        max_iters=record.max_iters if record else 0,
-        pace=(record.learned.pace if record else None) or {},
+        max_iters=record.max_iters,
+        pace=record.learned.pace or {},
         best=f"{best.metric} {best.value:.2f}" if best is not None and best.value is not None else "",
         trained=trained,
         message=f"{sentence(message)} {NO_GPU}" if code == EXIT_MACHINE else message,
@@ -165,12 +164,12 @@ def judge(
 
 
 def _verdict(
-    record: SessionRecord | None, ref: CheckpointRef | None, attempt: Attempt, *, code: int, before: int
+    record: SessionRecord, ref: CheckpointRef | None, attempt: Attempt, *, code: int, before: int
 ) -> Verdict:
-    start = record.start_iteration if record is not None and record.run_id else before
+    start = record.start_iteration if record.run_id else before
     reached = ref.iteration if ref is not None else 0
-    ends = record is not None and ref is not None and record.stop_reason in ENDS
-    if ends and record is not None and (record.stop_reason == "early" or reached >= record.max_iters > 0):
+    early, over = record.stop_reason == "early", reached >= record.max_iters > 0
+    if ref is not None and (early or (record.stop_reason == "completed" and over)):
         return "completed"
     if reached > start:
         return "progress"
