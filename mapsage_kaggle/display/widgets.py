@@ -131,17 +131,16 @@ class CheckpointPicker:
 
         self._words, self._on_choice = words, on_choice
         labels = zip(short_names(paths), paths, strict=True)
+        look = {"layout": {"width": "34em"}, "style": {"description_width": "9em"}}
         self._what = ipywidgets.Dropdown(
             options=[*labels, (words("pick_fresh"), None)],
             description=words("pick_what"),
-            layout={"width": "34em"},
-            style={"description_width": "9em"},
+            **look,
         )
         self._how = ipywidgets.RadioButtons(
             options=[(words("pick_resume"), False), (words("pick_weights"), True)],
             description=words("pick_how"),
-            layout={"width": "34em"},
-            style={"description_width": "9em"},
+            **look,
         )
         self._use = _button(words("pick_use"), "use", "")
         self._use.layout.align_self = "flex-start"
