@@ -183,7 +183,7 @@ def _tiles(progress: Progress, words: Words, now_s: float, gpus: Sequence[GpuLoa
     if progress.saved is not None:
         saved = progress.saved
         age = words("view_ago", age=format_duration(max(0.0, now_s - saved.time_s)))
-        value, aside = f"{saved.iteration:,}", f"{age}, {size(saved.size_bytes)}"
+        value, aside = f"{saved.iteration:,}", f"{age}, {size(saved.data.get('size_bytes') or 0)}"
         tiles.append(Tile(name=words("saved"), value=value, aside=aside))
     return tiles
 
@@ -302,11 +302,11 @@ class LiveView:
                 self._asked = action
         self._changed.set()
 
-    def close(self, *, reason: str = "", message: str = "") -> None:
-        """Show the final state and end the thread; ``reason`` and ``message`` are the session record's."""
+    def close(self, *, reason: str = "") -> None:
+        """Show the final state and end the thread; ``reason`` is the session record's."""
         if reason:
             with self._lock:
-                self._progress.end(reason, message)
+                self._progress.end(reason)
         self._closed.set()
         self._changed.set()
         if self._thread is not threading.current_thread():

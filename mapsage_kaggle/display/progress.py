@@ -33,16 +33,6 @@ _TOLD: tuple[EventKind, ...] = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Saved:
-    """The newest proven checkpoint, and when it was proven, in seconds since the epoch."""
-
-    file: str
-    iteration: int
-    size_bytes: int
-    time_s: float
-
-
 @dataclass(kw_only=True, slots=True)
 class Progress:
     """One session's progress. Bounded: it holds as much after twelve hours as after one.
@@ -63,11 +53,10 @@ class Progress:
         began_s: When the first one was.
         plan: The forecast, by the names of :class:`mapsage_kaggle.pace.SessionPlan`.
         memory_bytes: The most that torch has held on rank 0's GPU; None without one.
-        saved: The newest checkpoint.
+        saved: What told of the newest proven checkpoint.
         validated_batches: Batches done in the validation that is running.
         notable: The last events that a person should read, oldest first.
         reason: Why it stopped; empty while it runs.
-        message: What it said when it stopped.
     """
 
     start_iteration: int = 0
@@ -86,11 +75,10 @@ class Progress:
     began_s: float = 0.0
     plan: Mapping[str, Any] = field(default_factory=dict)
     memory_bytes: int | None = None
-    saved: Saved | None = None
+    saved: Event | None = None
     validated_batches: int = 0
     notable: deque[Event] = field(default_factory=lambda: deque(maxlen=MAX_NOTABLE))
     reason: str = ""
-    message: str = ""
 
     def take(self, event: Event) -> None:
         if event.event in ("validation_start", "validation", "checkpoint"):
@@ -117,8 +105,8 @@ class Progress:
         """Return the session's seconds left at a moment (since the epoch); None where unknown."""
         return None if self.left_s is None else max(0.0, self.left_s - max(0.0, now_s - self.last_event_s))
 
-    def end(self, reason: str, message: str = "") -> None:
-        self.stage, self.reason, self.message = "ended", reason, message
+    def end(self, reason: str) -> None:
+        self.stage, self.reason = "ended", reason
 
     # -- by kind of event
 
@@ -181,19 +169,14 @@ class Progress:
 
     def _checkpoint(self, event: Event) -> None:
         if event.data.get("metric") is None:
-            self.saved = Saved(
-                file=str(event.data.get("file", "")),
-                iteration=event.iteration,
-                size_bytes=int(event.data.get("size_bytes") or 0),
-                time_s=event.time_s,
-            )
+            self.saved = event
 
     def _restart(self, event: Event) -> None:
         self.stage = "starting"
 
     def _stop(self, event: Event) -> None:
         self.iteration = event.iteration
-        self.end(str(event.data.get("reason", "")), str(event.data.get("message", "")))
+        self.end(str(event.data.get("reason", "")))
 
 
 _HANDLERS = {

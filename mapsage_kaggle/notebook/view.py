@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,16 +39,12 @@ class View:
         """Show the final state once ``wait`` has returned, in a thread."""
 
         def close() -> None:
-            try:
+            reason = "failed"
+            with suppress(Exception):  # else it would say for good that it trains
                 record = wait()
-            except Exception as error:  # noqa: BLE001 - else it would say for good that it trains
-                self.live.close(reason="failed", message=str(error) or type(error).__name__)
-            else:
-                ended = record is not None and record.stop_reason != "running"
-                self.live.close(
-                    reason=record.stop_reason if record is not None and ended else "failed",
-                    message=record.message if record is not None else "",
-                )
+                if record is not None and record.stop_reason != "running":
+                    reason = record.stop_reason
+            self.live.close(reason=reason)
             self.surface.close()
 
         threading.Thread(target=close, name="mapsage-view-end", daemon=True).start()
