@@ -84,9 +84,22 @@ class Progress:
         if event.event in ("validation_start", "validation", "checkpoint"):
             # Iterations are reported only now and then.
             self.iteration = max(self.iteration, event.iteration)
-        handler = _HANDLERS.get(event.event)
-        if handler is not None:
-            handler(self, event)
+        kind, data = event.event, event.data
+        if kind == "training":
+            self._training(event)
+        elif kind == "iteration":
+            self._iteration(event)
+        elif kind in ("validation_start", "validating"):
+            self.stage, self.validated_batches = "validating", int(data.get("batches") or 0)
+        elif kind == "validation":
+            self._validation(event)
+        elif kind == "checkpoint" and data.get("metric") is None:
+            self.saved = event
+        elif kind == "restart":
+            self.stage = "starting"
+        elif kind in ("stop", "end"):
+            self.iteration = event.iteration
+            self.end(str(data.get("reason", "")))
         if event.event in _TOLD:
             self.notable.append(event)
 
@@ -150,12 +163,6 @@ class Progress:
         if len(self.losses) > MAX_POINTS:
             del self.losses[-2::-2], self.smooth[-2::-2]
 
-    def _validation_start(self, event: Event) -> None:
-        self.stage, self.validated_batches = "validating", 0
-
-    def _validating(self, event: Event) -> None:
-        self.stage, self.validated_batches = "validating", int(event.data.get("batches") or 0)
-
     def _validation(self, event: Event) -> None:
         self.stage = "training"
         metrics = event.data.get("metrics")
@@ -166,30 +173,6 @@ class Progress:
         del self.scores[:-MAX_SCORES]
         if self.best is None or score > self.best[1]:
             self.best = (event.iteration, score)
-
-    def _checkpoint(self, event: Event) -> None:
-        if event.data.get("metric") is None:
-            self.saved = event
-
-    def _restart(self, event: Event) -> None:
-        self.stage = "starting"
-
-    def _stop(self, event: Event) -> None:
-        self.iteration = event.iteration
-        self.end(str(event.data.get("reason", "")))
-
-
-_HANDLERS = {
-    "training": Progress._training,
-    "iteration": Progress._iteration,
-    "validation_start": Progress._validation_start,
-    "validating": Progress._validating,
-    "validation": Progress._validation,
-    "checkpoint": Progress._checkpoint,
-    "restart": Progress._restart,
-    "stop": Progress._stop,
-    "end": Progress._stop,
-}
 
 
 def _number(value: object) -> float | None:
