@@ -15,7 +15,6 @@ import shutil
 import socket
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -338,15 +337,14 @@ class GpuGauge:
         self._every_s = every_s
         self._loads: tuple[GpuLoad, ...] = ()
         self._asked_at = -math.inf
-        self._thread: threading.Thread | None = None
+        self._asking: futures.Future[None] | None = None
 
     def __call__(self) -> tuple[GpuLoad, ...]:
         """Return the last answer at once; it is some seconds old, and empty at first."""
-        busy = self._thread is not None and self._thread.is_alive()
-        if not busy and time.monotonic() - self._asked_at >= self._every_s:
+        is_due = time.monotonic() - self._asked_at >= self._every_s
+        if is_due and (self._asking is None or self._asking.done()):
             self._asked_at = time.monotonic()
-            self._thread = threading.Thread(target=self._ask, name="mapsage-gpus", daemon=True)
-            self._thread.start()
+            self._asking = in_background(self._ask)
         return self._loads
 
     def _ask(self) -> None:

@@ -188,8 +188,8 @@ def test_a_gauge_asks_anew_once_it_was_answered_and_not_before(monkeypatch: pyte
     assert gauge() == gauge() == ()
     may_answer.release()
     answered.acquire(timeout=60.0)
-    assert gauge._thread is not None
-    gauge._thread.join(60.0)
+    assert gauge._asking is not None
+    gauge._asking.result(60.0)
     assert gauge() == gauge() == (load,)
     may_answer.release()
     answered.acquire(timeout=60.0)
@@ -202,8 +202,8 @@ def test_a_gauge_asks_no_more_often_than_it_was_told(monkeypatch: pytest.MonkeyP
     gauge = GpuGauge(every_s=3600.0)
     for _ in range(3):
         gauge()
-        assert gauge._thread is not None
-        gauge._thread.join(60.0)
+        assert gauge._asking is not None
+        gauge._asking.result(60.0)
     assert asked == [1]
 
 

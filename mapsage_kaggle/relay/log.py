@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mapsage_kaggle import errors
 from mapsage_kaggle.outside import visible_lines
+from mapsage_kaggle.processes import in_background
 
 NUMBER_KEY = "kaggle_session"
 """In the JSON object of a session's first line."""
@@ -114,17 +114,15 @@ class LogFollower:
     opened: Callable[[], Iterator[Mapping[str, Any]]]
     log: SessionLog = field(default_factory=SessionLog, init=False)
     _streams: int = field(default=0, init=False)
-    _thread: threading.Thread | None = field(default=None, init=False)
+    _following: Future[None] | None = field(default=None, init=False)
 
     def keep_on(self) -> None:
-        if self._streams < MAX_STREAMS and (self._thread is None or not self._thread.is_alive()):
+        if self._streams < MAX_STREAMS and (self._following is None or self._following.done()):
             self._streams += 1
-            self._thread = threading.Thread(target=self._follow, daemon=True, name="log")
-            self._thread.start()
+            self._following = in_background(self._follow)  # where it fails less is shown, and that is all
 
     def _follow(self) -> None:
-        with suppress(Exception):  # shows less, and that is all
-            for piece in self.opened():
-                more, known = _read(str(piece.get("data", ""))), self.log
-                score = known.score if more.score is None else more.score
-                self.log = replace(more if more.iteration else known, score=score)
+        for piece in self.opened():
+            more, known = _read(str(piece.get("data", ""))), self.log
+            score = known.score if more.score is None else more.score
+            self.log = replace(more if more.iteration else known, score=score)
