@@ -21,7 +21,7 @@ from mapsage_kaggle.paths import bundled
 from mapsage_kaggle.relay import forecast as planning
 from mapsage_kaggle.relay import notify
 from mapsage_kaggle.relay.answers import Refusal, Unreachable
-from mapsage_kaggle.relay.client import KaggleClient
+from mapsage_kaggle.relay.client import KaggleClient, Quota
 from mapsage_kaggle.relay.decide import MAX_TIMEOUT_S, Settings, Stop, Wait
 from mapsage_kaggle.relay.journal import Journal, Transport, held
 from mapsage_kaggle.relay.kernel import CODE_FILE, Job, check_machine, check_names
@@ -244,6 +244,8 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 def plan_text(asked: RelayRequest) -> str:
     """Return what :func:`run` would do, in lines for a terminal. Writes nothing here or on Kaggle."""
     settings, quota = asked.settings, None
+    # Until Kaggle tells, the whole of a usual week.
+    usual = Quota(left_s=GPU_QUOTA_S, allowed_s=GPU_QUOTA_S, used_s=0.0)
     journal = Journal.read(asked.places.journal)
     start = journal.hand_over.iteration if journal and journal.hand_over else 0
     ends = (
@@ -275,8 +277,7 @@ def plan_text(asked: RelayRequest) -> str:
         val_interval=asked.val_interval,
         most_sessions=most,
         now_s=time.time(),
-        quota_s=None if asked.job.machine is None else quota.allowed_s if quota else GPU_QUOTA_S,
-        quota_left_s=quota.left_s if quota else None,
+        quota=None if asked.job.machine is None else quota or usual,
     )
     text = planning.plan_text(found, end=end, quota_left_s=quota.left_s if quota else None)
     return "\n".join([f"{asked.job.config} in {settings.owner}/{settings.slug}", text, *notes])

@@ -69,12 +69,11 @@ def plan(
     val_interval: int = 0,
     most_sessions: int | None = None,
     now_s: float,
-    quota_s: float | None = None,
-    quota_left_s: float | None = None,
+    quota: Quota | None = None,
 ) -> Plan:
-    """Return the sessions from ``start`` to ``end``.
+    """Return the sessions from ``start`` to ``end``; ``pace`` has the names of ``Pace.learned``.
 
-    ``pace`` has the names of ``Pace.learned``; ``quota_s`` is GPU time a week, None without a GPU.
+    Without a GPU there is no ``quota``.
     """
     assumed = []
     if "iteration_s" not in pace:
@@ -100,9 +99,9 @@ def plan(
         iteration = reach
     needed_s = sum(leg.seconds for leg in legs)
     by_quota = None
-    if quota_s:
-        used_s = quota_s - (quota_s if quota_left_s is None else quota_left_s)
-        by_quota = quota_date_s(now_s, needed_s, used_s=used_s, quota_s=quota_s)
+    if quota is not None and quota.allowed_s:
+        used_s = quota.allowed_s - quota.left_s
+        by_quota = quota_date_s(now_s, needed_s, used_s=used_s, quota_s=quota.allowed_s)
     return Plan(
         legs=tuple(legs),
         assumed=", ".join(assumed),
@@ -150,8 +149,7 @@ def still_to_come(
         reserve_s=reserve_s,
         pace=journal.pace,
         now_s=now_s,
-        quota_s=quota.allowed_s if quota else None,
-        quota_left_s=quota.left_s if quota else None,
+        quota=quota,
     )
     if not found.legs or not found.reaches_end:
         return ""

@@ -47,8 +47,7 @@ def status(owner: str, slug: str) -> dict[str, Any]:
     quota = kaggle.quota()
     eta = forecast.plan(
         start=iteration, end=max_iters, session_limit_s=MAX_TIMEOUT_S, reserve_s=600.0, pace=pace,
-        now_s=kaggle.now_s(), quota_s=quota.allowed_s if quota else None,
-        quota_left_s=quota.left_s if quota else None,
+        now_s=kaggle.now_s(), quota=quota,
     )  # fmt: skip
     known = bool(pace) and 0 < iteration < max_iters
     return {

@@ -13,6 +13,7 @@ from mapsage_kaggle.errors import MapsageError, UsageError
 from mapsage_kaggle.kit import kit_files, kit_sha256, own_home
 from mapsage_kaggle.paths import bundled
 from mapsage_kaggle.relay import command
+from mapsage_kaggle.relay.client import Quota
 from mapsage_kaggle.relay.decide import Push
 from mapsage_kaggle.relay.forecast import plan, plan_text
 from mapsage_kaggle.relay.journal import Attempt
@@ -193,8 +194,8 @@ def test_sessions_without_internet_are_not_told_to_upload() -> None:
 def test_the_plan_fits_every_session_into_its_limit_and_reaches_the_end() -> None:
     found = plan(
         start=1_000, end=40_000, session_limit_s=12 * 3600, reserve_s=600, now_s=0.0, val_interval=4_000,
-        pace={"iteration_s": 2.0, "validation_s": 900.0}, quota_s=30 * 3600.0,
-        quota_left_s=30 * 3600.0,
+        pace={"iteration_s": 2.0, "validation_s": 900.0},
+        quota=Quota(left_s=30 * 3600.0, allowed_s=30 * 3600.0, used_s=0.0),
     )  # fmt: skip
     assert found.reaches_end
     assert found.legs[0].start == 1_000
