@@ -11,7 +11,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mapsage_kaggle.display.history import PastSession, Series, series
+from mapsage_kaggle.display.history import PastSession, series
 from mapsage_kaggle.events import EventKind
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.records import complete_timings
@@ -141,45 +141,34 @@ def curves(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say = str
         rate_axes.locator_params(axis="y", nbins=3)
         rate_axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     _name(rate_axes, say("learning rate"), "", theme)
-    _draw_scores(score_axes, series(sessions, "validation", "metrics", "mIoU"), theme, say)
+    scores, aside = series(sessions, "validation", "metrics", "mIoU"), ""
+    best = _draw_scores(score_axes, list(zip(scores.iterations, scores.values, strict=True)), theme)
+    if best is not None:
+        aside = say(Message("best {value} % at iteration {iteration}", f"{best[1]:.2f}", f"{best[0]:,}"))
+    else:
+        score_axes.text(
+            0.5, 0.5, say("no validation yet"), transform=score_axes.transAxes, ha="center", va="center",
+            color=theme.faint, fontsize=9,
+        )  # fmt: skip
+    _name(score_axes, "mIoU, %", aside, theme)
     _mark_sessions(axes, sessions, theme, say)
     score_axes.set_xlabel(say("iteration"), color=theme.faint, fontsize=9)
     return png(figure, theme)
 
 
-def _draw_scores(axes: Axes, scores: Series, theme: Theme, say: Say) -> None:
-    aside = ""
-    if len(scores):
-        axes.plot(
-            scores.iterations, scores.values, color=theme.score, linewidth=1.6, marker="o", markersize=4.5
-        )
-        best = max(range(len(scores)), key=lambda index: scores.values[index])
-        spot = (scores.iterations[best], scores.values[best])
-        axes.plot(
-            *spot,
-            color=theme.other,
-            marker="*",
-            markersize=13,
-            linestyle="none",
-            markeredgecolor=theme.paper,
-            markeredgewidth=0.8,
-            zorder=5,
-        )
-        aside = say(Message("best {value} % at iteration {iteration}", f"{spot[1]:.2f}", f"{spot[0]:,}"))
-        axes.set_ylim(0.0, min(100.0, max(scores.values) * 1.2 + 3.0))
-    else:
-        axes.text(
-            0.5,
-            0.5,
-            say("no validation yet"),
-            transform=axes.transAxes,
-            ha="center",
-            va="center",
-            color=theme.faint,
-            fontsize=9,
-        )
+def _draw_scores(axes: Axes, scores: Sequence[tuple[int, float]], theme: Theme) -> tuple[int, float] | None:
+    """Draw iteration and score, with a star at the best of them, which is returned."""
+    if not scores:
         axes.set_yticks([])
-    _name(axes, "mIoU, %", aside, theme)
+        return None
+    axes.plot(*zip(*scores, strict=True), color=theme.score, linewidth=1.6, marker="o", markersize=4.5)
+    best = max(scores, key=lambda item: item[1])
+    axes.plot(
+        *best, color=theme.other, marker="*", markersize=13, linestyle="none",
+        markeredgecolor=theme.paper, markeredgewidth=0.8, zorder=5,
+    )  # fmt: skip
+    axes.set_ylim(0.0, min(100.0, best[1] * 1.2 + 3.0))
+    return best
 
 
 def time_bars(sessions: Sequence[PastSession], theme: Theme = LIGHT, say: Say = str) -> bytes:
@@ -407,16 +396,7 @@ def progress_chart(
     loss_axes.plot(*zip(*losses, strict=True), color=theme.loss, alpha=0.35, linewidth=0.8)
     loss_axes.plot(*zip(*smooth, strict=True), color=theme.loss, linewidth=1.6)
     loss_axes.set_ylim(bottom=0.0, top=_top([value for _, value in losses]))
-    if scores:
-        values = [value for _, value in scores]
-        score_axes.plot(
-            *zip(*scores, strict=True), color=theme.score, linewidth=1.4, marker="o", markersize=4
-        )
-        best = max(scores, key=lambda item: item[1])
-        score_axes.plot(*best, color=theme.other, marker="*", markersize=12, linestyle="none", zorder=5)
-        score_axes.set_ylim(0.0, min(100.0, max(values) * 1.2 + 3.0))
-    else:
-        score_axes.set_yticks([])
+    _draw_scores(score_axes, scores, theme)
     return png(figure, theme)
 
 
