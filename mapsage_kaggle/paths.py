@@ -101,9 +101,8 @@ class WorkDir:
     config_diff = Below("config.diff")  # what the patch changed, as a unified diff
     history = Below("history")  # the records and events of earlier sessions, carried along
     evaluation = Below("evaluation")  # what evaluations counted and found
-    predictions = Below(
-        "predictions"
-    )  # small pictures of a few validation images, with truth and predictions
+    # Small pictures of a few validation images, with truth and predictions.
+    predictions = Below("predictions")
     trackers = Below("trackers")  # what trackers keep, by run
     report = Below("report.html")  # for people
     log = Below("train.log")  # what the training child printed
