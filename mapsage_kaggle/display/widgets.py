@@ -183,13 +183,12 @@ class CheckpointPicker:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Field:
-    """A field of a form: name, label, current text, and choices as label and value, if any."""
+class Knob:
+    """A field of a form: its name in the catalogue, its present value as text, and its choices, if any."""
 
     name: str
-    label: str
     value: str
-    choices: tuple[tuple[str, str], ...] = ()
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,7 +210,7 @@ class Form:
     def __init__(
         self,
         words: Words,
-        fields: Sequence[Field],
+        knobs: Sequence[Knob],
         *,
         on_change: Callable[[Mapping[str, str]], FormState],
         on_use: Callable[[Mapping[str, str]], Panel],
@@ -219,14 +218,13 @@ class Form:
         import ipywidgets
 
         self._on_change, self._on_use = on_change, on_use
-        self._fields = {item.name: (_input(item), ipywidgets.HTML()) for item in fields}
-        self._start = {item.name: item.value for item in fields}
+        self._fields = {item.name: (_input(item, words), ipywidgets.HTML()) for item in knobs}
+        self._start = {item.name: item.value for item in knobs}
         self._quiet = False
         rows = []
-        for item in fields:
-            entry, problem = self._fields[item.name]
+        for name, (entry, problem) in self._fields.items():
             entry.observe(self._changed, names="value")
-            label = ipywidgets.Label(item.label, layout={"width": "13em"})
+            label = ipywidgets.Label(words(f"knob_{name}"), layout={"width": "13em"})
             rows.append(ipywidgets.HBox([label, entry, problem]))
         self._panel = ipywidgets.HTML(layout={"width": "auto"})
         self._use = _button(words("form_use"), "check", "", style="primary")
@@ -267,11 +265,12 @@ class Form:
         self._panel.value = self._on_use(self.values).html
 
 
-def _input(item: Field) -> Any:
+def _input(item: Knob, words: Words) -> Any:
     import ipywidgets
 
     if item.choices:
-        return ipywidgets.Dropdown(options=list(item.choices), value=item.value, layout={"width": "16em"})
+        options = [(words.get(choice), choice) for choice in item.choices]
+        return ipywidgets.Dropdown(options=options, value=item.value, layout={"width": "16em"})
     entry = ipywidgets.Text(value=item.value, continuous_update=False, layout={"width": "16em"})
     entry.add_class(f"mapsage-knob-{item.name}")
     return entry

@@ -16,26 +16,17 @@ from mapsage_kaggle.config.patch import plan_patch
 from mapsage_kaggle.config.reading import as_mapping, find_keys, read_config, value_at
 from mapsage_kaggle.display.cells import refusal_panel
 from mapsage_kaggle.display.panels import Panel
+from mapsage_kaggle.display.widgets import Form, FormState, Knob
 from mapsage_kaggle.errors import MapsageError, UsageError
 from mapsage_kaggle.training.options import PARAMETERS, Options, option_text
 
 if TYPE_CHECKING:
     from mapsage_kaggle.display.locale.words import Words
-    from mapsage_kaggle.display.widgets import FormState
     from mapsage_kaggle.training.prepare import Prepared
 
 MIN_CROP, CROP_STEP = 32, 32
 """Encoders halve an image five times."""
 _ASKED = {item.name: item for item in PARAMETERS if item.in_form}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Knob:
-    """A field: its name in the catalogue, its present value as text, and its choices, if any."""
-
-    name: str
-    value: str
-    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,8 +152,6 @@ def show_form(prepared: Prepared, words: Words, *, on_use: Callable[[Options], P
         words: The language.
         on_use: Called with the options that the fields ask for; returns what to show then.
     """
-    from mapsage_kaggle.display.widgets import Field, Form
-
     options, cfg = prepared.options, prepared.discovery.cfg
     setting = Setting(
         on_gpu=prepared.facts.on_gpu,
@@ -171,15 +160,6 @@ def show_form(prepared: Prepared, words: Words, *, on_use: Callable[[Options], P
         start_iteration=prepared.start_iteration,
         end=prepared.facts.extend_to,
     )
-    fields = [
-        Field(
-            name=knob.name,
-            label=words(f"knob_{knob.name}"),
-            value=knob.value,
-            choices=tuple((words.get(choice), choice) for choice in knob.choices),
-        )
-        for knob in knobs_of(cfg, options, end=setting.end)
-    ]
 
     def use(values: Mapping[str, str]) -> Panel:
         asked = turn(values, cfg, options, setting).options
@@ -188,7 +168,7 @@ def show_form(prepared: Prepared, words: Words, *, on_use: Callable[[Options], P
 
     Form(
         words,
-        fields,
+        knobs_of(cfg, options, end=setting.end),
         on_change=lambda values: judge(turn(values, cfg, options, setting), prepared, words),
         on_use=use,
     ).display()
@@ -196,8 +176,6 @@ def show_form(prepared: Prepared, words: Words, *, on_use: Callable[[Options], P
 
 def judge(asked: Outcome, prepared: Prepared, words: Words) -> FormState:
     """Return what the form shows of what it asks for, without applying that."""
-    from mapsage_kaggle.display.widgets import FormState
-
     options = asked.options
     title = words("form_title")
     if options is None:
@@ -252,7 +230,7 @@ def _whole(least: int) -> Callable[[str], int]:
         try:
             value = int(text.replace(",", "").replace("_", ""))
         except ValueError:
-            raise _Wrong("form_whole", least=least) from None
+            value = least - 1
         if value < least:
             raise _Wrong("form_whole", least=least)
         return value

@@ -15,21 +15,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mapsage_kaggle import checks
+from mapsage_kaggle.checkpoints.scan import scan
 from mapsage_kaggle.clock import SessionClock, format_duration
 from mapsage_kaggle.config.modules import find_config
 from mapsage_kaggle.config.reading import data_roots_of, pretrained_of, read_config, weights_files
 from mapsage_kaggle.config.trainable import check_trainable
-from mapsage_kaggle.data.datasets import EARTHVQA_CLASSES, EARTHVQA_PALETTE, LOVEDA_CLASSES, LOVEDA_PALETTE
-from mapsage_kaggle.data.find import count_images, find_data, find_pretrained
-from mapsage_kaggle.display.cells import (
-    check_finding,
-    choice_panel,
-    configuration_panel,
-    refusal_panel,
+from mapsage_kaggle.data.datasets import (
+    EARTHVQA_CLASSES,
+    EARTHVQA_PALETTE,
+    LOVEDA_CLASSES,
+    LOVEDA_PALETTE,
+    check_data,
+    list_pairs,
 )
+from mapsage_kaggle.data.find import count_images, find_data, find_pretrained
+from mapsage_kaggle.display.cells import check_finding, choice_panel, configuration_panel, refusal_panel
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Finding, Panel, say, show
 from mapsage_kaggle.display.text import TextSink
+from mapsage_kaggle.display.widgets import CheckpointPicker, Place, can_show_widgets
 from mapsage_kaggle.errors import MapsageError, TrainingError, UsageError
 from mapsage_kaggle.events import read_events
 from mapsage_kaggle.machine import installed_stack, run_type, survey
@@ -191,8 +195,6 @@ class NotebookSession:
             raise
         show(choice_panel(words("discovery"), self.discovery.choice, words))
         if self._widgets:
-            from mapsage_kaggle.display.widgets import CheckpointPicker
-
             found = [item.path for item in self.discovery.choice.candidates if item.verdict != "rejected"]
             if found:
                 CheckpointPicker(words, found, on_choice=self._pick).display()
@@ -360,8 +362,6 @@ class NotebookSession:
             MapsageError: It failed with nothing new to hand over.
         """
         if self._widgets and self.handle is not None and self.handle.running:
-            from mapsage_kaggle.display.widgets import Place
-
             place = Place(Panel(title=self._words("outcome"), lead=self._words("view_later"))).display()
             handle = self.handle
 
@@ -433,8 +433,6 @@ class NotebookSession:
 
     @property
     def _widgets(self) -> bool:
-        from mapsage_kaggle.display.widgets import can_show_widgets
-
         return self.interactive and can_show_widgets()
 
     def _training(self) -> TrainingHandle | Follower:
@@ -566,8 +564,6 @@ def _look_for_checkpoints(options: Options, paths: KagglePaths, words: Words) ->
     Returns:
         What was found, and whether one that was asked for is missing.
     """
-    from mapsage_kaggle.checkpoints.scan import scan
-
     name = words("checkpoint")
     work_dir = paths.work_dir(options.config, options.work_dir)
     places = [folder for folder in (work_dir, paths.input) if folder.is_dir()]
@@ -609,7 +605,6 @@ def _look_at_data(options: Options, paths: KagglePaths, words: Words) -> tuple[l
     Returns:
         What was found, and a PNG of each data set: classes, images and masks.
     """
-    from mapsage_kaggle.data.datasets import check_data, list_pairs
     from mapsage_kaggle.display.plots import data_picture
 
     cfg = read_config(options.config, options.overrides)

@@ -7,6 +7,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from mapsage_kaggle.display.live import DisplaySurface, LiveView
+from mapsage_kaggle.display.widgets import TrainingSurface
+from mapsage_kaggle.machine import GpuGauge
+
 if TYPE_CHECKING:
     from mapsage_kaggle.notebook.session import NotebookSession
     from mapsage_kaggle.records import SessionRecord
@@ -16,10 +20,6 @@ class View:
     """A live view and the surface that it draws on; ``known`` is passed to the live view."""
 
     def __init__(self, session: NotebookSession, **known: Any) -> None:
-        from mapsage_kaggle.display.live import DisplaySurface, LiveView
-        from mapsage_kaggle.display.widgets import TrainingSurface
-        from mapsage_kaggle.machine import GpuGauge
-
         words = session._words
         self.surface: TrainingSurface | DisplaySurface = (
             TrainingSurface(words, on_save=session.save, on_stop=session.stop)

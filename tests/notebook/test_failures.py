@@ -97,7 +97,7 @@ def test_the_outcome_of_a_training_that_ends_by_an_odd_error_is_shown(
     placed: SimpleQueue[Panel] = SimpleQueue()
     place = SimpleNamespace(replace=placed.put)
     place.display = lambda: place
-    monkeypatch.setattr("mapsage_kaggle.display.widgets.Place", lambda panel: place)
+    monkeypatch.setattr("mapsage_kaggle.notebook.session.Place", lambda panel: place)
     monkeypatch.setattr(NotebookSession, "_widgets", True)
     cells.handle = SimpleNamespace(running=True, wait=failing(OSError(28, "Full")))  # type: ignore[assignment]
     cells.what_next()

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from mapsage_kaggle.config.reading import as_mapping, read_config
-from mapsage_kaggle.display import widgets
 from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Panel
+from mapsage_kaggle.notebook import form
 from mapsage_kaggle.notebook.form import Outcome, Problem, Setting, difference, knobs_of, show_form, turn
 from mapsage_kaggle.training.options import Options
 
@@ -128,7 +128,7 @@ def test_an_extended_run_keeps_its_end_beyond_the_config_s(cfg: Any) -> None:
 def test_the_form_is_told_where_an_extended_run_ends(monkeypatch: pytest.MonkeyPatch, cfg: Any) -> None:
     shown: list[Any] = []
     monkeypatch.setattr(
-        widgets, "Form", lambda words, fields, **_: SimpleNamespace(display=lambda: shown.extend(fields))
+        form, "Form", lambda words, fields, **_: SimpleNamespace(display=lambda: shown.extend(fields))
     )
     prepared: Any = SimpleNamespace(
         options=OPTIONS,
