@@ -506,17 +506,16 @@ def _about_upload(hand_over: HandOver, journal: Journal, seen: Observation, sett
     ref = settings.checkpoint_dataset
     if seen.stored == "there":
         return Remember(journal=journal.stored(hand_over.iteration))
+    problem = ""
     if seen.stored == "wrong":
         if upload.tries < MAX_UPLOADS:
             return Store(hand_over=hand_over)
+        problem = f"{upload.tries} uploads of iteration {upload.iteration} to {ref} did not come out whole."
+    elif seen.now_s - upload.since_s > settings.scaled(UNSEEN_S):
+        problem = f"Kaggle is not done with {ref} after {format_duration(UNSEEN_S)}."
+    if problem:
         return Stop(
-            reason=f"{upload.tries} uploads of iteration {upload.iteration} to {ref} did not come out whole.",
-            remedy=f"Look at kaggle.com/datasets/{ref}, then run the relay with --again.",
-            exit_code=EXIT_MACHINE,
-        )
-    if seen.now_s - upload.since_s > settings.scaled(UNSEEN_S):
-        return Stop(
-            reason=f"Kaggle is not done with {ref} after {format_duration(UNSEEN_S)}.",
+            reason=problem,
             remedy=f"Look at kaggle.com/datasets/{ref}, then run the relay with --again.",
             exit_code=EXIT_MACHINE,
         )
