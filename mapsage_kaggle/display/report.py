@@ -19,6 +19,7 @@ from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.display.panels import Panel, Table, Tone, from_template
 from mapsage_kaggle.display.text import next_text, score_text, size, times_text, unseen_text
 from mapsage_kaggle.errors import UsageError
+from mapsage_kaggle.events import Event
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.outside import joined, visible_lines
 from mapsage_kaggle.paths import WorkDir, predictions_below, replace_file
@@ -137,7 +138,7 @@ def render(sessions: Sequence[PastSession], pictures: dict[str, tuple[bytes, byt
         splits=[(item.record.session_index, plots.time_split(item)) for item in sessions],
         duration=format_duration,
         activities=list(plots.ACTIVITIES.values()),
-        scores=_score_rows(sessions),
+        validations=_validations(sessions),
         classes=_class_table(sessions),
         evaluations=_evaluations(sessions[-1].folder, words),
         checkpoints=_checkpoint_rows(sessions[-1]),
@@ -277,22 +278,14 @@ def _learned_rows(record: SessionRecord) -> list[tuple[str, str]]:
     return [(LEARNED.get(name, name.replace("_", " ")), value) for name, value in rows]
 
 
-def _score_rows(sessions: Sequence[PastSession]) -> list[dict[str, Any]]:
-    rows: dict[int, dict[str, Any]] = {}
-    for session in sessions:
-        for event in session.of("validation"):
-            metrics = event.data.get("metrics", {})
-            rows[event.iteration] = {
-                "iteration": f"{event.iteration:,}",
-                "session": session.record.session_index,
-                "values": [
-                    f"{metrics[name]:.2f}" if metrics.get(name) is not None else "–"
-                    for name in ("mIoU", "mAcc", "aAcc")
-                ],
-                "best": bool(event.data.get("best")),
-                "time": f"{float(event.data.get('seconds') or 0.0):.1f}",
-            }
-    return [rows[iteration] for iteration in sorted(rows)]
+def _validations(sessions: Sequence[PastSession]) -> list[tuple[int, Event]]:
+    """Return each iteration's last validation, after the number of its session."""
+    found = {
+        event.iteration: (session.record.session_index, event)
+        for session in sessions
+        for event in session.of("validation")
+    }
+    return [found[iteration] for iteration in sorted(found)]
 
 
 def _class_table(sessions: Sequence[PastSession], most: int = 8) -> dict[str, Any] | None:
