@@ -81,7 +81,7 @@ class Next:
         message: For a person.
     """
 
-    ladder: MemoryFallback | None
+    ladder: MemoryFallback | None = None
     wait_s: float = 0.0
     message: str = ""
 
@@ -132,7 +132,7 @@ def decide_next(
         chose_half: Whether half precision was the kit's choice, which it may then take back.
     """
     if outcome.kind in ("done", "killed") or outcome.reason == "deadline":
-        return Next(ladder=None, message=outcome.message)
+        return Next(message=outcome.message)
     if outcome.kind == "refused":
         return _next_after_refusal(ladder, outcome, can_recompute=can_recompute)
     if outcome.kind == "precision":
@@ -141,28 +141,24 @@ def decide_next(
         return _next_with_fewer_workers(ladder, outcome)
     if outcome.kind == "memory" and not adapt:
         return Next(
-            ladder=None,
-            message=Message("{message} Nothing is to be adapted to it, as was asked.", outcome.message),
+            message=Message("{message} Nothing is to be adapted to it, as was asked.", outcome.message)
         )
     if outcome.kind == "memory" and outcome.data.get("stage") == "validation":
         return _next_for_validation(ladder, outcome)
     if outcome.kind == "memory":
         return _next_with_less_memory(ladder, outcome, can_recompute=can_recompute)
     if outcome.kind == "error" and outcome.trained == 0 and outcome.message == ladder.error:
-        return Next(ladder=None, message=Message("{why} It failed in the same way twice.", outcome.message))
+        return Next(message=Message("{why} It failed in the same way twice.", outcome.message))
     crashes = 1 if outcome.proven is not None else ladder.crashes + 1
     if crashes > MAX_CRASHES:
         return Next(
-            ladder=None,
             message=Message(
                 "{message} It was tried {count} times again without progress.", outcome.message, MAX_CRASHES
-            ),
+            )
         )
     wait_s = 5.0 * 2 ** (crashes - 1)
     if time_left_s < wait_s + 60.0:
-        return Next(
-            ladder=None, message=Message("{message} There is no time left to try again.", outcome.message)
-        )
+        return Next(message=Message("{message} There is no time left to try again.", outcome.message))
     again = replace(ladder, crashes=crashes, error=outcome.message if outcome.kind == "error" else "")
     return Next(
         ladder=again,
@@ -205,14 +201,13 @@ def _next_with_less_memory(ladder: MemoryFallback, outcome: Outcome, *, can_reco
             "(with_cp).",
         )
     if ladder.least > 1:
-        return Next(ladder=None, message=_neither_fits(ladder, outcome))
+        return Next(message=_neither_fits(ladder, outcome))
     return Next(
-        ladder=None,
         message=Message(
             "Out of memory with one image per forward pass. {message} Use a smaller crop "
             "(crop_size) or a smaller backbone.",
             outcome.message,
-        ),
+        )
     )
 
 
@@ -233,31 +228,29 @@ def _next_in_float32(ladder: MemoryFallback, outcome: Outcome, *, chose_half: bo
             message=Message("{message} Going on in float32 from the newest checkpoint.", outcome.message),
         )
     return Next(
-        ladder=None,
         message=Message(
             "{message} Half precision is the config's choice, or a person's: --precision float32 "
             "trains without it.",
             outcome.message,
-        ),
+        )
     )
 
 
 def _next_after_refusal(ladder: MemoryFallback, outcome: Outcome, *, can_recompute: bool) -> Next:
     if _TOO_FEW not in outcome.message:
-        return Next(ladder=None, message=outcome.message)
+        return Next(message=outcome.message)
     if ladder.above is None:
         return Next(
-            ladder=None,
             message=Message(
                 "BatchNorm cannot be trained with {images} image(s) in a forward pass. Use fewer GPUs "
                 "(--gpus 1), a train_dataloader.batch_size that leaves more for each pass, or a norm that "
                 "needs no other images (norm_cfg = dict(type='GN', num_groups=32)).",
                 _images_in(outcome.message) or ladder.micro_batch,
-            ),
+            )
         )
     least = ladder.micro_batch + 1
     if not can_recompute:
-        return Next(ladder=None, message=_neither_fits(replace(ladder, least=least), outcome))
+        return Next(message=_neither_fits(replace(ladder, least=least), outcome))
     return Next(
         ladder=replace(ladder, micro_batch=ladder.above, with_cp=True, crashes=0, above=None, least=least),
         message=Message(
@@ -293,12 +286,11 @@ def _next_for_validation(ladder: MemoryFallback, outcome: Outcome) -> Next:
             message=Message("Out of memory in validation: going on with {measure}.", VALIDATION_RUNGS[rung]),
         )
     return Next(
-        ladder=None,
         message=Message(
             "Out of memory in validation with {measure}. {message} Validate smaller images (the "
             "Resize of the validation pipeline), or in windows (test_cfg = dict(mode='slide', "
             "crop_size=…, stride=…)).",
             VALIDATION_RUNGS[-1],
             outcome.message,
-        ),
+        )
     )
