@@ -73,6 +73,16 @@ class Choice:
     notice: str = ""
     fresh: WhyFresh = "fresh"
 
+    @property
+    def target(self) -> Path | None:
+        """The file to load."""
+        return self.checkpoint.target if self.checkpoint is not None else None
+
+    @property
+    def resumed(self) -> Inspection | None:
+        """What is known of the checkpoint that is resumed; None where training starts at iteration 0."""
+        return self.inspection if self.action == "resume" else None
+
 
 def choose(
     *,

@@ -15,12 +15,8 @@ from mapsage_kaggle.training.supervisor import Launch
 
 def first_spec(prepared: Prepared, record: SessionRecord, learning: Learning) -> ChildSpec:
     """Return the spec of a session's first child, which starts from the chosen checkpoint or from scratch."""
-    options, clock, patch, choice = (
-        prepared.options,
-        prepared.clock,
-        prepared.patch,
-        prepared.discovery.choice,
-    )
+    options, clock, patch = prepared.options, prepared.clock, prepared.patch
+    choice = prepared.discovery.choice
     return ChildSpec(
         config=WorkDir(prepared.work_dir).config,
         work_dir=prepared.work_dir,
@@ -28,7 +24,7 @@ def first_spec(prepared: Prepared, record: SessionRecord, learning: Learning) ->
         limit_s=clock.limit_s,
         reserve_s=clock.reserve_s,
         action=choice.action,
-        checkpoint=choice.checkpoint.target if choice.checkpoint else None,
+        checkpoint=choice.target,
         checkpoint_sha256=choice.inspection.sha256 if choice.inspection else None,
         expect_iteration=prepared.start_iteration if choice.action == "resume" else None,
         run_id=record.run_id,

@@ -163,13 +163,13 @@ def carry_resumed(files: WorkDir, store: CheckpointStore, choice: Choice, record
     Returns:
         What prevented that, or an empty string. It is not fatal: what was resumed is still attached.
     """
-    if choice.action != "resume" or choice.checkpoint is None or choice.inspection is None:
+    source, resumed = choice.target, choice.resumed
+    if source is None or resumed is None:
         return ""
-    source, iteration, problem = choice.checkpoint.target, choice.inspection.iteration or 0, ""
-    ref = store.newest()
+    ref, problem = store.newest(), ""
     if ref is None and source.parent != files.path:
         try:
-            ref = store.hand_on(source, iteration=iteration, sha256=choice.inspection.sha256)
+            ref = store.hand_on(source, iteration=resumed.iteration or 0, sha256=resumed.sha256)
         except SaveFailed as error:
             problem = Message("The checkpoint that was resumed could not be handed on: {why}", text_of(error))
     if ref is not None:

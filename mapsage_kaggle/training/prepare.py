@@ -101,10 +101,8 @@ class Prepared:
     @property
     def start_iteration(self) -> int:
         """Iterations done when the session begins."""
-        choice = self.discovery.choice
-        if choice.action != "resume" or choice.inspection is None:
-            return 0
-        return choice.inspection.iteration or 0
+        resumed = self.discovery.choice.resumed
+        return (resumed.iteration or 0) if resumed is not None else 0
 
 
 def discover(
@@ -311,7 +309,7 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
         num_cpus=machine.num_cpus,
         data_roots=roots,
         pretrained=find_pretrained(discovery.cfg, paths.input),
-        checkpoint=choice.checkpoint.target if choice.checkpoint else None,
+        checkpoint=choice.target,
         action=choice.action,
         checkpoint_seed=choice.inspection.seed if choice.inspection else None,
         micro_batch=options.micro_batch or learned.micro_batch,

@@ -91,6 +91,7 @@ class SessionRun:
             MachineError: The work dir cannot be made, or another process holds it.
         """
         prepared, choice = self.prepared, self.prepared.discovery.choice
+        resumed = choice.resumed
         try:
             self.files.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -101,46 +102,35 @@ class SessionRun:
         with self._store() as store:
             drop_requests(self.files)  # of a session that is over; from now on none is lost
             here, before = read_closed(self.files), choice.record
-            same_place = choice.checkpoint is not None and choice.checkpoint.target.parent == self.files.path
-            source = (
-                choice.checkpoint.target.parent if choice.checkpoint is not None and not same_place else None
-            )
-            if before is not None and choice.checkpoint is not None:
-                events = read_events(WorkDir(choice.checkpoint.target.parent).events)
-                before = before.closed(last_word_s(events))
+            folder = choice.target.parent if choice.target is not None else None
+            source = folder if folder != self.files.path else None
+            if before is not None and folder is not None:
+                before = before.closed(last_word_s(read_events(WorkDir(folder).events)))
             carry_history(self.files, source, here)
-            if same_place or here is not None:
+            if folder == self.files.path or here is not None:
                 store.start_at(prepared.start_iteration)
-            if source is not None and before is not None and choice.action == "resume":
+            if source is not None and before is not None and resumed is not None:
                 problem = carry_best(store, before, source)
                 if problem:
                     self.learning.steps.append(problem)
             self._damaged += store.drop_damaged_best()
             best = store.best()
         sha256, versions = self._write_config(), versions_of(prepared.machine)
-        continued = before if choice.action == "resume" else None
-        run_id = (
-            continued.run_id
-            if continued is not None
-            else (choice.inspection.run_id if choice.action == "resume" and choice.inspection else None)
-        )
+        continued = before if resumed is not None else None
+        stated = continued or resumed
         self.record = SessionRecord(
-            run_id=run_id or new_run_id(),
+            run_id=(stated.run_id if stated is not None else None) or new_run_id(),
             fingerprint=prepared.patch.fingerprint,
             session_index=continued.session_index + 1 if continued is not None else 1,
             start_iteration=prepared.start_iteration,
             end_iteration=prepared.start_iteration,
             max_iters=prepared.patch.max_iters,
             best=best if continued is not None else None,
-            owed_validation=choice.inspection.owed_validation
-            if choice.action == "resume" and choice.inspection is not None
-            else None,
+            owed_validation=resumed.owed_validation if resumed is not None else None,
             started_from=_started_from(choice),
             versions=versions,
             config_sha256=sha256,
-            changes=changes_since(
-                self.files, source or (self.files.path if same_place else None), choice.record
-            ),
+            changes=changes_since(self.files, folder, choice.record),
             learned=self.learning.learned(),
             exactness=exactness_of(
                 prepared, choice.record.exactness if choice.record else Exactness(), versions
