@@ -140,19 +140,16 @@ class SessionRun:
             started_s=time.time() - prepared.clock.elapsed_s(),
         )
         self.record.write(self.files.session)
-        log = self._log
         if choice.notice:
-            log.append(
-                Event(event="warning", iteration=prepared.start_iteration, data={"message": choice.notice})
-            )
+            self._emit("warning", prepared.start_iteration, message=choice.notice)
         for line in (*choice.steps_down, *self._damaged):
-            log.append(Event(event="ladder", iteration=prepared.start_iteration, data={"message": line}))
+            self._emit("ladder", prepared.start_iteration, message=line)
         warnings = prepared.patch.warnings
         if choice.action == "weights-only" and choice.checkpoint is not None:
             template = "Weights only from {path}: optimizer and schedule start anew, at iteration 0."
             warnings = (Message(template, choice.checkpoint.path), *warnings)
         for line in warnings:
-            log.append(Event(event="warning", iteration=prepared.start_iteration, data={"message": line}))
+            self._emit("warning", prepared.start_iteration, message=line)
 
     def _store(self) -> CheckpointStore:
         patch = self.prepared.patch
@@ -381,12 +378,8 @@ class SessionRun:
                 problem = carry_resumed(self.files, store, choice, record)
                 damaged, best = store.drop_damaged_best(), store.best()
         except (OSError, MachineError) as error:
-            why = text_of(error)
-            problem, damaged, best = (
-                Message("The checkpoints were not looked over: {why}", why),
-                (),
-                record.best,
-            )
+            problem = Message("The checkpoints were not looked over: {why}", text_of(error))
+            damaged, best = (), record.best
         if problem:
             self.learning.steps.append(problem)
         self._damaged += damaged
