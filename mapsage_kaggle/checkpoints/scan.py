@@ -15,7 +15,6 @@ from mapsage_kaggle.outside import read_bytes, visible
 from mapsage_kaggle.paths import KagglePaths
 from mapsage_kaggle.walk import WalkResult, walk
 
-_RECORD = "session.json"
 _MAX_NAME_BYTES = 4096
 
 
@@ -67,13 +66,11 @@ class ScanReport:
     Attributes:
         files: The checkpoints by name, sorted by path.
         rejected: What is not as it should be, sorted by path.
-        records: Paths of the session records, ``session.json``, sorted.
     """
 
     root: Path
-    files: tuple[FoundCheckpoint, ...]
-    rejected: tuple[Rejected, ...]
-    records: tuple[Path, ...]
+    files: tuple[FoundCheckpoint, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -98,7 +95,7 @@ def scan(
     deadline = now() + wait_s
     pause_s = 0.5
     while True:
-        found = walk(root, want_file=_is_wanted, endings=(*ENDINGS, _RECORD))
+        found = walk(root, want_file=lambda name: likely_kind_of(name) != "other", endings=ENDINGS)
         absent = _absent(root, found)
         left_s = deadline - now()
         if not absent or left_s <= 0:
@@ -108,10 +105,6 @@ def scan(
         sleep(min(pause_s, left_s))
         pause_s = min(pause_s * 2, 8.0)
     return _report(root, found)
-
-
-def _is_wanted(name: str) -> bool:
-    return name == _RECORD or likely_kind_of(name) != "other"
 
 
 def _absent(root: Path, found: WalkResult) -> str:
@@ -135,12 +128,8 @@ def _is_mount(parts: tuple[str, ...]) -> bool:
 def _report(root: Path, found: WalkResult) -> ScanReport:
     anchor = _anchor(root)
     files: list[FoundCheckpoint] = []
-    records: list[Path] = []
     rejected = [Rejected(path=problem.path, reason=problem.reason) for problem in found.problems]
     for path in found.files:
-        if path.name == _RECORD:
-            records.append(path)
-            continue
         try:
             files.append(_found(path, anchor))
         except _NotOneError as error:
@@ -148,7 +137,7 @@ def _report(root: Path, found: WalkResult) -> ScanReport:
         except OSError as error:
             rejected.append(Rejected(path=path, reason=f"it cannot be read: {error.strerror}"))
     rejected.sort(key=lambda item: str(item.path))
-    return ScanReport(root=root, files=tuple(files), rejected=tuple(rejected), records=tuple(records))
+    return ScanReport(root=root, files=tuple(files), rejected=tuple(rejected))
 
 
 class _NotOneError(Exception):

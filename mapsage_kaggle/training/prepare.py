@@ -54,7 +54,6 @@ class Discovery:
         paths: Kaggle's folders.
         cfg: The person's config, with overrides.
         code: Where its own modules are imported from.
-        report: What was found in the inputs.
         choice: What the session starts from, and why.
         work_dir: Where it will write.
         shapes: The config's model, built on demand.
@@ -64,7 +63,6 @@ class Discovery:
     paths: KagglePaths
     cfg: Config
     code: CodePlaces = field(default_factory=CodePlaces)
-    report: ScanReport
     choice: Choice
     work_dir: Path
     shapes: LazyShapes
@@ -142,13 +140,12 @@ def discover(
         check_tracker(options.track)
         check_custom_imports(cfg, code, paths.input)
         shapes = LazyShapes(cfg, options.config, paths.temp, code, options.pass_env)
-        report, choice = _find_and_choose(options, paths, cfg, work_dir, max_iters, shapes, on_wait)
+        choice = _find_and_choose(options, paths, cfg, work_dir, max_iters, shapes, on_wait)
     return Discovery(
         options=options,
         paths=paths,
         cfg=cfg,
         code=code,
-        report=report,
         choice=choice,
         work_dir=work_dir,
         shapes=shapes,
@@ -163,18 +160,16 @@ def _find_and_choose(
     max_iters: int,
     shapes: LazyShapes,
     on_wait: Callable[[str], None] | None,
-) -> tuple[ScanReport, Choice]:
+) -> Choice:
     if options.node_rank > 0:
         line = "Machine 0 chooses; this one starts from what it sends."
-        nothing = ScanReport(root=paths.input, files=(), rejected=(), records=())
-        return nothing, Choice(action="fresh", explanations=(line,), fresh="fresh_sent")
+        return Choice(action="fresh", explanations=(line,), fresh="fresh_sent")
     waits = options.resume == "require" or bool(cfg.get("resume"))
-    report = (
-        scan(paths.input, wait_s=MOUNT_WAIT_S if waits else 0.0, on_wait=on_wait)
-        if paths.input.is_dir()
-        else ScanReport(root=paths.input, files=(), rejected=(), records=())
-    )
-    here = scan(work_dir) if work_dir.is_dir() else None
+    attached, here = ScanReport(root=paths.input), ScanReport(root=work_dir)
+    if paths.input.is_dir():
+        attached = scan(paths.input, wait_s=MOUNT_WAIT_S if waits else 0.0, on_wait=on_wait)
+    if work_dir.is_dir():
+        here = scan(work_dir)
     previous = read_record(WorkDir(work_dir).session)
     start = find_start(cfg, paths.input)
     missing = ""
@@ -189,10 +184,10 @@ def _find_and_choose(
         choice = choose(
             inspect=shapes.inspect,
             resume=options.resume,
-            work_dir=here.files if here is not None else (),
+            work_dir=here.files,
             load_from=start,
-            inputs=report.files,
-            rejected=(*report.rejected, *(here.rejected if here is not None else ())),
+            inputs=attached.files,
+            rejected=(*attached.rejected, *here.rejected),
             fingerprint=fingerprint(cfg),
             config_asks_resume=bool(cfg.get("resume")),
             allow_weights_only=options.allow_weights_only,
@@ -203,10 +198,9 @@ def _find_and_choose(
             work_dir_run=previous.run_id if previous is not None else None,
         )
     except CheckpointError as error:
-        found = (*report.files, *(here.files if here is not None else ()))
         if missing:
             raise CheckpointError(joined_by(" ", (missing, error.problem)), error.remedy) from error
-        if found:
+        if attached.files or here.files:
             raise
         # What was found is listed file by file; where nothing was, it matters where that was.
         raise CheckpointError(
@@ -214,7 +208,7 @@ def _find_and_choose(
             error.remedy,
         ) from error
     if not missing or choice.action != "fresh":
-        return report, choice
+        return choice
     if options.resume != "never":
         raise CheckpointError(
             missing,
@@ -225,7 +219,7 @@ def _find_and_choose(
             ),
         )
     told = joined_by(" ", (missing, Message("Training starts without it.")))
-    return report, replace(choice, steps_down=(*choice.steps_down, told))
+    return replace(choice, steps_down=(*choice.steps_down, told))
 
 
 def prepare(

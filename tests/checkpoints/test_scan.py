@@ -183,11 +183,6 @@ def test_a_file_for_a_root_is_reported(tmp_path: Path) -> None:
     assert scan(path).rejected == (Rejected(path=path, reason="it is not a folder"),)
 
 
-def test_session_records_are_found_beside(tmp_path: Path) -> None:
-    record = put(tmp_path, "notebooks/alice/train/run/session.json", b"{}")
-    assert scan(tmp_path).records == (record,)
-
-
 def test_the_json_is_the_contracts(tmp_path: Path) -> None:
     path = put(tmp_path, "in/iter_8.pth")
     empty = put(tmp_path, "in/iter_9.pth", b"")

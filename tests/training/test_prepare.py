@@ -18,7 +18,7 @@ from support.standin import StandIn
 
 from mapsage_kaggle.checkpoints.choose import Choice
 from mapsage_kaggle.checkpoints.inspect import Inspection
-from mapsage_kaggle.checkpoints.scan import FoundCheckpoint, ScanReport
+from mapsage_kaggle.checkpoints.scan import FoundCheckpoint
 from mapsage_kaggle.checkpoints.store import CheckpointStore
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.config import requirements
@@ -125,7 +125,6 @@ def begin(scenes: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
             options=asked,
             paths=replace(paths, temp=tmp_path / "temp"),
             cfg=cfg,
-            report=ScanReport(root=paths.input, files=(), rejected=(), records=()),
             choice=choice,
             work_dir=tmp_path / "work",
             shapes=Shapes(cfg, asked.config, tmp_path / "temp"),
