@@ -134,29 +134,25 @@ def open_picture(path: Path, options: ReadOptions = ReadOptions()) -> Iterator[P
         raise DataError(Message("{path} is no file.", path), "Give an image, or a folder of images.")
     if size_bytes == 0:
         raise DataError(Message("{path} is empty (0 bytes).", path), "Copy the image again.")
-    header = _header(path)
-    beside = _beside(path)
-    if header is None or header.is_tiff or header.num_pixels > HOLD_AT_MOST_PIXELS or beside:
-        try:
-            import rasterio  # noqa: F401
-        except ImportError as error:
-            if (
-                header is not None
-                and not header.is_georeferenced
-                and (header.num_pixels <= HOLD_AT_MOST_PIXELS)
-            ):
-                picture = _decode(path, options)
-                if beside:
-                    picture.notices = (Message("{path} is not read: rasterio is not installed.", beside[0]),)
-                yield picture
-                return
-            if header is None:
-                raise _unreadable(path, _UNKNOWN) from None
-            raise missing_extra("geo", "rasterio", Message("to read {path}", path)) from error
-        with _opened(path, options.is_named) as dataset:
-            yield _Lines(path, dataset, options)
-    else:
+    header, beside = _header(path), _beside(path)
+    is_small = header is not None and header.num_pixels <= HOLD_AT_MOST_PIXELS
+    if header is not None and is_small and not header.is_tiff and not beside:
         yield _decode(path, options)
+        return
+    try:
+        import rasterio  # noqa: F401
+    except ImportError as error:
+        if header is None:
+            raise _unreadable(path, _UNKNOWN) from None
+        if header.is_georeferenced or not is_small:
+            raise missing_extra("geo", "rasterio", Message("to read {path}", path)) from error
+        picture = _decode(path, options)
+        if beside:
+            picture.notices = (Message("{path} is not read: rasterio is not installed.", beside[0]),)
+        yield picture
+        return
+    with _opened(path, options.is_named) as dataset:
+        yield _Lines(path, dataset, options)
 
 
 def _beside(path: Path) -> list[Path]:
