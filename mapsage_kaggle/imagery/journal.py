@@ -71,21 +71,9 @@ class Journal:
         self._folder = folder
         self._file = folder / JOURNAL
         self._lock = threading.Lock()
-        self.lines = {str(line["name"]): line for line in self._read()}
         content = self._file.read_bytes() if self._file.is_file() else b""
+        self.lines = {str(line["name"]): line for line in _lines_in(content)}
         self._ends_torn = bool(content) and not content.endswith(b"\n")
-
-    def _read(self) -> Iterator[dict[str, Any]]:
-        if not self._file.is_file():
-            return
-        # Not by splitlines(): JSON leaves other line breaks of Unicode in a name as they are.
-        for text in self._file.read_text(encoding="utf-8", errors="replace").split("\n"):
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue  # cut off while it was written
-            if isinstance(line, dict) and isinstance(line.get("files"), list) and "name" in line:
-                yield line
 
     def finished(self, source: Source, stamp: Stamp) -> Mapping[str, Any] | None:
         """Return the line of an image that need not be predicted again, else None."""
@@ -136,6 +124,17 @@ class Journal:
                 raise WriteFailed.of(self._file, error.strerror or error) from error
             self._ends_torn = False
             self.lines[source.name] = line
+
+
+def _lines_in(content: bytes) -> Iterator[dict[str, Any]]:
+    # Not by splitlines(): JSON leaves other line breaks of Unicode in a name as they are.
+    for text in content.decode("utf-8", errors="replace").split("\n"):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # cut off while it was written
+        if isinstance(line, dict) and isinstance(line.get("files"), list) and "name" in line:
+            yield line
 
 
 def _real(path: Path) -> str:
