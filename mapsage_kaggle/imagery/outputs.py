@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +74,9 @@ class ImageWriter:
         """Write the probability map, in units of 1/``SCALE``, from strips ``(classes, lines, width)``."""
         first = next(strips)
         names = self._labels.classes if len(first) == len(self._labels.classes) else ()
-
-        def every() -> Iterator[Bytes]:
-            yield first
-            yield from strips
-
-        file = self._file("probabilities", ".tif")
         self._tiff(
-            file,
-            every(),
+            self._file("probabilities", ".tif"),
+            chain([first], strips),
             num_bands=len(first),
             no_data=NO_PROBABILITY,
             scale=1 / SCALE,
