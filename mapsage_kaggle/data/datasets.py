@@ -47,7 +47,7 @@ Layout = Literal["earthvqa", "loveda"]
 _IMAGES, _MASKS = "images_png", "masks_png"
 _AREAS = ("rural", "urban")
 _SPLITS = {"train": "Train", "val": "Val", "test": "Test"}
-_IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"))
+IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"))
 _MASK_SUFFIXES = frozenset((".png", ".tif", ".tiff", ".bmp"))
 _STAT_THREADS = 16
 _MAX_TOLD = 5
@@ -408,7 +408,7 @@ def _match(split: Split) -> tuple[tuple[Pair, ...], list[Problem]]:
     pairs: list[Pair] = []
     problems: list[Problem] = []
     for part in split.parts:
-        images = _files(part.images, _IMAGE_SUFFIXES)
+        images = _files(part.images, IMAGE_SUFFIXES)
         if not images:
             problems.append(Problem(path=part.images, found="no image", expected="at least one"))
         if part.masks is None:

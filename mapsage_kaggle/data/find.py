@@ -18,6 +18,7 @@ from mapsage_kaggle.config.reading import (
 from mapsage_kaggle.data import datasets
 from mapsage_kaggle.errors import DataError
 from mapsage_kaggle.messages import Message
+from mapsage_kaggle.walk import walk
 
 
 def find_data(cfg: Mapping[str, Any], inputs: Path) -> dict[str, Path]:
@@ -68,7 +69,8 @@ def _find_by_layout(cfg: Mapping[str, Any], root: str, inputs: Path) -> Path | N
 
     found = [folder for level in _levels(inputs) for folder in level if fits(folder)]
     named = [folder for folder in found if folder.name.casefold() == own_name]
-    best = _highest(named or found)
+    fitting = named or found  # from the top down
+    best = [folder for folder in fitting if len(folder.parts) == len(fitting[0].parts)]
     if len(best) == 1 or not (layout or best):
         return best[0] if best else None
     expected = ", ".join(map(str, layout)) or Path(root).name
@@ -133,13 +135,12 @@ def _count(dataset: Mapping[str, Any], roots: Mapping[str, Path]) -> int:
         raise FileNotFoundError(folder)
     suffix = str(dataset.get("img_suffix") or "")
     return sum(
-        file.suffix.lower() in _IMAGES and file.name.endswith(suffix) and not file.name.startswith(".")
+        file.suffix.lower() in datasets.IMAGE_SUFFIXES and file.name.endswith(suffix) and not file.name.startswith(".")
         for file in folder.rglob("*")
     )
 
 
 _MAX_DEPTH = 6
-_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 
 
 def layout_of(cfg: Mapping[str, Any], root: str) -> tuple[Path, ...]:
@@ -165,11 +166,6 @@ def _levels(folder: Path) -> Iterator[list[Path]]:
             for entry in scandir(parent)
             if entry.is_dir(follow_symlinks=False) and not datasets.is_debris(entry.name)
         ]
-
-
-def _highest(folders: Sequence[Path]) -> list[Path]:
-    least = min((len(folder.parts) for folder in folders), default=0)
-    return [folder for folder in folders if len(folder.parts) == least]
 
 
 def scandir(folder: Path) -> list[os.DirEntry[str]]:
@@ -198,8 +194,6 @@ def find_start(cfg: Mapping[str, Any], inputs: Path) -> Path | None:
 
 
 def _attached(names: Sequence[str], inputs: Path) -> dict[str, Path]:
-    from mapsage_kaggle.walk import walk
-
     found = {name: Path(name).absolute() for name in names if Path(name).is_file()}
     missing = [name for name in names if name not in found]
     if not missing or not inputs.is_dir():
