@@ -93,10 +93,7 @@ class Prospect:
     @property
     def is_recorded(self) -> bool:
         """Whether the record beside it names this very file."""
-        if self.record is None:
-            return False
-        refs = (self.record.checkpoint, self.record.best)
-        return any(ref is not None and ref.file == self.target.name for ref in refs)
+        return recorded_sha256(self.target, self.record) is not None
 
     def order(self) -> tuple[int, int, bool, bool, bool, int, str]:
         """Sort key: this run, then the highest iteration, then record, hash and place; never time."""

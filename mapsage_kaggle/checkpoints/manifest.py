@@ -82,13 +82,12 @@ class Manifest:
         """Return what it would say had the last save been finished: files that are there."""
         files: dict[str, CheckpointRef] = {}
         for name in {**self.files, **self.pending}:
-            candidates = (self.files.get(name), self.pending.get(name))
-            refs = [ref for ref in candidates if ref is not None]
+            refs = (self.files.get(name), self.pending.get(name))
             try:
                 size_bytes = (folder / name).stat().st_size
             except OSError:
                 continue
-            fitting = [ref for ref in refs if ref.size_bytes == size_bytes]
+            fitting = [ref for ref in refs if ref is not None and ref.size_bytes == size_bytes]
             if name in self.pending and fitting:
                 sha256 = file_sha256(folder / name)
                 fitting = [ref for ref in fitting if ref.sha256 == sha256]

@@ -143,13 +143,9 @@ def prove(path: Path) -> CheckpointRef | None:
         return None
     value = found.best_score if metric is not None else None
     record = record_beside(path)
-    if (
-        value is None
-        and record is not None
-        and record.best is not None
-        and record.best.sha256 == found.sha256
-    ):
-        metric, value = record.best.metric, record.best.value
+    best = record.best if record is not None else None
+    if value is None and best is not None and best.sha256 == found.sha256:
+        metric, value = best.metric, best.value
     return CheckpointRef(
         file=path.name,
         iteration=iteration,
