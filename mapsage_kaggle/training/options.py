@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from operator import not_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -81,10 +82,6 @@ def _resume(text: str | Path) -> str | Path:
 
 def _paths(folders: Sequence[str | Path]) -> tuple[Path, ...]:
     return tuple(Path(folder) for folder in folders)
-
-
-def _not(value: bool) -> bool:
-    return not value
 
 
 def _option(
@@ -208,7 +205,7 @@ class Options:
         False, "--deterministic", action="store_true", help="only deterministic algorithms on a GPU"
     )
     fast: bool = _option(
-        True, "--no-fast", read=_not, action="store_true", help="no faster parts in place of stock ones"
+        True, "--no-fast", read=not_, action="store_true", help="no faster parts in place of stock ones"
     )
     precision: Literal["auto", "float32", "float16", "bfloat16"] = _option(
         "auto", "--precision", notebook=True, form=True, choices=("auto", "float32", "float16", "bfloat16"),

@@ -76,8 +76,8 @@ class OutputWatch:
                 Message(
                     "The output holds {size} GB, and Kaggle keeps at most {most} GB. Delete what is "
                     "not needed, or have it written to scratch.",
-                    f"{used_bytes / 1000000000.0:.1f}",
-                    f"{OUTPUT_BYTES / 1000000000.0:.1f}",
+                    f"{used_bytes / 1e9:.1f}",
+                    f"{OUTPUT_BYTES / 1e9:.1f}",
                 ),
             )
         self._looked_s = time.monotonic()

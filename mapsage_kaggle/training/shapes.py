@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,18 +51,11 @@ class LazyShapes:
         code: CodePlaces | None = None,
         passed: Collection[str] = (),
     ) -> None:
-        self._cfg = cfg
-        self._code = code
-        self._passed = passed
-        self._source = source
-        self._scratch = scratch
-        self._built: BuiltModel | None = None
+        self._build = cache(lambda: look_at_model(cfg, source, scratch, code, passed))
 
     def look(self) -> BuiltModel:
         """Return the built model; raises what :func:`look_at_model` raises."""
-        if self._built is None:
-            self._built = look_at_model(self._cfg, self._source, self._scratch, self._code, self._passed)
-        return self._built
+        return self._build()
 
     def can_recompute(self) -> bool:
         """Return whether the backbone can recompute its blocks; False where the model cannot be built."""
