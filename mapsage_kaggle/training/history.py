@@ -43,18 +43,13 @@ def archive_session(folder: Path, history: Path, record: SessionRecord, *, move_
     # Without the sessions before it: else 1,000 sessions would be stored 500,000 times.
     record.evolve(previous=()).write(history / f"session_{index:03d}.json")
     if files.config.is_file():
-        copy_content(files.config, history / f"config_{index:03d}.py")
+        shutil.copyfile(files.config, history / f"config_{index:03d}.py")
     if files.events.is_file():
         target = history / f"events_{index:03d}.jsonl"
         if move_events:
             files.events.replace(target)
         else:
-            copy_content(files.events, target)
-
-
-def copy_content(source: Path, target: Path) -> None:
-    """Copy a file without its mode: files below the inputs are read-only."""
-    shutil.copyfile(source, target)
+            shutil.copyfile(files.events, target)
 
 
 def carry_history(files: WorkDir, source: Path | None, here: SessionRecord | None) -> None:
@@ -101,7 +96,8 @@ def _carry(source: Path, target: Path, wanted: re.Pattern[str]) -> None:
             continue
         size_bytes = entry.stat(follow_symlinks=False).st_size
         if num_files < MAX_CARRIED and num_bytes + size_bytes <= MAX_CARRIED_BYTES:
-            copy_content(Path(entry.path), target / entry.name)
+            # Without its mode: files below the inputs are read-only.
+            shutil.copyfile(entry.path, target / entry.name)
             num_files, num_bytes = num_files + 1, num_bytes + size_bytes
 
 
