@@ -39,7 +39,7 @@ class Learning:
         self._memory = Learned().with_memory(before)
         self._threads = prepared.threads
         self._effective_batch, self._world_size = patch.effective_batch, facts.world_size
-        self._machine = memory_of(prepared.machine, facts.ranks_here if facts.on_gpu else 0, facts.ranks_here)
+        self._machine = memory_of(prepared.machine, facts.ranks_here, on_gpu=facts.on_gpu)
 
     def learned(self) -> Learned:
         """Return what the record keeps."""

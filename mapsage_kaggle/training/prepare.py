@@ -282,9 +282,9 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
     threads = options.threads or learned.threads or max(1, machine.num_cpus // ranks_here)
     roots = find_data(discovery.cfg, paths.input)
     warnings = check_data_of(discovery.cfg, roots, on_bad_image=options.on_bad_image)
-    extend_to, kept = _end_of_run(discovery, options)
+    extend_to, kept = _end_of_run(discovery)
     warnings = (*kept, *warnings, *_not_afterwards(discovery.cfg))
-    here = memory_of(machine, num_gpus, ranks_here)
+    here = memory_of(machine, ranks_here, on_gpu=num_gpus > 0)
     # Records of earlier versions do not name the device: what they learned is kept.
     if learned.machine is not None and _is_roomier(here, learned.machine):
         line = Message(
@@ -360,8 +360,7 @@ def _check_worth_it(prepared: Prepared) -> None:
 def device_of(prepared: Prepared) -> str:
     """Return the name of the GPU that a session computes on, or ``CPU``."""
     facts = prepared.facts
-    num_gpus = facts.ranks_here if facts.on_gpu else 0
-    return str(memory_of(prepared.machine, num_gpus, facts.ranks_here)["device"])
+    return str(memory_of(prepared.machine, facts.ranks_here, on_gpu=facts.on_gpu)["device"])
 
 
 def _usable(machine: Machine) -> list[Gpu]:
@@ -369,12 +368,11 @@ def _usable(machine: Machine) -> list[Gpu]:
     return [gpu for gpu in machine.gpus if gpu.supported is True]
 
 
-def memory_of(machine: Machine, num_gpus: int, ranks_here: int) -> dict[str, Any]:
+def memory_of(machine: Machine, ranks_here: int, *, on_gpu: bool) -> dict[str, Any]:
     """Return the ranks, their device and the bytes of memory of each; of unequal GPUs, the smallest."""
-    gpus = _usable(machine)[:num_gpus]
-    if not gpus:
+    if not on_gpu:
         return {"device": "CPU", "memory_bytes": machine.ram_bytes // ranks_here, "ranks": ranks_here}
-    least = min(gpus, key=lambda gpu: gpu.memory_bytes)
+    least = min(_usable(machine)[:ranks_here], key=lambda gpu: gpu.memory_bytes)
     return {"device": least.name, "memory_bytes": least.memory_bytes, "ranks": ranks_here}
 
 
@@ -427,7 +425,7 @@ def _check_precision(asked: str, machine: Machine, num_gpus: int) -> None:
         )
 
 
-def _end_of_run(discovery: Discovery, options: Options) -> tuple[int | None, tuple[str, ...]]:
+def _end_of_run(discovery: Discovery) -> tuple[int | None, tuple[str, ...]]:
     """Return the iteration that the schedule is laid out for, None for the config's, and warnings.
 
     A run that was extended keeps its end, without ``--extend-to`` in every session.
@@ -435,7 +433,7 @@ def _end_of_run(discovery: Discovery, options: Options) -> tuple[int | None, tup
     Raises:
         ConfigError: The config ends later than the run in the checkpoint, whose learning rate is 0 there.
     """
-    choice = discovery.choice
+    choice, options = discovery.choice, discovery.options
     if choice.action != "resume" or options.extend_to is not None:
         return options.extend_to, ()
     wanted = int(discovery.cfg["train_cfg"]["max_iters"])
