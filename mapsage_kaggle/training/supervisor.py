@@ -426,17 +426,10 @@ class _Watch:
             return replace(
                 seen, kind="memory", message=message, data={"kind": "memory", "stage": self._stage}
             )
+        message = Message("The training process ended without a word (exit code {code}).", code)
         if self._stop is not None:
-            return replace(
-                seen,
-                message=Message(
-                    "torchrun ended before its workers (exit code {code}); they have saved.", code
-                ),
-            )
-        return replace(
-            seen,
-            message=Message("The training process ended without a word (exit code {code}).", code),
-        )
+            message = Message("torchrun ended before its workers (exit code {code}); they have saved.", code)
+        return replace(seen, message=message)
 
     def _ended_outcome(self) -> Outcome:
         """Return the verdict on a child that we ended."""
