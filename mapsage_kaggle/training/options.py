@@ -112,44 +112,21 @@ def _option(
 class Options:
     """What is asked of a session. The defaults suit Kaggle.
 
+    What an option means, its ``help`` says; where there is more to know, it stands here.
+
     Attributes:
-        config: The training config.
-        resume: ``auto``, ``require``, ``never``, or the file to resume from.
-        run: The id of the run to continue, where several are attached.
-        allow_weights_only: Whether weights alone may be taken where nothing can be resumed.
         weights_only: Take only the weights of the file that ``resume`` names, even if it is resumable.
-        expect_iteration: The iteration to resume from; any other is refused.
-        extend_to: A new, later end for the run, in iterations.
-        session_limit_s: How long the platform lets the session live.
-        reserve_s: The time kept free at its end.
-        work_dir: Where to write; by default ``<working>/work_dirs/<config name>``.
-        gpus: ``auto`` or a number, on this machine; 0 trains on the CPU.
-        cpu_ranks: Ranks on this machine where it trains on the CPU.
-        threads: CPU threads per rank; by default as in earlier sessions, else its share of the cores.
-        hang_after_s: Silence after which training is taken for hung, and restarted.
-        nnodes: Machines that train together, with equally many ranks each.
+        work_dir: By default ``<working>/work_dirs/<config name>``.
+        threads: By default as in earlier sessions, else a rank's share of the cores.
+        nnodes: Each has equally many ranks.
         node_rank: This machine's number. Machine 0 chooses the checkpoint and saves; the others receive
             theirs from it, and write only a log, to a work dir of their own, ``…-node<number>``.
-        rdzv_endpoint: ``host:port`` where they meet.
-        deterministic: Whether only deterministic algorithms may run on a GPU.
-        fast: Whether the kit may swap in its own, faster parts.
-        precision: ``auto`` is the config's or, where it states none, what the GPUs are faster in; any
-            other overrides the config.
-        on_bad_image: ``fail`` or ``skip``.
-        on_changed_data: ``go-on`` or ``fail``, where the training data are not those of the checkpoint.
-        on_memory: ``adapt`` continues with smaller micro-batches where memory runs out, ``fail`` ends.
-        micro_batch: Images per forward pass and rank to begin with; None for what earlier sessions
-            learned to fit, else a rank's whole share of the batch.
-        save_every_s: Seconds between time-based checkpoints; 0 for none.
+        precision: Any but ``auto`` overrides the config.
+        micro_batch: None for what earlier sessions learned to fit, else a rank's whole share of the batch.
         budget_bytes: What the checkpoints in the work dir may take.
         report: Whether to draw the report at the session's end.
-        code: Folders whose modules the config may import, besides those that came with it. One that
-            shadows an installed package takes precedence over it.
-        pass_env: Environment variables that children get although they look like credentials.
-        track: A tracker that shows all sessions as one run; empty for only the config's own.
-        upload_to: The data set, ``owner/slug``, to upload the newest checkpoint to during training.
-        upload_every_s: Seconds between uploads.
-        overrides: ``key=value`` with dotted keys.
+        code: A folder that shadows an installed package takes precedence over it.
+        track: Empty for only the config's own trackers.
     """
 
     config: Path
