@@ -55,16 +55,9 @@ def plan_retention(
     """Return the names to delete, oldest first, so that the work dir stays within its budget.
 
     The newest two and the best are always kept, even where they alone exceed the budget: losing
-    progress is worse than a slow output. Then come the milestones, newest first, each if it fits.
-
-    Args:
-        refs: The proven checkpoints.
-        budget_bytes: For all that is kept.
-        max_files: For all that is kept.
-        milestones_every: Iterations between the checkpoints worth keeping; None keeps none.
-        other_bytes: What else lies in the folder and counts.
-        other_files: How many other files count.
-        greater_is_better: Which way the score goes.
+    progress is worse than a slow output. Then come the milestones, one for every ``milestones_every``
+    iterations, newest first, each if it fits. What else lies in the folder (``other_bytes``, ``other_files``)
+    counts, too.
     """
     kept = {ref.file: ref for ref in newest_of(refs, 2)}
     best = best_of(refs, greater_is_better=greater_is_better)

@@ -34,16 +34,9 @@ _CARS = ((225, 225, 225), (60, 62, 68), (170, 40, 40), (50, 80, 140))
 def generate_scenes(folder: Path, *, train: int, val: int, size: int, seed: int, test: int = 0) -> None:
     """Write a data set: ``<split>/images_png/<number>.png`` and ``masks_png`` beside it.
 
-    A scene depends on the seed, its split and its number alone, so that a longer data set begins like a
-    shorter one. ``Test`` has no masks, like the published one.
-
-    Args:
-        folder: The data root; created where it is missing.
-        train: How many scenes to train on.
-        val: How many scenes to validate on.
-        size: The side of a scene, in pixels.
-        seed: Not negative.
-        test: How many scenes without masks.
+    ``train``, ``val`` and ``test`` count scenes of ``size`` pixels squared. A scene depends on the seed (not
+    negative), its split and its number alone, so that a longer data set begins like a shorter one. ``Test``
+    has no masks, like the published one.
 
     Raises:
         OSError: The folder cannot be written.

@@ -25,11 +25,8 @@ def choose_bands(
 ) -> tuple[list[int], Message | None]:
     """Return the bands to read (one for grey or a palette, or red, green and blue), and a notice if need be.
 
-    Args:
-        path: The raster.
-        names: Each band's colour interpretation, as rasterio calls it.
-        descriptions: Each band's description.
-        chosen: The bands that a person names; None to go by the raster.
+    ``names`` are the bands' colour interpretations, as rasterio calls them; ``chosen`` are the bands that a
+    person names, None to go by the raster.
 
     Raises:
         DataError: A chosen band does not exist; or nothing tells the bands, or what does is contradictory.

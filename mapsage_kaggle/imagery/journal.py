@@ -98,13 +98,9 @@ class Journal:
             return None
 
     def add(self, source: Source, stamp: Stamp, files: list[Path], found: Mapping[str, Any]) -> None:
-        """Append the line of an image whose files are in place. Safe from any thread.
+        """Append the line of an image whose files are in place below the folder. Safe from any thread.
 
-        Args:
-            source: The image.
-            stamp: As it was when it was read.
-            files: Its files, below the folder.
-            found: What else to note: sizes, pixels by class.
+        ``stamp`` is of when the image was read; ``found`` is what else to note: sizes, pixels by class.
 
         Raises:
             WriteFailed: The line cannot be written.

@@ -49,12 +49,8 @@ def find_images(
 ) -> tuple[Source, ...]:
     """Return the images that are given, and those below folders that are given, the latter sorted by path.
 
-    Maps of earlier runs, beside a journal or a lock, are left out.
-
-    Args:
-        given: Images and folders.
-        out: Where maps will be written.
-        say: Called with what was left out.
+    Maps of earlier runs, beside a journal or a lock, are left out. ``out`` is where maps will be written;
+    ``say`` is called with what was left out.
 
     Raises:
         DataError: A path does not exist, a folder holds no image, or two images would have one name.

@@ -20,12 +20,7 @@ _MAX_TOLD = 5
 
 
 def write_submission(archive: Path, masks: Mapping[str, Path]) -> None:
-    """Zip masks in order of name, as plain numbers without a palette.
-
-    Args:
-        archive: The zip.
-        masks: The masks' files, by name in the archive.
-    """
+    """Zip masks, given by name in the archive, in order of name, as plain numbers without a palette."""
     with replacing(archive) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as target:
         for name in sorted(masks):
             # A fixed time, so that the same masks give the same bytes.
@@ -39,11 +34,8 @@ def check_submission(
 ) -> None:
     """Decode every mask in an archive and compare it with what the benchmark expects.
 
-    Args:
-        archive: The zip.
-        expected: Width and height of each mask, by its name in the archive.
-        labels: Which values are allowed; *no data* is not.
-        name: What to call the archive in the refusal; by default its own path.
+    ``expected`` has the width and height of each mask, by its name in the archive. *No data* is not allowed.
+    ``name`` is what to call the archive in the refusal; by default its own path.
 
     Raises:
         DataError: A mask is missing, unexpected, unreadable, of another size, or has a value that is no

@@ -109,10 +109,7 @@ def replacing(path: Path, reads_back: Callable[[Path], bool] = lambda temporary:
     """Yield a path beside ``path`` to write to; rename it when the block succeeds, else remove it.
 
     Its name is short ASCII, so that disk and GDAL accept it wherever they accept the final one.
-
-    Args:
-        path: The final one.
-        reads_back: Given the path that was written to, returns whether it holds what was meant.
+    ``reads_back`` is given the path that was written to, and returns whether it holds what was meant.
 
     Raises:
         DataError: The disk does not accept the name.
@@ -230,17 +227,9 @@ def write_tiff(
 ) -> None:
     """Write a tiled, compressed GeoTIFF from strips of lines, few of which are held at a time.
 
-    Args:
-        path: Where to.
-        strips: From top to bottom, uint8 of shape ``(bands, lines, width)``; any number of lines each.
-        height: Of the whole.
-        width: Of the whole.
-        num_bands: Bands of the whole.
-        georeference: Where it lies; None for none.
-        no_data: The value that means *no data*.
-        palette: An RGB colour for each value, of shape ``(256, 3)``, for one band.
-        scale: What a value of 1 stands for.
-        descriptions: A name for each band.
+    The strips come from top to bottom, uint8 of shape ``(bands, lines, width)``, any number of lines each.
+    ``no_data`` is the value that means *no data*, ``palette`` has an RGB colour for each value, of shape
+    ``(256, 3)``, for one band, ``scale`` is what a value of 1 stands for; ``descriptions`` name the bands.
 
     Raises:
         MachineError: rasterio is missing.

@@ -18,11 +18,8 @@ def exactness_of(
 ) -> Exactness:
     """Return the exactness for the session's record.
 
-    Args:
-        prepared: The session from here on.
-        before: As recorded before, with the split of the batch and what computed it.
-        versions: Of the kit and its libraries, as in the record.
-        same_session: Whether ``before`` is this session's own, so that its reasons still hold.
+    ``before`` was recorded before, with the split of the batch and what computed it; with ``same_session``
+    it is this session's own, so that its reasons still hold.
     """
     facts, patch, machine = prepared.facts, prepared.patch, prepared.machine
     split: tuple[str, ...] = ()

@@ -123,13 +123,8 @@ def decide_next(
     smaller micro-batch saves nothing: it has rungs of its own. After crashes and hangs, restart from
     the newest proven checkpoint, at most three times without progress.
 
-    Args:
-        ladder: The settings of the child that has ended.
-        outcome: How it ended.
-        can_recompute: Whether its backbone can recompute blocks.
-        time_left_s: Of the session.
-        adapt: Whether to adapt when memory runs out, instead of ending.
-        chose_half: Whether half precision was the kit's choice, which it may then take back.
+    ``ladder`` has the settings of the child that has ended. ``can_recompute`` says whether its backbone can
+    recompute blocks, ``chose_half`` whether half precision was the kit's choice, which it may then take back.
     """
     if outcome.kind in ("done", "killed") or outcome.reason == "deadline":
         return Next(message=outcome.message)

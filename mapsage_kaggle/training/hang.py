@@ -74,12 +74,7 @@ def explain_silence(
 ) -> str:
     """Write what a child's processes are doing to its log, and return a sentence on where its ranks are.
 
-    Args:
-        found: The child's processes.
-        ranks: The rank of each worker, among them or not.
-        log: What they write to.
-        last: The child's last event.
-        silent_s: Seconds since then.
+    ``found`` are the child's processes; ``ranks`` has the rank of each worker, among them or not.
 
     Raises:
         OSError: The log cannot be read.

@@ -55,10 +55,8 @@ def archive_session(folder: Path, history: Path, record: SessionRecord, *, move_
 def carry_history(files: WorkDir, source: Path | None, here: SessionRecord | None) -> None:
     """Archive a work dir's own last session, and copy the history of an earlier output.
 
-    Args:
-        files: The work dir of the session that begins.
-        source: The earlier output; None where there is none, or it is this work dir.
-        here: The closed record of the last session in this work dir.
+    ``source`` is the earlier output, None where there is none or it is this work dir; ``here`` is the closed
+    record of the last session in this work dir.
     """
     history = files.history
     if here is not None:
@@ -148,13 +146,7 @@ def carry_best(store: CheckpointStore, record: SessionRecord, source: Path) -> s
 
 
 def carry_resumed(files: WorkDir, store: CheckpointStore, choice: Choice, record: SessionRecord) -> str:
-    """Copy the resumed checkpoint into this output unless there is a newer one.
-
-    Args:
-        files: The work dir of the session that ends.
-        store: Its checkpoints; locked.
-        choice: What the session started from.
-        record: Its record, rewritten with what is handed over.
+    """Copy the resumed checkpoint into this output unless there is a newer one, and rewrite the record.
 
     Returns:
         What prevented that, or an empty string. It is not fatal: what was resumed is still attached.
@@ -176,10 +168,7 @@ def carry_resumed(files: WorkDir, store: CheckpointStore, choice: Choice, record
 def changes_since(files: WorkDir, before: Path | None, record: SessionRecord | None) -> tuple[str, ...]:
     """Return the differences from the config of the session before, one line each.
 
-    Args:
-        files: The work dir, with the config of the session that begins.
-        before: The folder of the session before; None where there is none.
-        record: Its record; without one nothing is compared.
+    ``before`` is that session's folder and ``record`` its record, None where there is none.
     """
     if before is None:
         return ()

@@ -52,8 +52,7 @@ class OutputWatch:
     def look(self, *, at_the_end: bool = False) -> None:
         """Pack folders full of pictures, and warn of an output that is too large all the same.
 
-        Args:
-            at_the_end: Whether nothing is written any more.
+        ``at_the_end`` nothing is written any more, and so no picture is too young to pack.
         """
         settled_s = time.time() - (0.0 if at_the_end else SETTLED_S)
         for folder, pictures in self._folders_of_pictures():

@@ -50,12 +50,8 @@ class Discovery:
     """What there is to start from.
 
     Attributes:
-        options: What was asked.
-        paths: Kaggle's folders.
         cfg: The person's config, with overrides.
         code: Where its own modules are imported from.
-        choice: What the session starts from, and why.
-        work_dir: Where it will write.
         shapes: The config's model, built on demand.
     """
 
@@ -73,11 +69,7 @@ class Prepared:
     """A session that is ready to train.
 
     Attributes:
-        discovery: What it starts from.
-        machine: What it runs on.
-        clock: How long it has.
         facts: What the patch was planned from.
-        patch: What changes in the config.
         threads: CPU threads per rank.
     """
 
@@ -112,11 +104,8 @@ def discover(
 ) -> Discovery:
     """Find the checkpoints in the inputs and the work dir, and choose what to start from.
 
-    Args:
-        options: What was asked.
-        paths: Kaggle's folders; by default those of this machine.
-        on_wait: Called with what is being waited for.
-        record_refusals: Whether a refusal leaves a record in the work dir; False writes nothing.
+    ``on_wait`` is called with what is being waited for. A refusal leaves a record in the work dir; without
+    ``record_refusals`` nothing is written.
 
     Raises:
         UsageError: An option is out of range, or two contradict each other.
@@ -231,12 +220,9 @@ def prepare(
 ) -> Prepared:
     """Survey the machine and the data, and plan the patch for what was found.
 
-    Args:
-        discovery: What was found.
-        machine: This machine, where it has been surveyed already.
-        clock: The session's, where it is running already.
-        to_train: Whether training follows: the machine must then be able to, and a refusal leaves a
-            record in the work dir. False plans only, and writes nothing.
+    A ``machine`` that has been surveyed, and a ``clock`` that is running already, are taken as they are.
+    Where training follows (``to_train``), the machine must be able to, and a refusal leaves a record in the
+    work dir; else this plans only, and writes nothing.
 
     Raises:
         MachineError: The machine cannot run it: no disk space, packages missing, fewer GPUs than asked for.

@@ -380,10 +380,7 @@ class _Watch:
         A child takes our SIGTERM for a stop request. So its report of one is not believed unless a stop
         was asked for.
 
-        Args:
-            code: That exit code.
-            out_of_memory: Whether the OOM killer has struck while the child ran; its victim cannot report.
-            stop_asked: Whether a stop was asked for.
+        ``out_of_memory`` says that the OOM killer has struck while it ran: the victim cannot report.
         """
         ours = self._stop is not None and self._stop.data.get("reason") == "user" and not stop_asked
         if self.ended_by_us == "hung" and ours:

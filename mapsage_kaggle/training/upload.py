@@ -81,10 +81,8 @@ class Staged:
     """A folder that is ready to be uploaded.
 
     Attributes:
-        folder: Its path.
         iteration: Of its checkpoint.
         record: The session's, as it was then.
-        size_bytes: Of all its files.
         notes: The version notes.
     """
 
@@ -100,14 +98,10 @@ def stage(work_dir: WorkDir, folder: Path, *, after: int) -> Staged | None:
 
     That is the checkpoint, the best one, a manifest of the two, the record, events and config, and the
     newest of the history. Checkpoints are hard-linked where possible, so that retention may delete them.
-
-    Args:
-        work_dir: The session's.
-        folder: Where to; created anew.
-        after: The iteration that the checkpoint must be beyond.
+    ``folder`` is created anew.
 
     Returns:
-        None where there is no such checkpoint.
+        None where there is no checkpoint beyond iteration ``after``.
 
     Raises:
         OSError: A file cannot be read or written, or no checkpoint is what its record says.
@@ -243,9 +237,7 @@ class Uploader:
     def finish(self, limit_s: float, *, cancelled: Callable[[], bool] = lambda: False) -> None:
         """Upload the newest checkpoint, with the record as it is now, unless that was done, and end.
 
-        Args:
-            limit_s: How long that may take, give or take a poll.
-            cancelled: Polled; True ends it at once.
+        It takes ``limit_s`` at most, give or take a poll; ``cancelled``, which is polled, ends it at once.
         """
         end = time.monotonic() + limit_s
         newest = self._newest()
@@ -362,11 +354,7 @@ def uploads(prepared: Prepared, supervisor: Supervisor) -> Iterator[None]:
 def send(staged: Staged, handle: str, *, limit_s: float, cancelled: Callable[[], bool]) -> str:
     """Upload a folder in a process of its own; return what went wrong, or an empty string.
 
-    Args:
-        staged: What to upload.
-        handle: Where to, ``owner/slug``.
-        limit_s: How long it may take before it is ended.
-        cancelled: Polled; True ends it at once.
+    It is ended after ``limit_s``, or at once when ``cancelled``, which is polled, returns True.
     """
     module, seconds = "mapsage_kaggle.training.upload", str(int(limit_s) + 1)
     command = module_command(module, str(staged.folder), handle, staged.notes, seconds)
