@@ -153,8 +153,6 @@ def _take(source: Path, ref: CheckpointRef, folder: Path) -> bool:
     try:
         try:
             os.link(source / ref.file, target)
-        except FileNotFoundError:
-            return False
         except OSError:  # another file system, or one without links
             shutil.copyfile(source / ref.file, target)
         if file_sha256(target) == ref.sha256:
