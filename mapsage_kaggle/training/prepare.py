@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,10 +37,7 @@ from mapsage_kaggle.training.shapes import LazyShapes
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-
 MOUNT_WAIT_S = 60.0
-
-
 _MORE_MEMORY = 1.1
 """The factor that counts as more; torch and the driver state a card's memory differently."""
 
@@ -247,18 +244,19 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
     clock = clock or SessionClock.for_this_session(
         limit_s=options.session_limit_s, reserve_s=options.reserve_s
     )
-    usable = len(_usable(machine))
-    num_gpus = usable if options.gpus == "auto" else options.gpus
-    if num_gpus > usable:
+    usable = _usable(machine)
+    num_gpus = len(usable) if options.gpus == "auto" else options.gpus
+    if num_gpus > len(usable):
         raise MachineError(
             Message(
                 "--gpus {count} was asked for, but this machine has {usable} that this torch can use.",
                 num_gpus,
-                usable,
+                len(usable),
             ),
             "Use --gpus auto, or choose another accelerator in the notebook's settings.",
         )
-    _check_precision(options.precision, machine, num_gpus)
+    gpus = usable[:num_gpus]
+    _check_precision(options.precision, gpus)
     if num_gpus:
         check_ops_on_gpu(discovery.cfg, options.config)
     ranks_here = num_gpus or max(1, options.cpu_ranks)
@@ -300,9 +298,9 @@ def _prepare(discovery: Discovery, machine: Machine, clock: SessionClock | None)
         validation_rung=learned.validation_rung or 0,
         fast=options.fast,
         cache_dir=paths.temp / "decoded",
-        precision=_precision(options, machine, num_gpus, learned),
+        precision=_precision(options, gpus, learned),
         precision_is_asked=options.precision != "auto",
-        emulates_bfloat16=bool(_without_bfloat16(machine, num_gpus)),
+        emulates_bfloat16=bool(_without_bfloat16(gpus)),
         shared_bytes=machine.shared_bytes,
     )
     patch = plan_patch(discovery.cfg, options.config, facts)
@@ -372,35 +370,34 @@ def memory_text(memory: Mapping[str, Any]) -> str:
     return f"{memory.get('device')} ({(memory.get('memory_bytes') or 0) / 2**30:.0f} GiB)"
 
 
-def half_precision(machine: Machine, num_gpus: int) -> str:
+def half_precision(gpus: Sequence[Gpu]) -> str:
     """Return the half precision that is faster than float32 on all the GPUs; empty where none is."""
-    capabilities = [gpu.capability or (0, 0) for gpu in _usable(machine)[:num_gpus]]
-    if not capabilities or min(capabilities) < (7, 0):
+    if min((gpu.capability or (0, 0) for gpu in gpus), default=(0, 0)) < (7, 0):
         return ""  # without tensor cores there is little to gain
-    return "float16" if _without_bfloat16(machine, num_gpus) else "bfloat16"
+    return "float16" if _without_bfloat16(gpus) else "bfloat16"
 
 
-def _without_bfloat16(machine: Machine, num_gpus: int) -> list[Gpu]:
+def _without_bfloat16(gpus: Sequence[Gpu]) -> list[Gpu]:
     """Return the GPUs that do not compute in bfloat16 natively; older ones emulate it, slowly."""
-    return [gpu for gpu in _usable(machine)[:num_gpus] if (gpu.capability or (0, 0)) < (8, 0)]
+    return [gpu for gpu in gpus if (gpu.capability or (0, 0)) < (8, 0)]
 
 
-def _precision(options: Options, machine: Machine, num_gpus: int, learned: Learned) -> str:
+def _precision(options: Options, gpus: Sequence[Gpu], learned: Learned) -> str:
     """Return the precision asked for, else the one that suits the GPUs; empty leaves it to the config."""
     if options.precision != "auto":
         return options.precision
     if not options.fast or learned.precision == "float32":
         return ""
-    return half_precision(machine, num_gpus)
+    return half_precision(gpus)
 
 
-def _check_precision(asked: str, machine: Machine, num_gpus: int) -> None:
-    if asked in ("float16", "bfloat16") and num_gpus == 0:
+def _check_precision(asked: str, gpus: Sequence[Gpu]) -> None:
+    if asked in ("float16", "bfloat16") and not gpus:
         raise MachineError(
             Message("--precision {asked} was asked for, and training is on the CPU.", asked),
             "Leave it out, or train on a GPU.",
         )
-    emulating = _without_bfloat16(machine, num_gpus)
+    emulating = _without_bfloat16(gpus)
     if asked == "bfloat16" and emulating:
         raise MachineError(
             Message(

@@ -16,7 +16,7 @@ from mapsage_kaggle.config import replacements
 from mapsage_kaggle.config.fingerprint import fingerprint
 from mapsage_kaggle.config.patch import ConfigPatch, PatchContext, apply_patch, plan_patch
 from mapsage_kaggle.config.reading import read_config
-from mapsage_kaggle.machine import Gpu, Machine
+from mapsage_kaggle.machine import Gpu
 from mapsage_kaggle.training.prepare import half_precision
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -267,8 +267,5 @@ def test_a_precision_that_the_config_chooses_is_kept() -> None:
 def test_half_precision_is_what_every_gpu_is_faster_in(
     capabilities: list[tuple[int, int] | None], expected: str
 ) -> None:
-    gpus = tuple(Gpu(name="any", memory_bytes=1, capability=item, supported=True) for item in capabilities)
-    machine = Machine(
-        on_kaggle=False, run_type="batch", python="3.11", gpus=gpus, num_cpus=2, ram_bytes=2**34
-    )
-    assert half_precision(machine, len(gpus)) == expected
+    gpus = [Gpu(name="any", memory_bytes=1, capability=item, supported=True) for item in capabilities]
+    assert half_precision(gpus) == expected
