@@ -220,17 +220,16 @@ class Uploader:
     def start(self) -> None:
         """Begin; returns at once. Without credentials or the client, warns and stays off."""
         if importlib.util.find_spec("kagglehub") is None:
-            self._turn_off(
-                Message("Nothing is uploaded to {handle}: kagglehub is not installed.", self._handle)
-            )
+            missing = Message("Nothing is uploaded to {handle}: kagglehub is not installed.", self._handle)
         elif not has_credentials(os.environ):
-            self._turn_off(
-                Message(
-                    "Nothing is uploaded to {handle}: there are no Kaggle credentials here.", self._handle
-                )
+            missing = Message(
+                "Nothing is uploaded to {handle}: there are no Kaggle credentials here.", self._handle
             )
         else:
             self._thread.start()
+            return
+        self._failures = MAX_FAILURES
+        self._emit("warning", 0, message=missing)
 
     def finish(self, limit_s: float, *, cancelled: Callable[[], bool] = lambda: False) -> None:
         """Upload the newest checkpoint, with the record as it is now, unless that was done, and end.
@@ -266,10 +265,6 @@ class Uploader:
     def _newest(self) -> int | None:
         record = read_record(self._files.session)
         return record.checkpoint.iteration if record and record.checkpoint else None
-
-    def _turn_off(self, message: str) -> None:
-        self._failures = MAX_FAILURES
-        self._emit("warning", 0, message=message)
 
     def _try(self, limit_s: float, cancelled: Callable[[], bool]) -> bool:
         """Upload the newest checkpoint; return whether nothing is left to retry."""

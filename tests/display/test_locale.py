@@ -94,7 +94,7 @@ def said_in(tree: ast.AST) -> Iterator[tuple[int, str]]:
             told += node.args[:1]
         elif name in ERRORS:
             told += node.args
-        elif name in ("warn", "_warn", "_refusal", "_turn_off"):
+        elif name in ("warn", "_warn", "_refusal"):
             told += [*node.args[:1], *node.args[-2:]]
         elif name == "tell_once":
             told += node.args[-1:]
