@@ -87,16 +87,10 @@ class Next:
 
 
 MAX_CRASHES = 3
-
-
 MANY_ITERATIONS = 100
 """After this many, running out of memory says little about what an iteration needs."""
-
-
 _TOO_FEW = "Expected more than 1 value per channel when training"
 """torch's error for BatchNorm over a single value: one image whose features are pooled to 1x1."""
-
-
 VALIDATION_RUNGS = (
     "as the config says",
     Message("one image at a time, and what training holds in reserve is given back first"),
