@@ -208,10 +208,5 @@ def _source(path: Path, anchor: Path) -> str:
     folders = path.absolute().relative_to(anchor).parts[:-1]
     if not folders:
         return anchor.name
-    if folders[0] in ("notebooks", "datasets") and len(folders) >= 3:
-        return "/".join(folders[1:3])
-    if folders[0] == "models" and len(folders) >= 3:
-        return "/".join(folders[1:6])
-    if folders[0] == "competitions" and len(folders) >= 2:
-        return folders[1]
-    return folders[0]
+    depth = _MOUNT_DEPTHS.get(folders[0], 0)
+    return "/".join(folders[1:depth]) if depth and len(folders) >= min(depth, 3) else folders[0]
