@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,10 +129,7 @@ class OutputWatch:
         )
 
     def _fullest(self) -> Path:
-        counts: Counter[str] = Counter()
-        for place, _, names in os.walk(self._output):
-            counts[place] = len(names)
-        return Path(counts.most_common(1)[0][0])
+        return Path(max(os.walk(self._output), key=lambda found: len(found[2]))[0])
 
     def _tell(self, what: str, message: str) -> None:
         if what not in self._told:
