@@ -80,7 +80,8 @@ def explain_silence(
         OSError: The log cannot be read.
     """
     begin = time.monotonic()
-    processes = [*sorted(ranks, key=lambda item: ranks[item]), *sorted(set(found) - set(ranks), key=_number)]
+    others = sorted(set(found) - ranks.keys(), key=lambda process: process.pid)
+    processes = [*sorted(ranks, key=lambda process: ranks[process]), *others]
     before = {process: _use_of(process.pid) for process in processes}
     told = f"{last.event} at iteration {last.iteration}" if last is not None else "none"
     _write(log, f"== Nothing was heard for {silent_s:.0f} s; the last event: {told} ==", *_devices())
@@ -239,7 +240,3 @@ def _read_from(log: Path, begin: int) -> str:
     with log.open("rb") as stream:
         stream.seek(begin)
         return stream.read(1 << 20).decode("utf-8", "replace")
-
-
-def _number(process: ProcessId) -> int:
-    return process.pid
