@@ -135,7 +135,9 @@ def _count(dataset: Mapping[str, Any], roots: Mapping[str, Path]) -> int:
         raise FileNotFoundError(folder)
     suffix = str(dataset.get("img_suffix") or "")
     return sum(
-        file.suffix.lower() in datasets.IMAGE_SUFFIXES and file.name.endswith(suffix) and not file.name.startswith(".")
+        file.suffix.lower() in datasets.IMAGE_SUFFIXES
+        and file.name.endswith(suffix)
+        and not file.name.startswith(".")
         for file in folder.rglob("*")
     )
 
