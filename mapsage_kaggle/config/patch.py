@@ -14,7 +14,6 @@ from mapsage_kaggle.config import replacements
 from mapsage_kaggle.config.fingerprint import DEFAULT_SEED, HOW_IT_STEPS, fingerprint
 from mapsage_kaggle.config.planner import Change, Planner
 from mapsage_kaggle.config.reading import (
-    ATTACHED_MMCLS,
     LOADERS,
     MISSING,
     WRAPPERS,
@@ -22,15 +21,13 @@ from mapsage_kaggle.config.reading import (
     as_mapping,
     assignment,
     effective_batch,
-    is_pretrained,
     mapping_or_empty,
-    names_weights,
     plain_copy,
     type_name,
-    weights_files,
 )
 from mapsage_kaggle.config.schedules import plan_extension
 from mapsage_kaggle.config.trainable import check_trainable, keys_of_0x
+from mapsage_kaggle.config.weights import plan_pretrained
 from mapsage_kaggle.errors import ConfigError
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.paths import WorkDir, replace_file
@@ -177,7 +174,7 @@ def plan_patch(cfg: Mapping[str, Any] | Config, source: Path, facts: PatchContex
     planner.set("randomness.seed", seed, "without a fixed seed every session walks another order")
     _plan_checkpoint(planner, facts)
     _plan_loops(planner, facts)
-    _plan_pretrained(planner, facts)
+    plan_pretrained(planner, facts)
     _plan_fast(planner, facts)
     chose_half = _plan_precision(planner, facts)
     effective, micro = _plan_data(planner, facts, source)
@@ -232,7 +229,7 @@ def for_inference(cfg: Config, data_roots: Mapping[str, Path]) -> Config:
         raise ConfigError(
             Message("{path} has no model.", cfg.filename), "Give the config that the model was trained with."
         )
-    _plan_pretrained(planner, PatchContext(work_dir=Path(), action="resume"))
+    plan_pretrained(planner, PatchContext(work_dir=Path(), action="resume"))
     _plan_roots(planner, data_roots)
     _plan_norms(planner)
     _plan_imports(planner)
@@ -317,59 +314,6 @@ def _plan_metrics(planner: Planner, facts: PatchContext) -> None:
     for name in ("val_dataloader", "test_dataloader"):
         if facts.world_size > 1 and planner.get(f"{name}.sampler.round_up", True) is False:
             planner.set(f"{name}.sampler.round_up", True, "all ranks must validate in step")
-
-
-def _plan_pretrained(planner: Planner, facts: PatchContext) -> None:
-    for key, value in list(planner.find("model", "init_cfg")):
-        if isinstance(value, Mapping):
-            _plan_initialiser(planner, facts, key, value)
-        elif isinstance(value, (list, tuple)):
-            kept = [_initialiser(planner, facts, item) for item in value]
-            kept = [item for item in kept if item is not None]
-            planner.set(key, kept or None, _weights_reason(facts))
-    for key, name in list(planner.find("model", "pretrained")):
-        if names_weights(key, name):
-            found = _weights(planner, facts, name)
-            planner.set(key, found, _weights_reason(facts, found))
-
-
-def _plan_initialiser(planner: Planner, facts: PatchContext, key: str, value: Mapping[str, Any]) -> None:
-    kept = _initialiser(planner, facts, value)
-    if kept is None:
-        planner.set(key, None, _weights_reason(facts))
-    elif kept is not value:
-        planner.set(f"{key}.checkpoint", kept["checkpoint"], _weights_reason(facts, kept["checkpoint"]))
-
-
-def _initialiser(planner: Planner, facts: PatchContext, value: Any) -> Any:
-    """Return an ``init_cfg`` with its weights where they were found; None where it goes."""
-    if not is_pretrained(value):
-        return value
-    found = _weights(planner, facts, str(value.get("checkpoint")))
-    return None if found is None else {**value, "checkpoint": found}
-
-
-def _weights(planner: Planner, facts: PatchContext, name: str) -> str | None:
-    """Return where pretrained weights lie; None, with a warning if they would be needed, if nowhere."""
-    if facts.action != "fresh":
-        return None
-    found = facts.pretrained.get(name)
-    if found is None:
-        planner.warn(
-            "Pretrained weights {name} are not attached: the backbone starts from scratch, which "
-            "costs accuracy. Attach a data set that holds the file, under any folder, and start "
-            "again.",
-            weights_files(name)[0],
-        )
-    if found is None:
-        return None
-    return f"{ATTACHED_MMCLS}{found}" if name.startswith("mmcls://") else str(found)
-
-
-def _weights_reason(facts: PatchContext, found: str | None = None) -> str:
-    if facts.action != "fresh":
-        return "the checkpoint holds these weights already"
-    return "the attached file of that name" if found is not None else "where the attached files are"
 
 
 _FAST = "faster, with the same results"

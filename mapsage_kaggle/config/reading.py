@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import copy
 import difflib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -303,84 +302,6 @@ def data_roots_of(cfg: Mapping[str, Any] | Config) -> dict[str, str]:
             if isinstance(dataset.get("data_root"), str):
                 found.setdefault(dataset["data_root"], type_name(dataset.get("type")))
     return found
-
-
-def pretrained_of(cfg: Mapping[str, Any] | Config) -> tuple[str, ...]:
-    model = mapping_or_empty(as_mapping(cfg).get("model"))
-    names = [
-        str(item["checkpoint"])
-        for _, value in find_keys(model, "model", "init_cfg")
-        for item in as_list(value)
-        if is_pretrained(item) and "checkpoint" in item
-    ]
-    names += [value for key, value in find_keys(model, "model", "pretrained") if names_weights(key, value)]
-    return tuple(dict.fromkeys(names))
-
-
-def is_pretrained(init_cfg: Any) -> bool:
-    """Return whether an item of an ``init_cfg`` loads a file; mmengine's class is not named like its key."""
-    return type_name(mapping_or_empty(init_cfg).get("type")) in ("Pretrained", "PretrainedInit")
-
-
-def names_weights(key: str, value: Any) -> bool:
-    """Return whether a ``pretrained`` in a model names a file: in its usual place, or by its name."""
-    is_own = key in ("model.pretrained", "model.backbone.pretrained")
-    return isinstance(value, str) and bool(value) and (is_own or "://" in value or value.endswith(_WEIGHTS))
-
-
-_WEIGHTS = (".pth", ".pt", ".bin", ".ckpt")
-
-
-def weights_files(name: str) -> tuple[str, ...]:
-    """Return the file names under which pretrained weights may be attached, the published one first.
-
-    Args:
-        name: As a config names them: a path, an address, or mmengine's ``open-mmlab://resnet50_v1c``.
-    """
-    scheme, separator, key = name.partition("://")
-    listing = _HUB_LISTINGS.get(scheme) if separator else None
-    address = _hub_listing(listing).get(key, name) if listing else name
-    file = address.rpartition("/")[2]
-    if "://" in address:
-        file = file.partition("?")[0]
-    return (file, *_OTHER_WEIGHTS_FILES.get(file, ()))
-
-
-_HUB_LISTINGS = {
-    "open-mmlab": "openmmlab.json",
-    "openmmlab": "openmmlab.json",
-    "mmcls": "mmcls.json",
-    "torchvision": "torchvision_0.12.json",
-    "modelzoo": "torchvision_0.12.json",
-}
-_OTHER_WEIGHTS_FILES = {
-    # mmsegmentation's published name, and the one under which people upload the same file.
-    "mit_b0_20220624-7e0fe6dd.pth": ("mit_b0.pth",),
-    "mit_b1_20220624-02e5a6a1.pth": ("mit_b1.pth",),
-    "mit_b2_20220624-66e8bf70.pth": ("mit_b2.pth",),
-    "mit_b3_20220624-13b1141c.pth": ("mit_b3.pth",),
-    "mit_b4_20220624-d588d980.pth": ("mit_b4.pth",),
-    "mit_b5_20220624-658746d9.pth": ("mit_b5.pth",),
-}
-ATTACHED_MMCLS = "mapsage-mmcls://"
-"""Before the path of an attached file that a config names by ``mmcls://``: mmengine takes only the backbone
-out of such a file."""
-
-
-def published_file(path: str) -> str:
-    """Return the name under which mmsegmentation publishes the weights that a file's name stands for."""
-    file = path.rpartition("/")[2]
-    return next((name for name, others in _OTHER_WEIGHTS_FILES.items() if file in others), file)
-
-
-def _hub_listing(file: str) -> Mapping[str, str]:
-    from importlib.util import find_spec
-
-    spec = find_spec("mmengine")
-    if spec is None or spec.origin is None:
-        return {}
-    listing = Path(spec.origin).parent / "hub" / file
-    return mapping_or_empty(json.loads(listing.read_text(encoding="utf-8"))) if listing.is_file() else {}
 
 
 def dataset_of(cfg: Mapping[str, Any] | Config) -> Mapping[str, Any]:

@@ -7,14 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mapsage_kaggle.config.reading import (
-    data_roots_of,
-    datasets_of,
-    pretrained_of,
-    setting_of_root,
-    type_name,
-    weights_files,
-)
+from mapsage_kaggle.config.reading import data_roots_of, datasets_of, setting_of_root, type_name
+from mapsage_kaggle.config.weights import pretrained_of, weights_files
 from mapsage_kaggle.data import datasets
 from mapsage_kaggle.errors import DataError
 from mapsage_kaggle.messages import Message

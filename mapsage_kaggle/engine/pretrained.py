@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mapsage_kaggle.config.reading import ATTACHED_MMCLS, is_pretrained, published_file
+from mapsage_kaggle.config.weights import ATTACHED_MMCLS, is_pretrained, published_file
 from mapsage_kaggle.engine.safety import load_local
 from mapsage_kaggle.errors import ConfigError
 from mapsage_kaggle.messages import Message

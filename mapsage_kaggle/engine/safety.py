@@ -10,7 +10,7 @@ import mmengine.runner.checkpoint as engine_checkpoint
 from mmengine.runner import CheckpointLoader
 
 from mapsage_kaggle.checkpoints.load import load_checkpoint
-from mapsage_kaggle.config.reading import ATTACHED_MMCLS
+from mapsage_kaggle.config.weights import ATTACHED_MMCLS
 
 _expected_sha256: dict[Path, str] = {}
 _ahead: dict[Path, Future[dict[str, Any]]] = {}

@@ -18,8 +18,9 @@ from mapsage_kaggle import checks
 from mapsage_kaggle.checkpoints.scan import scan
 from mapsage_kaggle.clock import SessionClock, format_duration
 from mapsage_kaggle.config.modules import find_config
-from mapsage_kaggle.config.reading import data_roots_of, pretrained_of, read_config, weights_files
+from mapsage_kaggle.config.reading import data_roots_of, read_config
 from mapsage_kaggle.config.trainable import check_trainable
+from mapsage_kaggle.config.weights import pretrained_of, weights_files
 from mapsage_kaggle.data.datasets import (
     EARTHVQA_CLASSES,
     EARTHVQA_PALETTE,

@@ -17,11 +17,12 @@ from mapsage_kaggle.config.fingerprint import fingerprint
 from mapsage_kaggle.config.modules import CodePlaces, check_custom_imports, code_places
 from mapsage_kaggle.config.monitored import check_monitored
 from mapsage_kaggle.config.patch import ConfigPatch, PatchContext, plan_patch
-from mapsage_kaggle.config.reading import read_config, weights_files, written_value
+from mapsage_kaggle.config.reading import read_config, written_value
 from mapsage_kaggle.config.requirements import check_installed, check_ops_on_gpu
 from mapsage_kaggle.config.testing import test_pipeline_of, why_not_single
 from mapsage_kaggle.config.tracking import check_tracker
 from mapsage_kaggle.config.trainable import check_trainable
+from mapsage_kaggle.config.weights import weights_files
 from mapsage_kaggle.data.check import check_data_of
 from mapsage_kaggle.data.find import count_images, find_data, find_pretrained, find_start
 from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, MapsageError

@@ -19,12 +19,8 @@ from mapsage_kaggle.config.patch import (
     plan_patch,
     write_config,
 )
-from mapsage_kaggle.config.reading import (
-    data_roots_of,
-    datasets_of,
-    pretrained_of,
-    read_config,
-)
+from mapsage_kaggle.config.reading import data_roots_of, datasets_of, read_config
+from mapsage_kaggle.config.weights import pretrained_of
 from mapsage_kaggle.errors import ConfigError
 
 # --- the fingerprint -------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from support.configs import CONFIGS, patched, planned, small, without
 
-from mapsage_kaggle.config.reading import changes_between, read_config, weights_files
+from mapsage_kaggle.config.reading import changes_between, read_config
+from mapsage_kaggle.config.weights import weights_files
 from mapsage_kaggle.errors import ConfigError, MachineError
 
 

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
 import mapsage_kaggle.engine.register  # noqa: F401
-from mapsage_kaggle.config.reading import ATTACHED_MMCLS
+from mapsage_kaggle.config.weights import ATTACHED_MMCLS
 from mapsage_kaggle.engine.building import build_model
 from mapsage_kaggle.engine.pretrained import initialise, noted_arrivals
 from mapsage_kaggle.engine.safety import install_safe_loading

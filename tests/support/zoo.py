@@ -14,14 +14,8 @@ from mmseg.models.backbones import PIDNet
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from mapsage_kaggle.config.reading import (
-    datasets_of,
-    find_keys,
-    mapping_or_empty,
-    pretrained_of,
-    read_config,
-    weights_files,
-)
+from mapsage_kaggle.config.reading import datasets_of, find_keys, mapping_or_empty, read_config
+from mapsage_kaggle.config.weights import pretrained_of, weights_files
 from mapsage_kaggle.data.scenes import draw_scene
 from mapsage_kaggle.engine.jobs.inference import build_model
 
