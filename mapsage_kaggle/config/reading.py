@@ -109,10 +109,17 @@ def _value_of(text: str) -> Any:
 
 
 def _python_value(node: ast.expr) -> Any:
+    """Return what an expression of values alone stands for, ``dict(…)`` among them.
+
+    Raises:
+        ValueError, SyntaxError, TypeError: It holds anything else.
+    """
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "dict" and not node.args:
         return {str(item.arg): _python_value(item.value) for item in node.keywords}
     if isinstance(node, ast.Dict):
-        keys = [ast.literal_eval(key) if key is not None else None for key in node.keys]
+        if None in node.keys:
+            raise ValueError(f"line {node.lineno} takes a dict apart")
+        keys = [ast.literal_eval(key) for key in node.keys if key is not None]
         return dict(zip(keys, map(_python_value, node.values), strict=True))
     if isinstance(node, ast.List):
         return list(map(_python_value, node.elts))
@@ -184,7 +191,7 @@ def changes_between(before: str, after: str) -> tuple[str, ...]:
     """
     try:
         old, new = dict(_values_in(_literal_config(before))), dict(_values_in(_literal_config(after)))
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError):
         lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
         return tuple(line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---"))
     differences: list[str] = []
@@ -204,7 +211,7 @@ def written_value(text: str, key: str) -> Any:
     """
     try:
         return value_at(_literal_config(text), key)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError):
         return None
 
 
@@ -213,30 +220,14 @@ def _literal_config(text: str) -> dict[str, Any]:
 
     Raises:
         SyntaxError: It is not Python.
-        ValueError: It holds anything else.
+        ValueError, TypeError: It holds anything else.
     """
     found: dict[str, Any] = {}
     for statement in ast.parse(text).body:
         if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
             raise ValueError(f"line {statement.lineno} is no assignment to a name")
-        found[statement.targets[0].id] = _literal(statement.value)
+        found[statement.targets[0].id] = plain(_python_value(statement.value))
     return found
-
-
-def _literal(node: ast.expr) -> Any:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
-        return {str(item.arg): _literal(item.value) for item in node.keywords}
-    if isinstance(node, (ast.List, ast.Tuple)):
-        return [_literal(item) for item in node.elts]
-    if isinstance(node, ast.Dict):
-        if None in node.keys:
-            raise ValueError(f"line {node.lineno} takes a dict apart")
-        return {
-            str(ast.literal_eval(key)): _literal(value)
-            for key, value in zip(node.keys, node.values, strict=True)
-            if key is not None
-        }
-    return ast.literal_eval(node)
 
 
 def _values_in(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
