@@ -239,21 +239,7 @@ def for_inference(cfg: Config, data_roots: Mapping[str, Path]) -> Config:
 def _with(cfg: Config, changes: Sequence[Change]) -> Config:
     effective = copy.deepcopy(cfg)
     for change in changes:
-        *parents, last = change.key.split(".")
-        node: Any = effective
-        for name in parents:
-            if isinstance(node, (list, tuple)):
-                node = node[int(name)]
-                continue
-            if name not in node or node[name] is None:
-                node[name] = {}
-            node = node[name]
-        if change.removed:
-            node.pop(last, None)
-        elif isinstance(node, list):
-            node[int(last)] = copy.deepcopy(change.new)
-        else:
-            node[last] = copy.deepcopy(change.new)
+        change.apply_to(effective, change.key)
     return effective
 
 
@@ -598,12 +584,9 @@ def _check_shared_memory(planner: Planner, facts: PatchContext, micro: int) -> N
 def _with_changes(planner: Planner, key: str) -> Any:
     prefix = f"{key}."
     inner = plain_copy(planner.get(key))
-    for change in [item for item in planner.changes if item.key.startswith(prefix)]:
-        *parents, last = change.key[len(prefix) :].split(".")
-        node = inner
-        for name in parents:
-            node = node[int(name)] if isinstance(node, (list, tuple)) else node[name]
-        node[int(last) if isinstance(node, list) else last] = change.new
+    for change in planner.changes:
+        if change.key.startswith(prefix):
+            change.apply_to(inner, change.key.removeprefix(prefix))
     return inner
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,23 @@ class Change:
     reason: str
     removed: bool = False
     added: bool = False
+
+    def apply_to(self, node: Any, key: str) -> None:
+        """Make the change in place, at a dotted key of a config or of a part; parents that lack are made."""
+        *parents, last = key.split(".")
+        for name in parents:
+            if isinstance(node, (list, tuple)):
+                node = node[int(name)]
+                continue
+            if name not in node or node[name] is None:
+                node[name] = {}
+            node = node[name]
+        if self.removed:
+            node.pop(last, None)
+        elif isinstance(node, list):
+            node[int(last)] = copy.deepcopy(self.new)
+        else:
+            node[last] = copy.deepcopy(self.new)
 
 
 class Planner:
