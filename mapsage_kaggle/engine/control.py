@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 import torch.distributed
+from mmengine.dist import get_rank
 
 from mapsage_kaggle.clock import SessionClock
 from mapsage_kaggle.engine.ranks import is_local_rank_zero, num_machines, reduce_number
@@ -141,14 +141,14 @@ class Control:
         if num_machines() == 1:
             return stop, save
         # That another machine's supervisor is gone ends training, but leaves ours to finish the record.
-        stop = "user" if stop == "orphaned" and _rank() != 0 else stop
+        stop = "user" if stop == "orphaned" and get_rank() != 0 else stop
         code = reduce_number(_STOPS.index(stop) << 1 | int(save), torch.distributed.ReduceOp.MAX)
         return _STOPS[code >> 1], bool(code & 1)
 
     def stop_asked(self) -> bool:
         """Return whether a validation must be left: on request, or far too late. Collective."""
         stop, _ = self._asked_anywhere()
-        late = _rank() == 0 and self.pace.must_leave_validation(self.clock)
+        late = get_rank() == 0 and self.pace.must_leave_validation(self.clock)
         return bool(_agree(int(bool(stop) or late)))
 
     def decide(
@@ -175,7 +175,7 @@ class Control:
         """
         code = 0
         stop, save = self._asked_anywhere() if may_stop else ("", False)
-        if _rank() == 0:
+        if get_rank() == 0:
             validate = skip = False
             if early and may_stop and not validation_due and stop != "orphaned":
                 stop = "early"
@@ -207,17 +207,9 @@ def _is_pipe(descriptor: int) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
-def _rank() -> int:
-    return torch.distributed.get_rank() if _distributed() else 0
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 def _agree(code: int) -> int:
     """Return rank 0's ``code`` on every rank.
 
     A sum and not a broadcast, so that it cannot succeed on rank 0 while another rank is gone.
     """
-    return reduce_number(code if _rank() == 0 else 0, torch.distributed.ReduceOp.SUM)
+    return reduce_number(code if get_rank() == 0 else 0, torch.distributed.ReduceOp.SUM)

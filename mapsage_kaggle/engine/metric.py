@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import torch
 import torch.distributed
+from mmengine.dist import get_dist_info
 from mmengine.registry import METRICS
 from mmseg.evaluation import IoUMetric
 
@@ -86,7 +87,7 @@ class IntegerIoUMetric(IoUMetric):
             size: Images in the data set. Position ``k`` of it is rank ``k % world size``'s sample
                 ``k // world size``, as mmengine's samplers deal them; later ones are repetitions.
         """
-        rank, world_size = _rank_and_world_size()
+        rank, world_size = get_dist_info()
         if self.format_only:
             metrics = dict(self.compute_metrics([]))
         else:
@@ -195,9 +196,3 @@ def scores_by_class(metrics: Sequence[Any]) -> Mapping[str, Any]:
             matrix = metric.confusion.tolist() if len(metric.per_class) <= _MAX_TOLD_CLASSES else None
             return {"per_class": metric.per_class, "confusion": matrix}
     return {}
-
-
-def _rank_and_world_size() -> tuple[int, int]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()

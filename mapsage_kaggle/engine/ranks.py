@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed
 from mmengine.config import Config
+from mmengine.dist import get_world_size
 from mmengine.model import is_model_wrapper
 
 from mapsage_kaggle.errors import TrainingError
@@ -61,7 +62,7 @@ def cpu_group() -> torch.distributed.ProcessGroup:
 
 def reduce_number(code: int, operation: torch.distributed.ReduceOp.RedOpType) -> int:
     """Return a number reduced over all ranks. Collective with several."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+    if get_world_size() == 1:
         return code
     tensor = torch.tensor([code], dtype=torch.int64)
     torch.distributed.all_reduce(tensor, op=operation, group=cpu_group())
@@ -76,7 +77,7 @@ def check_same_weights(core: torch.nn.Module, iteration: int) -> None:
     Raises:
         TrainingError: They do not.
     """
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+    if get_world_size() == 1:
         return
     digest = _digest(core)
     largest = reduce_number(digest, torch.distributed.ReduceOp.MAX)
@@ -129,7 +130,7 @@ def follow_rank_0(spec: ChildSpec, cfg: Config, scratch: Path) -> ChildSpec:
         "seed": int(cfg.randomness.seed),
         "file": _file_facts(spec) if rank == 0 else None,
     }
-    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    everyone: list[Any] = [None] * get_world_size()
     torch.distributed.all_gather_object(everyone, mine, group=group)
     first = everyone[0]
     for other in everyone:
@@ -166,7 +167,7 @@ def core_model(model: torch.nn.Module) -> torch.nn.Module:
 
 def broadcast_model(core: torch.nn.Module) -> None:
     """Broadcast rank 0's weights and buffers: machines may differ in what they started from."""
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+    if get_world_size() > 1:
         for tensor in core.state_dict().values():
             torch.distributed.broadcast(tensor, src=0)
 
