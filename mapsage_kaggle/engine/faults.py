@@ -12,13 +12,13 @@ import re
 import shutil
 import signal
 import traceback
-from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import torch
 
 from mapsage_kaggle.engine.deterministic import is_refusal
 from mapsage_kaggle.engine.overflow import HalfPrecisionError
+from mapsage_kaggle.engine.problems import causes
 from mapsage_kaggle.errors import MapsageError
 from mapsage_kaggle.messages import Message, text_of
 
@@ -97,7 +97,7 @@ def is_memory_fault(error: BaseException, *, has_trained: bool = False) -> bool:
     A text that merely mentions memory is none: smaller micro-batches would make training slower, and cure
     nothing. An ambiguous one counts where the same operators have run before, or where little memory is free.
     """
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, (MemoryError, torch.OutOfMemoryError)):
             return True
         if not isinstance(cause, RuntimeError):
@@ -111,7 +111,7 @@ def is_memory_fault(error: BaseException, *, has_trained: bool = False) -> bool:
 
 def is_shared_memory_fault(error: BaseException) -> bool:
     """Return whether an error says that ``/dev/shm`` is too small for the data workers' batches."""
-    return any(bool(_NO_SHARED_MEMORY.search(str(cause))) for cause in _causes(error))
+    return any(bool(_NO_SHARED_MEMORY.search(str(cause))) for cause in causes(error))
 
 
 def end_data_workers_without_shared_memory() -> None:
@@ -134,7 +134,7 @@ def is_precision_fault(error: BaseException) -> bool:
     return any(
         isinstance(cause, HalfPrecisionError)
         or (isinstance(cause, RuntimeError) and bool(_NO_HALF_PRECISION.search(str(cause))))
-        for cause in _causes(error)
+        for cause in causes(error)
     )
 
 
@@ -142,15 +142,6 @@ def lost_peer(error: BaseException) -> bool:
     """Return whether an error only says that another rank is gone, or that the group was aborted."""
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     return several and isinstance(error, RuntimeError) and bool(_PEER_GONE.search(str(error)))
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
-    for _ in range(8):  # a chain of causes may be a ring
-        if cause is None:
-            return
-        yield cause
-        cause = cause.__cause__
 
 
 def _is_little_free() -> bool:

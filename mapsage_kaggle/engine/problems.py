@@ -19,7 +19,7 @@ def known_problem(error: BaseException) -> MapsageError | None:
 
     What it was raised from, or while handling, counts as well.
     """
-    for cause in _causes(error):
+    for cause in causes(error, handled=True):
         if isinstance(cause, ModuleNotFoundError) and cause.name:
             package = cause.name.partition(".")[0]
             if cause.name == "mmcv._ext":
@@ -38,7 +38,7 @@ def known_problem(error: BaseException) -> MapsageError | None:
             )
     text = str(error)
     if isinstance(error, ImportError) and text.startswith("Failed to import custom modules"):
-        *_, first = _causes(error)
+        *_, first = causes(error, handled=True)
         return ConfigError(
             Message("{place} imports what is not there: {why}.", _place(first), str(first)),
             "Mend it for the versions that are installed, or take it out of custom_imports.",
@@ -51,13 +51,14 @@ def known_problem(error: BaseException) -> MapsageError | None:
     return None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException, *, handled: bool = False) -> Iterator[BaseException]:
+    """Yield an error and what it was raised from; if ``handled``, also while handling what."""
     cause: BaseException | None = error
     for _ in range(8):  # a chain of causes may be a ring
         if cause is None:
             return
         yield cause
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__ or (cause.__context__ if handled else None)
 
 
 def _place(error: BaseException) -> str:
