@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mmengine.config import Config
 from mmengine.dist import get_world_size
 from mmengine.model import is_model_wrapper
 
+from mapsage_kaggle.checkpoints.manifest import file_sha256
 from mapsage_kaggle.errors import TrainingError
 from mapsage_kaggle.messages import Message
 from mapsage_kaggle.spec import ChildSpec
@@ -147,18 +149,13 @@ def follow_rank_0(spec: ChildSpec, cfg: Config, scratch: Path) -> ChildSpec:
                 ),
                 "Start every machine with the same config and the same --set and --extend-to.",
             )
-    path = spec.checkpoint
-    if first["file"] is not None:
-        path = _fetch(first["file"], spec.checkpoint, scratch, group)
+    file = first["file"]
+    path = _fetch(file, spec.checkpoint, scratch, group) if file is not None else None
     cfg.randomness.seed = first["seed"]
-    cfg.load_from = str(path) if first["file"] is not None else None
+    cfg.load_from = str(path) if path is not None else None
     cfg.resume = first["spec"]["action"] == "resume"
-    return replace(
-        spec,
-        **first["spec"],
-        checkpoint=path if first["file"] is not None else None,
-        checkpoint_sha256=first["file"]["sha256"] if first["file"] is not None else None,
-    )
+    sha256 = file["sha256"] if file is not None else None
+    return replace(spec, **first["spec"], checkpoint=path, checkpoint_sha256=sha256)
 
 
 def core_model(model: torch.nn.Module) -> torch.nn.Module:
@@ -191,7 +188,7 @@ def _file_facts(spec: ChildSpec) -> dict[str, Any] | None:
     return {
         "name": spec.checkpoint.name,
         "size": spec.checkpoint.stat().st_size,
-        "sha256": spec.checkpoint_sha256 or _sha256(spec.checkpoint),
+        "sha256": spec.checkpoint_sha256 or file_sha256(spec.checkpoint),
     }
 
 
@@ -199,16 +196,16 @@ def _fetch(file: dict[str, Any], mine: Path | None, scratch: Path, group: Any) -
     """Return this machine's copy of rank 0's file, sent over where any machine lacks it. Collective."""
     rank = torch.distributed.get_rank()
     target = scratch / "from-rank-0" / file["name"]
-    has_it = rank == 0 or machine() == 0 or (target.is_file() and _sha256(target) == file["sha256"])
+    has_it = rank == 0 or machine() == 0 or (target.is_file() and file_sha256(target) == file["sha256"])
     lacking = torch.tensor([int(not has_it)])
     torch.distributed.all_reduce(lacking, group=group)
     if int(lacking) > 0:
-        writes = not has_it and is_local_rank_zero()
-        if writes:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        source = mine.open("rb") if rank == 0 and mine is not None else None
-        sink = target.open("wb") if writes else None
-        try:
+        with ExitStack() as streams:
+            source = streams.enter_context(mine.open("rb")) if rank == 0 and mine is not None else None
+            sink = None
+            if not has_it and is_local_rank_zero():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                sink = streams.enter_context(target.open("wb"))
             for begin in range(0, file["size"], _CHUNK_BYTES):
                 length = min(_CHUNK_BYTES, file["size"] - begin)
                 content = bytearray(source.read(length)) if source is not None else bytearray(length)
@@ -216,19 +213,7 @@ def _fetch(file: dict[str, Any], mine: Path | None, scratch: Path, group: Any) -
                 torch.distributed.broadcast(chunk, src=0, group=group)
                 if sink is not None:
                     sink.write(chunk.numpy().tobytes())
-        finally:
-            for stream in (source, sink):
-                if stream is not None:
-                    stream.close()
     torch.distributed.barrier(group=group)
     if machine() == 0 and mine is not None:
         return mine
     return target
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
