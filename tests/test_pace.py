@@ -188,7 +188,11 @@ def test_the_simulation_does_what_the_training_loop_does(tmp_path: Path) -> None
         ours, real = simulated(seed, **kind), simulated(seed, **kind)
         run(ours, max_iters=max_iters)
         real.control = Control(
-            clock=real.clock, pace=real.pace, stop_request=tmp_path / "none", watch_pipe=False
+            clock=real.clock,
+            pace=real.pace,
+            stop_request=tmp_path / "none",
+            save_request=tmp_path / "none",
+            watch_pipe=False,
         )
         Loop(real, max_iters).run()
         assert real.trace == ours.trace, f"{name}, seed {seed}"

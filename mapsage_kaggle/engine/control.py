@@ -93,7 +93,7 @@ class Control:
         clock: SessionClock,
         pace: Pace,
         stop_request: Path,
-        save_request: Path | None = None,
+        save_request: Path,
         watch_pipe: bool = True,
     ) -> None:
         self.clock = clock
@@ -127,8 +127,6 @@ class Control:
         return "", self._take_save_request()
 
     def _take_save_request(self) -> bool:
-        if self._save_request is None:
-            return False
         try:
             self._save_request.unlink()
         except FileNotFoundError:

@@ -94,7 +94,11 @@ def _machine(rank: int, folder: str) -> None:
         follow(f"fingerprint {rank}")
 
     control = Control(
-        clock=followed.clock(), pace=Pace(), stop_request=mine / "stop_request.json", watch_pipe=False
+        clock=followed.clock(),
+        pace=Pace(),
+        stop_request=mine / "stop_request.json",
+        save_request=mine / "save_request.json",
+        watch_pipe=False,
     )
     assert control.decide(validation_due=False, save_due=False).stop == ""
     if rank == 1:

@@ -207,7 +207,13 @@ def test_a_function_that_stops_training_is_named_and_may_take_it_back() -> None:
 def control(tmp_path: Path, *, left_s: float = 3600.0) -> Control:
     clock = SessionClock(started_s=boot_time_s(), limit_s=left_s, reserve_s=0.0)
     pace = Pace(expected={"iteration_s": 1.0, "validation_s": 10.0, "save_s": 1.0, "finish_s": 1.0})
-    return Control(clock=clock, pace=pace, stop_request=tmp_path / "stop", watch_pipe=False)
+    return Control(
+        clock=clock,
+        pace=pace,
+        stop_request=tmp_path / "stop",
+        save_request=tmp_path / "save",
+        watch_pipe=False,
+    )
 
 
 def test_an_early_stop_ends_training_at_the_boundary(tmp_path: Path) -> None:

@@ -338,7 +338,8 @@ from mapsage_kaggle.engine.control import Control
 from mapsage_kaggle.pace import Pace
 
 clock = SessionClock(started_s=0.0, limit_s=1.0, reserve_s=0.0)
-Control(clock=clock, pace=Pace(), stop_request=Path("none")).end_with_supervisor(0.5)
+stop, save = Path("none"), Path("none")
+Control(clock=clock, pace=Pace(), stop_request=stop, save_request=save).end_with_supervisor(0.5)
 print("ready", flush=True)
 time.sleep(50)  # a collective whose other ranks are gone
 """
