@@ -85,7 +85,7 @@ class WorkerSession:
         self._runner: Runner | None = None
         self._loaded: dict[str, Any] | None = None
         self._of_other_data = ""
-        self._iteration = 0
+        self.iteration = 0
         self._stage_began = time.monotonic()
         self._began = time.monotonic()
         self._begins_session = False
@@ -106,15 +106,11 @@ class WorkerSession:
         try:
             self.checkpoints.close()
         except SaveFailed as error:
-            self.warn(self._iteration, text_of(error))
+            self.warn(self.iteration, text_of(error))
 
     def attach(self, runner: Runner, config_text: str) -> None:
         self._runner = runner
         self.checkpoints.attach(runner, config_text)
-
-    @property
-    def iteration(self) -> int:
-        return self._iteration
 
     @property
     def has_trained(self) -> bool:
@@ -164,7 +160,7 @@ class WorkerSession:
             DataError: Training on the data cannot work.
         """
         runner = self._require_runner()
-        self._iteration = iteration
+        self.iteration = iteration
         self.has_begun = True
         self.checkpoints.training_begins(iteration)
         if self.spec.action == "resume":
@@ -217,7 +213,7 @@ class WorkerSession:
         """
         step_s = compute_s + hooks_s
         first, self.checkpoints.has_trained = not self.has_trained, True
-        self._iteration = iteration
+        self.iteration = iteration
         self.timings_s["waiting_for_data"] += data_s
         self.timings_s["forward_backward"] += compute_s - optimizer_s
         self.timings_s["optimizer"] += optimizer_s
@@ -258,7 +254,7 @@ class WorkerSession:
         device = record.exactness.device or "This device"
         warning = self.checkpoints.observed.repeated(seen, device)
         if warning:
-            self.warn(self._iteration, warning)
+            self.warn(self.iteration, warning)
 
     # -- validation
 
@@ -289,11 +285,11 @@ class WorkerSession:
         """Warn that this session is too short for the validation that it owes."""
         takes, left = format_duration(self.pace.validation_s()), format_duration(self.control.clock.left_s())
         self.warn(
-            self._iteration,
+            self.iteration,
             Message(
                 "The validation at {iteration} is owed and takes about {takes}, but {left} are left: "
                 "nothing is trained before it. Give the session a longer limit.",
-                self._iteration,
+                self.iteration,
                 takes,
                 left,
             ),
@@ -304,20 +300,20 @@ class WorkerSession:
         self._stage_began = time.monotonic()
         self.stage = "validation"
         if self.rank == 0:
-            self.emit("validation_start", self._iteration)
+            self.emit("validation_start", self.iteration)
 
     def validating(self, done: int) -> None:
         """Emit now and then that a validation is running, so that it is not taken for a hang."""
         if is_local_rank_zero() and self.progress.is_due(every_s=VALIDATION_TOLD_EVERY_S):
-            self.emit("validating", self._iteration, batches=done)
+            self.emit("validating", self.iteration, batches=done)
 
     def validation_left(self) -> None:
         """Warn that a validation was left before its end; it stays owed."""
         self.stage = "training"
         self.pace.left_validation(self._lap_validation())
         self.warn(
-            self._iteration,
-            Message("The validation at {iteration} was left unfinished; it is owed.", self._iteration),
+            self.iteration,
+            Message("The validation at {iteration} was left unfinished; it is owed.", self.iteration),
         )
 
     def validation_done(self, iteration: int, metrics: Mapping[str, Any]) -> None:
@@ -368,16 +364,13 @@ class WorkerSession:
             message=message,
             orphaned=orphaned,
             owed=self.checkpoints.owed_validation,
-            timings_s=self.rounded_timings(),
+            timings_s=rounded(self.timings_s),
             pace=self.pace.learned(),
         )
         if orphaned:
             self.checkpoints.finish_record(reason=reason, message=STOP_MESSAGES[stop])
 
     # -- times
-
-    def rounded_timings(self) -> dict[str, float]:
-        return rounded(self.timings_s)
 
     def _since_launch(self) -> float:
         if self.spec.launched_s is None:
@@ -513,20 +506,16 @@ def _gpu_s_this_week(record: SessionRecord, now_s: float) -> float:
 def emit_failure(session: WorkerSession, *, kind: str, message: str, trace: str, exit_code: int) -> None:
     """Append the event by which the supervisor learns why a worker failed."""
     # Of the ranks, only the first one's times are the session's.
-    times = {"timings_s": session.rounded_timings()} if session.rank == 0 else {}
-    session.events.append(
-        Event(
-            event="failure",
-            iteration=session.iteration,
-            data={
-                "kind": kind,
-                "exit_code": exit_code,
-                "stage": session.stage,
-                "message": message,
-                "trace": trace,
-                "rank": session.rank,
-                "pid": os.getpid(),
-                **times,
-            },
-        )
+    times = {"timings_s": rounded(session.timings_s)} if session.rank == 0 else {}
+    session.emit(
+        "failure",
+        session.iteration,
+        kind=kind,
+        exit_code=exit_code,
+        stage=session.stage,
+        message=message,
+        trace=trace,
+        rank=session.rank,
+        pid=os.getpid(),
+        **times,
     )

@@ -74,7 +74,7 @@ def test_an_error_in_validation_is_told_with_the_image(
     spec: ChildSpec, monkeypatch: pytest.MonkeyPatch, at: str, error: Exception, said: str
 ) -> None:
     def train(spec: ChildSpec, session: WorkerSession, *, scratch: Path) -> None:
-        session._iteration, session.has_begun = 4, True
+        session.iteration, session.has_begun = 4, True
         if at != "before":
             batch = {"data_samples": [SimpleNamespace(img_path="tiles/7.png")]}
             session.validation_begins()
