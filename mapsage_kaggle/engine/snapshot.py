@@ -15,7 +15,7 @@ from mmengine.runner.checkpoint import get_state_dict
 
 from mapsage_kaggle.checkpoints.load import load_checkpoint
 from mapsage_kaggle.engine.ranks import core_model
-from mapsage_kaggle.errors import MapsageError, TrainingError
+from mapsage_kaggle.errors import TrainingError
 from mapsage_kaggle.messages import Message
 
 _OWN_PARTS = ("meta", "state_dict", "message_hub", "optimizer", "param_schedulers")
@@ -94,8 +94,6 @@ def _is_loadable(value: Any) -> bool:
         torch.save({"state_dict": {}, "value": value}, stream)
         stream.seek(0)
         load_checkpoint(stream)
-    except MapsageError:
-        return False
     except Exception:  # noqa: BLE001 - an object may raise anything when it is pickled
         return False
     return True
