@@ -106,7 +106,7 @@ def _twice(dataset: Mapping[str, Any], draws: Sequence[Any], *, each_step: bool)
     """Return each sample's digests by step, as the one process and the other drew it."""
     end_s = time.monotonic() + DRAWN_WITHIN_S
     swapped = [draw for index in range(0, len(draws), 2) for draw in draws[index : index + 2][::-1]]
-    walks = [_walk(_Anew(dataset, each_step=each_step), order) for order in (draws, swapped)]
+    walks = [in_forks(_Anew(dataset, each_step=each_step), order) for order in (draws, swapped)]
     drawn: tuple[dict[int, _Steps], dict[int, _Steps]] = ({}, {})
     found: _Drawn = []
     try:
@@ -124,13 +124,13 @@ def _twice(dataset: Mapping[str, Any], draws: Sequence[Any], *, each_step: bool)
     return found
 
 
-def _walk(dataset: Dataset[Any], draws: Sequence[Any]) -> Any:
-    """Return torch's iterator over positions and steps, in a process of its own."""
+def in_forks(dataset: Dataset[Any], draws: Sequence[Any], *, num_workers: int = 1) -> Any:
+    """Return torch's iterator over what a data set makes of some draws, in processes of their own."""
     loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=list(draws),
-        num_workers=1,
+        num_workers=num_workers,
         collate_fn=lambda item: item,
         multiprocessing_context="fork",
         generator=torch.Generator(),  # so that nothing is drawn from the global one

@@ -18,12 +18,12 @@ import torch
 from mmengine.dataset import Compose
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mapsage_kaggle.config.scale import trained_scale
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.building import num_inputs
-from mapsage_kaggle.engine.drawing import PATIENCE_S, own_generators, seed_own, wrap_transforms
+from mapsage_kaggle.engine.drawing import in_forks, own_generators, seed_own, wrap_transforms
 from mapsage_kaggle.engine.fast.transforms import MapsageFastPipeline
 from mapsage_kaggle.engine.matching import check_files
 from mapsage_kaggle.engine.reading import EVENTS_VARIABLE, NOT_ANSWERING, GuardedDataset
@@ -229,18 +229,8 @@ def _see_some(guarded: GuardedDataset, most: int = MAX_PAIRS // 2) -> Iterator[S
     count = min(length, most)
     # From the middle of each part: the first and the last image of a data set are often not typical.
     draws = [((2 * step + 1) * length // (2 * count), step == 0) for step in range(count)]
-    loader = DataLoader(
-        _Samples(guarded),
-        batch_size=None,
-        sampler=draws,
-        num_workers=min(_WORKERS, 1 + count // 16),
-        collate_fn=lambda seen: seen,
-        multiprocessing_context="fork",
-        generator=torch.Generator(),  # so that nothing is drawn from the global one
-        timeout=PATIENCE_S,
-    )
     try:
-        for seen in loader:
+        for seen in in_forks(_Samples(guarded), draws, num_workers=min(_WORKERS, 1 + count // 16)):
             yield seen
             if time.monotonic() > end_s:
                 return
