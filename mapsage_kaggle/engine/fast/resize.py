@@ -36,32 +36,30 @@ def resize_window(image: np.ndarray, size: tuple[int, int], box: Box) -> np.ndar
         size: Width and height of the whole resized image.
         box: What is wanted of it, within its borders.
     """
+    resized: np.ndarray | None = image
+    if image.shape[1::-1] != size:
+        resized = _corner(image, size, box) if window_resize_is_exact() else None
+    if resized is None:
+        resized = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    return resized[box.top : box.bottom, box.left : box.right]
+
+
+def _corner(image: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray | None:
+    """Return the top left part of the resized image that holds the box; None where that cannot be had."""
     height, width = image.shape[:2]
-    if (width, height) == size:
-        return image[box.top : box.bottom, box.left : box.right]
     scale_x, scale_y = size[0] / width, size[1] / height
     columns, rows = _needed(box.right, scale_x, width), _needed(box.bottom, scale_y, height)
     part = round(columns * scale_x), round(rows * scale_y)
-    if (
-        not window_resize_is_exact()
-        or part == (columns, rows)  # OpenCV would copy it, since the size does not change
-        or part[0] < box.right
-        or part[1] < box.bottom
-    ):
-        resized = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-    else:
-        resized = _from_corner(image, columns, rows, scale_x, scale_y)
-    return resized[box.top : box.bottom, box.left : box.right]
+    # OpenCV would copy what does not change in size.
+    if part == (columns, rows) or part[0] < box.right or part[1] < box.bottom:
+        return None
+    # With the factors instead of a size, OpenCV takes them as they are.
+    return cv2.resize(image[:rows, :columns], None, fx=scale_x, fy=scale_y, interpolation=cv2.INTER_LINEAR)
 
 
 def _needed(stop: int, scale: float, length: int) -> int:
     """Return how many source pixels outputs up to ``stop`` depend on, and one to spare."""
     return min(length, max(math.floor((stop - 0.5) / scale - 0.5) + 3, math.ceil(stop / scale)))
-
-
-def _from_corner(image: np.ndarray, columns: int, rows: int, scale_x: float, scale_y: float) -> np.ndarray:
-    # With the factors instead of a size, OpenCV takes them as they are.
-    return cv2.resize(image[:rows, :columns], None, fx=scale_x, fy=scale_y, interpolation=cv2.INTER_LINEAR)
 
 
 class NearestWindows:
@@ -140,17 +138,10 @@ def window_resize_is_exact() -> bool:
     for (width, height), size in _TRIALS:
         image = draws.randint(0, 256, (height, width, 3)).astype(np.uint8)
         whole = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-        scale_x, scale_y = size[0] / width, size[1] / height
         for box in _boxes(size, draws):
-            columns, rows = _needed(box.right, scale_x, width), _needed(box.bottom, scale_y, height)
-            part = round(columns * scale_x), round(rows * scale_y)
-            if part == (columns, rows) or part[0] < box.right or part[1] < box.bottom:
-                continue
-            found = _from_corner(image, columns, rows, scale_x, scale_y)
-            if found.shape[:2] != part[::-1] or not np.array_equal(
-                found[box.top : box.bottom, box.left : box.right],
-                whole[box.top : box.bottom, box.left : box.right],
-            ):
+            found = _corner(image, size, box)
+            window = slice(box.top, box.bottom), slice(box.left, box.right)
+            if found is not None and not np.array_equal(found[window], whole[window]):
                 return False
     return True
 

@@ -350,8 +350,13 @@ def test_a_window_has_the_bits_of_the_whole(seed: int) -> None:
 def test_an_opencv_that_cannot_be_cut_short_is_noticed_and_resizes_whole(
     scenes: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact = resize_module._from_corner
-    monkeypatch.setattr(resize_module, "_from_corner", lambda *given: exact(*given) ^ np.uint8(1))
+    exact = resize_module._corner
+
+    def otherwise(*given: Any) -> np.ndarray | None:
+        found = exact(*given)
+        return None if found is None else found ^ np.uint8(1)
+
+    monkeypatch.setattr(resize_module, "_corner", otherwise)
     monkeypatch.setattr(resize_module, "_nearest", lambda size, length: np.zeros(size, np.intp))
     window_resize_is_exact.cache_clear()
     nearest_is_exact.cache_clear()
