@@ -11,9 +11,8 @@ and without this gives the same run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import mmcv
@@ -40,17 +39,20 @@ _STRIDE = 32
 _ALONG = ("gt_bboxes", "gt_keypoints")
 
 
-@dataclass(kw_only=True, slots=True)
-class _Steps:
-    """The stock transforms that are done in one pass; None for those that the pipeline lacks."""
+class _Steps(NamedTuple):
+    """The stock transforms that are done in one pass, in their order; None for those that are lacking."""
 
     image: LoadImageFromFile
     labels: LoadAnnotations
-    resize: RandomResize | None = None
-    crop: RandomCrop | None = None
-    flip: RandomFlip | None = None
-    distort: PhotoMetricDistortion | None = None
-    pack: PackSegInputs | None = None
+    resize: RandomResize | None
+    crop: RandomCrop | None
+    flip: RandomFlip | None
+    distort: PhotoMetricDistortion | None
+    pack: PackSegInputs | None
+
+
+_ORDER = (LoadImageFromFile, LoadAnnotations, RandomResize, RandomCrop, RandomFlip, PhotoMetricDistortion,
+          PackSegInputs)  # fmt: skip
 
 
 @TRANSFORMS.register_module()
@@ -141,24 +143,11 @@ class MapsageFastPipeline(BaseTransform):
 def _recognise(transforms: Sequence[Any]) -> _Steps | None:
     """Return the transforms by what they do; None where one is not handled here."""
     kinds = [type(item) for item in transforms]
-    order = [LoadImageFromFile, LoadAnnotations, RandomResize, RandomCrop, RandomFlip, PhotoMetricDistortion,
-             PackSegInputs]  # fmt: skip
-    if kinds[:2] != order[:2] or any(kind not in order for kind in kinds):
+    if tuple(kinds[:2]) != _ORDER[:2] or kinds != [kind for kind in _ORDER if kind in kinds]:
         return None
-    places = [order.index(kind) for kind in kinds]
-    if places != sorted(set(places)):
-        return None
-    found = dict(zip(kinds, transforms, strict=True))
-    steps = _Steps(
-        image=found[LoadImageFromFile],
-        labels=found[LoadAnnotations],
-        resize=found.get(RandomResize),
-        crop=found.get(RandomCrop),
-        flip=found.get(RandomFlip),
-        distort=found.get(PhotoMetricDistortion),
-        pack=found.get(PackSegInputs),
-    )
-    image, labels, resize, crop, flip = steps.image, steps.labels, steps.resize, steps.crop, steps.flip
+    found: dict[type, Any] = dict(zip(kinds, transforms, strict=True))
+    steps = _Steps(*map(found.get, _ORDER))
+    image, labels, resize, crop, flip, *_ = steps
     is_known = (
         is_plain_image_loader(image)
         and is_plain_label_loader(labels)
