@@ -134,6 +134,12 @@ def test_options_that_contradict_each_other_are_refused() -> None:
             EvaluationOptions(**wrong)  # type: ignore[arg-type]
 
 
+def test_views_are_every_scale_in_every_flip() -> None:
+    assert EvaluationOptions().views() == [(1.0, "")]
+    found = EvaluationOptions(flips=("horizontal",), scales=(1.0, 0.5)).views()
+    assert found == [(1.0, ""), (1.0, "horizontal"), (0.5, ""), (0.5, "horizontal")]
+
+
 def test_a_config_without_the_split_is_refused(scenes: Path) -> None:
     cfg = demo(scenes)
     cfg.val_dataloader = None

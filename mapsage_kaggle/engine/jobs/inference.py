@@ -109,18 +109,6 @@ class View:
 PLAIN = (View(),)
 
 
-def views(*, flips: Sequence[Flip] = (), scales: Sequence[float] = (1.0,)) -> tuple[View, ...]:
-    """Return each scale unflipped and in each flip.
-
-    Raises:
-        UsageError: A scale is not above zero.
-    """
-    if not scales or any(scale <= 0 for scale in scales):
-        raise UsageError(Message("Scales must be above zero, not {scales}.", tuple(scales)))
-    every: tuple[Flip, ...] = ("", *(flip for flip in dict.fromkeys(flips) if flip))
-    return tuple(View(scale=scale, flip=flip) for scale in dict.fromkeys(scales) for flip in every)
-
-
 class TrainedModel:
     """A segmentor with its weights, in evaluation mode, on one device.
 
@@ -169,7 +157,6 @@ class TrainedModel:
         *,
         windows: Windows | None,
         views: Sequence[View] = PLAIN,
-        keep_on: torch.device | str | None = None,
     ) -> torch.Tensor:
         """Return the logits of images of one size.
 
@@ -177,18 +164,14 @@ class TrainedModel:
             images: uint8 or float in 0 to 255, of shape ``(N, C, H, W)``; three channels are blue, green,
                 red, as mmsegmentation reads them. The config's ``data_preprocessor`` does the rest.
             windows: Those that slide over them; None for whole images.
-            views: Those to average over.
-            keep_on: Where the logits are added up; by default on the model's device.
+            views: Those to average over, at least one.
 
         Returns:
             float32 of shape ``(N, channels, H, W)``.
-
-        Raises:
-            UsageError: There is no view.
         """
         samples = [SegDataSample(metainfo={"ori_shape": tuple(images.shape[2:])}) for _ in images]
         found = self.net.data_preprocessor({"inputs": list(images), "data_samples": samples}, False)
-        logits = self.logits_of_inputs(found["inputs"], windows=windows, views=views, keep_on=keep_on)
+        logits = self.logits_of_inputs(found["inputs"], windows=windows, views=views)
         # What the preprocessor pads, it pads at the bottom and on the right.
         return logits[:, :, : images.shape[2], : images.shape[3]]
 
@@ -199,18 +182,14 @@ class TrainedModel:
         *,
         windows: Windows | None,
         views: Sequence[View] = PLAIN,
-        keep_on: torch.device | str | None = None,
     ) -> torch.Tensor:
         """As :meth:`logits`, of preprocessed images: normalised float32, of shape ``(N, C, H, W)``."""
         inputs = inputs.to(self.device)
-        keep_on = torch.device(keep_on) if keep_on is not None else self.device
-        total: torch.Tensor | None = None
-        for view in views:
-            logits = self._view(inputs, view, windows, keep_on)
-            total = logits if total is None else total.add_(logits)
-        if total is None:
-            raise UsageError("There is no view to look at.")
-        return total if len(views) == 1 else total.div_(len(views))
+        first, *others = views
+        total = self._view(inputs, first, windows)
+        for view in others:
+            total.add_(self._view(inputs, view, windows))
+        return total.div_(len(views)) if others else total
 
     def labels(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the class of each pixel: int64 of shape ``(N, H, W)`` from ``(N, channels, H, W)``."""
@@ -222,9 +201,7 @@ class TrainedModel:
         """Return the classes' probabilities, of the logits' shape."""
         return logits.sigmoid() if self.num_channels == 1 else logits.softmax(dim=1)
 
-    def _view(
-        self, inputs: torch.Tensor, view: View, windows: Windows | None, keep_on: torch.device
-    ) -> torch.Tensor:
+    def _view(self, inputs: torch.Tensor, view: View, windows: Windows | None) -> torch.Tensor:
         size = inputs.shape[2:]
         seen = inputs
         if view.scale != 1.0:
@@ -233,7 +210,7 @@ class TrainedModel:
         axes = _FLIPPED_AXES[view.flip]
         if axes:
             seen = seen.flip(axes)
-        logits = self._whole(seen, keep_on) if windows is None else self._slide(seen, windows, keep_on)
+        logits = self._whole(seen) if windows is None else self._slide(seen, windows)
         if axes:
             logits = logits.flip(axes)
         if logits.shape[2:] != size:
@@ -241,21 +218,21 @@ class TrainedModel:
             logits = F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
         return logits
 
-    def _whole(self, inputs: torch.Tensor, keep_on: torch.device) -> torch.Tensor:
+    def _whole(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.draws and len(inputs) > 1:  # what is drawn for one must not follow from the others
-            return torch.cat([self._whole(one, keep_on) for one in torch.split(inputs, 1)])
+            return torch.cat([self._whole(one) for one in torch.split(inputs, 1)])
         # Whether or not it is known to draw: a dropout may be left on in its code.
         seeding.seed_all(zlib.crc32(inputs[..., ::_SEEN_EVERY, ::_SEEN_EVERY].cpu().numpy().tobytes()))
         # A torch.Size here is how mmsegmentation's heads are told the size to enlarge to.
         metas = [{"img_shape": inputs.shape[2:], "ori_shape": tuple(inputs.shape[2:])}] * len(inputs)
         with torch.autocast(self.device.type, dtype=self._half, enabled=self._is_half):
             logits = self.net.encode_decode(inputs, metas)
-        return logits.to(keep_on, torch.float32)
+        return logits.to(torch.float32)
 
-    def _slide(self, inputs: torch.Tensor, windows: Windows, keep_on: torch.device) -> torch.Tensor:
+    def _slide(self, inputs: torch.Tensor, windows: Windows) -> torch.Tensor:
         num, _, height, width = inputs.shape
-        total = torch.zeros(num, self.num_channels, height, width, device=keep_on)
-        count = torch.zeros(1, 1, height, width, device=keep_on)
+        total = torch.zeros(num, self.num_channels, height, width, device=self.device)
+        count = torch.zeros(1, 1, height, width, device=self.device)
         places = windows.places(height, width)
         for top, bottom, left, right in places:
             count[:, :, top:bottom, left:right] += 1
@@ -263,7 +240,7 @@ class TrainedModel:
         for start in range(0, len(todo), windows.batch):
             some = todo[start : start + windows.batch]
             crops = torch.stack([inputs[image, :, t:b, x:r] for image, (t, b, x, r) in some])
-            for (image, (t, b, x, r)), logits in zip(some, self._whole(crops, keep_on), strict=True):
+            for (image, (t, b, x, r)), logits in zip(some, self._whole(crops), strict=True):
                 total[image, :, t:b, x:r] += logits
         return total.div_(count)
 

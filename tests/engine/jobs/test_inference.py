@@ -13,14 +13,12 @@ from support.models import DEMO, balance, fill
 from mapsage_kaggle.config.patch import for_inference
 from mapsage_kaggle.config.reading import read_config
 from mapsage_kaggle.engine.jobs.inference import (
-    PLAIN,
     TrainedModel,
     View,
     Windows,
     build_model,
     choose_device,
     load_model,
-    views,
     windows_of,
 )
 from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, UsageError
@@ -152,7 +150,9 @@ def test_flipped_views_are_flipped_back_and_averaged(model: TrainedModel) -> Non
     expected = expected + stock(model, pictures.flip(3), whole).flip(3)
     expected = expected + stock(model, pictures.flip(2), whole).flip(2)
 
-    found = model.logits(pictures, windows=None, views=views(flips=("horizontal", "vertical")))
+    found = model.logits(
+        pictures, windows=None, views=(View(), View(flip="horizontal"), View(flip="vertical"))
+    )
 
     assert torch.allclose(found, expected / 3, atol=1e-5)
     assert not torch.allclose(found, model.logits(pictures, windows=None), atol=1e-3)
@@ -167,16 +167,6 @@ def test_a_scaled_view_is_judged_at_its_size_and_brought_back(model: TrainedMode
     found = model.logits_of_inputs(inputs, windows=None, views=(View(scale=1.5),))
 
     assert torch.allclose(found, expected, atol=1e-6)
-
-
-def test_views_are_every_scale_in_every_flip() -> None:
-    assert views() == PLAIN
-    found = views(flips=("horizontal",), scales=(1.0, 0.5))
-    assert [(view.scale, view.flip) for view in found] == [
-        (1.0, ""), (1.0, "horizontal"), (0.5, ""), (0.5, "horizontal"),
-    ]  # fmt: skip
-    with pytest.raises(UsageError):
-        views(scales=(0.0,))
 
 
 def test_what_the_preprocessor_pads_is_cut_off_again(tmp_path: Path) -> None:
@@ -277,12 +267,11 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-@pytest.mark.parametrize("keep_on", [None, "cpu"])
-def test_a_gpu_says_what_the_cpu_says(tmp_path: Path, model: TrainedModel, keep_on: str | None) -> None:
+def test_a_gpu_says_what_the_cpu_says(tmp_path: Path, model: TrainedModel) -> None:
     cfg = config()
     gpu = load_model(cfg, trained(cfg, tmp_path), device="cuda")
     expected = model.logits(images(2), windows=windows_of(SLIDE))
 
-    found = gpu.logits(images(2), windows=windows_of(SLIDE), keep_on=keep_on).cpu()
+    found = gpu.logits(images(2), windows=windows_of(SLIDE)).cpu()
 
     assert float((found - expected).abs().max()) <= 1e-3 * float(expected.abs().max())
