@@ -358,6 +358,7 @@ def plain(value: Any) -> Any:
 
 
 def plain_copy(value: Any) -> Any:
+    """Return nested plain dicts, lists and tuples, of which nothing is the config's own."""
     if isinstance(value, Mapping):
         return {key: plain_copy(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

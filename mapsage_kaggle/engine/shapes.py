@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmseg.registry import DATASETS  # mmengine's own, its parent, does not look into its children
 
 import mapsage_kaggle.engine.register  # noqa: F401 - registers the kit's data sets
 from mapsage_kaggle.engine.building import build_model, traits_of
@@ -28,17 +29,18 @@ from mapsage_kaggle.errors import ConfigError
 from mapsage_kaggle.messages import Message, with_said
 
 
+def dataset_class(dataset: Mapping[str, Any]) -> Any:
+    """Return the class of a data set's config; None where it is not known."""
+    kind = dataset.get("type")
+    return DATASETS.get(kind) if isinstance(kind, str) else kind
+
+
 def dataset_classes(dataset: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Return the classes of a data set's config: its own, else those of its type; None where unknown."""
-    # mmsegmentation's registry: mmengine's own, its parent, does not look into its children.
-    from mmseg.registry import DATASETS
-
     metainfo = dataset.get("metainfo") or {}
     if "classes" in metainfo:
         return tuple(metainfo["classes"])
-    kind = dataset.get("type")
-    cls = DATASETS.get(kind) if isinstance(kind, str) else kind
-    classes = (getattr(cls, "METAINFO", None) or {}).get("classes")
+    classes = (getattr(dataset_class(dataset), "METAINFO", None) or {}).get("classes")
     return tuple(classes) if classes else None
 
 
@@ -47,25 +49,13 @@ def places_of_classes(dataset: Mapping[str, Any], num_classes: int) -> tuple[int
 
     mmsegmentation maps the labels of some of the classes (``metainfo = dict(classes=…)``) by ``label_map``.
     """
-    from mmseg.registry import DATASETS
-
-    kind, classes = dataset.get("type"), dataset_classes(dataset) or ()
-    cls: Any = DATASETS.get(kind) if isinstance(kind, str) else kind
+    classes = dataset_classes(dataset) or ()
     try:
-        label_map = cls.get_label_map(list(classes)) or {}
+        label_map = dataset_class(dataset).get_label_map(list(classes)) or {}
     except (AttributeError, ValueError):  # it has none, or refuses these classes, as it says when it is built
         label_map = {}
     places = {new: old for old, new in sorted(label_map.items(), reverse=True)}
     return tuple(places.get(index, index) for index in range(num_classes))
-
-
-def json_like(value: Any) -> Any:
-    """Return nested plain dicts and lists, so that building a model leaves the config as it was."""
-    if isinstance(value, Mapping):
-        return {key: json_like(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(json_like(item) for item in value)
-    return value
 
 
 def main(arguments: list[str]) -> int:

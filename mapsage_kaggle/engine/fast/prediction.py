@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -57,22 +57,21 @@ class _Postprocess:
             or any(sample.metainfo.get("flip") for sample in data_samples)
         ):
             return type(self.core).postprocess_result(self.core, seg_logits, data_samples)
-        height, width = seg_logits.shape[2:]
-        for logits, sample in zip(seg_logits, data_samples, strict=True):
-            meta = sample.metainfo
-            padding = meta["img_padding_size"] if "img_padding_size" in meta else meta.get("padding_size")
-            left, right, top, bottom = padding or (0, 0, 0, 0)
-            own = logits[:, top : height - bottom, left : width - right]
-            if tuple(own.shape[1:]) != tuple(meta["ori_shape"]):
-                own = resize(
-                    own[None],
-                    size=meta["ori_shape"],
-                    mode="bilinear",
-                    align_corners=self.core.align_corners,
-                    warning=False,
-                )[0]
+        for logits, sample in zip(torch.split(seg_logits, 1), data_samples, strict=True):
+            (own,) = at_own_size(logits, sample.metainfo, self.core)
             sample.set_data({"seg_logits": PixelData(data=own), "pred_sem_seg": PixelData(data=highest(own))})
         return data_samples
+
+
+def at_own_size(logits: torch.Tensor, meta: Mapping[str, Any], core: EncoderDecoder) -> torch.Tensor:
+    """Return one image's logits, ``(1, classes, H, W)``, without its padding and at its own size."""
+    padding = meta["img_padding_size"] if "img_padding_size" in meta else meta.get("padding_size")
+    left, right, top, bottom = padding or (0, 0, 0, 0)
+    own = logits[:, :, top : logits.shape[2] - bottom, left : logits.shape[3] - right]
+    size = meta["ori_shape"]
+    if tuple(own.shape[2:]) != tuple(size):
+        own = resize(own, size, mode="bilinear", align_corners=core.align_corners, warning=False)
+    return own
 
 
 def highest(logits: torch.Tensor) -> torch.Tensor:
@@ -111,15 +110,12 @@ def _windows(test_cfg: Any, height: int, width: int) -> Iterator[tuple[slice, sl
     Raises:
         AssertionError: They leave pixels out; mmsegmentation raises the same.
     """
-    sides = [
-        [
-            max(min(start * stride + crop, length) - crop, 0)
-            for start in range(max(length - crop + stride - 1, 0) // stride + 1)
-        ]
+    rows, columns = (
+        list(along(length, crop, stride))
         for length, crop, stride in zip((height, width), test_cfg.crop_size, test_cfg.stride, strict=True)
-    ]
-    for starts, crop in zip(sides, test_cfg.crop_size, strict=True):
-        if any(after - before > crop for before, after in pairwise(starts)):
+    )
+    for windows in (rows, columns):
+        if any(start > end for (_, end), (start, _) in pairwise(windows)):
             raise AssertionError(
                 Message(
                     "Sliding windows of {size} at a stride of {stride} leave pixels out. Choose a stride "
@@ -129,7 +125,13 @@ def _windows(test_cfg: Any, height: int, width: int) -> Iterator[tuple[slice, sl
                 )
             )
     every = slice(None)
-    for top in sides[0]:
-        for left in sides[1]:
-            rows = slice(top, min(top + test_cfg.crop_size[0], height))
-            yield every, every, rows, slice(left, min(left + test_cfg.crop_size[1], width))
+    for top, bottom in rows:
+        for left, right in columns:
+            yield every, every, slice(top, bottom), slice(left, right)
+
+
+def along(length: int, size: int, stride: int) -> Iterator[tuple[int, int]]:
+    """Yield start and end of the windows along one axis; the last one is moved back to end with it."""
+    for index in range(max(length - size + stride - 1, 0) // stride + 1):
+        end = min(index * stride + size, length)
+        yield max(end - size, 0), end

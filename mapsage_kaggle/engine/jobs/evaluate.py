@@ -7,9 +7,9 @@ there. The scores are :mod:`mapsage_kaggle.metrics`' part.
 from __future__ import annotations
 
 import io
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from mmengine.dataset import BaseDataset
 from mmseg.registry import DATASETS
 from PIL import Image
 
+from mapsage_kaggle.config.reading import as_list, mapping_or_empty, plain_copy
 from mapsage_kaggle.data.datasets import area_of
 from mapsage_kaggle.engine.jobs.child import Emit
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, View, Windows, load_model, windows_of
+from mapsage_kaggle.engine.jobs.pipelining import ahead
 from mapsage_kaggle.engine.matching import nothing_matches, says_nothing_matches
 from mapsage_kaggle.engine.metric import confusion_matrix
-from mapsage_kaggle.engine.shapes import json_like
 from mapsage_kaggle.errors import ConfigError, DataError
 from mapsage_kaggle.imagery.reading import drawable
 from mapsage_kaggle.messages import Message, joined_by, text_of
@@ -99,7 +100,7 @@ def build_data(cfg: Config, loader: str) -> BaseDataset:
             "Give the config that the model was trained with.",
         )
     try:
-        data: BaseDataset = DATASETS.build(json_like(settings))
+        data: BaseDataset = DATASETS.build(plain_copy(settings))
     except FileNotFoundError as error:
         raise DataError(
             joined_by("", (f"{loader}: ", text_of(error), ".")),
@@ -191,9 +192,8 @@ def example(
 
 def ignore_index_of(cfg: Config, evaluator: str) -> int:
     """Return the label that a config's evaluator leaves out; mmsegmentation's default is 255."""
-    settings = cfg.get(evaluator) or {}
-    first = settings[0] if isinstance(settings, (list, tuple)) and settings else settings
-    return int(first.get("ignore_index", 255)) if isinstance(first, Mapping) else 255
+    first = next(iter(as_list(cfg.get(evaluator))), None)
+    return int(mapping_or_empty(first).get("ignore_index", 255))
 
 
 def _windows(job: Mapping[str, Any], model: TrainedModel) -> Windows | None:
@@ -207,20 +207,12 @@ def _windows(job: Mapping[str, Any], model: TrainedModel) -> Windows | None:
 
 def _ahead(data: BaseDataset, todo: Sequence[int]) -> Iterator[tuple[int, Any]]:
     """Yield items in order, while threads decode the next few."""
-    waiting: deque[tuple[int, Future[Any]]] = deque()
     with ThreadPoolExecutor(_LOOK_AHEAD, thread_name_prefix="decode") as pool:
         try:
-            for index in todo:
-                waiting.append((index, pool.submit(_item, data, index)))
-                if len(waiting) > _LOOK_AHEAD:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
+            for index, future in ahead(pool, partial(_item, data), todo, _LOOK_AHEAD):
+                yield index, future.result()
         finally:
-            for _, future in waiting:
-                future.cancel()
+            pool.shutdown(cancel_futures=True)
 
 
 def _item(data: BaseDataset, index: int) -> Any:

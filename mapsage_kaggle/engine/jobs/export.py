@@ -33,7 +33,7 @@ from torch import nn
 from torch.nn import functional
 
 from mapsage_kaggle.checkpoints.manifest import file_sha256
-from mapsage_kaggle.config.reading import as_list, type_name
+from mapsage_kaggle.config.reading import as_list, plain_copy, type_name
 from mapsage_kaggle.config.scale import ScaleOptions, at_scale, choose_scale
 from mapsage_kaggle.config.testing import image_loaders, test_pipeline_of
 from mapsage_kaggle.engine import deterministic
@@ -42,7 +42,6 @@ from mapsage_kaggle.engine.jobs.child import Emit
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load_model
 from mapsage_kaggle.engine.jobs.labels import labels_of
 from mapsage_kaggle.engine.jobs.preparing import TestPipeline
-from mapsage_kaggle.engine.shapes import json_like
 from mapsage_kaggle.errors import ConfigError, DataError, JobError
 from mapsage_kaggle.imagery.reading import Pixels, drawable, open_picture
 from mapsage_kaggle.messages import Message
@@ -214,8 +213,8 @@ def portable_config(cfg: Config, factor: float | None = None) -> Config:
     pipeline = _pipeline(cfg, factor)
     wanted = {
         "default_scope": cfg.get("default_scope", "mmseg"),
-        "model": json_like(cfg.model),
-        "test_pipeline": json_like(pipeline),
+        "model": plain_copy(cfg.model),
+        "test_pipeline": plain_copy(pipeline),
     }
     # The kit's own only register what trains.
     imports = [
@@ -267,7 +266,7 @@ def _classes(
 def _loading(cfg: Config) -> dict[str, Any]:
     """Return the transform of the test pipeline that reads an image."""
     first = next(iter(image_loaders(test_pipeline_of(cfg))), {})
-    return {**json_like(first), "type": type_name(first.get("type"))}
+    return {**plain_copy(first), "type": type_name(first.get("type"))}
 
 
 def _input_of(model: TrainedModel) -> dict[str, Any]:
@@ -410,7 +409,7 @@ def _validation_images(cfg: Config) -> list[Path]:
     if not loader:
         return []
     try:
-        data = DATASETS.build(json_like(loader["dataset"]))
+        data = DATASETS.build(plain_copy(loader["dataset"]))
         return [Path(data.get_data_info(at)["img_path"]) for at in sorted({0, len(data) // 2})]
     except (DataError, OSError, LookupError, ValueError, TypeError, AssertionError):
         return []
@@ -497,15 +496,7 @@ def _safetensors(net: nn.Module, cfg: Config, file: Path) -> Logits:
     ]
     if lacking:
         raise JobError(Message("{name} lacks {names}", file.name, ", ".join(lacking[:3])))
-    return _in_inference(Portable(fresh).eval())
-
-
-def _in_inference(module: Callable[[torch.Tensor], torch.Tensor]) -> Logits:
-    def logits(image: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return module(image)
-
-    return logits
+    return torch.no_grad()(Portable(fresh).eval().__call__)
 
 
 def _trace(
@@ -560,7 +551,7 @@ def _program(portable: Portable, size: tuple[int, int] | None, file: Path) -> Lo
     the traced one.
     """
     torch.export.save(_trace(portable, size), file)
-    return _in_inference(torch.export.load(file).module())
+    return torch.no_grad()(torch.export.load(file).module().__call__)
 
 
 def _onnx(portable: Portable, model: TrainedModel, size: tuple[int, int] | None, file: Path) -> Logits:

@@ -12,7 +12,7 @@ several at a time, and several views of an image (flipped, scaled) may be averag
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmseg.models.segmentors import EncoderDecoder
-from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
 
 import mapsage_kaggle.engine.register  # noqa: F401 - registers the kit's data sets
@@ -30,8 +29,9 @@ from mapsage_kaggle.config.reading import dataset_of
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.building import build_model as build_as_mmengine
 from mapsage_kaggle.engine.building import drawing_modules
+from mapsage_kaggle.engine.fast.prediction import along
 from mapsage_kaggle.engine.problems import known_problem
-from mapsage_kaggle.engine.shapes import dataset_classes, places_of_classes
+from mapsage_kaggle.engine.shapes import dataset_class, dataset_classes, places_of_classes
 from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, UsageError
 from mapsage_kaggle.machine import keep_freed_memory
 from mapsage_kaggle.messages import Message, joined_by
@@ -81,16 +81,9 @@ class Windows:
         """Return top, bottom, left and right of each window, row by row, all of one size."""
         return tuple(
             (top, bottom, left, right)
-            for top, bottom in _along(height, self.size[0], self.stride[0])
-            for left, right in _along(width, self.size[1], self.stride[1])
+            for top, bottom in along(height, self.size[0], self.stride[0])
+            for left, right in along(width, self.size[1], self.stride[1])
         )
-
-
-def _along(length: int, size: int, stride: int) -> Iterator[tuple[int, int]]:
-    """Yield start and end of the windows along one axis; the last one is moved back to end with it."""
-    for index in range(max(length - size + stride - 1, 0) // stride + 1):
-        end = min(index * stride + size, length)
-        yield max(end - size, 0), end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -438,10 +431,8 @@ def _few(names: Sequence[str]) -> str:
 
 def _palette(data: Mapping[str, Any], num_classes: int) -> tuple[tuple[int, int, int], ...]:
     """Return the data set's colours, or made-up ones where it has none."""
-    kind = data.get("type")
-    cls = DATASETS.get(kind) if isinstance(kind, str) else kind
     own = (data.get("metainfo") or {}).get("palette")
-    every = (getattr(cls, "METAINFO", None) or {}).get("palette") or ()
+    every = (getattr(dataset_class(data), "METAINFO", None) or {}).get("palette") or ()
     places = range(num_classes) if own else places_of_classes(data, num_classes)
     given = own or every
     if len(given) > max(places, default=0):

@@ -6,11 +6,10 @@ import inspect
 
 import torch
 from mmengine.config import Config
-from mmseg.registry import DATASETS
 
 from mapsage_kaggle.config.reading import dataset_of
 from mapsage_kaggle.engine.jobs.inference import TrainedModel
-from mapsage_kaggle.engine.shapes import places_of_classes
+from mapsage_kaggle.engine.shapes import dataset_class, places_of_classes
 from mapsage_kaggle.imagery.outputs import SCALE
 from mapsage_kaggle.imagery.writing import Labels
 
@@ -23,8 +22,7 @@ def labels_of(cfg: Config, model: TrainedModel) -> Labels:
     they keep the values that they have among all.
     """
     data = dataset_of(cfg)
-    kind = data.get("type")
-    cls = DATASETS.get(kind) if isinstance(kind, str) else kind
+    cls = dataset_class(data)
     reduces = data.get("reduce_zero_label")
     if reduces is None and cls is not None:
         found = inspect.signature(cls).parameters.get("reduce_zero_label")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ class Bounded:
 
 
 def ahead(
-    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterator[Item], limit: int
+    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], limit: int
 ) -> Iterator[tuple[Item, Future[Result]]]:
     """Yield each item with its future, of which up to ``limit`` are pending ahead of the one yielded."""
     coming: deque[tuple[Item, Future[Result]]] = deque()

@@ -32,18 +32,18 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmseg.models.utils import resize
 
 from mapsage_kaggle.checkpoints.lock import WorkDirLock
+from mapsage_kaggle.config.reading import plain_copy
 from mapsage_kaggle.config.testing import test_pipeline_of
 from mapsage_kaggle.engine.building import num_inputs
+from mapsage_kaggle.engine.fast.prediction import at_own_size
 from mapsage_kaggle.engine.jobs.child import Emit, as_refusal
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, load_model
 from mapsage_kaggle.engine.jobs.labels import labels_of, shared_out
 from mapsage_kaggle.engine.jobs.pipelining import Bounded, ahead
 from mapsage_kaggle.engine.jobs.preparing import TestPipeline, open_as_trained
 from mapsage_kaggle.engine.jobs.scaling import Notices, Scaling, of_unknown_scale
-from mapsage_kaggle.engine.shapes import json_like
 from mapsage_kaggle.errors import ConfigError, DataError, UsageError
 from mapsage_kaggle.imagery.areas import Tally
 from mapsage_kaggle.imagery.journal import Journal, Stamp
@@ -123,7 +123,7 @@ class Task:
         """Return a digest of all that decides on the content of the files that are written."""
         options = [
             FORMAT, self.read.bands, self.read.value_range, self.overlay, self.probabilities, self.polygons,
-            self.min_area, self.factor, self.window, self.overlap, self.fast, json_like(cfg.model),
+            self.min_area, self.factor, self.window, self.overlap, self.fast, plain_copy(cfg.model),
             test_pipeline_of(cfg), asdict(labels), *(["half"] if self.half else []),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -313,20 +313,9 @@ class Predictor:
         found = net.data_preprocessor({"inputs": [inputs], "data_samples": [sample]}, False)
         logits = self._model.logits_of_inputs(found["inputs"], windows=self._model.windows)
         (prepared,) = found["data_samples"]  # a copy, which alone knows what was padded
-        meta = prepared.metainfo
-        if meta.get("flip"):
+        if prepared.metainfo.get("flip"):
             raise ConfigError("The test pipeline flips images.", "Take RandomFlip out of it.")
-        left, right, top, bottom = meta.get("img_padding_size", meta.get("padding_size", (0, 0, 0, 0)))
-        logits = logits[:, :, top : logits.shape[2] - bottom, left : logits.shape[3] - right]
-        if tuple(logits.shape[2:]) != tuple(meta["ori_shape"]):
-            logits = resize(
-                logits,
-                size=meta["ori_shape"],
-                mode="bilinear",
-                align_corners=net.align_corners,
-                warning=False,
-            )
-        return logits
+        return at_own_size(logits, prepared.metainfo, net)
 
     def _classes(self, logits: torch.Tensor) -> Bytes:
         """Return the class of each pixel, of shape ``(lines, columns)``."""
