@@ -211,7 +211,7 @@ def test_four_channels_are_handed_on_and_said(place: Path, weights: Path, tmp_pa
     assert [item["name"] for item in found["files"]] == ["model.safetensors", "model.pt2"], found["failed"]
     assert found["compared_on"] == ["4.png", "5.png"]
     model = load_model(config(place), weights, device="cpu")
-    told = export._classes(config(place), model, export.Portable(model.net), 1)["input"]
+    told = export._classes(config(place), model, export.Portable(model.net), 1, None)["input"]
     assert told["num_channels"] == 4
     program = torch.export.load(tmp_path / "out" / "model.pt2").module()
     image = torch.from_numpy(cv2.imread(str(place / "img/val/4.png"), cv2.IMREAD_UNCHANGED)).permute(2, 0, 1)

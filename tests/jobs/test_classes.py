@@ -82,7 +82,7 @@ def test_some_classes_keep_their_own_values_and_colours(tmp_path: Path) -> None:
     labels = engine.labels_of(config("EarthVQADataset"), model)
     assert (labels.numbers, labels.no_data) == ((6, 2, 4), 0)
     assert labels.palette == tuple(EARTHVQA_PALETTE[EARTHVQA_CLASSES.index(name)] for name in SOME)
-    told = export._classes(config("EarthVQADataset"), model, export.Portable(model.net), 1)
+    told = export._classes(config("EarthVQADataset"), model, export.Portable(model.net), 1, None)
     assert told["mask_values"] == [6, 2, 4]
 
 
