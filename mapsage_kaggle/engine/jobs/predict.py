@@ -22,9 +22,9 @@ import json
 import resource
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -305,7 +305,7 @@ class Predictor:
         logits = self._whole(*found.prepared)
         mask = self._labels.values(self._classes(logits[0]), pixels.valid)
         bands = self._bands(logits[0], pixels.valid) if self._task.probabilities else None
-        written.submit(self._finish, source, self._write_image, found, pixels, mask, bands)
+        written.submit(self._finish, source, self._write_image, found, pixels.rgb, mask, bands)
 
     def _whole(self, inputs: torch.Tensor, sample: Any) -> torch.Tensor:
         """Return one image's logits at its own size, as mmsegmentation's ``postprocess_result`` has them."""
@@ -332,22 +332,9 @@ class Predictor:
         return found
 
     def _write_image(
-        self, source: Source, found: _Read, pixels: Pixels, mask: Bytes, bands: Bytes | None
+        self, source: Source, found: _Read, rgb: Bytes, mask: Bytes, bands: Bytes | None
     ) -> None:
-        shape = found.shape
-        write = self._writer(source, shape)
-        write.mask(iter([mask]))
-        if self._task.overlay:
-            write.picture(iter([overlay(pixels.rgb, mask, self._labels)]))
-        if bands is not None:
-            write.probabilities(iter([bands]))
-        if self._task.polygons:
-            lines = block_lines(shape.width)
-            blocks = ((top, mask[top : top + lines]) for top in range(0, shape.height, lines))
-            write.polygons(blocks, self._task.min_area)
-        tally = Tally(shape.georeference, shape.height, shape.width)
-        tally.add(mask)
-        self._note(source, found, write.files, tally)
+        self._write(source, found, lambda: iter([mask]), iter([rgb]), iter([bands]))
 
     # -- one scene
 
@@ -451,11 +438,31 @@ class Predictor:
     def _assemble(self, source: Source, found: _Read, parts: Parts, rows: Axis) -> None:
         """Write a scene's files from its rows."""
         indices = range(len(rows.starts))
-        tally = Tally(found.shape.georeference, found.shape.height, found.shape.width)
 
-        def masks() -> Iterator[Bytes]:
-            for index in indices:
-                yield parts.mask(index)
+        def pictures() -> Generator[Bytes, None, None]:
+            with self._open(source) as picture:
+                for index in indices:
+                    yield picture.read(*rows.settled(index)).rgb
+
+        with closing(pictures()) as read:
+            self._write(
+                source, found, lambda: map(parts.mask, indices), read, map(parts.probabilities, indices)
+            )
+        parts.remove()
+
+    # -- what is written
+
+    def _write(
+        self,
+        source: Source,
+        found: _Read,
+        masks: Callable[[], Iterator[Bytes]],
+        pictures: Iterator[Bytes],
+        bands: Iterator[Any],
+    ) -> None:
+        """Write an image's files from strips, of which those of the mask are asked for again and again."""
+        shape, task = found.shape, self._task
+        tally = Tally(shape.georeference, shape.height, shape.width)
 
         def counted() -> Iterator[Bytes]:
             for mask in masks():
@@ -464,37 +471,24 @@ class Predictor:
 
         def blocks() -> Iterator[tuple[int, Bytes]]:
             top = 0
-            for block in aligned((mask[None] for mask in masks()), block_lines(found.shape.width)):
+            for block in aligned((mask[None] for mask in masks()), block_lines(shape.width)):
                 yield top, block[0]
                 top += block.shape[1]
 
-        write = self._writer(source, found.shape)
+        write = ImageWriter(task.out, source.name, shape, self._labels)
         write.mask(counted())
-        if self._task.overlay:
-            with self._open(source) as picture:
-                write.picture(self._overlays(picture, rows, masks()))
-        if self._task.probabilities:
-            write.probabilities(parts.probabilities(index) for index in indices)
-        if self._task.polygons:
-            write.polygons(blocks(), self._task.min_area)
-        self._note(source, found, write.files, tally)
-        parts.remove()
-
-    def _overlays(self, picture: Picture, rows: Axis, masks: Iterator[Bytes]) -> Iterator[Bytes]:
-        for index, mask in enumerate(masks):
-            yield overlay(picture.read(*rows.settled(index)).rgb, mask, self._labels)
-
-    # -- what is written
-
-    def _writer(self, source: Source, shape: ImageShape) -> ImageWriter:
-        return ImageWriter(self._task.out, source.name, shape, self._labels)
-
-    def _note(self, source: Source, found: _Read, files: Sequence[Path], tally: Tally) -> None:
+        if task.overlay:
+            write.picture(
+                overlay(rgb, mask, self._labels) for mask, rgb in zip(masks(), pictures, strict=True)
+            )
+        if task.probabilities:
+            write.probabilities(bands)
+        if task.polygons:
+            write.polygons(blocks(), task.min_area)
         numbers = dict(zip(self._labels.classes, self._labels.numbers, strict=True))
-        shape, scale = found.shape, round(found.factor, 4)
-        facts = {"width": shape.width, "height": shape.height, "scale": scale, **tally.to_json(numbers)}
-        self._journal.add(source, found.stamp, list(files), facts)
-        self._files[source.name] = files[0].relative_to(self._task.out).as_posix()
+        facts = {"width": shape.width, "height": shape.height, "scale": round(found.factor, 4)}
+        self._journal.add(source, found.stamp, write.files, {**facts, **tally.to_json(numbers)})
+        self._files[source.name] = write.files[0].relative_to(task.out).as_posix()
 
 
 def _as_bytes(values: torch.Tensor) -> Bytes:
