@@ -17,9 +17,9 @@ import mmengine
 import mmseg
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
+
+from mapsage_kaggle.engine.building import build_model
 
 CROP = 64
 """Pixels; the smallest multiple of MiT's stride of 32 whose deepest map has more than one pixel."""
@@ -32,13 +32,10 @@ def prove(config: Path) -> dict[str, Any]:
     """
     started = time.perf_counter()
     cfg = Config.fromfile(config)
-    init_default_scope("mmseg")
-    model_cfg = cfg.model
-    model_cfg.pop("pretrained", None)
-    backbone = model_cfg.get("backbone", {})
-    backbone.pop("init_cfg", None)
-    backbone.pop("pretrained", None)
-    model = MODELS.build(model_cfg).eval()
+    for part in (cfg.model, cfg.model.get("backbone", {})):
+        part.pop("pretrained", None)
+    cfg.model.get("backbone", {}).pop("init_cfg", None)
+    model = build_model(cfg).eval()
     with torch.no_grad():
         images = torch.zeros(1, 3, CROP, CROP)
         logits = model(images, [SegDataSample(metainfo={"img_shape": (CROP, CROP)})], mode="tensor")
