@@ -101,25 +101,22 @@ class _ScaledSteps:
         self._skipped = 0 if stepped else self._skipped + 1
         scale = self._scaler.get_scale()
         if self._skipped >= MAX_SKIPPED:
-            raise HalfPrecisionError(
-                Message(
-                    "The loss scaler has left out the last {skipped} steps, up to iteration {iteration}: "
-                    "gradients are out of the range of half precision. Nothing was learned in them.",
-                    self._skipped,
-                    iteration,
-                ),
-                "Train in float32 (--precision float32).",
+            problem = Message(
+                "The loss scaler has left out the last {skipped} steps, up to iteration {iteration}: "
+                "gradients are out of the range of half precision. Nothing was learned in them.",
+                self._skipped,
+                iteration,
             )
-        if scale < MIN_SCALE:
-            raise HalfPrecisionError(
-                Message(
-                    "The loss scale has come down to {scale} in iteration {iteration}: gradients are out "
-                    "of the range of half precision, and small ones are lost.",
-                    f"{scale:g}",
-                    iteration,
-                ),
-                "Train in float32 (--precision float32).",
+        elif scale < MIN_SCALE:
+            problem = Message(
+                "The loss scale has come down to {scale} in iteration {iteration}: gradients are out "
+                "of the range of half precision, and small ones are lost.",
+                f"{scale:g}",
+                iteration,
             )
+        else:
+            return
+        raise HalfPrecisionError(problem, "Train in float32 (--precision float32).")
 
 
 def _scaler_of(optim_wrapper: Any) -> Any:
