@@ -10,7 +10,6 @@ import torch
 from mmengine.runner import Runner
 
 from mapsage_kaggle.engine.control import Control
-from mapsage_kaggle.pace import SessionPlan
 
 
 class Progress:
@@ -68,20 +67,15 @@ class Progress:
         }
         # One iteration is no pace.
         if len(pace.iteration) > 1:
-            plan = self._plan(runner, iteration)
+            plan = pace.plan(
+                clock,
+                iteration=iteration,
+                max_iters=runner.max_iters,
+                val_interval=(runner.val_interval or 0) if runner.val_loop is not None else 0,
+                start_up_s=self.start_up_s,
+                quota_used_s=self.gpu_used_s + clock.elapsed_s() if torch.cuda.is_available() else None,
+            )
             data |= {"iterations_left": plan.reach - iteration, "plan": plan.to_json()}
         if self._peak_bytes is not None:
             data["memory_bytes"], self._peak_bytes = self._peak_bytes, None
         return data
-
-    def _plan(self, runner: Runner, iteration: int) -> SessionPlan:
-        clock = self._control.clock
-        on_gpu = torch.cuda.is_available()
-        return self._control.pace.plan(
-            clock,
-            iteration=iteration,
-            max_iters=runner.max_iters,
-            val_interval=(runner.val_interval or 0) if runner.val_loop is not None else 0,
-            start_up_s=self.start_up_s,
-            quota_used_s=self.gpu_used_s + clock.elapsed_s() if on_gpu else None,
-        )
