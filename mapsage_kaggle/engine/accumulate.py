@@ -77,7 +77,7 @@ def accumulated_step(
     for index, (micro_batch, item) in enumerate(zip(data, inputs, strict=True)):
         last = index == len(data) - 1
         no_sync = nullcontext() if last or not hasattr(model, "no_sync") else runs_of.no_sync()
-        share = _num_images(micro_batch) / effective_batch
+        share = len(micro_batch["inputs"]) / effective_batch
         optim_wrapper._inner_count = inner_count
         before_forward(index)
         with no_sync, _weighted(losses_of, parts[index], totals, item, share):
@@ -121,14 +121,14 @@ class NormalisedLoss:
         if loss.use_sigmoid:
             # pos_weight is no part of the mean; channels are the constant factor.
             if not loss.avg_non_ignore:
-                return _scalar(labels, labels.numel())
+                return labels.new_tensor(labels.numel(), dtype=torch.float64)
             return ((labels >= 0) & (labels != self.ignore_index)).sum().double() + _EPS
         if loss.class_weight is not None:
             weights = torch.as_tensor(loss.class_weight, dtype=torch.float64, device=labels.device)
             return weights[labels[labels != self.ignore_index]].sum() + _EPS
         if loss.avg_non_ignore:
             return (labels != self.ignore_index).sum().double() + _EPS
-        return _scalar(labels, labels.numel() + _EPS)
+        return labels.new_tensor(labels.numel() + _EPS, dtype=torch.float64)
 
 
 def normalised_losses(core: torch.nn.Module) -> tuple[NormalisedLoss, ...]:
@@ -242,12 +242,3 @@ def _summed(logs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     values = torch.stack([logs[name].double().reshape(()) for name in names])
     torch.distributed.all_reduce(values)
     return {name: values[names.index(name)] for name in logs}
-
-
-def _scalar(like: torch.Tensor, value: float) -> torch.Tensor:
-    return torch.tensor(float(value), dtype=torch.float64, device=like.device)
-
-
-def _num_images(micro_batch: Any) -> int:
-    inputs = micro_batch["inputs"]
-    return len(inputs)
