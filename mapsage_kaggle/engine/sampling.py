@@ -67,10 +67,7 @@ class PositionOrder(Sampler[int]):
         return int(self._order[offset])
 
     def __iter__(self) -> Iterator[int]:
-        position = 0
-        while True:
-            yield self.index(position)
-            position += 1
+        return map(self.index, count())
 
     def __len__(self) -> int:
         return self.length
@@ -149,11 +146,9 @@ class PositionBatches(Sampler[list[Draw]]):
         ]
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        iteration = self.start_iteration
-        while True:
+        for iteration in count(self.start_iteration):
             for micro_batch in range(self.micro_batches):
                 yield self.draws(iteration, micro_batch)
-            iteration += 1
 
     def __len__(self) -> int:
         return -(-self.sampler.length // self.effective_batch)
