@@ -59,6 +59,8 @@ class SessionCheckpoints:
         record: The session's, as it stands in the work dir; on rank 0, once opened.
     """
 
+    _runner: Runner  # attached before training starts
+
     def __init__(
         self,
         spec: ChildSpec,
@@ -87,7 +89,6 @@ class SessionCheckpoints:
         self._saver: BackgroundSaver | None = None
         self._schedule: SaveSchedule | None = None
         self._host_copy = HostCopy()
-        self._runner: Runner | None = None
         self._config_text = ""
         self._saved_iteration = -1
         self._proven = ""
@@ -189,7 +190,7 @@ class SessionCheckpoints:
         Raises:
             TrainingError: The ranks' weights differ; nothing is saved.
         """
-        runner = self._require_runner()
+        runner = self._runner
         begin = time.monotonic()
         check_same_weights(core_model(runner.model), iteration)
         self.owed_validation = owed_validation
@@ -302,7 +303,7 @@ class SessionCheckpoints:
         return None
 
     def is_best(self, score: float) -> bool:
-        best = self._require_runner().message_hub.get_info("best_score", None)
+        best = self._runner.message_hub.get_info("best_score", None)
         known = None if best is None else float(best)
         return beats(score, known, greater_is_better=self._greater_is_better)
 
@@ -312,7 +313,7 @@ class SessionCheckpoints:
         Only then is the score noted in every rank's message hub: weights that were not kept set no score to
         beat. Rank 0 decides, which alone knows what was kept.
         """
-        hub = self._require_runner().message_hub
+        hub = self._runner.message_hub
         name = self._metric.replace("/", "_")
         noted = {"best_score": score, "best_ckpt": best_name(name, iteration)}
         kept = self._rank == 0 and self.is_best(score) and self._write_best(iteration, noted, metric=name)
@@ -325,7 +326,7 @@ class SessionCheckpoints:
     def _write_best(self, iteration: int, noted: Mapping[str, Any], *, metric: str) -> bool:
         assert self._saver is not None
         begin = time.monotonic()
-        weights = snapshot(self._require_runner(), iteration, config_text=self._config_text, resumable=False)
+        weights = snapshot(self._runner, iteration, config_text=self._config_text, resumable=False)
         weights["message_hub"]["runtime_info"].update(noted)
         self._submit(noted["best_ckpt"], weights, metric=metric, value=noted["best_score"])
         self._saver.join()  # the save that follows waits for it all the same
@@ -385,10 +386,6 @@ class SessionCheckpoints:
         )
         first_best = bool(self._metric) and not self.store.best()
         self._pace.best_bytes = newest.size_bytes / FULL_TO_BEST if first_best else 0.0
-
-    def _require_runner(self) -> Runner:
-        assert self._runner is not None, "the runner is attached before training starts"
-        return self._runner
 
 
 def rounded(timings_s: Mapping[str, float]) -> dict[str, float]:

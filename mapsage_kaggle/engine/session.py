@@ -56,6 +56,8 @@ class WorkerSession:
     Every rank has one. Only rank 0 writes checkpoints and the record.
     """
 
+    _runner: Runner  # attached before training starts
+
     def __init__(self, spec: ChildSpec, *, rank: int, world_size: int) -> None:
         self.spec = spec
         self.rank = rank
@@ -82,7 +84,6 @@ class WorkerSession:
             timings_s=self.timings_s,
             emit=self.emit,
         )
-        self._runner: Runner | None = None
         self._loaded: dict[str, Any] | None = None
         self._of_other_data = ""
         self.iteration = 0
@@ -159,7 +160,7 @@ class WorkerSession:
             TrainingError: The resume is not what the checkpoint holds.
             DataError: Training on the data cannot work.
         """
-        runner = self._require_runner()
+        runner = self._runner
         self.iteration = iteration
         self.has_begun = True
         self.checkpoints.training_begins(iteration)
@@ -227,7 +228,7 @@ class WorkerSession:
         self.progress.add(losses, peak_bytes=peak_bytes)
         if is_local_rank_zero() and self.progress.is_due(at_once=first):
             if self.rank == 0:
-                runner = self._require_runner()
+                runner = self._runner
                 self.emit("iteration", iteration, **self.progress.take(runner, iteration, data_s, step_s))
             else:
                 # Another machine's supervisor only has to know that training goes on.
@@ -239,7 +240,7 @@ class WorkerSession:
         ``data`` is the micro-batch of the step before, which took ``step_s``: with little more time left,
         nothing is measured.
         """
-        record, runner = self.checkpoints.record, self._require_runner()
+        record, runner = self.checkpoints.record, self._runner
         if record is None or record.exactness.repeatable is not None:
             return
         if self.control.clock.left_s() < LEAST_STEPS_LEFT * step_s:
@@ -320,7 +321,7 @@ class WorkerSession:
         """Keep the score, save the best, and note that nothing is owed any more. Collective."""
         from mapsage_kaggle.engine.metric import scores_by_class  # imports mmseg, which the worker does late
 
-        runner = self._require_runner()
+        runner = self._runner
         self.stage = "training"
         seconds = self._lap_validation()
         self.pace.validated(seconds)
@@ -355,7 +356,7 @@ class WorkerSession:
         self.checkpoints.wait()
         message: str = STOP_MESSAGES.get(stop, "")
         if stop == "early":
-            runner = self._require_runner()
+            runner = self._runner
             message = early_text(iteration, runner.max_iters, runner.train_loop.stopped_by)
         self.emit(
             "stop",
@@ -382,10 +383,6 @@ class WorkerSession:
         self.timings_s["validation"] += seconds
         self._stage_began += seconds
         return seconds
-
-    def _require_runner(self) -> Runner:
-        assert self._runner is not None, "the runner is attached before training starts"
-        return self._runner
 
 
 def _check_resume(

@@ -146,7 +146,7 @@ def validated(
 def best_of(session: WorkerSession) -> tuple[Any, Any, Any]:
     assert session.checkpoints.store is not None
     session.checkpoints.wait()
-    hub = session._require_runner().message_hub
+    hub = session._runner.message_hub
     kept = session.checkpoints.store.best()
     return hub.get_info("best_score"), hub.get_info("best_ckpt"), kept and kept.value
 
@@ -160,13 +160,13 @@ def test_nan_is_never_the_best_score(validated: WorkerSession) -> None:
 
 
 def test_a_score_beats_one_that_was_noted_as_nan(validated: WorkerSession) -> None:
-    validated._require_runner().message_hub.update_info("best_score", math.nan)
+    validated._runner.message_hub.update_info("best_score", math.nan)
     validated.validation_done(8, {"mIoU": 30.0})
     assert best_of(validated) == (30.0, "best_mIoU_iter_8.pth", 30.0)
 
 
 def test_a_noted_score_whose_file_is_not_here_is_none_to_beat(validated: WorkerSession) -> None:
-    runner: Any = validated._require_runner()
+    runner: Any = validated._runner
     runner.hooks = []
     runner.message_hub.update_info("best_score", 60.0)
     runner.message_hub.update_info("best_ckpt", "best_mIoU_iter_2.pth")
