@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from mapsage_kaggle.engine.reading import EVENTS_VARIABLE, NOT_ANSWERING, Guarde
 from mapsage_kaggle.errors import DataError
 from mapsage_kaggle.messages import Message, settings_text
 from mapsage_kaggle.outside import joined
-from mapsage_kaggle.records import TrainedScale
+from mapsage_kaggle.records import SCALE_KEY
 
 MAX_PAIRS = 64
 LOOK_S = 10.0
@@ -72,17 +72,10 @@ class Seen:
         return {*self.loaded, *self.labels}
 
 
-def look(
-    runner: Any,
-    model: nn.Module,
-    classes: Sequence[str],
-    *,
-    on_scale: Callable[[TrainedScale], None] = lambda scale: None,
-) -> tuple[str, ...]:
-    """Check some pairs to train and to validate on; return the warnings.
+def look(runner: Any, model: nn.Module, classes: Sequence[str]) -> tuple[str, ...]:
+    """Check some pairs to train and to validate on, and note the scale; return the warnings.
 
-    Only data loaders with a :class:`GuardedDataset` are checked. ``on_scale`` is called with the scale of the
-    training images, where they have one.
+    Only data loaders with a :class:`GuardedDataset` are checked.
 
     Raises:
         DataError: Training or validating cannot work.
@@ -103,13 +96,15 @@ def look(
             _check_channels(model, seen[0], training=is_training)
         if is_training:
             told += _balance(dataset, seen, classes)
-            note_scale(runner, seen, on_scale)
+            note_scale(runner, seen)
     return tuple(told)
 
 
-def note_scale(runner: Any, seen: Sequence[Seen] | None, on_scale: Callable[[TrainedScale], None]) -> None:
-    """Report the scale of the training images: of those that were seen, else of a few."""
-    dataset = runner.train_dataloader.dataset
+def note_scale(runner: Any, seen: Sequence[Seen] | None = None) -> None:
+    """Note once for the run the scale of the training images: of those that were seen, else of a few."""
+    dataset, hub = runner.train_dataloader.dataset, runner.message_hub
+    if hub.get_info(SCALE_KEY, None) is not None:
+        return
     if seen is None:
         seen = list(_see_some(dataset, _ENOUGH)) if isinstance(dataset, GuardedDataset) else ()
     sizes = [item.size for item in seen if not item.unloadable]
@@ -117,7 +112,7 @@ def note_scale(runner: Any, seen: Sequence[Seen] | None, on_scale: Callable[[Tra
         runner.cfg["train_dataloader"]["dataset"], [size for size in sizes if size is not None]
     )
     if scale is not None and None not in sizes:
-        on_scale(scale)
+        hub.update_info(SCALE_KEY, scale.to_json())
 
 
 # --- looking ---------------------------------------------------------------------------------------------

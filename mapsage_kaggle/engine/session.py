@@ -33,9 +33,7 @@ from mapsage_kaggle.records import (
     FINGERPRINT_KEY,
     NOT_SHOWN,
     RUN_ID_KEY,
-    SCALE_KEY,
     SessionRecord,
-    TrainedScale,
     early_text,
 )
 from mapsage_kaggle.spec import ChildSpec
@@ -432,21 +430,13 @@ def _plan_cache(session: WorkerSession, runner: Runner) -> None:
 def _look(session: WorkerSession, runner: Runner, iteration: int) -> None:
     """Check some of the data: what cannot work ends the session here, what is odd is a warning.
 
-    The scale at which the model sees its images is noted once for the run, also where an earlier child has
-    checked.
+    Where an earlier child has checked, only the scale is noted, if that has not been.
     """
-    hub = runner.message_hub
-
-    def note(scale: TrainedScale) -> None:
-        if hub.get_info(SCALE_KEY, None) is None:
-            hub.update_info(SCALE_KEY, scale.to_json())
-
     if session.spec.restarted:
-        if hub.get_info(SCALE_KEY, None) is None:
-            note_scale(runner, None, note)
+        note_scale(runner)
         return
     classes, _ = classes_and_palette(runner)
-    for message in look(runner, core_model(runner.model), classes, on_scale=note):
+    for message in look(runner, core_model(runner.model), classes):
         session.warn(iteration, message)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from mmcv.transforms import BaseTransform
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.registry import init_default_scope
 from mmseg.models.data_preprocessor import SegDataPreProcessor
 from mmseg.registry import DATASETS, TRANSFORMS
@@ -30,7 +31,7 @@ from mapsage_kaggle.engine.matching import nothing_matches
 from mapsage_kaggle.engine.reading import ReadableDataset
 from mapsage_kaggle.engine.sampling import PositionalDataset
 from mapsage_kaggle.errors import DataError
-from mapsage_kaggle.records import TrainedScale
+from mapsage_kaggle.records import SCALE_KEY, TrainedScale
 from mapsage_kaggle.training.options import in_notebook
 
 UNCHANGED = ({"type": "LoadImageFromFile", "color_type": "unchanged"}, *PIPELINE[1:])
@@ -89,8 +90,13 @@ def told(
         )
         for name, kind in kinds.items()
     }
-    runner = SimpleNamespace(cfg=cfg, val_loop=object(), **loaders)
-    return look(runner, model or Model(3, 3), CLASSES, on_scale=([] if scales is None else scales).append)
+    hub = MessageHub("look")
+    runner = SimpleNamespace(cfg=cfg, val_loop=object(), message_hub=hub, **loaders)
+    found = look(runner, model or Model(3, 3), CLASSES)
+    scale = TrainedScale.from_json(hub.get_info(SCALE_KEY, None))
+    if scales is not None and scale is not None:
+        scales.append(scale)
+    return found
 
 
 def refusal(place: Path, **options: Any) -> DataError:
