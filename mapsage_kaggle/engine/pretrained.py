@@ -14,8 +14,7 @@ from mapsage_kaggle.config.weights import ATTACHED_MMCLS, is_pretrained, publish
 from mapsage_kaggle.engine.safety import load_local
 from mapsage_kaggle.errors import ConfigError
 from mapsage_kaggle.messages import Message
-
-_MAX_NAMED = 3
+from mapsage_kaggle.outside import joined
 
 
 @contextmanager
@@ -123,8 +122,6 @@ def check_pretrained(model: nn.Module, arrived: set[int], warn: Callable[[str], 
             if missing and len(missing) == len(names):
                 raise none_arrived(checkpoint, module)
             if missing:
-                more = f" and {len(missing) - _MAX_NAMED} more" if len(missing) > _MAX_NAMED else ""
-                few = ", ".join(missing[:_MAX_NAMED]) + more
                 warn(
                     Message(
                         "{path} gives {found} of the {wanted} weights of {module}; the others begin at "
@@ -133,7 +130,7 @@ def check_pretrained(model: nn.Module, arrived: set[int], warn: Callable[[str], 
                         len(names) - len(missing),
                         len(names),
                         type(module).__name__,
-                        few,
+                        joined(missing, 3),
                     )
                 )
 

@@ -39,7 +39,7 @@ from mapsage_kaggle.config.testing import image_loaders, test_pipeline_of
 from mapsage_kaggle.engine import deterministic
 from mapsage_kaggle.engine.building import num_inputs
 from mapsage_kaggle.engine.jobs.child import Emit
-from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, load_model
+from mapsage_kaggle.engine.jobs.inference import TrainedModel, build_model, is_of_training, load_model
 from mapsage_kaggle.engine.jobs.labels import labels_of
 from mapsage_kaggle.engine.jobs.preparing import TestPipeline
 from mapsage_kaggle.errors import ConfigError, DataError, JobError
@@ -480,20 +480,15 @@ def _safetensors(net: nn.Module, cfg: Config, file: Path) -> Logits:
     from safetensors.torch import load_file, save_file
 
     # What only training uses stays out: it may never have been in the checkpoint.
-    state = {
-        name: value.detach().clone().contiguous()
-        for name, value in net.state_dict().items()
-        if not name.startswith("auxiliary_head.") and ".loss_decode." not in name
-    }
+    weights = {name: value for name, value in net.state_dict().items() if not is_of_training(name)}
+    state = {name: value.detach().clone().contiguous() for name, value in weights.items()}
     save_file(state, str(file), metadata={"format": "pt"})
     found = load_file(str(file))
     if found.keys() != state.keys() or any(not torch.equal(found[name], state[name]) for name in state):
         raise JobError(Message("{name} does not read back as it was written", file.name))
     fresh = build_model(portable_config(cfg))
     missing = fresh.load_state_dict(found, strict=False).missing_keys
-    lacking = [
-        name for name in missing if not name.startswith("auxiliary_head.") and "loss_decode" not in name
-    ]
+    lacking = [name for name in missing if not is_of_training(name)]
     if lacking:
         raise JobError(Message("{name} lacks {names}", file.name, ", ".join(lacking[:3])))
     return torch.no_grad()(Portable(fresh).eval().__call__)

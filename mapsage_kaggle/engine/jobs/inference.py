@@ -35,6 +35,7 @@ from mapsage_kaggle.engine.shapes import dataset_class, dataset_classes, places_
 from mapsage_kaggle.errors import CheckpointError, ConfigError, MachineError, UsageError
 from mapsage_kaggle.machine import keep_freed_memory
 from mapsage_kaggle.messages import Message, joined_by
+from mapsage_kaggle.outside import joined
 
 Flip = Literal["", "horizontal", "vertical", "both"]
 _FLIPPED_AXES: Mapping[Flip, tuple[int, ...]] = {
@@ -399,7 +400,7 @@ def load_weights(net: torch.nn.Module, state: Mapping[str, Any], checkpoint: Pat
         if name in given and given[name].shape != value.shape
     ]
     problems = [
-        Message(template, _few(names))
+        Message(template, joined(names, _MAX_NAMED))
         for names, template in (
             (missing, "{names} not in it"),
             (surplus, "{names} not in the config's model"),
@@ -419,14 +420,12 @@ def load_weights(net: torch.nn.Module, state: Mapping[str, Any], checkpoint: Pat
 
 def _is_optional(name: str) -> bool:
     """Return whether inference needs no such weight: other heads', the loss's own, BatchNorm's counter."""
-    return (
-        name.startswith("auxiliary_head.") or ".loss_decode." in name or name.endswith(".num_batches_tracked")
-    )
+    return is_of_training(name) or name.endswith(".num_batches_tracked")
 
 
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more
+def is_of_training(name: str) -> bool:
+    """Return whether only training uses a weight: one of another head, or a loss's own."""
+    return name.startswith("auxiliary_head.") or ".loss_decode." in name
 
 
 def _palette(data: Mapping[str, Any], num_classes: int) -> tuple[tuple[int, int, int], ...]:
