@@ -13,6 +13,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,6 @@ class ExportedFile:
     """One form of the model.
 
     Attributes:
-        name: Of the file.
-        size_bytes: Its size.
-        sha256: Of its bytes.
         max_difference: The furthest that any of its logits was from the original's.
         agreement: Share of the pixels that got the same class.
         sizes: What it was run at: height and width, or a batch and these.
@@ -94,7 +92,6 @@ class Export:
     """What came of an export.
 
     Attributes:
-        out: The folder.
         files: The forms that hold.
         failed: Names of those that do not, each with the reason.
         compared_on: The images, or ``noise``.
@@ -270,16 +267,11 @@ def _check(options: ExportOptions) -> None:
 
 def _open(model: ModelOptions, options: ExportOptions, paths: KagglePaths | None) -> ModelSource:
     """Open the model, with its data set where that is wanted and there."""
+    model = dataclasses.replace(model, device="cpu", needs_data=False)
     if not options.images:
-        try:
-            return open_subject(_with_data(model, True), paths=paths)
-        except DataError:
-            pass  # compared on noise then; the child says so
-    return open_subject(_with_data(model, False), paths=paths)
-
-
-def _with_data(model: ModelOptions, needs_data: bool) -> ModelOptions:
-    return dataclasses.replace(model, device="cpu", needs_data=needs_data)
+        with suppress(DataError):  # compared on noise then; the child says so
+            return open_subject(dataclasses.replace(model, needs_data=True), paths=paths)
+    return open_subject(model, paths=paths)
 
 
 def _files(found: Mapping[str, Any]) -> tuple[ExportedFile, ...]:
@@ -331,7 +323,7 @@ def _describe(
         divisor=int(found["divisor"]),
         draws=tuple(found["draws"]),
         sessions=tuple(one_run(read_sessions([subject.checkpoint.parent]))),
-        data=str(_data_name(subject)),
+        data=_data_name(subject),
     )
     text = card_text(card)
     (folder / CARD).write_text(text, encoding="utf-8")

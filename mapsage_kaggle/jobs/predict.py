@@ -74,7 +74,6 @@ class Prediction:
     """What came of it.
 
     Attributes:
-        out: The folder.
         num_done: Images that were predicted now.
         num_before: Images that an earlier run had predicted.
         num_pixels: Of the images that were predicted now.

@@ -79,15 +79,7 @@ FORMAT = 2
 class Task:
     """What is to be made of the images: the child's document, typed.
 
-    Attributes:
-        out: The folder that everything is written below.
-        read: How to read what does not say it itself.
-        min_area: Smaller polygons are left out, in square metres; in pixels where an image has no CRS.
-        factor: At how many times their own size images are seen, see :class:`.scaling.Scaling`.
-        window: Side of the windows, as there.
-        overlap: Of neighbouring windows, as there.
-        fast: Whether faster parts, equal to rounding, may replace the model's own.
-        half: Whether the network computes in half precision.
+    The names are those of the options of :mod:`mapsage_kaggle.jobs.predict`, and :class:`.scaling.Scaling`'s.
     """
 
     out: Path
