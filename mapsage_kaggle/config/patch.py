@@ -272,13 +272,10 @@ def _plan_checkpoint(planner: Planner, facts: PatchContext) -> None:
         planner.set("resume", False, "training starts fresh")
         return
     planner.set("load_from", str(facts.checkpoint), f"the checkpoint that was chosen ({facts.action})")
-    planner.set(
-        "resume",
-        facts.action == "resume",
-        "with optimizer and schedule"
-        if facts.action == "resume"
-        else "weights only: a fresh optimizer, from iteration 0",
-    )
+    if facts.action == "resume":
+        planner.set("resume", True, "with optimizer and schedule")
+    else:
+        planner.set("resume", False, "weights only: a fresh optimizer, from iteration 0")
 
 
 def _plan_loops(planner: Planner, facts: PatchContext) -> None:
@@ -530,11 +527,8 @@ def _same_passes(effective: int, micro: int, world_size: int) -> bool:
 
 
 def _plan_norms(planner: Planner, reason: str = "SyncBN needs several GPUs") -> bool:
-    found = [
-        key
-        for key, value in planner.find("model", "type")
-        if type_name(value) in ("SyncBN", "MMSyncBN", "SyncBatchNorm")
-    ]
+    types = planner.find("model", "type")
+    found = [key for key, value in types if type_name(value) in ("SyncBN", "MMSyncBN", "SyncBatchNorm")]
     for key in found:
         planner.set(key, "BN", f"{reason}; BN has the same parameters")
     return bool(found)
@@ -546,10 +540,8 @@ def _plan_workers(planner: Planner, name: str, facts: PatchContext) -> None:
     if not isinstance(loader, Mapping):
         return
     workers = int(loader.get("num_workers", 0) or 0)
-    most, reason = (
-        facts.num_cpus // facts.ranks_here,
-        f"{facts.num_cpus} CPU cores, {facts.ranks_here} rank(s)",
-    )
+    most = facts.num_cpus // facts.ranks_here
+    reason = f"{facts.num_cpus} CPU cores, {facts.ranks_here} rank(s)"
     if facts.most_workers is not None and facts.most_workers < most:
         most, reason = facts.most_workers, "more found no shared memory"
     if workers > most:

@@ -75,10 +75,9 @@ def _emitter(channel: IO[str]) -> Emit:
 
 def _fail(emit: Emit, error: MapsageError) -> int:
     told = {"problem": error.problem, "remedy": error.remedy, "lines": error.lines}
-    kinds = [
-        kind.__name__ for kind in type(error).__mro__
-    ]  # the parent knows those of the kit's ground floor
-    emit("failed", kind=next(kind for kind in kinds if hasattr(errors, kind)), **told)
+    # The parent knows those of the kit's ground floor.
+    known = (kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__))
+    emit("failed", kind=next(known), **told)
     return error.exit_code
 
 
