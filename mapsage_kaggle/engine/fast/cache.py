@@ -211,20 +211,15 @@ class DecodedCache:
 
     def _write(self, path: Path, identity: bytes, image: np.ndarray) -> None:
         data = np.ascontiguousarray(image)
-        for has_gone in (False, True):
+        try:
             try:
                 self._put(path, identity, data)
-            except FileNotFoundError as error:
-                # The folder was removed: it is made again, once.
+            except FileNotFoundError:  # the folder was removed: it is made again, once
                 self._is_open = False
-                if has_gone:
-                    self._stop(f"{error.strerror or error}")
-            except OSError as error:
-                if error.errno not in _PASSING:
-                    self._stop(f"{error.strerror or error}")
-                return
-            else:
-                return
+                self._put(path, identity, data)
+        except OSError as error:
+            if error.errno not in _PASSING:
+                self._stop(f"{error.strerror or error}")
 
     def _put(self, path: Path, identity: bytes, data: np.ndarray) -> None:
         self._open()
