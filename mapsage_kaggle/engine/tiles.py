@@ -90,8 +90,8 @@ class PredictionTiles(Hook):
             for part in ("image", "truth"):
                 path = self._folder / prediction_file(name, part)
                 if part in tiles and not path.is_file():
-                    replace_file(path, _png(tiles[part]))
-            replace_file(self._folder / prediction_file(name, iteration), _png(tiles["prediction"]))
+                    replace_file(path, png(tiles[part]))
+            replace_file(self._folder / prediction_file(name, iteration), png(tiles["prediction"]))
         for path in self._outdated(iteration):
             path.unlink(missing_ok=True)
         self._taken.clear()
@@ -142,7 +142,7 @@ def classes_and_palette(runner: Runner) -> tuple[list[str], list[list[int]]]:
     return classes, [[int(value) for value in colour] for colour in meta.get("palette") or ()]
 
 
-def _png(tile: Image.Image) -> bytes:
+def png(tile: Image.Image) -> bytes:
     buffer = io.BytesIO()
     tile.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

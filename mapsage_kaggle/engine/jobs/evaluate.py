@@ -6,7 +6,6 @@ there. The scores are :mod:`mapsage_kaggle.metrics`' part.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,6 +27,7 @@ from mapsage_kaggle.engine.jobs.inference import TrainedModel, View, Windows, lo
 from mapsage_kaggle.engine.jobs.pipelining import ahead
 from mapsage_kaggle.engine.matching import nothing_matches, says_nothing_matches
 from mapsage_kaggle.engine.metric import confusion_matrix
+from mapsage_kaggle.engine.tiles import png
 from mapsage_kaggle.errors import ConfigError, DataError
 from mapsage_kaggle.imagery.reading import drawable
 from mapsage_kaggle.messages import Message, joined_by, text_of
@@ -185,9 +185,7 @@ def example(
     gap = torch.full((-(-height // step), _EXAMPLE_GAP_PX, 3), 255, dtype=torch.uint8)
     first, *others = (part[::step, ::step] for part in parts)
     joined = torch.cat([first, *(piece for other in others for piece in (gap, other))], dim=1)
-    content = io.BytesIO()
-    Image.fromarray(joined.numpy()).save(content, format="PNG", optimize=True)
-    return content.getvalue()
+    return png(Image.fromarray(joined.numpy()))
 
 
 def ignore_index_of(cfg: Config, evaluator: str) -> int:
