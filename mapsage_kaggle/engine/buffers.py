@@ -16,6 +16,8 @@ import torch
 import torch.distributed
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mapsage_kaggle.engine.ranks import wrappers_of
+
 
 def synchronise_buffers(core: torch.nn.Module) -> None:
     """Make every buffer the same on all ranks. Collective; meant for each iteration's end.
@@ -118,5 +120,5 @@ def keep_in_backward(optim_wrapper: Any, core: torch.nn.Module) -> None:
 
         return kept
 
-    for part in optim_wrapper.values() if hasattr(optim_wrapper, "optim_wrappers") else (optim_wrapper,):
+    for part in wrappers_of(optim_wrapper):
         part.backward = keeping(part.backward)

@@ -17,7 +17,7 @@ from mapsage_kaggle.engine.accumulate import accumulated_step
 from mapsage_kaggle.engine.buffers import keep_in_backward
 from mapsage_kaggle.engine.fast.prediction import quick_prediction
 from mapsage_kaggle.engine.overflow import OverflowWatch
-from mapsage_kaggle.engine.ranks import core_model
+from mapsage_kaggle.engine.ranks import core_model, wrappers_of
 from mapsage_kaggle.engine.remembering import who_sets
 from mapsage_kaggle.engine.sampling import PositionBatches
 from mapsage_kaggle.engine.validation_memory import less_memory
@@ -323,24 +323,21 @@ class OptimizerClock:
         self._began: _Mark | None = None
         self._marks: list[_Mark] = []
         self._pending: deque[tuple[_Mark, list[_Mark]]] = deque(maxlen=MAX_PENDING_STEPS)
-        parts = optim_wrapper.values() if hasattr(optim_wrapper, "optim_wrappers") else (optim_wrapper,)
-        for part in parts:
+        for part in wrappers_of(optim_wrapper):
             for name in ("step", "zero_grad"):
                 setattr(part, name, self._timed(getattr(part, name)))
 
     def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **options: Any) -> Any:
+            begin = time.monotonic()
             if self._on_gpu:
                 self._marks.append(_mark())
-                try:
-                    return method(*args, **options)
-                finally:
-                    self._marks.append(_mark())
-            begin = time.monotonic()
             try:
                 return method(*args, **options)
             finally:
                 self._seconds += time.monotonic() - begin
+                if self._on_gpu:
+                    self._marks.append(_mark())
 
         return timed
 

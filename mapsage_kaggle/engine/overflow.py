@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mapsage_kaggle.engine.ranks import wrappers_of
 from mapsage_kaggle.errors import TrainingError
 from mapsage_kaggle.messages import Message
 
@@ -30,7 +31,7 @@ class OverflowWatch:
 
     def __init__(self, optim_wrapper: Any) -> None:
         self._overflow_began: int | None = None
-        parts = optim_wrapper.values() if hasattr(optim_wrapper, "optim_wrappers") else (optim_wrapper,)
+        parts = wrappers_of(optim_wrapper)
         self._scaled = [_ScaledSteps(part) for part in parts if _scaler_of(part) is not None]
 
     def check(self, iteration: int, losses: Mapping[str, float]) -> None:

@@ -162,6 +162,12 @@ def core_model(model: torch.nn.Module) -> torch.nn.Module:
     return model.module if is_model_wrapper(model) else model  # type: ignore[return-value]
 
 
+def wrappers_of(optim_wrapper: Any) -> tuple[Any, ...]:
+    """Return the wrappers of each optimizer, where there are several by name; else the one."""
+    several = hasattr(optim_wrapper, "optim_wrappers")
+    return tuple(optim_wrapper.values()) if several else (optim_wrapper,)
+
+
 def broadcast_model(core: torch.nn.Module) -> None:
     """Broadcast rank 0's weights and buffers: machines may differ in what they started from."""
     if get_world_size() > 1:

@@ -20,7 +20,7 @@ from mapsage_kaggle.config.reading import written_value
 from mapsage_kaggle.engine import seeding
 from mapsage_kaggle.engine.fast.optimizer import step_equal_groups_together
 from mapsage_kaggle.engine.pretrained import initialise, none_arrived, noted_arrivals
-from mapsage_kaggle.engine.ranks import broadcast_model, core_model
+from mapsage_kaggle.engine.ranks import broadcast_model, core_model, wrappers_of
 from mapsage_kaggle.engine.session import WorkerSession
 from mapsage_kaggle.engine.snapshot import flat_schedulers
 from mapsage_kaggle.messages import Message
@@ -97,7 +97,7 @@ class SessionRunner(Runner):
         if not refused:
             try:
                 built = super().build_optim_wrapper(optim_wrapper)
-                for part in built.values() if hasattr(built, "optim_wrappers") else (built,):
+                for part in wrappers_of(built):
                     step_equal_groups_together(part.optimizer)
                 return built
             except (RuntimeError, TypeError) as error:
