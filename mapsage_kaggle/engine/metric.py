@@ -65,15 +65,7 @@ class IntegerIoUMetric(IoUMetric):
         for sample in () if self.format_only else data_samples:
             size, mask = (tuple(sample[key]["data"].shape[-2:]) for key in ("pred_sem_seg", "gt_sem_seg"))
             if size != mask:
-                raise DataError(
-                    Message(
-                        "The mask of {image} has {mask} pixels (height, width), its prediction {size}.",
-                        sample.get("img_path", "?"),
-                        mask,
-                        size,
-                    ),
-                    "Give the mask the size of its image, and load it after whatever resizes the image.",
-                )
+                raise mask_of_other_size(sample.get("img_path", "?"), mask, size)
         self._num_samples += len(data_samples)
         super().process(data_batch, data_samples)
         if len(self.results) > 2:
@@ -187,6 +179,16 @@ def per_class_of(confusion: torch.Tensor, classes: Sequence[str]) -> dict[str, d
         }
         for index, name in enumerate(classes)
     }
+
+
+def mask_of_other_size(image: str, mask: tuple[int, ...], size: tuple[int, ...]) -> DataError:
+    """Return the refusal of a mask that is not of its image's height and width."""
+    return DataError(
+        Message(
+            "The mask of {image} has {mask} pixels (height, width), its prediction {size}.", image, mask, size
+        ),
+        "Give the mask the size of its image, and load it after whatever resizes the image.",
+    )
 
 
 def scores_by_class(metrics: Sequence[Any]) -> Mapping[str, Any]:

@@ -24,7 +24,7 @@ from mapsage_kaggle.display.locale.words import Words
 from mapsage_kaggle.engine.jobs.evaluate import build_data, example, look
 from mapsage_kaggle.engine.jobs.inference import PLAIN, load_model, windows_of
 from mapsage_kaggle.engine.metric import confusion_matrix
-from mapsage_kaggle.errors import ConfigError, UsageError
+from mapsage_kaggle.errors import ConfigError, DataError, UsageError
 from mapsage_kaggle.jobs.evaluate import EvaluationOptions
 
 SLIDE = {"mode": "slide", "crop_size": (96, 96), "stride": (64, 64)}
@@ -71,6 +71,15 @@ def test_the_counts_are_those_of_mmsegmentations_own_test_loop_and_metric(
     assert torch.equal(found.sum(dim=1)[:-1], labelled.long())
     assert torch.equal(found.sum(0)[:-1] + found.sum(1)[:-1] - found.diagonal()[:-1], union.long())
     assert int((intersect > 0).sum()) > 2
+
+
+def test_a_mask_of_another_size_than_its_image_is_refused(scenes: Path, tmp_path: Path) -> None:
+    cfg = demo(scenes)
+    model = load_model(cfg, write_model(cfg, tmp_path / "w.pth", 1), device="cpu")
+    item = build_data(cfg, "val_dataloader")[0]
+    item["data_samples"].gt_sem_seg = item["data_samples"].gt_sem_seg[:80, :]
+    with pytest.raises(DataError, match=r"\(80, 160\) pixels \(height, width\), its prediction \(160, 160\)"):
+        look(model, item, windows=None, views=PLAIN)
 
 
 def test_the_scores_are_mmsegmentations_to_its_two_decimals(scenes: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from mapsage_kaggle.engine.jobs.child import Emit
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, View, Windows, load_model, windows_of
 from mapsage_kaggle.engine.jobs.pipelining import ahead
 from mapsage_kaggle.engine.matching import nothing_matches, says_nothing_matches
-from mapsage_kaggle.engine.metric import confusion_matrix
+from mapsage_kaggle.engine.metric import confusion_matrix, mask_of_other_size
 from mapsage_kaggle.engine.tiles import png
 from mapsage_kaggle.errors import ConfigError, DataError
 from mapsage_kaggle.imagery.reading import drawable
@@ -129,7 +129,7 @@ def look(
     own size before the classes are taken, as in mmsegmentation.
 
     Raises:
-        DataError: It has no mask.
+        DataError: It has no mask, or one of another size.
         ConfigError: The pipeline flips.
     """
     sample = item["data_samples"]
@@ -141,8 +141,10 @@ def look(
     if sample.metainfo.get("flip"):
         raise ConfigError("The test pipeline flips images.", "Take RandomFlip out of it.")
     label = sample.gt_sem_seg.data.squeeze(0)
+    size = tuple(sample.metainfo.get("ori_shape", label.shape)[:2])
+    if tuple(label.shape) != size:
+        raise mask_of_other_size(str(sample.metainfo.get("img_path")), tuple(label.shape), size)
     logits = model.logits(item["inputs"].unsqueeze(0), windows=windows, views=views)
-    size = tuple(label.shape)
     if tuple(logits.shape[2:]) != size:
         logits = F.interpolate(logits, size, mode="bilinear", align_corners=bool(model.net.align_corners))
     prediction = model.labels(logits)[0]
