@@ -215,8 +215,10 @@ class TrainedModel:
     def _whole(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.draws and len(inputs) > 1:  # what is drawn for one must not follow from the others
             return torch.cat([self._whole(one) for one in torch.split(inputs, 1)])
-        # Whether or not it is known to draw: a dropout may be left on in its code.
-        seeding.seed_all(zlib.crc32(inputs[..., ::_SEEN_EVERY, ::_SEEN_EVERY].cpu().numpy().tobytes()))
+        # Also where it is not known to draw, as with a dropout left on in its code; then without a look at
+        # the image, for which a GPU would have to be waited for.
+        seen = inputs[..., ::_SEEN_EVERY, ::_SEEN_EVERY].cpu().numpy().tobytes() if self.draws else b""
+        seeding.seed_all(zlib.crc32(seen))
         # A torch.Size here is how mmsegmentation's heads are told the size to enlarge to.
         metas = [{"img_shape": inputs.shape[2:], "ori_shape": tuple(inputs.shape[2:])}] * len(inputs)
         with torch.autocast(self.device.type, dtype=self._half, enabled=self._is_half):
