@@ -22,6 +22,7 @@ from PIL import Image
 
 from mapsage_kaggle.config.reading import as_list, mapping_or_empty, plain_copy
 from mapsage_kaggle.data.datasets import area_of
+from mapsage_kaggle.engine.fast.prediction import at_own_size
 from mapsage_kaggle.engine.jobs.child import Emit
 from mapsage_kaggle.engine.jobs.inference import TrainedModel, View, Windows, load_model, windows_of
 from mapsage_kaggle.engine.jobs.pipelining import ahead
@@ -145,9 +146,7 @@ def look(
     if tuple(label.shape) != size:
         raise mask_of_other_size(str(sample.metainfo.get("img_path")), tuple(label.shape), size)
     logits = model.logits(item["inputs"].unsqueeze(0), windows=windows, views=views)
-    if tuple(logits.shape[2:]) != size:
-        logits = F.interpolate(logits, size, mode="bilinear", align_corners=bool(model.net.align_corners))
-    prediction = model.labels(logits)[0]
+    prediction = model.labels(at_own_size(logits, {"ori_shape": size}, model.net))[0]
     return prediction, label.to(prediction.device)
 
 
