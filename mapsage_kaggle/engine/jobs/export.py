@@ -228,11 +228,7 @@ def portable_config(cfg: Config, factor: float | None = None) -> Config:
 
 
 def _classes(
-    cfg: Config,
-    model: TrainedModel,
-    portable: Portable,
-    divisor: int,
-    only_size: tuple[int, int] | None = None,
+    cfg: Config, model: TrainedModel, portable: Portable, divisor: int, only_size: tuple[int, int] | None
 ) -> dict[str, Any]:
     labels = labels_of(cfg, model)
     return {
