@@ -147,7 +147,7 @@ def by_iterations(cfg: Mapping[str, Any], num_images: int, source: Path, *, is_l
     }
     found = mapping_or_empty(cfg.get("default_hooks"))
     hook = plain(mapping_or_empty(found.get("checkpoint")))
-    interval = max(1, int(hook.get("interval") or 1)) * per_epoch
+    interval = max(1, int(hook.get("interval") or 1)) * (per_epoch if hook.get("by_epoch", True) else 1)
     hooks = {"checkpoint": {"type": "CheckpointHook", **hook, "by_epoch": False, "interval": interval}}
     if found.get("logger"):
         hooks["logger"] = {**plain(found["logger"]), "log_metric_by_epoch": False}

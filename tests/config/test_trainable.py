@@ -88,7 +88,7 @@ def test_one_that_trains_by_epochs_is_refused_with_its_numbers_converted(tmp_pat
     # 10 images in batches of 4 are 3 iterations.
     assert cfg.train_cfg == {"type": "IterBasedTrainLoop", "max_iters": 36, "val_interval": 6}
     assert cfg.default_hooks.checkpoint == {
-        "type": "CheckpointHook", "by_epoch": False, "interval": 60, "save_best": "mIoU", "rule": "greater",
+        "type": "CheckpointHook", "by_epoch": False, "interval": 20, "save_best": "mIoU", "rule": "greater",
     }  # fmt: skip
     assert cfg.default_hooks.logger == {"type": "LoggerHook", "interval": 5, "log_metric_by_epoch": False}
     assert cfg.log_processor == {"by_epoch": False}
@@ -108,7 +108,7 @@ def test_one_that_no_base_can_name_is_converted_at_its_end(tmp_path: Path) -> No
     config.write_text(f"{imports}{source.read_text()}\n{more}")
     cfg = pasted(config)
     assert cfg.train_cfg == {"type": "IterBasedTrainLoop", "max_iters": 10, "val_interval": 5}
-    assert (cfg.default_hooks.checkpoint.interval, cfg.default_hooks.logger.interval) == (15, 2)
+    assert (cfg.default_hooks.checkpoint.interval, cfg.default_hooks.logger.interval) == (3, 2)
     assert cfg.param_scheduler[0].end == 30
 
 
@@ -116,12 +116,14 @@ def test_other_things_that_are_told_in_epochs_are_converted_too(tmp_path: Path) 
     train = {**EPOCHS, "val_begin": 4, "dynamic_intervals": [(10, 1)]}
     ema = {"type": "EMAHook", "begin_epoch": 3}
     config = written(
-        tmp_path, custom_hooks=[ema, {"type": "EmptyCacheHook"}], train_dataloader__drop_last=True
-    )
+        tmp_path, custom_hooks=[ema, {"type": "EmptyCacheHook"}], train_dataloader__drop_last=True,
+        default_hooks__checkpoint={"type": "CheckpointHook", "interval": 5},
+    )  # fmt: skip
     config.write_text(config.read_text() + f"train_cfg = {train!r}\n")
     cfg = pasted(config)
     assert (cfg.train_cfg.max_iters, cfg.train_cfg.val_begin) == (24, 8)
     assert cfg.train_cfg.dynamic_intervals == [[20, 2]]
+    assert cfg.default_hooks.checkpoint == {"type": "CheckpointHook", "by_epoch": False, "interval": 10}
     assert cfg.custom_hooks == [{"type": "EMAHook", "begin_iter": 6}, {"type": "EmptyCacheHook"}]
 
 
