@@ -50,6 +50,8 @@ _PEER_GONE = re.compile(
     r"|reset by peer|broken pipe|ncclremoteerror|communicator was aborted|pair closure|timed out waiting",
     re.IGNORECASE,
 )
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+"""Of an object: it says nothing to a person, and differs where an error repeats."""
 _LAST_ERROR = re.compile(r"(nccl\w+Error)\b.*?Last error:\s*(.+?)\s*(?:Exception raised from|$)", re.DOTALL)
 _NO_SHARED_MEMORY = re.compile(
     r"out of shared memory|unable to (?:allocate shared memory\(shm\) for|write to) file </torch_"
@@ -157,7 +159,7 @@ def _is_little_free() -> bool:
 
 def failure_message(error: BaseException) -> str:
     """Return what a person reads of an error, with a remedy where one is known."""
-    text = str(error).strip()
+    text = _ADDRESS.sub("", str(error)).strip()
     if isinstance(error, MapsageError):
         # A data worker's error arrives with its whole trace; what it says comes last.
         said = text.rpartition(f"{type(error).__name__}: ")[2]

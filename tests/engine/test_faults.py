@@ -117,6 +117,17 @@ def test_an_error_in_building_is_not_tried_again_unless_it_may_pass(error: Excep
     assert failure_kind(error, has_trained=False, has_begun=False) == kind
 
 
+def test_an_error_that_names_an_object_repeats_word_for_word() -> None:
+    first, again = (
+        RuntimeError(f"cannot pickle <function shown at {at}> here") for at in ("0x7f46", "0x7Fa1")
+    )
+    assert (
+        failure_message(first)
+        == failure_message(again)
+        == "RuntimeError: cannot pickle <function shown> here"
+    )
+
+
 def test_what_was_merely_handled_before_is_no_cause() -> None:
     try:
         try:
